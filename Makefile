@@ -1,0 +1,61 @@
+# The whole of the tooling. `make serve` and `make test` are all that a fresh checkout needs.
+
+PYTHON ?= python3
+BIN    := .venv/bin
+PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
+
+.PHONY: help serve test coverage lint format types imports check lock clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+serve: .venv/.serve ## run an SMTP server, full stack, on embedded defaults; options in ARGS
+	$(BIN)/greensmtp serve $(ARGS)
+
+test: .venv/.dev ## run the tests; options for pytest in ARGS
+	$(BIN)/pytest $(ARGS)
+
+coverage: .venv/.dev ## run the tests and show what they leave untouched
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+lint: .venv/.dev ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: .venv/.dev ## let ruff put right what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: .venv/.dev ## mypy, strict
+	$(BIN)/mypy
+
+imports: .venv/.dev ## who may import whom
+	$(BIN)/lint-imports --no-logo
+
+check: test lint types imports ## all of these, as CI does
+
+# One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp per lock file says
+# what has been installed, so that serving needs no test tools and nothing is installed twice.
+.venv/.serve .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml
+	@echo "Installing requirements/$*.txt into .venv"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install --require-hashes -r $<
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@touch .venv/.serve $@
+
+# Works out the locked versions anew and keeps those that still fit; ARGS=--upgrade for the newest.
+# Universal: one lock for every platform and for every Python that pyproject.toml allows.
+LOCK := .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --system-certs \
+        --custom-compile-command 'make lock' pyproject.toml $(ARGS)
+
+lock: ## regenerate requirements/*.txt
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(LOCK) requirements/serve.in --extra cli -o requirements/serve.txt
+	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
+
+clean: ## remove whatever make and the tools have made
+	rm -rf .venv .venv-lock build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

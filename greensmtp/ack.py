@@ -1,0 +1,221 @@
+"""Acks: how the receivers of a signal decide, at once or later, from this greenlet or another or a native thread."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from gevent import get_hub
+from gevent.hub import Waiter
+from gevent.monkey import get_original
+
+from greensmtp.errors import AlreadyAcknowledged
+from greensmtp.protocol import standard
+from greensmtp.protocol.replies import Reply
+
+#: Guards the one step from undecided to decided, for acks decided by native threads; held for an instant, never
+#: across a switch. (The real lock, in a patched process too: gevent's would not hold off another thread's hub.)
+_deciding = get_original("_thread", "allocate_lock")()
+
+Message = str | Iterable[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class AckRules:
+    """What one signal's acks may say."""
+
+    #: ``accept()`` and ``reject()`` without arguments.
+    accepted: Reply
+    rejected: Reply
+    #: What happens when nobody listens.
+    unheard: Reply | None
+    #: The codes that ``accept`` takes.
+    accept_codes: range = range(200, 300)
+    #: Replies to HELO and EHLO, and the banner, carry no enhanced codes (RFC 2034 section 4).
+    with_enhanced: bool = True
+    #: Not to decide is fine: the default action follows.
+    optional: bool = False
+
+    def accept(self, code: int | str | None, message: Message) -> Reply:
+        """The reply for ``ack.accept(code, message)``."""
+        if code is None and message is None:
+            return self.accepted
+        number = self.accepted.code if code is None else _number(code, "accept")
+        if number not in self.accept_codes:
+            first, last = self.accept_codes[0], self.accept_codes[-1]
+            takes = f"{first}" if first == last else f"a code from {first} to {last}"
+            raise ValueError(f"accept takes {takes} here, not {number}; to refuse, call reject")
+        return self._reply(number, self.accepted, message)
+
+    def reject(self, code: int | str | None, message: Message) -> Reply:
+        """The reply for ``ack.reject(code, message)``."""
+        if code is None and message is None:
+            return self.rejected
+        number = self.rejected.code if code is None else _number(code, "reject")
+        if not 400 <= number <= 599:
+            raise ValueError(f"reject takes a 4xx or 5xx reply code, not {number}; to agree, call accept")
+        return self._reply(number, self.rejected, message)
+
+    def _reply(self, code: int, usual: Reply, message: Message) -> Reply:
+        lines = usual.lines if message is None else _lines(message)
+        return Reply(code, *lines, enhanced="" if self.with_enhanced else None)
+
+
+def _number(code: int | str, call: str) -> int:
+    try:
+        return int(code)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{call} takes a reply code first, like 250 or '250', not {code!r}; a text alone goes as message={code!r}"
+        ) from None
+
+
+def _lines(message: str | Iterable[str]) -> tuple[str, ...]:
+    lines = (message,) if isinstance(message, str) else tuple(message)
+    for line in lines:
+        if not isinstance(line, str):
+            raise TypeError(f"message takes a str, or several, not {line!r}")
+    return lines or ("",)
+
+
+_OK = Reply(250, "Ok")
+_REFUSED = Reply(550, "5.7.1 Refused")
+
+#: signal -> what its acks may say
+RULES = {
+    "connect": AckRules(
+        Reply(220, "ESMTP", enhanced=None),
+        Reply(554, "5.7.1 No service for you here"),
+        Reply(220, "ESMTP", enhanced=None),
+        accept_codes=range(220, 221),
+        with_enhanced=False,
+    ),
+    "command": AckRules(_OK, _REFUSED, None, optional=True),
+    "greeting": AckRules(
+        Reply(250, "", enhanced=None),
+        Reply(550, "5.7.1 Refused"),
+        Reply(250, "", enhanced=None),
+        accept_codes=range(250, 251),
+        with_enhanced=False,
+    ),
+    "auth": AckRules(
+        Reply(235, "2.7.0 Authentication succeeded"),
+        Reply(535, "5.7.8 Authentication credentials invalid"),
+        Reply(235, "2.7.0 Authentication succeeded"),
+    ),
+    "from": AckRules(standard.SENDER_OK, Reply(550, "5.7.1 Sender refused"), standard.SENDER_OK),
+    "to": AckRules(standard.RECIPIENT_OK, Reply(550, "5.7.1 Recipient refused"), standard.RECIPIENT_OK),
+    "message": AckRules(
+        standard.START_MAIL,
+        Reply(550, "5.7.1 Message refused"),
+        standard.NO_MAIL_HERE,
+        accept_codes=range(354, 355),
+    ),
+    "received": AckRules(standard.MESSAGE_OK, Reply(550, "5.7.1 Message refused"), standard.MESSAGE_OK),
+}
+
+
+class HandlerTimeout(BaseException):
+    """Thrown into a receiver that has not decided in time. Not an Exception: handlers must not swallow it."""
+
+
+class Decision:
+    """What has become of one ack; the dispatcher's side of it."""
+
+    __slots__ = ("_loop", "_on_accept", "_waiter", "_watch", "closed", "conflict", "reply", "rules")
+
+    def __init__(self, rules: AckRules, on_accept: Callable[[], None] | None = None) -> None:
+        self.rules = rules
+        self.reply: Reply | None = None
+        #: Somebody tried to decide what had been decided.
+        self.conflict = False
+        #: Too late to decide: answered without it, or let go.
+        self.closed = False
+        self._on_accept = on_accept
+        self._waiter: Waiter[None] | None = None
+        self._loop: Any = None
+        self._watch: weakref.ref[Ack] | None = None
+
+    def decide(self, reply: Reply) -> None:
+        """Settle it, and wake who waits for it. Called in any greenlet of any thread."""
+        with _deciding:
+            if self.closed or self.reply is not None:
+                self.conflict = True
+                raise AlreadyAcknowledged(
+                    "this ack has been decided already"
+                    if self.reply is not None
+                    else "the command has been answered without this ack: it came too late"
+                )
+            self.reply = reply
+        if self._on_accept is not None and reply.code < 400:
+            self._on_accept()
+        self._wake()
+
+    def wait(self, ack: weakref.ref[Ack]) -> None:
+        """Wait for a decision, or for the moment when nobody holds the ack any more.
+
+        The caller must hold no reference to the ack of its own. On CPython the moment is exact.
+        """
+        hub = get_hub()
+        waiter: Waiter[None] = Waiter(hub)
+        self._loop = hub.loop
+        self._waiter = waiter
+        if self.reply is None and ack() is not None:
+            waiter.get()
+
+    def watch(self, ack: Ack) -> weakref.ref[Ack]:
+        """A reference that wakes the waiting side when the ack is let go."""
+        self._watch = weakref.ref(ack, self._let_go)
+        return self._watch
+
+    def _let_go(self, _ack: weakref.ref[Ack]) -> None:
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and self._loop is not None:
+            self._loop.run_callback_threadsafe(waiter.switch, None)
+
+
+class Ack:
+    """Accepts or rejects, once. Keep it and decide later if you must; let go undecided, it is a 451.
+
+    Safe to use from any greenlet and from native threads.
+    """
+
+    __slots__ = ("__weakref__", "_decision")
+
+    def __init__(self, decision: Decision) -> None:
+        self._decision = decision
+
+    @property
+    def decided(self) -> bool:
+        """It is too late to decide."""
+        return self._decision.reply is not None or self._decision.closed
+
+    def accept(self, code: int | str | None = None, message: Message = None) -> None:
+        """Agree.
+
+        :param code: the reply code; 250 (``connect``: 220, ``message``: 354, ``auth``: 235) when not given.
+        :param message: the reply's text: a line, or several (an iterable, or one str with newlines); it may begin
+            with an enhanced status code.
+        :raises ValueError: not a code that this signal accepts with.
+        :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
+        """
+        decision = self._decision
+        decision.decide(decision.rules.accept(code, message))
+
+    def reject(self, code: int | str | None = None, message: Message = None) -> None:
+        """Refuse; 550 (``connect``: 554, ``auth``: 535) when no code is given.
+
+        :raises ValueError: not a 4xx or 5xx code.
+        :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
+        """
+        decision = self._decision
+        decision.decide(decision.rules.reject(code, message))
+
+    def __repr__(self) -> str:
+        reply = self._decision.reply
+        return f"<Ack {str(reply) if reply else 'undecided'!r}>"

@@ -1,0 +1,76 @@
+"""The two framings of a body over a connection: DATA's dots, and BDAT's counted chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from greensmtp.connection import BODY_PIECE, Connection
+from greensmtp.protocol import standard
+from greensmtp.protocol.commands import ChunkCommand
+from greensmtp.protocol.transparency import DotDecoder
+
+
+class DataBody:
+    """What follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
+
+    __slots__ = ("_connection", "_decoder")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._decoder = DotDecoder()
+
+    def open(self) -> None:
+        """Send 354, and at once: the receiver may take its time before it reads."""
+        connection = self._connection
+        connection.begin_body()
+        connection.write(standard.START_MAIL.encode())
+        connection.flush(connection.limits.command_timeout)
+
+    def read_chunk(self) -> bytes:
+        """The next octets; ``b""``: the end."""
+        connection, decoder = self._connection, self._decoder
+        while not decoder.complete:
+            chunk = decoder.feed(connection.read())
+            if decoder.complete:
+                connection.unread(decoder.rest)
+            if chunk:
+                return chunk
+        return b""
+
+
+class ChunkedBody:
+    """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
+
+    __slots__ = ("_connection", "_last", "_left", "_next")
+
+    def __init__(self, connection: Connection, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
+        """
+        :param next_chunk: answers the chunk that has ended, and gives the command that goes on with the body; it
+            raises TransactionReset when the peer does not go on.
+        """
+        self._connection = connection
+        self._left = first.size
+        self._last = first.last
+        self._next = next_chunk
+
+    def open(self) -> None:
+        """The peer does not wait to be asked."""
+        self._connection.begin_body()
+
+    def read_chunk(self) -> bytes:
+        """The next octets; ``b""``: the end."""
+        while not self._left:
+            if self._last:
+                return b""
+            command = self._next()
+            self._left, self._last = command.size, command.last
+        data = self._connection.read(min(self._left, BODY_PIECE))
+        self._left -= len(data)
+        return data
+
+
+def skip(connection: Connection, octets: int) -> None:
+    """Read the octets of a chunk that nobody wants, so that none of them is taken for a command."""
+    connection.begin_body()
+    while octets:
+        octets -= len(connection.read(min(octets, BODY_PIECE)))

@@ -1,0 +1,104 @@
+"""The middleware chain: ``(session, command, proceed) -> Reply``, outermost first, composed once per verb."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from greensmtp.errors import Reject
+from greensmtp.protocol import standard
+from greensmtp.protocol.commands import Command
+from greensmtp.protocol.replies import Reply
+from greensmtp.session import Session
+from greensmtp.signals import handler_name
+
+logger = logging.getLogger("greensmtp")
+
+#: What a middleware calls to have the rest of the chain answer.
+Proceed = Callable[[Session, Command], Reply]
+
+
+class Middleware(Protocol):
+    """Sees every command, and may answer it, pass it on, or change the answer.
+
+    Two attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
+    ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and cost nothing.
+    ``extensions``, an iterable of ``protocol.extensions.Extension``: what it adds to MAIL, RCPT and line lengths.
+    """
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed, /) -> Reply: ...
+
+
+def check_middleware(middleware: Any) -> None:
+    """Raise TypeError unless it can be called as one."""
+    shape = "(session, command, proceed) -> Reply"
+    if inspect.isclass(middleware):
+        raise TypeError(f"a middleware is an instance: write {middleware.__name__}(...), not {middleware.__name__}")
+    if not callable(middleware):
+        raise TypeError(f"a middleware is called as {shape}; {middleware!r} cannot be called")
+    try:
+        inspect.signature(middleware).bind(None, None, None)
+    except TypeError:
+        signature = inspect.signature(middleware)
+        raise TypeError(f"a middleware is called as {shape}; {handler_name(middleware)} takes {signature}") from None
+    except ValueError:  # something built in: it tells nothing
+        pass
+    if isinstance(getattr(middleware, "verbs", ()), str):
+        raise TypeError(f"verbs of {handler_name(middleware)} is an iterable of verbs, not one str")
+
+
+class Chain:
+    """The stack of one server, frozen."""
+
+    def __init__(self, middleware: Iterable[Middleware]) -> None:
+        self._links = [(link, _verbs(link)) for link in middleware]
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """The verbs that some middleware asks for by name."""
+        return frozenset().union(*(verbs for _, verbs in self._links if verbs is not None))
+
+    def compose(self, verb: str | None, terminal: Proceed) -> Proceed:
+        """One callable for a verb (None: any that no middleware names), ending in ``terminal``."""
+        proceed = terminal
+        for middleware, verbs in reversed(self._links):
+            if verbs is None or verb in verbs:
+                proceed = _link(middleware, proceed)
+        return proceed
+
+
+def _verbs(middleware: Middleware) -> frozenset[str] | None:
+    verbs = getattr(middleware, "verbs", None)
+    return None if verbs is None else frozenset(verb.upper() for verb in verbs)
+
+
+def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
+    def link(session: Session, command: Command) -> Reply:
+        try:
+            reply = middleware(session, command, proceed)
+        except Reject as reject:
+            return Reply(reject.code, reject.message or "Refused")
+        except Exception as error:
+            if error is session.link.lost:
+                raise  # there is nobody to answer
+            logger.exception(
+                "%s: middleware %s raised at %s; answered 451",
+                session.id,
+                handler_name(middleware),
+                command.verb,
+            )
+            return standard.LOCAL_ERROR
+        if isinstance(reply, Reply):
+            return reply
+        logger.error(
+            "%s: middleware %s gave %r for %s, not a Reply; answered 451",
+            session.id,
+            handler_name(middleware),
+            reply,
+            command.verb,
+        )
+        return standard.LOCAL_ERROR
+
+    return link

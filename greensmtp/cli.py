@@ -1,0 +1,214 @@
+"""The command line: ``greensmtp serve``."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from gevent import signal_handler, spawn
+from gevent.event import Event
+
+from greensmtp.chain import Proceed
+from greensmtp.delivery.maildir import Maildir
+from greensmtp.limits import Limits
+from greensmtp.middleware.log import Logging
+from greensmtp.output import Announcer, set_up_logging
+from greensmtp.plugins import PluginError, load_plugin
+from greensmtp.protocol.commands import END_OF_DATA, Command
+from greensmtp.protocol.replies import Reply
+from greensmtp.server import SMTPServer
+from greensmtp.session import Session
+from greensmtp.urls import HELP, Listen
+
+#: Seconds that transactions in progress get when the server is told to stop.
+DRAIN_SECONDS = 30.0
+
+
+class ListenType(click.ParamType[Listen]):
+    """A listener's URL."""
+
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Listen:
+        """Read it, or say what it takes."""
+        if isinstance(value, Listen):
+            return value
+        try:
+            return Listen.parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class SizeType(click.ParamType[int]):
+    """Octets: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024)."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it, or say what it takes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d{1,12})([kmg]?)b?", value.strip().lower())
+        if match is None or not int(match[1]):
+            self.fail(f"{value!r} is not a size: write octets, or 500k, 32M, 1G", param, ctx)
+        return int(match[1]) << 10 * " kmg".index(match[2] or " ")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="greensmtp")
+def cli() -> None:
+    """A gevent SMTP and LMTP server framework, run as a server."""
+
+
+@cli.command()
+@click.option(
+    "--listen",
+    "listeners",
+    type=ListenType(),
+    multiple=True,
+    default=("127.0.0.1:1025",),
+    show_default=True,
+    help=f"Where to listen; may be given several times: {HELP}. Port 0 takes a free one.",
+)
+@click.option("--hostname", help="The name in the banner and in Received; this machine's own by default.")
+@click.option(
+    "--maildir",
+    type=click.Path(path_type=Path),
+    default=Path("maildir"),
+    show_default=True,
+    help="The Maildir that takes the mail; made when it is not there.",
+)
+@click.option(
+    "--no-maildir", is_flag=True, help="Store nothing: plugins decide what becomes of messages; without any, 554."
+)
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate chain; with it, STARTTLS.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="PEM private key; in --tls-cert by default.")
+@click.option(
+    "--plugin",
+    "plugins",
+    metavar="MODULE[:CALLABLE]",
+    multiple=True,
+    help="Import a module, whose handlers connect to greensmtp.signals; a callable is given each server. "
+    "May be given several times.",
+)
+@click.option(
+    "--max-size",
+    type=SizeType(),
+    default=Limits().max_message_size,
+    show_default="32M",
+    help="The largest message, in octets, or like 500k, 32M, 1G.",
+)
+@click.option(
+    "--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Of standard error."
+)
+@click.option("-v", "--verbose", count=True, help="Log sessions and messages; twice: every command.")
+def serve(  # noqa: PLR0917 - click passes them by name
+    listeners: tuple[Listen, ...],
+    hostname: str | None,
+    maildir: Path,
+    no_maildir: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    plugins: tuple[str, ...],
+    max_size: int,
+    log_format: str,
+    verbose: int,
+) -> None:
+    """Take mail in, and store it in a Maildir.
+
+    A line on standard output for each listener when it is ready, and for each message that was accepted; the log is
+    on standard error. SIGTERM or Ctrl-C lets transactions in progress finish, up to 30 seconds; a second one ends at
+    once.
+
+    \b
+    Try it:
+      greensmtp serve --listen 127.0.0.1:1025 --maildir ./maildir
+      swaks --server 127.0.0.1:1025 --to you@example.com
+      ls maildir/new
+    """
+    set_up_logging(log_format, verbose)
+    announcer = Announcer()
+    try:
+        loaded = [load_plugin(name) for name in plugins]
+        store = None if no_maildir else Maildir(maildir)
+        servers = [
+            SMTPServer(
+                listener.address,
+                hostname=hostname,
+                lmtp=listener.lmtp,
+                implicit_tls=listener.implicit_tls,
+                certfile=tls_cert,
+                keyfile=tls_key,
+                max_message_size=max_size,
+                middleware=[Logging(), Announce(announcer)],
+            )
+            for listener in listeners
+        ]
+    except (ValueError, PluginError) as error:
+        raise click.UsageError(_as_options(str(error))) from error
+    for server in servers:
+        # The Maildir's pipe must be there before a plugin reads; and a plugin may refuse before it stores.
+        if store is not None:
+            store.attach_message(server)
+        for plugin in loaded:
+            plugin(server)
+        if store is not None:
+            store.attach_received(server)
+    _run(servers, listeners, announcer)
+
+
+def _run(servers: list[SMTPServer], listeners: tuple[Listen, ...], announcer: Announcer) -> None:
+    stopping = Event()
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    # Before the first listener is announced: whoever waits for that line may send a signal next.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal_handler(number, stop)
+    try:
+        for server, listener in zip(servers, listeners, strict=True):
+            try:
+                server.start()
+            except OSError as error:
+                raise click.ClickException(f"cannot listen on {listener.url()}: {error.strerror or error}") from error
+            announcer.say(f"listening {listener.url(server.address)}")
+        stopping.wait()
+    finally:
+        waiting = [spawn(server.stop, DRAIN_SECONDS) for server in servers]
+        for greenlet in waiting:
+            greenlet.join()
+        announcer.finish()
+
+
+class Announce:
+    """A line for every message that was accepted."""
+
+    verbs = (END_OF_DATA,)
+
+    def __init__(self, announcer: Announcer) -> None:
+        self._announcer = announcer
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Say it once the reply is settled."""
+        reply = proceed(session, command)
+        if reply.is_positive:
+            size = session.message.size if session.message is not None else 0
+            recipients = ",".join(
+                f"<{address}>" for address in ([command.argument] if command.argument else session.to)
+            )
+            self._announcer.say(f"message from=<{session.from_}> to={recipients} size={size}: {reply}")
+        return reply
+
+
+def _as_options(text: str) -> str:
+    """The library's names for arguments, in the command line's words."""
+    for argument, option in (("certfile", "--tls-cert"), ("keyfile", "--tls-key"), ("hostname", "--hostname")):
+        text = re.sub(rf"\b{argument}\b", option, text)
+    return re.sub(r"^maildir: ", "--maildir: ", text).replace(", or ssl_context", "")

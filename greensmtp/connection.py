@@ -1,0 +1,330 @@
+"""A buffered byte stream over a gevent socket: lines in, replies out, deadlines, the step up to TLS."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from math import inf
+from time import monotonic
+from typing import Any
+
+from gevent import get_hub
+from gevent import ssl as gevent_ssl
+
+from greensmtp.ack import Decision, HandlerTimeout
+from greensmtp.errors import ConnectionLost
+from greensmtp.limits import Limits
+from greensmtp.protocol import standard
+from greensmtp.protocol.replies import Reply
+
+#: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
+COMMAND_PIECE = 16 * 1024
+BODY_PIECE = 128 * 1024
+
+#: How much of a line that is too long is skipped in search of its end, until the peer is given up.
+MAX_SKIPPED = 1024 * 1024
+
+#: After the last reply of ours to a peer that may still be sending, its octets are taken for this long, and up to
+#: this many: a close with unread input would be a reset, which can destroy the reply on its way.
+LINGER_SECONDS = 2.0
+LINGER_OCTETS = 1024 * 1024
+
+
+class Expired(BaseException):
+    """Thrown, from the hub, into a greenlet that waits for its peer; ``reason`` is ConnectionLost's."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class BadLine(Exception):
+    """A command line that cannot be taken for one; ``reply`` is what it gets."""
+
+    def __init__(self, reply: Reply) -> None:
+        self.reply = reply
+
+
+class Connection:
+    """One peer's socket, used by one greenlet.
+
+    There is one deadline, a moment on the monotonic clock that is in force while the greenlet waits for what it is
+    waiting for, and no timer of its own: the server sweeps over all connections and calls ``expire`` on those that
+    are late, so that a deadline costs the assignment of a number. ``expire`` runs in the hub, hence while the
+    greenlet waits, and what it throws arrives exactly there.
+    """
+
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_decision",
+        "_decision_deadline",
+        "_hub",
+        "_line_limit",
+        "_out",
+        "_received",
+        "_room",
+        "_skipped",
+        "_waited",
+        "_watcher",
+        "awaiting_command",
+        "deadline",
+        "greenlet",
+        "limits",
+        "lost",
+        "socket",
+    )
+
+    def __init__(self, socket: Any, limits: Limits, room: Callable[[str], int], line_limit: int) -> None:
+        """
+        :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
+        """
+        self.socket = socket
+        self.greenlet: Any = None
+        self._hub = get_hub()
+        self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
+        self.limits = limits
+        self._room = room
+        self._line_limit = line_limit
+        self._buffer = b""
+        self._at = 0
+        self._skipped = 0
+        self._out: list[bytes] = []
+        self.deadline = inf
+        #: The greenlet waits for a command, of which nothing needs to have come yet.
+        self.awaiting_command = False
+        self._decision: Decision | None = None
+        #: Tells the deadline of a decision from one of a read within the receivers of ``message``.
+        self._decision_deadline = -inf
+        #: What was raised when the peer was lost.
+        self.lost: ConnectionLost | None = None
+        self._waited = 0.0
+        self._received = 0
+
+    # Deadlines
+
+    def expire(self, reason: str = "timeout") -> None:
+        """The deadline has passed, or the server shuts down. Only in the hub."""
+        late = self.deadline
+        self.deadline = inf
+        if self.greenlet is None:
+            return
+        if late != self._decision_deadline or self._decision is None:
+            self.greenlet.throw(Expired(reason))
+        elif self._decision.reply is None:
+            self.greenlet.throw(HandlerTimeout())
+
+    def watch(self, decision: Decision) -> None:
+        """Receivers are deciding: they have ``ack_timeout``."""
+        self._decision = decision
+        self.deadline = self._decision_deadline = monotonic() + self.limits.ack_timeout
+
+    def unwatch(self) -> None:
+        """They have decided."""
+        self._decision = None
+        self.deadline = inf
+
+    # Out
+
+    def write(self, data: bytes) -> None:
+        """Owe the peer these octets; they go out before the next wait for input, all in one piece."""
+        self._out.append(data)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Send what is owed.
+
+        :param timeout: seconds; None: the deadline that is in force.
+        :raises ConnectionLost: the peer is gone, or does not take it in time.
+        """
+        out = self._out
+        if not out:
+            return
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        if timeout is not None:
+            self.deadline = monotonic() + timeout
+        try:
+            sent = self.socket.send(data)
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
+        except Expired as expired:
+            raise self._lose(expired.reason) from None
+        except OSError as error:
+            raise self._lose("reset") from error
+        finally:
+            if timeout is not None:
+                self.deadline = inf
+
+    # In
+
+    def next_line(self) -> bytes | None:
+        """The next line that has come already, without its CRLF; None: there is none.
+
+        :raises BadLine: it is too long, or not ended by CRLF. It has been skipped.
+        """
+        if self._skipped:
+            self._skip_line()
+            return None
+        buffer = self._buffer
+        at = self._at
+        end = buffer.find(b"\n", at)
+        if end < 0:
+            if len(buffer) - at > self._line_limit:
+                self._skip_line()
+            return None
+        self._at = end + 1
+        if end == at or buffer[end - 1] != 13:
+            raise BadLine(standard.BARE_NEWLINE)
+        line = buffer[at : end - 1]
+        # 64 is below any limit: most lines need no look at theirs.
+        if end - at >= 64 and end - at + 1 > self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper()):
+            raise BadLine(standard.LINE_TOO_LONG)
+        return line
+
+    def _skip_line(self) -> None:
+        """Drop a line that is too long, up to its CRLF: a bare LF in it must not make a command of its tail."""
+        end = self._buffer.find(b"\r\n", self._at)
+        if end >= 0:
+            self._at = end + 2
+            self._skipped = 0
+            raise BadLine(standard.LINE_TOO_LONG)
+        keep = 1 if self._buffer.endswith(b"\r") else 0
+        self._skipped += len(self._buffer) - self._at
+        self._buffer = self._buffer[len(self._buffer) - keep :]
+        self._at = 0
+        if self._skipped > MAX_SKIPPED:
+            raise BadLine(standard.LINE_WITHOUT_END)
+
+    def wait_line(self) -> bytes:
+        """Send what is owed, and wait for a line, all of which must be there within ``command_timeout``.
+
+        :raises BadLine: as ``next_line``.
+        :raises ConnectionLost: the peer is gone, or late.
+        """
+        self.deadline = monotonic() + self.limits.command_timeout
+        self.awaiting_command = True
+        try:
+            while True:
+                self._fill(COMMAND_PIECE)
+                line = self.next_line()
+                if line is not None:
+                    return line
+        finally:
+            self.deadline = inf
+            self.awaiting_command = False
+
+    def read(self, size: int = BODY_PIECE) -> bytes:
+        """Octets of a body, up to ``size``, at least one.
+
+        :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
+        """
+        if self._at == len(self._buffer):
+            began = monotonic()
+            self.deadline = began + self.limits.data_timeout
+            try:
+                self._fill(size)
+            finally:
+                self.deadline = inf
+            self._count(monotonic() - began)
+        at = self._at
+        data = self._buffer[at : at + size] if at or len(self._buffer) > size else self._buffer
+        self._at = at + len(data)
+        if self._at == len(self._buffer):
+            self._buffer = b""
+            self._at = 0
+        return data
+
+    def unread(self, data: bytes) -> None:
+        """Put octets back that belong to what comes next."""
+        if data:
+            self._buffer = data + self._buffer[self._at :]
+            self._at = 0
+
+    def begin_body(self) -> None:
+        """Measure the rate of a new body."""
+        self._waited = 0.0
+        self._received = 0
+
+    def _count(self, waited: float) -> None:
+        limits = self.limits
+        self._waited += waited
+        self._received += len(self._buffer)
+        if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
+            raise self._lose("slow")
+
+    def _fill(self, size: int) -> None:
+        """Send what is owed, wait for input, take it."""
+        if self._out:
+            self.flush()
+        try:
+            # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
+            # hold what the socket no longer has, and is tried first.
+            if self._watcher is not None:
+                self._hub.wait(self._watcher)
+            data = self.socket.recv(size)
+        except Expired as expired:
+            raise self._lose(expired.reason) from None
+        except OSError as error:
+            raise self._lose("reset") from error
+        if not data:
+            raise self._lose("closed")
+        at = self._at
+        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
+        self._at = 0
+
+    def _lose(self, reason: str) -> ConnectionLost:
+        self.lost = ConnectionLost(reason)
+        return self.lost
+
+    # TLS, and the end
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Shake hands. Every octet that came in the clear is dropped, half a line too (RFC 3207 section 5).
+
+        :raises ConnectionLost: the handshake failed, or took longer than ``tls_timeout``.
+        """
+        self._buffer = b""
+        self._at = self._skipped = 0
+        self._close_watcher()
+        self.deadline = monotonic() + self.limits.tls_timeout
+        try:
+            # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
+            # socket of the standard library's, which blocks the hub.)
+            self.socket = gevent_ssl.SSLSocket(
+                sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
+            )
+            self.socket.do_handshake()
+        except Expired as expired:
+            raise self._lose(expired.reason) from None
+        except OSError as error:
+            raise self._lose("tls") from error
+        finally:
+            self.deadline = inf
+
+    def close(self, *, linger: bool) -> None:
+        """Send what is owed, and close.
+
+        :param linger: the peer may still be sending: see to it that it can read our last reply.
+        """
+        self.deadline = monotonic() + LINGER_SECONDS
+        try:
+            self.flush()
+            if linger:
+                self.socket.shutdown(1)
+                taken = 0
+                while taken < LINGER_OCTETS:
+                    self._fill(COMMAND_PIECE)
+                    taken += len(self._buffer)
+                    self._buffer = b""
+        except (ConnectionLost, OSError, Expired):
+            pass  # there is nobody left to tell
+        finally:
+            self.deadline = inf
+            self.greenlet = None
+            self._close_watcher()
+            self.socket.close()
+
+    def _close_watcher(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None

@@ -1,0 +1,402 @@
+"""One connection from banner to close: read a command, pass it through the chain, write the reply."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gevent import GreenletExit, getcurrent
+
+from greensmtp.ack import Decision
+from greensmtp.bodies import ChunkedBody, DataBody, skip
+from greensmtp.chain import Chain, Proceed
+from greensmtp.connection import BadLine, Connection
+from greensmtp.dispatcher import Dispatcher
+from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.limits import Limits
+from greensmtp.protocol import standard
+from greensmtp.protocol.commands import (
+    CONNECT,
+    DISCONNECT,
+    END_OF_DATA,
+    FOREIGN,
+    KNOWN_BUT_NOT_IMPLEMENTED,
+    PARSERS,
+    PSEUDO_COMMANDS,
+    UNKNOWN,
+    ChunkCommand,
+    Command,
+    EndOfData,
+    parse_command,
+)
+from greensmtp.protocol.replies import Reply
+from greensmtp.session import Session
+
+if TYPE_CHECKING:
+    from greensmtp.server import SMTPServer
+
+logger = logging.getLogger("greensmtp")
+
+#: Verbs that bring a message nearer, and so are not counted by ``max_idle_commands``. (AUTH needs several tries.)
+_USEFUL = frozenset({"MAIL", "RCPT", "DATA", "BDAT", "QUIT"})
+
+#: Lines that need no parsing.
+_LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
+
+#: What a peer that is dropped is told, by ConnectionLost's reason.
+_FAREWELLS = {
+    "timeout": standard.TIMED_OUT,
+    "slow": standard.TOO_SLOW,
+    "shutdown": standard.SHUTTING_DOWN,
+    "foreign": standard.NOT_SMTP,
+}
+
+#: Seconds to get a farewell to a peer that may not be reading.
+_FAREWELL_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """What becomes of one verb."""
+
+    handle: Proceed
+    #: Counted by ``max_idle_commands``.
+    idle: bool
+    #: Sees to what follows the command, reply included: a body, a handshake, the end. Gives False for the end.
+    follow: Callable[[Conversation, Command, Reply], bool] | None = None
+
+
+class Program:
+    """All that the connections of a server share: limits, composed chains, verbs. Made once, at its start."""
+
+    def __init__(
+        self, chain: Chain, dispatcher: Dispatcher, limits: Limits, room: Mapping[str, int], *, lmtp: bool
+    ) -> None:
+        self.dispatcher = dispatcher
+        self.limits = limits
+        self.lmtp = lmtp
+        self._lines = {verb: limits.max_line_length + octets for verb, octets in room.items()}
+        self._lines["AUTH"] = limits.max_auth_line_length
+        self.line_limit = max(limits.max_line_length, *self._lines.values())
+
+        def compose(verb: str) -> Proceed:
+            return chain.compose(verb, dispatcher.terminal(verb))
+
+        verbs = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | chain.verbs) - PSEUDO_COMMANDS
+        self.routes = {verb: Route(compose(verb), idle=verb not in _USEFUL, follow=_FOLLOW.get(verb)) for verb in verbs}
+        self.unknown = Route(chain.compose(None, dispatcher.terminal(UNKNOWN)), idle=True)
+        self.connect = compose(CONNECT)
+        self.end_of_data = compose(END_OF_DATA)
+        self.disconnect = compose(DISCONNECT)
+
+    def line_length(self, verb: str) -> int:
+        """Octets in the longest line of this verb, CRLF included."""
+        return self._lines.get(verb, self.limits.max_line_length)
+
+
+class Conversation:
+    """One connection's greenlet: the Link of its Session."""
+
+    __slots__ = ("_next", "_pending", "_program", "_quit", "_server", "_tls_first", "connection", "session")
+
+    def __init__(self, server: SMTPServer, program: Program, socket: Any, peer: Any, *, tls_first: bool) -> None:
+        self._server = server
+        self._program = program
+        self._tls_first = tls_first
+        self.connection = Connection(socket, program.limits, program.line_length, program.line_limit)
+        self.session = Session(server, self, peer, program.dispatcher.emitters)
+        #: A command that was read while a body was expected, and ended it.
+        self._next: Command | None = None
+        self._quit = False
+        #: The reply that the chunk being read will get at its end.
+        self._pending: Reply | None = None
+
+    def run(self) -> None:
+        """Speak, to the end. Raises nothing."""
+        connection = self.connection
+        connection.greenlet = getcurrent()
+        reason, linger = "error", False
+        try:
+            if self._tls_first:
+                self._start_tls()
+            if self._greet():
+                self._converse()
+            # Whoever says QUIT closes; all others have been told to go, and may be in the middle of something.
+            reason, linger = ("quit", False) if self._quit else ("refused", True)
+        except ConnectionLost as lost:
+            reason = lost.reason
+            linger = self._say_farewell(reason)
+            logger.debug("%s: connection lost: %s", self.session.id, reason)
+        except GreenletExit:
+            reason = "shutdown"
+        except Exception:
+            logger.exception("%s: the conversation failed; connection closed", self.session.id)
+        finally:
+            try:
+                connection.close(linger=linger)
+                self.session.reset()
+                self._program.disconnect(self.session, Command(DISCONNECT, reason))
+            except Exception:
+                logger.exception("%s: at the end of the connection", self.session.id)
+            finally:
+                self._server.forget(self)
+
+    def _say_farewell(self, reason: str) -> bool:
+        """Tell a peer that is dropped why, if it can be told."""
+        farewell = _FAREWELLS.get(reason)
+        if farewell is None:
+            return False
+        self.connection.write(farewell.encode())
+        try:
+            self.connection.flush(_FAREWELL_TIMEOUT)
+        except ConnectionLost:
+            return False
+        return True
+
+    # The loop
+
+    def _greet(self) -> bool:
+        reply = self._program.connect(self.session, Command(CONNECT))
+        if reply.code != 220 and reply.code < 400:
+            logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
+            reply = standard.SHUTTING_DOWN
+        self.connection.write(reply.encode())
+        return reply.code == 220
+
+    def _converse(self) -> None:
+        """Commands in, replies out. What has been pipelined is worked off before anything is written."""
+        session = self.session
+        read_command = self._read_command
+        write = self.connection.write
+        routes, unknown = self._program.routes, self._program.unknown
+        while True:
+            command = read_command()
+            route = routes.get(command.verb, unknown)
+            reply = route.handle(session, command)
+            if route.follow is not None:
+                if not route.follow(self, command, reply):
+                    return
+            elif reply.code < 300:
+                write(reply.encode())
+            elif not self._answer(reply):
+                return
+            if route.idle and not self._count_idle():
+                return
+
+    def _read_command(self) -> Command:
+        """The next command, as good as it is."""
+        command = self._next
+        if command is not None:
+            self._next = None
+            return command
+        connection = self.connection
+        try:
+            line = connection.next_line()
+            if line is None:
+                if self._server.draining and self.session.from_ is None:
+                    raise ConnectionLost("shutdown")
+                line = connection.wait_line()
+        except BadLine as bad:
+            return Command(UNKNOWN, "", bad.reply)
+        command = _LONE.get(line)
+        if command is None:
+            command = parse_command(line)
+            if command.verb not in self._program.routes and FOREIGN.match(line):
+                raise ConnectionLost("foreign")
+        return command
+
+    def _answer(self, reply: Reply) -> bool:
+        """Write an ordinary reply; False: it was the last one."""
+        code = reply.code
+        if code < 300:
+            self.connection.write(reply.encode())
+            return True
+        if code < 400:
+            logger.error("%s: %r promises what nobody keeps; answered 451", self.session.id, reply)
+            reply = standard.LOCAL_ERROR
+        self.connection.write(reply.encode())
+        if code >= 500:
+            session = self.session
+            session.errors += 1
+            if session.errors >= self._program.limits.max_errors:
+                self.connection.write(standard.TOO_MANY_ERRORS.encode())
+                return False
+        return not reply.ends_connection
+
+    def _count_idle(self) -> bool:
+        session = self.session
+        session.idle_commands += 1
+        if session.idle_commands <= self._program.limits.max_idle_commands:
+            return True
+        self.connection.write(standard.TOO_MANY_COMMANDS.encode())
+        return False
+
+    # What follows some commands
+
+    def _after_quit(self, command: Command, reply: Reply) -> bool:
+        if reply.code != 221:
+            return self._answer(reply)
+        self.connection.write(reply.encode())
+        self._quit = True
+        return False
+
+    def _after_starttls(self, command: Command, reply: Reply) -> bool:
+        session = self.session
+        requested, session.tls_requested = session.tls_requested, False
+        if not requested or reply.code != 220:
+            return self._answer(reply)
+        self.connection.write(reply.encode())
+        self.connection.flush(self._program.limits.command_timeout)
+        session.forget_everything()
+        self._start_tls()
+        return True
+
+    def _start_tls(self) -> None:
+        context = self._server.tls_context
+        assert isinstance(context, ssl.SSLContext)
+        self.connection.start_tls(context)
+        self.session.tls = True
+        self.session.emitters["tls"].notify(self.session)
+
+    def _after_data(self, command: Command, reply: Reply) -> bool:
+        stream = self.session.message
+        if stream is None or not stream.opened:
+            self.session.message = None
+            return self._answer(reply)
+        if reply.code != standard.START_MAIL.code:
+            self._overrule(reply)
+        return self._finish_body()
+
+    def _after_bdat(self, command: Command, reply: Reply) -> bool:
+        assert isinstance(command, ChunkCommand)
+        stream = self.session.message
+        if stream is None or not stream.opened:
+            self.session.message = None
+            go_on = self._answer(standard.LOCAL_ERROR if reply.code < 300 else reply)
+            if go_on and not command.last and not command.size:
+                go_on = self._count_idle()
+            if go_on:
+                skip(self.connection, command.size)
+            return go_on
+        if not reply.is_positive:
+            self._overrule(reply)
+        return self._finish_body()
+
+    def _overrule(self, reply: Reply) -> None:
+        """A middleware has refused what flows already: the peer is told at the end."""
+        stream = self.session.message
+        assert stream is not None
+        if reply.code < 400:
+            logger.error("%s: %r is no reply to a message; answered 451", self.session.id, reply)
+            reply = standard.LOCAL_ERROR
+        stream.fail(reply)
+
+    def _finish_body(self) -> bool:
+        session = self.session
+        stream = session.message
+        assert stream is not None
+        while not stream.complete:
+            try:
+                stream.drain()
+            except IncompleteMessage:
+                break
+            except Reject as reject:
+                stream.fail(Reply(reject.code, reject.message or "Refused"))
+            except Exception:
+                logger.exception("%s: a pipe of the message raised; answered 451", session.id)
+                stream.fail(standard.LOCAL_ERROR)
+        if isinstance(stream.error, ConnectionLost):
+            raise stream.error
+        if isinstance(stream.error, TransactionReset):
+            # The chunks have been answered; the command that ended them comes next.
+            session.reset()
+            return True
+        recipients: list[Any] = session.to if self._program.lmtp else [None]
+        replies = [self._program.end_of_data(session, EndOfData(recipient)) for recipient in recipients]
+        session.reset()
+        if any(reply.code < 300 for reply in replies):
+            session.messages += 1
+            session.errors = session.idle_commands = 0
+        go_on = [self._answer(reply) for reply in replies]
+        return all(go_on)
+
+    # The session's Link
+
+    @property
+    def socket(self) -> Any:
+        """The gevent socket."""
+        return self.connection.socket
+
+    @property
+    def lost(self) -> ConnectionLost | None:
+        """What was raised when the peer was lost."""
+        return self.connection.lost
+
+    def watch(self, decision: Decision) -> None:
+        """Give the receivers ``ack_timeout`` from now on."""
+        self.connection.watch(decision)
+
+    def unwatch(self) -> None:
+        """They have decided."""
+        self.connection.unwatch()
+
+    def challenge(self, reply: Reply) -> bytes:
+        """Send a reply, and wait for the line that answers it."""
+        connection = self.connection
+        connection.write(reply.encode())
+        try:
+            line = connection.next_line()
+            line = connection.wait_line() if line is None else line
+        except BadLine as bad:
+            raise ProtocolError(str(bad.reply)) from None
+        return line
+
+    def data_body(self) -> DataBody:
+        """The body that DATA announces."""
+        return DataBody(self.connection)
+
+    def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
+        """The body that begins with this BDAT."""
+        self._pending = Reply(250, f"2.0.0 {command.size} octets received")
+        return ChunkedBody(self.connection, command, self._next_chunk)
+
+    def _next_chunk(self) -> ChunkCommand:
+        """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.
+
+        :raises TransactionReset: the peer does not go on with this body, or may not.
+        """
+        session = self.session
+        if self._pending is not None:
+            self.connection.write(self._pending.encode())
+            self._pending = None
+        while True:
+            command = self._read_command()
+            if command.verb in _ENDS_CHUNKS:
+                self._next = command
+                raise TransactionReset("the peer gave the transaction up between two chunks")
+            route = self._program.routes.get(command.verb, self._program.unknown)
+            reply = route.handle(session, command)
+            if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
+                self._pending = reply
+                if not command.size and not command.last and not self._count_idle():
+                    raise ConnectionLost("refused")
+                return command
+            if not self._answer(reply) or (route.idle and not self._count_idle()):
+                raise ConnectionLost("refused")
+            if isinstance(command, ChunkCommand):
+                skip(self.connection, command.size)
+                raise TransactionReset("a chunk was refused")
+
+
+#: Between two chunks these give the body up (RFC 3030 section 2).
+_ENDS_CHUNKS = frozenset({"RSET", "QUIT", "HELO", "EHLO", "LHLO"})
+
+_FOLLOW: Mapping[str, Callable[[Conversation, Command, Reply], bool]] = {
+    "QUIT": Conversation._after_quit,
+    "STARTTLS": Conversation._after_starttls,
+    "DATA": Conversation._after_data,
+    "BDAT": Conversation._after_bdat,
+}

@@ -1,0 +1,294 @@
+"""What each verb does: its checks, its signal, and the state that its acceptance changes. No sockets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from greensmtp.chain import Proceed
+from greensmtp.emission import Emitter
+from greensmtp.limits import Limits
+from greensmtp.protocol import extensions as esmtp
+from greensmtp.protocol import standard
+from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.body import LineLength, NoBareNewlines
+from greensmtp.protocol.commands import (
+    CONNECT,
+    DISCONNECT,
+    END_OF_DATA,
+    KNOWN_BUT_NOT_IMPLEMENTED,
+    ChunkCommand,
+    Command,
+    EndOfData,
+    Greeting,
+    PathCommand,
+)
+from greensmtp.protocol.extensions import Extension
+from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.states import REFUSALS, State
+from greensmtp.session import Session
+from greensmtp.signals import FIELDS, Signals
+from greensmtp.stream import Body, BodyCheck, MessageStream
+
+logger = logging.getLogger("greensmtp")
+
+
+class Dispatcher:
+    """The innermost end of the chain: gives every command, pseudo-commands too, its default action.
+
+    One for each server. The state of a session changes only here, and only after acceptance.
+    """
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        lmtp: bool,
+        tls: bool,
+        limits: Limits,
+        signals: Signals,
+        extensions: Iterable[Extension],
+    ) -> None:
+        self._hostname = hostname
+        self._lmtp = lmtp
+        self._tls = tls
+        self._limits = limits
+        self._parameters = esmtp.allowed_parameters(extensions)
+        self.emitters = {name: Emitter(name, signals) for name in FIELDS}
+        #: EHLO's reply behind its first line, by whether TLS is up.
+        self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
+        self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 RFC 5321 tells the rest")
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs that this server implements by itself."""
+        greetings = ("LHLO",) if self._lmtp else ("HELO", "EHLO")
+        rest = ("MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "EXPN", "HELP", "QUIT")
+        return (*greetings, *rest, *(("STARTTLS",) if self._tls else ()))
+
+    def terminal(self, verb: str) -> Proceed:
+        """The default action for a verb, behind the ``command`` signal, the syntax and the transition table."""
+        if verb in (CONNECT, END_OF_DATA, DISCONNECT):
+            return cast(Proceed, {CONNECT: self._connect, END_OF_DATA: self._received, DISCONNECT: self._gone}[verb])
+        behaviour = self._behaviours().get(verb, self._unknown)
+        refusals = REFUSALS.get(verb, {})
+        emitter = self.emitters["command"]
+        heard = emitter.heard
+
+        def act(session: Session, command: Command) -> Reply:
+            if heard():
+                reply = emitter.ask(session, command=command)
+                if reply is not None:
+                    return reply
+            if command.error is not None:
+                return command.error
+            if session.state in refusals:
+                return refusals[session.state]
+            return behaviour(session, command)
+
+        return act
+
+    def _behaviours(self) -> dict[str, Callable[[Session, Any], Reply]]:
+        # RFC 2033 section 4.1: LMTP has LHLO, and neither HELO nor EHLO.
+        helo, ehlo, lhlo = (
+            (self._say_lhlo, self._say_lhlo, self._ehlo) if self._lmtp else (self._helo, self._ehlo, self._say_ehlo)
+        )
+        behaviours: dict[str, Callable[[Session, Any], Reply]] = {
+            "HELO": helo,
+            "EHLO": ehlo,
+            "LHLO": lhlo,
+            "MAIL": self._mail,
+            "RCPT": self._rcpt,
+            "DATA": self._data,
+            "BDAT": self._bdat,
+            "RSET": self._rset,
+            "NOOP": lambda session, command: standard.OK,
+            "VRFY": lambda session, command: standard.CANNOT_VERIFY,
+            "EXPN": lambda session, command: standard.CANNOT_EXPAND,
+            "HELP": lambda session, command: self._help,
+            "QUIT": self._quit,
+        }
+        if self._tls:
+            behaviours["STARTTLS"] = self._starttls
+        return behaviours
+
+    # The connection
+
+    def _connect(self, session: Session, command: Command) -> Reply:
+        reply = self.emitters["connect"].ask(session)
+        assert reply is not None
+        if reply.code >= 400:
+            # RFC 5321 section 3.1 knows two ways to turn a client away before the banner.
+            return Reply(421 if reply.code < 500 else 554, f"{reply.enhanced} {reply.text}")
+        text = reply.lines if reply.code == 220 else ("ESMTP",)
+        first, *rest = text
+        protocol = "LMTP" if self._lmtp and first == "ESMTP" else first
+        return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
+
+    def _gone(self, session: Session, command: Command) -> Reply:
+        self.emitters["disconnect"].notify(session, reason=command.argument)
+        return standard.BYE
+
+    def _quit(self, session: Session, command: Command) -> Reply:
+        self.emitters["quit"].notify(session)
+        return standard.BYE
+
+    # The greeting
+
+    def _helo(self, session: Session, greeting: Greeting) -> Reply:
+        return self._greet(session, greeting, ())
+
+    def _ehlo(self, session: Session, greeting: Greeting) -> Reply:
+        return self._greet(session, greeting, self._offers[session.tls])
+
+    def _greet(self, session: Session, greeting: Greeting, offers: tuple[str, ...]) -> Reply:
+        reply = self.emitters["greeting"].ask(session, greeting=greeting)
+        assert reply is not None
+        if reply.code >= 400:
+            return reply
+        # A repeated greeting ends the transaction, and nothing else (RFC 5321 section 4.1.4).
+        session.greeting = greeting.verb.lower()
+        session.hostname = greeting.hostname
+        session.reset()
+        if reply is self.emitters["greeting"].rules.accepted:  # type: ignore[union-attr]
+            return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
+        first, *rest = reply.lines
+        return Reply(250, f"{self._hostname} {first}".rstrip(), *rest, *offers, enhanced=None)
+
+    def _offer(self, *, tls_is_up: bool) -> Iterable[str]:
+        for extension in esmtp.STANDARD:
+            if extension is esmtp.SIZE:
+                yield f"SIZE {self._limits.max_message_size or 0}"
+            elif extension is not esmtp.STARTTLS or (self._tls and not tls_is_up):
+                yield extension.keyword
+
+    def _say_lhlo(self, session: Session, command: Command) -> Reply:
+        return standard.LMTP_SPOKEN_HERE
+
+    def _say_ehlo(self, session: Session, command: Command) -> Reply:
+        return standard.SMTP_SPOKEN_HERE
+
+    def _starttls(self, session: Session, command: Command) -> Reply:
+        if session.tls:
+            return standard.TLS_ALREADY
+        session.tls_requested = True
+        return standard.START_TLS
+
+    # The envelope
+
+    def _mail(self, session: Session, command: PathCommand) -> Reply:
+        address = command.address
+        if address.parameters:
+            refusal = self._check_parameters(session, command) or self._check_mail(address)
+            if refusal is not None:
+                return refusal
+        if not address.isascii() and "SMTPUTF8" not in address.parameters:
+            return standard.NEED_SMTPUTF8
+        reply = self.emitters["from"].ask(session, address=address)
+        assert reply is not None
+        if reply.code < 300:
+            session.from_ = address
+            session.state = State.SENDER
+        return reply
+
+    def _rcpt(self, session: Session, command: PathCommand) -> Reply:
+        address = command.address
+        if address.parameters:
+            refusal = self._check_parameters(session, command)
+            if refusal is not None:
+                return refusal
+        if not address.isascii() and not session.smtputf8:
+            return standard.NEED_SMTPUTF8
+        if len(session.to) >= self._limits.max_recipients:
+            return standard.TOO_MANY_RECIPIENTS
+        reply = self.emitters["to"].ask(session, address=address)
+        assert reply is not None
+        if reply.code < 300:
+            session.to.append(address)
+            session.state = State.RECIPIENTS
+        return reply
+
+    def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
+        # A client that said HELO has not seen the offer (RFC 5321 section 4.1.1.1).
+        allowed = self._parameters[command.verb] if session.greeting != "helo" else frozenset()
+        for keyword in command.address.parameters:
+            if keyword not in allowed:
+                return Reply(555, f"5.5.4 Unsupported parameter: {keyword}")
+        return None
+
+    def _check_mail(self, address: Address) -> Reply | None:
+        """The values of the parameters that the server itself offers."""
+        parameters = address.parameters
+        if "SIZE" in parameters:
+            size = parameters["SIZE"]
+            if size is None or not size.isascii() or not size.isdigit() or len(size) > 20:
+                return Reply(501, "5.5.4 SIZE takes a number of octets")
+            if self._limits.max_message_size is not None and int(size) > self._limits.max_message_size:
+                return standard.TOO_LARGE
+        if "BODY" in parameters and (parameters["BODY"] or "").upper() not in esmtp.BODY_TYPES:
+            return Reply(501, "5.5.4 BODY takes 7BIT, 8BITMIME or BINARYMIME")
+        if parameters.get("SMTPUTF8") is not None:
+            return Reply(501, "5.5.4 SMTPUTF8 takes no value")
+        return None
+
+    def _rset(self, session: Session, command: Command) -> Reply:
+        session.reset()
+        self.emitters["reset"].notify(session)
+        return standard.OK
+
+    # The message
+
+    def _data(self, session: Session, command: Command) -> Reply:
+        if (session.from_ext.get("BODY") or "").upper() == "BINARYMIME":
+            return standard.BINARY_NEEDS_BDAT
+        checks: list[BodyCheck] = []
+        if self._limits.bare_newlines == "reject":
+            checks.append(NoBareNewlines())
+        if self._limits.max_body_line_length is not None:
+            checks.append(LineLength(self._limits.max_body_line_length))
+        return self._take_message(session, session.link.data_body(), tuple(checks))
+
+    def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
+        accepted = Reply(250, f"2.0.0 {command.size} octets received")
+        if session.state is State.CHUNKS:
+            return accepted
+        session.state = State.CHUNKS
+        reply = self._take_message(session, session.link.chunked_body(command), ())
+        if reply.code == standard.START_MAIL.code:
+            return accepted
+        # The chunks behind this one must not pass for a message (RFC 3030 section 2).
+        session.reset()
+        return reply
+
+    def _take_message(self, session: Session, body: Body, checks: tuple[BodyCheck, ...]) -> Reply:
+        """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next."""
+        stream = session.message = MessageStream(session, body, self._limits.max_message_size, checks)
+        reply = self.emitters["message"].ask(session, stream.open, stream=stream)
+        assert reply is not None
+        if reply.code == standard.START_MAIL.code:
+            stream.open()
+        elif stream.opened:
+            # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
+            stream.fail(reply)
+        else:
+            stream.close()
+            session.message = None
+            return reply
+        return standard.START_MAIL
+
+    def _received(self, session: Session, command: EndOfData) -> Reply:
+        stream = session.message
+        assert stream is not None
+        if stream.failure is not None:
+            return stream.failure
+        fields = {} if command.recipient is None else {"recipient": command.recipient}
+        reply = self.emitters["received"].ask(session, **fields)
+        assert reply is not None
+        return reply
+
+    # The rest
+
+    def _unknown(self, session: Session, command: Command) -> Reply:
+        known = command.verb in KNOWN_BUT_NOT_IMPLEMENTED or command.verb == "STARTTLS"
+        return standard.NOT_IMPLEMENTED if known else standard.UNKNOWN_COMMAND

@@ -1,0 +1,120 @@
+"""Calling a signal's receivers, and making one reply of what they decide."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from blinker import Signal
+
+from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
+from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
+from greensmtp.protocol import standard
+from greensmtp.protocol.replies import Reply
+from greensmtp.signals import Signals, handler_name, shared
+
+if TYPE_CHECKING:
+    from greensmtp.session import Session
+
+logger = logging.getLogger("greensmtp")
+
+
+class Emitter:
+    """One signal of one server: process-wide receivers first, then the server's and the session's own."""
+
+    __slots__ = ("_own", "_shared", "name", "rules")
+
+    def __init__(self, name: str, signals: Signals) -> None:
+        self.name = name
+        self.rules = RULES.get(name)
+        self._shared: Signal = shared.named(name)
+        self._own: Signal = signals.named(name)
+
+    def heard(self) -> bool:
+        """Somebody listens, though perhaps to other sessions only."""
+        return bool(self._shared.receivers or self._own.receivers)
+
+    def receivers(self, session: Session) -> list[Callable[..., Any]]:
+        """Who is to be called for this session, in the order in which they were connected."""
+        found: list[Callable[..., Any]] = []
+        for signal in (self._shared, self._own):
+            if signal.receivers and not signal.is_muted:
+                these = list(signal.receivers_for(session))
+                if len(these) > 1:
+                    # blinker keeps them in a dict, but hands them out by way of a set.
+                    refs = signal.receivers.values()
+                    these.sort(key=[ref() if isinstance(ref, weakref.ref) else ref for ref in refs].index)
+                found += these
+        return found
+
+    def notify(self, session: Session, **fields: Any) -> None:
+        """Tell the receivers of a signal without an ack. Their errors are logged, and change nothing."""
+        if not self.heard():
+            return
+        for receiver in self.receivers(session):
+            try:
+                receiver(session, **fields)
+            except Exception:
+                logger.exception(
+                    "%s: %s: %s raised; nobody waits for its answer",
+                    session.id,
+                    self.name,
+                    handler_name(receiver),
+                )
+
+    def ask(self, session: Session, on_accept: Callable[[], None] | None = None, /, **fields: Any) -> Reply | None:
+        """Have the receivers decide. The reply is theirs, or 451 where they failed; None where an optional ack
+        stays undecided.
+
+        :param on_accept: called within ``accept``, in whatever greenlet or thread that is.
+        """
+        rules = self.rules
+        assert rules is not None, self.name
+        # (heard(), in line: this is asked for every command)
+        if not self._shared.receivers and not self._own.receivers:
+            return rules.unheard
+        receivers = self.receivers(session)
+        if not receivers:
+            return rules.unheard
+        decision = Decision(rules, on_accept)
+        ack = Ack(decision)
+        receiver = receivers[0]
+        session.link.watch(decision)
+        try:
+            for receiver in receivers:
+                receiver(session, ack=ack, **fields)
+            if decision.reply is None and not rules.optional:
+                alive = decision.watch(ack)
+                del ack  # from here on, only receivers hold it
+                decision.wait(alive)
+        except Reject as reject:
+            decision.reply = rules.reject(reject.code, reject.message)
+        except AlreadyAcknowledged:
+            pass  # told below, and once
+        except IncompleteMessage as error:
+            if error is session.link.lost:
+                raise  # there is nobody to answer
+            if session.message is None or error is not session.message.error:
+                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+            decision.reply = standard.LOCAL_ERROR
+        except HandlerTimeout:
+            names = ", ".join(map(handler_name, receivers))
+            self._fault(session, decision, "%s did not decide within ack_timeout", names)
+        except Exception:
+            self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+        finally:
+            session.link.unwatch()
+            decision.closed = True
+        if decision.conflict:
+            self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))
+        elif decision.reply is None and not rules.optional:
+            names = ", ".join(map(handler_name, receivers))
+            self._fault(session, decision, "%s let the ack go without deciding", names)
+        return decision.reply
+
+    def _fault(self, session: Session, decision: Decision, what: str, names: str, *, traceback: bool = False) -> None:
+        decision.reply = standard.LOCAL_ERROR
+        decision.conflict = False
+        logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, exc_info=traceback)

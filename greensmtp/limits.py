@@ -1,0 +1,87 @@
+"""What a server grants its peers: every bound and every time-out, with its default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from math import isnan
+from typing import Any, Literal, get_args
+
+BareNewlines = Literal["reject", "keep"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The keywords of ``SMTPServer`` that bound what a peer can make it do. Octets, seconds, counts.
+
+    :raises ValueError: a value out of range; the text names the keyword and what it takes.
+    """
+
+    #: Octets in a command line, CRLF included (RFC 5321 section 4.5.3.1.4). What an extension adds to a
+    #: command's line comes on top, as its RFC says; a line of AUTH may have ``max_auth_line_length``.
+    max_line_length: int = 512
+    #: Octets in AUTH's line and in each answer to a challenge (RFC 4954 section 4.3).
+    max_auth_line_length: int = 12_288
+    #: Octets in a message; None: no limit. Announced by SIZE (RFC 1870).
+    max_message_size: int | None = 32 * 1024 * 1024
+    #: Accepted recipients in a transaction; one more gets 452 (RFC 5321 section 4.5.3.1.8 asks for 100 at least).
+    max_recipients: int = 1_000
+    #: 5xx replies until 421 closes the connection; an accepted message sets the count back.
+    max_errors: int = 20
+    #: Commands that bring no message nearer (RSET, NOOP, VRFY, EHLO ...) until 421; set back likewise.
+    max_idle_commands: int = 100
+    #: Connections at once; one more gets 421 at once. None: no limit.
+    max_connections: int | None = 1_000
+    #: From the moment a command is awaited until all of it is there (RFC 5321 section 4.5.3.2.7: 5 minutes).
+    #: A peer that does not take its replies is dropped after this long, too.
+    command_timeout: float = 300.0
+    #: For each piece of a body (RFC 5321 section 4.5.3.2.5: 3 minutes).
+    data_timeout: float = 180.0
+    #: For the receivers of a signal to decide its ack.
+    ack_timeout: float = 120.0
+    #: For a TLS handshake.
+    tls_timeout: float = 30.0
+    #: Octets a second that a body must bring on average, of the time spent waiting for the peer; 0: any.
+    min_data_rate: float = 64.0
+    #: Seconds of waiting until ``min_data_rate`` is looked at.
+    data_rate_grace: float = 10.0
+    #: A bare CR or LF in a body sent by DATA: ``"reject"`` (drained, then 554) or ``"keep"`` (content like any
+    #: other). Neither ever ends data. A body sent by BDAT is binary, and not looked at.
+    bare_newlines: BareNewlines = "reject"
+    #: Octets in a line of a body sent by DATA, CRLF included (RFC 5321 section 4.5.3.1.6 asks for 1,000); None: any,
+    #: since much real mail has longer lines, and they do no harm to a server that streams.
+    max_body_line_length: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            _check(field.name, getattr(self, field.name))
+
+    @property
+    def shortest_timeout(self) -> float:
+        """The shortest time-out, in seconds."""
+        return min(self.command_timeout, self.data_timeout, self.ack_timeout, self.tls_timeout)
+
+
+#: keyword -> the least it may be
+_LEAST = {"max_line_length": 64, "max_auth_line_length": 64, "max_recipients": 1, "max_body_line_length": 78}
+_MAY_BE_NONE = frozenset({"max_message_size", "max_connections", "max_body_line_length"})
+_MAY_BE_ZERO = frozenset({"min_data_rate", "data_rate_grace"})
+
+
+def _check(name: str, value: Any) -> None:
+    if name == "bare_newlines":
+        if value not in get_args(BareNewlines):
+            raise ValueError(f'bare_newlines takes "reject" or "keep", not {value!r}')
+        return
+    if value is None and name in _MAY_BE_NONE:
+        return
+    counted = name.startswith("max_")
+    wanted = f"a whole number of at least {_LEAST.get(name, 1)}" if counted else "a number of seconds above 0"
+    if name in _MAY_BE_ZERO:
+        wanted = "a number of at least 0"
+    if name in _MAY_BE_NONE:
+        wanted += ", or None for no limit"
+    kinds = (int,) if counted else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or isnan(value):
+        raise ValueError(f"{name} takes {wanted}, not {value!r}")
+    if value < _LEAST.get(name, 1 if counted else 0) or (value == 0 and name not in _MAY_BE_ZERO):
+        raise ValueError(f"{name} takes {wanted}, not {value!r}")

@@ -1,0 +1,123 @@
+"""Mailboxes and paths (RFC 5321 section 4.1.2, RFC 6531 section 3.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from types import MappingProxyType
+
+from greensmtp.errors import ProtocolError
+
+#: The parameters of a command: keyword in upper case, and the value as sent, or None where there was no ``=``.
+Parameters = Mapping[str, str | None]
+
+NO_PARAMETERS: Parameters = MappingProxyType({})
+
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
+#: Letters, digits, hyphens inside, and the underscore that many real hosts have; beyond ASCII under SMTPUTF8.
+_LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za-z0-9_\u0080-\U0010ffff])?"
+
+DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
+DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+_QUOTED = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\[\x20-\x7e])*)"')
+_ESCAPE = re.compile(r"\\(.)")
+_NEEDS_ESCAPE = re.compile(r'(["\\])')
+#: ``@one.example,@two.example:`` at the head of a path: to be accepted and ignored (RFC 5321 appendix C).
+_SOURCE_ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
+_GENERAL_LITERAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x5a\x5e-\x7e]+")
+
+#: RFC 5321 section 4.5.3.1.2 and RFC 1035 section 2.3.4, octets.
+MAX_DOMAIN = 255
+MAX_LABEL = 63
+
+
+class Address(str):
+    """A reverse or forward path: a ``str`` (``"jo@example.com"``, ``""`` for the null sender) that knows its parts.
+
+    Source routes are dropped, and quotes that the local part does not need, so two ways to write one mailbox
+    compare equal.
+    """
+
+    __slots__ = ("domain", "local_part", "parameters")
+
+    #: As it is meant: unquoted, unescaped.
+    local_part: str
+    #: ``"example.com"``, ``"[192.0.2.1]"``, ``"[IPv6:2001:db8::1]"``; ``""`` for ``<>`` and ``<postmaster>``.
+    domain: str
+    #: What followed the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
+    parameters: Parameters
+
+    def __new__(cls, text: str, local_part: str, domain: str, parameters: Parameters = NO_PARAMETERS) -> Address:
+        self = str.__new__(cls, text)
+        self.local_part = local_part
+        self.domain = domain
+        self.parameters = parameters
+        return self
+
+    @classmethod
+    def parse(cls, text: str, parameters: Parameters = NO_PARAMETERS) -> Address:
+        """Read what stands between ``<`` and ``>``: a mailbox, perhaps behind a source route, or nothing.
+
+        :raises ProtocolError: it is not a mailbox; the text says why.
+        """
+        if not text:
+            return cls("", "", "", parameters)
+        route = _SOURCE_ROUTE.match(text)
+        if route:
+            text = text[route.end() :]
+        quoted = _QUOTED.match(text)
+        if quoted:
+            local_part, rest = _ESCAPE.sub(r"\1", quoted[1]), text[quoted.end() :]
+            if not rest.startswith("@"):
+                raise ProtocolError("a quoted local part must be followed by @ and a domain")
+            domain = rest[1:]
+        else:
+            local_part, at, domain = text.rpartition("@")
+            if not at:
+                return cls._bare(text, parameters)
+            if not DOT_STRING.fullmatch(local_part):
+                raise ProtocolError(f"malformed local part: {local_part!r}")
+        check_domain(domain)
+        return cls(f"{quote_local_part(local_part)}@{domain}", local_part, domain, parameters)
+
+    @classmethod
+    def _bare(cls, text: str, parameters: Parameters) -> Address:
+        """``<postmaster>`` is the one mailbox that needs no domain (RFC 5321 section 4.5.1)."""
+        if text.lower() != "postmaster":
+            raise ProtocolError(f"an address needs a domain: {text!r}")
+        return cls(text, text, "", parameters)
+
+    def __reduce__(self) -> tuple[type[Address], tuple[str, str, str, Parameters]]:
+        return type(self), (str(self), self.local_part, self.domain, dict(self.parameters))
+
+
+def quote_local_part(local_part: str) -> str:
+    """The local part as it goes over the wire: quoted where it is no dot-string (RFC 5321 section 4.1.2)."""
+    if DOT_STRING.fullmatch(local_part):
+        return local_part
+    return '"' + _NEEDS_ESCAPE.sub(r"\\\1", local_part) + '"'
+
+
+def check_domain(domain: str) -> None:
+    """Raise ProtocolError unless this is a domain name or an address literal (RFC 5321 section 4.1.3)."""
+    if domain.startswith("[") and domain.endswith("]"):
+        _check_literal(domain[1:-1])
+    elif not DOMAIN.fullmatch(domain):
+        raise ProtocolError(f"malformed domain: {domain!r}")
+    elif len(domain) > MAX_LABEL and (
+        len(domain.encode()) > MAX_DOMAIN or max(map(len, domain.split("."))) > MAX_LABEL
+    ):
+        raise ProtocolError("domain or label too long (RFC 1035 section 2.3.4)")
+
+
+def _check_literal(inside: str) -> None:
+    try:
+        if inside[:5].upper() == "IPV6:":
+            IPv6Address(inside[5:])
+        elif ":" not in inside:
+            IPv4Address(inside)
+        elif not _GENERAL_LITERAL.fullmatch(inside):
+            raise ValueError(inside)
+    except ValueError:
+        raise ProtocolError(f"malformed address literal: [{inside}]") from None

@@ -1,0 +1,227 @@
+"""Commands (RFC 5321 section 4.1): a line in, an object out, by a table of verb and parser.
+
+Parsing never raises: a line that is not well formed becomes a command whose ``error`` is the reply it has earned,
+so that the middleware chain sees what the peer sent, whatever that was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol import standard
+from greensmtp.protocol.addresses import DOMAIN, DOT_STRING, MAX_LABEL, Address
+from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.replies import Reply
+
+#: The life of a connection goes through the middleware chain as these; no peer can send them.
+CONNECT = "CONNECT"
+END_OF_DATA = "END-OF-DATA"
+DISCONNECT = "DISCONNECT"
+PSEUDO_COMMANDS = frozenset({CONNECT, END_OF_DATA, DISCONNECT})
+
+#: What a peer's line is called when it has no verb of its own, or one that is ours.
+UNKNOWN = "UNKNOWN"
+
+#: Verbs of the RFCs that get 502 when nobody has taken them over, rather than 500 (RFC 5321 section 4.2.4).
+KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
+    {"AUTH", "ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"}
+)
+
+#: The first words of protocols that must not be answered as if they were mail: HTTP's methods (a browser made to
+#: post to a mail port), and the first bytes of a TLS handshake.
+FOREIGN = re.compile(
+    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d",
+    re.IGNORECASE,
+)
+
+
+class Command:
+    """What the peer said: a verb and its argument.
+
+    The verb is in upper case; ``argument`` is everything behind the first space, stripped. ``error`` is the reply
+    that the dispatcher gives when the line is not well formed, else None.
+    """
+
+    __slots__ = ("argument", "error", "verb")
+
+    def __init__(self, verb: str, argument: str = "", error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.argument}" if self.argument else self.verb
+
+    def __repr__(self) -> str:
+        # AUTH's argument is a secret, and this ends up in logs and tracebacks.
+        shown = f"{self.verb} ***" if self.verb == "AUTH" and self.argument else str(self)
+        return f"<{type(self).__name__} {shown!r}>"
+
+
+class Greeting(Command):
+    """HELO, EHLO or LHLO, with the name the client gives itself."""
+
+    __slots__ = ("hostname",)
+
+    def __init__(self, verb: str, argument: str, hostname: str, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.hostname = hostname
+        self.error = error
+
+
+class PathCommand(Command):
+    """MAIL or RCPT, with its path. (``address`` is the null path when ``error`` says that it could not be read.)"""
+
+    __slots__ = ("address",)
+
+    def __init__(self, verb: str, argument: str, address: Address, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.address = address
+        self.error = error
+
+
+class ChunkCommand(Command):
+    """BDAT (RFC 3030): ``size`` octets follow it; the ``last`` one ends the message."""
+
+    __slots__ = ("last", "size")
+
+    def __init__(self, verb: str, argument: str, size: int, last: bool, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.size = size
+        self.last = last
+        self.error = error
+
+
+class EndOfData(Command):
+    """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
+
+    __slots__ = ("recipient",)
+
+    def __init__(self, recipient: Address | None = None) -> None:
+        super().__init__(END_OF_DATA, recipient or "")
+        self.recipient = recipient
+
+
+NO_ADDRESS = Address("", "", "")
+
+#: ``FROM:<local@domain> parameters`` as nearly every client writes it; the rest takes the long way round. A blank
+#: behind the colon is wrong, and so common that it is let through.
+_PATH = re.compile(rf"(FROM|TO): *<({DOT_STRING.pattern})@({DOMAIN.pattern})>(?: +(.*))?", re.IGNORECASE)
+_ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
+_HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
+_CHUNK = re.compile(r"(\d{1,20})(?: +(LAST))?", re.IGNORECASE)
+
+
+def _parse_path(verb: str, argument: str, word: str, syntax: Reply, malformed: Reply) -> PathCommand:
+    match = _PATH.fullmatch(argument)
+    if match is not None and len(match[3]) <= MAX_LABEL and match[1].upper() == word:
+        local_part, domain, rest = match[2], match[3], match[4]
+        try:
+            parameters = parse_parameters(rest or "")
+        except ProtocolError as error:
+            return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+    match = _ANY_PATH.fullmatch(argument)
+    if match is None or match[1].upper() != word:
+        return PathCommand(verb, argument, NO_ADDRESS, syntax)
+    try:
+        parameters = parse_parameters(match[3] or "")
+    except ProtocolError as error:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+    try:
+        return PathCommand(verb, argument, Address.parse(match[2], parameters))
+    except ProtocolError as error:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
+
+
+def _parse_mail(verb: str, argument: str) -> Command:
+    return _parse_path(verb, argument, "FROM", standard.SAY_FROM, standard.BAD_SENDER)
+
+
+def _parse_rcpt(verb: str, argument: str) -> Command:
+    command = _parse_path(verb, argument, "TO", standard.SAY_TO, standard.BAD_RECIPIENT)
+    if not command.address and command.error is None:
+        command.error = standard.BAD_RECIPIENT
+    return command
+
+
+def _parse_greeting(verb: str, argument: str) -> Command:
+    # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve; its form is checked no
+    # further than our own replies and log lines need.
+    error = None if _HOSTNAME.fullmatch(argument) else standard.NEEDS_HOSTNAME
+    return Greeting(verb, argument, argument, error)
+
+
+def _parse_bdat(verb: str, argument: str) -> Command:
+    match = _CHUNK.fullmatch(argument)
+    if match is None:
+        return ChunkCommand(verb, argument, 0, False, standard.SAY_SIZE)
+    return ChunkCommand(verb, argument, int(match[1]), match[2] is not None)
+
+
+def _parse_lone(verb: str, argument: str) -> Command:
+    return Command(verb, argument, standard.NO_ARGUMENT if argument else None)
+
+
+def _parse_with_argument(verb: str, argument: str) -> Command:
+    return Command(verb, argument, None if argument else standard.NEEDS_ARGUMENT)
+
+
+#: How each verb's argument is read; NOOP and HELP may be followed by anything (RFC 5321 sections 4.1.1.8, 4.1.1.9).
+PARSERS: Mapping[str, Callable[[str, str], Command]] = {
+    "HELO": _parse_greeting,
+    "EHLO": _parse_greeting,
+    "LHLO": _parse_greeting,
+    "MAIL": _parse_mail,
+    "RCPT": _parse_rcpt,
+    "DATA": _parse_lone,
+    "BDAT": _parse_bdat,
+    "RSET": _parse_lone,
+    "NOOP": Command,
+    "VRFY": _parse_with_argument,
+    "EXPN": _parse_with_argument,
+    "HELP": Command,
+    "QUIT": _parse_lone,
+    "STARTTLS": _parse_lone,
+}
+
+
+def parse_command(line: bytes) -> Command:
+    """Read one command line, given without its CRLF."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return _malformed(line)
+    if not text.isprintable():
+        # A tab is not in the grammar, but people's scripts have it; any other control character is an attempt at
+        # something.
+        text = text.replace("\t", " ")
+        if not text.isprintable():
+            return _malformed(line)
+    verb, _, argument = text.partition(" ")
+    verb = verb.upper()
+    parser = PARSERS.get(verb)
+    if parser is not None:
+        return parser(verb, argument.strip())
+    if verb in PSEUDO_COMMANDS or not verb:
+        return Command(UNKNOWN, text)
+    return Command(verb, argument.strip())
+
+
+def _malformed(line: bytes) -> Command:
+    """Keep the verb where it can be read: a malformed AUTH must be redacted like any other."""
+    verb = line[:4].decode("ascii", "replace").upper()
+    verb = verb if verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED else UNKNOWN
+    text = repr(line)[2:-1]  # escaped: this goes into logs
+    if verb == "BDAT":
+        return ChunkCommand(verb, text[5:], 0, False, standard.NOT_TEXT)
+    if verb in ("MAIL", "RCPT"):
+        return PathCommand(verb, text[5:], NO_ADDRESS, standard.NOT_TEXT)
+    if verb in ("HELO", "EHLO", "LHLO"):
+        return Greeting(verb, text[5:], "", standard.NOT_TEXT)
+    return Command(verb, text[5:] if verb != UNKNOWN else text, standard.NOT_TEXT)

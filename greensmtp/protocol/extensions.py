@@ -1,0 +1,69 @@
+"""The table of ESMTP extensions (RFC 5321 section 2.2): what EHLO offers, what each adds to MAIL and RCPT."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Extension:
+    """One service extension.
+
+    A middleware that owns an extension has a tuple of these as its attribute ``extensions``; the server then
+    accepts the parameters and the longer command lines. The EHLO keyword of such an extension is the middleware's
+    to add, since only it knows when to.
+    """
+
+    #: The EHLO keyword.
+    keyword: str
+    #: Parameters that it allows behind MAIL and behind RCPT.
+    mail: frozenset[str] = frozenset()
+    rcpt: frozenset[str] = frozenset()
+    #: How many octets it adds to the longest line of a command: verb -> octets.
+    room: Mapping[str, int] = field(default_factory=dict)
+
+
+PIPELINING = Extension("PIPELINING")  # RFC 2920
+SIZE = Extension("SIZE", mail=frozenset({"SIZE"}), room={"MAIL": 26})  # RFC 1870 section 3
+EIGHTBITMIME = Extension("8BITMIME", mail=frozenset({"BODY"}), room={"MAIL": 17})  # RFC 6152 section 2
+CHUNKING = Extension("CHUNKING")  # RFC 3030 section 2
+BINARYMIME = Extension("BINARYMIME")  # RFC 3030 section 3; its BODY=BINARYMIME fits 8BITMIME's room
+SMTPUTF8 = Extension(  # RFC 6531 sections 3.1, 3.4
+    "SMTPUTF8", mail=frozenset({"SMTPUTF8"}), room={"MAIL": 10, "VRFY": 9, "EXPN": 9}
+)
+STARTTLS = Extension("STARTTLS")  # RFC 3207
+ENHANCEDSTATUSCODES = Extension("ENHANCEDSTATUSCODES")  # RFC 2034
+
+#: What the server does by itself, in the order in which EHLO's reply offers it.
+STANDARD = (
+    PIPELINING,
+    SIZE,
+    EIGHTBITMIME,
+    SMTPUTF8,
+    CHUNKING,
+    BINARYMIME,
+    ENHANCEDSTATUSCODES,
+    STARTTLS,
+)
+
+#: RFC 6152 section 2 and RFC 3030 section 3: the values of BODY=.
+BODY_TYPES = frozenset({"7BIT", "8BITMIME", "BINARYMIME"})
+
+
+def allowed_parameters(extensions: Iterable[Extension]) -> Mapping[str, frozenset[str]]:
+    """verb -> the keywords that may stand behind its path."""
+    extensions = tuple(extensions)
+    return {
+        "MAIL": frozenset().union(*(extension.mail for extension in extensions)),
+        "RCPT": frozenset().union(*(extension.rcpt for extension in extensions)),
+    }
+
+
+def line_room(extensions: Iterable[Extension]) -> Mapping[str, int]:
+    """verb -> octets that the extensions together add to its longest line (RFC 5321 section 4.5.3.1.4)."""
+    room: dict[str, int] = {}
+    for extension in extensions:
+        for verb, octets in extension.room.items():
+            room[verb] = room.get(verb, 0) + octets
+    return room

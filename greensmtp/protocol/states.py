@@ -1,0 +1,44 @@
+"""The transition table (RFC 5321 section 4.1.4): which command may come in which state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import IntEnum
+
+from greensmtp.protocol import standard
+from greensmtp.protocol.replies import Reply
+
+
+class State(IntEnum):
+    """Where a session stands."""
+
+    CONNECTED = 0  #: nobody has said hello
+    GREETED = 1  #: no transaction
+    SENDER = 2  #: MAIL was accepted
+    RECIPIENTS = 3  #: at least one RCPT was accepted
+    CHUNKS = 4  #: a body is coming in by BDAT, and is not complete
+
+
+_BEFORE_HELLO = {State.CONNECTED: standard.SAY_HELLO_FIRST}
+_IN_CHUNKS = {State.CHUNKS: standard.IN_CHUNKS}
+
+#: verb -> state -> the refusal. What is not named here is allowed: HELO, RSET, NOOP, HELP, QUIT at any time.
+REFUSALS: Mapping[str, Mapping[State, Reply]] = {
+    "MAIL": {
+        **_BEFORE_HELLO,
+        State.SENDER: standard.NESTED_MAIL,
+        State.RECIPIENTS: standard.NESTED_MAIL,
+        **_IN_CHUNKS,
+    },
+    "RCPT": {**_BEFORE_HELLO, State.GREETED: standard.NEED_MAIL, **_IN_CHUNKS},
+    "DATA": {
+        **_BEFORE_HELLO,
+        State.GREETED: standard.NEED_MAIL,
+        State.SENDER: standard.NEED_RCPT,
+        **_IN_CHUNKS,
+    },
+    "BDAT": {**_BEFORE_HELLO, State.GREETED: standard.NEED_MAIL, State.SENDER: standard.NEED_RCPT},
+    "VRFY": _BEFORE_HELLO,
+    "EXPN": _BEFORE_HELLO,
+    "STARTTLS": {**_BEFORE_HELLO, **_IN_CHUNKS},
+}

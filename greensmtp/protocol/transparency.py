@@ -1,0 +1,119 @@
+"""Dot transparency (RFC 5321 section 4.5.2): a body's lines that begin with a dot, and the dot that ends it."""
+
+from __future__ import annotations
+
+_CRLF_DOT = b"\r\n."
+_END = b"\r\n.\r\n"
+
+
+class DotDecoder:
+    """Undoes dot-stuffing over any cuts of the input, and finds the one thing that ends data: CRLF.CRLF.
+
+    A dot is looked at only where a line begins, and a line begins only after CRLF: a lone dot between bare CRs or
+    LFs is content. What cannot be told yet (``.`` or ``.`` CR at the end of a piece) is held back; nothing
+    else is, so at most two octets are buffered. A piece without a stuffed dot is handed on as it is, not copied.
+    """
+
+    __slots__ = ("_after_cr", "_at_line_start", "_held", "complete", "rest")
+
+    def __init__(self) -> None:
+        self._held = b""
+        self._at_line_start = True
+        self._after_cr = False
+        #: CRLF.CRLF has been seen.
+        self.complete = False
+        #: What came behind it: the next commands.
+        self.rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next octets off the wire, give what they are of the body (perhaps nothing)."""
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        start = 0
+        if self._at_line_start:
+            line = 0
+        elif self._after_cr and data.startswith(b"\n"):
+            line = 1
+        else:
+            line = -1
+        if line >= 0 and data.startswith(b".", line):
+            if data.startswith(b".\r\n", line):
+                return self._finish(data[:line], data[line + 3 :])
+            if len(data) - line == 1 or data[line:] == b".\r":
+                self._held = data[line:]
+                self._at_line_start, self._after_cr = True, False
+                return data[:line]
+            if line:
+                # The LF that ended the line, then a stuffed dot: rare, as a cut must fall between CR and LF.
+                data = data[:line] + data[line + 1 :]
+            else:
+                start = 1
+        # One memchr tells for most pieces (base64 has no dots) that there is nothing to look for.
+        dot = data.find(_CRLF_DOT, start) if b"." in data else -1
+        if dot < 0:
+            end = len(data)
+        else:
+            end = data.find(_END, dot)
+            if end >= 0:
+                return self._finish(_unstuff(data, start, end + 2, dot), data[end + 5 :])
+            end = len(data)
+            if data.endswith(_CRLF_DOT):
+                end -= 1
+            elif data.endswith(b"\r\n.\r"):
+                end -= 2
+            self._held = data[end:]
+        if end > start:
+            last = data[end - 1]
+            self._at_line_start = last == 10 and (self._after_cr if end - start == 1 else data[end - 2] == 13)
+            self._after_cr = last == 13
+        return _unstuff(data, start, end, dot)
+
+    def _finish(self, body: bytes, rest: bytes) -> bytes:
+        self.complete = True
+        self.rest = rest
+        return body
+
+
+def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:
+    """data[start:end], without the dots that follow CRLF; ``dot`` is where the first of them is, if there is one."""
+    piece = data if start == 0 and end == len(data) else data[start:end]
+    return piece.replace(_CRLF_DOT, b"\r\n") if 0 <= dot < end - 2 else piece
+
+
+class DotEncoder:
+    """Dot-stuffs a body over any cuts, makes every bare CR and bare LF a CRLF, and ends it with CRLF.CRLF.
+
+    No further empty line is added to a body that ends in CRLF already. What goes out can smuggle nothing: no
+    CR without LF, no LF without CR.
+    """
+
+    __slots__ = ("_after_cr", "_at_line_start")
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+        self._after_cr = False
+
+    def feed(self, data: bytes) -> bytes:
+        """The next octets of the body, as they go over the wire."""
+        if not data:
+            return b""
+        # CRs at the end wait for what follows: an LF belongs to it.
+        if self._after_cr:
+            data = b"\r" + data
+        self._after_cr = data.endswith(b"\r")
+        if self._after_cr:
+            data = data[:-1]
+        if b"\r" in data or b"\n" in data:
+            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+        stuffed = data.replace(_CRLF_DOT, b"\r\n..") if b"." in data else data
+        if self._at_line_start and data.startswith(b"."):
+            stuffed = b"." + stuffed
+        if data:
+            self._at_line_start = data.endswith(b"\n")
+        return stuffed
+
+    def finish(self) -> bytes:
+        """What ends the body."""
+        open_line = self._after_cr or not self._at_line_start
+        return b"\r\n.\r\n" if open_line else b".\r\n"

@@ -1,0 +1,369 @@
+"""The server: a gevent StreamServer that speaks SMTP or LMTP."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import logging
+import os
+import socket as native_socket
+import ssl
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from pathlib import Path
+from time import monotonic
+from typing import Any, overload
+
+from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from greensmtp.chain import Chain, Middleware, check_middleware
+from greensmtp.conversation import Conversation, Program
+from greensmtp.dispatcher import Dispatcher
+from greensmtp.errors import ProtocolError
+from greensmtp.limits import Limits
+from greensmtp.listeners import is_unix_path, listen_unix
+from greensmtp.protocol import standard
+from greensmtp.protocol.addresses import check_domain
+from greensmtp.protocol.extensions import STANDARD, Extension, line_room
+from greensmtp.signals import Handler, Signals
+from greensmtp.threads import ServerThread
+from greensmtp.tls import server_context
+
+logger = logging.getLogger("greensmtp")
+
+#: Out of descriptors or memory: not the listener's fault, and it passes.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class SMTPServer(StreamServer):
+    """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
+
+    By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
+    (``server.use``). As a gevent server it has ``start``, ``serve_forever``, ``stop`` and ``address``, and it is a
+    context manager that starts and stops.
+
+    :param listener: where to listen, as gevent takes it: ``("127.0.0.1", 0)``, ``"127.0.0.1:2525"``,
+        ``"[::1]:2525"``, a listening socket; or a unix path (a str that begins with ``/`` or ``.``).
+    :param hostname: the server's name, in the banner and the greeting; the machine's own when not given.
+    :param middleware: the stack, outermost first.
+    :param certfile, keyfile: PEM files; with them, STARTTLS is offered.
+    :param ssl_context: instead of the files.
+    :param implicit_tls: TLS from the first octet (RFC 8314), no STARTTLS.
+    :param lmtp: speak LMTP (RFC 2033).
+    :param limits: the keywords of :class:`greensmtp.limits.Limits`: ``max_message_size=...`` and so on.
+    :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
+    """
+
+    #: Seconds that ``stop`` gives transactions in progress.
+    stop_timeout: float = 30.0
+
+    #: Seconds to leave the listener alone when descriptors or memory have run out.
+    accept_pause: float = 0.1
+
+    backlog = 1024
+
+    def __init__(
+        self,
+        listener: Any,
+        *,
+        hostname: str | None = None,
+        middleware: Iterable[Middleware] = (),
+        certfile: str | Path | None = None,
+        keyfile: str | Path | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        implicit_tls: bool = False,
+        lmtp: bool = False,
+        backlog: int | None = None,
+        **limits: Any,
+    ) -> None:
+        self.limits = _limits(limits)
+        self.hostname = _hostname(hostname)
+        self.tls_context = _tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        self.implicit_tls = implicit_tls
+        #: It speaks LMTP.
+        self.lmtp = lmtp
+        #: It accepts no more connections, and lets go of those it has.
+        self.draining = False
+        #: This server's own signals; ``greensmtp.signals`` hears all servers.
+        self.signals = Signals()
+        self.connections: set[Conversation] = set()
+        self._middleware: list[Middleware] = []
+        self._program: Program | None = None
+        self._all_gone = Event()
+        self._sweeper: Any = None
+        self._unix_path: str | None = None
+        self._paused = False
+        super().__init__(listener, backlog=backlog)
+        for each in middleware:
+            self.use(each)
+
+    # For those who build with it
+
+    def use(self, middleware: Middleware) -> Middleware:
+        """Stack one more middleware, inside those there are. Works as a decorator.
+
+        :raises TypeError: it cannot be called as ``(session, command, proceed)``.
+        :raises RuntimeError: the server has started.
+        """
+        if self.started:
+            raise RuntimeError("the middleware stack is frozen once the server has started: call use() before start()")
+        check_middleware(middleware)
+        self._middleware.append(middleware)
+        return middleware
+
+    @property
+    def stack(self) -> tuple[Middleware, ...]:
+        """The middleware, outermost first."""
+        return tuple(self._middleware)
+
+    @overload
+    def on(self, name: str, handler: Handler) -> Handler: ...
+    @overload
+    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+
+    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
+        """Connect a handler to a signal of this server: ``@server.on("to")``, or ``server.on("to", handler)``.
+
+        :raises ValueError: no such signal.
+        :raises TypeError: the handler cannot be called with what this signal gives.
+        """
+        return self.signals.on(name, handler)
+
+    # Start and stop
+
+    def start(self) -> None:
+        """Listen. The middleware stack is frozen from here on, and ``address`` tells the real port.
+
+        :raises OSError: the address cannot be had.
+        """
+        if self.started:
+            return
+        self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
+        self._program = self._compose()
+        self.draining = False
+        self._all_gone.clear()
+        super().start()
+
+    def _compose(self) -> Program:
+        extensions: list[Extension] = list(STANDARD)
+        for middleware in self._middleware:
+            extensions.extend(getattr(middleware, "extensions", ()))
+        dispatcher = Dispatcher(
+            hostname=self.hostname,
+            lmtp=self.lmtp,
+            tls=self.tls_context is not None and not self.implicit_tls,
+            limits=self.limits,
+            signals=self.signals,
+            extensions=extensions,
+        )
+        return Program(Chain(self._middleware), dispatcher, self.limits, line_room(extensions), lmtp=self.lmtp)
+
+    def adopt(self, socket: Any, peer: Any = "") -> None:
+        """Serve a connection that somebody else has accepted (a gevent socket); the server need not listen."""
+        if self._program is None:
+            self._program = self._compose()
+        self.do_handle(socket, peer)
+
+    def in_thread(self) -> ServerThread:
+        """This server in a native thread with a hub of its own, for programs that are not gevent's:
+        ``with server.in_thread(): ...``. Its handlers run in that thread."""
+        return ServerThread(self)
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop listening, let transactions in progress finish, then return.
+
+        Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
+        ``timeout`` seconds (``stop_timeout`` by default) is cut off.
+        """
+        self.close()
+        self.draining = True
+        me = getcurrent()
+        if not self._others(me):
+            return
+        self.loop.run_callback(self._dismiss_idle)
+        self._all_gone.clear()
+        self._all_gone.wait(self.stop_timeout if timeout is None else timeout)
+        for conversation in self._others(me):
+            self.loop.run_callback(_kill, conversation)
+        if self._others(me):
+            self._all_gone.clear()
+            self._all_gone.wait(1.0)
+
+    def close(self) -> None:
+        """Stop listening; connections go on."""
+        listening = self.started
+        super().close()
+        if listening and self._unix_path is not None:
+            Path(self._unix_path).unlink(missing_ok=True)
+
+    def _others(self, me: Any) -> list[Conversation]:
+        """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
+        return [each for each in self.connections if each.connection.greenlet is not me]
+
+    def _dismiss_idle(self) -> None:
+        for conversation in list(self.connections):
+            if conversation.connection.awaiting_command and conversation.session.from_ is None:
+                conversation.connection.expire("shutdown")
+
+    # Accepting
+
+    def set_listener(self, listener: Any) -> None:
+        """As gevent's, and unix paths."""
+        if is_unix_path(listener):
+            self.family, self.address = native_socket.AF_UNIX, str(listener)
+        else:
+            super().set_listener(listener)
+
+    def init_socket(self) -> None:
+        """As gevent's; remembers the unix path that is ours to remove."""
+        ours = not hasattr(self, "socket") and self.family == native_socket.AF_UNIX
+        super().init_socket()
+        self._unix_path = str(self.address) if ours else None
+
+    @classmethod
+    def get_listener(cls, address: Any, backlog: int | None = None, family: int | None = None) -> Any:
+        """As gevent's, and unix paths."""
+        if family == native_socket.AF_UNIX:
+            return listen_unix(address, cls.backlog if backlog is None else backlog)
+        return super().get_listener(address, backlog, family)
+
+    def do_read(self) -> Any:
+        """Accept one connection; gevent calls it in the hub."""
+        try:
+            accepted = super().do_read()
+        except ConnectionAbortedError:
+            return None
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            if not self._paused:
+                logger.warning("cannot accept connections for now: %s", os.strerror(error.errno))
+            self._paused = True
+            # gevent backs off by itself when this raises, but not without a traceback each time.
+            self.stop_accepting()
+            self._timer = self.loop.timer(self.accept_pause)
+            self._timer.start(self._accept_again)
+            return None
+        if self._paused and accepted:
+            self._paused = False
+            logger.warning("accepting connections again")
+        return accepted
+
+    def _accept_again(self) -> None:
+        if self.started:
+            self.start_accepting()
+
+    def do_handle(self, socket: Any, peer: Any) -> None:
+        """Give a new connection its greenlet, or 421."""
+        limit = self.limits.max_connections
+        if limit is not None and len(self.connections) >= limit:
+            _turn_away(socket, silently=self.implicit_tls)
+            return
+        assert self._program is not None
+        conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
+        if not self.connections:
+            self._start_sweeping()
+        self.connections.add(conversation)
+        spawn_raw(conversation.run)
+
+    def handle(self, socket: Any, peer: Any) -> None:
+        """gevent wants one; ``do_handle`` does the work."""
+        raise NotImplementedError
+
+    def forget(self, conversation: Conversation) -> None:
+        """A connection is over."""
+        self.connections.discard(conversation)
+        if not self.connections:
+            self._stop_sweeping()
+        if self.draining and len(self.connections) <= 1:
+            self._all_gone.set()
+
+    # Deadlines
+
+    def _start_sweeping(self) -> None:
+        # Often enough that a time-out is late by an eighth of the shortest one at most, and by a second.
+        interval = min(1.0, self.limits.shortest_timeout / 8)
+        self._sweeper = self.loop.timer(interval, interval)
+        self._sweeper.start(self._sweep)
+
+    def _stop_sweeping(self) -> None:
+        if self._sweeper is not None:
+            self._sweeper.stop()
+            self._sweeper.close()
+            self._sweeper = None
+
+    def _sweep(self) -> None:
+        """Runs in the hub: every connection's greenlet is waiting for something just now."""
+        now = monotonic()
+        for conversation in [each for each in self.connections if each.connection.deadline < now]:
+            if conversation.connection.deadline < now:
+                conversation.connection.expire()
+
+
+def _kill(conversation: Conversation) -> None:
+    greenlet = conversation.connection.greenlet
+    if greenlet is not None:
+        greenlet.throw(GreenletExit)
+
+
+def _turn_away(socket: Any, *, silently: bool) -> None:
+    """In the hub, so without waiting: an empty send buffer takes a line, or the peer does without it."""
+    try:
+        if not silently:
+            socket.settimeout(0.0)
+            socket.send(standard.TOO_MANY_CONNECTIONS.encode())
+            socket.shutdown(native_socket.SHUT_WR)
+    except OSError:
+        pass
+    finally:
+        socket.close()
+
+
+def _limits(given: dict[str, Any]) -> Limits:
+    try:
+        return Limits(**given)
+    except TypeError:
+        known = [field.name for field in fields(Limits)]
+        wrong = next(name for name in given if name not in known)
+        near = difflib.get_close_matches(wrong, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
+
+
+def _hostname(name: str | None) -> str:
+    if name is None:
+        name = native_socket.gethostname()
+        try:
+            check_domain(name)
+        except ProtocolError:
+            name = "localhost"
+        return name
+    try:
+        check_domain(name)
+    except ProtocolError as error:
+        raise ValueError(
+            f"hostname takes a domain name or an address literal, like 'mx.example.com': {error}"
+        ) from None
+    if not name.isascii():
+        raise ValueError(f"hostname takes ASCII; write {name!r} in its xn-- form")
+    return name
+
+
+def _tls_context(
+    certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
+) -> ssl.SSLContext | None:
+    if context is not None:
+        if certfile is not None or keyfile is not None:
+            raise ValueError("give ssl_context, or certfile and keyfile, not both")
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError(f"ssl_context takes an ssl.SSLContext, not {context!r}")
+        return context
+    if certfile is not None:
+        return server_context(certfile, keyfile)
+    if keyfile is not None:
+        raise ValueError("keyfile needs a certfile with it")
+    if implicit:
+        raise ValueError("implicit_tls needs a certificate: give certfile and keyfile, or ssl_context")
+    return None

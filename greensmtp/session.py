@@ -1,0 +1,200 @@
+"""The session: all that is known of one connection, its greeting and its transaction."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greensmtp.ack import Decision
+from greensmtp.emission import Emitter
+from greensmtp.errors import ConnectionLost
+from greensmtp.protocol.addresses import NO_PARAMETERS, Address, Parameters
+from greensmtp.protocol.commands import ChunkCommand
+from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.states import State
+from greensmtp.signals import Handler
+
+if TYPE_CHECKING:
+    from greensmtp.server import SMTPServer
+    from greensmtp.stream import Body, MessageStream
+
+#: Told apart from other processes' sessions by a few random digits, from this one's by a count.
+_PROCESS = os.urandom(3).hex()
+_numbers = itertools.count(1)
+
+
+class Link(Protocol):
+    """What a session needs of the connection beneath it."""
+
+    @property
+    def socket(self) -> Any:
+        """The gevent socket."""
+
+    @property
+    def lost(self) -> ConnectionLost | None:
+        """What was raised when the peer was lost."""
+
+    def watch(self, decision: Decision) -> None:
+        """Give the receivers ``ack_timeout`` from now on."""
+
+    def unwatch(self) -> None:
+        """They have decided."""
+
+    def challenge(self, reply: Reply) -> bytes:
+        """Send a reply, and wait for the line that answers it."""
+
+    def data_body(self) -> Body:
+        """The body that DATA announces."""
+
+    def chunked_body(self, command: ChunkCommand) -> Body:
+        """The body that begins with this BDAT."""
+
+
+class Session:
+    """One connection, from ``connect`` to ``disconnect``; the sender of every signal.
+
+    Handlers and middleware read it, keep what they like in ``notes``, and change the rest only where they mean to
+    own it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_id",
+        "_notes",
+        "emitters",
+        "errors",
+        "from_",
+        "greeting",
+        "hostname",
+        "identity",
+        "idle_commands",
+        "link",
+        "message",
+        "messages",
+        "peer",
+        "server",
+        "state",
+        "tls",
+        "tls_requested",
+        "to",
+    )
+
+    def __init__(self, server: SMTPServer, link: Link, peer: Any, emitters: dict[str, Emitter]) -> None:
+        self.server = server
+        #: The connection beneath; for the framework itself.
+        self.link = link
+        self.emitters = emitters
+        #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
+        self.peer = peer
+        #: TLS is up.
+        self.tls = False
+        #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has greeted.
+        self.greeting: str | None = None
+        #: The name the client gave itself.
+        self.hostname: str | None = None
+        #: Who has authenticated; set by the Auth middleware, kept over RSET and EHLO, gone after STARTTLS.
+        self.identity: Any = None
+        #: The reverse path; None: no transaction; ``""``: the null sender.
+        self.from_: Address | None = None
+        #: The recipients accepted so far.
+        self.to: list[Address] = []
+        #: The body, while one is being received.
+        self.message: MessageStream | None = None
+        #: How many messages have been accepted.
+        self.messages = 0
+        #: 5xx replies, and commands that brought no message nearer, since the last accepted message.
+        self.errors = 0
+        self.idle_commands = 0
+        self.state = State.CONNECTED
+        #: STARTTLS has been agreed to; the handshake follows the reply.
+        self.tls_requested = False
+        self._id: str | None = None
+        self._notes: dict[Any, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """A name for logs, unique enough among all processes."""
+        name = self._id
+        if name is None:
+            name = self._id = f"{_PROCESS}-{next(_numbers):x}"
+        return name
+
+    @property
+    def socket(self) -> Any:
+        """The gevent socket; after STARTTLS, the TLS one."""
+        return self.link.socket
+
+    @property
+    def notes(self) -> dict[Any, Any]:
+        """A place for handlers and middleware to keep things, as long as the connection lasts."""
+        notes = self._notes
+        if notes is None:
+            notes = self._notes = {}
+        return notes
+
+    @property
+    def peer_host(self) -> str | None:
+        """The client's IP address, or None on a unix socket."""
+        return self.peer[0] if isinstance(self.peer, tuple) else None
+
+    @property
+    def from_ext(self) -> Parameters:
+        """The parameters of MAIL: ``{"SIZE": "1000"}``."""
+        return NO_PARAMETERS if self.from_ is None else self.from_.parameters
+
+    @property
+    def to_ext(self) -> list[Parameters]:
+        """The parameters of each RCPT, in the order of ``to``."""
+        return [address.parameters for address in self.to]
+
+    @property
+    def smtputf8(self) -> bool:
+        """This transaction may have addresses and headers beyond ASCII (RFC 6531)."""
+        return "SMTPUTF8" in self.from_ext
+
+    @property
+    def protocol(self) -> str:
+        """How this mail came, as ``Received: ... with`` says it: ``ESMTPS``, ``LMTP`` (RFC 3848, RFC 6531)."""
+        if self.greeting == "helo":
+            return "SMTPS" if self.tls else "SMTP"
+        name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
+        return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
+
+    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
+        """Like ``server.on``, for this connection alone."""
+        return self.server.signals.on(name, handler, sender=self)
+
+    def ask(self, name: str, /, **fields: Any) -> Reply | None:
+        """Emit a signal with an ack, and give the receivers' decision as a reply; a raised error is a 451.
+
+        For middleware that owns an extension: Auth asks ``session.ask("auth", identity=...)``.
+        """
+        return self.emitters[name].ask(self, None, **fields)
+
+    def challenge(self, text: str = "", code: int = 334) -> bytes:
+        """Send a 3xx reply and give the line that the client answers, without its CRLF (RFC 4954 section 4).
+
+        :raises ProtocolError: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
+        :raises ConnectionLost: the client is gone.
+        """
+        return self.link.challenge(Reply(code, text))
+
+    def reset(self) -> None:
+        """Forget the transaction: sender, recipients, their parameters, the body (RFC 5321 section 4.1.1.5)."""
+        self.from_ = None
+        if self.to:
+            self.to = []
+        if self.message is not None:
+            self.message.close()
+            self.message = None
+        self.state = State.CONNECTED if self.greeting is None else State.GREETED
+
+    def forget_everything(self) -> None:
+        """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""
+        self.greeting = self.hostname = self.identity = None
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"<Session {self.id} {self.peer!r} {self.state.name.lower()}>"

@@ -1,0 +1,151 @@
+"""The signals. Those of this module hear every server in the process; ``server.signals`` hears one.
+
+The sender is always the ``Session``, so ``signals.to.connect(handler, sender=session)`` hears one connection.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, overload
+
+from blinker import ANY, Signal
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+#: signal -> what receivers are given by name, besides the session, their first argument
+FIELDS: Mapping[str, tuple[str, ...]] = {
+    "connect": ("ack",),
+    "command": ("command", "ack"),
+    "greeting": ("greeting", "ack"),
+    "auth": ("identity", "ack"),
+    "from": ("address", "ack"),
+    "to": ("address", "ack"),
+    "message": ("stream", "ack"),
+    "received": ("ack",),
+    "reset": (),
+    "quit": (),
+    "tls": (),
+    "disconnect": ("reason",),
+}
+
+#: What LMTP's ``received`` gives besides: the recipient whose reply this is.
+LMTP_RECEIVED = ("recipient", "ack")
+
+
+class Signals:
+    """One blinker signal for each name in FIELDS; ``from`` is the attribute ``from_``, being a keyword of Python."""
+
+    __slots__ = (
+        "auth",
+        "command",
+        "connect",
+        "disconnect",
+        "from_",
+        "greeting",
+        "message",
+        "quit",
+        "received",
+        "reset",
+        "tls",
+        "to",
+    )
+
+    connect: Signal
+    command: Signal
+    greeting: Signal
+    auth: Signal
+    from_: Signal
+    to: Signal
+    message: Signal
+    received: Signal
+    reset: Signal
+    quit: Signal
+    tls: Signal
+    disconnect: Signal
+
+    def __init__(self) -> None:
+        for name in FIELDS:
+            setattr(self, _attribute(name), Signal(name))
+
+    def named(self, name: str) -> Signal:
+        """The signal of this name.
+
+        :raises ValueError: there is none; the text names the nearest.
+        """
+        wanted = name.rstrip("_")
+        if wanted not in FIELDS:
+            near = difflib.get_close_matches(wanted, FIELDS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
+        signal: Signal = getattr(self, _attribute(wanted))
+        return signal
+
+    @overload
+    def on(self, name: str, handler: Handler, *, sender: Any = ...) -> Handler: ...
+    @overload
+    def on(self, name: str, handler: None = ..., *, sender: Any = ...) -> Callable[[Handler], Handler]: ...
+
+    def on(
+        self, name: str, handler: Handler | None = None, *, sender: Any = ANY
+    ) -> Handler | Callable[[Handler], Handler]:
+        """Connect a handler, strongly; without one, give the decorator that does.
+
+        :raises ValueError: no such signal.
+        :raises TypeError: the handler cannot be called with what this signal gives.
+        """
+        signal = self.named(name)
+
+        def connect(handler: Handler) -> Handler:
+            check_handler(name.rstrip("_"), handler)
+            signal.connect(handler, sender=sender, weak=False)
+            return handler
+
+        return connect if handler is None else connect(handler)
+
+
+def check_handler(name: str, handler: Callable[..., Any]) -> None:
+    """Raise TypeError unless the handler can be called with the session and the signal's fields."""
+    if not callable(handler):
+        raise TypeError(f"a handler must be callable, not {handler!r}")
+    try:
+        signature = inspect.signature(handler)
+    except ValueError:  # something built in: it tells nothing
+        return
+    for fields in (FIELDS[name], LMTP_RECEIVED) if name == "received" else (FIELDS[name],):
+        try:
+            signature.bind(None, **dict.fromkeys(fields))
+            return
+        except TypeError:
+            continue
+    takes = ", ".join(("session", *FIELDS[name]))
+    raise TypeError(f"a handler of {name!r} is called as {handler_name(handler)}({takes}), but takes {signature}")
+
+
+def handler_name(handler: Callable[..., Any]) -> str:
+    """``module.qualified.name``, for logs."""
+    function = getattr(handler, "func", handler)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', None) or '?'}.{name}"
+
+
+def _attribute(name: str) -> str:
+    return "from_" if name == "from" else name
+
+
+#: The process-wide signals.
+shared = Signals()
+
+connect = shared.connect
+command = shared.command
+greeting = shared.greeting
+auth = shared.auth
+from_ = shared.from_
+to = shared.to
+message = shared.message
+received = shared.received
+reset = shared.reset
+quit = shared.quit
+tls = shared.tls
+disconnect = shared.disconnect

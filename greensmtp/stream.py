@@ -1,0 +1,272 @@
+"""The message stream: a body as it arrives, straight off the socket, as a binary file."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gevent import getcurrent
+
+from greensmtp.errors import IncompleteMessage, MessageRefused
+from greensmtp.protocol import standard
+from greensmtp.protocol.replies import Reply
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+    from greensmtp.session import Session
+
+logger = logging.getLogger("greensmtp")
+
+
+class Body(Protocol):
+    """Where the octets come from: DATA's or BDAT's framing over the connection."""
+
+    def open(self) -> None:
+        """Let the peer send: for DATA, 354 goes out."""
+
+    def read_chunk(self) -> bytes:
+        """The next octets of the body, as many as there are; ``b""`` at its end.
+
+        :raises IncompleteMessage: there will be no end.
+        """
+
+
+class BodyCheck(Protocol):
+    """Looks at every chunk, and names the refusal when the body breaks a rule."""
+
+    def __call__(self, chunk: bytes) -> Reply | None: ...
+
+
+class Writable(Protocol):
+    """Anything with ``write(bytes)``."""
+
+    def write(self, data: bytes, /) -> Any: ...
+
+
+class MessageStream(io.BufferedIOBase):
+    """One message body: dots unstuffed, CRLF kept, octet for octet what the peer sent.
+
+    It is a binary file (``read``, ``readline``, ``readinto``; ``email.message_from_binary_file`` and
+    ``shutil.copyfileobj`` take it), but iterating gives chunks as they come, not lines. Reading takes octets off the
+    socket in the connection's own greenlet, so a slow reader slows the peer, and memory stays flat. What nobody
+    reads is drained.
+
+    Reading raises when the body will never be whole: ``ConnectionLost``, ``TransactionReset``, or
+    ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then; undo what has been done.
+    """
+
+    def __init__(self, session: Session, body: Body, max_size: int | None, checks: tuple[BodyCheck, ...]) -> None:
+        self._session = session
+        self._body = body
+        self._max_size = max_size
+        self._checks = checks
+        self._pipes: tuple[Writable, ...] = ()
+        self._spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
+        self._at_end: tuple[Callable[[], object], ...] = ()
+        self._rest = b""
+        self._greenlet = getcurrent()
+        #: Octets so far.
+        self.size = 0
+        #: The peer may send: the ack was accepted.
+        self.opened = False
+        #: All of the body has been read off the socket.
+        self.complete = False
+        #: The reply that will be given instead of ``received``'s, when the message has failed.
+        self.failure: Reply | None = None
+        #: What reading raises from now on, when that is more than an early end.
+        self.error: IncompleteMessage | None = None
+
+    # What receivers do with it
+
+    def pipe(self, writable: Writable) -> None:
+        """Everything that flows goes to ``writable.write`` too, whether or not anybody reads; several are allowed.
+
+        What it raises is the message's failure: 451, or 452 where the disk is full.
+        """
+        self._pipes = (*self._pipes, writable)
+
+    def spool(self, max_memory: int = 1024 * 1024) -> tempfile.SpooledTemporaryFile[bytes]:
+        """Keep the body in a file that moves from memory to disk at ``max_memory`` octets; it is complete, and at
+        its beginning, at ``received``. The caller closes it."""
+        spooled = tempfile.SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
+        self._spools = (*self._spools, spooled)
+        self.pipe(spooled)
+        return spooled
+
+    def at_end(self, callback: Callable[[], object]) -> None:
+        """Call this when the transaction is over, however it went: the place to clean up what ``received`` did not
+        get to."""
+        self._at_end = (*self._at_end, callback)
+
+    def close(self) -> None:
+        """The transaction is over. (Called by the framework.)"""
+        if self.closed:
+            return
+        super().close()
+        for callback in self._at_end:
+            try:
+                callback()
+            except Exception:
+                logger.exception("%s: cleaning up after a message", self._session.id)
+
+    def abort(self, code: int = 554, message: str | None = None) -> None:
+        """Read no more: what still comes is drained and goes nowhere, and this is the reply to it.
+
+        :raises ValueError: not a 4xx or 5xx code.
+        """
+        if not 400 <= int(code) <= 599:
+            raise ValueError(f"abort takes a 4xx or 5xx reply code, not {code!r}")
+        self.fail(Reply(int(code), message if message is not None else "Message aborted"))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` octets, fewer only at the end; all that is left when negative or None."""
+        if size is None or size < 0:
+            return b"".join(self)
+        pieces = []
+        while size > 0:
+            piece = self.read1(size)
+            if not piece:
+                break
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` octets, waiting for one chunk at most."""
+        chunk = self._rest or self._next_chunk()
+        if size < 0 or len(chunk) <= size:
+            self._rest = b""
+            return chunk
+        self._rest = chunk[size:]
+        return chunk[:size]
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fill the buffer; fewer octets only at the end."""
+        with memoryview(buffer) as view, view.cast("B") as octets:
+            data = self.read(len(octets))
+            octets[: len(data)] = data
+            return len(data)
+
+    def readinto1(self, buffer: WriteableBuffer, /) -> int:
+        """Fill the buffer from one chunk at most."""
+        with memoryview(buffer) as view, view.cast("B") as octets:
+            data = self.read1(len(octets))
+            octets[: len(data)] = data
+            return len(data)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """One line with its end (LF, so usually CRLF), no longer than ``size``."""
+        limit = -1 if size is None else size
+        pieces = []
+        length = 0
+        while limit < 0 or length < limit:
+            chunk = self._rest or self._next_chunk()
+            if not chunk:
+                break
+            end = chunk.find(b"\n") + 1
+            take = end or len(chunk)
+            if limit >= 0:
+                take = min(take, limit - length)
+            pieces.append(chunk[:take])
+            length += take
+            self._rest = chunk[take:]
+            if take == end:
+                break
+        return b"".join(pieces)
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def __iter__(self) -> MessageStream:
+        return self
+
+    def __next__(self) -> bytes:
+        chunk = self._rest or self._next_chunk()
+        if not chunk:
+            raise StopIteration
+        self._rest = b""
+        return chunk
+
+    # What the framework does with it
+
+    def open(self) -> None:
+        """The body may flow; within ``ack.accept()``, so that 354 goes out at once where that can be."""
+        if not self.opened and getcurrent() is self._greenlet:
+            self.opened = True
+            self._body.open()
+
+    def fail(self, reply: Reply, error: IncompleteMessage | None = None) -> None:
+        """This will be the reply; the first failure counts. Nothing flows to anybody any more."""
+        if self.failure is None:
+            self.failure = reply
+            self.error = error
+        self._pipes = ()
+        self._rest = b""
+
+    def drain(self) -> None:
+        """Read what is left; pipes still get it, unless the message has failed.
+
+        :raises IncompleteMessage: the peer is gone, or has given the transaction up.
+        """
+        self._rest = b""
+        while not self.complete:
+            if self.failure is not None:
+                self._read_body()
+                continue
+            try:
+                self._next_chunk()
+            except MessageRefused:
+                pass  # the reply is settled; drain on
+
+    def _next_chunk(self) -> bytes:
+        """Read, check, and hand to the pipes."""
+        if self.closed:
+            raise ValueError("this message stream is closed")
+        if self._greenlet is not getcurrent():
+            raise RuntimeError(
+                "a message stream is read in its connection's own greenlet; "
+                "for another one, give pipe() or spool() something to fill before accepting"
+            )
+        if not self.opened:
+            raise RuntimeError("accept the message's ack before reading: the peer has not been asked for the body yet")
+        if self.failure is not None:
+            if self.error is not None:
+                raise self.error
+            return b""
+        chunk = self._read_body()
+        if not chunk:
+            return b""
+        self.size += len(chunk)
+        if self._max_size is not None and self.size > self._max_size:
+            self._refuse(standard.TOO_LARGE)
+        for check in self._checks:
+            refusal = check(chunk)
+            if refusal is not None:
+                self._refuse(refusal)
+        for pipe in self._pipes:
+            pipe.write(chunk)
+        return chunk
+
+    def _read_body(self) -> bytes:
+        try:
+            chunk = self._body.read_chunk()
+        except IncompleteMessage as error:
+            self.complete = True
+            self.fail(standard.LOCAL_ERROR)
+            self.error = error
+            raise
+        if not chunk:
+            self.complete = True
+            for spooled in self._spools:
+                spooled.seek(0)
+        return chunk
+
+    def _refuse(self, reply: Reply) -> None:
+        error = MessageRefused(reply.code, f"{reply.enhanced} {reply.text}")
+        self.fail(reply, error)
+        raise error

@@ -1,0 +1,34 @@
+"""TLS contexts with defaults of today."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from gevent import ssl as gevent_ssl
+
+
+def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> ssl.SSLContext:
+    """A context for a server: TLS 1.2 or later, the ciphers that Python's ssl takes for good.
+
+    :param certfile: PEM, the certificate followed by its chain.
+    :param keyfile: PEM; None: the key is in ``certfile``.
+    :raises ValueError: a file cannot be read, or is not what it should be; the text says which.
+    """
+    for name, path in (("certfile", certfile), ("keyfile", keyfile)):
+        if path is not None:
+            try:
+                with Path(path).open("rb"):
+                    pass
+            except OSError as error:
+                raise ValueError(f"{name}: cannot read {str(path)!r}: {error.strerror}") from error
+    context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(str(certfile), None if keyfile is None else str(keyfile))
+    except (ssl.SSLError, OSError) as error:
+        raise ValueError(
+            f"certfile {str(certfile)!r} and keyfile {str(keyfile or certfile)!r} must be a certificate and its "
+            f"private key, both PEM: {error}"
+        ) from error
+    return context

@@ -1,0 +1,151 @@
+"""The house itself: what ships, under which names, and that every tool sees ``middleware/`` exactly once."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LINK = ROOT / "greensmtp" / "middleware"
+
+
+def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that nothing of this process's own Python settings has found its way into."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def settings() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built once and from a copy: a build leaves its traces beside the sources."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("greensmtp", "middleware"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation")
+    built = run(*pip, "--wheel-dir", target, source, cwd=target)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = target.iterdir()
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory into which the wheel has been installed, without its dependencies."""
+    target = tmp_path_factory.mktemp("site")
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile")
+    done = run(*pip, "--target", target, wheel, cwd=target)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return target
+
+
+def test_the_link_is_a_link() -> None:
+    assert LINK.is_symlink()
+    assert LINK.readlink() == Path("../middleware")  # relative, or it would break in every other checkout
+
+
+def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
+    sources = {
+        path.relative_to(ROOT).as_posix() for path in (ROOT / "greensmtp").rglob("*.py") if LINK not in path.parents
+    }
+    catalogue = {f"greensmtp/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "middleware").rglob("*.py")}
+    assert catalogue
+    with ZipFile(wheel) as archive:
+        shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert shipped == sources | catalogue | {"greensmtp/py.typed"}
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, greensmtp
+for module in pkgutil.walk_packages(greensmtp.__path__, "greensmtp."):
+    if module.name != "greensmtp.__main__":
+        print(module.name, importlib.import_module(module.name).__file__)
+"""
+
+
+def test_the_wheel_is_imported_from_outside(installed: Path, tmp_path: Path) -> None:
+    ran = run(sys.executable, "-W", "error", "-c", IMPORT_ALL, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert ran.returncode == 0, ran.stderr
+    files = dict(line.split(" ", 1) for line in ran.stdout.splitlines())
+    assert "greensmtp.middleware" in files
+    assert all(Path(file).is_relative_to(installed) for file in files.values())
+
+
+def test_the_command_is_there(installed: Path, tmp_path: Path) -> None:
+    ran = run(sys.executable, installed / "bin" / "greensmtp", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    assert ran.returncode == 0, ran.stderr
+    assert "serve" in ran.stdout
+
+
+def test_the_catalogue_has_one_name_only() -> None:
+    """Under a second name it would be a second set of modules, with classes and signals of its own."""
+    ran = run(sys.executable, "-c", "import middleware", cwd=ROOT)
+    assert ran.returncode != 0
+    last = ran.stderr.splitlines()[-1]
+    assert re.match(r"ImportError: .*greensmtp\.middleware", last), ran.stderr
+
+
+def test_pyright_is_told_of_the_link(settings: dict[str, Any]) -> None:
+    assert "greensmtp/middleware" in settings["tool"]["pyright"]["include"]
+
+
+def test_mypy_meets_the_catalogue_once(settings: dict[str, Any]) -> None:
+    real = ROOT / "middleware"
+    named = [ROOT / name for name in settings["tool"]["mypy"]["files"]]
+    assert ROOT / "greensmtp" in named
+    assert not [path for path in named if path.resolve() == real or real in path.resolve().parents]
+
+
+def test_coverage_knows_both_names(settings: dict[str, Any]) -> None:
+    assert {"greensmtp", "middleware"} <= set(settings["tool"]["coverage"]["run"]["source"])
+
+
+def test_all_means_every_extra(settings: dict[str, Any]) -> None:
+    extras = settings["project"]["optional-dependencies"]
+    (reference,) = extras["all"]
+    match = re.fullmatch(r"greensmtp\[(.+)\]", reference)
+    assert match
+    assert set(match[1].split(",")) == extras.keys() - {"all"}
+
+
+def locked(name: str) -> dict[str, str]:
+    """The lock file's requirements, as name -> version."""
+    text = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
+    return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
+
+
+def test_the_locks_are_up_to_date(settings: dict[str, Any]) -> None:
+    """Whoever names a new dependency also runs ``make lock``."""
+    project = settings["project"]
+    extras = project["optional-dependencies"]
+    wanted = {"serve": project["dependencies"] + extras["cli"]}
+    wanted["dev"] = wanted["serve"] + [line for lines in extras.values() for line in lines]
+    for name, requirements in wanted.items():
+        names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in requirements}
+        assert names - {"greensmtp"} <= locked(name).keys()
+
+
+def test_the_locks_agree() -> None:
+    assert locked("serve").items() <= locked("dev").items()  # one .venv serves both
+
+
+@pytest.mark.parametrize("name", ["serve", "dev"])
+def test_a_lock_tells_nothing_of_the_machine_it_was_made_on(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
+    assert not re.findall(r"^.*(?:://|(?<!\S)/|--(?!hash=)).*$", text, re.MULTILINE)
