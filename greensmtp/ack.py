@@ -82,6 +82,8 @@ def _lines(message: str | Iterable[str]) -> tuple[str, ...]:
 
 _OK = Reply(250, "Ok")
 _REFUSED = Reply(550, "5.7.1 Refused")
+#: The dispatcher writes the usual text, which has the client's name in it.
+_GREETED = Reply(250, "", enhanced=None)
 
 #: signal -> what its acks may say
 RULES = {
@@ -94,9 +96,9 @@ RULES = {
     ),
     "command": AckRules(_OK, _REFUSED, None, optional=True),
     "greeting": AckRules(
-        Reply(250, "", enhanced=None),
+        _GREETED,
         Reply(550, "5.7.1 Refused"),
-        Reply(250, "", enhanced=None),
+        _GREETED,
         accept_codes=range(250, 251),
         with_enhanced=False,
     ),

@@ -13,11 +13,12 @@ from greensmtp.protocol.transparency import DotDecoder
 class DataBody:
     """What follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
 
-    __slots__ = ("_connection", "_decoder")
+    __slots__ = ("_connection", "_decoder", "complete")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._decoder = DotDecoder()
+        self.complete = False
 
     def open(self) -> None:
         """Send 354, and at once: the receiver may take its time before it reads."""
@@ -27,21 +28,23 @@ class DataBody:
         connection.flush(connection.limits.command_timeout)
 
     def read_chunk(self) -> bytes:
-        """The next octets; ``b""``: the end."""
+        """The next octets; ``b""`` only at the end."""
         connection, decoder = self._connection, self._decoder
-        while not decoder.complete:
+        while True:
             chunk = decoder.feed(connection.read())
             if decoder.complete:
-                connection.unread(decoder.rest)
+                self.complete = True
+                if decoder.rest:
+                    connection.unread(decoder.rest)
+                return chunk
             if chunk:
                 return chunk
-        return b""
 
 
 class ChunkedBody:
     """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
 
-    __slots__ = ("_connection", "_last", "_left", "_next")
+    __slots__ = ("_connection", "_last", "_left", "_next", "complete")
 
     def __init__(self, connection: Connection, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
         """
@@ -52,20 +55,20 @@ class ChunkedBody:
         self._left = first.size
         self._last = first.last
         self._next = next_chunk
+        self.complete = False
 
     def open(self) -> None:
         """The peer does not wait to be asked."""
         self._connection.begin_body()
 
     def read_chunk(self) -> bytes:
-        """The next octets; ``b""``: the end."""
-        while not self._left:
-            if self._last:
-                return b""
+        """The next octets; ``b""`` only at the end."""
+        while not self._left and not self._last:
             command = self._next()
             self._left, self._last = command.size, command.last
-        data = self._connection.read(min(self._left, BODY_PIECE))
+        data = self._connection.read(min(self._left, BODY_PIECE)) if self._left else b""
         self._left -= len(data)
+        self.complete = self._last and not self._left
         return data
 
 

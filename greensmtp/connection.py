@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from math import inf
+from socket import SHUT_WR
 from time import monotonic
 from typing import Any
 
@@ -56,6 +57,8 @@ class Connection:
     __slots__ = (
         "_at",
         "_buffer",
+        "_command_timeout",
+        "_data_timeout",
         "_decision",
         "_decision_deadline",
         "_hub",
@@ -83,6 +86,8 @@ class Connection:
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         self.limits = limits
+        self._command_timeout = limits.command_timeout
+        self._data_timeout = limits.data_timeout
         self._room = room
         self._line_limit = line_limit
         self._buffer = b""
@@ -129,30 +134,30 @@ class Connection:
         """Owe the peer these octets; they go out before the next wait for input, all in one piece."""
         self._out.append(data)
 
-    def flush(self, timeout: float | None = None) -> None:
-        """Send what is owed.
+    def flush(self, timeout: float) -> None:
+        """Send what is owed, within ``timeout`` seconds.
 
-        :param timeout: seconds; None: the deadline that is in force.
         :raises ConnectionLost: the peer is gone, or does not take it in time.
         """
-        out = self._out
-        if not out:
+        if not self._out:
             return
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
-        if timeout is not None:
-            self.deadline = monotonic() + timeout
+        self.deadline = monotonic() + timeout
         try:
-            sent = self.socket.send(data)
-            if sent < len(data):
-                self.socket.sendall(data[sent:])
+            self._send()
         except Expired as expired:
             raise self._lose(expired.reason) from None
         except OSError as error:
             raise self._lose("reset") from error
         finally:
-            if timeout is not None:
-                self.deadline = inf
+            self.deadline = inf
+
+    def _send(self) -> None:
+        out = self._out
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        sent = self.socket.send(data)
+        if sent < len(data):
+            self.socket.sendall(data[sent:])
 
     # In
 
@@ -194,22 +199,26 @@ class Connection:
         if self._skipped > MAX_SKIPPED:
             raise BadLine(standard.LINE_WITHOUT_END)
 
+    @property
+    def pending(self) -> bool:
+        """Input has come that has not been used."""
+        return self._at < len(self._buffer)
+
     def wait_line(self) -> bytes:
         """Send what is owed, and wait for a line, all of which must be there within ``command_timeout``.
 
         :raises BadLine: as ``next_line``.
         :raises ConnectionLost: the peer is gone, or late.
         """
-        self.deadline = monotonic() + self.limits.command_timeout
+        deadline = monotonic() + self._command_timeout
         self.awaiting_command = True
         try:
             while True:
-                self._fill(COMMAND_PIECE)
+                self._fill(COMMAND_PIECE, deadline)
                 line = self.next_line()
                 if line is not None:
                     return line
         finally:
-            self.deadline = inf
             self.awaiting_command = False
 
     def read(self, size: int = BODY_PIECE) -> bytes:
@@ -219,12 +228,11 @@ class Connection:
         """
         if self._at == len(self._buffer):
             began = monotonic()
-            self.deadline = began + self.limits.data_timeout
-            try:
-                self._fill(size)
-            finally:
-                self.deadline = inf
-            self._count(monotonic() - began)
+            self._fill(size, began + self._data_timeout)
+            self._waited += monotonic() - began
+            self._received += len(self._buffer)
+            if self._waited > self.limits.data_rate_grace:
+                self._check_rate()
         at = self._at
         data = self._buffer[at : at + size] if at or len(self._buffer) > size else self._buffer
         self._at = at + len(data)
@@ -244,18 +252,16 @@ class Connection:
         self._waited = 0.0
         self._received = 0
 
-    def _count(self, waited: float) -> None:
-        limits = self.limits
-        self._waited += waited
-        self._received += len(self._buffer)
-        if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
+    def _check_rate(self) -> None:
+        if self._received < self._waited * self.limits.min_data_rate:
             raise self._lose("slow")
 
-    def _fill(self, size: int) -> None:
-        """Send what is owed, wait for input, take it."""
-        if self._out:
-            self.flush()
+    def _fill(self, size: int, deadline: float) -> None:
+        """Send what is owed, wait for input, take it; all of that before the deadline."""
+        self.deadline = deadline
         try:
+            if self._out:
+                self._send()
             # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
             # hold what the socket no longer has, and is tried first.
             if self._watcher is not None:
@@ -265,6 +271,8 @@ class Connection:
             raise self._lose(expired.reason) from None
         except OSError as error:
             raise self._lose("reset") from error
+        finally:
+            self.deadline = inf
         if not data:
             raise self._lose("closed")
         at = self._at
@@ -305,23 +313,25 @@ class Connection:
 
         :param linger: the peer may still be sending: see to it that it can read our last reply.
         """
-        self.deadline = monotonic() + LINGER_SECONDS
         try:
-            self.flush()
+            self.flush(LINGER_SECONDS)
             if linger:
-                self.socket.shutdown(1)
-                taken = 0
-                while taken < LINGER_OCTETS:
-                    self._fill(COMMAND_PIECE)
-                    taken += len(self._buffer)
-                    self._buffer = b""
-        except (ConnectionLost, OSError, Expired):
+                self._linger()
+        except (ConnectionLost, OSError):
             pass  # there is nobody left to tell
         finally:
-            self.deadline = inf
             self.greenlet = None
             self._close_watcher()
             self.socket.close()
+
+    def _linger(self) -> None:
+        deadline = monotonic() + LINGER_SECONDS
+        self.socket.shutdown(SHUT_WR)
+        taken = 0
+        while taken < LINGER_OCTETS:
+            self._buffer = b""
+            self._fill(COMMAND_PIECE, deadline)
+            taken += len(self._buffer)
 
     def _close_watcher(self) -> None:
         if self._watcher is not None:

@@ -34,6 +34,7 @@ from greensmtp.protocol.commands import (
 )
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
+from greensmtp.stream import MessageStream
 
 if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
@@ -194,7 +195,7 @@ class Conversation:
             return command
         connection = self.connection
         try:
-            line = connection.next_line()
+            line = connection.next_line() if connection.pending else None
             if line is None:
                 if self._server.draining and self.session.from_ is None:
                     raise ConnectionLost("shutdown")
@@ -298,30 +299,46 @@ class Conversation:
         session = self.session
         stream = session.message
         assert stream is not None
-        while not stream.complete:
-            try:
-                stream.drain()
-            except IncompleteMessage:
-                break
-            except Reject as reject:
-                stream.fail(Reply(reject.code, reject.message or "Refused"))
-            except Exception:
-                logger.exception("%s: a pipe of the message raised; answered 451", session.id)
-                stream.fail(standard.LOCAL_ERROR)
-        if isinstance(stream.error, ConnectionLost):
-            raise stream.error
-        if isinstance(stream.error, TransactionReset):
-            # The chunks have been answered; the command that ended them comes next.
-            session.reset()
-            return True
-        recipients: list[Any] = session.to if self._program.lmtp else [None]
-        replies = [self._program.end_of_data(session, EndOfData(recipient)) for recipient in recipients]
+        if not stream.complete:
+            self._drain(stream)
+        if stream.error is not None:
+            if isinstance(stream.error, ConnectionLost):
+                raise stream.error
+            if isinstance(stream.error, TransactionReset):
+                # The chunks have been answered; the command that ended them comes next.
+                session.reset()
+                return True
+        if self._program.lmtp:
+            return self._answer_each()
+        reply = self._program.end_of_data(session, EndOfData())
+        session.reset()
+        if reply.code < 300:
+            session.messages += 1
+            session.errors = session.idle_commands = 0
+        return self._answer(reply)
+
+    def _answer_each(self) -> bool:
+        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
+        session = self.session
+        replies = [self._program.end_of_data(session, EndOfData(recipient)) for recipient in session.to]
         session.reset()
         if any(reply.code < 300 for reply in replies):
             session.messages += 1
             session.errors = session.idle_commands = 0
         go_on = [self._answer(reply) for reply in replies]
         return all(go_on)
+
+    def _drain(self, stream: MessageStream) -> None:
+        """Read what the receivers have left; it still flows to the pipes."""
+        while not stream.complete:
+            try:
+                stream.drain()
+            except IncompleteMessage:
+                return
+            except Reject:
+                pass  # a pipe's; the reply is settled
+            except Exception:
+                logger.exception("%s: a pipe of the message raised; answered 451", self.session.id)
 
     # The session's Link
 

@@ -74,10 +74,10 @@ class Dispatcher:
         behaviour = self._behaviours().get(verb, self._unknown)
         refusals = REFUSALS.get(verb, {})
         emitter = self.emitters["command"]
-        heard = emitter.heard
+        shared, own = emitter.signals
 
         def act(session: Session, command: Command) -> Reply:
-            if heard():
+            if own.receivers or shared.receivers:
                 reply = emitter.ask(session, command=command)
                 if reply is not None:
                     return reply
@@ -272,7 +272,7 @@ class Dispatcher:
             # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
             stream.fail(reply)
         else:
-            stream.close()
+            stream.end()
             session.message = None
             return reply
         return standard.START_MAIL

@@ -24,22 +24,18 @@ logger = logging.getLogger("greensmtp")
 class Emitter:
     """One signal of one server: process-wide receivers first, then the server's and the session's own."""
 
-    __slots__ = ("_own", "_shared", "name", "rules")
+    __slots__ = ("name", "rules", "signals")
 
     def __init__(self, name: str, signals: Signals) -> None:
         self.name = name
         self.rules = RULES.get(name)
-        self._shared: Signal = shared.named(name)
-        self._own: Signal = signals.named(name)
-
-    def heard(self) -> bool:
-        """Somebody listens, though perhaps to other sessions only."""
-        return bool(self._shared.receivers or self._own.receivers)
+        #: The process's and the server's. An empty ``receivers`` is the quick way to know that nobody listens.
+        self.signals: tuple[Signal, Signal] = (shared.named(name), signals.named(name))
 
     def receivers(self, session: Session) -> list[Callable[..., Any]]:
         """Who is to be called for this session, in the order in which they were connected."""
         found: list[Callable[..., Any]] = []
-        for signal in (self._shared, self._own):
+        for signal in self.signals:
             if signal.receivers and not signal.is_muted:
                 these = list(signal.receivers_for(session))
                 if len(these) > 1:
@@ -51,7 +47,8 @@ class Emitter:
 
     def notify(self, session: Session, **fields: Any) -> None:
         """Tell the receivers of a signal without an ack. Their errors are logged, and change nothing."""
-        if not self.heard():
+        shared, own = self.signals
+        if not own.receivers and not shared.receivers:
             return
         for receiver in self.receivers(session):
             try:
@@ -72,8 +69,8 @@ class Emitter:
         """
         rules = self.rules
         assert rules is not None, self.name
-        # (heard(), in line: this is asked for every command)
-        if not self._shared.receivers and not self._own.receivers:
+        shared, own = self.signals
+        if not own.receivers and not shared.receivers:
             return rules.unheard
         receivers = self.receivers(session)
         if not receivers:

@@ -187,7 +187,7 @@ class Session:
         if self.to:
             self.to = []
         if self.message is not None:
-            self.message.close()
+            self.message.end()
             self.message = None
         self.state = State.CONNECTED if self.greeting is None else State.GREETED
 

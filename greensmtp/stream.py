@@ -6,11 +6,12 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable
+from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import getcurrent
 
-from greensmtp.errors import IncompleteMessage, MessageRefused
+from greensmtp.errors import IncompleteMessage, MessageRefused, Reject
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
@@ -25,11 +26,14 @@ logger = logging.getLogger("greensmtp")
 class Body(Protocol):
     """Where the octets come from: DATA's or BDAT's framing over the connection."""
 
+    #: The end has been read.
+    complete: bool
+
     def open(self) -> None:
         """Let the peer send: for DATA, 354 goes out."""
 
     def read_chunk(self) -> bytes:
-        """The next octets of the body, as many as there are; ``b""`` at its end.
+        """The next octets of the body, as many as there are; ``b""`` only when it is complete.
 
         :raises IncompleteMessage: there will be no end.
         """
@@ -47,7 +51,7 @@ class Writable(Protocol):
     def write(self, data: bytes, /) -> Any: ...
 
 
-class MessageStream(io.BufferedIOBase):
+class MessageStream:
     """One message body: dots unstuffed, CRLF kept, octet for octet what the peer sent.
 
     It is a binary file (``read``, ``readline``, ``readinto``; ``email.message_from_binary_file`` and
@@ -59,22 +63,45 @@ class MessageStream(io.BufferedIOBase):
     ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then; undo what has been done.
     """
 
+    __slots__ = (
+        "_at_end",
+        "_body",
+        "_checks",
+        "_flowing",
+        "_greenlet",
+        "_max_size",
+        "_pipes",
+        "_rest",
+        "_session",
+        "_spools",
+        "closed",
+        "complete",
+        "error",
+        "failure",
+        "opened",
+        "size",
+    )
+
     def __init__(self, session: Session, body: Body, max_size: int | None, checks: tuple[BodyCheck, ...]) -> None:
         self._session = session
         self._body = body
-        self._max_size = max_size
+        self._max_size: float = inf if max_size is None else max_size
         self._checks = checks
         self._pipes: tuple[Writable, ...] = ()
         self._spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
         self._at_end: tuple[Callable[[], object], ...] = ()
         self._rest = b""
         self._greenlet = getcurrent()
+        #: Chunks can be had: it is open, and neither complete, nor failed, nor over.
+        self._flowing = False
         #: Octets so far.
         self.size = 0
         #: The peer may send: the ack was accepted.
         self.opened = False
         #: All of the body has been read off the socket.
         self.complete = False
+        #: Somebody has closed it, or its transaction is over: reading raises ValueError.
+        self.closed = False
         #: The reply that will be given instead of ``received``'s, when the message has failed.
         self.failure: Reply | None = None
         #: What reading raises from now on, when that is more than an early end.
@@ -101,17 +128,6 @@ class MessageStream(io.BufferedIOBase):
         """Call this when the transaction is over, however it went: the place to clean up what ``received`` did not
         get to."""
         self._at_end = (*self._at_end, callback)
-
-    def close(self) -> None:
-        """The transaction is over. (Called by the framework.)"""
-        if self.closed:
-            return
-        super().close()
-        for callback in self._at_end:
-            try:
-                callback()
-            except Exception:
-                logger.exception("%s: cleaning up after a message", self._session.id)
 
     def abort(self, code: int = 554, message: str | None = None) -> None:
         """Read no more: what still comes is drained and goes nowhere, and this is the reply to it.
@@ -182,6 +198,32 @@ class MessageStream(io.BufferedIOBase):
         """True."""
         return True
 
+    def writable(self) -> bool:
+        """False."""
+        return False
+
+    def seekable(self) -> bool:
+        """False."""
+        return False
+
+    def isatty(self) -> bool:
+        """False."""
+        return False
+
+    def flush(self) -> None:
+        """Nothing: it is read from."""
+
+    def close(self) -> None:
+        """No more reading; what still comes is drained, and flows to the pipes."""
+        self.closed = True
+        self._rest = b""
+
+    def __enter__(self) -> MessageStream:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
     def __iter__(self) -> MessageStream:
         return self
 
@@ -197,7 +239,7 @@ class MessageStream(io.BufferedIOBase):
     def open(self) -> None:
         """The body may flow; within ``ack.accept()``, so that 354 goes out at once where that can be."""
         if not self.opened and getcurrent() is self._greenlet:
-            self.opened = True
+            self.opened = self._flowing = True
             self._body.open()
 
     def fail(self, reply: Reply, error: IncompleteMessage | None = None) -> None:
@@ -205,7 +247,8 @@ class MessageStream(io.BufferedIOBase):
         if self.failure is None:
             self.failure = reply
             self.error = error
-        self._pipes = ()
+        self._flowing = False
+        self._pipes = self._spools = ()
         self._rest = b""
 
     def drain(self) -> None:
@@ -215,18 +258,31 @@ class MessageStream(io.BufferedIOBase):
         """
         self._rest = b""
         while not self.complete:
-            if self.failure is not None:
-                self._read_body()
-                continue
+            if self.failure is None:
+                try:
+                    self._take_chunk()
+                except MessageRefused:
+                    pass  # the reply is settled; drain on
+            else:
+                self._skip_chunk()
+
+    def end(self) -> None:
+        """The transaction is over."""
+        self._flowing = False
+        self.close()
+        for callback in self._at_end:
             try:
-                self._next_chunk()
-            except MessageRefused:
-                pass  # the reply is settled; drain on
+                callback()
+            except Exception:
+                logger.exception("%s: cleaning up after a message", self._session.id)
+
+    # Within
 
     def _next_chunk(self) -> bytes:
-        """Read, check, and hand to the pipes."""
+        if self._flowing and not self.closed and self._greenlet is getcurrent():
+            return self._take_chunk()
         if self.closed:
-            raise ValueError("this message stream is closed")
+            raise ValueError("this message stream is closed: its body can be read while `message` is handled")
         if self._greenlet is not getcurrent():
             raise RuntimeError(
                 "a message stream is read in its connection's own greenlet; "
@@ -234,39 +290,63 @@ class MessageStream(io.BufferedIOBase):
             )
         if not self.opened:
             raise RuntimeError("accept the message's ack before reading: the peer has not been asked for the body yet")
-        if self.failure is not None:
-            if self.error is not None:
-                raise self.error
-            return b""
-        chunk = self._read_body()
-        if not chunk:
-            return b""
+        if self.error is not None:
+            raise self.error
+        return b""
+
+    def _take_chunk(self) -> bytes:
+        """Read, check, and hand to the pipes."""
+        body = self._body
+        try:
+            chunk = body.read_chunk()
+        except IncompleteMessage as error:
+            self._lose(error)
+            raise
+        if body.complete:
+            self.complete = True
+            self._flowing = False
         self.size += len(chunk)
-        if self._max_size is not None and self.size > self._max_size:
+        if self.size > self._max_size:
             self._refuse(standard.TOO_LARGE)
         for check in self._checks:
             refusal = check(chunk)
             if refusal is not None:
                 self._refuse(refusal)
-        for pipe in self._pipes:
-            pipe.write(chunk)
+        if self._pipes:
+            self._hand_on(chunk)
         return chunk
 
-    def _read_body(self) -> bytes:
+    def _skip_chunk(self) -> None:
         try:
-            chunk = self._body.read_chunk()
+            self._body.read_chunk()
         except IncompleteMessage as error:
-            self.complete = True
-            self.fail(standard.LOCAL_ERROR)
-            self.error = error
+            self._lose(error)
             raise
-        if not chunk:
-            self.complete = True
+        self.complete = self._body.complete
+
+    def _hand_on(self, chunk: bytes) -> None:
+        for pipe in self._pipes:
+            try:
+                pipe.write(chunk)
+            except Exception as error:
+                # Whoever reads may swallow this; the message has failed all the same.
+                reply = Reply(error.code, error.message or "") if isinstance(error, Reject) else standard.LOCAL_ERROR
+                self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
+                raise
+        if self.complete:
             for spooled in self._spools:
                 spooled.seek(0)
-        return chunk
+
+    def _lose(self, error: IncompleteMessage) -> None:
+        self.complete = True
+        self.fail(standard.LOCAL_ERROR)
+        self.error = error
 
     def _refuse(self, reply: Reply) -> None:
         error = MessageRefused(reply.code, f"{reply.enhanced} {reply.text}")
         self.fail(reply, error)
         raise error
+
+
+# It is one in all that counts; inheriting would have it close itself when it is freed, for every message.
+io.BufferedIOBase.register(MessageStream)

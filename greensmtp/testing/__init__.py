@@ -1,6 +1,29 @@
 """For tests of what is built on greensmtp: scripted dialogues, connections without a network, a pytest fixture.
 
-The fixture is opt-in: ``pytest_plugins = ["greensmtp.testing.fixtures"]`` in a ``conftest.py``.
+::
+
+    from greensmtp.testing import dial
+
+    def test_strangers_are_refused():
+        with dial(make_server()) as peer:       # not started: a socket pair, no port
+            peer.converse('''
+                S: 220
+                C: EHLO client.example
+                S: 250
+                C: MAIL FROM:<jo@example.org>
+                S: 250 2.1.0
+                C: RCPT TO:<stranger@example.net>
+                S: 550 5.7.1 *denied
+                C: QUIT
+                S: 221
+                S: END
+            ''')
+
+Server and test share one thread's hub, so a handler can be stopped at an ``Event`` of the test's, and a failing
+assertion names the line of the dialogue and shows all of it up to there.
+
+The fixture, which starts servers and stops them, is opt-in: ``pytest_plugins = ["greensmtp.testing.fixtures"]`` in a
+``conftest.py``.
 """
 
 from greensmtp.testing.peer import DialogueError, Peer, dial

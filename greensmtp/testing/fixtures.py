@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import pytest
 
 from greensmtp.server import SMTPServer
 
 
-@pytest.fixture
-def smtp_server() -> Iterator[Callable[..., SMTPServer]]:
-    """Make a server that listens on a free loopback port, in this thread's hub: ``smtp_server(max_errors=3)``.
+class MakeServer(Protocol):
+    """What the fixture ``smtp_server`` gives, for annotations."""
 
-    It takes what ``SMTPServer`` takes but the listener; ``listener=`` and ``start=False`` where they matter. Its
-    name is ``mx.example.com`` unless you say so. All are stopped when the test is over.
+    def __call__(self, *, listener: Any = ..., start: bool = ..., **options: Any) -> SMTPServer: ...
+
+
+@pytest.fixture
+def smtp_server() -> Iterator[MakeServer]:
+    """Make a server: ``smtp_server(max_errors=3)`` listens on a free loopback port, in this thread's hub.
+
+    It takes what ``SMTPServer`` takes; its name is ``mx.example.com`` and its listener ``("127.0.0.1", 0)`` unless
+    you say so. With ``start=False`` it does not listen: middleware can still be stacked, and ``dial`` reaches it
+    over a socket pair. All are stopped when the test is over.
     """
-    servers = []
+    servers: list[SMTPServer] = []
 
     def make(*, listener: Any = ("127.0.0.1", 0), start: bool = True, **options: Any) -> SMTPServer:
         options.setdefault("hostname", "mx.example.com")
