@@ -36,6 +36,9 @@ logger = logging.getLogger("greensmtp")
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
+#: Seconds that ``stop`` waits for connections that it has cut off.
+KILL_SECONDS = 1.0
+
 
 class SMTPServer(StreamServer):
     """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
@@ -91,7 +94,8 @@ class SMTPServer(StreamServer):
         self.connections: set[Conversation] = set()
         self._middleware: list[Middleware] = []
         self._program: Program | None = None
-        self._all_gone = Event()
+        #: Some connection is over; only while draining.
+        self._departure = Event()
         self._sweeper: Any = None
         self._unix_path: str | None = None
         self._paused = False
@@ -143,7 +147,6 @@ class SMTPServer(StreamServer):
         self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
         self._program = self._compose()
         self.draining = False
-        self._all_gone.clear()
         super().start()
 
     def _compose(self) -> Program:
@@ -179,17 +182,11 @@ class SMTPServer(StreamServer):
         """
         self.close()
         self.draining = True
-        me = getcurrent()
-        if not self._others(me):
-            return
         self.loop.run_callback(self._dismiss_idle)
-        self._all_gone.clear()
-        self._all_gone.wait(self.stop_timeout if timeout is None else timeout)
-        for conversation in self._others(me):
+        self._wait_for_others(self.stop_timeout if timeout is None else timeout)
+        for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
-        if self._others(me):
-            self._all_gone.clear()
-            self._all_gone.wait(1.0)
+        self._wait_for_others(KILL_SECONDS)
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -198,9 +195,16 @@ class SMTPServer(StreamServer):
         if listening and self._unix_path is not None:
             Path(self._unix_path).unlink(missing_ok=True)
 
-    def _others(self, me: Any) -> list[Conversation]:
+    def _others(self) -> list[Conversation]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
+        me = getcurrent()
         return [each for each in self.connections if each.connection.greenlet is not me]
+
+    def _wait_for_others(self, timeout: float) -> None:
+        deadline = monotonic() + timeout
+        while self._others() and (left := deadline - monotonic()) > 0:
+            self._departure.clear()
+            self._departure.wait(left)
 
     def _dismiss_idle(self) -> None:
         for conversation in list(self.connections):
@@ -262,7 +266,11 @@ class SMTPServer(StreamServer):
             _turn_away(socket, silently=self.implicit_tls)
             return
         assert self._program is not None
-        conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
+        try:
+            conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
+        except Exception:
+            socket.close()
+            raise
         if not self.connections:
             self._start_sweeping()
         self.connections.add(conversation)
@@ -277,8 +285,8 @@ class SMTPServer(StreamServer):
         self.connections.discard(conversation)
         if not self.connections:
             self._stop_sweeping()
-        if self.draining and len(self.connections) <= 1:
-            self._all_gone.set()
+        if self.draining:
+            self._departure.set()
 
     # Deadlines
 

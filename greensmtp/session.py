@@ -158,7 +158,7 @@ class Session:
     def protocol(self) -> str:
         """How this mail came, as ``Received: ... with`` says it: ``ESMTPS``, ``LMTP`` (RFC 3848, RFC 6531)."""
         if self.greeting == "helo":
-            return "SMTPS" if self.tls else "SMTP"
+            return "SMTP"
         name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
         return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
 
