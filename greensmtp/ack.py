@@ -40,8 +40,6 @@ class AckRules:
 
     def accept(self, code: int | str | None, message: Message) -> Reply:
         """The reply for ``ack.accept(code, message)``."""
-        if code is None and message is None:
-            return self.accepted
         number = self.accepted.code if code is None else _number(code, "accept")
         if number not in self.accept_codes:
             first, last = self.accept_codes[0], self.accept_codes[-1]
@@ -59,6 +57,8 @@ class AckRules:
         return self._reply(number, self.rejected, message)
 
     def _reply(self, code: int, usual: Reply, message: Message) -> Reply:
+        if message is None and code == usual.code:
+            return usual
         lines = usual.lines if message is None else _lines(message)
         return Reply(code, *lines, enhanced="" if self.with_enhanced else None)
 
@@ -146,14 +146,15 @@ class Decision:
             if self.closed or self.reply is not None:
                 self.conflict = True
                 raise AlreadyAcknowledged(
-                    "this ack has been decided already"
-                    if self.reply is not None
-                    else "the command has been answered without this ack: it came too late"
+                    "the command has been answered: this decision comes too late"
+                    if self.closed
+                    else "this ack has been decided already"
                 )
             self.reply = reply
         if self._on_accept is not None and reply.code < 400:
             self._on_accept()
-        self._wake()
+        if self._waiter is not None:
+            self._wake()
 
     def wait(self, ack: weakref.ref[Ack]) -> None:
         """Wait for a decision, or for the moment when nobody holds the ack any more.
@@ -197,6 +198,12 @@ class Ack:
         """It is too late to decide."""
         return self._decision.reply is not None or self._decision.closed
 
+    @property
+    def accepted(self) -> bool:
+        """It has been decided, and this was agreement."""
+        reply = self._decision.reply
+        return reply is not None and reply.code < 400
+
     def accept(self, code: int | str | None = None, message: Message = None) -> None:
         """Agree.
 
@@ -207,7 +214,8 @@ class Ack:
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
         decision = self._decision
-        decision.decide(decision.rules.accept(code, message))
+        rules = decision.rules
+        decision.decide(rules.accepted if code is message is None else rules.accept(code, message))
 
     def reject(self, code: int | str | None = None, message: Message = None) -> None:
         """Refuse; 550 (``connect``: 554, ``auth``: 535) when no code is given.

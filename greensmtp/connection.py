@@ -22,6 +22,9 @@ from greensmtp.protocol.replies import Reply
 COMMAND_PIECE = 16 * 1024
 BODY_PIECE = 128 * 1024
 
+#: The first octets of a TLS ClientHello.
+TLS_HANDSHAKE = b"\x16\x03"
+
 #: How much of a line that is too long is skipped in search of its end, until the peer is given up.
 MAX_SKIPPED = 1024 * 1024
 
@@ -75,6 +78,7 @@ class Connection:
         "limits",
         "lost",
         "socket",
+        "write",
     )
 
     def __init__(self, socket: Any, limits: Limits, room: Callable[[str], int], line_limit: int) -> None:
@@ -94,6 +98,8 @@ class Connection:
         self._at = 0
         self._skipped = 0
         self._out: list[bytes] = []
+        #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
+        self.write: Callable[[bytes], None] = self._out.append
         self.deadline = inf
         #: The greenlet waits for a command, of which nothing needs to have come yet.
         self.awaiting_command = False
@@ -129,10 +135,6 @@ class Connection:
         self.deadline = inf
 
     # Out
-
-    def write(self, data: bytes) -> None:
-        """Owe the peer these octets; they go out before the next wait for input, all in one piece."""
-        self._out.append(data)
 
     def flush(self, timeout: float) -> None:
         """Send what is owed, within ``timeout`` seconds.
@@ -175,6 +177,8 @@ class Connection:
         if end < 0:
             if len(buffer) - at > self._line_limit:
                 self._skip_line()
+            elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
+                raise BadLine(standard.NOT_SMTP)  # which has no lines to wait for
             return None
         self._at = end + 1
         if end == at or buffer[end - 1] != 13:
@@ -198,11 +202,6 @@ class Connection:
         self._at = 0
         if self._skipped > MAX_SKIPPED:
             raise BadLine(standard.LINE_WITHOUT_END)
-
-    @property
-    def pending(self) -> bool:
-        """Input has come that has not been used."""
-        return self._at < len(self._buffer)
 
     def wait_line(self) -> bytes:
         """Send what is owed, and wait for a line, all of which must be there within ``command_timeout``.

@@ -195,7 +195,7 @@ class Conversation:
             return command
         connection = self.connection
         try:
-            line = connection.next_line() if connection.pending else None
+            line = connection.next_line()
             if line is None:
                 if self._server.draining and self.session.from_ is None:
                     raise ConnectionLost("shutdown")

@@ -104,7 +104,9 @@ class EndOfData(Command):
     __slots__ = ("recipient",)
 
     def __init__(self, recipient: Address | None = None) -> None:
-        super().__init__(END_OF_DATA, recipient or "")
+        self.verb = END_OF_DATA
+        self.argument = recipient or ""
+        self.error = None
         self.recipient = recipient
 
 
@@ -121,7 +123,7 @@ _USUAL_TO = re.compile(f"[Tt][Oo]{_USUAL}")
 #: A blank behind the colon is wrong, and so common that it is let through.
 _ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
 _HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
-_CHUNK = re.compile(r"(\d{1,20})(?: +(LAST))?", re.IGNORECASE)
+_CHUNK = re.compile(r"0*([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?")
 
 
 class _PathErrors(NamedTuple):
@@ -225,9 +227,12 @@ def parse_command(line: bytes) -> Command:
         # A tab is not in the grammar, but people's scripts have it; any other control character is an attempt at
         # something.
         text = text.replace("\t", " ")
-        if not text.isprintable():
+        # The joiner and the non-joiner are not printable, and letters of Persian and Indic domains (RFC 5892 A.1, A.2).
+        if not text.replace("\u200c", "").replace("\u200d", "").isprintable():
             return _malformed(line)
     verb, _, argument = text.partition(" ")
+    if not verb.isascii():
+        return Command(UNKNOWN, text)  # upper() would make MAIL of "ma\u0131l"
     verb = verb.upper()
     parser = PARSERS.get(verb)
     if parser is not None:
