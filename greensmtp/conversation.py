@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, getcurrent
 
-from greensmtp.ack import Decision
 from greensmtp.bodies import ChunkedBody, DataBody, skip
 from greensmtp.chain import Chain, Proceed
 from greensmtp.connection import BadLine, Connection
@@ -101,13 +100,26 @@ class Program:
 class Conversation:
     """One connection's greenlet: the Link of its Session."""
 
-    __slots__ = ("_next", "_pending", "_program", "_quit", "_server", "_tls_first", "connection", "session")
+    __slots__ = (
+        "_next",
+        "_pending",
+        "_program",
+        "_quit",
+        "_server",
+        "_tls_first",
+        "connection",
+        "session",
+        "unwatch",
+        "watch",
+    )
 
     def __init__(self, server: SMTPServer, program: Program, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
         self.connection = Connection(socket, program.limits, program.line_length, program.line_limit)
+        #: Give the receivers of a signal ``ack_timeout`` from now on; they have decided.
+        self.watch, self.unwatch = self.connection.watch, self.connection.unwatch
         self.session = Session(server, self, peer, program.dispatcher.emitters)
         #: A command that was read while a body was expected, and ended it.
         self._next: Command | None = None
@@ -351,14 +363,6 @@ class Conversation:
     def lost(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
         return self.connection.lost
-
-    def watch(self, decision: Decision) -> None:
-        """Give the receivers ``ack_timeout`` from now on."""
-        self.connection.watch(decision)
-
-    def unwatch(self) -> None:
-        """They have decided."""
-        self.connection.unwatch()
 
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""

@@ -36,10 +36,12 @@ class Link(Protocol):
     def lost(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
 
-    def watch(self, decision: Decision) -> None:
-        """Give the receivers ``ack_timeout`` from now on."""
+    @property
+    def watch(self) -> Callable[[Decision], None]:
+        """Give the receivers of a signal ``ack_timeout`` from now on."""
 
-    def unwatch(self) -> None:
+    @property
+    def unwatch(self) -> Callable[[], None]:
         """They have decided."""
 
     def challenge(self, reply: Reply) -> bytes:
