@@ -1,9 +1,12 @@
-"""The seed's first example: take mail for localhost alone, and print it.
+"""Take mail for localhost alone, and print it: what the first server example of node's smtp-protocol does.
 
-Run it, then: ``swaks --server 127.0.0.1:9025 --to you@localhost``.
+    python examples/local_only.py [port]
+
+Then, elsewhere: ``swaks --server 127.0.0.1:9025 --to you@localhost``. Port 0 is any free one.
 """
 
 import sys
+from contextlib import suppress
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 
@@ -14,7 +17,7 @@ def make_server(port: int = 9025) -> SMTPServer:
 
     @server.on("to")
     def local_only(session: Session, address: Address, ack: Ack) -> None:
-        if address.domain == "localhost":
+        if address.domain.lower() == "localhost":
             ack.accept()
         else:
             ack.reject(550, "5.7.1 relaying denied")
@@ -25,10 +28,17 @@ def make_server(port: int = 9025) -> SMTPServer:
         ack.accept()
         for chunk in stream:
             sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+        sys.stdout.flush()
 
     return server
 
 
+def main(port: int = 9025) -> None:
+    """Serve until Ctrl-C."""
+    with make_server(port) as server, suppress(KeyboardInterrupt):
+        print("listening on {}:{}".format(*server.address), flush=True)
+        server.serve_forever()
+
+
 if __name__ == "__main__":
-    make_server(*map(int, sys.argv[1:])).serve_forever()
+    main(*map(int, sys.argv[1:2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from gevent import monkey
@@ -9,15 +10,23 @@ from gevent import monkey
 
 def main() -> None:
     """Run the command line, and exit with its status."""
+    _fill_standard_streams()
     # Before anything else is imported: plugins may use blocking libraries, and are to find them cooperative.
     monkey.patch_all()
     try:
         from greensmtp.cli import cli
     except ModuleNotFoundError as error:
-        if error.name not in ("click", "pythonjsonlogger"):
+        if (name := (error.name or "").partition(".")[0]) not in ("click", "pythonjsonlogger"):
             raise
-        sys.exit(f"greensmtp: the command line needs {error.name}: pip install 'greensmtp[cli]'")
+        sys.exit(f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'")
     cli(prog_name="greensmtp")
+
+
+def _fill_standard_streams() -> None:
+    """Where 0, 1 or 2 was closed, the next socket or message file would take its place, and get what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 if __name__ == "__main__":

@@ -77,9 +77,10 @@ def _verbs(middleware: Middleware) -> frozenset[str] | None:
 def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
     def link(session: Session, command: Command) -> Reply:
         try:
-            reply = middleware(session, command, proceed)
-        except Reject as reject:
-            return Reply(reject.code, reject.message or "Refused")
+            try:
+                reply = middleware(session, command, proceed)
+            except Reject as reject:
+                reply = Reply(reject.code, reject.message or "Refused")
         except Exception as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer

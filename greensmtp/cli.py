@@ -5,23 +5,28 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import click
-from gevent import signal_handler, spawn
+from gevent import joinall, signal_handler, spawn
 from gevent.event import Event
 
+from greensmtp.ack import Ack
 from greensmtp.chain import Proceed
 from greensmtp.delivery.maildir import Maildir
-from greensmtp.limits import Limits
 from greensmtp.middleware.log import Logging
-from greensmtp.output import Announcer, set_up_logging
+from greensmtp.output import LineWriter, set_up_logging
 from greensmtp.plugins import PluginError, load_plugin
-from greensmtp.protocol.commands import END_OF_DATA, Command
+from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.commands import END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.replies import Reply
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
+from greensmtp.signals import shared
+from greensmtp.stream import MessageStream
 from greensmtp.urls import HELP, Listen
 
 #: Seconds that transactions in progress get when the server is told to stop.
@@ -98,8 +103,8 @@ def cli() -> None:
 @click.option(
     "--max-size",
     type=SizeType(),
-    default=Limits().max_message_size,
-    show_default="32M",
+    default="32M",
+    show_default=True,
     help="The largest message, in octets, or like 500k, 32M, 1G.",
 )
 @click.option(
@@ -131,10 +136,8 @@ def serve(  # noqa: PLR0917 - click passes them by name
       ls maildir/new
     """
     set_up_logging(log_format, verbose)
-    announcer = Announcer()
+    stdout = LineWriter(sys.stdout)
     try:
-        loaded = [load_plugin(name) for name in plugins]
-        store = None if no_maildir else Maildir(maildir)
         servers = [
             SMTPServer(
                 listener.address,
@@ -144,24 +147,38 @@ def serve(  # noqa: PLR0917 - click passes them by name
                 certfile=tls_cert,
                 keyfile=tls_key,
                 max_message_size=max_size,
-                middleware=[Logging(), Announce(announcer)],
+                middleware=[Logging(), Announce(stdout)],
             )
             for listener in listeners
         ]
-    except (ValueError, PluginError) as error:
-        raise click.UsageError(_as_options(str(error))) from error
-    for server in servers:
-        # The Maildir's pipe must be there before a plugin reads; and a plugin may refuse before it stores.
-        if store is not None:
-            store.attach_message(server)
-        for plugin in loaded:
-            plugin(server)
-        if store is not None:
-            store.attach_received(server)
-    _run(servers, listeners, announcer)
+        _connect(servers, None if no_maildir else Maildir(maildir), plugins)
+    except ValueError as error:
+        raise click.UsageError(_as_options(str(error)), click.get_current_context()) from error
+    except PluginError as error:
+        raise click.BadParameter(str(error), click.get_current_context(), param_hint="'--plugin'") from error
+    _run(servers, listeners, stdout)
 
 
-def _run(servers: list[SMTPServer], listeners: tuple[Listen, ...], announcer: Announcer) -> None:
+def _connect(servers: list[SMTPServer], maildir: Maildir | None, plugins: tuple[str, ...]) -> None:
+    """Plugins are heard between the two halves of the Maildir: what they read flows into it too, what they refuse is
+    not stored, and what they leave undecided is accepted."""
+    if maildir is not None:
+        # Process-wide handlers come before a server's own, in the order in which they were connected.
+        @shared.on("message")
+        def tap(session: Session, stream: MessageStream, ack: Ack) -> None:
+            if session.server in servers:
+                maildir.tap(session, stream, ack)
+
+    for plug_in in [load_plugin(name) for name in plugins]:
+        for server in servers:
+            plug_in(server)
+    if maildir is not None:
+        for server in servers:
+            server.on("message", maildir.accept)
+            server.on("received", maildir.store)
+
+
+def _run(servers: list[SMTPServer], listeners: tuple[Listen, ...], stdout: LineWriter) -> None:
     stopping = Event()
 
     def stop() -> None:
@@ -177,38 +194,51 @@ def _run(servers: list[SMTPServer], listeners: tuple[Listen, ...], announcer: An
             try:
                 server.start()
             except OSError as error:
-                raise click.ClickException(f"cannot listen on {listener.url()}: {error.strerror or error}") from error
-            announcer.say(f"listening {listener.url(server.address)}")
+                # (Without the address, which is behind a colon: it is in the URL.)
+                reason = (error.strerror or str(error)).partition(":")[0]
+                raise click.ClickException(f"--listen: cannot listen on {listener.url()}: {reason}") from error
+            stdout.say(f"listening {listener.url(server.address)}")
         stopping.wait()
     finally:
-        waiting = [spawn(server.stop, DRAIN_SECONDS) for server in servers]
-        for greenlet in waiting:
-            greenlet.join()
-        announcer.finish()
+        joinall([spawn(server.stop, DRAIN_SECONDS) for server in servers])
+        stdout.finish()
 
 
 class Announce:
-    """A line for every message that was accepted."""
+    """A line for every message that was accepted, for whichever recipients."""
 
     verbs = (END_OF_DATA,)
 
-    def __init__(self, announcer: Announcer) -> None:
-        self._announcer = announcer
+    def __init__(self, stdout: LineWriter) -> None:
+        self._stdout = stdout
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Say it once the reply is settled."""
+        """Say it once the reply is settled; LMTP settles one for each recipient in turn."""
+        assert isinstance(command, EndOfData)
         reply = proceed(session, command)
+        if command.recipient is None:
+            if reply.is_positive:
+                self._say(session, session.to, reply)
+            return reply
+        accepted = session.notes.setdefault(self, [])
         if reply.is_positive:
-            size = session.message.size if session.message is not None else 0
-            recipients = ",".join(
-                f"<{address}>" for address in ([command.argument] if command.argument else session.to)
-            )
-            self._announcer.say(f"message from=<{session.from_}> to={recipients} size={size}: {reply}")
+            accepted.append((command.recipient, reply))
+        if command.recipient is session.to[-1]:
+            del session.notes[self]
+            if accepted:
+                self._say(session, [recipient for recipient, _ in accepted], accepted[-1][1])
         return reply
+
+    def _say(self, session: Session, recipients: Iterable[Address], reply: Reply) -> None:
+        size = session.message.size if session.message is not None else 0
+        to = ",".join(f"<{address}>" for address in recipients)
+        said = str(reply).replace("\n", " | ")
+        self._stdout.say(f"message from=<{session.from_}> to={to} size={size}: {said}")
 
 
 def _as_options(text: str) -> str:
     """The library's names for arguments, in the command line's words."""
     for argument, option in (("certfile", "--tls-cert"), ("keyfile", "--tls-key"), ("hostname", "--hostname")):
         text = re.sub(rf"\b{argument}\b", option, text)
-    return re.sub(r"^maildir: ", "--maildir: ", text).replace(", or ssl_context", "")
+    text = re.sub(r"^maildir: ", "--maildir: ", text).replace(", or ssl_context", "")
+    return text.replace("implicit_tls", "smtps://")

@@ -16,11 +16,14 @@ from greensmtp.ack import Decision, HandlerTimeout
 from greensmtp.errors import ConnectionLost
 from greensmtp.limits import Limits
 from greensmtp.protocol import standard
+from greensmtp.protocol.commands import FOREIGN
 from greensmtp.protocol.replies import Reply
 
 #: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
 COMMAND_PIECE = 16 * 1024
 BODY_PIECE = 128 * 1024
+#: Octets that a peer who brings them as fast as they are taken may have on end, under TLS.
+TURN = 128 * 1024
 
 #: The first octets of a TLS ClientHello.
 TLS_HANDSHAKE = b"\x16\x03"
@@ -67,9 +70,12 @@ class Connection:
         "_hub",
         "_line_limit",
         "_out",
+        "_pending",
         "_received",
         "_room",
+        "_skip_reply",
         "_skipped",
+        "_turn",
         "_waited",
         "_watcher",
         "awaiting_command",
@@ -89,6 +95,10 @@ class Connection:
         self.greenlet: Any = None
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
+        #: TLS: octets that have been decrypted, and not taken.
+        self._pending: Callable[[], int] | None = None
+        #: Octets that may come before others have their turn.
+        self._turn = TURN
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
@@ -96,7 +106,9 @@ class Connection:
         self._line_limit = line_limit
         self._buffer = b""
         self._at = 0
+        #: Octets skipped of a bad line, 0: there is none; the reply that it gets at its end, None: it has had it.
         self._skipped = 0
+        self._skip_reply: Reply | None = None
         self._out: list[bytes] = []
         #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
         self.write: Callable[[bytes], None] = self._out.append
@@ -163,47 +175,63 @@ class Connection:
 
     # In
 
-    def next_line(self) -> bytes | None:
+    def next_line(self, room: int | None = None) -> bytes | None:
         """The next line that has come already, without its CRLF; None: there is none.
 
-        :raises BadLine: it is too long, or not ended by CRLF. It has been skipped.
+        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
+        :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
         """
-        if self._skipped:
-            self._skip_line()
+        if self._skipped and not self._skip_line():
             return None
         buffer = self._buffer
         at = self._at
         end = buffer.find(b"\n", at)
         if end < 0:
             if len(buffer) - at > self._line_limit:
+                self._skip_reply = self._blame(at, len(buffer), standard.LINE_TOO_LONG)
+                if self._skip_reply is standard.NOT_SMTP:
+                    raise BadLine(standard.NOT_SMTP)
                 self._skip_line()
             elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
                 raise BadLine(standard.NOT_SMTP)  # which has no lines to wait for
             return None
         self._at = end + 1
         if end == at or buffer[end - 1] != 13:
-            raise BadLine(standard.BARE_NEWLINE)
+            # Told at once, as there may be no CRLF to come; what follows up to that is the same line, no command.
+            self._skipped = self._at - at
+            self._skip_reply = None
+            raise BadLine(self._blame(at, end, standard.BARE_NEWLINE))
         line = buffer[at : end - 1]
         # 64 is below any limit: most lines need no look at theirs.
-        if end - at >= 64 and end - at + 1 > self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper()):
-            raise BadLine(standard.LINE_TOO_LONG)
+        if end - at >= 64 and end - at + 1 > (
+            room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())
+        ):
+            raise BadLine(self._blame(at, end, standard.LINE_TOO_LONG))
         return line
 
-    def _skip_line(self) -> None:
-        """Drop a line that is too long, up to its CRLF: a bare LF in it must not make a command of its tail."""
+    def _blame(self, start: int, end: int, reply: Reply) -> Reply:
+        """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
+        because its first line is too long, or ended by a bare LF."""
+        return standard.NOT_SMTP if FOREIGN.match(self._buffer, start, end) else reply
+
+    def _skip_line(self) -> bool:
+        """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""
         end = self._buffer.find(b"\r\n", self._at)
         if end >= 0:
             self._at = end + 2
             self._skipped = 0
-            raise BadLine(standard.LINE_TOO_LONG)
+            if self._skip_reply is not None:
+                raise BadLine(self._skip_reply)
+            return True
         keep = 1 if self._buffer.endswith(b"\r") else 0
         self._skipped += len(self._buffer) - self._at
         self._buffer = self._buffer[len(self._buffer) - keep :]
         self._at = 0
         if self._skipped > MAX_SKIPPED:
             raise BadLine(standard.LINE_WITHOUT_END)
+        return False
 
-    def wait_line(self) -> bytes:
+    def wait_line(self, room: int | None = None) -> bytes:
         """Send what is owed, and wait for a line, all of which must be there within ``command_timeout``.
 
         :raises BadLine: as ``next_line``.
@@ -214,7 +242,7 @@ class Connection:
         try:
             while True:
                 self._fill(COMMAND_PIECE, deadline)
-                line = self.next_line()
+                line = self.next_line(room)
                 if line is not None:
                     return line
         finally:
@@ -261,11 +289,16 @@ class Connection:
         try:
             if self._out:
                 self._send()
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
-            # hold what the socket no longer has, and is tried first.
-            if self._watcher is not None:
+            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS may hold
+            # what the socket no longer has, and is tried first; but now and then the others must have their turn,
+            # however fast this peer is.
+            if self._pending is None:
+                self._hub.wait(self._watcher)
+            elif self._turn <= 0 and not self._pending():
+                self._turn = TURN
                 self._hub.wait(self._watcher)
             data = self.socket.recv(size)
+            self._turn -= len(data)
         except Expired as expired:
             raise self._lose(expired.reason) from None
         except OSError as error:
@@ -293,19 +326,24 @@ class Connection:
         self._at = self._skipped = 0
         self._close_watcher()
         self.deadline = monotonic() + self.limits.tls_timeout
+        self.awaiting_command = True  # a shutdown does not wait for this peer
         try:
             # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
             # socket of the standard library's, which blocks the hub.)
+            self.socket.getpeername()  # raises, where the constructor would leave a descriptor behind: the peer is gone
             self.socket = gevent_ssl.SSLSocket(
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
             self.socket.do_handshake()
+            self._watcher = self._hub.loop.io(self.socket.fileno(), 1)
+            self._pending = self.socket.pending
         except Expired as expired:
             raise self._lose(expired.reason) from None
         except OSError as error:
             raise self._lose("tls") from error
         finally:
             self.deadline = inf
+            self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
         """Send what is owed, and close.

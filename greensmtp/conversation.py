@@ -32,6 +32,7 @@ from greensmtp.protocol.commands import (
     parse_command,
 )
 from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.states import State
 from greensmtp.session import Session
 from greensmtp.stream import MessageStream
 
@@ -149,19 +150,22 @@ class Conversation:
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             try:
-                connection.close(linger=linger)
-                self.session.reset()
-                self._program.disconnect(self.session, Command(DISCONNECT, reason))
+                try:
+                    connection.close(linger=linger)
+                finally:  # whatever cuts the lingering short
+                    self.session.reset()
+                    self._program.disconnect(self.session, Command(DISCONNECT, reason))
             except Exception:
                 logger.exception("%s: at the end of the connection", self.session.id)
             finally:
+                self.session.disconnect_receivers()
                 self._server.forget(self)
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
         farewell = _FAREWELLS.get(reason)
         if farewell is None:
-            return False
+            return reason == "refused"  # told already
         self.connection.write(farewell.encode())
         try:
             self.connection.flush(_FAREWELL_TIMEOUT)
@@ -205,24 +209,31 @@ class Conversation:
         if command is not None:
             self._next = None
             return command
+        if self._server.draining and self.session.from_ is None:
+            raise ConnectionLost("shutdown")  # what has been pipelined begins no new transaction
         connection = self.connection
         try:
             line = connection.next_line()
             if line is None:
-                if self._server.draining and self.session.from_ is None:
-                    raise ConnectionLost("shutdown")
                 line = connection.wait_line()
         except BadLine as bad:
+            if bad.reply is standard.NOT_SMTP:
+                raise ConnectionLost("foreign") from None
             return Command(UNKNOWN, "", bad.reply)
         command = _LONE.get(line)
         if command is None:
             command = parse_command(line)
-            if command.verb not in self._program.routes and FOREIGN.match(line):
+            if (command.verb not in self._program.routes or b" HTTP/" in line) and FOREIGN.match(line):
                 raise ConnectionLost("foreign")
         return command
 
     def _answer(self, reply: Reply) -> bool:
         """Write an ordinary reply; False: it was the last one."""
+        go_on = self._say(reply)
+        return go_on and (reply.code < 500 or self._count_errors())
+
+    def _say(self, reply: Reply) -> bool:
+        """Write a reply that is final, or 451 in its place; False: it tells the peer to go."""
         code = reply.code
         if code < 300:
             self.connection.write(reply.encode())
@@ -232,12 +243,14 @@ class Conversation:
             reply = standard.LOCAL_ERROR
         self.connection.write(reply.encode())
         if code >= 500:
-            session = self.session
-            session.errors += 1
-            if session.errors >= self._program.limits.max_errors:
-                self.connection.write(standard.TOO_MANY_ERRORS.encode())
-                return False
+            self.session.errors += 1
         return not reply.ends_connection
+
+    def _count_errors(self) -> bool:
+        if self.session.errors < self._program.limits.max_errors:
+            return True
+        self.connection.write(standard.TOO_MANY_ERRORS.encode())
+        return False
 
     def _count_idle(self) -> bool:
         session = self.session
@@ -291,6 +304,9 @@ class Conversation:
             go_on = self._answer(standard.LOCAL_ERROR if reply.code < 300 else reply)
             if go_on and not command.last and not command.size:
                 go_on = self._count_idle()
+            if self.session.state > State.SENDER:
+                # Whoever has refused it: what follows must not pass for the message (RFC 3030 section 2).
+                self.session.reset()
             if go_on:
                 skip(self.connection, command.size)
             return go_on
@@ -337,8 +353,8 @@ class Conversation:
         if any(reply.code < 300 for reply in replies):
             session.messages += 1
             session.errors = session.idle_commands = 0
-        go_on = [self._answer(reply) for reply in replies]
-        return all(go_on)
+        go_on = [self._say(reply) for reply in replies]  # all of them, before one word about their number
+        return all(go_on) and self._count_errors()
 
     def _drain(self, stream: MessageStream) -> None:
         """Read what the receivers have left; it still flows to the pipes."""
@@ -367,10 +383,11 @@ class Conversation:
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
         connection = self.connection
+        room = self._program.limits.max_auth_line_length
         connection.write(reply.encode())
         try:
-            line = connection.next_line()
-            line = connection.wait_line() if line is None else line
+            line = connection.next_line(room)
+            line = connection.wait_line(room) if line is None else line
         except BadLine as bad:
             raise ProtocolError(str(bad.reply)) from None
         return line

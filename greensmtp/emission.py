@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blinker import Signal
 
 from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
-from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
+from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 from greensmtp.signals import Signals, handler_name, shared
@@ -87,7 +87,10 @@ class Emitter:
                 del ack  # from here on, only receivers hold it
                 decision.wait(alive)
         except Reject as reject:
-            decision.reply = rules.reject(reject.code, reject.message)
+            try:
+                decision.reply = rules.reject(reject.code, reject.message)
+            except (ProtocolError, TypeError):
+                self._fault(session, decision, "%s raised what is no reply", handler_name(receiver), traceback=True)
         except AlreadyAcknowledged:
             pass  # told below, and once
         except IncompleteMessage as error:

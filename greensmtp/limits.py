@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from math import isnan
 from typing import Any, Literal, get_args
 
 BareNewlines = Literal["reject", "keep"]
@@ -81,7 +80,8 @@ def _check(name: str, value: Any) -> None:
     if name in _MAY_BE_NONE:
         wanted += ", or None for no limit"
     kinds = (int,) if counted else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or isnan(value):
+    if isinstance(value, bool) or not isinstance(value, kinds):
         raise ValueError(f"{name} takes {wanted}, not {value!r}")
-    if value < _LEAST.get(name, 1 if counted else 0) or (value == 0 and name not in _MAY_BE_ZERO):
+    # (Put so that NaN, of which no comparison is true, fails it.)
+    if not value >= _LEAST.get(name, 1 if counted else 0) or (value == 0 and name not in _MAY_BE_ZERO):
         raise ValueError(f"{name} takes {wanted}, not {value!r}")

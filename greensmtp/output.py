@@ -2,78 +2,139 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import os
 import sys
-from collections import deque
+from collections.abc import Callable
+from typing import Any, TextIO
 
-from gevent import get_hub, spawn
-from gevent.event import Event
+from gevent import get_hub
+from gevent.monkey import get_original
+from pythonjsonlogger.json import JsonFormatter
 
-#: Lines that may wait for whoever reads standard output; more are dropped, and counted.
+#: Lines that may wait for whoever reads them; more are dropped, and counted.
 MAX_WAITING = 10_000
 
+#: Lines that are written at once, at most.
+BATCH = 1_000
 
-class Announcer:
-    """Writes lines to standard output in the thread pool: a pipe that nobody empties blocks a thread, not the hub."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[str] = deque()
+class LineWriter:
+    """Writes lines to a stream's descriptor in a native thread: a pipe that nobody empties holds up that thread alone.
+
+    ``say`` may be called in any thread. A stream that is closed takes everything, and shows nothing.
+
+    :param gap: the line that stands for so many which were dropped.
+    """
+
+    def __init__(self, stream: TextIO | None, gap: Callable[[int], str] = "({} lines dropped)".format) -> None:
+        self._gap = gap
+        # The real things: what monkey patching puts in their place belongs to one thread's hub.
+        self._lines: Any = get_original("queue", "SimpleQueue")()
+        self._at_work: Any = get_original("_thread", "allocate_lock")()
         self._dropped = 0
-        self._open = True
-        self._something = Event()
-        self._writer = spawn(self._write_all)
+        self._descriptor = _descriptor(stream)
+        self._encoding = getattr(stream, "encoding", None) or "utf-8"
+        if self._descriptor is not None:
+            self._at_work.acquire()
+            get_original("_thread", "start_new_thread")(self._write_all, (self._descriptor,))
 
     def say(self, line: str) -> None:
         """One line, soon; never waits."""
-        if len(self._waiting) >= MAX_WAITING:
-            self._dropped += 1
+        if self._descriptor is None:
+            return
+        if self._lines.qsize() < MAX_WAITING:
+            self._lines.put(line)
         else:
-            self._waiting.append(line)
-        self._something.set()
+            self._dropped += 1
 
     def finish(self, timeout: float = 1.0) -> None:
-        """Write what is waiting, as far as that goes in this time."""
-        self._open = False
-        self._something.set()
-        self._writer.join(timeout)
+        """Write what is waiting, as far as that goes in this time; what is said after it is not written."""
+        self._lines.put(None)
+        if self._at_work.acquire(timeout=timeout):
+            self._at_work.release()
 
-    def _write_all(self) -> None:
-        while self._open or self._waiting:
-            self._something.wait()
-            self._something.clear()
-            lines = list(self._waiting)
-            self._waiting.clear()
-            if self._dropped:
-                lines.append(f"({self._dropped} lines dropped: nobody reads them)")
+    def _write_all(self, descriptor: int) -> None:
+        line = ""
+        while line is not None:
+            lines = []
+            line = self._lines.get()
+            while line is not None:
+                lines.append(line)
+                if len(lines) == BATCH or self._lines.empty():
+                    break
+                line = self._lines.get()
+            if self._dropped and self._lines.empty():
+                lines.append(self._gap(self._dropped))
                 self._dropped = 0
-            if lines:
-                get_hub().threadpool.apply(_write, ("\n".join(lines) + "\n",))
+            text = "".join(f"{line}\n" for line in lines)
+            _write(descriptor, text.encode(self._encoding, "backslashreplace"))
+        self._at_work.release()
 
 
-def _write(text: str) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the reader is gone: mail goes on
-        sys.stdout.write(text)
-        sys.stdout.flush()
+def _descriptor(stream: TextIO | None) -> int | None:
+    try:
+        return None if stream is None else stream.fileno()
+    except (OSError, ValueError):  # closed, or no file at all
+        return None
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    # Not through the stream: what it could not write would stay in its buffer, and fail once more at exit.
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        pass  # the reader is gone, or the disk is full: mail goes on
+
+
+class LogHandler(logging.Handler):
+    """Records as lines on standard error.
+
+    :param log_format: ``text``, or ``json``: an object a line.
+    """
+
+    def __init__(self, log_format: str) -> None:
+        super().__init__()
+        self.setFormatter(_json_formatter() if log_format == "json" else _text_formatter())
+        self._writer = LineWriter(sys.stderr, self._format_gap)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Soon, and never waiting."""
+        try:
+            self._writer.say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Write what is waiting; ``logging`` calls it when the process ends."""
+        self._writer.finish()
+        super().close()
+
+    def _format_gap(self, lines: int) -> str:
+        record = {"name": "greensmtp", "levelname": "WARNING", "msg": f"{lines} records dropped: nobody read them"}
+        return self.format(logging.makeLogRecord(record))
+
+
+def _text_formatter() -> logging.Formatter:
+    return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+
+
+def _json_formatter() -> logging.Formatter:
+    names = {"levelname": "level", "name": "logger"}
+    return JsonFormatter("%(levelname)s %(name)s %(message)s", timestamp=True, rename_fields=names)
 
 
 def set_up_logging(log_format: str, verbosity: int) -> None:
     """Records to standard error: warnings; with ``-v`` sessions and messages; with ``-vv`` every command.
 
-    :param log_format: ``text``, or ``json``: an object a line.
+    What Python warns of, and what ends a greenlet that nobody waits for, goes there too, not past the format.
     """
-    handler = logging.StreamHandler()
-    if log_format == "json":
-        from pythonjsonlogger.json import JsonFormatter
-
-        handler.setFormatter(
-            JsonFormatter(
-                "%(levelname)s %(name)s %(message)s",
-                timestamp=True,
-                rename_fields={"levelname": "level", "name": "logger"},
-            )
-        )
-    else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[LogHandler(log_format)], force=True)
+    logging.captureWarnings(True)
+    get_hub().print_exception = _log_exception  # type: ignore[method-assign, assignment]
+
+
+def _log_exception(context: Any, kind: Any, error: Any, traceback: Any) -> None:
+    logging.getLogger("greensmtp").error("%s failed", context, exc_info=(kind, error, traceback))

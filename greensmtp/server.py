@@ -115,6 +115,7 @@ class SMTPServer(StreamServer):
             raise RuntimeError("the middleware stack is frozen once the server has started: call use() before start()")
         check_middleware(middleware)
         self._middleware.append(middleware)
+        self._program = None  # connections that were adopted have theirs; the next one gets a new one
         return middleware
 
     @property
@@ -148,6 +149,11 @@ class SMTPServer(StreamServer):
         self._program = self._compose()
         self.draining = False
         super().start()
+
+    def __enter__(self) -> SMTPServer:
+        """Start; gevent's own does not. The end of the block stops it."""
+        self.start()
+        return self
 
     def _compose(self) -> Program:
         extensions: list[Extension] = list(STANDARD)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from greensmtp.ack import Decision
 from greensmtp.emission import Emitter
@@ -14,9 +15,11 @@ from greensmtp.protocol.addresses import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.commands import ChunkCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
-from greensmtp.signals import Handler
+from greensmtp.signals import Handler, check_handler
 
 if TYPE_CHECKING:
+    from blinker import Signal
+
     from greensmtp.server import SMTPServer
     from greensmtp.stream import Body, MessageStream
 
@@ -65,6 +68,7 @@ class Session:
         "__weakref__",
         "_id",
         "_notes",
+        "_receivers",
         "emitters",
         "errors",
         "from_",
@@ -114,6 +118,7 @@ class Session:
         self.tls_requested = False
         self._id: str | None = None
         self._notes: dict[Any, Any] | None = None
+        self._receivers: tuple[tuple[Signal, Callable[..., Any]], ...] = ()
 
     @property
     def id(self) -> str:
@@ -164,9 +169,30 @@ class Session:
         name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
         return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
 
+    @overload
+    def on(self, name: str, handler: Handler) -> Handler: ...
+    @overload
+    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+
     def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Like ``server.on``, for this connection alone."""
-        return self.server.signals.on(name, handler, sender=self)
+        """Like ``server.on``, for this connection alone, and no longer than it lasts."""
+        signal = self.server.signals.named(name)
+
+        def connect(handler: Handler) -> Handler:
+            check_handler(name.rstrip("_"), handler)
+            # One of its own, to be taken back whatever else this handler is connected to.
+            receiver = partial(handler)
+            signal.connect(receiver, sender=self, weak=False)
+            self._receivers = (*self._receivers, (signal, receiver))
+            return handler
+
+        return connect if handler is None else connect(handler)
+
+    def disconnect_receivers(self) -> None:
+        """The connection is over, and with it what ``on`` connected: blinker would keep that, and the session by it."""
+        for signal, receiver in self._receivers:
+            signal.disconnect(receiver)
+        self._receivers = ()
 
     def ask(self, name: str, /, **fields: Any) -> Reply | None:
         """Emit a signal with an ack, and give the receivers' decision as a reply; a raised error is a 451.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import getcurrent
 
-from greensmtp.errors import IncompleteMessage, MessageRefused, Reject
+from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
@@ -330,7 +330,12 @@ class MessageStream:
                 pipe.write(chunk)
             except Exception as error:
                 # Whoever reads may swallow this; the message has failed all the same.
-                reply = Reply(error.code, error.message or "") if isinstance(error, Reject) else standard.LOCAL_ERROR
+                reply = standard.LOCAL_ERROR
+                if isinstance(error, Reject):
+                    try:
+                        reply = Reply(error.code, error.message or "")
+                    except (ProtocolError, TypeError):
+                        logger.exception("%s: a pipe of the message raised what is no reply", self._session.id)
                 self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
                 raise
         if self.complete:

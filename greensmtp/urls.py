@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any
 
-_UNIX = re.compile(r"(lmtp\+)?unix:(?://)?(/.+)")
-_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]*)\]|([^:/\[\]]+)):(\d{1,5})/?")
+_UNIX = re.compile(r"(lmtp\+)?unix:(?://)?(/[^/].*)")
+_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]*)\]|([^\s:/\[\]]+)):([0-9]{1,5})/?")
 
 HELP = (
     "127.0.0.1:1025, [::1]:1025, smtps://127.0.0.1:1465, lmtp://127.0.0.1:1024, unix:/run/mail.sock "

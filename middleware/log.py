@@ -7,12 +7,24 @@ from time import perf_counter
 from typing import Any
 
 from greensmtp.chain import Proceed
-from greensmtp.protocol.commands import CONNECT, DISCONNECT, END_OF_DATA, Command
+from greensmtp.protocol.commands import (
+    CONNECT,
+    DISCONNECT,
+    END_OF_DATA,
+    KNOWN_BUT_NOT_IMPLEMENTED,
+    PARSERS,
+    PSEUDO_COMMANDS,
+    UNKNOWN,
+    Command,
+)
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
-#: Commands whose argument is a secret, or may be.
-_SECRET = frozenset({"AUTH"})
+_KNOWN = PSEUDO_COMMANDS | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
+
+#: In a session's notes: AUTH was refused, or a line was garbled that may have been AUTH. Clients have been seen to go
+#: on with user name and password all the same, which makes unknown commands of them.
+_GUARDED = "greensmtp.middleware.log: guarded"
 
 
 class Logging:
@@ -20,7 +32,8 @@ class Logging:
 
     Each record carries its facts as attributes too, for formatters that make JSON of them: ``session``, ``peer``,
     ``verb``, ``argument``, ``reply`` (code), ``seconds``, and for a message ``sender``, ``recipients``, ``size``.
-    What is behind AUTH is shown as ``***``, and answers to challenges do not pass through here at all.
+    What is behind AUTH is shown as ``***``, and so is every unknown command after an AUTH that was refused; answers to
+    challenges do not pass through here at all.
 
     :param logger: where to; ``greensmtp.session`` when not given.
     :param level: of what is logged once a session or a message.
@@ -41,13 +54,14 @@ class Logging:
         reply = proceed(session, command)
         facts["seconds"] = round(perf_counter() - began, 6)
         facts["reply"] = reply.code
-        said = "***" if facts["argument"] == "***" else command.argument
+        if command.verb == UNKNOWN or (command.is_secret and not reply.is_positive):
+            session.notes[_GUARDED] = True
         self.logger.log(
             level,
             "%s %s%s -> %s (%.1f ms)",
             session.id,
-            command.verb,
-            f" {said}" if said else self._about(facts),
+            facts["verb"],
+            f" {facts['argument']}" if facts["argument"] else self._about(facts),
             str(reply).replace("\n", " | ") if command.verb != DISCONNECT else "closed",
             facts["seconds"] * 1000,
             extra=facts,
@@ -55,11 +69,15 @@ class Logging:
         return reply
 
     def _facts(self, session: Session, command: Command) -> dict[str, Any]:
-        argument = "***" if command.verb in _SECRET and command.argument else str(command.argument)
+        verb, argument = command.verb, str(command.argument)
+        if command.is_secret:
+            verb, argument = "AUTH", argument and "***"
+        elif verb not in _KNOWN and _GUARDED in session.notes:
+            verb, argument = UNKNOWN, "***"
         facts: dict[str, Any] = {
             "session": session.id,
             "peer": session.peer_host or "unix",
-            "verb": command.verb,
+            "verb": verb,
             "argument": argument,
         }
         if command.verb == END_OF_DATA:

@@ -46,5 +46,7 @@ def _client(session: Session) -> str:
     if host is None:
         return name
     address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped:
+        address = address.ipv4_mapped  # a client of a dual-stack listener
     literal = f"[IPv6:{address}]" if isinstance(address, IPv6Address) else f"[{address}]"
     return f"{name} ({literal})"

@@ -14,13 +14,17 @@ Parameters = Mapping[str, str | None]
 
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
-_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
-#: Letters, digits, hyphens inside, and the underscore that many real hosts have; beyond ASCII under SMTPUTF8.
-_LABEL = r"[A-Za-z0-9_\u0080-\U0010ffff](?:[A-Za-z0-9_\-\u0080-\U0010ffff]*[A-Za-z0-9_\u0080-\U0010ffff])?"
+#: Beyond ASCII, under SMTPUTF8: all that UTF-8 can carry but C1 controls and the separators of lines.
+BEYOND_ASCII = r"\u00a0-\u2027\u202a-\ud7ff\ue000-\U0010ffff"
+
+_ATOM = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~\-{BEYOND_ASCII}]+"
+#: Letters, digits, hyphens inside, and the underscore that many real hosts have.
+_LABEL = rf"[A-Za-z0-9_{BEYOND_ASCII}](?:[A-Za-z0-9_\-{BEYOND_ASCII}]*[A-Za-z0-9_{BEYOND_ASCII}])?"
 
 DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
 DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_QUOTED = re.compile(r'"((?:[^"\\\x00-\x1f\x7f]|\\[\x20-\x7e])*)"')
+_QUOTED = re.compile(rf'"((?:[\x20-\x21\x23-\x5b\x5d-\x7e{BEYOND_ASCII}]|\\[\x20-\x7e])*)"')
+_QUOTABLE = re.compile(rf"[\x20-\x7e{BEYOND_ASCII}]*")
 _ESCAPE = re.compile(r"\\(.)")
 _NEEDS_ESCAPE = re.compile(r'(["\\])')
 #: ``@one.example,@two.example:`` at the head of a path: to be accepted and ignored (RFC 5321 appendix C).
@@ -93,16 +97,21 @@ class Address(str):
 
 
 def quote_local_part(local_part: str) -> str:
-    """The local part as it goes over the wire: quoted where it is no dot-string (RFC 5321 section 4.1.2)."""
+    """The local part as it goes over the wire: quoted where it is no dot-string (RFC 5321 section 4.1.2).
+
+    :raises ProtocolError: it has control characters, which no quoting allows.
+    """
     if DOT_STRING.fullmatch(local_part):
         return local_part
+    if not _QUOTABLE.fullmatch(local_part):
+        raise ProtocolError(f"a local part cannot have control characters: {local_part!r}")
     return '"' + _NEEDS_ESCAPE.sub(r"\\\1", local_part) + '"'
 
 
 def check_domain(domain: str) -> None:
     """Raise ProtocolError unless this is a domain name or an address literal (RFC 5321 section 4.1.3)."""
     if domain.startswith("[") and domain.endswith("]"):
-        _check_literal(domain[1:-1])
+        _check_literal(domain)
     elif not DOMAIN.fullmatch(domain):
         raise ProtocolError(f"malformed domain: {domain!r}")
     elif len(domain) > MAX_LABEL and (
@@ -111,13 +120,16 @@ def check_domain(domain: str) -> None:
         raise ProtocolError("domain or label too long (RFC 1035 section 2.3.4)")
 
 
-def _check_literal(inside: str) -> None:
+def _check_literal(literal: str) -> None:
+    inside = literal[1:-1]
     try:
-        if inside[:5].upper() == "IPV6:":
+        if inside[:5].lower() == "ipv6:":
+            if "%" in inside:
+                raise ValueError("a zone means nothing to another host, and may be any text")
             IPv6Address(inside[5:])
         elif ":" not in inside:
             IPv4Address(inside)
         elif not _GENERAL_LITERAL.fullmatch(inside):
             raise ValueError(inside)
     except ValueError:
-        raise ProtocolError(f"malformed address literal: [{inside}]") from None
+        raise ProtocolError(f"malformed address literal: {literal!r}") from None

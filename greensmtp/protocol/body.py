@@ -44,7 +44,7 @@ class LineLength:
         start = -self._open
         length = len(chunk)
         while length - start > self._limit:
-            end = chunk.rfind(b"\n", max(start, 0), start + self._limit) + 1 if start + self._limit > 0 else 0
+            end = chunk.rfind(b"\n", max(start, 0), start + self._limit) + 1
             if not end:
                 return standard.BODY_LINE_TOO_LONG
             start = end

@@ -55,9 +55,14 @@ class Command:
     def __str__(self) -> str:
         return f"{self.verb} {self.argument}" if self.argument else self.verb
 
+    @property
+    def is_secret(self) -> bool:
+        """It is AUTH, or somebody's attempt at it, so that a password may be in it: not for logs."""
+        return self.verb.startswith("AUTH") or (self.verb == UNKNOWN and "AUTH" in self.argument.upper())
+
     def __repr__(self) -> str:
-        # AUTH's argument is a secret, and this ends up in logs and tracebacks.
-        shown = f"{self.verb} ***" if self.verb == "AUTH" and self.argument else str(self)
+        # This ends up in logs and tracebacks.
+        shown = "AUTH ***" if self.is_secret and str(self) != "AUTH" else str(self)
         return f"<{type(self).__name__} {shown!r}>"
 
 
@@ -123,7 +128,8 @@ _USUAL_TO = re.compile(f"[Tt][Oo]{_USUAL}")
 #: A blank behind the colon is wrong, and so common that it is let through.
 _ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
 _HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
-_CHUNK = re.compile(r"0*([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?")
+#: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
+_CHUNK = re.compile(r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?")
 
 
 class _PathErrors(NamedTuple):
@@ -187,7 +193,7 @@ def _parse_bdat(verb: str, argument: str) -> Command:
     match = _CHUNK.fullmatch(argument)
     if match is None:
         return ChunkCommand(verb, argument, 0, False, standard.SAY_SIZE)
-    return ChunkCommand(verb, argument, int(match[1]), match[2] is not None)
+    return ChunkCommand(verb, argument, int(match[1] or 0), match[2] is not None)
 
 
 def _parse_lone(verb: str, argument: str) -> Command:
@@ -246,11 +252,12 @@ def _malformed(line: bytes) -> Command:
     """Keep the verb where it can be read: a malformed AUTH must be redacted like any other."""
     verb = line[:4].decode("ascii", "replace").upper()
     verb = verb if verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED else UNKNOWN
-    text = repr(line)[2:-1]  # escaped: this goes into logs
+    argument = line if verb == UNKNOWN else line[4:].strip(b" \t")
+    text = repr(argument)[2:-1]  # escaped: this goes into logs
     if verb == "BDAT":
-        return ChunkCommand(verb, text[5:], 0, False, standard.NOT_TEXT)
+        return ChunkCommand(verb, text, 0, False, standard.NOT_TEXT)
     if verb in ("MAIL", "RCPT"):
-        return PathCommand(verb, text[5:], NO_ADDRESS, standard.NOT_TEXT)
+        return PathCommand(verb, text, NO_ADDRESS, standard.NOT_TEXT)
     if verb in ("HELO", "EHLO", "LHLO"):
-        return Greeting(verb, text[5:], "", standard.NOT_TEXT)
-    return Command(verb, text[5:] if verb != UNKNOWN else text, standard.NOT_TEXT)
+        return Greeting(verb, text, "", standard.NOT_TEXT)
+    return Command(verb, text, standard.NOT_TEXT)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-#: ``class.subject.detail`` at the head of a reply's text; the class is the reply code's first digit.
-LEADING = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: +|$)")
+#: ``class.subject.detail``; the class is the reply code's first digit.
+CODE = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
+#: The same at the head of a reply's text.
+LEADING = re.compile(rf"({CODE.pattern})(?: +|$)")
 
 #: What a reply code means when its text does not say more.
 DEFAULTS: Mapping[int, str] = {

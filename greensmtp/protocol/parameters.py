@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import NO_PARAMETERS, Parameters
+from greensmtp.protocol.addresses import BEYOND_ASCII, NO_PARAMETERS, Parameters
 
-_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e\u0080-\U0010ffff]+))?")
+_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e{BEYOND_ASCII}]+))?")
 
 
 def parse_parameters(text: str) -> Parameters:
@@ -18,7 +18,9 @@ def parse_parameters(text: str) -> Parameters:
     if not text:
         return NO_PARAMETERS
     parameters: dict[str, str | None] = {}
-    for word in text.split():
+    for word in text.split(" "):
+        if not word:
+            continue
         match = _PARAMETER.fullmatch(word)
         if match is None:
             raise ProtocolError(f"malformed parameter: {word[:40]!r}")

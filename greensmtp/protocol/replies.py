@@ -46,6 +46,8 @@ class Reply:
         texts = [part for line in lines or ("",) for part in _NEWLINE.split(line)]
         if enhanced == "":
             texts, enhanced = _take_enhanced(code, texts)
+        elif enhanced is not None:
+            _check_enhanced(code, enhanced)
         self.code = code
         self.lines = tuple(texts)
         self.enhanced = enhanced
@@ -118,12 +120,18 @@ def _take_enhanced(code: int, texts: list[str]) -> tuple[list[str], str | None]:
     if found is None:
         return texts, usual
     enhanced = found[1]
+    _check_enhanced(code, enhanced)
+    return [enhanced_codes.LEADING.sub("", text, count=1) for text in texts], enhanced
+
+
+def _check_enhanced(code: int, enhanced: str) -> None:
+    if not enhanced_codes.CODE.fullmatch(enhanced):
+        raise ProtocolError(f"an enhanced status code is like 5.7.1, not {enhanced!r} (RFC 3463 section 2)")
     if enhanced[0] != str(code)[0]:
         raise ProtocolError(
             f"enhanced status code {enhanced} does not go with reply code {code}: "
             f"its first digit must be {code // 100} (RFC 3463 section 2)"
         )
-    return [enhanced_codes.LEADING.sub("", text, count=1) for text in texts], enhanced
 
 
 def _fold(text: str) -> Iterable[str]:

@@ -22,7 +22,8 @@ class State(IntEnum):
 _BEFORE_HELLO = {State.CONNECTED: standard.SAY_HELLO_FIRST}
 _IN_CHUNKS = {State.CHUNKS: standard.IN_CHUNKS}
 
-#: verb -> state -> the refusal. What is not named here is allowed: HELO, RSET, NOOP, HELP, QUIT at any time.
+#: verb -> state -> the refusal. What is not named here is allowed at any time: HELO, RSET, NOOP, VRFY, EXPN,
+#: HELP, QUIT.
 REFUSALS: Mapping[str, Mapping[State, Reply]] = {
     "MAIL": {
         **_BEFORE_HELLO,
@@ -38,7 +39,5 @@ REFUSALS: Mapping[str, Mapping[State, Reply]] = {
         **_IN_CHUNKS,
     },
     "BDAT": {**_BEFORE_HELLO, State.GREETED: standard.NEED_MAIL, State.SENDER: standard.NEED_RCPT},
-    "VRFY": _BEFORE_HELLO,
-    "EXPN": _BEFORE_HELLO,
     "STARTTLS": {**_BEFORE_HELLO, **_IN_CHUNKS},
 }

@@ -1,0 +1,232 @@
+"""Mailboxes and paths: what is read and how, what is refused, and that every address round-trips."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from ipaddress import IPv4Address, IPv6Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol.addresses import Address, check_domain, quote_local_part
+
+ATEXT = "abcXYZ019!#$%&'*+-/=?^_`{|}~äß中\U0001f600"
+LETTERS = "abcXYZ019_äß中"
+
+DOT_STRINGS = st.lists(st.text(ATEXT, min_size=1), min_size=1).map(".".join)
+#: All that a quoted local part can hold: also what a dot-string can, which must come out without quotes.
+LOCAL_PARTS = DOT_STRINGS | st.text([*map(chr, range(32, 127)), "ä", "中"])
+LABELS = st.text(LETTERS, min_size=1, max_size=20) | st.builds(
+    "{}-{}".format, st.text(LETTERS, min_size=1, max_size=9), st.text(LETTERS, min_size=1, max_size=9)
+)
+NAMES = st.lists(LABELS, min_size=1, max_size=5).map(".".join)
+LITERALS = st.ip_addresses().map(lambda ip: f"[{'IPv6:' if ip.version == 6 else ''}{ip}]")
+DOMAINS = NAMES | LITERALS
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "local_part", "domain"),
+    [
+        ("jo@example.com", "jo@example.com", "jo", "example.com"),
+        ("Jo.Smith+tag@EXAMPLE.Com", "Jo.Smith+tag@EXAMPLE.Com", "Jo.Smith+tag", "EXAMPLE.Com"),
+        ("!#$%&'*+-/=?^_`{|}~@localhost", "!#$%&'*+-/=?^_`{|}~@localhost", "!#$%&'*+-/=?^_`{|}~", "localhost"),
+        ("a@1.2", "a@1.2", "a", "1.2"),
+        ("a@_dmarc.x-y.example", "a@_dmarc.x-y.example", "a", "_dmarc.x-y.example"),
+        ("a@b--c.example", "a@b--c.example", "a", "b--c.example"),
+        # nobody, and the one mailbox that needs no domain
+        ("", "", "", ""),
+        ("postmaster", "postmaster", "postmaster", ""),
+        ("PostMaster", "PostMaster", "PostMaster", ""),
+        # quoted local parts; quotes that nobody needs are dropped
+        ('"jo smith"@example.com', '"jo smith"@example.com', "jo smith", "example.com"),
+        ('"jo"@example.com', "jo@example.com", "jo", "example.com"),
+        (r'"\j\o"@example.com', "jo@example.com", "jo", "example.com"),
+        (r'"a\"b\\c"@example.com', r'"a\"b\\c"@example.com', 'a"b\\c', "example.com"),
+        ('""@example.com', '""@example.com', "", "example.com"),
+        ('"a@b"@example.com', '"a@b"@example.com', "a@b", "example.com"),
+        ('"<>,:;"@example.com', '"<>,:;"@example.com', "<>,:;", "example.com"),
+        ('".."@example.com', '".."@example.com', "..", "example.com"),
+        ('" "@example.com', '" "@example.com', " ", "example.com"),
+        ('"@"@[192.0.2.1]', '"@"@[192.0.2.1]', "@", "[192.0.2.1]"),
+        # address literals
+        ("a@[192.0.2.1]", "a@[192.0.2.1]", "a", "[192.0.2.1]"),
+        ("a@[IPv6:2001:db8::1]", "a@[IPv6:2001:db8::1]", "a", "[IPv6:2001:db8::1]"),
+        ("a@[ipv6:::ffff:192.0.2.1]", "a@[ipv6:::ffff:192.0.2.1]", "a", "[ipv6:::ffff:192.0.2.1]"),
+        ("a@[X-tag:anything!]", "a@[X-tag:anything!]", "a", "[X-tag:anything!]"),
+        # source routes
+        ("@one.example:jo@example.com", "jo@example.com", "jo", "example.com"),
+        ("@one.example,@two.example:jo@example.com", "jo@example.com", "jo", "example.com"),
+        ('@one.example:"j o"@[192.0.2.1]', '"j o"@[192.0.2.1]', "j o", "[192.0.2.1]"),
+        # beyond ASCII
+        ("jörg@bücher.example", "jörg@bücher.example", "jörg", "bücher.example"),
+        ('"jö rg"@例え.テスト', '"jö rg"@例え.テスト', "jö rg", "例え.テスト"),
+        ("\U0001f600@example.com", "\U0001f600@example.com", "\U0001f600", "example.com"),
+        ("a@क्\u200dष.example", "a@क्\u200dष.example", "a", "क्\u200dष.example"),
+    ],
+)
+def test_an_address_is_read(text: str, address: str, local_part: str, domain: str) -> None:
+    parsed = Address.parse(text)
+    assert (str(parsed), parsed.local_part, parsed.domain) == (address, local_part, domain)
+    assert parsed == address
+    assert isinstance(parsed, str)
+    assert parsed.parameters == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("jo", "needs a domain"),
+        ("postmaster2", "needs a domain"),
+        (" ", "needs a domain"),
+        ("@", "local part"),
+        ("@example.com", "local part"),
+        ("jo@", "domain"),
+        ("jo@@example.com", "local part"),
+        ("a@b@example.com", "local part"),
+        (".jo@example.com", "local part"),
+        ("jo.@example.com", "local part"),
+        ("j..o@example.com", "local part"),
+        ("j o@example.com", "local part"),
+        (" jo@example.com", "local part"),
+        ("jo\t@example.com", "local part"),
+        ("jo@example.com ", "domain"),
+        ("jo(comment)@example.com", "local part"),
+        ("j\\o@example.com", "local part"),
+        ('j"o"@example.com', "local part"),
+        ("jo@example..com", "domain"),
+        ("jo@.example.com", "domain"),
+        ("jo@example.com.", "domain"),
+        ("jo@-example.com", "domain"),
+        ("jo@example-.com", "domain"),
+        ("jo@exam ple.com", "domain"),
+        ("jo@example.com\0", "domain"),
+        ("jo@example.com\r\nQUIT", "domain"),
+        ("jo@example.com\n", "domain"),
+        ("jo\n@example.com", "local part"),
+        ("j\0o@example.com", "local part"),
+        ("j\x7fo@example.com", "local part"),
+        ("jo@exam\x85ple.com", "domain"),
+        ("jo@exam\u2028ple.com", "domain"),
+        ("j\x9bo@example.com", "local part"),
+        ("j\ud800o@example.com", "local part"),
+        ("jo@" + "\ud800" * 64, "domain"),
+        ('"jo"', "followed by @"),
+        ('"jo"example.com', "followed by @"),
+        ('"jo" @example.com', "followed by @"),
+        ('"jo@example.com', "local part"),
+        ('"j"o"@example.com', "followed by @"),
+        ('"jo\\"@example.com', "local part"),
+        ('"j\ro"@example.com', "local part"),
+        ('"j\0o"@example.com', "local part"),
+        ('"j\\\0o"@example.com', "local part"),
+        ('"j\x85o"@example.com', "local part"),
+        ('"j\ud800o"@example.com', "local part"),
+        ("jo@[192.0.2.1", "domain"),
+        ("jo@192.0.2.1]", "domain"),
+        ("jo@[]", "literal"),
+        ("jo@[192.0.2]", "literal"),
+        ("jo@[192.0.2.256]", "literal"),
+        ("jo@[192.0.2.01]", "literal"),
+        ("jo@[192.0.2.1/32]", "literal"),
+        ("jo@[192.0.2.\u0661]", "literal"),
+        ("jo@[192.0.2.1]]", "literal"),
+        ("jo@[IPv6:2001:db8::1::2]", "literal"),
+        ("jo@[IPv6:]", "literal"),
+        ("jo@[IPv6:192.0.2.1]", "literal"),
+        ("jo@[IPv6:fe80::1%eth0]", "literal"),
+        ('jo@[IPv6:::1%"<any text>\0]', "literal"),
+        ("jo@[\u0131pv6:::1]", "literal"),
+        ("jo@[tag:]", "literal"),
+        ("jo@[-tag:x]", "literal"),
+        ("jo@[tag:a b]", "literal"),
+        ("jo@[tag:a\\b]", "literal"),
+        ("jo@[tag:\u00e4]", "literal"),
+        ("@one.example,jo@example.com", "local part"),
+        ("@one.example:@two.example:jo@example.com", "local part"),
+        ("@one.example,@two.example:", "needs a domain"),
+        ("@one..example:jo@example.com", "local part"),
+        ("@[192.0.2.1]:jo@example.com", "local part"),
+        (f"jo@{'x' * 64}.example", "too long"),
+        (f"jo@{'x.' * 127}xx", "too long"),
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_reason(text: str, reason: str) -> None:
+    with pytest.raises(ProtocolError, match=reason) as caught:
+        Address.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_and_domains_may_be_as_long_as_dns_has_them() -> None:
+    assert Address.parse(f"jo@{'x' * 63}.{'y' * 63}").domain == f"{'x' * 63}.{'y' * 63}"
+    assert len(Address.parse(f"jo@{'x.' * 127}x").domain) == 255
+
+
+def test_the_null_sender_is_false_and_is_not_none() -> None:
+    null = Address.parse("")
+    assert not null
+    assert null == ""
+    assert null is not None
+
+
+def test_ways_to_write_one_mailbox_are_equal() -> None:
+    ways = ["jo@example.com", '"jo"@example.com', r'"\jo"@example.com', "@a.example,@b.example:jo@example.com"]
+    assert {Address.parse(way) for way in ways} == {"jo@example.com"}
+
+
+def test_an_address_keeps_its_parameters() -> None:
+    parameters = {"SIZE": "1000", "SMTPUTF8": None}
+    for text in ("", "postmaster", "jo@example.com", '"j o"@example.com'):
+        assert Address.parse(text, parameters).parameters == parameters
+
+
+@pytest.mark.parametrize("text", ["", "postmaster", "jo@example.com", '@a.example:"j o"@[192.0.2.1]'])
+def test_an_address_can_be_pickled_and_copied(text: str) -> None:
+    address = Address.parse(text, {"SIZE": "1000"})
+    twins = [copy.copy(address), copy.deepcopy(address)]
+    twins += [pickle.loads(pickle.dumps(address, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    for twin in twins:
+        assert type(twin) is Address
+        assert twin == address
+        assert (twin.local_part, twin.domain) == (address.local_part, address.domain)
+        assert twin.parameters == address.parameters
+
+
+@given(LOCAL_PARTS, DOMAINS)
+def test_every_address_round_trips(local_part: str, domain: str) -> None:
+    address = Address.parse(f"{quote_local_part(local_part)}@{domain}")
+    assert (address.local_part, address.domain) == (local_part, domain)
+    again = Address.parse(address)
+    assert (again, again.local_part, again.domain) == (address, local_part, domain)
+
+
+@given(st.lists(NAMES, min_size=1, max_size=4), LOCAL_PARTS, DOMAINS)
+def test_every_source_route_is_dropped(route: list[str], local_part: str, domain: str) -> None:
+    mailbox = f"{quote_local_part(local_part)}@{domain}"
+    assert Address.parse(f"{','.join('@' + host for host in route)}:{mailbox}") == Address.parse(mailbox)
+
+
+@given(st.text(st.characters()) | st.text('a@."\\<>[]:, \t\n\r\0-ä:%IPv6'))
+def test_any_text_is_read_or_refused_and_what_is_read_is_one_word_on_the_wire(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except ProtocolError:
+        return
+    address.encode()
+    assert not any(char < " " or "\x7f" <= char < "\xa0" or char in "\u2028\u2029" for char in address)
+    assert Address.parse(address) == address
+
+
+@given(st.ip_addresses())
+def test_every_ip_address_makes_a_literal(ip: IPv4Address | IPv6Address) -> None:
+    tag = "IPv6:" if ip.version == 6 else ""
+    check_domain(f"[{tag}{ip}]")
+    check_domain(f"[{tag}{ip.exploded}]")
+
+
+@pytest.mark.parametrize("local_part", ["a\r\nb", "a\nb", "\0", "a\x7f", "a\x85", "a\u2028", "\ud800"])
+def test_what_no_quoting_can_carry_is_not_quoted(local_part: str) -> None:
+    with pytest.raises(ProtocolError, match="control characters"):
+        quote_local_part(local_part)

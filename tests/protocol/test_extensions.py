@@ -1,0 +1,67 @@
+"""The table of extensions: keywords, parameters, and the room that each adds to a command's line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import pytest
+
+from greensmtp.protocol.extensions import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room
+
+#: Each as its RFC has it.
+TABLE = [
+    Extension("PIPELINING"),  # RFC 2920 section 2
+    Extension("SIZE", mail=frozenset({"SIZE"}), room={"MAIL": 26}),  # RFC 1870 section 3
+    Extension("8BITMIME", mail=frozenset({"BODY"}), room={"MAIL": 17}),  # RFC 6152 section 2
+    Extension("SMTPUTF8", mail=frozenset({"SMTPUTF8"}), room={"MAIL": 10, "VRFY": 9, "EXPN": 9}),  # RFC 6531
+    Extension("CHUNKING"),  # RFC 3030 section 2
+    Extension("BINARYMIME"),  # RFC 3030 section 3
+    Extension("ENHANCEDSTATUSCODES"),  # RFC 2034 section 3
+    Extension("STARTTLS"),  # RFC 3207 section 4
+]
+
+
+@pytest.mark.parametrize("expected", TABLE, ids=lambda extension: extension.keyword)
+def test_an_extension_adds_what_its_rfc_says(expected: Extension) -> None:
+    assert [extension for extension in STANDARD if extension.keyword == expected.keyword] == [expected]
+
+
+def test_there_are_no_others() -> None:
+    assert len(STANDARD) == len(TABLE)
+
+
+def test_every_keyword_is_one_by_the_grammar() -> None:
+    for extension in STANDARD:
+        for keyword in (extension.keyword, *extension.mail, *extension.rcpt):
+            assert re.fullmatch(r"[A-Z0-9][A-Z0-9-]*", keyword)
+
+
+def test_body_types() -> None:
+    assert {"7BIT", "8BITMIME", "BINARYMIME"} == BODY_TYPES
+    # What RFC 6152 makes room for, RFC 3030 needs no more of.
+    assert max(len(f" BODY={name}") for name in BODY_TYPES) <= 17
+
+
+def test_the_parameters_of_all_extensions_are_allowed_together() -> None:
+    dsn = Extension("DSN", mail=frozenset({"RET", "ENVID"}), rcpt=frozenset({"NOTIFY", "ORCPT"}))
+    assert allowed_parameters([]) == {"MAIL": set(), "RCPT": set()}
+    assert allowed_parameters(STANDARD) == {"MAIL": {"SIZE", "BODY", "SMTPUTF8"}, "RCPT": set()}
+    assert allowed_parameters(iter([*STANDARD, dsn])) == {
+        "MAIL": {"SIZE", "BODY", "SMTPUTF8", "RET", "ENVID"},
+        "RCPT": {"NOTIFY", "ORCPT"},
+    }
+
+
+def test_room_adds_up() -> None:
+    dsn = Extension("DSN", room={"MAIL": 100, "RCPT": 500})
+    assert line_room([]) == {}
+    assert line_room(STANDARD) == {"MAIL": 26 + 17 + 10, "VRFY": 9, "EXPN": 9}
+    assert line_room(iter([*STANDARD, dsn])) == {"MAIL": 153, "RCPT": 500, "VRFY": 9, "EXPN": 9}
+
+
+def test_an_extension_needs_no_more_than_a_keyword_and_stays_as_it_is() -> None:
+    extension = Extension("X-EXAMPLE")
+    assert (extension.mail, extension.rcpt, dict(extension.room)) == (frozenset(), frozenset(), {})
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        extension.keyword = "X-OTHER"  # type: ignore[misc]

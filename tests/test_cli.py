@@ -1,0 +1,324 @@
+"""``greensmtp serve`` from outside: its options, what it says, and what it says to wrong ones."""
+
+from __future__ import annotations
+
+import re
+import smtplib
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greensmtp import Limits
+from greensmtp.cli import SizeType, cli
+
+Serve = Callable[..., Any]
+
+SCRIPT = Path(sys.executable).with_name("greensmtp")
+BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
+
+
+def run(*arguments: str | Path, folder: Path, command: tuple[str | Path, ...] = (SCRIPT,)) -> tuple[int, str, str]:
+    """Exit status, standard output, and standard error with its lines joined."""
+    ran = subprocess.run(
+        [*command, *arguments],
+        check=False,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    return ran.returncode, ran.stdout, " ".join(ran.stderr.split())
+
+
+def deliver(port: int, *recipients: str, body: bytes = BODY) -> bytes:
+    """Send a message; give the text of the reply."""
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+        client.ehlo("client.example")
+        client.mail("ann@example.com")
+        for recipient in recipients or ("bob@example.org",):
+            assert client.rcpt(recipient)[0] == 250
+        code, text = client.data(body)
+        assert code == 250, text
+        return text
+
+
+# How it is started
+
+
+@pytest.mark.parametrize("command", [(SCRIPT,), (sys.executable, "-m", "greensmtp")], ids=["greensmtp", "python -m"])
+def test_mail_comes_into_the_maildir(serve: Serve, command: tuple[str | Path, ...]) -> None:
+    server = serve(command=command)
+    assert re.fullmatch(r"smtp://127\.0\.0\.1:[1-9]\d+", server.urls[0])
+    reply = deliver(server.port)
+    (message,) = server.mail
+    assert message.endswith(b"\r\n" + BODY)
+    assert (
+        server.line() == f"message from=<ann@example.com> to=<bob@example.org> size={len(BODY)}: 250 {reply.decode()}"
+    )
+    assert server.stop() == 0
+    assert server.lines() == []
+    assert server.log == ""
+
+
+def test_a_line_for_each_message(serve: Serve) -> None:
+    server = serve("--listen", "127.0.0.1:0", "--listen", "lmtp://127.0.0.1:0")
+    deliver(server.port, "bob@example.org", "cyd@example.org")
+    assert " to=<bob@example.org>,<cyd@example.org> size=" in server.line()
+    with server.dial(1) as peer:
+        peer.converse(
+            """
+            S: 220
+            C: LHLO client.example
+            S: 250
+            C: MAIL FROM:<>
+            S: 250
+            C: RCPT TO:<bob@example.org>
+            S: 250
+            C: RCPT TO:<cyd@example.org>
+            S: 250
+            C: DATA
+            S: 354
+            C: Subject: Sorry
+            C: .
+            S: 250 2.0.0
+            S: 250 2.0.0
+            """
+        )
+    assert server.line().startswith("message from=<> to=<bob@example.org>,<cyd@example.org> size=16: 250 2.0.0 ")
+    assert server.stop() == 0
+    assert server.lines() == []
+    assert len(server.mail) == 2
+
+
+def test_the_help_teaches(tmp_path: Path) -> None:
+    status, text, _ = run("serve", "--help", folder=tmp_path)
+    assert status == 0
+    for word in ("--listen", "--hostname", "--maildir", "--tls-cert", "--tls-key", "--plugin", "--max-size"):
+        assert word in text
+    for word in ("--log-format", "[text|json]", "-v", "smtps://", "lmtp://", "unix:/", "lmtp+unix:/", "[::1]:1025"):
+        assert word in text
+    for word in ("127.0.0.1:1025]", "[default: maildir]", "MODULE[:CALLABLE]", "SIGTERM", "swaks --server"):
+        assert word in " ".join(text.split())
+    status, text, _ = run("--help", folder=tmp_path)
+    assert status == 0
+    assert "serve" in text
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    status, text, _ = run("--version", folder=tmp_path)
+    assert status == 0
+    assert re.search(r"\d+\.\d+\.\d+", text)
+
+
+@pytest.mark.parametrize("name", ["click", "pythonjsonlogger"])
+def test_without_its_extra_it_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+    program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
+    status, _, error = run("serve", folder=tmp_path, command=(sys.executable, "-c", program))
+    assert status == 1
+    assert error == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'"
+
+
+# --listen, --hostname, TLS
+
+
+def test_it_listens_on_all_that_is_asked_for(serve: Serve, tmp_path: Path, certificate: Any) -> None:
+    urls = ["smtp://127.0.0.1:0", "[::1]:0", "smtps://127.0.0.1:0", "lmtp://127.0.0.1:0"]
+    paths = [f"unix:{tmp_path}/mail", f"lmtp+unix:{tmp_path}/lmtp"]
+    tls = ["--tls-cert", certificate.certfile, "--tls-key", certificate.keyfile]
+    server = serve(*(word for url in urls + paths for word in ("--listen", url)), *tls)
+    assert [re.sub(r":[1-9]\d*$", "", url) for url in server.urls] == [
+        "smtp://127.0.0.1",
+        "smtp://[::1]",
+        "smtps://127.0.0.1",
+        "lmtp://127.0.0.1",
+        *paths,
+    ]
+    for number, url in enumerate(server.urls):
+        with server.dial(number) as peer:
+            if url.startswith("smtps:"):
+                peer.start_tls()
+            word, hello = ("LMTP", "LHLO") if url.startswith("lmtp") else ("ESMTP", "EHLO")
+            peer.expect(f"220 mx.example.com {word}")
+            peer.line(f"{hello} client.example", "MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
+            capabilities = peer.expect("250")
+            assert ("STARTTLS" in capabilities) == (not url.startswith("smtps:"))
+            peer.expect("250", "250", "354")
+            peer.line(f"Subject: over {url}", ".")
+            peer.expect("250 2.0.0 Ok: queued as")
+    mail = server.mail
+    assert sorted(re.findall(b"Subject: over (.*)\r\n", b"".join(mail))) == sorted(url.encode() for url in server.urls)
+    assert server.stop() == 0
+    assert not (tmp_path / "mail").exists()
+    assert not (tmp_path / "lmtp").exists()
+
+
+@pytest.mark.parametrize("one_file", [False, True], ids=["cert and key", "one file"])
+def test_starttls(serve: Serve, tmp_path: Path, certificate: Any, one_file: bool) -> None:
+    options = ["--tls-cert", certificate.certfile, "--tls-key", certificate.keyfile]
+    if one_file:
+        both = tmp_path / "both.pem"
+        both.write_bytes(certificate.keyfile.read_bytes() + certificate.certfile.read_bytes())
+        options = ["--tls-cert", both]
+    server = serve(*options)
+    with smtplib.SMTP("127.0.0.1", server.port, timeout=10) as client:
+        client.starttls(context=ssl.create_default_context(cafile=str(certificate.authority)))
+        client.sendmail("ann@example.com", ["bob@example.org"], BODY)
+    (message,) = server.mail
+    assert b" with ESMTPS id " in message
+
+
+def test_the_hostname_is_in_the_banner_and_in_the_trace(serve: Serve) -> None:
+    server = serve("--hostname", "tea.example.net")
+    with server.dial() as peer:
+        peer.expect("220 tea.example.net ESMTP")
+    deliver(server.port)
+    assert b"\r\n\tby tea.example.net with ESMTP id " in server.mail[0]
+
+
+def test_without_a_certificate_there_is_no_starttls(serve: Serve) -> None:
+    with serve().dial() as peer:
+        assert "STARTTLS" not in peer.hello()
+
+
+# --maildir, --no-maildir, --max-size
+
+
+def test_the_maildir_is_where_it_is_told_to_be(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--maildir", "here/and/there")
+    deliver(server.port)
+    assert len([*(tmp_path / "here" / "and" / "there" / "new").iterdir()]) == 1
+
+
+def test_without_a_maildir_and_a_plugin_no_mail_is_taken(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--no-maildir")
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", "554 5.3.2")
+    assert not server.maildir.exists()
+
+
+@pytest.mark.parametrize(("size", "octets"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
+def test_a_size_is_written_in_octets_or_in_greater_units(size: str, octets: int) -> None:
+    assert SizeType().convert(size, None, None) == octets
+
+
+def test_the_largest_size_is_announced(serve: Serve) -> None:
+    with serve("--max-size", "3k").dial() as peer:
+        assert "\n250-SIZE 3072\n" in peer.hello()
+
+
+def test_the_largest_size_is_the_librarys_by_default(serve: Serve) -> None:
+    with serve().dial() as peer:
+        assert f"\n250-SIZE {Limits().max_message_size}\n" in peer.hello()
+
+
+def test_too_large_a_message_is_refused_and_nothing_is_left_of_it(serve: Serve) -> None:
+    server = serve("--max-size", "1000")
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.com> SIZE=1001")
+        peer.expect("552 5.3.4")
+        peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA", *["x" * 98] * 11, ".")
+        peer.expect("250", "250", "354", "552 5.3.4")
+        peer.line("NOOP")
+        peer.expect("250")
+    assert server.mail == []
+    assert not [*(server.maildir / "tmp").iterdir()]
+
+
+# What is wrong
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (
+            ["--listen", "nonsense"],
+            r"'--listen': .*'nonsense'.* write it like 127\.0\.0\.1:1025, \[::1\]:1025, smtps://",
+        ),
+        (["--listen", "127.0.0.1:70000"], r"'--listen': .*'127\.0\.0\.1:70000'"),
+        (["--listen", "[nonsense]:25"], r"'--listen': .*\[nonsense\] is not an IPv6 address"),
+        (["--listen", "http://127.0.0.1:25"], r"'--listen': .*'http://127\.0\.0\.1:25'"),
+        (["--listen", "smtps://127.0.0.1:0"], r"smtps:// needs a certificate: give --tls-cert and --tls-key$"),
+        (["--hostname", "not a name"], r"--hostname takes a domain name .*'not a name'"),
+        (["--maildir", "/dev/null/maildir"], r"--maildir: cannot make '/dev/null/maildir': Not a directory$"),
+        (["--tls-cert", "missing.pem"], r"--tls-cert: cannot read 'missing\.pem': No such file or directory$"),
+        (["--tls-cert", "empty.pem"], r"--tls-cert 'empty\.pem' .*must be a certificate"),
+        (["--tls-cert", "empty.pem", "--tls-key", "missing.pem"], r"--tls-key: cannot read 'missing\.pem'"),
+        (["--tls-key", "empty.pem"], r"--tls-key needs a --tls-cert"),
+        (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write octets, or 500k, 32M, 1G$"),
+        (["--max-size", "0"], r"'--max-size': '0' is not a size"),
+        (["--log-format", "xml"], r"'--log-format': 'xml' is not one of 'text', 'json'"),
+        (["--listne", "127.0.0.1:0"], r"No such option '?--listne'?.*--listen"),
+        (["stray"], r"[Uu]nexpected extra argument \(stray\)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_is_named_and_explained(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("greensmtp.cli.set_up_logging", lambda *options: None)  # that of the tests is to stay
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["serve", *options], prog_name="greensmtp")
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    error = " ".join(said.err.split())
+    assert re.search(rf"Try 'greensmtp serve --help' for help. Error: .*{complaint}", error), error
+    assert said.out == ""
+    assert not (tmp_path / "maildir").exists()
+
+
+def test_a_wrong_option_ends_it_with_status_2_and_without_a_traceback(tmp_path: Path) -> None:
+    status, output, error = run("serve", "--max-size", "plenty", folder=tmp_path)
+    assert status == 2
+    assert error.startswith(
+        "Usage: greensmtp serve [OPTIONS] Try 'greensmtp serve --help' for help. Error: Invalid value"
+    )
+    assert output == ""
+
+
+def test_a_port_in_use_is_an_error_and_ends_those_that_listen_already(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = serve("--listen", "127.0.0.1:0", "--listen", f"127.0.0.1:{port}", wait=False)
+        assert server.wait() == 1
+    assert server.log == f"Error: --listen: cannot listen on smtp://127.0.0.1:{port}: Address already in use\n"
+    assert server.line().startswith("listening smtp://127.0.0.1:")
+    assert server.lines() == []
+
+
+@pytest.mark.parametrize("what", ["a live server", "a file"])
+def test_a_unix_path_that_is_taken_is_an_error(serve: Serve, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as taken:
+        if what == "a file":
+            path.touch()
+        else:
+            taken.bind(str(path))
+            taken.listen()
+        server = serve("--listen", f"unix:{path}", wait=False)
+        assert server.wait() == 1
+    assert server.log == f"Error: --listen: cannot listen on unix:{path}: Address already in use\n"
+    assert path.exists()
+
+
+def test_a_name_that_is_no_host_is_an_error(serve: Serve) -> None:
+    server = serve("--listen", "nowhere.invalid:0", wait=False)
+    assert server.wait() == 1
+    assert server.log.startswith("Error: --listen: cannot listen on smtp://nowhere.invalid:0: ")
+    assert len(server.log.splitlines()) == 1

@@ -1,0 +1,228 @@
+"""What ``greensmtp serve`` writes: its log, and that nobody need read what it writes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import select
+import smtplib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greensmtp.output import MAX_WAITING, LogHandler
+
+Serve = Callable[..., Any]
+
+BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
+
+
+def deliver(port: int, *recipients: str, messages: int = 1) -> None:
+    """Send messages, in one session."""
+    with smtplib.SMTP("127.0.0.1", port, "client.example", timeout=10) as client:
+        for _ in range(messages):
+            assert client.sendmail("ann@example.com", recipients or ("bob@example.org",), BODY) == {}
+
+
+# The log
+
+
+def test_it_is_silent_as_long_as_all_is_well(serve: Serve) -> None:
+    server = serve()
+    deliver(server.port)
+    server.stop()
+    assert server.log == ""
+
+
+def test_sessions_and_messages_are_logged_once_more_is_asked_for(serve: Serve) -> None:
+    server = serve("-v")
+    deliver(server.port)
+    server.stop()
+    connected, message, gone = server.log.splitlines()
+    assert re.search(r" INFO \S+ CONNECT from 127\.0\.0\.1 -> 220 ", connected)
+    assert " END-OF-DATA from=<ann@example.com> to=<bob@example.org> " in message
+    assert " DISCONNECT quit -> closed " in gone
+
+
+def test_every_command_is_logged_twice_asked_and_no_secret(serve: Serve) -> None:
+    server = serve("-vv")
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("AUTH PLAIN AHNlY3JldABzZWNyZXQ=", "NOOP")
+        peer.expect("5", "250")
+    server.stop()
+    assert re.search(r" DEBUG \S+ EHLO client\.example -> 250 ", server.log)
+    assert re.search(r" DEBUG \S+ AUTH \*\*\* -> 5", server.log)
+    assert "AHNlY3JldABzZWNyZXQ" not in server.log
+
+
+TROUBLESOME = """
+import warnings
+import gevent
+from greensmtp import signals
+
+@signals.reset.connect
+def trouble(session):
+    warnings.warn("a warning\\nof two lines")
+    gevent.spawn(lambda: {}["nobody waits for this"]).join()
+    raise ValueError("a traceback\\nof several lines")
+"""
+
+
+def test_the_json_log_is_an_object_a_line_whatever_happens(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "troublesome.py").write_text(TROUBLESOME)
+    server = serve("--log-format", "json", "-vv", "--plugin", "troublesome")
+    with server.dial() as peer:
+        peer.hello("client.example")
+        peer.send('MAIL FROM:<"a\\\\b"@example.com> BODY=8BITMIME\r\nVRFY \x01\r\nNOOP \u2028\u00e4\r\nRSET\r\n')
+        peer.expect("250", "500", "*", "250")
+    deliver(server.port, "bob@example.org", "cyd@example.org")
+    assert server.stop() == 0
+    records = [json.loads(line) for line in server.log.splitlines()]
+    assert all({"timestamp", "level", "logger", "message"} <= record.keys() for record in records)
+    by_verb = {record["verb"]: record for record in records if "verb" in record}
+    assert by_verb["CONNECT"]["peer"] == "127.0.0.1"
+    assert by_verb["EHLO"]["argument"] == "client.example"
+    assert by_verb["RCPT"]["reply"] == 250
+    end = by_verb["END-OF-DATA"]
+    assert end["sender"] == "ann@example.com"
+    assert end["recipients"] == ["bob@example.org", "cyd@example.org"]
+    assert end["size"] == len(BODY)
+    text = "\n".join(record["message"] + record.get("exc_info", "") for record in records)
+    for trouble in ("a warning\nof two lines", "nobody waits for this", "ValueError: a traceback\nof several lines"):
+        assert trouble in text
+
+
+# Nobody reads
+
+
+#: Run the rest of the command line with some descriptors closed.
+CLOSING = "import os, sys; [os.close(int(number)) for number in sys.argv[1]]; os.execv(sys.argv[2], sys.argv[2:])"
+
+#: Tells the port where standard output cannot.
+TELLTALE = """
+import gevent
+def watch(server):
+    gevent.spawn(tell, server)
+def tell(server):
+    while not server.started:
+        gevent.sleep(0.01)
+    with open("port", "w") as told:
+        told.write(str(server.address[1]))
+"""
+
+
+@pytest.fixture
+def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
+    """Start a server that cannot say that it listens; gives it and its port."""
+
+    def start(*options: str, **popen: Any) -> tuple[Any, int]:
+        (tmp_path / "telltale.py").write_text(TELLTALE)
+        os.mkfifo(tmp_path / "port")
+        with os.fdopen(os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)) as told:
+            server = serve("--plugin", "telltale:watch", *options, wait=False, **popen)
+            select.select([told], [], [], 20)
+            os.set_blocking(told.fileno(), True)
+            return server, int(told.read())
+
+    return start
+
+
+@pytest.mark.parametrize("numbers", ["1", "12", "012"])
+def test_mail_goes_on_where_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
+    command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
+    server, port = serve_mute("-vv", command=command)
+    for number in numbers:  # what is printed must not end up in a socket, or in somebody's mail
+        assert Path(f"/proc/{server.process.pid}/fd/{number}").readlink() == Path("/dev/null")
+    deliver(port, messages=3)
+    assert server.stop() == 0
+    assert [message.endswith(b"\r\n" + BODY) for message in server.mail] == [True] * 3
+    assert "Traceback" not in server.log
+
+
+def test_mail_goes_on_when_the_disk_behind_standard_output_is_full(serve_mute: Serve) -> None:
+    with Path("/dev/full").open("wb") as full:
+        server, port = serve_mute(stdout=full)
+    deliver(port, messages=3)
+    assert server.stop() == 0
+    assert len(server.mail) == 3
+    assert server.log == ""
+
+
+def test_mail_goes_on_when_the_reader_of_standard_output_has_gone(serve: Serve) -> None:
+    server = serve()
+    server.process.stdout.close()
+    deliver(server.port, messages=3)
+    assert server.stop() == 0
+    assert len(server.mail) == 3
+    assert server.log == ""
+
+
+def test_mail_goes_on_when_nobody_reads_standard_output(serve: Serve) -> None:
+    server = serve()
+    room = fcntl.fcntl(server.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+    recipients = [f"{'x' * 60}{number}@example.org" for number in range(room // 400)]
+    deliver(server.port, *recipients, messages=10)  # at least twice what the pipe takes
+    assert server.stop() == 0
+    assert len(server.mail) == 10
+    assert server.log == ""
+
+
+def test_mail_goes_on_when_nobody_reads_the_log(serve: Serve) -> None:
+    reading, writing = os.pipe()
+    try:
+        room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+        server = serve("-vv", stderr=writing)
+        with server.dial() as peer:
+            peer.hello()
+            for _ in range(3):
+                peer.line(*["NOOP " + "x" * 400] * (room // 400 // 2))
+                peer.expect(*["250"] * (room // 400 // 2))
+        deliver(server.port)
+        assert server.stop() == 0
+        assert len(server.mail) == 1
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) -> None:
+    reading, writing = os.pipe()
+    with Path(f"/dev/fd/{writing}").open("w") as stream, pytest.MonkeyPatch.context() as patch:
+        os.close(writing)
+        room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+        patch.setattr("sys.stderr", stream)
+        handler = LogHandler(log_format)
+        handler.handle(logging.makeLogRecord({"msg": "x" * 2 * room}))
+        select.select([reading], [], [], 20)  # from here on, it is stuck in that one
+        for number in range(MAX_WAITING + 5):
+            handler.handle(logging.makeLogRecord({"msg": f"number {number}"}))
+        text = b""
+        while b"dropped" not in text:
+            text += os.read(reading, 65536)
+        handler.close()
+    os.close(reading)
+    assert f"number {MAX_WAITING - 1}" in text.decode()
+    assert f"number {MAX_WAITING}" not in text.decode()
+    (gap,) = (line for line in text.decode().splitlines() if "dropped" in line)
+    assert "5 records dropped: nobody read them" in gap
+    if log_format == "json":
+        assert json.loads(gap)["level"] == "WARNING"
+
+
+def test_what_the_encoding_lacks_is_escaped(serve: Serve) -> None:
+    server = serve("-v", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<jos\u00e9@example.com> SMTPUTF8", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
+        peer.expect("250", "250", "354", "250")
+    assert server.line().startswith(r"message from=<jos\xe9@example.com> to=<bob@example.org> ")
+    assert server.stop() == 0
+    assert r"END-OF-DATA from=<jos\xe9@example.com>" in server.log

@@ -1,0 +1,288 @@
+"""Plugins of ``greensmtp serve``: how they are found, what they may do beside the Maildir, and what wrong ones get."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greensmtp import SMTPServer
+from greensmtp.plugins import PluginError, load_plugin
+from greensmtp.testing import Peer
+
+Serve = Callable[..., Any]
+
+
+def send(peer: Peer, sender: str, text: str = "Subject: Tea") -> str:
+    """Send a message as far as it goes; give the reply that settles it."""
+    peer.line("RSET", f"MAIL FROM:<{sender}@example.com>", "RCPT TO:<bob@example.org>", "DATA")
+    peer.expect("250", "250", "250")
+    reply = peer.reply()
+    if reply.startswith("354"):
+        peer.line(text, ".")
+        reply = peer.reply()
+    return reply
+
+
+def subjects(server: Any) -> list[bytes]:
+    """Of the messages that have been stored."""
+    return re.findall(b"\r\nSubject: (.*)\r\n", b"".join(server.mail))
+
+
+def no_trace(server: Any) -> bool:
+    """Nothing was stored, nor begun."""
+    return not server.mail and not [*(server.maildir / "tmp").iterdir()]
+
+
+# How they are found
+
+BY_IMPORT = """
+from greensmtp import signals
+
+@signals.to.connect
+def nobody_but_bob(session, address, ack):
+    if address.local_part == "bob":
+        ack.accept()
+    else:
+        ack.reject(550, "5.1.1 Nobody here but Bob")
+"""
+
+BY_CALL = """
+class Policy:
+    @staticmethod
+    def install(server):
+        server.on("from", welcome)
+
+def welcome(session, address, ack):
+    ack.accept(250, "Welcome, " + address.local_part + ", to " + session.server.hostname)
+
+def greet(server):
+    @server.use
+    def shout(session, command, proceed):
+        return proceed(session, command)
+    shout.verbs = ("NOOP",)
+"""
+
+
+def test_plugins_in_the_current_folder_by_import_and_by_call(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text(BY_IMPORT)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "called.py").write_text(BY_CALL)
+    names = ("imported", "package.called:Policy.install", "package.called:greet")
+    server = serve(
+        *(word for name in names for word in ("--plugin", name)),
+        "--listen",
+        "127.0.0.1:0",
+        "--listen",
+        "lmtp://127.0.0.1:0",
+    )
+    for number, hello in enumerate(("EHLO", "LHLO")):
+        with server.dial(number) as peer:
+            peer.expect("220")
+            peer.line(f"{hello} client.example", "MAIL FROM:<ann@example.com>", "RCPT TO:<cyd@x>", "RCPT TO:<bob@x>")
+            peer.expect("250", "250 2.0.0 Welcome, ann, to mx.example.com", "550 5.1.1 Nobody here but Bob", "250")
+
+
+# Beside the Maildir
+
+REFUSING = """
+from greensmtp import Reject, signals
+
+def decide(session, ack):
+    name = session.from_.local_part
+    if name == STAGE + "-rejects":
+        ack.reject(550, "5.7.1 not this one")
+    elif name == STAGE + "-raises":
+        raise Reject(554, "5.7.1 nor this one")
+    elif name == STAGE + "-fails":
+        raise RuntimeError("a bug of the plugin's")
+    elif name == STAGE + "-accepts":
+        ack.accept(message="as the plugin says")
+
+def install(server):
+    if BY_CALL:
+        server.on("message", on_message)
+        server.on("received", on_received)
+
+def on_message(session, stream, ack):
+    global STAGE
+    STAGE = "message"
+    decide(session, ack)
+
+def on_received(session, ack, recipient=None):
+    global STAGE
+    STAGE = "received"
+    decide(session, ack)
+
+if not BY_CALL:
+    signals.message.connect(on_message)
+    signals.received.connect(on_received)
+"""
+
+
+@pytest.mark.parametrize("by_call", [False, True], ids=["by import", "by call"])
+def test_a_plugin_may_refuse_a_message_and_the_maildir_goes_by_it(serve: Serve, tmp_path: Path, by_call: bool) -> None:
+    (tmp_path / "refusing.py").write_text(f"BY_CALL = {by_call}\n{REFUSING}")
+    server = serve("--plugin", "refusing:install")
+    with server.dial() as peer:
+        peer.hello()
+        for stage in ("message", "received"):
+            assert send(peer, f"{stage}-rejects") == "550 5.7.1 not this one"
+            assert send(peer, f"{stage}-raises") == "554 5.7.1 nor this one"
+            assert send(peer, f"{stage}-fails").startswith("451 4.3.0")
+        assert no_trace(server)
+        assert send(peer, "message-accepts", "Subject: One").startswith("250 2.0.0 Ok: queued as ")
+        assert send(peer, "received-accepts", "Subject: Two") == "250 2.0.0 as the plugin says"
+        assert send(peer, "nobody-decides", "Subject: Three").startswith("250 2.0.0 Ok: queued as ")
+    assert subjects(server) == [b"One", b"Two", b"Three"]
+    assert server.log.count("\nRuntimeError: a bug of the plugin's\n") == 2
+
+
+READING = """
+from greensmtp import signals
+
+def show(session, stream, ack):
+    if session.from_.local_part == "slowly":
+        ack.accept()
+        seen.append(b"".join(stream))
+    elif session.from_.local_part == "half":
+        ack.accept()
+        seen.append(stream.read(9))
+    elif session.from_.local_part == "abort":
+        ack.accept()
+        seen.append(stream.read(9))
+        stream.abort(554, "5.6.0 enough")
+
+def install(server):
+    server.on("message", show)
+"""
+
+
+@pytest.mark.parametrize("where", ["reading", "reading:install"])
+def test_what_a_plugin_reads_is_stored_too(serve: Serve, tmp_path: Path, where: str) -> None:
+    by_import = "" if ":" in where else "signals.message.connect(show)\n"
+    (tmp_path / "reading.py").write_text(f"seen = []\n{READING}{by_import}")
+    server = serve("--plugin", where)
+    with server.dial() as peer:
+        peer.hello()
+        assert send(peer, "abort") == "554 5.6.0 enough"
+        assert no_trace(server)
+        assert send(peer, "slowly", "Subject: All of it\r\n\r\n..").startswith("250 2.0.0 Ok: queued as")
+        assert send(peer, "half", "Subject: All of it\r\n\r\n..").startswith("250 2.0.0 Ok: queued as")
+    assert [message.endswith(b"\r\nSubject: All of it\r\n\r\n.\r\n") for message in server.mail] == [True, True]
+
+
+def test_in_lmtp_a_plugin_may_refuse_some_recipients(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "choosy.py").write_text(
+        "from greensmtp import Reject, signals\n"
+        "@signals.received.connect\n"
+        "def choose(session, ack, recipient=None):\n"
+        "    if recipient.local_part.startswith('no'):\n"
+        "        ack.reject(550, '5.1.1 ' + recipient + ' has moved')\n"
+    )
+    server = serve("--plugin", "choosy", "--listen", "lmtp://127.0.0.1:0")
+    with server.dial() as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example")
+        peer.expect("250")
+        for recipients in (("nora", "norman"), ("nora", "bob", "norman", "cyd")):
+            peer.line(
+                "MAIL FROM:<>", *(f"RCPT TO:<{name}@example.org>" for name in recipients), "DATA", "Subject: x", "."
+            )
+            peer.expect(*["250"] * (1 + len(recipients)), "354")
+            peer.expect(*(f"550 5.1.1 {name}@" if name.startswith("no") else "250 2.0.0" for name in recipients))
+    assert len(server.mail) == 1
+    assert server.line().startswith(
+        "message from=<> to=<bob@example.org>,<cyd@example.org> size=12: 250 2.0.0 Ok: queued"
+    )
+
+
+def test_without_a_maildir_the_plugin_decides_alone(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "sink.py").write_text(
+        "def install(server):\n    server.on('message', lambda session, stream, ack: ack.accept())\n"
+    )
+    server = serve("--no-maildir", "--plugin", "sink:install")
+    with server.dial() as peer:
+        peer.hello()
+        assert send(peer, "ann") == "250 2.0.0 Ok: message accepted"
+    assert not server.maildir.exists()
+
+
+def test_a_server_that_a_plugin_makes_for_itself_is_none_of_the_maildirs_business(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "second.py").write_text(
+        "from greensmtp import SMTPServer\n"
+        "server = SMTPServer(('127.0.0.1', 0), hostname='second.example')\n"
+        "server.on('message', lambda session, stream, ack: ack.accept())\n"
+        "server.start()\n"
+        "print('second', server.address[1], flush=True)\n"
+    )
+    server = serve("--plugin", "second", wait=False)
+    word, port = server.line().split(" ")
+    assert word == "second"
+    server.urls = [f"smtp://127.0.0.1:{port}"]
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
+        peer.expect("250", "250", "354", "250 2.0.0 Ok: message accepted")
+    assert no_trace(server)
+
+
+# Wrong ones
+
+BROKEN = {
+    "unheard": "",
+    "syntax": "def install(server:\n",
+    "raising": "\n1 / 0\n",
+    "leaving": "import sys\nsys.exit('good-bye')\n",
+    "needing": "import not_to_be_found\n",
+    "shapes": "number = 7\ndef none(): ...\ndef two(server, more): ...\nclass Some: pass\n",
+    "misnamed": "def install(server):\n    server.on('recieved', print)\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("", r"write MODULE or MODULE:CALLABLE, like 'policy' or 'policy:install'$"),
+        (":install", r"':install': write MODULE or MODULE:CALLABLE"),
+        ("unheard:", r"'unheard:': write MODULE or MODULE:CALLABLE"),
+        ("unheard_of", r"cannot import unheard_of: ModuleNotFoundError: No module named 'unheard_of'$"),
+        ("unheard.of", r"cannot import unheard\.of: ModuleNotFoundError: .*'unheard' is not a package"),
+        ("unheard:of", r"'unheard:of': unheard has no 'of'$"),
+        ("syntax:install", r"cannot import syntax: SyntaxError: .*\(syntax\.py, line 1\)$"),
+        ("raising", r"cannot import raising: ZeroDivisionError: division by zero \(.*/raising\.py, line 2\)$"),
+        ("leaving", r"cannot import leaving: SystemExit: good-bye \(.*/leaving\.py, line 2\)$"),
+        ("needing", r"cannot import needing: ModuleNotFoundError: No module named 'not_to_be_found' \(.*, line 1\)$"),
+        ("shapes:number", r"number must be callable with one argument, the server$"),
+        ("shapes:none", r"none must be callable with one argument, the server$"),
+        ("shapes:two", r"two must be callable with one argument, the server$"),
+        ("shapes:Some", r"Some must be callable with one argument, the server$"),
+        ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
+    ],
+)
+def test_what_is_wrong_with_a_plugin_is_told_with_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, complaint: str
+) -> None:
+    for module, text in BROKEN.items():
+        (tmp_path / f"{module}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(PluginError, match=complaint):
+        load_plugin(name)(SMTPServer(("127.0.0.1", 0)))
+    for module in BROKEN:
+        sys.modules.pop(module, None)
+
+
+def test_a_wrong_plugin_ends_it_with_status_2(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(BROKEN["raising"])
+    server = serve("--plugin", "raising", wait=False)
+    assert server.wait() == 2
+    complaint = "Error: Invalid value for '--plugin': 'raising': cannot import raising: ZeroDivisionError: "
+    assert complaint in " ".join(server.log.split())
+    assert "Traceback" not in server.log
+    assert server.lines() == []

@@ -1,0 +1,300 @@
+"""How a message stream ends: refused, lost, cleaned up after; never as a whole message that it is not."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gevent import spawn
+from gevent.event import Event
+
+from greensmtp import Ack, ConnectionLost, MessageRefused, MessageStream, Session, SMTPServer
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
+
+Reader = Callable[[MessageStream], Any]
+
+
+def read_with(server: SMTPServer, reader: Reader) -> list[Any]:
+    """Accept every message and read it like this; the list fills with what the reader returns or raises."""
+    results: list[Any] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        try:
+            results.append(reader(stream))
+        except Exception as error:
+            results.append(error)
+            raise
+
+    return results
+
+
+def begin_data(peer: Peer) -> None:
+    peer.hello()
+    peer.envelope()
+    peer.line("DATA")
+    peer.expect("354")
+
+
+def not_at_all(stream: MessageStream) -> None:
+    pass
+
+
+def at_once(stream: MessageStream) -> bytes:
+    return stream.read()
+
+
+def by_iterating(stream: MessageStream) -> bytes:
+    return b"".join(stream)
+
+
+def in_sevens(stream: MessageStream) -> bytes:
+    return b"".join(iter(lambda: stream.read(7), b""))
+
+
+def by_lines(stream: MessageStream) -> bytes:
+    return b"".join(iter(stream.readline, b""))
+
+
+def into_a_buffer(stream: MessageStream) -> list[int]:
+    buffer = bytearray(6)
+    return list(iter(lambda: stream.readinto(buffer), 0))
+
+
+READERS: list[Reader] = [not_at_all, at_once, by_iterating, in_sevens, by_lines, into_a_buffer]
+
+
+# Refused while it comes
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_too_large_is_told_to_the_reader_and_drained_to_the_true_end(smtp_server: MakeServer, reader: Reader) -> None:
+    server = smtp_server(start=False, max_message_size=1000)
+    results = read_with(server, reader)
+    received: list[Session] = []
+    server.on("received", lambda session, ack: received.append(session))
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"QUIT\r\nRSET\r\nMAIL FROM:<evil@example.org>\r\n..\r\n" * 10_000 + b".\r\nNOOP\r\n")
+        peer.expect("552 5.3.4", "250 2.0.0")
+        peer.expect_nothing()
+    assert not received
+    if results != [None]:
+        (error,) = results
+        assert isinstance(error, MessageRefused)
+        assert error.code == 552
+
+
+def test_a_reader_that_swallows_the_refusal_changes_nothing(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, max_message_size=100)
+
+    def swallow(stream: MessageStream) -> bytes:
+        for _ in range(3):
+            with pytest.raises(MessageRefused):
+                stream.read()
+        return b""
+
+    results = read_with(server, swallow)
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x" * 1000).startswith("552 5.3.4")
+    assert results == [b""]
+
+
+def test_bare_newlines_are_told_to_the_reader(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    results = read_with(server, at_once)
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"one\ntwo\r\n.\r\nNOOP\r\n")
+        peer.expect("554 5.6.0", "250")
+    (error,) = results
+    assert isinstance(error, MessageRefused)
+
+
+# The peer vanishes
+
+
+@pytest.mark.parametrize("how", [Peer.close, Peer.reset, Peer.half_close])
+@pytest.mark.parametrize("reader", READERS)
+def test_a_peer_that_vanishes_is_never_a_clean_end(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, reader: Reader, how: Callable[[Peer], None]
+) -> None:
+    server = smtp_server()
+    over = Event()
+    received: list[Session] = []
+    results = read_with(server, reader)
+    server.on("received", lambda session, ack: received.append(session))
+    server.on("disconnect", lambda session, reason: over.set())
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"half a message\r\n" * 100)
+        how(peer)
+        assert over.wait(5)
+    assert not received
+    if results != [None]:
+        (error,) = results
+        assert isinstance(error, ConnectionLost)
+        assert error.reason in ("closed", "reset")
+    assert not caplog.records  # no error of the server's
+
+
+@pytest.mark.parametrize("ending", [b"\r\n.", b"\r\n.\r", b".\r\n", b"\n.\n", b"\r\n"])
+def test_an_end_that_is_not_whole_is_no_end(smtp_server: MakeServer, ending: bytes) -> None:
+    server = smtp_server(bare_newlines="keep")
+    over = Event()
+    results = read_with(server, at_once)
+    server.on("disconnect", lambda session, reason: over.set())
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"text" + ending)
+        peer.close()
+        assert over.wait(5)
+    assert isinstance(results[0], ConnectionLost)
+
+
+def test_a_reader_that_swallows_the_loss_still_delivers_nothing(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    over = Event()
+    received: list[Session] = []
+    server.on("received", lambda session, ack: received.append(session))
+    server.on("disconnect", lambda session, reason: over.set())
+
+    def swallow(stream: MessageStream) -> None:
+        for _ in range(2):
+            with pytest.raises(ConnectionLost):
+                stream.read()
+
+    results = read_with(server, swallow)
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send("half")
+        peer.close()
+        assert over.wait(5)
+    assert results == [None]
+    assert not received
+
+
+# at_end
+
+
+@pytest.mark.parametrize("ending", ["accepted", "rejected", "aborted", "raised", "too large", "lost"])
+def test_at_end_is_called_once_however_it_ended(smtp_server: MakeServer, ending: str) -> None:
+    server = smtp_server(max_message_size=100)
+    events: list[str] = []
+    over = Event()
+    server.on("disconnect", lambda session, reason: over.set())
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(lambda: events.append("one"))
+        stream.at_end(lambda: events.append("two"))
+        ack.accept()
+        if ending == "aborted":
+            stream.abort()
+        elif ending == "raised":
+            raise LookupError
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        events.append("received")
+        (ack.reject if ending == "rejected" else ack.accept)()
+
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"x" * (200 if ending == "too large" else 50) + b"\r\n")
+        if ending == "lost":
+            peer.close()
+        else:
+            assert events == []
+            peer.line(".")
+            peer.expect("250" if ending == "accepted" else "")
+            peer.close()
+        assert over.wait(5)
+    assert events == [*(["received"] if ending in ("accepted", "rejected") else []), "one", "two"]
+
+
+def test_what_at_end_raises_is_logged_and_the_others_are_called(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False)
+    called: list[str] = []
+
+    def message(stream: MessageStream) -> None:
+        stream.at_end(lambda: called[10:][0])
+        stream.at_end(lambda: called.append("second"))
+
+    read_with(server, message)
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver().startswith("250")
+        peer.line("NOOP")
+        peer.expect("250")
+    assert called == ["second"]
+    assert "IndexError" in caplog.text
+
+
+# Flow
+
+
+def test_a_slow_reader_slows_the_peer(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    go_on = Event()
+    sizes: list[int] = []
+
+    def slow(stream: MessageStream) -> None:
+        stream.read(1)
+        go_on.wait(10)
+        sizes.append(1 + sum(map(len, stream)))
+
+    read_with(server, slow)
+    piece = b"0123456789abcd\r\n" * 4096
+    total = 400
+    with dial(server) as peer:
+        begin_data(peer)
+        sent: list[int] = []
+
+        def send_all() -> None:
+            for _ in range(total):
+                peer.socket.sendall(piece)
+                sent.append(len(piece))
+
+        sender = spawn(send_all)
+        sender.join(timeout=0.3)
+        stalled_at = len(sent)
+        sender.join(timeout=0.2)
+        assert len(sent) == stalled_at  # the sockets' buffers are full, and nothing else fills
+        assert stalled_at < total
+        go_on.set()
+        sender.get(timeout=20)
+        peer.line(".")
+        peer.expect("250")
+    assert sizes == [total * len(piece)]
+
+
+def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer) -> None:
+    server = smtp_server(max_message_size=None)
+    peaks: list[int] = []
+
+    def measure(stream: MessageStream) -> None:
+        tracemalloc.start()
+        try:
+            for _ in stream:
+                pass
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+
+    read_with(server, measure)
+    piece = b"0123456789abc.\r\n" * 16 * 1024
+    with dial(server) as peer:
+        begin_data(peer)
+        for _ in range(128):  # 32 MB
+            peer.socket.sendall(piece)
+        peer.line(".")
+        peer.expect("250")
+    assert peaks[0] < 2 * 1024 * 1024
