@@ -83,6 +83,7 @@ class Connection:
         "greenlet",
         "limits",
         "lost",
+        "mute",
         "socket",
         "write",
     )
@@ -120,6 +121,8 @@ class Connection:
         self._decision_deadline = -inf
         #: What was raised when the peer was lost.
         self.lost: ConnectionLost | None = None
+        #: Nothing more can be said: a reply has been cut short, or a handshake.
+        self.mute = False
         self._waited = 0.0
         self._received = 0
 
@@ -169,9 +172,13 @@ class Connection:
         out = self._out
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
-        sent = self.socket.send(data)
-        if sent < len(data):
-            self.socket.sendall(data[sent:])
+        try:
+            sent = self.socket.send(data)
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
+        except BaseException:
+            self.mute = True
+            raise
 
     # In
 
@@ -325,6 +332,7 @@ class Connection:
         self._buffer = b""
         self._at = self._skipped = 0
         self._close_watcher()
+        self.mute = True
         self.deadline = monotonic() + self.limits.tls_timeout
         self.awaiting_command = True  # a shutdown does not wait for this peer
         try:
@@ -337,6 +345,7 @@ class Connection:
             self.socket.do_handshake()
             self._watcher = self._hub.loop.io(self.socket.fileno(), 1)
             self._pending = self.socket.pending
+            self.mute = False
         except Expired as expired:
             raise self._lose(expired.reason) from None
         except OSError as error:

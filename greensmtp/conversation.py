@@ -163,6 +163,8 @@ class Conversation:
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
+        if self.connection.mute:
+            return False
         farewell = _FAREWELLS.get(reason)
         if farewell is None:
             return reason == "refused"  # told already

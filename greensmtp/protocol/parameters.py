@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import BEYOND_ASCII, NO_PARAMETERS, Parameters
+from greensmtp.protocol.addresses import NO_PARAMETERS, Parameters, is_text
 
-_PARAMETER = re.compile(rf"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([\x21-\x3c\x3e-\x7e{BEYOND_ASCII}]+))?")
+_PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
 
 
 def parse_parameters(text: str) -> Parameters:
@@ -22,7 +22,7 @@ def parse_parameters(text: str) -> Parameters:
         if not word:
             continue
         match = _PARAMETER.fullmatch(word)
-        if match is None:
+        if match is None or not is_text(word):
             raise ProtocolError(f"malformed parameter: {word[:40]!r}")
         keyword = match[1].upper()
         if keyword in parameters:

@@ -229,7 +229,9 @@ def test_no_line_takes_longer_to_read_than_its_length_explains(head: bytes) -> N
         assert taken < 0.1, line[:40]
 
 
-@pytest.mark.parametrize("line", [b"AUTH PLAIN c2VjcmV0", b"auth plain c2VjcmV0", b" AUTH PLAIN c2VjcmV0", b"AUTH c2VjcmV0\xff"])
+@pytest.mark.parametrize(
+    "line", [b"AUTH PLAIN c2VjcmV0", b"auth plain c2VjcmV0", b" AUTH PLAIN c2VjcmV0", b"AUTH c2VjcmV0\xff"]
+)
 def test_a_secret_is_not_in_what_a_traceback_shows(line: bytes) -> None:
     shown = repr(parse_command(line))
     assert "AUTH" in shown
