@@ -5,8 +5,10 @@
 Then, elsewhere: ``swaks --server 127.0.0.1:9025 --to you@localhost``. Port 0 is any free one.
 """
 
+import signal
 import sys
-from contextlib import suppress
+
+import gevent
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 
@@ -35,7 +37,8 @@ def make_server(port: int = 9025) -> SMTPServer:
 
 def main(port: int = 9025) -> None:
     """Serve until Ctrl-C."""
-    with make_server(port) as server, suppress(KeyboardInterrupt):
+    with make_server(port) as server:
+        gevent.signal_handler(signal.SIGINT, server.stop)
         print("listening on {}:{}".format(*server.address), flush=True)
         server.serve_forever()
 

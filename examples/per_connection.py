@@ -6,8 +6,10 @@ Whatever is connected with ``session.on`` hears that one connection, as long as 
 handlers that know who is there: they print its mail, and tell how it ended. Port 0 is any free one.
 """
 
+import signal
 import sys
-from contextlib import suppress
+
+import gevent
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 
@@ -45,7 +47,8 @@ def make_server(port: int = 9025, idle: float = 60.0) -> SMTPServer:
 
 def main(port: int = 9025, idle: float = 60.0) -> None:
     """Serve until Ctrl-C."""
-    with make_server(port, idle) as server, suppress(KeyboardInterrupt):
+    with make_server(port, idle) as server:
+        gevent.signal_handler(signal.SIGINT, server.stop)
         print("listening on {}:{}".format(*server.address), flush=True)
         server.serve_forever()
 

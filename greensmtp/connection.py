@@ -210,9 +210,7 @@ class Connection:
             raise BadLine(self._blame(at, end, standard.BARE_NEWLINE))
         line = buffer[at : end - 1]
         # 64 is below any limit: most lines need no look at theirs.
-        if end - at >= 64 and end - at + 1 > (
-            room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())
-        ):
+        if end - at >= 64 and end - at + 1 > (room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())):
             raise BadLine(self._blame(at, end, standard.LINE_TOO_LONG))
         return line
 

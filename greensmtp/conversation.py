@@ -182,6 +182,9 @@ class Conversation:
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
+        elif reply.code >= 400:
+            # RFC 5321 section 3.1 knows two ways to turn a client away before the banner.
+            reply = Reply(421 if reply.code < 500 else 554, *reply.lines, enhanced=reply.enhanced)
         self.connection.write(reply.encode())
         return reply.code == 220
 

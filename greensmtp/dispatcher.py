@@ -119,9 +119,7 @@ class Dispatcher:
         reply = self.emitters["connect"].ask(session)
         assert reply is not None
         if reply.code >= 400:
-            # RFC 5321 section 3.1 knows two ways to turn a client away before the banner.
-            enhanced = f"{reply.enhanced} " if reply.enhanced else ""
-            return Reply(421 if reply.code < 500 else 554, f"{enhanced}{reply.text}")
+            return reply
         text = reply.lines if reply.code == 220 else ("ESMTP",)
         first, *rest = text
         protocol = "LMTP" if self._lmtp and first == "ESMTP" else first

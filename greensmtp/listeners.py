@@ -15,6 +15,26 @@ def is_unix_path(listener: Any) -> bool:
     return isinstance(listener, Path) or (isinstance(listener, str) and listener.startswith(("/", ".")))
 
 
+def check_listener(listener: Any) -> None:
+    """Raise TypeError or ValueError unless it names a place to listen: gevent finds out late, and names nothing."""
+    if hasattr(listener, "accept") or is_unix_path(listener):
+        return
+    port: Any = None
+    if isinstance(listener, str):
+        port = listener.rpartition(":")[2]
+        port = int(port) if port.isascii() and port.isdigit() else None
+    elif isinstance(listener, tuple) and len(listener) in (2, 4) and isinstance(listener[0], str):
+        port = listener[1]
+    elif isinstance(listener, int):
+        port = listener
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        kind = ValueError if isinstance(listener, str | tuple) else TypeError
+        raise kind(
+            f'listener takes (host, port), "host:port", a listening socket, or a unix path that begins with / or ., '
+            f"not {listener!r}"
+        )
+
+
 def listen_unix(path: str, backlog: int) -> Any:
     """A listening socket at this path. What a dead server left there is replaced; nothing else is.
 

@@ -23,7 +23,7 @@ from greensmtp.conversation import Conversation, Program
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.errors import ProtocolError
 from greensmtp.limits import Limits
-from greensmtp.listeners import is_unix_path, listen_unix
+from greensmtp.listeners import check_listener, is_unix_path, listen_unix
 from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import check_domain
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
@@ -81,6 +81,9 @@ class SMTPServer(StreamServer):
         backlog: int | None = None,
         **limits: Any,
     ) -> None:
+        check_listener(listener)
+        if not isinstance(middleware, Iterable):
+            raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
         self.limits = _limits(limits)
         self.hostname = _hostname(hostname)
         self.tls_context = _tls_context(certfile, keyfile, ssl_context, implicit_tls)
@@ -90,7 +93,7 @@ class SMTPServer(StreamServer):
         #: It accepts no more connections, and lets go of those it has.
         self.draining = False
         #: This server's own signals; ``greensmtp.signals`` hears all servers.
-        self.signals = Signals()
+        self.signals = Signals(lmtp=lmtp)
         self.connections: set[Conversation] = set()
         self._middleware: list[Middleware] = []
         self._program: Program | None = None
@@ -99,7 +102,7 @@ class SMTPServer(StreamServer):
         self._sweeper: Any = None
         self._unix_path: str | None = None
         self._paused = False
-        super().__init__(listener, backlog=backlog)
+        super().__init__(listener, backlog=_backlog(backlog))
         for each in middleware:
             self.use(each)
 
@@ -173,6 +176,8 @@ class SMTPServer(StreamServer):
         """Serve a connection that somebody else has accepted (a gevent socket); the server need not listen."""
         if self._program is None:
             self._program = self._compose()
+        if not self.started and not self.connections:
+            self.loop = get_hub().loop  # as in start()
         self.do_handle(socket, peer)
 
     def in_thread(self) -> ServerThread:
@@ -188,7 +193,8 @@ class SMTPServer(StreamServer):
         """
         self.close()
         self.draining = True
-        self.loop.run_callback(self._dismiss_idle)
+        if self._others():
+            self.loop.run_callback(self._dismiss_idle)
         self._wait_for_others(self.stop_timeout if timeout is None else timeout)
         for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
@@ -346,6 +352,12 @@ def _limits(given: dict[str, Any]) -> Limits:
         raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
 
 
+def _backlog(value: Any) -> int | None:
+    if value is not None and (not isinstance(value, int) or value < 0):
+        raise ValueError(f"backlog takes a whole number, or None for {SMTPServer.backlog}, not {value!r}")
+    return value
+
+
 def _hostname(name: str | None) -> str:
     if name is None:
         name = native_socket.gethostname()
@@ -354,6 +366,8 @@ def _hostname(name: str | None) -> str:
         except ProtocolError:
             name = "localhost"
         return name
+    if not isinstance(name, str):
+        raise TypeError(f"hostname takes a str, not {name!r}")
     try:
         check_domain(name)
     except ProtocolError as error:

@@ -15,7 +15,7 @@ from greensmtp.protocol.addresses import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.commands import ChunkCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
-from greensmtp.signals import Handler, check_handler
+from greensmtp.signals import Handler
 
 if TYPE_CHECKING:
     from blinker import Signal
@@ -176,10 +176,11 @@ class Session:
 
     def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
         """Like ``server.on``, for this connection alone, and no longer than it lasts."""
-        signal = self.server.signals.named(name)
+        signals = self.server.signals
+        signal = signals.named(name)
 
         def connect(handler: Handler) -> Handler:
-            check_handler(name.rstrip("_"), handler)
+            signals.check(name, handler)
             # One of its own, to be taken back whatever else this handler is connected to.
             receiver = partial(handler)
             signal.connect(receiver, sender=self, weak=False)

@@ -38,6 +38,7 @@ class Signals:
     """One blinker signal for each name in FIELDS; ``from`` is the attribute ``from_``, being a keyword of Python."""
 
     __slots__ = (
+        "_lmtp",
         "auth",
         "command",
         "connect",
@@ -65,7 +66,11 @@ class Signals:
     tls: Signal
     disconnect: Signal
 
-    def __init__(self) -> None:
+    def __init__(self, *, lmtp: bool | None = None) -> None:
+        """
+        :param lmtp: ``received`` comes from an LMTP server (True), an SMTP server (False), or either (None).
+        """
+        self._lmtp = lmtp
         for name in FIELDS:
             setattr(self, _attribute(name), Signal(name))
 
@@ -98,29 +103,35 @@ class Signals:
         signal = self.named(name)
 
         def connect(handler: Handler) -> Handler:
-            check_handler(name.rstrip("_"), handler)
+            self.check(name, handler)
             signal.connect(handler, sender=sender, weak=False)
             return handler
 
         return connect if handler is None else connect(handler)
 
-
-def check_handler(name: str, handler: Callable[..., Any]) -> None:
-    """Raise TypeError unless the handler can be called with the session and the signal's fields."""
-    if not callable(handler):
-        raise TypeError(f"a handler must be callable, not {handler!r}")
-    try:
-        signature = inspect.signature(handler)
-    except ValueError:  # something built in: it tells nothing
-        return
-    for fields in (FIELDS[name], LMTP_RECEIVED) if name == "received" else (FIELDS[name],):
+    def check(self, name: str, handler: Callable[..., Any]) -> None:
+        """Raise TypeError unless the handler can be called with the session and this signal's fields."""
+        if not callable(handler):
+            raise TypeError(f"a handler must be callable, not {handler!r}")
         try:
-            signature.bind(None, **dict.fromkeys(fields))
+            signature = inspect.signature(handler)
+        except ValueError:  # something built in: it tells nothing
             return
-        except TypeError:
-            continue
-    takes = ", ".join(("session", *FIELDS[name]))
-    raise TypeError(f"a handler of {name!r} is called as {handler_name(handler)}({takes}), but takes {signature}")
+        name = name.rstrip("_")
+        for fields in self._calls(name):
+            try:
+                signature.bind(None, **dict.fromkeys(fields))
+                return
+            except TypeError:
+                continue
+        takes = ", ".join(("session", *self._calls(name)[0]))
+        raise TypeError(f"a handler of {name!r} is called as {handler_name(handler)}({takes}), but takes {signature}")
+
+    def _calls(self, name: str) -> tuple[tuple[str, ...], ...]:
+        """The ways in which handlers of this signal may be called."""
+        if name != "received" or self._lmtp is False:
+            return (FIELDS[name],)
+        return (LMTP_RECEIVED,) if self._lmtp else (FIELDS[name], LMTP_RECEIVED)
 
 
 def handler_name(handler: Callable[..., Any]) -> str:

@@ -55,8 +55,9 @@ class ServerThread:
         # The real thing, in a patched process too, where threading.Thread would be a greenlet.
         get_original("_thread", "start_new_thread")(self._run, (started,))
         started.wait()
-        if self._error is not None:
-            raise self._error
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
         return self.server
 
     def stop(self, timeout: float | None = None) -> None:
@@ -84,9 +85,10 @@ class ServerThread:
             please_stop.wait()
             self.server.stop(self._timeout)
         finally:
+            hub.destroy(destroy_loop=True)
+            # Last of all: the process may end as soon as it is heard, and must not find this hub half undone.
             assert self._stopped is not None
             self._stopped.ring()
-            hub.destroy(destroy_loop=True)
 
     def __enter__(self) -> SMTPServer:
         return self.start()

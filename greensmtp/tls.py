@@ -17,6 +17,8 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
     """
     for name, path in (("certfile", certfile), ("keyfile", keyfile)):
         if path is not None:
+            if not isinstance(path, str | Path):
+                raise TypeError(f"{name} takes the path of a PEM file, not {path!r}")
             try:
                 with Path(path).open("rb"):
                     pass

@@ -130,17 +130,17 @@ def test_pseudo_commands_can_be_asked_for_by_name(smtp_server: MakeServer, verb:
     assert len([entry for entry in log if ">" in entry]) == 1
 
 
-@pytest.mark.parametrize("line", ["CONNECT", "END-OF-DATA", "DISCONNECT", "connect", "UNKNOWN"])
+@pytest.mark.parametrize("line", ["CONNECT", "END-OF-DATA", "DISCONNECT", "connect", "end-of-data now"])
 def test_no_peer_can_say_a_pseudo_command(smtp_server: MakeServer, line: str) -> None:
     log: list[str] = []
     verbs = {"CONNECT", "END-OF-DATA", "DISCONNECT"}
-    server = smtp_server(start=False, middleware=[Recorder("m", log, verbs)])
+    server = smtp_server(start=False, middleware=[Recorder("one", log, verbs), Recorder("all", log)])
     with dial(server) as peer:
         peer.hello()
         log.clear()
         peer.line(line)
         peer.expect("500")
-        assert log == []
+        assert log == ["all>UNKNOWN", "500<all"]
 
 
 def test_in_lmtp_end_of_data_comes_once_for_each_recipient(smtp_server: MakeServer) -> None:

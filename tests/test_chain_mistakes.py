@@ -246,3 +246,27 @@ def test_a_refusal_after_354_is_told_at_the_end(
         peer.line("NOOP")
         peer.expect("250 2.0.0")
     assert not received
+
+
+def test_one_that_raises_at_connect_is_421_and_close(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    def clumsy(session: Session, command: Command, proceed: Proceed) -> Reply:
+        raise LookupError
+
+    with dial(smtp_server(start=False, middleware=[answering("CONNECT", clumsy)])) as peer:
+        peer.expect("421 4.3.0")
+        peer.expect_end()
+    assert "raised at CONNECT" in caplog.text
+
+
+def test_a_secret_that_looks_like_a_verb_is_not_logged(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def clumsy(session: Session, command: Command, proceed: Proceed) -> Reply:
+        raise LookupError
+
+    with dial(smtp_server(start=False, middleware=[answering("AUTH=HUNTER2", clumsy)])) as peer:
+        peer.expect("220")
+        peer.line("AUTH=hunter2")
+        peer.expect("451")
+    assert "raised at AUTH;" in caplog.text
+    assert "hunter2" not in caplog.text.lower()

@@ -121,7 +121,7 @@ def test_per_connection_tells_what_each_connection_does() -> None:
 
 
 def test_per_connection_tells_who_fell_asleep() -> None:
-    with running("per_connection.py", "0", "0.2") as example:
+    with running("per_connection.py", "0", "1") as example:
         with example.dial() as peer:
             peer.hello()
             peer.expect("421 4.4.2")

@@ -159,7 +159,7 @@ def test_the_time_is_that_of_the_answer(server: SMTPServer, caplog: pytest.LogCa
 
     play(server)
     seconds = {record.__dict__["verb"]: record.__dict__["seconds"] for record in caplog.records}
-    assert seconds["MAIL"] >= 0.05 > seconds["RCPT"]
+    assert seconds["MAIL"] >= 0.05
 
 
 def test_a_unix_peer_has_a_name_too(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,13 +1,10 @@
-"""Delivery into a Maildir: what is stored, what is written before it, and that failures leave nothing behind."""
+"""Delivery into a Maildir: which files there are, the trace information before the body, the body octet for octet."""
 
 from __future__ import annotations
 
-import os
 import re
-import threading
 from collections.abc import Callable
-from datetime import datetime
-from email import message_from_bytes, policy
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
@@ -21,18 +18,33 @@ from greensmtp.testing import Peer, dial
 
 MakeServer = Callable[..., SMTPServer]
 
-ENVELOPE = ("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>")
-
-# RFC 5321 section 4.4: "Received:" From-domain By-domain Opt-info [CFWS] ";" FWS date-time
-DOMAIN = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
-LITERAL = r"\[(?:\d+\.\d+\.\d+\.\d+|IPv6:[0-9A-Fa-f:.]+)\]"
-FWS = r"(?:\r\n)?[ \t]"
-ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\-\u0080-\U0010ffff]+"
+# RFC 5321 section 4.4, as far as it is used: from, by, with, id, perhaps for; date and time.
+_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
+_LITERAL = r"\[(?:\d+\.\d+\.\d+\.\d+|IPv6:[0-9A-Fa-f:.]+)\]"
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_FWS = r"(?:\r\n)?[ \t]"
 RECEIVED = re.compile(
-    rf"Received: from (?P<client>{DOMAIN}|{LITERAL})(?: \((?P<address>{LITERAL})\))?"
-    rf"{FWS}by (?P<server>{DOMAIN}) with (?P<protocol>{ATOM}) id (?P<id>{ATOM})"
-    rf"(?:{FWS}for <(?P<recipient>[^<>]+)>)?;{FWS}(?P<date>[^\r\n]+)\r\n"
+    rf"Received: from (?P<client>{_NAME}|{_LITERAL})(?: \((?P<address>{_LITERAL})\))?"
+    rf"{_FWS}by (?P<server>{_NAME}|{_LITERAL}) with (?P<protocol>{_ATOM}) id (?P<id>{_ATOM})"
+    rf"(?:{_FWS}for <(?P<recipient>[^<>]+)>)?;{_FWS}(?P<date>[^\r\n]+)\r\n"
 )
+TRACE = re.compile(
+    rf"Return-Path: <(?P<sender>[^\r\n]*)>\r\nEnvelope-To: (?P<recipients>(?:[^\r\n]+\r\n)+?){RECEIVED.pattern}"
+)
+
+
+class Stored:
+    """The one message in a Maildir that has nothing else."""
+
+    def __init__(self, maildir: Maildir) -> None:
+        (self.path,) = (path for name in ("tmp", "new", "cur") for path in (maildir.path / name).iterdir())
+        assert self.path.parent.name == "new"
+        text = self.path.read_bytes()
+        trace = TRACE.match(text.decode("utf-8", "surrogateescape"))
+        assert trace, text
+        self.trace = trace
+        self.body = text[len(trace[0].encode()) :]
+        assert max(len(line) for line in trace[0].encode().splitlines(keepends=True)) <= 1000
 
 
 @pytest.fixture
@@ -40,30 +52,329 @@ def maildir(tmp_path: Path) -> Maildir:
     return Maildir(tmp_path / "maildir")
 
 
-@pytest.fixture
-def server(smtp_server: MakeServer, maildir: Maildir) -> SMTPServer:
-    """Not started: dialled over a socket pair."""
+def send(peer: Peer, *envelope: str, body: str = "Subject: Tea\r\n", hello: str = "EHLO client.example") -> str:
+    """From the banner to the last reply, which it gives."""
+    peer.expect("220")
+    peer.line(hello, *(envelope or ("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>")), "DATA")
+    peer.expect(*["250"] * (1 + (len(envelope) or 2)), "354")
+    peer.send(f"{body}.\r\n")
+    return peer.expect("250 2.0.0")
+
+
+# The file
+
+
+def test_a_message_is_one_file_and_the_reply_names_it(smtp_server: MakeServer, maildir: Maildir) -> None:
     server = smtp_server(start=False)
     maildir.attach(server)
-    return server
+    with dial(server) as peer:
+        reply = send(peer)
+    stored = Stored(maildir)
+    queue_id = stored.trace["id"]
+    assert reply == f"250 2.0.0 Ok: queued as {queue_id}"
+    assert re.fullmatch(rf"\d+\.{queue_id}\.mx\.example\.com", stored.path.name)
+    assert stored.path.stat().st_mode & 0o777 == 0o600
 
 
-def files(maildir: Maildir, *names: str) -> list[Path]:
-    """What is in these folders; in all of them by default."""
-    return [path for name in names or ("tmp", "new", "cur") for path in (maildir.path / name).iterdir()]
+def test_every_message_has_a_name_of_its_own(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        replies = []
+        for _ in range(20):
+            peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA", ".")
+            replies.append(peer.expect("250", "250", "354", "250"))
+    assert len(set(replies)) == 20
+    names = sorted(path.name for path in (maildir.path / "new").iterdir())
+    assert [reply.split()[-1] for reply in replies] == [name.split(".")[1] for name in names]
 
 
-def stored(maildir: Maildir) -> tuple[str, bytes]:
-    """The one message: what was written before it, and the body; and there is nothing else."""
-    (path,) = files(maildir)
-    assert path.parent.name == "new"
-    head, received, rest = path.read_bytes().partition(b"Received: ")
-    trace, end, body = (received + rest).partition(b"\r\n\r\n") if b"" else split_trace(received + rest)
-    return (head + trace).decode(), body
+@pytest.mark.parametrize("hostname", ["[IPv6:2001:db8::1]", f"{'x' * 60}.{'y' * 60}.{'z' * 60}.{'a' * 60}.example"])
+def test_any_hostname_makes_a_file_name(smtp_server: MakeServer, maildir: Maildir, hostname: str) -> None:
+    server = smtp_server(start=False, hostname=hostname)
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer)
+    stored = Stored(maildir)
+    assert stored.trace["server"] == hostname
+    assert re.fullmatch(r"[^:/]+", stored.path.name)
 
 
-def split_trace(text: bytes) -> tuple[bytes, bytes, bytes]:
-    """Behind the first line that no folded one follows."""
-    match = re.match(rb"Received: .*?\r\n(?![ \t])", text, re.DOTALL)
-    assert match
-    return match[0], b"", text[match.end() :]
+def test_the_folders_are_made_where_they_are_missing(tmp_path: Path) -> None:
+    for _ in range(2):
+        maildir = Maildir(tmp_path / "deep" / "down")
+        (maildir.path / "cur" / "read:2,S").touch()
+    assert sorted(path.name for path in (tmp_path / "deep" / "down").iterdir()) == ["cur", "new", "tmp"]
+
+
+@pytest.mark.parametrize("blocked", ["maildir", "maildir/tmp", "maildir/cur"])
+def test_a_folder_that_cannot_be_made_is_an_error_at_once(tmp_path: Path, blocked: str) -> None:
+    (tmp_path / blocked).parent.mkdir(exist_ok=True)
+    (tmp_path / blocked).write_text("in the way")
+    with pytest.raises(ValueError, match=r"^maildir: cannot make '.*/maildir': (File exists|Not a directory)$"):
+        Maildir(tmp_path / "maildir")
+
+
+# Several
+
+LMTP = ("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "RCPT TO:<cyd@example.org>", "DATA", "Hi", ".")
+
+
+def test_lmtp_stores_one_file_and_answers_for_each_recipient(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False, lmtp=True)
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", *LMTP)
+        peer.expect("250", "250", "250", "250", "354")
+        assert peer.reply() == peer.reply() == f"250 2.0.0 Ok: queued as {Stored(maildir).trace['id']}"
+    assert Stored(maildir).trace["protocol"] == "LMTP"
+
+
+def test_lmtp_stores_when_the_first_recipient_is_refused(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False, lmtp=True)
+
+    @server.on("received")
+    def not_bob(session: Session, ack: Ack, recipient: str) -> None:
+        if recipient.startswith("bob"):
+            raise Reject(550, "5.1.1 No Bob")
+
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", *LMTP)
+        peer.expect("250", "250", "250", "250", "354", "550 5.1.1 No Bob", "250 2.0.0 Ok: queued as")
+    assert Stored(maildir).body == b"Hi\r\n"
+
+
+def test_two_maildirs_may_take_the_mail_of_one_server(smtp_server: MakeServer, tmp_path: Path) -> None:
+    server = smtp_server(start=False)
+    both = [Maildir(tmp_path / name) for name in ("one", "two")]
+    for maildir in both:
+        maildir.attach(server)
+    with dial(server) as peer:
+        send(peer)
+    assert [Stored(maildir).body for maildir in both] == [b"Subject: Tea\r\n"] * 2
+
+
+# Trace information
+
+
+@pytest.mark.parametrize(
+    ("listener", "address"),
+    [
+        (("127.0.0.1", 0), "[127.0.0.1]"),
+        (("::1", 0), "[IPv6:::1]"),
+        ("unix", None),
+        ("pair", None),
+    ],
+    ids=["IPv4", "IPv6", "unix", "pair"],
+)
+def test_received_tells_where_it_came_from(
+    smtp_server: MakeServer, maildir: Maildir, tmp_path: Path, listener: Any, address: str | None
+) -> None:
+    listener = str(tmp_path / "s") if listener == "unix" else listener
+    server = smtp_server(start=False) if listener == "pair" else smtp_server(listener=listener)
+    maildir.attach(server)
+    before = datetime.now().astimezone() - timedelta(seconds=1)
+    with dial(server) as peer:
+        send(peer)
+    trace = Stored(maildir).trace
+    assert trace["client"] == "client.example"
+    assert trace["address"] == address
+    assert trace["server"] == "mx.example.com"
+    assert trace["protocol"] == "ESMTP"
+    assert trace["recipient"] == "bob@example.org"
+    assert trace["sender"] == "ann@example.com"
+    assert trace["recipients"] == "bob@example.org\r\n"
+    assert before <= parsedate_to_datetime(trace["date"]) <= datetime.now().astimezone()
+
+
+def test_a_client_of_ipv4_on_a_listener_of_ipv6_has_its_own_kind_of_literal(
+    smtp_server: MakeServer, maildir: Maildir
+) -> None:
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind(("::", 0))
+    listener.listen()
+    server = smtp_server(listener=listener)
+    maildir.attach(server)
+    with Peer(socket.create_connection(("127.0.0.1", listener.getsockname()[1]))) as peer:
+        send(peer)
+    assert Stored(maildir).trace["address"] == "[127.0.0.1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "repeated"),
+    [
+        ("client.example", "client.example"),
+        ("under_score", "under_score"),
+        ("[192.0.2.7]", "[192.0.2.7]"),
+        ("[IPv6:2001:db8::7]", "[IPv6:2001:db8::7]"),
+        ("a(comment", "unknown"),
+        ("a;Mon,1Jan", "unknown"),
+        ("<script>", "unknown"),
+        ("a..b", "unknown"),
+        ("-", "unknown"),
+        ("[nonsense]", "unknown"),
+        ("[", "unknown"),
+        ("(((((", "unknown"),
+        ('"quoted"', "unknown"),
+        ("by", "by"),
+        ("x" * 255, "unknown"),
+    ],
+)
+def test_a_hostile_greeting_does_not_get_into_received(
+    smtp_server: MakeServer, maildir: Maildir, name: str, repeated: str
+) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer, hello=f"EHLO {name}")
+    assert Stored(maildir).trace["client"] == repeated
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "protocol"),
+    [
+        ({}, ("HELO", ""), "SMTP"),
+        ({}, ("EHLO", ""), "ESMTP"),
+        ({}, ("EHLO", " SMTPUTF8"), "UTF8SMTP"),
+        ({"lmtp": True}, ("LHLO", ""), "LMTP"),
+        ({"lmtp": True}, ("LHLO", " SMTPUTF8"), "UTF8LMTP"),
+        ({"implicit_tls": True}, ("EHLO", ""), "ESMTPS"),
+        ({"implicit_tls": True}, ("EHLO", " SMTPUTF8"), "UTF8SMTPS"),
+        # RFC 3848 has no name for this: the S is ESMTP's.
+        ({"implicit_tls": True}, ("HELO", ""), "SMTP"),
+    ],
+)
+def test_received_tells_how_it_came(
+    *,
+    smtp_server: MakeServer,
+    maildir: Maildir,
+    certificate: Any,
+    options: dict[str, bool],
+    said: tuple[str, str],
+    protocol: str,
+) -> None:
+    hello, parameters = said
+    tls = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
+    server = smtp_server(**options, **tls)
+    maildir.attach(server)
+    with dial(server) as peer:
+        if server.implicit_tls:
+            peer.start_tls()
+        send(peer, f"MAIL FROM:<ann@example.com>{parameters}", "RCPT TO:<bob@example.org>", hello=f"{hello} me.example")
+    assert Stored(maildir).trace["protocol"] == protocol
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "kept"),
+    [
+        ("<>", "", ""),
+        ("<ann@example.com>", " SIZE=100 BODY=8BITMIME", "ann@example.com"),
+        ('<"ann and \\"bob\\""@example.com>', "", '"ann and \\"bob\\""@example.com'),
+        ("<@relay.example:ann@example.com>", "", "ann@example.com"),
+        ("<jos\u00e9@b\u00fccher.example>", " SMTPUTF8", "jos\u00e9@b\u00fccher.example"),
+    ],
+)
+def test_the_reverse_path_is_kept(
+    smtp_server: MakeServer, maildir: Maildir, path: str, parameters: str, kept: str
+) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer, f"MAIL FROM:{path}{parameters}", "RCPT TO:<bob@example.org>")
+    assert Stored(maildir).trace["sender"] == kept
+
+
+def test_all_recipients_are_named_and_in_received_just_a_single_one(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    recipients = [f"{'long' * 10}{number}@example.org" for number in range(200)]
+    with dial(server) as peer:
+        send(peer, "MAIL FROM:<>", *(f"RCPT TO:<{recipient}>" for recipient in recipients))
+    trace = Stored(maildir).trace
+    assert re.split(r",\r\n\t|\r\n", trace["recipients"]) == [*recipients, ""]
+    assert trace["recipient"] is None
+
+
+def test_a_recipient_beyond_ascii_is_named_in_utf_8(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer, "MAIL FROM:<> SMTPUTF8", "RCPT TO:<\u0434\u0430@example.org>", body="Subject: \u2713\r\n")
+    stored = Stored(maildir)
+    assert stored.trace["recipient"] == "\u0434\u0430@example.org"
+    assert stored.trace["recipients"] == "\u0434\u0430@example.org\r\n"
+    assert stored.body == "Subject: \u2713\r\n".encode()
+
+
+# The body
+
+BINARY = bytes(range(256)) * 5000
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (b"", b""),
+        (b"\r\n", b"\r\n"),
+        (b"Subject: x\r\n\r\n..\r\n...x\r\n", b"Subject: x\r\n\r\n.\r\n..x\r\n"),
+        (b"no header\r\n", b"no header\r\n"),
+        (b"\xff\x00\x80\r\n", b"\xff\x00\x80\r\n"),
+        (b"long line " * 500 + b"\r\n", b"long line " * 500 + b"\r\n"),
+        (
+            b"Return-Path: <of@theirs>\r\nReceived: from them\r\n\r\n",
+            b"Return-Path: <of@theirs>\r\nReceived: from them\r\n\r\n",
+        ),
+        (b"From here on\r\n\r\nFrom there\r\n" * 50_000, b"From here on\r\n\r\nFrom there\r\n" * 50_000),
+    ],
+    ids=["empty", "one line", "dots", "no header", "octets", "long line", "trace", "1.5 MB"],
+)
+def test_a_body_is_stored_octet_for_octet(smtp_server: MakeServer, maildir: Maildir, sent: bytes, kept: bytes) -> None:
+    server = smtp_server()
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", "354")
+        peer.send(sent + b".\r\n")
+        peer.expect("250")
+    assert Stored(maildir).body == kept
+
+
+@pytest.mark.parametrize("body", [b"", b"\r\n.\r\n", b"bare\nnewlines\rand no end", BINARY], ids=range(4))
+@pytest.mark.parametrize("cut", [0, 7])
+def test_a_body_in_chunks_is_stored_octet_for_octet(
+    smtp_server: MakeServer, maildir: Maildir, body: bytes, cut: int
+) -> None:
+    server = smtp_server()
+    maildir.attach(server)
+    first, second = body[:cut], body[cut:]
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<> BODY=BINARYMIME", "RCPT TO:<bob@example.org>")
+        peer.expect("250", "250")
+        peer.send(b"BDAT %d\r\n%bBDAT %d LAST\r\n%b" % (len(first), first, len(second), second))
+        peer.expect("250", "250 2.0.0 Ok: queued as")
+    assert Stored(maildir).body == body
+
+
+def test_what_another_handler_reads_is_stored_too(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    seen = []
+    server.on("message", maildir.tap)
+
+    @server.on("message")
+    def read_some(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        seen.append(stream.read(3))
+
+    server.on("message", maildir.accept)
+    server.on("received", maildir.store)
+    with dial(server) as peer:
+        send(peer)
+    assert seen == [b"Sub"]
+    assert Stored(maildir).body == b"Subject: Tea\r\n"

@@ -369,14 +369,14 @@ def test_recipients_and_messages_have_a_limit(smtp_server: MakeServer) -> None:
 
 
 def test_waiting_has_a_limit(smtp_server: MakeServer) -> None:
-    with dial(smtp_server(start=False, command_timeout=0.1)) as peer:
+    with dial(smtp_server(start=False, command_timeout=0.3)) as peer:
         peer.hello()
         peer.expect("421 4.4.2")
         peer.expect_end()
 
 
 def test_a_peer_that_does_not_read_is_not_written_to_for_ever(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, command_timeout=0.2, max_idle_commands=10**9)
+    server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9)
     gone = Event()
     reasons: list[str] = []
 

@@ -320,6 +320,19 @@ def test_every_signal_gives_the_session_and_its_fields(smtp_server: MakeServer, 
     assert given == FIELDS
 
 
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_handler_of_received_must_fit_the_servers_protocol(smtp_server: MakeServer, lmtp: bool) -> None:
+    def smtp_only(session: Session, ack: Ack) -> None: ...
+    def lmtp_only(session: Session, ack: Ack, recipient: Address) -> None: ...
+    def either(session: Session, ack: Ack, recipient: Address | None = None) -> None: ...
+
+    server = smtp_server(start=False, lmtp=lmtp)
+    server.on("received", either)
+    server.on("received", lmtp_only if lmtp else smtp_only)
+    with pytest.raises(TypeError, match=r"a handler of 'received' is called as .*ack\)"):
+        server.on("received", smtp_only if lmtp else lmtp_only)
+
+
 def test_lmtp_gives_received_once_for_each_recipient(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, lmtp=True)
     seen: list[tuple[Address, bytes]] = []
@@ -506,7 +519,7 @@ ENDINGS = [
 def test_disconnect_tells_how_it_ended(
     smtp_server: MakeServer, certificate: Certificate, end: Callable[[Peer], None], expected: str
 ) -> None:
-    options: dict[str, Any] = {"command_timeout": 0.1} if end is fall_asleep else {}
+    options: dict[str, Any] = {"command_timeout": 0.3} if end is fall_asleep else {}
     server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, max_errors=3, **options)
     over = Event()
     reasons: list[str] = []

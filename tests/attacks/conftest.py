@@ -136,8 +136,9 @@ def play_once(
     _connect_handlers(server, outcome, late=late, lazy=lazy)
     cuts = sorted({0, len(wire), *at})
     with dial(server) as peer:
+        reading = gevent.spawn(peer.rest)
         _send(peer, [wire[begin:end] for begin, end in itertools.pairwise(cuts)])
-        outcome.replies.extend(split_replies(peer.rest()))
+        outcome.replies.extend(split_replies(reading.get(timeout=30)))
     return outcome
 
 

@@ -111,7 +111,9 @@ def test_a_body_of_100_mb_without_an_end_of_line_takes_no_memory(
     assert sizes == [100 * MEGABYTE + (2 if verb == "DATA" else 0)]
 
 
-@pytest.mark.parametrize("block", [b"\r\n" * 32768, b".\r\n.\n" * 13107, b"\r\n..\r\n" * 10922], ids=repr)
+@pytest.mark.parametrize(
+    "block", [b"\r\n" * 32768, b".\r\n.\n" * 13107, b"\r\n..\r\n" * 10922], ids=lambda block: repr(block[:8])
+)
 def test_a_refused_body_of_100_mb_takes_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, block: bytes
 ) -> None:
@@ -161,7 +163,7 @@ def test_a_slow_reader_slows_its_peer(smtp_server: MakeServer, measure_memory: M
     assert measure_memory(attack) < MEGABYTE
 
 
-def test_100_000_recipients_are_a_thousand(smtp_server: MakeServer, measure_memory: Measure) -> None:
+def test_100_000_recipients_are_a_thousand(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
     counts: list[int] = []
     server.on("message", lambda session, stream, ack: ack.accept())
@@ -174,24 +176,21 @@ def test_100_000_recipients_are_a_thousand(smtp_server: MakeServer, measure_memo
     block = b"RCPT TO:<somebody@example.com>\r\n" * 2_000
     codes: dict[bytes, int] = {}
 
-    def attack() -> None:
-        with dial(server) as peer:
-            peer.hello()
-            peer.line("MAIL FROM:<a@example.org>")
-            peer.expect("250")
-            flooding = spawn(flood, peer, block, len(block) * 50)
-            seen = 0
-            rest = b""
-            while seen < 100_000:
-                *lines, rest = (rest + peer.socket.recv(65536)).split(b"\r\n")
-                seen += len(lines)
-                for line in lines:
-                    codes[line[:3]] = codes.get(line[:3], 0) + 1
-            flooding.get(timeout=10)
-            peer.line("DATA", ".", "QUIT")
-            peer.expect("354", "250", "221")
-
-    assert measure_memory(attack) < 4 * MEGABYTE
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.expect("250")
+        flooding = spawn(flood, peer, block, len(block) * 50)
+        seen = 0
+        rest = b""
+        while seen < 100_000:
+            *lines, rest = (rest + peer.socket.recv(65536)).split(b"\r\n")
+            seen += len(lines)
+            for line in lines:
+                codes[line[:3]] = codes.get(line[:3], 0) + 1
+        flooding.get(timeout=10)
+        peer.line("DATA", ".", "QUIT")
+        peer.expect("354", "250", "221")
     assert codes == {b"250": 1_000, b"452": 99_000}
     assert counts == [1_000]
 

@@ -1,0 +1,379 @@
+"""Delivery into a Maildir that goes wrong: nothing half is left, the peer is told, 250 is never said too early."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gevent.event import Event
+
+from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
+from greensmtp.delivery import Maildir
+from greensmtp.testing import Peer, dial
+
+MakeServer = Callable[..., SMTPServer]
+
+
+@pytest.fixture
+def maildir(tmp_path: Path) -> Maildir:
+    return Maildir(tmp_path / "maildir")
+
+
+def files(maildir: Maildir) -> list[str]:
+    """All there are, with their folders."""
+    return sorted(str(path.relative_to(maildir.path).parent) for path in maildir.path.rglob("*.mx.example.com"))
+
+
+def begin(peer: Peer) -> None:
+    """As far as the body."""
+    peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
+    peer.expect("250", "250", "354")
+
+
+def send(peer: Peer, body: bytes = b"Subject: Tea\r\n") -> str:
+    """A whole message; gives the last reply."""
+    begin(peer)
+    peer.send(body + b".\r\n")
+    return peer.reply()
+
+
+def all_is_well(peer: Peer, maildir: Maildir, before: int = 0) -> bool:
+    """The same connection delivers one more message."""
+    return send(peer).startswith("250 2.0.0 Ok: queued as") and files(maildir) == ["new"] * (before + 1)
+
+
+# 250 is said when the disk has it
+
+
+class Disk:
+    """Stands before what makes a file permanent: tells what is done, in which thread, and holds it up if asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.steps: list[tuple[str, str]] = []
+        self.threads: set[int] = set()
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.fail: dict[str, int] = {}
+        sync, rename = os.fsync, os.rename
+
+        def watched_sync(descriptor: int) -> None:
+            self._step("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
+            sync(descriptor)
+
+        def watched_rename(source: Any, target: Any) -> None:
+            self._step("rename", Path(source))
+            rename(source, target)
+
+        monkeypatch.setattr(os, "fsync", watched_sync)
+        monkeypatch.setattr(os, "rename", watched_rename)
+
+    def _step(self, what: str, path: Path) -> None:
+        self.threads.add(threading.get_ident())
+        assert self.go_on.wait(20)
+        where = path.parent.name if path.is_file() else path.name
+        self.steps.append((what, where))
+        if f"{what} {where}" in self.fail:
+            raise OSError(self.fail[f"{what} {where}"], "as asked for")
+
+
+@pytest.fixture
+def disk(maildir: Maildir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
+    disk = Disk(monkeypatch)
+    yield disk
+    disk.go_on.set()
+
+
+STEPS = [("fsync", "tmp"), ("rename", "tmp"), ("fsync", "new")]
+
+
+def test_250_is_said_when_file_and_folder_are_on_the_disk_and_nobody_else_waits(
+    smtp_server: MakeServer, maildir: Maildir, disk: Disk
+) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    with dial(server) as peer, dial(server) as other:
+        peer.hello()
+        begin(peer)
+        disk.go_on.clear()
+        peer.line("Subject: Tea", ".")
+        other.hello()  # the hub is not held up
+        assert disk.steps == []
+        assert files(maildir) == ["tmp"]
+        peer.line("NOOP")
+        disk.go_on.set()
+        peer.expect("250 2.0.0 Ok: queued as", "250 2.0.0 Ok")
+    assert disk.steps == STEPS
+    assert disk.threads.isdisjoint({threading.get_ident()})
+    assert files(maildir) == ["new"]
+
+
+@pytest.mark.parametrize(("number", "reply"), [("ENOSPC", "452 4.3.1"), ("EDQUOT", "452 4.3.1"), ("EIO", "451 4.3.0")])
+@pytest.mark.parametrize("step", [" ".join(step) for step in STEPS])
+def test_a_failure_at_the_last_moment_is_told_and_leaves_no_file(
+    smtp_server: MakeServer,
+    maildir: Maildir,
+    disk: Disk,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+    *,
+    step: str,
+    number: str,
+    reply: str,
+) -> None:
+    server = smtp_server(start=False, lmtp=True)
+    maildir.attach(server)
+    disk.fail[step] = getattr(errno, number)
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
+        peer.expect("250", "250", "250", "250", "354", reply, reply)
+        assert files(maildir) == []
+        assert "as asked for" in caplog.text
+        disk.fail.clear()
+        assert all_is_well(peer, maildir)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# Messages that fail for other reasons
+
+
+def vanish(peer: Peer) -> None:
+    begin(peer)
+    peer.send(b"Subject: half of\r\n")
+    peer.let_it_read()
+    peer.close()
+
+
+def exceed(peer: Peer) -> None:
+    assert send(peer, b"x" * 998 + b"\r\n" + b"y" * 998 + b"\r\n").startswith("552")
+
+
+def smuggle(peer: Peer) -> None:
+    assert send(peer, b"one\ntwo\r\n").startswith("554")
+
+
+def give_up(peer: Peer) -> None:
+    peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>")
+    peer.send(b"BDAT 5\r\n12345RSET\r\n")
+    peer.expect("250", "250", "250", "250")
+
+
+def greet_again(peer: Peer) -> None:
+    peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>")
+    peer.send(b"BDAT 5\r\n12345EHLO again.example\r\n")
+    peer.expect("250", "250", "250", "250")
+
+
+@pytest.mark.parametrize("fail", [vanish, exceed, smuggle, give_up, greet_again])
+def test_half_a_message_leaves_nothing(smtp_server: MakeServer, maildir: Maildir, fail: Callable[[Peer], None]) -> None:
+    server = smtp_server(start=False, max_message_size=1500)
+    over = Event()
+    server.on("disconnect", lambda session, reason: over.set())
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        fail(peer)
+        if fail is vanish:
+            assert over.wait(10)
+            assert files(maildir) == []
+            return
+        assert files(maildir) == []
+        assert all_is_well(peer, maildir)
+
+
+def reject(session: Session, ack: Ack, **given: Any) -> None:
+    ack.reject(550, "5.7.1 No")
+
+
+def raise_reject(session: Session, ack: Ack, **given: Any) -> None:
+    raise Reject(550, "5.7.1 No")
+
+
+def abort(session: Session, stream: MessageStream, ack: Ack) -> None:
+    stream.abort(550, "5.7.1 No")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+@pytest.mark.parametrize(
+    ("signal", "handler"),
+    [
+        ("message", reject),
+        ("message", raise_reject),
+        ("message", abort),
+        ("received", reject),
+        ("received", raise_reject),
+    ],
+)
+def test_what_another_handler_refuses_leaves_nothing(
+    smtp_server: MakeServer,
+    maildir: Maildir,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    signal: str,
+    handler: Callable[..., None],
+    place: int,
+) -> None:
+    """Wherever the handler stands; but who decides after the Maildir has decided makes a mistake, and is told so."""
+    server = smtp_server(start=False)
+    handlers: list[tuple[str, Callable[..., None]]] = [
+        ("message", maildir.tap),
+        ("message", maildir.accept),
+        ("received", maildir.store),
+    ]
+    handlers.insert(place, (signal, handler))
+    for each in handlers:
+        server.on(*each)
+    too_late = handler is reject and (place == 3 if signal == "received" else place >= 2)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250")
+        reply = peer.reply()
+        if reply.startswith("354"):
+            peer.line("Subject: Tea", ".")
+            reply = peer.reply()
+        assert reply.startswith("451" if too_late else "550 5.7.1 No")
+        peer.line("RSET")
+        peer.expect("250")
+        if signal == "message" or place < 3:
+            assert files(maildir) == []
+        assert bool(caplog.records) == too_late
+
+
+def test_a_tap_that_comes_too_late_stores_nothing(
+    smtp_server: MakeServer, maildir: Maildir, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False)
+
+    @server.on("message")
+    def read(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        stream.read()
+
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        assert send(peer).startswith("451")
+    assert files(maildir) == []
+    assert "connect Maildir.tap before the handlers that read the body" in caplog.text
+
+
+# No room, no folder
+
+BIG = (b"x" * 98 + b"\r\n") * 3000
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """The kernel lets no file grow beyond 200,000 octets: to whoever writes, that is a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for 200,000 octets."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def check_full_disk(server: SMTPServer, maildir: Maildir, log: pytest.LogCaptureFixture) -> None:
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        assert send(peer).startswith("250")
+        begin(peer)
+        peer.send(BIG)
+        peer.line("NOOP", ".")
+        peer.expect("452 4.3.1")
+        assert files(maildir) == ["new"]
+        assert all_is_well(peer, maildir, before=1)
+    assert len(log.records) == 1
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_a_message_that_grows_beyond_what_a_file_may_be_is_452(
+    smtp_server: MakeServer, maildir: Maildir, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_full_disk(smtp_server(start=False), maildir, caplog)
+
+
+def test_a_disk_that_gets_full_is_452(
+    smtp_server: MakeServer, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_full_disk(smtp_server(start=False), Maildir(small_disk / "maildir"), caplog)
+
+
+def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -> None:
+    server = smtp_server(start=False)
+    maildir = Maildir(small_disk / "maildir")
+    maildir.attach(server)
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"):
+        filler.write_bytes(b"x" * 300_000)
+    with dial(server) as peer:
+        peer.hello()
+        assert send(peer).startswith("452 4.3.1")
+        filler.unlink()
+        assert all_is_well(peer, maildir)
+
+
+@pytest.mark.usefixtures("no_large_files")
+def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    swallowed = []
+    server.on("message", maildir.tap)
+
+    @server.on("message")
+    def swallow(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        try:
+            stream.read()
+        except Exception as error:
+            swallowed.append(error)
+
+    server.on("message", maildir.accept)
+    server.on("received", maildir.store)
+    with dial(server) as peer:
+        peer.hello()
+        assert send(peer, BIG).startswith("452 4.3.1")
+    assert len(swallowed) == 1
+    assert files(maildir) == []
+
+
+@pytest.mark.parametrize(("missing", "reply_to_data"), [("tmp", "451 4.3.0"), ("new", "354"), (".", "451 4.3.0")])
+def test_a_folder_that_is_gone_is_451_until_it_is_back(
+    smtp_server: MakeServer, maildir: Maildir, missing: str, reply_to_data: str
+) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    shutil.rmtree(maildir.path / missing)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", reply_to_data)
+        if reply_to_data == "354":
+            peer.line("Subject: Tea", ".")
+            peer.expect("451 4.3.0")
+        peer.line("RSET")
+        peer.expect("250")
+        assert files(maildir) == []
+        Maildir(maildir.path)
+        assert all_is_well(peer, maildir)

@@ -1,0 +1,481 @@
+"""Time-outs: each with its reply, and each measured from the moment that it is about."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gevent import sleep, spawn
+
+from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session, SMTPServer
+from greensmtp.chain import Proceed
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
+
+#: The time-out under test, and what is surely below it and surely above it.
+SHORT = 0.3
+LESS = 0.2
+MORE = 0.5
+
+
+@pytest.fixture(autouse=True)
+def no_warnings_but_of_handlers(caplog: pytest.LogCaptureFixture) -> Any:
+    """A late peer is not the server's fault: only a late handler is worth more than a debug line."""
+    yield
+    noise = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert all("ack_timeout" in message for message in noise)
+
+
+class Stopwatch:
+    """``with Stopwatch():`` what takes about the time-out, and not much more."""
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert SHORT * 0.9 < time.monotonic() - self._began < SHORT + 1
+
+
+def reasons_of(server: SMTPServer) -> list[str]:
+    reasons: list[str] = []
+    server.on("disconnect", lambda session, reason: reasons.append(reason))
+    return reasons
+
+
+def begin_data(peer: Peer) -> None:
+    peer.hello()
+    peer.envelope()
+    peer.line("DATA")
+    peer.expect("354")
+
+
+# command_timeout
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["EHLO x"],
+        ["EHLO x", "MAIL FROM:<a@example.org>"],
+        ["EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>"],
+        ["EHLO x", "WHAT"],
+    ],
+    ids=lambda lines: f"after {lines[-1].split(' ')[0] if lines else 'the banner'}",
+)
+def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, lines: list[str]) -> None:
+    server = smtp_server(start=False, command_timeout=SHORT)
+    reasons = reasons_of(server)
+    with dial(server) as peer:
+        peer.expect("220")
+        for line in lines:
+            peer.line(line)
+            peer.reply()
+        with Stopwatch():
+            peer.expect("421 4.4.2")
+        peer.expect_end()
+        peer.close()
+        peer.let_it_read()
+    assert reasons == ["timeout"]
+
+
+def test_the_time_for_a_command_begins_when_it_is_awaited(smtp_server: MakeServer) -> None:
+    """However long the session, and however long a handler takes for the command before."""
+    server = smtp_server(start=False, command_timeout=SHORT)
+
+    @server.on("command")
+    def slow(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "VRFY":
+            sleep(MORE)
+
+    with dial(server) as peer:
+        peer.hello()
+        for _ in range(3):
+            sleep(LESS)
+            peer.line("NOOP")
+            peer.expect("250")
+        peer.line("VRFY x")
+        peer.expect("252")
+        sleep(LESS)
+        peer.line("NOOP")
+        peer.expect("250")
+
+
+def test_a_middleware_may_take_its_time(smtp_server: MakeServer) -> None:
+    def tarpit(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        if reply.is_permanent_failure:
+            sleep(MORE)
+        return reply
+
+    with dial(smtp_server(start=False, command_timeout=SHORT, ack_timeout=SHORT, middleware=[tarpit])) as peer:
+        peer.hello()
+        peer.line("WHAT", "NOOP")
+        peer.expect("500", "250")
+
+
+def test_half_a_line_has_no_time_of_its_own(smtp_server: MakeServer) -> None:
+    with dial(smtp_server(start=False, command_timeout=SHORT)) as peer:
+        peer.hello()
+        with Stopwatch():
+            peer.send("NO")
+            sleep(LESS)
+            peer.send("OP")
+            peer.expect("421 4.4.2")
+
+
+def test_a_command_between_two_chunks_has_its_time(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, command_timeout=SHORT)
+    errors: list[BaseException] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        try:
+            stream.read()
+        except ConnectionLost as error:
+            errors.append(error)
+            raise
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.send("BDAT 5\r\nchunk")
+        peer.expect("250")
+        with Stopwatch():
+            peer.expect("421 4.4.2")
+        peer.expect_end()
+    assert [getattr(error, "reason", None) for error in errors] == ["timeout"]
+
+
+def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer) -> None:
+    def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.verb == "AUTH":
+            session.challenge("c2F5")
+        return proceed(session, command)
+
+    with dial(smtp_server(start=False, command_timeout=SHORT, middleware=[asks])) as peer:
+        peer.hello()
+        peer.line("AUTH X")
+        peer.expect("334")
+        with Stopwatch():
+            peer.expect("421 4.4.2")
+
+
+# data_timeout
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
+def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, reads: bool) -> None:
+    server = smtp_server(start=False, data_timeout=SHORT)
+    reasons = reasons_of(server)
+    errors: list[BaseException] = []
+    received: list[Session] = []
+    server.on("received", lambda session, ack: received.append(session))
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        if reads:
+            try:
+                stream.read()
+            except ConnectionLost as error:
+                errors.append(error)
+                raise
+
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send("half a body\r\n.")
+        with Stopwatch():
+            peer.expect("421 4.4.2")
+        peer.expect_end()
+        peer.close()
+        peer.let_it_read()
+    assert reasons == ["timeout"]
+    assert received == []
+    assert [getattr(error, "reason", None) for error in errors] == ["timeout"] * reads
+
+
+def test_each_piece_of_a_body_has_its_time(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, data_timeout=SHORT)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        begin_data(peer)
+        for _ in range(3):
+            peer.send("a piece\r\n")
+            sleep(LESS)
+        peer.send(".\r\n")
+        peer.expect("250")
+
+
+def test_a_reader_may_take_its_time(smtp_server: MakeServer) -> None:
+    """What a handler does between two pieces is not the peer's time; nor is its time bounded once it has decided."""
+    server = smtp_server(start=False, data_timeout=SHORT, ack_timeout=SHORT, min_data_rate=10_000, data_rate_grace=0)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        for _ in stream:
+            sleep(MORE)
+
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send("one\r\n" * 1_000 + ".\r\n")
+        peer.expect("250")
+
+
+@pytest.mark.parametrize("before", ["EHLO x", "EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.com>"])
+def test_the_octets_of_a_refused_chunk_have_their_time(smtp_server: MakeServer, before: str) -> None:
+    server = smtp_server(start=False, data_timeout=SHORT)
+    server.on("message", lambda session, stream, ack: ack.reject(450))
+    with dial(server) as peer:
+        peer.expect("220")
+        for line in before.split("\r\n"):
+            peer.line(line)
+            peer.expect("250")
+        peer.send("BDAT 100 LAST\r\nsome")
+        assert peer.reply()[:3] in ("450", "503")
+        with Stopwatch():
+            peer.expect("421 4.4.2")
+        peer.expect_end()
+
+
+# min_data_rate
+
+
+def test_a_body_below_the_rate_is_421(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    reasons = reasons_of(server)
+    with dial(server) as peer:
+        begin_data(peer)
+        with Stopwatch():
+            for _ in range(5):
+                peer.send("x" * 10)
+                sleep(0.1)
+            peer.expect("421 4.4.2 Data comes too slowly")
+        peer.expect_end()
+        peer.close()
+        peer.let_it_read()
+    assert reasons == ["slow"]
+
+
+@pytest.mark.parametrize(
+    ("rate", "grace"), [(10, 0.1), (0, 0.1), (100_000, 30)], ids=["fast enough", "any", "in grace"]
+)
+def test_a_body_at_the_rate_is_taken(smtp_server: MakeServer, rate: float, grace: float) -> None:
+    server = smtp_server(start=False, min_data_rate=rate, data_rate_grace=grace)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        begin_data(peer)
+        for _ in range(3):
+            peer.send("x" * 10)
+            sleep(0.1)
+        peer.send("\r\n.\r\n")
+        peer.expect("250")
+
+
+def test_a_second_body_is_measured_anew(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, min_data_rate=10_000, data_rate_grace=SHORT)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        for _ in range(3):
+            peer.envelope()
+            peer.line("DATA")
+            peer.expect("354")
+            sleep(LESS)
+            peer.send(".\r\n")
+            peer.expect("250")
+
+
+# ack_timeout
+
+
+def test_receivers_that_do_not_decide_are_451_and_named(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+    kept: list[Ack] = []
+
+    @server.on("to")
+    def dawdler(session: Session, address: str, ack: Ack) -> None:
+        kept.append(ack)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.expect("250")
+        with Stopwatch():
+            peer.line("RCPT TO:<b@example.com>", "NOOP")
+            peer.expect("451 4.3.0")
+        peer.expect("250")
+        with pytest.raises(AlreadyAcknowledged):
+            kept[0].accept()
+        peer.line("DATA", "QUIT")
+        peer.expect("503", "221")
+    assert "dawdler" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["connect", "greeting", "from", "to", "message", "received", "command"])
+def test_a_receiver_that_hangs_is_cut_short(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+    cut_short: list[str] = []
+    if name == "received":
+        server.on("message", lambda session, stream, ack: ack.accept())
+
+    @server.on(name)
+    def hangs(session: Session, ack: Ack, **fields: Any) -> None:
+        if name == "command" and fields["command"].verb != "NOOP":
+            return
+        try:
+            sleep(30)
+        finally:
+            cut_short.append(name)
+
+    with dial(server) as peer:
+        peer.line("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "NOOP", "DATA")
+        replies = ""
+        with Stopwatch():
+            while "451" not in replies and "421" not in replies:
+                replies += peer.reply() + "\n"
+                if replies.splitlines()[-1].startswith("354"):
+                    peer.line(".")
+        if name == "connect":
+            peer.expect_end()
+        else:
+            peer.line("HELP")
+            while not peer.reply().startswith("214"):
+                pass
+    assert cut_short == [name]
+    assert "hangs" in caplog.text
+
+
+def test_each_signal_has_its_time(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+
+    @server.on("from")
+    @server.on("to")
+    def slow(session: Session, address: str, ack: Ack) -> None:
+        sleep(LESS)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", *["RCPT TO:<b@example.com>"] * 3)
+        peer.expect("250", "250", "250", "250")
+
+
+def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer) -> None:
+    """While receivers decide, none of the peer's time-outs runs, and its silence is not held against it."""
+    server = smtp_server(start=False, command_timeout=SHORT, data_timeout=SHORT, ack_timeout=5)
+
+    @server.on("from")
+    def slow(session: Session, address: str, ack: Ack) -> None:
+        sleep(MORE)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.expect("250")
+
+
+def test_a_late_message_ack_has_its_time_and_the_body_then_its_own(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT, data_timeout=SHORT)
+
+    @server.on("message")
+    def later(session: Session, stream: MessageStream, ack: Ack) -> None:
+        def decide() -> None:
+            sleep(LESS)
+            ack.accept()
+
+        spawn(decide)
+
+    with dial(server) as peer:
+        begin_data(peer)
+        sleep(LESS)
+        peer.send("body\r\n")
+        sleep(LESS)
+        peer.send(".\r\n")
+        peer.expect("250")
+
+
+# tls_timeout
+
+
+@pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "STARTTLS"])
+def test_a_handshake_has_its_time(smtp_server: MakeServer, certificate: Certificate, implicit: bool) -> None:
+    server = smtp_server(
+        start=False,
+        tls_timeout=SHORT,
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+        implicit_tls=implicit,
+    )
+    reasons = reasons_of(server)
+    with dial(server) as peer:
+        if not implicit:
+            peer.hello()
+            peer.line("STARTTLS")
+            peer.expect("220")
+        with Stopwatch():
+            assert b"421" not in peer.rest()  # that would be in the clear
+    assert reasons == ["timeout"]
+
+
+def test_time_outs_hold_inside_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
+    server = smtp_server(
+        start=False,
+        command_timeout=SHORT,
+        data_timeout=SHORT,
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+        implicit_tls=True,
+    )
+    server.on("message", lambda session, stream, ack: ack.accept())
+    for in_data in (False, True):
+        with dial(server) as peer:
+            peer.start_tls()
+            if in_data:
+                begin_data(peer)
+            else:
+                peer.hello()
+            with Stopwatch():
+                peer.expect("421 4.4.2")
+
+
+# All of them
+
+
+def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer) -> None:
+    server = smtp_server(command_timeout=MORE)
+    with dial(server) as silent, dial(server) as busy:
+        silent.hello()
+        busy.hello()
+        waiting = spawn(silent.expect, "421")
+        while not waiting.ready():
+            busy.line("NOOP")
+            busy.expect("250")
+            sleep(0.05)
+        waiting.get()
+        busy.line("NOOP")
+        busy.expect("250")
+
+
+def test_time_outs_work_again_after_a_while_without_connections(smtp_server: MakeServer) -> None:
+    server = smtp_server(command_timeout=SHORT)
+    for _ in range(2):
+        with dial(server) as peer:
+            peer.hello()
+            with Stopwatch():
+                peer.expect("421")
+        while server.connections:
+            sleep(0.01)
