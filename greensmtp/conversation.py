@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, getcurrent
 
 from greensmtp.bodies import ChunkedBody, DataBody, skip
-from greensmtp.chain import Chain, Proceed
 from greensmtp.connection import BadLine, Connection
-from greensmtp.dispatcher import Dispatcher
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
-from greensmtp.limits import Limits
+from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
-    END_OF_DATA,
     FOREIGN,
-    KNOWN_BUT_NOT_IMPLEMENTED,
-    PARSERS,
-    PSEUDO_COMMANDS,
     UNKNOWN,
     ChunkCommand,
     Command,
@@ -41,9 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("greensmtp")
 
-#: Verbs that bring a message nearer, and so are not counted by ``max_idle_commands``. (AUTH needs several tries.)
-_USEFUL = frozenset({"MAIL", "RCPT", "DATA", "BDAT", "QUIT"})
-
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
 
@@ -57,45 +47,6 @@ _FAREWELLS = {
 
 #: Seconds to get a farewell to a peer that may not be reading.
 _FAREWELL_TIMEOUT = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What becomes of one verb."""
-
-    handle: Proceed
-    #: Counted by ``max_idle_commands``.
-    idle: bool
-    #: Sees to what follows the command, reply included: a body, a handshake, the end. Gives False for the end.
-    follow: Callable[[Conversation, Command, Reply], bool] | None = None
-
-
-class Program:
-    """All that the connections of a server share: limits, composed chains, verbs. Made once, at its start."""
-
-    def __init__(
-        self, chain: Chain, dispatcher: Dispatcher, limits: Limits, room: Mapping[str, int], *, lmtp: bool
-    ) -> None:
-        self.dispatcher = dispatcher
-        self.limits = limits
-        self.lmtp = lmtp
-        self._lines = {verb: limits.max_line_length + octets for verb, octets in room.items()}
-        self._lines["AUTH"] = limits.max_auth_line_length
-        self.line_limit = max(limits.max_line_length, *self._lines.values())
-
-        def compose(verb: str) -> Proceed:
-            return chain.compose(verb, dispatcher.terminal(verb))
-
-        verbs = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | chain.verbs) - PSEUDO_COMMANDS
-        self.routes = {verb: Route(compose(verb), idle=verb not in _USEFUL, follow=_FOLLOW.get(verb)) for verb in verbs}
-        self.unknown = Route(chain.compose(None, dispatcher.terminal(UNKNOWN)), idle=True)
-        self.connect = compose(CONNECT)
-        self.end_of_data = compose(END_OF_DATA)
-        self.disconnect = compose(DISCONNECT)
-
-    def line_length(self, verb: str) -> int:
-        """Octets in the longest line of this verb, CRLF included."""
-        return self._lines.get(verb, self.limits.max_line_length)
 
 
 class Conversation:
@@ -437,7 +388,8 @@ class Conversation:
 #: Between two chunks these give the body up (RFC 3030 section 2).
 _ENDS_CHUNKS = frozenset({"RSET", "QUIT", "HELO", "EHLO", "LHLO"})
 
-_FOLLOW: Mapping[str, Callable[[Conversation, Command, Reply], bool]] = {
+#: verb -> what sees to what follows it, for Program.
+FOLLOW: Mapping[str, Follow] = {
     "QUIT": Conversation._after_quit,
     "STARTTLS": Conversation._after_starttls,
     "DATA": Conversation._after_data,

@@ -1,4 +1,4 @@
-"""Listening on a unix path; gevent does the rest."""
+"""Where to listen: checks, and sockets on addresses and unix paths."""
 
 from __future__ import annotations
 
@@ -35,20 +35,25 @@ def check_listener(listener: Any) -> None:
         )
 
 
-def listen_unix(path: str, backlog: int) -> Any:
-    """A listening socket at this path. What a dead server left there is replaced; nothing else is.
+def listen(address: Any, backlog: int, family: int) -> Any:
+    """A listening socket at this address, or unix path. What a dead server left at a path is replaced; nothing else is.
 
-    :raises OSError: a live server listens there already, or the path is something else than a socket.
+    (gevent's own leaves a socket that cannot be bound to the garbage collector.)
+
+    :raises OSError: the address cannot be had; the text names it.
     """
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        _remove_stale(path)
-        listener.bind(path)
+        if family == socket.AF_UNIX:
+            _remove_stale(address)
+        else:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
         listener.listen(backlog)
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"{error.strerror}: {path!r}") from error
+        raise OSError(error.errno, f"{error.strerror}: {address!r}") from error
     return listener
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import logging
 import os
 import socket as native_socket
 import ssl
 from collections.abc import Callable, Iterable
-from dataclasses import fields
 from pathlib import Path
 from time import monotonic
 from typing import Any, overload
@@ -18,18 +16,16 @@ from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from greensmtp.arguments import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.chain import Chain, Middleware, check_middleware
-from greensmtp.conversation import Conversation, Program
+from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
-from greensmtp.errors import ProtocolError
-from greensmtp.limits import Limits
-from greensmtp.listeners import check_listener, is_unix_path, listen_unix
+from greensmtp.listeners import check_listener, is_unix_path, listen
+from greensmtp.program import Program
 from greensmtp.protocol import standard
-from greensmtp.protocol.addresses import check_domain
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.threads import ServerThread
-from greensmtp.tls import server_context
 
 logger = logging.getLogger("greensmtp")
 
@@ -84,9 +80,9 @@ class SMTPServer(StreamServer):
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = _limits(limits)
-        self.hostname = _hostname(hostname)
-        self.tls_context = _tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        self.limits = check_limits(limits)
+        self.hostname = check_hostname(hostname)
+        self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         self.implicit_tls = implicit_tls
         #: It speaks LMTP.
         self.lmtp = lmtp
@@ -102,7 +98,7 @@ class SMTPServer(StreamServer):
         self._sweeper: Any = None
         self._unix_path: str | None = None
         self._paused = False
-        super().__init__(listener, backlog=_backlog(backlog))
+        super().__init__(listener, backlog=check_backlog(backlog))
         for each in middleware:
             self.use(each)
 
@@ -170,7 +166,7 @@ class SMTPServer(StreamServer):
             signals=self.signals,
             extensions=extensions,
         )
-        return Program(Chain(self._middleware), dispatcher, self.limits, line_room(extensions), lmtp=self.lmtp)
+        return Program(Chain(self._middleware), dispatcher, self.limits, line_room(extensions), FOLLOW, lmtp=self.lmtp)
 
     def adopt(self, socket: Any, peer: Any = "") -> None:
         """Serve a connection that somebody else has accepted (a gevent socket); the server need not listen."""
@@ -241,9 +237,8 @@ class SMTPServer(StreamServer):
     @classmethod
     def get_listener(cls, address: Any, backlog: int | None = None, family: int | None = None) -> Any:
         """As gevent's, and unix paths."""
-        if family == native_socket.AF_UNIX:
-            return listen_unix(address, cls.backlog if backlog is None else backlog)
-        return super().get_listener(address, backlog, family)
+        assert family is not None
+        return listen(address, cls.backlog if backlog is None else backlog, family)
 
     def do_read(self) -> Any:
         """Accept one connection; gevent calls it in the hub."""
@@ -339,59 +334,3 @@ def _turn_away(socket: Any, *, silently: bool) -> None:
         pass
     finally:
         socket.close()
-
-
-def _limits(given: dict[str, Any]) -> Limits:
-    try:
-        return Limits(**given)
-    except TypeError:
-        known = [field.name for field in fields(Limits)]
-        wrong = next(name for name in given if name not in known)
-        near = difflib.get_close_matches(wrong, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
-
-
-def _backlog(value: Any) -> int | None:
-    if value is not None and (not isinstance(value, int) or value < 0):
-        raise ValueError(f"backlog takes a whole number, or None for {SMTPServer.backlog}, not {value!r}")
-    return value
-
-
-def _hostname(name: str | None) -> str:
-    if name is None:
-        name = native_socket.gethostname()
-        try:
-            check_domain(name)
-        except ProtocolError:
-            name = "localhost"
-        return name
-    if not isinstance(name, str):
-        raise TypeError(f"hostname takes a str, not {name!r}")
-    try:
-        check_domain(name)
-    except ProtocolError as error:
-        raise ValueError(
-            f"hostname takes a domain name or an address literal, like 'mx.example.com': {error}"
-        ) from None
-    if not name.isascii():
-        raise ValueError(f"hostname takes ASCII; write {name!r} in its xn-- form")
-    return name
-
-
-def _tls_context(
-    certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
-) -> ssl.SSLContext | None:
-    if context is not None:
-        if certfile is not None or keyfile is not None:
-            raise ValueError("give ssl_context, or certfile and keyfile, not both")
-        if not isinstance(context, ssl.SSLContext):
-            raise TypeError(f"ssl_context takes an ssl.SSLContext, not {context!r}")
-        return context
-    if certfile is not None:
-        return server_context(certfile, keyfile)
-    if keyfile is not None:
-        raise ValueError("keyfile needs a certfile with it")
-    if implicit:
-        raise ValueError("implicit_tls needs a certificate: give certfile and keyfile, or ssl_context")
-    return None

@@ -498,8 +498,6 @@ def test_several_servers_in_threads_of_their_own() -> None:
     assert all(refused(server.address) for server in servers)
 
 
-# (gevent leaves the socket that could not be bound to the garbage collector, which complains.)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_thread_that_cannot_listen_tells_whoever_started_it_and_can_try_again() -> None:
     with native_socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))

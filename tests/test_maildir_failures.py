@@ -335,6 +335,27 @@ def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -
         assert all_is_well(peer, maildir)
 
 
+def test_a_disk_that_is_not_writable_is_451_and_an_error_at_once_for_a_new_maildir(
+    smtp_server: MakeServer, small_disk: Path
+) -> None:
+    server = smtp_server(start=False)
+    maildir = Maildir(small_disk / "maildir")
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", "451 4.3.0")
+        with pytest.raises(ValueError, match=r"^maildir: cannot write to '.*/maildir/tmp'$"):
+            Maildir(maildir.path)
+        with pytest.raises(ValueError, match=r"^maildir: cannot make '.*/another': Read-only file system$"):
+            Maildir(small_disk / "another")
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+        peer.line("RSET")
+        peer.expect("250")
+        assert all_is_well(peer, maildir)
+
+
 @pytest.mark.usefixtures("no_large_files")
 def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server: MakeServer, maildir: Maildir) -> None:
     server = smtp_server(start=False)

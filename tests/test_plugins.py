@@ -214,9 +214,13 @@ def test_without_a_maildir_the_plugin_decides_alone(serve: Serve, tmp_path: Path
 
 def test_a_server_that_a_plugin_makes_for_itself_is_none_of_the_maildirs_business(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "second.py").write_text(
+        "import os\n"
         "from greensmtp import SMTPServer\n"
         "server = SMTPServer(('127.0.0.1', 0), hostname='second.example')\n"
         "server.on('message', lambda session, stream, ack: ack.accept())\n"
+        "@server.on('received')\n"
+        "def look(session, ack):\n"
+        "    ack.accept(message=str(os.listdir('maildir/tmp')))\n"
         "server.start()\n"
         "print('second', server.address[1], flush=True)\n"
     )
@@ -227,7 +231,7 @@ def test_a_server_that_a_plugin_makes_for_itself_is_none_of_the_maildirs_busines
     with server.dial() as peer:
         peer.hello()
         peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
-        peer.expect("250", "250", "354", "250 2.0.0 Ok: message accepted")
+        peer.expect("250", "250", "354", "250 2.0.0 []")
     assert no_trace(server)
 
 

@@ -50,11 +50,13 @@ class Maildir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        is_new = not self.path.exists()
         try:
             for name in ("tmp", "new", "cur"):
                 (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-            for folder in (self.path, self.path.parent):
-                _flush_folder(folder)
+            _flush_folder(self.path)
+            if is_new:
+                _flush_folder(self.path.parent)
         except OSError as error:
             raise ValueError(f"maildir: cannot make {str(self.path)!r}: {error.strerror}") from error
         for name in ("tmp", "new"):

@@ -95,7 +95,7 @@ def _connect_handlers(server: SMTPServer, outcome: Outcome, *, late: bool, lazy:
                 body.extend(chunk)
 
     @server.on("received")
-    def received(session: Session, ack: Ack) -> None:
+    def received(session: Session, ack: Ack, recipient: Address | None = None) -> None:
         outcome.messages.append(bytes(session.notes["body"]))
         outcome.envelopes.append((session.from_, tuple(session.to)))
         accept(ack)
@@ -111,10 +111,10 @@ class _Appender:
 
 def _send(peer: Peer, pieces: list[bytes]) -> None:
     try:
-        for piece in pieces[:-1]:
+        for number, piece in enumerate(pieces):
+            if number:
+                peer.let_it_read()
             peer.send(piece)
-            peer.let_it_read()
-        peer.send(pieces[-1])
         peer.half_close()
     except ConnectionError:
         pass  # the server has closed: its replies tell why
@@ -145,7 +145,6 @@ def play_once(
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Whatever the peer has done in this test, it is not worth a warning."""
-    caplog.set_level(logging.DEBUG, logger="greensmtp")
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 

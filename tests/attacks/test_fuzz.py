@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,12 +15,16 @@ if TYPE_CHECKING:
 
 #: The same cases in every run: a suite that fails now and then is not looked at. (Raise max_examples to go hunting.)
 fuzz = settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
+
+
+#: 552 or 554.
+EITHER = 550
 
 
 class Model:
@@ -114,10 +119,10 @@ class Model:
         self.wire += body + b".\r\n"
         content = b"\r\n".join(line.removeprefix(b".") for line in body.split(b"\r\n"))
         rest = content.replace(b"\r\n", b"")
-        if b"\r" in rest or b"\n" in rest:
-            self.codes.append(554)
-        elif len(content) > 1_000:
-            self.codes.append(552)
+        faults = [554] * (b"\r" in rest or b"\n" in rest) + [552] * (len(content) > 1_000)
+        if faults:
+            # Which of two comes first is a matter of the cuts.
+            self.codes.append(faults[0] if len(faults) == 1 else EITHER)
         else:
             self.codes.append(250)
             self.messages.append(content)
@@ -195,11 +200,7 @@ def as_body(pieces: list[bytes]) -> bytes:
     return body if body.endswith(b"\r\n") or not body else body + b"\r\n"
 
 
-clean = st.lists(
-    st.sampled_from(
-        [piece for piece in PIECES if b"\n" not in piece.replace(b"\r\n", b"")][0:1] * 3 + PIECES[6:8] + PIECES[10:13]
-    )
-)
+clean = st.lists(st.sampled_from([b"text", b".", b"\0", b"\r\n", b"\r\n.", b"\r\n..", *PIECES[-5:]]), max_size=8)
 dirty = st.lists(st.sampled_from(PIECES), max_size=8)
 bodies = st.one_of(clean, dirty).map(as_body).filter(lambda body: not ends_too_soon(body))
 
@@ -256,7 +257,11 @@ def test_a_conversation_goes_as_the_rfc_foretells(play: Play, steps: list[Step],
         max_errors=10_000,
         max_idle_commands=10_000,
     )
-    assert outcome.codes == model.codes
+    codes = [
+        EITHER if expected == EITHER and code in (552, 554) else code
+        for code, expected in itertools.zip_longest(outcome.codes, model.codes)
+    ]
+    assert codes == model.codes
     assert outcome.messages == model.messages
     assert outcome.senders == model.senders
 
@@ -286,7 +291,7 @@ FRAGMENTS = [
     b"\t",
     b"GET / HTTP/1.1\r\n",
     b"\x16\x03\x01",
-    b"x" * 13_000,
+    b"x" * 13_000 + b"\r\n",
 ]
 garbage = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=20)), max_size=30).map(b"".join)
 
