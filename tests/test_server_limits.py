@@ -497,8 +497,6 @@ def test_a_wrong_certificate_is_named(tmp_path: Path, certificate: Certificate) 
         SMTPServer(("127.0.0.1", 0), certfile=certificate.certfile, keyfile=tmp_path / "missing.pem")
 
 
-# (gevent leaves the socket that could not be bound to the garbage collector, which complains.)
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_busy_port_is_an_error_that_names_it(smtp_server: MakeServer) -> None:
     server = smtp_server()
     other = SMTPServer(server.address, hostname="mx.example.com")
