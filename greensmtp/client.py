@@ -34,7 +34,7 @@ from greensmtp.protocol import command_lines, sasl
 from greensmtp.protocol.command_lines import Ext
 from greensmtp.protocol.replies import Reply
 from greensmtp.sending import transact
-from greensmtp.wire import Timeouts, Wire
+from greensmtp.wire import SEND_PIECE, Timeouts, Wire
 
 #: Whether ``send`` steps up to TLS: or fails; or does without; or does not try.
 StartTLS = Literal["require", "offered", "never"]
@@ -530,28 +530,44 @@ class SMTPClient:
     def _ask(self, line: bytes, seconds: float) -> Reply:
         if self._data_reply is not None:
             self._check_ready()
-        wire = self._wire
+        self._wire.check_silence()
+        return self._wire.exchange(line, 1, self.timeouts.command, seconds)[0]
+
+    def _ask_lines(self, lines: Sequence[bytes]) -> list[Reply]:
+        """Their replies, in order; the last may be that to DATA. After a 421 nothing is answered: it is the reply to
+        all the rest."""
+        if self._data_reply is not None:
+            self._check_ready()
+        wire, timeouts = self._wire, self.timeouts
         wire.check_silence()
-        wire.send(line, self.timeouts.command)
-        return wire.reply(seconds)
+        last_seconds = timeouts.data_start if lines[-1] == b"DATA\r\n" else timeouts.command
+        if len(lines) <= MAX_GROUP:
+            replies = wire.exchange(b"".join(lines), len(lines), timeouts.command, last_seconds)
+        else:
+            replies = []
+            for start in range(0, len(lines), MAX_GROUP):
+                group = lines[start : start + MAX_GROUP]
+                replies += wire.exchange(b"".join(group), len(group), timeouts.command, last_seconds)
+                if replies[-1].code == 421:
+                    break
+        if replies[-1].code == 421:
+            self.close()
+            replies += [replies[-1]] * (len(lines) - len(replies))
+        return replies
 
     def _ask_all(self, steps: Sequence[Step]) -> list[Reply]:
-        """The replies, in order. After a 421 nothing else is answered: it is the reply to all the rest."""
-        self._check_ready()
-        wire = self._wire
-        replies: list[Reply] = []
-        size = MAX_GROUP if "PIPELINING" in self.extensions else 1
-        wire.check_silence()
-        for start in range(0, len(steps), size):
-            group = steps[start : start + size]
-            wire.send(b"".join([step.line for step in group]), self.timeouts.command)
-            for step in group:
-                reply = wire.reply(step.seconds)
-                replies.append(reply)
-                step.note(reply)
-                if reply.code == 421:
-                    self.close()
-                    return replies + [reply] * (len(steps) - len(replies))
+        """The same for a group of steps, each of which notes its reply; one by one where there is no PIPELINING."""
+        if "PIPELINING" in self.extensions:
+            replies = self._ask_lines([step.line for step in steps])
+        else:
+            replies = []
+            for step in steps:
+                if replies and replies[-1].code == 421:
+                    replies.append(replies[-1])
+                else:
+                    replies += self._ask_lines([step.line])
+        for step, reply in zip(steps, replies, strict=True):
+            step.note(reply)
         return replies
 
     def _take(self, step: Step) -> Reply:
@@ -605,24 +621,26 @@ class SMTPClient:
 
     def _end_message(self, data: bytes) -> Reply:
         """Send what ends the message, and read what is said to it."""
-        wire = self._wire
-        wire.committed = True
-        wire.send(data, self.timeouts.data)
-        return self._read_final()
+        self._wire.committed = True
+        return self._read_final(data)
 
-    def _read_final(self) -> Reply:
-        wire = self._wire
-        if self.lmtp and self._recipients > 1:
-            replies = tuple([wire.reply(self.timeouts.final) for _ in range(self._recipients)])
-        else:
-            replies = (wire.reply(self.timeouts.final),)
+    def _read_final(self, data: bytes = b"") -> Reply:
+        wire, timeouts = self._wire, self.timeouts
+        count = self._recipients if self.lmtp and self._recipients > 1 else 1
+        if len(data) > SEND_PIECE:
+            wire.send(data, timeouts.data)
+            data = b""
+        replies = wire.exchange(data, count, timeouts.final, timeouts.final)
         wire.committed = False
         self._forget_transaction()
-        self.replies = replies
+        self.replies = tuple(replies)
+        first = None
         for reply in replies:
-            if reply.is_intermediate:
-                raise self._broken(f"a message was answered {reply}")
-        return next((reply for reply in replies if not reply.is_positive), replies[-1])
+            if reply.code >= 300:
+                if reply.code < 400:
+                    raise self._broken(f"a message was answered {reply}")
+                first = first or reply
+        return first or replies[-1]
 
     def _send_chunks(self, chunks: Sequence[bytes], *, last: bool) -> Reply:
         """Some chunks, one behind the other, and their replies: the first refusal, else the last."""

@@ -6,20 +6,23 @@ import copy
 import io
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from email.generator import BytesGenerator
 from email.message import Message
 from email.policy import SMTPUTF8, EmailPolicy, Policy
+from functools import lru_cache
 from typing import Any, BinaryIO, Protocol, Union
 
 from gevent import get_hub
 
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_lines, headers
+from greensmtp.protocol.addresses import NO_PARAMETERS
 from greensmtp.protocol.command_lines import Ext
+from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.transparency import DotEncoder, LineEncoder, with_crlf
+from greensmtp.protocol.transparency import DotEncoder, LineEncoder, stuffed, with_crlf
 
 #: Octets of a file that are read at once.
 PIECE = 256 * 1024
@@ -111,31 +114,37 @@ class Outgoing:
             raise ValueError("recipients is empty: there is nobody to send to")
         self.sender = sender
         self.recipients = tuple(everybody)
-        self.from_ext = _as_mapping(from_ext)
         self._mailbox = _wire_mailbox(sender)
-        mailboxes = [_wire_mailbox(recipient) for recipient in everybody]
-        self._rcpt_lines = [command_lines.rcpt(mailbox, to_ext) for mailbox in mailboxes]
-        command_lines.mail(self._mailbox, self.from_ext)
+        #: The parameters that are given, and their keywords.
+        self._parameters = command_lines.parameters(from_ext)
+        self._given = parse_parameters(self._parameters) if self._parameters else NO_PARAMETERS
+        #: RCPT, for each recipient.
+        self.rcpt_lines: Sequence[bytes]
+        if to_ext:
+            self.rcpt_lines = [command_lines.rcpt(_wire_mailbox(recipient), to_ext) for recipient in everybody]
+        else:
+            self.rcpt_lines = [_rcpt_line(recipient) for recipient in everybody]
         #: An address cannot be written without SMTPUTF8.
-        self._utf8_address = not (self._mailbox.isascii() and all(map(str.isascii, mailboxes)))
-        self._facts(content, derived=derived)
-        self._stuffed: bytes | None = None
+        self._utf8_address = not (self._mailbox.isascii() and all(map(bytes.isascii, self.rcpt_lines)))
+        self._find_out(content, derived=derived)
+        self._stuffed: tuple[bytes, ...] | None = None
 
     # What it is
 
-    def _facts(self, content: bytes, *, derived: bool) -> None:
+    def _find_out(self, content: bytes, *, derived: bool) -> None:
         """Find out what it needs. (A file: its head is in ``content`` now, the rest is looked through.)"""
         if self._message is not None:
             content = _render(self._message, utf8=self._utf8_address)
-        head_end = headers.split(content) if derived or self._file is not None or not content.isascii() else 0
-        head = content[:head_end]
-        if derived and self._message is None:
-            head = headers.without_bcc(head)
-            content = head + content[head_end:]
-            head_end = len(head)
-        #: Raw UTF-8 in the header section (RFC 6532).
-        self._utf8_head = not head.isascii() and _is_utf8(head)
         self.eight_bit = not content.isascii()
+        head = b""
+        if derived or self._file is not None or self.eight_bit:
+            end = headers.split(content)
+            head = content[:end]
+            if derived and self._message is None:
+                head = headers.without_bcc(head)
+                content = head + content[end:]
+        #: Raw UTF-8 in the header section (RFC 6532).
+        self._utf8_head = self.eight_bit and not head.isascii() and _is_utf8(head)
         self.binary = b"\0" in content or (b"inary" in content and _BINARY_ENCODING.search(content) is not None)
         self.content = content if self.binary else with_crlf(content)
         #: Octets, as SIZE has it (RFC 1870): CRLFs included, dots not.
@@ -156,31 +165,26 @@ class Outgoing:
 
         :raises NotOffered: the server does not offer what cannot be done without.
         """
-        ext: dict[str, Any] = dict(self.from_ext)
-        given = {keyword.upper() for keyword in ext}
+        given = self._given
+        line = f"MAIL FROM:<{self._mailbox}>{self._parameters}"
         if "SIZE" in extensions and "SIZE" not in given:
-            ext["SIZE"] = self.size
+            line += f" SIZE={self.size}"
         if self.binary and "BODY" not in given:
             for keyword in ("BINARYMIME", "CHUNKING"):
                 if keyword not in extensions:
                     raise NotOffered(keyword, "the message is binary")
-            ext["BODY"] = "BINARYMIME"
+            line += " BODY=BINARYMIME"
         elif (self.eight_bit or self._utf8_address) and "BODY" not in given:
             if "8BITMIME" in extensions:
-                ext["BODY"] = "8BITMIME"
+                line += " BODY=8BITMIME"
             elif self._message is None or self._utf8_address:
                 raise NotOffered("8BITMIME", "the message has octets beyond ASCII")
         if (self._utf8_address or self._utf8_head) and "SMTPUTF8" not in given:
             if "SMTPUTF8" not in extensions:
                 what = "an address" if self._utf8_address else "the header section"
                 raise NotOffered("SMTPUTF8", f"{what} has characters beyond ASCII")
-            ext["SMTPUTF8"] = None
-        return command_lines.mail(self._mailbox, ext)
-
-    @property
-    def rcpt_lines(self) -> list[bytes]:
-        """RCPT, for each recipient."""
-        return self._rcpt_lines
+            line += " SMTPUTF8"
+        return line.encode() + b"\r\n"
 
     def in_chunks(self, extensions: Mapping[str, str]) -> bool:
         """It goes by BDAT: it must, or that pays."""
@@ -188,24 +192,19 @@ class Outgoing:
 
     # Its octets
 
-    def data(self, extensions: Mapping[str, str]) -> Iterator[bytes]:
+    def data(self, extensions: Mapping[str, str]) -> Iterable[bytes]:
         """What goes out behind 354, the dot at the end in the last piece."""
-        if self._file is None:
-            if self._message is not None and self.eight_bit and "8BITMIME" not in extensions:
-                encoder = DotEncoder()
-                yield encoder.feed(_render(self._message, cte_type="7bit")) + encoder.finish()
-                return
-            if self._stuffed is None:
-                encoder = DotEncoder()
-                stuffed = encoder.feed(self.content)
-                # Joining would copy: two pieces are cheaper for what is large.
-                if len(stuffed) > PIECE:
-                    yield stuffed
-                    yield encoder.finish()
-                    return
-                self._stuffed = stuffed + encoder.finish()
-            yield self._stuffed
-            return
+        if self._file is not None:
+            return self._stuffed_file()
+        if self._message is not None and self.eight_bit and "8BITMIME" not in extensions:
+            return (stuffed(_render(self._message, cte_type="7bit")) + b".\r\n",)
+        if self._stuffed is None:
+            data = stuffed(self.content)
+            # Putting the end to it copies all of it: what is large goes in two pieces.
+            self._stuffed = (data + b".\r\n",) if len(data) < PIECE else (data, b".\r\n")
+        return self._stuffed
+
+    def _stuffed_file(self) -> Iterator[bytes]:
         encoder = DotEncoder()
         yield encoder.feed(self.content)
         for piece in self._file_pieces():
@@ -298,14 +297,13 @@ def _rewindable(source: Any, seen: bytes) -> BinaryIO:
     return copy  # type: ignore[no-any-return]
 
 
-def _as_mapping(ext: Ext) -> dict[str, Any]:
-    if ext is None:
-        return {}
-    if isinstance(ext, str):
-        return {keyword: value or None for keyword, _, value in (word.partition("=") for word in ext.split())}
-    return dict(ext)
+@lru_cache(maxsize=1024)
+def _rcpt_line(address: str) -> bytes:
+    """RCPT without parameters. Programs write to the same people again and again."""
+    return command_lines.rcpt(_wire_mailbox(address))
 
 
+@lru_cache(maxsize=1024)
 def _wire_mailbox(address: str) -> str:
     """The mailbox; a domain beyond ASCII becomes A-labels where the local part can do without SMTPUTF8."""
     mailbox = command_lines.mailbox(address)

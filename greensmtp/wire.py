@@ -95,6 +95,12 @@ class _Alarm:
         if deadline < self._due:
             self._start(seconds)
 
+    def extend(self, seconds: float) -> None:
+        """Something came; the next may take so long again."""
+        self._deadline = deadline = monotonic() + seconds
+        if deadline < self._due:
+            self._start(seconds)
+
     def clear(self) -> None:
         """The wait is over."""
         self._greenlet = None
@@ -203,36 +209,57 @@ class Wire:
         :raises Disconnected: the peer is gone, or late.
         :raises PeerProtocolError: what came is no reply.
         """
-        self._check_open()
-        try:
-            reply = self._reader.next_reply()
-        except PeerProtocolError as error:
-            raise self._fail(error) from None
-        return self._wait_reply(seconds) if reply is None else reply
+        return self.exchange(b"", 1, seconds, seconds)[0]
 
-    def _wait_reply(self, seconds: float) -> Reply:
+    def exchange(self, data: bytes, count: int, seconds: float, last_seconds: float) -> list[Reply]:
+        """Send octets, and read so many replies; fewer where one of them is a 421, behind which nothing comes.
+
+        :param seconds: for the octets, and for each reply; ``last_seconds`` for the last of them.
+        :raises Disconnected: the peer is gone, or late; its ``reply`` is the last one that came, if one did.
+        :raises PeerProtocolError: what came is no reply.
+        """
+        self._check_open()
         reader, watcher, alarm = self._reader, self._watcher, self._alarm
+        replies: list[Reply] = []
         alarm.set(seconds)
         try:
-            while True:
-                # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
-                # hold what the socket no longer has, and is tried first.
-                if watcher is not None:
-                    self._hub.wait(watcher)
-                data = self.socket.recv(PIECE)
-                if not data:
-                    raise Disconnected("closed")
-                reader.feed(data)
-                reply = reader.next_reply()
-                if reply is not None:
-                    return reply
+            if data:
+                # Nearly always all of it goes at once.
+                sent = self.socket.send(data[:SEND_PIECE] if len(data) > SEND_PIECE else data)
+                if sent < len(data):
+                    self._send_rest(memoryview(data)[sent:], seconds)
+            elif reader.pending:
+                replies += reader.next_replies(count)
+            while len(replies) < count:
+                if replies and replies[-1].code == 421:
+                    break
+                alarm.extend(seconds if len(replies) + 1 < count else last_seconds)
+                replies += self._take_replies(reader, watcher, count - len(replies))
         except BaseException as error:
-            failure = self._fail(error)
+            failure = self._fail(error, sending=True)
+            if isinstance(failure, Disconnected) and failure.reply is None and replies:
+                failure.reply = replies[-1]
             if failure is error:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
             alarm.clear()
+        return replies
+
+    def _take_replies(self, reader: ReplyReader, watcher: Any, count: int) -> list[Reply]:
+        """Wait until at least one has come as a whole."""
+        while True:
+            # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
+            # hold what the socket no longer has, and is tried first.
+            if watcher is not None:
+                self._hub.wait(watcher)
+            data = self.socket.recv(PIECE)
+            if not data:
+                raise Disconnected("closed")
+            reader.feed(data)
+            replies = reader.next_replies(count)
+            if replies:
+                return replies
 
     def check_silence(self) -> None:
         """Nothing has been said that was not asked for. To be called before a command, when all have been answered.

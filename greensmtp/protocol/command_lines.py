@@ -47,7 +47,7 @@ def mail(address: str, ext: Ext = None) -> bytes:
 
     :raises ProtocolError: no mailbox, or no parameters (RFC 5321 section 4.1.2).
     """
-    return line(f"MAIL FROM:<{mailbox(address)}>{_parameters(ext)}")
+    return line(f"MAIL FROM:<{mailbox(address)}>{parameters(ext)}")
 
 
 def rcpt(address: str, ext: Ext = None) -> bytes:
@@ -58,7 +58,7 @@ def rcpt(address: str, ext: Ext = None) -> bytes:
     path = mailbox(address)
     if not path:
         raise ProtocolError("a recipient cannot be empty")
-    return line(f"RCPT TO:<{path}>{_parameters(ext)}")
+    return line(f"RCPT TO:<{path}>{parameters(ext)}")
 
 
 def mailbox(address: str) -> str:
@@ -74,7 +74,11 @@ def mailbox(address: str) -> str:
     return str(Address.parse(address))
 
 
-def _parameters(ext: Ext) -> str:
+def parameters(ext: Ext) -> str:
+    """What goes behind a path: a space and the parameters, or nothing.
+
+    :raises ProtocolError: they are not well formed.
+    """
     if not ext:
         return ""
     if not isinstance(ext, str):

@@ -57,28 +57,41 @@ class ReplyReader:
 
         :raises PeerProtocolError: that is no reply.
         """
+        replies = self.next_replies(1)
+        return replies[0] if replies else None
+
+    def next_replies(self, count: int) -> list[Reply]:
+        """The next replies that have come as a whole, up to so many.
+
+        :raises PeerProtocolError: one of them is no reply.
+        """
         if self.broken is not None:
             raise self.broken
+        replies: list[Reply] = []
         buffer = self._buffer
-        while True:
-            at = self._at
+        at = self._at
+        while len(replies) < count:
             end = buffer.find(b"\n", at)
             if end < 0:
-                self._check_beginning()
-                return None
+                if at < len(buffer):
+                    self._check_beginning(buffer[at:])
+                break
             if end - at >= MAX_LINE:
                 raise self._break("a reply line of more than", MAX_LINE)
             if end == at or buffer[end - 1] != 13:
                 raise self._break("a reply line without CRLF:", buffer[at : end + 1])
             line = buffer[at : end - 1]
-            self._at = end + 1
-            if not self._texts and line[3:4] != b"-":
-                reply = _read_single(line)
-                if reply is None:
-                    raise self._break("not a reply line:", line)
-                return reply
-            if self._add_line(line):
-                return self._finish()
+            at = end + 1
+            if self._texts or line[3:4] == b"-":
+                if self._add_line(line):
+                    replies.append(self._finish())
+                continue
+            reply = _read_single(line)
+            if reply is None:
+                raise self._break("not a reply line:", line)
+            replies.append(reply)
+        self._at = at
+        return replies
 
     def _add_line(self, line: bytes) -> bool:
         """A line of a reply that has several; True: the last."""
@@ -99,13 +112,12 @@ class ReplyReader:
         texts, self._texts, self._octets = self._texts, [], 0
         return _make(int(self._code), texts)
 
-    def _check_beginning(self) -> None:
+    def _check_beginning(self, rest: bytes) -> None:
         """The part of a line that has come: too long, or junk, is known before its end."""
-        rest = len(self._buffer) - self._at
-        if rest >= MAX_LINE:
+        if len(rest) >= MAX_LINE:
             raise self._break("a reply line of more than", MAX_LINE)
-        if rest and not _BEGINNING.fullmatch(self._buffer, self._at, self._at + min(rest, 4)):
-            raise self._break("not a reply line:", self._buffer[self._at :])
+        if not _BEGINNING.fullmatch(rest[:4]):
+            raise self._break("not a reply line:", rest)
 
     def _break(self, what: str, seen: bytes | int) -> PeerProtocolError:
         shown = f"{seen} octets" if isinstance(seen, int) else repr(seen[:80])

@@ -96,6 +96,15 @@ def with_crlf(data: bytes) -> bytes:
     return data.replace(b"\n", b"\r\n")
 
 
+def stuffed(message: bytes) -> bytes:
+    """A whole message of CRLF lines, dot-stuffed; what has no dots to stuff is given back as it is, not copied."""
+    if b"." in message:
+        message = message.replace(_CRLF_DOT, b"\r\n..")
+        if message.startswith(b"."):
+            message = b"." + message
+    return message
+
+
 class LineEncoder:
     """Makes every bare CR and bare LF a CRLF over any cuts of a body, for BDAT, which needs nothing else."""
 
