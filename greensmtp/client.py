@@ -181,7 +181,7 @@ class SMTPClient:
         #: The replies to the last message: one, or in LMTP one for each recipient that was accepted.
         self.replies: tuple[Reply, ...] = ()
         self._ssl_context = ssl_context
-        self._server_hostname = server_hostname or host
+        self._server_hostname = command_lines.check(server_hostname or host or "", "server_hostname") or None
         if local_hostname is not None and (not command_lines.check(local_hostname) or " " in local_hostname):
             raise ProtocolError(f"local_hostname is a host name or an address literal, not {local_hostname!r}")
         if on_secure is not None:
@@ -524,7 +524,7 @@ class SMTPClient:
         return self._data_reply is not None and self._data_reply.code == 354
 
     def _check_ready(self) -> None:
-        if self._message_expected:
+        if self._message_expected and not self.closed:
             raise ProtocolError("the peer waits for a message: call message(), or close()")
 
     def _ask(self, line: bytes, seconds: float) -> Reply:

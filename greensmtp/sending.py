@@ -62,6 +62,8 @@ def _envelope(
     client._open_transaction = True
     recipients = dict(zip(outgoing.recipients, replies, strict=True))
     client._recipients = accepted = len([reply for reply in replies if reply.code < 300])
+    if data is not None and data.code < 400 and data.code != 354:
+        raise client._broken(f"DATA was answered {data}")
     if mail.code < 300 and accepted and (data is None or data.code == 354):
         return recipients
     if data is not None and data.code == 354:
@@ -89,6 +91,8 @@ def _envelope_one_by_one(
                 break
         if client._recipients and reply.code != 421 and not chunked:
             data = client._ask_lines([b"DATA\r\n"])[0]
+            if data.code < 400 and data.code != 354:
+                raise client._broken(f"DATA was answered {data}")
         if client._recipients and reply.code != 421 and (data is None or data.code == 354):
             return recipients
     raise _refusal(outgoing, mail, recipients, data)

@@ -82,9 +82,11 @@ def parameters(ext: Ext) -> str:
     if not ext:
         return ""
     if not isinstance(ext, str):
-        ext = " ".join(
-            f"{check(key)}" if value is None or value is True else f"{key}={value}" for key, value in ext.items()
-        )
+        words = [keyword if value in (None, True) else f"{keyword}={value}" for keyword, value in ext.items()]
+        for word in words:
+            if " " in word:
+                raise ProtocolError(f"a parameter cannot have a space in it: {word[:40]!r} (write it as xtext: +20)")
+        ext = " ".join(words)
     check(ext, "a parameter")
     parse_parameters(ext)
     return f" {ext.strip()}"

@@ -12,7 +12,7 @@ from typing import Any
 from greensmtp.errors import ProtocolError
 
 #: The end of the header section: an empty line, however lines end.
-END = re.compile(rb"(?:\A|\r\n|\n|\r)(?:\r\n|\n|\r)")
+END = re.compile(rb"(?:\A|\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 
 _FIELDS = policy.SMTPUTF8
 _BCC = re.compile(rb"^(?:resent-)?bcc[ \t]*:[^\r\n]*(?:\r\n|\r|\n)?(?:[ \t][^\r\n]*(?:\r\n|\r|\n)?)*", re.I | re.M)
