@@ -20,6 +20,7 @@ from greensmtp.output import Announcer, set_up_logging
 from greensmtp.plugins import PluginError, load_plugin
 from greensmtp.protocol.commands import END_OF_DATA, Command
 from greensmtp.protocol.replies import Reply
+from greensmtp.send_cli import send
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.urls import HELP, Listen
@@ -62,6 +63,9 @@ class SizeType(click.ParamType[int]):
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
     """A gevent SMTP and LMTP server framework, run as a server."""
+
+
+cli.add_command(send)
 
 
 @cli.command()

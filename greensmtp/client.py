@@ -191,6 +191,8 @@ class SMTPClient:
             sock = dialing.dial(host, port, path, source_address, self.timeouts.connect)
         self.local_hostname = local_hostname or _own_name(sock)
         self._wire = Wire(sock)
+        #: What ``starttls_policy`` asks for has been seen to.
+        self._begun = False
         self._open_transaction = False
         self._recipients = 0
         self._data_reply: Reply | None = None
@@ -293,6 +295,7 @@ class SMTPClient:
             self._ssl_context = ssl_context or self._ssl_context
             self._server_hostname = server_hostname or self._server_hostname
             self.hello = None
+            self._begun = False
             self.extensions = _NO_EXTENSIONS
             self._forget_transaction()
             self._step_up()
@@ -472,37 +475,43 @@ class SMTPClient:
         :raises ClientError: the base of all of them.
         """
         outgoing = Outgoing(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
-        return self.send_prepared(outgoing, raise_on_partial=raise_on_partial)
+        try:
+            return self.send_prepared(outgoing, raise_on_partial=raise_on_partial)
+        finally:
+            outgoing.close()
 
     def send_prepared(self, outgoing: Outgoing, *, raise_on_partial: bool = False, reset_first: bool = False) -> Sent:
         """``send``, of what can be sent several times.
 
         :param reset_first: RSET goes before the rest, in the same write.
         """
-        if self.hello is None:
+        if not self._begun:
             self.begin()
         return transact(self, outgoing, raise_on_partial=raise_on_partial, reset_first=reset_first)
 
     def begin(self) -> Reply:
-        """What ``send`` does before the first message: EHLO (HELO where that is refused; LHLO), and TLS, as
-        ``starttls=`` says. The reply is the one that counts.
+        """What ``send`` does before the first message, as far as it has not been done: EHLO (HELO where that is
+        refused; LHLO), and TLS, as ``starttls=`` says. The reply is the one that counts.
 
         :raises HelloRefused: the greeting was refused.
         :raises TLSRefused: TLS is required, and not to be had.
         """
-        reply = self._greet()
+        reply = self._greet() if self.hello is None else self.hello
         if self.tls or self.starttls_policy == "never":
+            self._begun = True
             return reply
         required = self.starttls_policy == "require"
         if "STARTTLS" not in self.extensions:
             if required:
                 raise TLSRefused('the peer does not offer STARTTLS, and starttls="require"')
+            self._begun = True
             return reply
         answer = self.starttls()
         if answer.code == 220:
-            return self._greet()
-        if required:
+            reply = self._greet()
+        elif required:
             raise TLSRefused(f'the peer refuses STARTTLS, and starttls="require": {answer}', answer)
+        self._begun = True
         return reply
 
     def _greet(self) -> Reply:

@@ -93,6 +93,7 @@ class Outgoing:
         """
         self._message: Message[Any, Any] | None = None
         self._file: BinaryIO | None = None
+        self._copied = False
         self._start = 0
         derived = recipients is None
         if isinstance(message, Message):
@@ -128,6 +129,11 @@ class Outgoing:
         self._utf8_address = not (self._mailbox.isascii() and all(map(bytes.isascii, self.rcpt_lines)))
         self._find_out(content, derived=derived)
         self._stuffed: tuple[bytes, ...] | None = None
+
+    def close(self) -> None:
+        """Let go of the copy of a file that could not go back; the caller's own file stays open."""
+        if self._copied and self._file is not None:
+            self._file.close()
 
     # What it is
 
@@ -248,6 +254,7 @@ class Outgoing:
         if end > MAX_HEAD:
             raise ValueError(f"no header section of a message is {end} octets long")
         self._file = _rewindable(message, content)
+        self._copied = self._file is not message
         # (From its current position on: the caller may have read something before.)
         self._start = self._file.tell() - size + end
         return content[:end]

@@ -152,19 +152,10 @@ class Pool:
         :raises CannotConnect: no host lets us in; or what the last of them said.
         """
         outgoing = Outgoing(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
-        self._check_open()
-        with self._free:
-            self._check_open()
-            while True:
-                member, fresh = self._take()
-                try:
-                    return self._send(member, outgoing, fresh=fresh, raise_on_partial=raise_on_partial)
-                except (Disconnected, Refused) as error:
-                    # A connection from before may have been given up at any time; a new one failing means something.
-                    gone = isinstance(error, Disconnected) or (error.reply is not None and error.reply.code == 421)
-                    if fresh or not gone or not error.may_retry:
-                        raise
-                    logger.debug("%r went stale: %s", member.client, error)
+        try:
+            return self._send_by_any(outgoing, raise_on_partial=raise_on_partial)
+        finally:
+            outgoing.close()
 
     def close(self, timeout: float = 30.0) -> None:
         """Take no more messages, let those on their way finish for so many seconds, and say QUIT everywhere.
@@ -198,6 +189,21 @@ class Pool:
         return f"<Pool of {self.size}: {self.busy} busy, {self.idle} idle{', closed' if self._closed else ''}>"
 
     # One message
+
+    def _send_by_any(self, outgoing: Outgoing, *, raise_on_partial: bool) -> Sent:
+        self._check_open()
+        with self._free:
+            self._check_open()
+            while True:
+                member, fresh = self._take()
+                try:
+                    return self._send(member, outgoing, fresh=fresh, raise_on_partial=raise_on_partial)
+                except (Disconnected, Refused) as error:
+                    # A connection from before may have been given up at any time; a new one failing means something.
+                    gone = isinstance(error, Disconnected) or (error.reply is not None and error.reply.code == 421)
+                    if fresh or not gone or not error.may_retry:
+                        raise
+                    logger.debug("%r went stale: %s", member.client, error)
 
     def _send(self, member: _Member, outgoing: Outgoing, *, fresh: bool, raise_on_partial: bool) -> Sent:
         self._busy.add(member)

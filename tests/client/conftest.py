@@ -62,8 +62,8 @@ class Script:
         return octets
 
     def rest(self) -> bytes:
-        """Everything up to the end of the connection."""
-        while self._more():
+        """Everything up to QUIT, or to the end of the connection."""
+        while not self._buffer.endswith(b"QUIT\r\n") and self._more():
             pass
         octets, self._buffer = self._buffer, b""
         return octets
