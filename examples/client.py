@@ -21,4 +21,4 @@ def main(port: int = 9025, path: str = "/etc/issue") -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:2]), *sys.argv[2:])
+    main(int(sys.argv[1]) if sys.argv[1:] else 9025, *sys.argv[2:3])

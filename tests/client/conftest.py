@@ -98,7 +98,8 @@ class Scripted:
         self._clients: list[SMTPClient] = []
         self._server = StreamServer(("127.0.0.1", 0), self._serve)
         self._server.start()
-        self.port: int = self._server.server_port
+        address: Any = self._server.address
+        self.port: int = address[1]
 
     def _serve(self, sock: Any, _address: Any) -> None:
         script = self._scripts[min(self.connections, len(self._scripts) - 1)]

@@ -73,7 +73,10 @@ def folder() -> Iterator[Path]:
 
 @contextmanager
 def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
-    """Postfix, with STARTTLS, SASL (of Dovecot, at that socket), SMTPUTF8, DSN and CHUNKING; what it takes goes to a port of ours."""
+    """Postfix, with STARTTLS, SASL (of Dovecot, at that socket), SMTPUTF8, DSN and CHUNKING.
+
+    What it takes goes to a port of ours.
+    """
     program = find("postfix")
     if os.geteuid() != 0:
         missing("postfix can only be started by root")
@@ -102,7 +105,8 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
                 local_recipient_maps =
                 default_transport = smtp:[127.0.0.1]:{next_hop}
                 relay_transport = smtp:[127.0.0.1]:{next_hop}
-                smtpd_recipient_restrictions = check_recipient_access inline:{{no@example.com=REJECT}}, permit_mynetworks, reject
+                smtpd_recipient_restrictions =
+                  check_recipient_access inline:{{no@example.com=REJECT}}, permit_mynetworks, reject
                 smtpd_peername_lookup = no
                 smtpd_tls_security_level = may
                 smtpd_tls_cert_file = {base}/certfile.pem
@@ -144,17 +148,18 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[Any]:
     """A server that says its port on its first line, and ends when its input does."""
-    process = Popen(command, stdin=PIPE, stdout=PIPE, **options)
+    process: Any = Popen(command, stdin=PIPE, stdout=PIPE, **options)
+    out = process.stdout
     try:
         with Timeout(PATIENCE, AssertionError(f"{command} does not say its port")):
-            line = process.stdout.readline()
+            line = out.readline()
         assert line.strip().isdigit(), line
         yield int(line)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdin.close()
-        process.stdout.close()
+        out.close()
 
 
 AIOSMTPD = """
@@ -208,7 +213,8 @@ const server = new SMTPServer({
     callback(good ? null : new Error('no'), good ? { user: auth.username } : undefined);
   },
   onRcptTo(address, session, callback) {
-    callback(address.address.startsWith('no@') ? Object.assign(new Error('no such user'), { responseCode: 550 }) : null);
+    const refusal = Object.assign(new Error('no such user'), { responseCode: 550 });
+    callback(address.address.startsWith('no@') ? refusal : null);
   },
   onData(stream, session, callback) {
     let size = 0;

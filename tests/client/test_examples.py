@@ -33,7 +33,11 @@ def test_send_many(smtp_server: MakeServer, capsys: pytest.CaptureFixture[str]) 
     recipients: list[str] = []
     connections: list[str] = []
     server = smtp_server()
-    server.on("connect", lambda session, ack: (connections.append(session.id), ack.accept()))
+
+    @server.on("connect")
+    def count(session: Session, ack: Ack) -> None:
+        connections.append(session.id)
+        ack.accept()
 
     @server.on("message")
     def take(session: Session, stream: MessageStream, ack: Ack) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -222,4 +221,3 @@ def test_the_secret_is_not_shown(scripted: Start) -> None:
         with pytest.raises(ProtocolError) as caught:
             mail.login("jo", "hunter2\r\n", allow_plaintext=True)
         assert "hunter2" not in str(caught.value)
-        assert ssl

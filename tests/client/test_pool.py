@@ -153,7 +153,13 @@ def test_back_pressure(server: SMTPServer, counter: Counter) -> None:
 
 def test_close_drains(server: SMTPServer, counter: Counter) -> None:
     go, there = Event(), Event()
-    server.on("received", lambda session, ack: (there.set(), go.wait(), ack.accept()))
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
     pool = pool_of(server, 1)
     sending = spawn(pool.send, b"x", FROM, TO)
     waiting = spawn(pool.send, b"y", FROM, TO)
@@ -173,7 +179,13 @@ def test_close_drains(server: SMTPServer, counter: Counter) -> None:
 
 def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> None:
     go, there = Event(), Event()
-    server.on("received", lambda session, ack: (there.set(), go.wait(), ack.accept()))
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
     pool = pool_of(server, 1)
     sending = spawn(pool.send, b"x", FROM, TO)
     there.wait()
@@ -290,7 +302,7 @@ def closed_port() -> int:
 
 
 def test_fail_over(server: SMTPServer, counter: Counter) -> None:
-    hosts = [("127.0.0.1", closed_port()), f"127.0.0.1:{server.address[1]}"]
+    hosts: list[Any] = [("127.0.0.1", closed_port()), f"127.0.0.1:{server.address[1]}"]
     with Pool(hosts, size=2, timeout=10) as pool:
         gevent.joinall([spawn(pool.send, b"x", FROM, TO) for _ in range(10)], raise_error=True)
     assert len(counter.bodies) == 10
@@ -298,7 +310,7 @@ def test_fail_over(server: SMTPServer, counter: Counter) -> None:
 
 def test_a_host_that_says_no_service_is_failed_over_too(server: SMTPServer, counter: Counter, scripted: Start) -> None:
     busy = scripted(lambda script: script.say("421 busy"))
-    with Pool([("127.0.0.1", busy.port), server.address], timeout=10, max_messages=1) as pool:
+    with Pool([("127.0.0.1", busy.port), f"127.0.0.1:{server.address[1]}"], timeout=10, max_messages=1) as pool:
         for _ in range(3):
             pool.send(b"x", FROM, TO)
     assert busy.connections == 1  # and is asked last for a while

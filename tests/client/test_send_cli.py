@@ -182,7 +182,11 @@ def test_the_password(scripted: Any, files: list[Path], tmp_path: Path, where: s
 def test_a_progress_bar_on_a_terminal_when_it_takes_long(inbox: Inbox, files: list[Path]) -> None:
     from gevent import sleep
 
-    inbox.server.on("received", lambda session, ack: (sleep(0.4), ack.accept()))
+    @inbox.server.on("received")
+    def dawdle(session: Session, ack: Ack) -> None:
+        sleep(0.4)
+        ack.accept()
+
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, "--concurrency", "1", *map(str, files)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=theirs) as process:

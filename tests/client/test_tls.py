@@ -12,7 +12,6 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp import (
     Ack,
-    AuthenticationFailed,
     ClientError,
     ProtocolError,
     SMTPClient,
@@ -296,7 +295,6 @@ def test_a_silence_check_does_not_trip_over_session_tickets(implicit: SMTPServer
     with connect(*implicit.address, tls=context, timeout=10) as mail:
         for _ in range(5):
             assert mail.noop().code == 250
-        assert AuthenticationFailed
 
 
 @pytest.mark.parametrize("lines", [["250 nobody asked"], ["250-half"]])
