@@ -230,11 +230,24 @@ class Wire:
                     self._send_rest(memoryview(data)[sent:], seconds)
             elif reader.pending:
                 replies += reader.next_replies(count)
-            while len(replies) < count:
-                if replies and replies[-1].code == 421:
-                    break
-                alarm.extend(seconds if len(replies) + 1 < count else last_seconds)
-                replies += self._take_replies(reader, watcher, count - len(replies))
+            left = count - len(replies)
+            while left and not (replies and replies[-1].code == 421):
+                if left == 1 or replies:
+                    alarm.extend(seconds if left > 1 else last_seconds)
+                while True:
+                    # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS
+                    # may hold what the socket no longer has, and is tried first.
+                    if watcher is not None:
+                        self._hub.wait(watcher)
+                    octets = self.socket.recv(PIECE)
+                    if not octets:
+                        raise Disconnected("closed")
+                    reader.feed(octets)
+                    more = reader.next_replies(left)
+                    if more:
+                        break
+                replies += more
+                left -= len(more)
         except BaseException as error:
             failure = self._fail(error, sending=True)
             if isinstance(failure, Disconnected) and failure.reply is None and replies:
@@ -245,21 +258,6 @@ class Wire:
         finally:
             alarm.clear()
         return replies
-
-    def _take_replies(self, reader: ReplyReader, watcher: Any, count: int) -> list[Reply]:
-        """Wait until at least one has come as a whole."""
-        while True:
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS may
-            # hold what the socket no longer has, and is tried first.
-            if watcher is not None:
-                self._hub.wait(watcher)
-            data = self.socket.recv(PIECE)
-            if not data:
-                raise Disconnected("closed")
-            reader.feed(data)
-            replies = reader.next_replies(count)
-            if replies:
-                return replies
 
     def check_silence(self) -> None:
         """Nothing has been said that was not asked for. To be called before a command, when all have been answered.

@@ -70,7 +70,7 @@ class ReplyReader:
         replies: list[Reply] = []
         buffer = self._buffer
         at = self._at
-        while len(replies) < count:
+        while count:
             end = buffer.find(b"\n", at)
             if end < 0:
                 if at < len(buffer):
@@ -85,11 +85,13 @@ class ReplyReader:
             if self._texts or line[3:4] == b"-":
                 if self._add_line(line):
                     replies.append(self._finish())
+                    count -= 1
                 continue
             reply = _read_single(line)
             if reply is None:
                 raise self._break("not a reply line:", line)
             replies.append(reply)
+            count -= 1
         self._at = at
         return replies
 

@@ -85,6 +85,8 @@ def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:
 
 def with_crlf(data: bytes) -> bytes:
     """Make every bare CR and bare LF a CRLF; what has none is given back as it is, not copied."""
+    if len(data) < 4096 and data.count(b"\r\n") == data.count(b"\n") == data.count(b"\r"):
+        return data
     # The C scanner behind universal newlines tells in one pass which kinds there are: see body.NoBareNewlines.
     scanner = io.IncrementalNewlineDecoder(None, translate=False)
     scanner.decode(data.decode("latin-1"), final=True)
