@@ -23,6 +23,7 @@ from greensmtp.plugins import PluginError, load_plugin
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.replies import Reply
+from greensmtp.send_cli import send
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.signals import shared
@@ -67,6 +68,9 @@ class SizeType(click.ParamType[int]):
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
     """A gevent SMTP and LMTP server framework, run as a server."""
+
+
+cli.add_command(send)
 
 
 @cli.command()

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from greensmtp.outgoing import Sent
+    from greensmtp.protocol.replies import Reply
+
 
 class GreenSMTPError(Exception):
     """The base of all of them."""
@@ -59,3 +66,137 @@ class MessageRefused(IncompleteMessage):
         super().__init__(f"{code} {message}")
         self.code = code
         self.message = message
+
+
+# The client's
+
+
+class ClientError(GreenSMTPError):
+    """The base of what the client raises about its peer.
+
+    What a program wants to know of each: is it worth another try later (``transient``), and can another try
+    make a second copy of the message (``may_retry`` is false then)?
+    """
+
+    #: Another try, later, may succeed.
+    transient: bool = False
+    #: Nobody can have taken the message: it may be sent again, now and to another host, without a duplicate.
+    may_retry: bool = True
+    #: The reply that says so, where there is one.
+    reply: Reply | None = None
+
+    def _take_reply(self, reply: Reply | None) -> None:
+        self.reply = reply
+        if reply is not None:
+            self.transient = reply.is_transient_failure
+
+
+class CannotConnect(ClientError, ConnectionError):
+    """No connection, no banner, or a banner that refuses service (then with its ``reply``)."""
+
+    transient = True
+
+    def __init__(self, text: str, reply: Reply | None = None) -> None:
+        super().__init__(text)
+        self._take_reply(reply)
+
+
+class TLSFailed(ClientError, ConnectionError):
+    """The connection could not be made secure. ``TLSRefused`` and ``TLSUnverified`` say why; else the handshake
+    itself failed."""
+
+    def __init__(self, text: str, reply: Reply | None = None) -> None:
+        super().__init__(text)
+        self._take_reply(reply)
+
+
+class TLSRefused(TLSFailed):
+    """The peer does not offer STARTTLS, or refuses it, and ``starttls="require"`` was asked for."""
+
+
+class TLSUnverified(TLSFailed):
+    """The peer is not who it should be: its certificate does not verify, or a handler of ``secure`` rejects it."""
+
+
+class AuthenticationFailed(ClientError):
+    """The peer refuses the credentials (with its ``reply``), cannot prove itself, or no mechanism is fit."""
+
+    def __init__(self, text: str, reply: Reply | None = None) -> None:
+        super().__init__(text)
+        self._take_reply(reply)
+
+
+class NotOffered(ClientError):
+    """The message needs an extension that the peer does not offer; ``extension`` is its keyword."""
+
+    def __init__(self, extension: str, why: str) -> None:
+        super().__init__(f"{why}, and the peer does not offer {extension}")
+        self.extension = extension
+
+
+class Refused(ClientError):
+    """The peer refused a command that sending needs; ``reply`` is what it said.
+
+    ``recipients`` has each recipient's own reply, as far as they were asked about.
+    """
+
+    def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
+        super().__init__(f"{what}: {reply}")
+        self._take_reply(reply)
+        self.recipients = dict(recipients or {})
+
+
+class HelloRefused(Refused):
+    """The peer refused EHLO and HELO, or LHLO."""
+
+
+class SenderRefused(Refused):
+    """MAIL was refused."""
+
+
+class RecipientsRefused(Refused):
+    """Nobody is left to send to; ``transient`` where one of them may be taken later."""
+
+    def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
+        super().__init__(what, reply, recipients)
+        self.transient = any(reply.is_transient_failure for reply in self.recipients.values())
+
+
+class DataRefused(Refused):
+    """DATA, or the message itself, was refused."""
+
+
+class PartiallyRefused(Refused):
+    """With ``raise_on_partial``: the message was sent, but not to all. ``result`` is what ``send`` would return."""
+
+    may_retry = False
+
+    def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply], result: Sent) -> None:
+        super().__init__(what, reply, recipients)
+        self.result = result
+
+
+class Disconnected(ClientError, ConnectionLost):
+    """The peer is gone. ``after_content``: the whole message had been sent, and its reply had not come."""
+
+    transient = True
+
+    def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
+        super().__init__(reason)
+        self.after_content = after_content
+        self.may_retry = not after_content
+        #: What it said before it went, where that answers nothing: ``421`` most often.
+        self.reply = reply
+
+
+class PeerProtocolError(ClientError, ProtocolError):
+    """The peer does not keep to the protocol; the connection has been closed, since nothing it says can be trusted."""
+
+    def __init__(self, text: str, *, after_content: bool = False) -> None:
+        super().__init__(text)
+        self.after_content = after_content
+        self.may_retry = not after_content
+
+
+class PoolClosed(GreenSMTPError, RuntimeError):
+    """This pool has been closed."""

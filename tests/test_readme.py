@@ -18,7 +18,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 def test_there_are_as_many_blocks_as_tests_below() -> None:
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 5
 
 
 def test_the_example_takes_mail_for_localhost(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -54,3 +54,19 @@ def test_the_test_of_ones_own_passes(tmp_path: Path) -> None:
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "1 passed" in run.stdout
+
+
+@pytest.mark.parametrize("block", [3, 4])
+def test_the_client_sends_to_the_example(block: int, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    names: dict[str, SMTPServer] = {}
+    source = BLOCKS[0].replace("9025", "0").replace("server.serve_forever()", "server.start()")
+    exec(compile(source, "README.md", "exec"), names)
+    with names["server"] as server:
+        exec(
+            compile(
+                BLOCKS[block].replace('"localhost", 9025', f'"127.0.0.1", {server.address[1]}'), "README.md", "exec"
+            ),
+            {},
+        )
+    out = capfdbinary.readouterr().out
+    assert b"250 2.0.0 Ok" in out

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 _CRLF_DOT = b"\r\n."
 _END = b"\r\n.\r\n"
 
@@ -81,6 +83,56 @@ def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:
     return piece.replace(_CRLF_DOT, b"\r\n") if 0 <= dot < end - 2 else piece
 
 
+def with_crlf(data: bytes) -> bytes:
+    """Make every bare CR and bare LF a CRLF; what has none is given back as it is, not copied."""
+    if len(data) < 4096 and data.count(b"\r\n") == data.count(b"\n") == data.count(b"\r"):
+        return data
+    # The C scanner behind universal newlines tells in one pass which kinds there are: see body.NoBareNewlines.
+    scanner = io.IncrementalNewlineDecoder(None, translate=False)
+    scanner.decode(data.decode("latin-1"), final=True)
+    kinds = scanner.newlines
+    if kinds is None or kinds == "\r\n":
+        return data
+    if kinds != "\n":
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return data.replace(b"\n", b"\r\n")
+
+
+def stuffed(message: bytes) -> bytes:
+    """A whole message of CRLF lines, dot-stuffed; what has no dots to stuff is given back as it is, not copied."""
+    if b"." in message:
+        message = message.replace(_CRLF_DOT, b"\r\n..")
+        if message.startswith(b"."):
+            message = b"." + message
+    return message
+
+
+class LineEncoder:
+    """Makes every bare CR and bare LF a CRLF over any cuts of a body, for BDAT, which needs nothing else."""
+
+    __slots__ = ("_after_cr", "_at_line_start")
+
+    def __init__(self) -> None:
+        self._after_cr = False
+        self._at_line_start = True
+
+    def feed(self, data: bytes) -> bytes:
+        """The next octets of the body, as they go over the wire."""
+        if not data:
+            return b""
+        if self._after_cr:
+            data = b"\r" + data
+        self._after_cr = data.endswith(b"\r")
+        data = with_crlf(data[:-1] if self._after_cr else data)
+        if data:
+            self._at_line_start = data.endswith(b"\n")
+        return data
+
+    def finish(self) -> bytes:
+        """What the last line needs."""
+        return b"\r\n" if self._after_cr or not self._at_line_start else b""
+
+
 class DotEncoder:
     """Dot-stuffs a body over any cuts, makes every bare CR and bare LF a CRLF, and ends it with CRLF.CRLF.
 
@@ -104,8 +156,7 @@ class DotEncoder:
         self._after_cr = data.endswith(b"\r")
         if self._after_cr:
             data = data[:-1]
-        if b"\r" in data or b"\n" in data:
-            data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\r\n")
+        data = with_crlf(data)
         stuffed = data.replace(_CRLF_DOT, b"\r\n..") if b"." in data else data
         if self._at_line_start and data.startswith(b"."):
             stuffed = b"." + stuffed

@@ -1,0 +1,45 @@
+"""A thousand messages, from a hundred greenlets, over ten connections.
+
+Run ``greensmtp serve --no-maildir --plugin ...`` or any server at port 1025, then this.
+"""
+
+import sys
+import time
+from email.message import EmailMessage
+
+from gevent.pool import Pool as Greenlets
+
+from greensmtp import ClientError, Pool
+
+
+def letter(number: int) -> EmailMessage:
+    """One of them."""
+    message = EmailMessage()
+    message["From"] = "Newsletter <news@example.com>"
+    message["To"] = f"reader{number}@localhost"
+    message["Subject"] = f"Number {number}"
+    message.set_content("Dear reader,\n\nthis is all.\n")
+    return message
+
+
+def main(port: int = 1025, count: int = 1000) -> int:
+    """Send them; give how many were taken."""
+    began = time.perf_counter()
+    taken = 0
+    with Pool("127.0.0.1", port, size=10) as pool:
+
+        def send(number: int) -> bool:
+            try:
+                pool.send(letter(number))
+            except ClientError as error:
+                print(f"{number}: {error}{' (try later)' if error.transient else ''}", file=sys.stderr)
+                return False
+            return True
+
+        taken = sum(Greenlets(100).imap_unordered(send, range(count)))
+    print(f"{taken} of {count} sent in {time.perf_counter() - began:.1f} s")
+    return taken
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""The body of a message on its way out, behind 354."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, cast
+
+from greensmtp.outgoing import Readable, read_piece
+from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.transparency import DotEncoder
+
+if TYPE_CHECKING:
+    from greensmtp.client import SMTPClient
+
+#: Octets that are gathered before they are written.
+GATHER = 64 * 1024
+
+
+class BodyWriter:
+    """Write a message's octets, in any pieces: ``with mail.message() as body: body.write(...)``.
+
+    Dots are stuffed, bare CRs and LFs become CRLF, and no empty line is added at the end. Leaving the block ends the
+    message and reads the reply; leaving it by an exception closes the connection, since half a message must not
+    pass for a whole one.
+    """
+
+    def __init__(self, client: SMTPClient, refusal: Reply | None) -> None:
+        self._client = client
+        self._encoder = DotEncoder()
+        self._gathered: list[bytes] = []
+        self._size = 0
+        #: What the peer said: to the message, once the block is left; or to DATA, where it refused. (Then nothing is
+        #: sent, and what is written is dropped.)
+        self.reply: Reply | None = refusal
+        self._open = refusal is None
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        """The next octets.
+
+        :raises Disconnected: the peer is gone.
+        :raises TypeError: they are none.
+        """
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"a message is made of bytes, not {type(data).__name__}")
+        if self._open:
+            piece = self._encoder.feed(bytes(data))
+            self._gathered.append(piece)
+            self._size += len(piece)
+            if self._size >= GATHER:
+                self._flush()
+        return len(data)
+
+    def finish(self) -> Reply:
+        """End the message, and read the reply."""
+        if self._open:
+            self._open = False
+            self._gathered.append(self._encoder.finish())
+            last = b"".join(self._gathered)
+            self.reply = self._client._end_message(last)
+        assert self.reply is not None
+        return self.reply
+
+    def _flush(self) -> None:
+        data = b"".join(self._gathered)
+        self._gathered.clear()
+        self._size = 0
+        self._client._send_body(data)
+
+    def __enter__(self) -> BodyWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self._open:
+            self._open = False
+            self._client.close()
+
+
+def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) -> Iterator[bytes]:
+    """The octets of a source, piece by piece.
+
+    :raises TypeError: it is text, or none of these.
+    """
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield bytes(source)
+    elif isinstance(source, str):
+        raise TypeError("a message is made of bytes, not str: encode it")
+    elif hasattr(source, "read"):
+        while piece := read_piece(cast("Readable", source)):
+            yield piece
+    else:
+        yield from source

@@ -1,0 +1,89 @@
+"""Groups of commands in one write (RFC 2920)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol import command_lines
+from greensmtp.protocol.command_lines import Ext
+from greensmtp.protocol.replies import Reply
+
+if TYPE_CHECKING:
+    from greensmtp.client import SMTPClient
+
+#: Commands in one write. Their replies must fit what the kernel holds for us while we write: a peer that cannot get
+#: rid of a reply stops reading (RFC 2920 section 3.1).
+MAX_GROUP = 100
+
+
+class Step(NamedTuple):
+    """One command: its line, seconds for its reply, and what is to be noted of it."""
+
+    line: bytes
+    seconds: float
+    note: Callable[[Reply], None]
+
+
+class Pipeline:
+    """``with mail.pipeline() as batch:`` gathers commands; leaving the block sends them, and ``batch.replies`` has the
+    replies, in order. Leaving it by an exception sends nothing. Each call gives the index of its reply.
+
+    Where the peer does not offer PIPELINING, the same commands go one by one.
+    """
+
+    def __init__(self, client: SMTPClient) -> None:
+        self._client = client
+        self._steps: list[Step] = []
+        self._closed_by: str | None = None
+        #: Filled when the block has been left.
+        self.replies: list[Reply] = []
+
+    def from_(self, address: str, ext: Ext = None) -> int:
+        """MAIL."""
+        return self._add(self._client._mail_step(address, ext))
+
+    def to(self, address: str, ext: Ext = None) -> int:
+        """RCPT."""
+        return self._add(self._client._rcpt_step(address, ext))
+
+    def reset(self) -> int:
+        """RSET."""
+        return self._add(self._client._reset_step())
+
+    def data(self) -> int:
+        """DATA; nothing can follow it."""
+        return self._add(self._client._data_step(), last="DATA")
+
+    def verify(self, username: str) -> int:
+        """VRFY; nothing can follow it."""
+        return self._add(self._client._plain_step(command_lines.line("VRFY", username)), last="VRFY")
+
+    def noop(self) -> int:
+        """NOOP; nothing can follow it."""
+        return self._add(self._client._plain_step(command_lines.line("NOOP")), last="NOOP")
+
+    def _add(self, step: Step, last: str | None = None) -> int:
+        # RFC 2920 section 3.1: their replies may decide what comes next.
+        if self._closed_by is not None:
+            raise ProtocolError(f"{self._closed_by} must be the last command of a group (RFC 2920 section 3.1)")
+        self._closed_by = last
+        self._steps.append(step)
+        return len(self._steps) - 1
+
+    def __getitem__(self, index: int) -> Reply:
+        return self.replies[index]
+
+    def __iter__(self) -> Iterator[Reply]:
+        return iter(self.replies)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None and self._steps:
+            self.replies = self._client._ask_all(self._steps)

@@ -1,0 +1,92 @@
+"""Command lines as a client writes them (RFC 5321 section 4.1): arguments in, one line out, or an error and no line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.parameters import parse_parameters
+
+#: What stands behind MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
+Ext = str | Mapping[str, str | int | None] | None
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: A mailbox as nearly everybody's is; what it does not match is parsed.
+_USUAL = re.compile(r"[A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*")
+
+
+def check(text: str, what: str = "an argument") -> str:
+    """Give it back.
+
+    :raises ProtocolError: it has CR, LF, NUL or another control character in it, which could end the command.
+    :raises TypeError: it is no str.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"{what} is a str, not {text!r}")
+    if not text.isprintable() and _CONTROL.search(text):
+        raise ProtocolError(f"{what} cannot have CR, LF, NUL or another control character in it: {text[:60]!r}")
+    return text
+
+
+def line(verb: str, argument: str | None = None) -> bytes:
+    """``VERB argument`` and CRLF.
+
+    :raises ProtocolError: see ``check``.
+    """
+    text = check(verb if not argument else f"{verb} {argument}")
+    try:
+        return text.encode() + b"\r\n"
+    except UnicodeEncodeError:
+        raise ProtocolError(f"an argument cannot have lone surrogates in it: {text[:60]!r}") from None
+
+
+def mail(address: str, ext: Ext = None) -> bytes:
+    """MAIL; an empty address is the null sender.
+
+    :raises ProtocolError: no mailbox, or no parameters (RFC 5321 section 4.1.2).
+    """
+    return line(f"MAIL FROM:<{mailbox(address)}>{parameters(ext)}")
+
+
+def rcpt(address: str, ext: Ext = None) -> bytes:
+    """RCPT.
+
+    :raises ProtocolError: no mailbox, or no parameters.
+    """
+    path = mailbox(address)
+    if not path:
+        raise ProtocolError("a recipient cannot be empty")
+    return line(f"RCPT TO:<{path}>{parameters(ext)}")
+
+
+def mailbox(address: str) -> str:
+    """What stands between the angle brackets; they may be given too.
+
+    :raises ProtocolError: it is no mailbox.
+    """
+    check(address, "an address")
+    if _USUAL.fullmatch(address):
+        return address
+    if address.startswith("<") and address.endswith(">"):
+        address = address[1:-1]
+    return str(Address.parse(address))
+
+
+def parameters(ext: Ext) -> str:
+    """What goes behind a path: a space and the parameters, or nothing.
+
+    :raises ProtocolError: they are not well formed.
+    """
+    if not ext:
+        return ""
+    if not isinstance(ext, str):
+        words = [keyword if value in (None, True) else f"{keyword}={value}" for keyword, value in ext.items()]
+        for word in words:
+            if " " in word:
+                raise ProtocolError(f"a parameter cannot have a space in it: {word[:40]!r} (write it as xtext: +20)")
+        ext = " ".join(words)
+    check(ext, "a parameter")
+    parse_parameters(ext)
+    return f" {ext.strip()}"

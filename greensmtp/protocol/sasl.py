@@ -1,0 +1,196 @@
+"""SASL as a client speaks it (RFC 4954): the mechanisms, the strongest first. Octets in and out; no base64, no wire."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from greensmtp.errors import AuthenticationFailed
+
+
+class Mechanism:
+    """One exchange. ``initial`` is what may go along with AUTH, or None; ``respond`` answers a challenge."""
+
+    name = ""
+    #: Whoever reads along can log in.
+    plaintext = True
+    #: Takes an OAuth token instead of a password.
+    takes_token = False
+
+    def __init__(self, username: str, secret: str) -> None:
+        self._username = username
+        self._secret = secret
+
+    def initial(self) -> bytes | None:
+        """The initial response (RFC 4954 section 4), or None: the server speaks first."""
+        return None
+
+    def respond(self, challenge: bytes) -> bytes:
+        """The answer to a challenge.
+
+        :raises AuthenticationFailed: it makes no sense; the exchange is to be cancelled.
+        """
+        raise AuthenticationFailed(f"the server sent a challenge that {self.name} does not have")
+
+    def check_success(self) -> None:
+        """The server says that all is well.
+
+        :raises AuthenticationFailed: it has not proved itself, where the mechanism asks for that.
+        """
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"  # without the secret
+
+
+class ScramSHA256(Mechanism):
+    """RFC 7677: neither side tells the password, and both prove that they know it. Needs ``greensmtp[scram]``."""
+
+    name = "SCRAM-SHA-256"
+    plaintext = False
+
+    def __init__(self, username: str, secret: str) -> None:
+        super().__init__(username, secret)
+        from scramp import ScramClient  # type: ignore[import-untyped]
+
+        self._client: Any = ScramClient([self.name], username, secret)
+        self._steps = iter((self._final, self._verify))
+        self._verified = False
+
+    def initial(self) -> bytes:
+        first: str = self._client.get_client_first()
+        return first.encode()
+
+    def respond(self, challenge: bytes) -> bytes:
+        step = next(self._steps, None)
+        if step is None:
+            return super().respond(challenge)
+        try:
+            return step(challenge.decode())
+        except AuthenticationFailed:
+            raise
+        except Exception as error:  # scramp's, and what malformed challenges make it raise
+            raise AuthenticationFailed(f"{self.name}: the server's challenge is wrong: {error}") from error
+
+    def _final(self, challenge: str) -> bytes:
+        self._client.set_server_first(challenge)
+        final: str = self._client.get_client_final()
+        return final.encode()
+
+    def _verify(self, challenge: str) -> bytes:
+        self._client.set_server_final(challenge)
+        self._verified = True
+        return b""
+
+    def check_success(self) -> None:
+        if not self._verified:
+            raise AuthenticationFailed(f"{self.name}: the server did not prove that it knows the password")
+
+
+class CramMD5(Mechanism):
+    """RFC 2195."""
+
+    name = "CRAM-MD5"
+    plaintext = False
+    _answered = False
+
+    def respond(self, challenge: bytes) -> bytes:
+        if self._answered:
+            return super().respond(challenge)
+        self._answered = True
+        digest = hmac.new(self._secret.encode(), challenge, hashlib.md5).hexdigest()
+        return f"{self._username} {digest}".encode()
+
+
+class Plain(Mechanism):
+    """RFC 4616."""
+
+    name = "PLAIN"
+
+    def initial(self) -> bytes:
+        return f"\0{self._username}\0{self._secret}".encode()
+
+
+class Login(Mechanism):
+    """Never standardised: the server asks for the name, then for the password, in words of its own."""
+
+    name = "LOGIN"
+
+    def __init__(self, username: str, secret: str) -> None:
+        super().__init__(username, secret)
+        self._answers = iter((username, secret))
+
+    def respond(self, challenge: bytes) -> bytes:
+        answer = next(self._answers, None)
+        return super().respond(challenge) if answer is None else answer.encode()
+
+
+class OAuthBearer(Mechanism):
+    """RFC 7628. A challenge is the server's error, in JSON; the refusal follows an answer without content."""
+
+    name = "OAUTHBEARER"
+    takes_token = True
+    _answered = False
+
+    def initial(self) -> bytes:
+        name = self._username.replace("=", "=3D").replace(",", "=2C")
+        return f"n,a={name},\x01auth=Bearer {self._secret}\x01\x01".encode()
+
+    def respond(self, challenge: bytes) -> bytes:
+        if self._answered:
+            return super().respond(challenge)
+        self._answered = True
+        return b"\x01"
+
+
+class XOAuth2(OAuthBearer):
+    """What Google and Microsoft had before RFC 7628."""
+
+    name = "XOAUTH2"
+
+    def initial(self) -> bytes:
+        return f"user={self._username}\x01auth=Bearer {self._secret}\x01\x01".encode()
+
+    def respond(self, challenge: bytes) -> bytes:
+        super().respond(challenge)
+        return b""
+
+
+#: The strongest first.
+MECHANISMS: Mapping[str, type[Mechanism]] = {
+    mechanism.name: mechanism for mechanism in (ScramSHA256, CramMD5, OAuthBearer, XOAuth2, Plain, Login)
+}
+
+
+def choose(
+    offered: Iterable[str], wanted: str | None, username: str, password: str | None, token: str | None
+) -> Mechanism:
+    """The strongest mechanism that the server offers and the credentials fit, or the one that is wanted.
+
+    A wanted one need not be offered: some servers offer less than they take.
+
+    :raises AuthenticationFailed: there is none.
+    :raises ValueError: we do not know the wanted one.
+    :raises ImportError: the wanted one needs a library that is not there; the text says which.
+    """
+    if wanted is not None:
+        kind = MECHANISMS.get(wanted.upper())
+        if kind is None:
+            raise ValueError(f"mechanism is one of {', '.join(MECHANISMS)}, not {wanted!r}")
+        secret = (token or password) if kind.takes_token else password
+        if secret is None:
+            raise ValueError(f"{kind.name} needs a {'token' if kind.takes_token else 'password'}")
+        try:
+            return kind(username, secret)
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{kind.name} needs {error.name}: pip install 'greensmtp[scram]'") from error
+    names = {name.upper() for name in offered}
+    for name, kind in MECHANISMS.items():
+        secret = token if kind.takes_token else password
+        if name in names and secret is not None:
+            try:
+                return kind(username, secret)
+            except ModuleNotFoundError:
+                continue  # the next strongest
+    raise AuthenticationFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")

@@ -1,0 +1,235 @@
+"""The command line: ``greensmtp send``."""
+
+from __future__ import annotations
+
+import os
+import re
+import ssl
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import click
+from gevent import joinall, spawn
+from gevent import ssl as gevent_ssl
+
+from greensmtp.errors import ClientError, GreenSMTPError
+from greensmtp.outgoing import Sent
+from greensmtp.pool import Pool
+
+#: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
+SENT, FAILED, TRY_LATER = 0, 1, 75
+
+#: Seconds until a progress bar is worth showing.
+PATIENCE = 1.0
+
+_UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
+_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
+
+
+def _read_url(text: str) -> dict[str, Any]:
+    """What a server's URL means, in ``connect``'s words."""
+    unix = _UNIX.fullmatch(text)
+    if unix is not None:
+        return {"host": unix[2], "lmtp": unix[1] is not None}
+    tcp = _TCP.fullmatch(text)
+    if tcp is None or int(tcp[4] or 25) > 65535:
+        raise click.BadParameter(
+            f"{text!r} is no server: write it like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
+            "lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            param_hint="'--server'",
+        )
+    scheme, literal, name, port = tcp.groups()
+    usual = {"smtps": 465, "lmtp": 24}.get(scheme, 25)
+    return {
+        "host": (literal or name, int(port or usual)),
+        "lmtp": scheme == "lmtp",
+        "tls": scheme == "smtps",
+    }
+
+
+@click.command()
+@click.option(
+    "--server",
+    "servers",
+    metavar="URL",
+    multiple=True,
+    default=("127.0.0.1:1025",),
+    show_default=True,
+    help="Where to: host[:port], smtp://, smtps://, lmtp://, unix:/path or lmtp+unix:/path; several, of one kind, for "
+    "fail-over.",
+)
+@click.option("--from", "sender", help="The sender; by default what the message's Sender or From says.")
+@click.option(
+    "--to", "recipients", multiple=True, help="A recipient; may be given several times. By default To, Cc and Bcc."
+)
+@click.option(
+    "--starttls",
+    type=click.Choice(["require", "offered", "never"]),
+    default="offered",
+    show_default=True,
+    help="Whether to step up to TLS.",
+)
+@click.option("--ca-file", type=click.Path(path_type=Path), help="PEM: trust these authorities, not the system's.")
+@click.option("--no-verify", is_flag=True, help="Take any certificate: this protects from eavesdroppers alone.")
+@click.option("--user", help="Log in; the password is in --password-file or in $GREENSMTP_PASSWORD.")
+@click.option("--password-file", type=click.Path(path_type=Path), help="A file whose first line is the password.")
+@click.option("--allow-plaintext", is_flag=True, help="Send the password without TLS too.")
+@click.option("--hostname", help="What EHLO says; this machine's own name by default.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Connections at most.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds for every wait; RFC 5321's by default."
+)
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but failures.")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
+def send(  # noqa: PLR0917 - click passes them by name
+    servers: tuple[str, ...],
+    sender: str | None,
+    recipients: tuple[str, ...],
+    starttls: str,
+    ca_file: Path | None,
+    no_verify: bool,
+    user: str | None,
+    password_file: Path | None,
+    allow_plaintext: bool,
+    hostname: str | None,
+    concurrency: int,
+    timeout: float | None,
+    quiet: bool,
+    files: tuple[Path, ...],
+) -> None:
+    """Send messages, each a file (.eml), or standard input.
+
+    A line on standard error for each that was not sent, and for each recipient that was refused. The exit status is 0
+    when all were sent to all, 75 when what is left may be taken later, 1 when something never will be, 2 when the
+    command line is wrong.
+
+    \b
+    Try it:
+      greensmtp serve &
+      printf 'From: me@example.com\\nTo: you@example.com\\n\\nhi\\n' | greensmtp send -
+    """
+    places = [_read_url(text) for text in servers]
+    if len({(place.get("tls", False), place["lmtp"]) for place in places}) > 1:
+        raise click.BadParameter("all servers must be of one kind", param_hint="'--server'")
+    try:
+        pool = Pool(
+            [place["host"] for place in places],
+            size=min(concurrency, len(files)),
+            username=user,
+            password=_read_password(user, password_file),
+            allow_plaintext=allow_plaintext,
+            tls=places[0].get("tls", False),
+            lmtp=places[0]["lmtp"],
+            ssl_context=_context(ca_file, verify=not no_verify),
+            starttls=starttls,
+            timeout=timeout,
+            local_hostname=hostname,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run = _Run(pool, sender, list(recipients) or None, files, quiet=quiet)
+    with pool:
+        run.go(concurrency)
+    sys.exit(run.status)
+
+
+class _Run:
+    """All the files of one command line."""
+
+    def __init__(
+        self, pool: Pool, sender: str | None, recipients: list[str] | None, files: tuple[Path, ...], *, quiet: bool
+    ) -> None:
+        self._pool = pool
+        self._sender = sender
+        self._recipients = recipients
+        self._files = files
+        self._left = iter(files)
+        self._quiet = quiet
+        self._done = 0
+        self._began = monotonic()
+        self._bar: Any = None
+        self.status = SENT
+
+    def go(self, concurrency: int) -> None:
+        """Send them, so many at a time."""
+        joinall([spawn(self._work) for _ in range(min(concurrency, len(self._files)))], raise_error=True)
+        if self._bar is not None:
+            self._bar.render_finish()
+        if not self._quiet and len(self._files) > 1:
+            click.echo(f"{self._done} of {len(self._files)} sent", err=True)
+
+    def _work(self) -> None:
+        for path in self._left:
+            try:
+                sent = self._send(path)
+            except ClientError as error:
+                self._fail(path, str(error), TRY_LATER if error.transient and error.may_retry else FAILED)
+            except (GreenSMTPError, ValueError, TypeError) as error:
+                self._fail(path, str(error), FAILED)
+            except OSError as error:
+                self._fail(path, error.strerror or str(error), FAILED)
+            else:
+                self._done += 1
+                for recipient, reply in sent.refused.items():
+                    self._fail(path, f"<{recipient}> {reply}", TRY_LATER if reply.is_transient_failure else FAILED)
+            self._progress()
+
+    def _send(self, path: Path) -> Sent:
+        if str(path) == "-":
+            return self._pool.send(sys.stdin.buffer, self._sender, self._recipients)
+        with path.open("rb") as file:
+            return self._pool.send(file, self._sender, self._recipients)
+
+    def _fail(self, path: Path, why: str, status: int) -> None:
+        if self._bar is not None:
+            click.echo("\r\x1b[K", err=True, nl=False)
+        click.echo(f"{path}: {' | '.join(why.splitlines())}", err=True)
+        self.status = FAILED if FAILED in (self.status, status) else status
+
+    def _progress(self) -> None:
+        if self._quiet or not sys.stderr.isatty():
+            return
+        if self._bar is None and monotonic() - self._began > PATIENCE:
+            self._bar = click.progressbar(length=len(self._files), label="Sending", file=sys.stderr)
+            self._bar.update(self._done)
+        elif self._bar is not None:
+            self._bar.update(1)
+
+
+def _read_password(user: str | None, path: Path | None) -> str | None:
+    if user is None:
+        return None
+    if path is None:
+        password = os.environ.get("GREENSMTP_PASSWORD")
+        if not password:
+            raise click.UsageError("--user needs a password: in --password-file, or in $GREENSMTP_PASSWORD")
+        return password
+    try:
+        with path.open(encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"cannot read {str(path)!r}: {error}", param_hint="'--password-file'") from error
+
+
+def _context(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext | None:
+    if not verify:
+        context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    if ca_file is None:
+        return None
+    try:
+        made: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(ca_file))
+        return made
+    except (OSError, ssl.SSLError) as error:
+        raise click.BadParameter(f"cannot read {str(ca_file)!r}: {error}", param_hint="'--ca-file'") from error

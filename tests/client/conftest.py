@@ -1,0 +1,159 @@
+"""Servers that say just what a test has them say, however wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from gevent import Timeout, socket
+from gevent.server import StreamServer
+
+from greensmtp import SMTPClient, connect
+
+
+class Script:
+    """The server's end of one connection, spoken line by line."""
+
+    def __init__(self, sock: Any) -> None:
+        self.socket = sock
+        self._buffer = b""
+        #: Everything that has been read.
+        self.heard = b""
+
+    def say(self, *lines: str) -> None:
+        """Lines, each with its CRLF, in one piece."""
+        self.send("".join(f"{line}\r\n" for line in lines).encode())
+
+    def send(self, octets: bytes) -> None:
+        """Octets, as they are."""
+        self.socket.sendall(octets)
+
+    def hear(self) -> str:
+        """The client's next line; ``""`` at the end of the connection."""
+        while b"\r\n" not in self._buffer:
+            if not self._more():
+                return ""
+        line, _, self._buffer = self._buffer.partition(b"\r\n")
+        return line.decode()
+
+    def expect(self, *lines: str) -> None:
+        """These lines are what comes next, each beginning so."""
+        for line in lines:
+            heard = self.hear()
+            assert heard.startswith(line), (heard, line)
+
+    def body(self) -> bytes:
+        """Up to CRLF.CRLF, as it came."""
+        while not (self._buffer.startswith(b".\r\n") or b"\r\n.\r\n" in self._buffer):
+            assert self._more(), self._buffer
+        if self._buffer.startswith(b".\r\n"):
+            body, self._buffer = b"", self._buffer[3:]
+        else:
+            body, _, self._buffer = self._buffer.partition(b"\r\n.\r\n")
+            body += b"\r\n"
+        return body
+
+    def exactly(self, size: int) -> bytes:
+        """So many octets."""
+        while len(self._buffer) < size:
+            assert self._more()
+        octets, self._buffer = self._buffer[:size], self._buffer[size:]
+        return octets
+
+    def rest(self) -> bytes:
+        """Everything up to QUIT, or to the end of the connection."""
+        while not self._buffer.endswith(b"QUIT\r\n") and self._more():
+            pass
+        octets, self._buffer = self._buffer, b""
+        return octets
+
+    def _more(self) -> bool:
+        try:
+            piece = self.socket.recv(65536)
+        except OSError:
+            return False
+        self._buffer += piece
+        self.heard += piece
+        return bool(piece)
+
+    def greet(self, *offers: str) -> None:
+        """Banner and EHLO."""
+        self.say("220 mx.example.com ESMTP")
+        self.expect("EHLO ")
+        words = ["mx.example.com", *offers]
+        self.say(*(f"250-{word}" for word in words[:-1]), f"250 {words[-1]}")
+
+
+class Scripted:
+    """A server on a free loopback port: each connection runs the next of its scripts (the last, again and again).
+
+    What a script raises is raised when the test is over.
+    """
+
+    def __init__(self, *scripts: Callable[[Script], Any]) -> None:
+        self._scripts = list(scripts)
+        self.errors: list[BaseException] = []
+        self.connections = 0
+        self._clients: list[SMTPClient] = []
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        address: Any = self._server.address
+        self.port: int = address[1]
+
+    def _serve(self, sock: Any, _address: Any) -> None:
+        script = self._scripts[min(self.connections, len(self._scripts) - 1)]
+        self.connections += 1
+        try:
+            with Timeout(20):
+                script(Script(sock))
+        except BaseException as error:
+            self.errors.append(error)
+        finally:
+            sock.close()
+
+    def connect(self, *where: Any, **options: Any) -> SMTPClient:
+        """A client of it, which waits five seconds at most for anything."""
+        options.setdefault("timeout", 5)
+        client = connect("127.0.0.1", self.port, *where, **options)
+        self._clients.append(client)
+        return client
+
+    def stop(self) -> None:
+        """Stop, and raise what a script has raised."""
+        self._server.stop(timeout=1)
+        for client in self._clients:
+            client.close()
+        for error in self.errors:
+            raise error
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    """``scripted(script, ...)`` starts one; all are stopped when the test is over."""
+    servers: list[Scripted] = []
+
+    def start(*scripts: Callable[[Script], Any]) -> Scripted:
+        server = Scripted(*scripts)
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """No test of the client takes longer than that."""
+    with Timeout(50):
+        yield
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[Any, Any]]:
+    """Two connected gevent sockets."""
+    ours, theirs = socket.socketpair()
+    yield ours, theirs
+    ours.close()
+    theirs.close()

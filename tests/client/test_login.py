@@ -1,0 +1,223 @@
+"""``login``: over a wire, with the strongest mechanism, never in the clear unless told so."""
+
+from __future__ import annotations
+
+import sys
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greensmtp import AuthenticationFailed, ProtocolError
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Script, Scripted
+
+    Start = Callable[..., Scripted]
+
+
+def encoded(text: bytes | str) -> str:
+    return b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def dialogue(*turns: tuple[str, str], offers: str = "AUTH PLAIN LOGIN CRAM-MD5 XOAUTH2 OAUTHBEARER") -> Any:
+    """What the client says, and the answer to it."""
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING", offers)
+        for said, answer in turns:
+            heard = script.hear()
+            assert heard == said, (heard, said)
+            script.say(answer)
+        script.rest()
+
+    return script
+
+
+def test_plain(scripted: Start) -> None:
+    server = scripted(dialogue((f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235 2.7.0 in")))
+    with server.connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", "secret", "PLAIN", allow_plaintext=True).code == 235
+        assert mail.authenticated
+
+
+def test_login_mechanism(scripted: Start) -> None:
+    turns = [
+        ("AUTH LOGIN", f"334 {encoded('Username:')}"),
+        (encoded("jo"), f"334 {encoded('Password:')}"),
+        (encoded("secret"), "535 5.7.8 no"),
+    ]
+    with scripted(dialogue(*turns)).connect() as mail:
+        mail.ehlo()
+        reply = mail.login("jo", "secret", "login", allow_plaintext=True)
+        assert (reply.code, reply.enhanced) == (535, "5.7.8")
+        assert not mail.authenticated
+
+
+def test_cram_md5_is_preferred_and_needs_no_tls(scripted: Start) -> None:
+    turns = [
+        ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
+        (encoded("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
+    ]
+    with scripted(dialogue(*turns)).connect() as mail:
+        mail.ehlo()
+        assert mail.login("tim", "tanstaaftanstaaf").code == 235
+
+
+@pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
+def test_a_refused_token(scripted: Start, mechanism: str) -> None:
+    initial = {
+        "XOAUTH2": "user=jo\x01auth=Bearer t\x01\x01",
+        "OAUTHBEARER": "n,a=jo,\x01auth=Bearer t\x01\x01",
+    }[mechanism]
+    turns = [
+        (f"AUTH {mechanism} {encoded(initial)}", f"334 {encoded('{}')}"),
+        ("" if mechanism == "XOAUTH2" else "AQ==", "535 5.7.8 expired"),
+    ]
+    with scripted(dialogue(*turns)).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", token="t", mechanism=mechanism, allow_plaintext=True).code == 535
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"password": "secret", "mechanism": "PLAIN"},
+        {"password": "secret", "mechanism": "LOGIN"},
+        {"token": "t"},
+    ],
+)
+def test_no_secret_in_the_clear(scripted: Start, options: dict[str, Any]) -> None:
+    with scripted(dialogue()).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(AuthenticationFailed, match="in the clear"):
+            mail.login("jo", **options)
+
+
+def test_no_plain_when_only_plain_is_offered(scripted: Start) -> None:
+    """Who strips the offers on the way must not get the password that way."""
+    with scripted(dialogue(offers="AUTH PLAIN")).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(AuthenticationFailed, match="in the clear"):
+            mail.login("jo", "secret")
+
+
+@pytest.mark.parametrize("challenge", ["not base64!", "A", "", encoded("r=other,s=AAAA,i=4096")])
+def test_a_challenge_that_makes_no_sense_is_cancelled(scripted: Start, challenge: str) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256 PLAIN")
+        script.expect("AUTH SCRAM-SHA-256 ")
+        script.say(f"334 {challenge}")
+        script.expect("*")
+        script.say("501 5.7.0 cancelled")
+        script.expect("NOOP")
+        script.say("250 Ok")
+        script.rest()
+
+    with scripted(script).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(AuthenticationFailed, match="cancelled") as caught:
+            mail.login("jo", "secret")
+        assert caught.value.reply is not None
+        assert caught.value.reply.code == 501
+        assert mail.noop().code == 250
+
+
+def scram_server(password: str, *, prove: bool = True) -> Any:
+    from scramp import ScramMechanism  # type: ignore[import-untyped]
+
+    def script(script: Script) -> None:
+        mechanism = ScramMechanism("SCRAM-SHA-256")
+        salt, stored, server_key, iterations = mechanism.make_auth_info(password)
+        server = mechanism.make_server(lambda _name: (salt, stored, server_key, iterations))
+        script.greet("AUTH LOGIN PLAIN SCRAM-SHA-256")
+        word = script.hear().split()
+        assert word[:2] == ["AUTH", "SCRAM-SHA-256"]
+        server.set_client_first(b64decode(word[2]).decode())
+        script.say(f"334 {encoded(server.get_server_first())}")
+        final = b64decode(script.hear()).decode()
+        if not prove:
+            script.say("235 in, trust me")
+        else:
+            try:
+                server.set_client_final(final)
+            except Exception:
+                script.say("535 5.7.8 no")
+            else:
+                script.say(f"334 {encoded(server.get_server_final())}")
+                script.expect("")
+                script.say("235 2.7.0 in")
+        script.rest()
+
+    return script
+
+
+def test_scram(scripted: Start) -> None:
+    with scripted(scram_server("secret")).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", "secret").code == 235
+    with scripted(scram_server("secret")).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", "wrong").code == 535
+
+
+def test_scram_with_a_server_that_does_not_know_the_password(scripted: Start) -> None:
+    mail = scripted(scram_server("secret", prove=False)).connect()
+    mail.ehlo()
+    with pytest.raises(AuthenticationFailed, match="prove"):
+        mail.login("jo", "secret")
+    assert mail.closed
+    assert not mail.authenticated
+
+
+def test_without_scramp_the_next_strongest(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "scramp", None)
+    turns = [("AUTH CRAM-MD5", f"334 {encoded('<x>')}")]
+    server = scripted(dialogue(*turns, offers="AUTH SCRAM-SHA-256 CRAM-MD5"))
+    mail = server.connect()
+    mail.ehlo()
+    with pytest.raises(ImportError, match=r"greensmtp\[scram\]"):
+        mail.login("jo", "secret", "SCRAM-SHA-256")
+    mail.close()
+
+
+def test_a_long_initial_response_waits_to_be_asked(scripted: Start) -> None:
+    token = "t" * 2000
+    turns = [
+        ("AUTH XOAUTH2", "334 "),
+        (encoded(f"user=jo\x01auth=Bearer {token}\x01\x01"), "235 in"),
+    ]
+    with scripted(dialogue(*turns)).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", token=token, mechanism="XOAUTH2", allow_plaintext=True).code == 235
+
+
+def test_challenges_without_end(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH LOGIN")
+        while line := script.hear():
+            script.say("501 cancelled" if line == "*" else "334 ")
+
+    with scripted(script).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(AuthenticationFailed):
+            mail.login("jo", "secret", allow_plaintext=True)
+
+
+def test_nothing_in_common(scripted: Start) -> None:
+    with scripted(dialogue(offers="AUTH GSSAPI")).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(AuthenticationFailed, match="GSSAPI"):
+            mail.login("jo", "secret")
+        with pytest.raises(TypeError):
+            mail.login("jo")
+
+
+def test_the_secret_is_not_shown(scripted: Start) -> None:
+    with scripted(dialogue()).connect() as mail:
+        mail.ehlo()
+        with pytest.raises(ProtocolError) as caught:
+            mail.login("jo", "hunter2\r\n", allow_plaintext=True)
+        assert "hunter2" not in str(caught.value)

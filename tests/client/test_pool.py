@@ -1,0 +1,369 @@
+"""The pool: many greenlets, few connections, none of them trusted to be alive."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from gevent import socket, spawn
+from gevent.event import Event
+
+from greensmtp import (
+    Ack,
+    CannotConnect,
+    Disconnected,
+    MessageStream,
+    Pool,
+    PoolClosed,
+    RecipientsRefused,
+    Session,
+    SMTPServer,
+)
+from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Script, Scripted
+
+    Start = Callable[..., Scripted]
+
+FROM, TO = "a@example.com", "b@example.com"
+
+
+class Counter:
+    """What a server sees."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.connections = 0
+        self.open = 0
+        self.most = 0
+        self.commands: list[str] = []
+        self.bodies: list[bytes] = []
+        self.reasons: list[str] = []
+        server.on("connect", self._connect)
+        server.on("disconnect", self._disconnect)
+        server.on("command", self._command)
+        server.on("to", self._choose)
+        server.on("message", self._take)
+
+    def _connect(self, session: Session, ack: Ack) -> None:
+        self.connections += 1
+        self.open += 1
+        self.most = max(self.most, self.open)
+        ack.accept()
+
+    def _disconnect(self, session: Session, reason: str) -> None:
+        self.open -= 1
+        self.reasons.append(reason)
+
+    def _command(self, session: Session, command: Any, ack: Ack) -> None:
+        self.commands.append(command.verb)
+
+    def _choose(self, session: Session, address: Any, ack: Ack) -> None:
+        if address.local_part == "no":
+            ack.reject(550, "no")
+        else:
+            ack.accept()
+
+    def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        self.bodies.append(stream.read())
+
+
+@pytest.fixture
+def server(smtp_server: MakeServer) -> SMTPServer:
+    return smtp_server()
+
+
+@pytest.fixture
+def counter(server: SMTPServer) -> Counter:
+    return Counter(server)
+
+
+def pool_of(server: Any, size: int = 3, **options: Any) -> Pool:
+    port = server.port if hasattr(server, "port") else server.address[1]
+    options.setdefault("timeout", 10)
+    return Pool("127.0.0.1", port, size, **options)
+
+
+def test_many_greenlets_few_connections(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server) as pool:
+        greenlets = [spawn(pool.send, b"%d" % number, FROM, TO) for number in range(200)]
+        gevent.joinall(greenlets, raise_error=True)
+        assert pool.idle == 3
+        assert pool.busy == 0
+    assert sorted(map(int, counter.bodies)) == list(range(200))
+    assert counter.connections == counter.most == 3
+    assert counter.commands.count("RSET") == 197
+    assert counter.reasons == ["quit"] * 3
+
+
+def test_a_refusal_does_not_cost_the_connection(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server) as pool:
+        for _ in range(5):
+            with pytest.raises(RecipientsRefused):
+                pool.send(b"x", FROM, "no@example.com")
+            pool.send(b"x", FROM, TO)
+    assert counter.connections == 1
+    assert len(counter.bodies) == 5
+
+
+def test_retired_by_count(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, max_messages=2) as pool:
+        for _ in range(5):
+            pool.send(b"x", FROM, TO)
+    assert counter.connections == 3
+
+
+def test_retired_by_age(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, max_age=1e-9) as pool:
+        for _ in range(3):
+            pool.send(b"x", FROM, TO)
+            assert pool.idle == 0
+    assert counter.connections == 3
+    assert counter.reasons == ["quit"] * 3
+
+
+def test_retired_when_idle(server: SMTPServer, counter: Counter) -> None:
+    gone = Event()
+    server.on("disconnect", lambda session, reason: gone.set())
+    with pool_of(server, max_idle=0.05) as pool:
+        pool.send(b"x", FROM, TO)
+        assert gone.wait(5)
+        assert pool.idle == 0
+        assert counter.reasons == ["quit"]
+        pool.send(b"x", FROM, TO)
+    assert counter.connections == 2
+
+
+def test_back_pressure(server: SMTPServer, counter: Counter) -> None:
+    go = Event()
+    server.on("received", lambda session, ack: (go.wait(), ack.accept()))
+    with pool_of(server, 2) as pool:
+        greenlets = [spawn(pool.send, b"x", FROM, TO) for _ in range(5)]
+        while len(counter.bodies) < 2:
+            gevent.sleep(0)
+        assert pool.busy == 2
+        assert counter.connections == 2
+        go.set()
+        gevent.joinall(greenlets, raise_error=True)
+    assert counter.most == 2
+
+
+def test_close_drains(server: SMTPServer, counter: Counter) -> None:
+    go, there = Event(), Event()
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
+    pool = pool_of(server, 1)
+    sending = spawn(pool.send, b"x", FROM, TO)
+    waiting = spawn(pool.send, b"y", FROM, TO)
+    there.wait()
+    closing = spawn(pool.close)
+    gevent.sleep(0)
+    with pytest.raises(PoolClosed):
+        pool.send(b"z", FROM, TO)
+    go.set()
+    closing.join(5)
+    assert sending.get().reply.code == 250
+    with pytest.raises(PoolClosed):
+        waiting.get()
+    assert counter.bodies == [b"x\r\n"]
+    assert counter.reasons == ["quit"]
+
+
+def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> None:
+    go, there = Event(), Event()
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
+    pool = pool_of(server, 1)
+    sending = spawn(pool.send, b"x", FROM, TO)
+    there.wait()
+    pool.close(timeout=0.05)
+    with pytest.raises(Disconnected) as caught:
+        sending.get()
+    assert not caught.value.may_retry
+    go.set()
+
+
+# Connections that died
+
+
+def session(*, after: int, goodbye: str | None = None) -> Callable[[Script], None]:
+    """Take so many messages, then say that, if anything, and hang up."""
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        for _ in range(after):
+            assert transaction(script)
+        if goodbye:
+            script.say(goodbye)
+
+    return script
+
+
+def transaction(script: Script) -> bool:
+    while line := script.hear():
+        if line == "DATA":
+            script.say("354 go")
+            script.body()
+            script.say("250 Ok")
+            return True
+        script.say("250 Ok")
+    return False
+
+
+def for_ever(script: Script) -> None:
+    script.greet("PIPELINING")
+    while transaction(script):
+        pass
+
+
+@pytest.mark.parametrize("goodbye", [None, "421 4.4.2 idle for too long"])
+def test_a_stale_connection_is_replaced(scripted: Start, goodbye: str | None) -> None:
+    server = scripted(session(after=1, goodbye=goodbye), for_ever)
+    with pool_of(server, 1) as pool:
+        for _ in range(3):
+            assert pool.send(b"x", FROM, TO).reply.code == 250
+    assert server.connections == 2
+
+
+def dies_at(verb: str, reply: str | None) -> Callable[[Script], None]:
+    """A good first transaction; in the second it hangs up at this verb."""
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        transaction(script)
+        while line := script.hear():
+            if line.startswith(verb):
+                if reply:
+                    script.say(reply)
+                return
+            script.say("354 go" if line == "DATA" else "250 Ok")
+
+    return script
+
+
+@pytest.mark.parametrize("verb", ["RSET", "MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("reply", [None, "421 4.3.2 going down"])
+def test_what_nobody_can_have_taken_is_sent_again(scripted: Start, verb: str, reply: str | None) -> None:
+    server = scripted(dies_at(verb, reply), for_ever)
+    with pool_of(server, 1) as pool:
+        pool.send(b"one", FROM, TO)
+        assert pool.send(b"two", FROM, TO).reply.code == 250
+    assert server.connections == 2
+
+
+def test_what_somebody_may_have_taken_is_not(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        transaction(script)
+        while line := script.hear():
+            script.say("354 go" if line == "DATA" else "250 Ok")
+            if line == "DATA":
+                script.body()
+                return
+
+    server = scripted(script, for_ever)
+    with pool_of(server, 1) as pool:
+        pool.send(b"one", FROM, TO)
+        with pytest.raises(Disconnected) as caught:
+            pool.send(b"two", FROM, TO)
+        assert caught.value.after_content
+        assert pool.send(b"three", FROM, TO).reply.code == 250
+    assert server.connections == 2
+
+
+def test_a_421_to_a_new_connection_is_raised(scripted: Start) -> None:
+    server = scripted(lambda script: (script.greet("PIPELINING"), script.hear(), script.say("421 no")))
+    with pool_of(server, 1) as pool, pytest.raises(Exception, match="421"):
+        pool.send(b"x", FROM, TO)
+    assert server.connections == 1
+
+
+# Several hosts
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_fail_over(server: SMTPServer, counter: Counter) -> None:
+    hosts: list[Any] = [("127.0.0.1", closed_port()), f"127.0.0.1:{server.address[1]}"]
+    with Pool(hosts, size=2, timeout=10) as pool:
+        gevent.joinall([spawn(pool.send, b"x", FROM, TO) for _ in range(10)], raise_error=True)
+    assert len(counter.bodies) == 10
+
+
+def test_a_host_that_says_no_service_is_failed_over_too(server: SMTPServer, counter: Counter, scripted: Start) -> None:
+    busy = scripted(lambda script: script.say("421 busy"))
+    with Pool([("127.0.0.1", busy.port), f"127.0.0.1:{server.address[1]}"], timeout=10, max_messages=1) as pool:
+        for _ in range(3):
+            pool.send(b"x", FROM, TO)
+    assert busy.connections == 1  # and is asked last for a while
+    assert len(counter.bodies) == 3
+
+
+def test_all_hosts_down() -> None:
+    with Pool([("127.0.0.1", closed_port()), ("127.0.0.1", closed_port())], timeout=5) as pool:
+        for _ in range(2):
+            with pytest.raises(CannotConnect):
+                pool.send(b"x", FROM, TO)
+        assert pool.busy == 0
+
+
+# Options
+
+
+def test_it_logs_in(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH PLAIN")
+        script.expect("AUTH PLAIN ")
+        script.say("235 in")
+        while transaction(script):
+            pass
+
+    asked: list[str] = []
+
+    def password() -> str:
+        asked.append("asked")
+        return "secret"
+
+    server = scripted(script)
+    with pool_of(server, username="jo", password=password, allow_plaintext=True) as pool:
+        pool.send(b"x", FROM, TO)
+    assert asked == ["asked"]
+
+
+def test_bad_credentials(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH PLAIN")
+        script.hear()
+        script.say("535 5.7.8 no")
+        script.rest()
+
+    server = scripted(script)
+    with (
+        pool_of(server, username="jo", password="x", allow_plaintext=True) as pool,
+        pytest.raises(Exception, match="535"),
+    ):
+        pool.send(b"x", FROM, TO)
+
+
+@pytest.mark.parametrize("options", [{"size": 0}, {"max_idle": 0}, {"username": "jo"}, {"host": []}])
+def test_bad_options(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Pool(**options)

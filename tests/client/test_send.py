@@ -1,0 +1,533 @@
+"""``send``: envelopes from headers, extensions as the server has them, LMTP, and what is raised."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from email.message import EmailMessage
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from greensmtp import (
+    Ack,
+    Address,
+    ClientError,
+    DataRefused,
+    HelloRefused,
+    MessageStream,
+    NotOffered,
+    PartiallyRefused,
+    ProtocolError,
+    RecipientsRefused,
+    Refused,
+    SenderRefused,
+    Session,
+    SMTPServer,
+    connect,
+)
+from greensmtp.outgoing import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Script, Scripted
+
+    Start = Callable[..., Scripted]
+
+FROM, TO = "a@example.com", "b@example.com"
+
+
+class Inbox:
+    """What a server has taken: commands, envelopes, octets."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.server = server
+        self.commands: list[str] = []
+        self.senders: list[Address] = []
+        self.recipients: list[list[Address]] = []
+        self.bodies: list[bytes] = []
+        server.on("message", self._take)
+        server.on("to", self._choose)
+        server.on("command", self._note)
+
+    def _note(self, session: Session, command: Any, ack: Ack) -> None:
+        self.commands.append(str(command))
+
+    def _choose(self, session: Session, address: Address, ack: Ack) -> None:
+        if address.local_part == "no":
+            ack.reject(550, "5.1.1 no such user")
+        elif address.local_part == "later":
+            ack.reject(450, "4.2.1 busy")
+        else:
+            ack.accept()
+
+    def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        if session.from_ == "refuse@example.com":
+            ack.reject(554, "5.7.1 no")
+            return
+        ack.accept()
+        assert session.from_ is not None
+        self.senders.append(session.from_)
+        self.recipients.append(list(session.to))
+        self.bodies.append(stream.read())
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        """By a new connection."""
+        with connect(*self.server.address, timeout=10) as mail:
+            return mail.send(*args, **options)
+
+
+@pytest.fixture
+def inbox(smtp_server: MakeServer) -> Inbox:
+    return Inbox(smtp_server())
+
+
+def email(**fields: str) -> EmailMessage:
+    message = EmailMessage()
+    for name, value in fields.items():
+        message[name.replace("_", "-")] = value
+    message.set_content("hi\n")
+    return message
+
+
+# Envelopes
+
+
+def test_the_envelope_is_in_the_headers(inbox: Inbox) -> None:
+    message = email(From="Jo <jo@example.com>", To='"A, B" <ab@example.com>, c@example.com', Cc="d@example.com")
+    message["Bcc"] = "secret@example.com, c@example.com"
+    sent = inbox.send(message)
+    assert inbox.senders == ["jo@example.com"]
+    assert inbox.recipients == [["ab@example.com", "c@example.com", "d@example.com", "secret@example.com"]]
+    assert b"secret" not in inbox.bodies[0]
+    assert b"\r\n\r\nhi\r\n" in inbox.bodies[0]
+    assert sent.accepted == ("ab@example.com", "c@example.com", "d@example.com", "secret@example.com")
+    assert sent.refused == {}
+    assert sent.reply.code == 250
+    assert message["Bcc"] == "secret@example.com, c@example.com"  # it is the caller's
+
+
+def test_sender_goes_before_from(inbox: Inbox) -> None:
+    inbox.send(email(From="a@example.com, b@example.com", Sender="office@example.com", To=TO))
+    assert inbox.senders == ["office@example.com"]
+
+
+def test_resent_fields_go_before_all(inbox: Inbox) -> None:
+    message = email(From="a@example.com", To="b@example.com")
+    message["Resent-Date"] = "Mon, 1 Jan 2024 00:00:00 +0000"
+    message["Resent-From"] = "c@example.com"
+    message["Resent-To"] = "d@example.com"
+    inbox.send(message)
+    assert (inbox.senders, inbox.recipients) == (["c@example.com"], [["d@example.com"]])
+    message["Resent-Date"] = "Tue, 2 Jan 2024 00:00:00 +0000"
+    with pytest.raises(ProtocolError, match="resent"):
+        inbox.send(message)
+
+
+@pytest.mark.parametrize("newline", [b"\r\n", b"\n"])
+@pytest.mark.parametrize("kind", [bytes, io.BytesIO])
+def test_bytes_and_files(inbox: Inbox, newline: bytes, kind: Any) -> None:
+    lines = [
+        b"From: jo@example.com",
+        b"bcc: Secret",
+        b" <secret@example.com>",
+        b"To: to@example.com",
+        b"X-Bcc: stays",
+        b"",
+        b"Bcc: is text here",
+        b".",
+    ]
+    inbox.send(kind(newline.join(lines)))
+    assert inbox.recipients == [["to@example.com", "secret@example.com"]]
+    assert inbox.bodies == [b"\r\n".join(lines[:1] + lines[3:]) + b"\r\n"]
+
+
+def test_bytes_with_recipients_go_as_they_are(inbox: Inbox) -> None:
+    inbox.send(b"Bcc: x@example.com\r\n\r\nhi\r\n", FROM, TO)
+    assert inbox.bodies == [b"Bcc: x@example.com\r\n\r\nhi\r\n"]
+
+
+def test_the_null_sender(inbox: Inbox) -> None:
+    inbox.send(email(From="a@example.com", To=TO), sender="")
+    assert inbox.senders == [""]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        (email(To=TO), "From"),
+        (email(From=FROM), "recipients="),
+        (b"no header at all", "From"),
+    ],
+)
+def test_nobody_to_send_from_or_to(inbox: Inbox, message: Any, text: str) -> None:
+    with pytest.raises(ProtocolError, match=text):
+        inbox.send(message)
+
+
+def test_what_is_no_message(inbox: Inbox) -> None:
+    for wrong in ("text", 5, io.StringIO("text")):
+        with pytest.raises(TypeError):
+            inbox.send(wrong, FROM, TO)
+    with pytest.raises(ValueError, match="empty"):
+        inbox.send(b"x", FROM, [])
+
+
+# Files
+
+
+def test_a_large_file_is_not_kept_in_memory(inbox: Inbox, tmp_path: Path) -> None:
+    inbox.server.bare_newlines = "keep"  # type: ignore[attr-defined]
+    line = b"x" * 99 + b"\n"
+    path = tmp_path / "large"
+    head = b"From: a@example.com\nTo: b@example.com\nBcc: c@example.com\n\n"
+    path.write_bytes(head + line * (MAX_MEMORY // 100 + 1000))
+    with path.open("rb") as source:
+        inbox.send(source)
+    expected = b"From: a@example.com\r\nTo: b@example.com\r\n\r\n" + (line[:-1] + b"\r\n") * (MAX_MEMORY // 100 + 1000)
+    assert inbox.bodies[0] == expected
+    assert inbox.recipients == [["b@example.com", "c@example.com"]]
+    assert f"SIZE={len(expected)}" in next(command for command in inbox.commands if command.startswith("MAIL"))
+
+
+class Pipe:
+    """A file that cannot go back."""
+
+    def __init__(self, octets: bytes) -> None:
+        self._file = io.BytesIO(octets)
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size)
+
+
+def test_a_large_file_that_cannot_go_back(inbox: Inbox) -> None:
+    octets = b"From: a@example.com\r\nTo: b@example.com\r\n\r\n" + (b"y" * 98 + b"\r\n") * (MAX_MEMORY // 100 + 1000)
+    inbox.send(Pipe(octets))
+    assert inbox.bodies == [octets]
+
+
+def test_a_file_is_read_from_where_it_stands(inbox: Inbox, tmp_path: Path) -> None:
+    path = tmp_path / "mbox"
+    path.write_bytes(b"From - skipped\nFrom: a@example.com\n\nhi\n")
+    with path.open("rb") as source:
+        source.readline()
+        inbox.send(source, None, TO)
+    assert inbox.bodies == [b"From: a@example.com\r\n\r\nhi\r\n"]
+
+
+# Extensions
+
+
+def mail_line(inbox: Inbox) -> str:
+    return next(command for command in inbox.commands if command.startswith("MAIL"))
+
+
+def test_the_size_is_announced(inbox: Inbox) -> None:
+    inbox.send(b"x\n.\n", FROM, TO)
+    assert mail_line(inbox) == f"MAIL FROM:<{FROM}> SIZE=6"
+
+
+def test_eight_bit_is_announced(inbox: Inbox) -> None:
+    inbox.send("Subject: x\r\n\r\ngr\u00fc\u00dfe\r\n".encode(), FROM, TO)
+    assert "BODY=8BITMIME" in mail_line(inbox)
+    assert "SMTPUTF8" not in mail_line(inbox)
+
+
+def test_utf8_in_the_header_section(inbox: Inbox) -> None:
+    inbox.send("Subject: gr\u00fc\u00dfe\r\n\r\nx\r\n".encode(), FROM, TO)
+    assert "SMTPUTF8" in mail_line(inbox)
+
+
+def test_utf8_addresses(inbox: Inbox) -> None:
+    inbox.send(email(From="j\u00f6@example.com", To="Gr\u00e4fin <gr\u00e4fin@b\u00fccher.example>"))
+    assert inbox.senders == ["j\u00f6@example.com"]
+    assert "SMTPUTF8" in mail_line(inbox)
+    assert "gr\u00e4fin@b\u00fccher.example".encode() in inbox.bodies[0]
+
+
+def test_a_domain_beyond_ascii_alone_needs_no_extension(inbox: Inbox) -> None:
+    inbox.send(b"x", FROM, "jo@b\u00fccher.example")
+    assert inbox.recipients == [["jo@xn--bcher-kva.example"]]
+    assert "SMTPUTF8" not in mail_line(inbox)
+
+
+@pytest.mark.parametrize("size", [CHUNKING_PAYS, 3_000_000])
+def test_large_goes_in_chunks(inbox: Inbox, size: int) -> None:
+    octets = b"a\n." * (size // 3 + 1)
+    inbox.send(octets, FROM, TO)
+    assert any(command.startswith("BDAT") for command in inbox.commands)
+    assert "DATA" not in inbox.commands
+    assert inbox.bodies == [octets.replace(b"\n", b"\r\n") + b"\r\n"]
+
+
+def test_binary_goes_as_it_is(inbox: Inbox) -> None:
+    octets = b"Content-Transfer-Encoding: binary\r\n\r\n\0\n\r\xff."
+    inbox.send(octets, FROM, TO)
+    assert "BODY=BINARYMIME" in mail_line(inbox)
+    assert inbox.bodies == [octets]
+
+
+def test_parameters_of_ones_own(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING", "DSN", "SIZE")
+        script.expect(f"MAIL FROM:<{FROM}> RET=HDRS ENVID=x SIZE=3", f"RCPT TO:<{TO}> NOTIFY=SUCCESS,FAILURE", "DATA")
+        script.say("250 1", "250 2", "354 go")
+        script.body()
+        script.say("250 2.0.0 Ok: queued as 4XyZ12")
+        script.rest()
+
+    with scripted(script).connect() as mail:
+        sent = mail.send(b"x", FROM, TO, from_ext="RET=HDRS ENVID=x", to_ext={"NOTIFY": "SUCCESS,FAILURE"})
+    assert sent.queue_id == "4XyZ12"
+
+
+def one_by_one(*offers: str) -> Callable[[Script], None]:
+    """A server without PIPELINING: each command is waited for before the next reply."""
+
+    def script(script: Script) -> None:
+        script.greet(*offers)
+        while line := script.hear():
+            assert not script._buffer, f"{script._buffer!r} came before the reply to {line}"
+            if line == "DATA":
+                script.say("354 go")
+                script.body()
+            script.say("250 Ok" if "no@" not in line else "550 no")
+
+    return script
+
+
+def test_without_pipelining(scripted: Start) -> None:
+    server = scripted(one_by_one())
+    with server.connect() as mail:
+        assert mail.send(b"x", FROM, [TO, "no@example.com"]).accepted == (TO,)
+        with mail.pipeline() as batch:
+            batch.from_(FROM)
+            batch.to("no@example.com")
+        assert [reply.code for reply in batch] == [250, 550]
+        with pytest.raises(RecipientsRefused):
+            mail.send(b"x", FROM, ["no@example.com"])
+
+
+@pytest.mark.parametrize(
+    ("message", "sender", "extension"),
+    [
+        ("Subject: x\r\n\r\ngr\u00fc\u00dfe".encode(), FROM, "8BITMIME"),
+        (b"x", "j\u00f6@example.com", "8BITMIME"),
+        (b"\0", FROM, "BINARYMIME"),
+    ],
+)
+def test_what_is_not_offered(scripted: Start, message: bytes, sender: str, extension: str) -> None:
+    with scripted(one_by_one()).connect() as mail:
+        with pytest.raises(NotOffered, match=extension) as caught:
+            mail.send(message, sender, TO)
+        assert caught.value.extension == extension
+        assert mail.noop().code == 250
+
+
+def test_smtputf8_is_not_offered(scripted: Start) -> None:
+    with scripted(one_by_one("8BITMIME")).connect() as mail, pytest.raises(NotOffered, match="SMTPUTF8"):
+        mail.send(b"x", "j\u00f6@example.com", TO)
+
+
+def test_an_email_message_becomes_seven_bit_where_it_must(scripted: Start) -> None:
+    bodies: list[bytes] = []
+
+    def script(script: Script) -> None:
+        script.greet()
+        for reply in ("250 1", "250 2", "354 go"):
+            assert "8BITMIME" not in script.hear()
+            script.say(reply)
+        bodies.append(script.body())
+        script.say("250 Ok")
+        script.rest()
+
+    message = email(From=FROM, To=TO)
+    message.set_content("gr\u00fc\u00dfe\n", cte="8bit")
+    with scripted(script).connect() as mail:
+        mail.send(message)
+    assert bodies[0].isascii()
+    assert b"8bit" not in bodies[0]
+
+
+def test_helo_where_ehlo_is_not_known(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.say("220 old")
+        script.expect("EHLO")
+        script.say("500 what?")
+        script.expect("HELO")
+        script.say("250 old")
+        for reply in ("250 1", "250 2", "354 go"):
+            script.hear()
+            script.say(reply)
+        script.body()
+        script.say("250 Ok")
+        script.rest()
+
+    with scripted(script).connect() as mail:
+        assert mail.send(b"x", FROM, TO).reply.code == 250
+
+
+def test_a_refused_greeting(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.say("220 hi")
+        while script.hear():
+            script.say("550 not you")
+
+    mail = scripted(script).connect()
+    with pytest.raises(HelloRefused) as caught:
+        mail.send(b"x", FROM, TO)
+    assert not caught.value.transient
+
+
+# Refusals
+
+
+def test_partial_refusals_are_in_the_result(inbox: Inbox) -> None:
+    sent = inbox.send(b"x", FROM, [TO, "no@example.com", "later@example.com"])
+    assert sent.accepted == (TO,)
+    assert {recipient: reply.code for recipient, reply in sent.refused.items()} == {
+        "no@example.com": 550,
+        "later@example.com": 450,
+    }
+    with pytest.raises(PartiallyRefused, match="2 of 3") as caught:
+        inbox.send(b"x", FROM, [TO, "no@example.com", "later@example.com"], raise_on_partial=True)
+    assert caught.value.result.accepted == (TO,)
+    assert not caught.value.may_retry
+
+
+def test_all_recipients_refused(inbox: Inbox) -> None:
+    with pytest.raises(RecipientsRefused) as caught:
+        inbox.send(b"x", FROM, ["no@example.com"])
+    assert not caught.value.transient
+    assert caught.value.may_retry
+    assert caught.value.recipients["no@example.com"].enhanced == "5.1.1"
+    with pytest.raises(RecipientsRefused) as caught:
+        inbox.send(b"x", FROM, ["no@example.com", "later@example.com"])
+    assert caught.value.transient
+
+
+def test_the_sender_refused(inbox: Inbox) -> None:
+    inbox.server.on("from", lambda session, address, ack: ack.reject(450, "4.7.1 wait"))
+    with pytest.raises(SenderRefused, match=r"4\.7\.1 wait") as caught:
+        inbox.send(b"x", FROM, TO)
+    assert caught.value.transient
+
+
+def test_the_message_refused(inbox: Inbox) -> None:
+    with pytest.raises(DataRefused, match=r"5\.7\.1"):
+        inbox.send(b"x", "refuse@example.com", TO)
+    inbox.server.on("received", lambda session, ack: ack.reject(451, "4.3.0 no"))
+    with pytest.raises(DataRefused) as caught:
+        inbox.send(b"x", FROM, TO)
+    assert caught.value.transient
+    assert isinstance(caught.value, Refused)
+    assert isinstance(caught.value, ClientError)
+
+
+def test_too_large_by_the_servers_own_size(smtp_server: MakeServer) -> None:
+    inbox = Inbox(smtp_server(max_message_size=100))
+    with pytest.raises(SenderRefused, match="552"):
+        inbox.send(b"x" * 200, FROM, TO)
+
+
+def test_a_refusal_leaves_the_connection_usable(inbox: Inbox) -> None:
+    with connect(*inbox.server.address, timeout=10) as mail:
+        for _ in range(3):
+            with pytest.raises(RecipientsRefused):
+                mail.send(b"x", FROM, "no@example.com")
+            with pytest.raises(DataRefused):
+                mail.send(b"x", "refuse@example.com", TO)
+            with pytest.raises(RecipientsRefused):
+                mail.send(b"x" * CHUNKING_PAYS, FROM, "no@example.com")
+            mail.send(b"x", FROM, TO)
+    assert [list(to) for to in inbox.recipients] == [[TO]] * 3
+
+
+def test_354_for_nobody_sends_nothing_to_nobody(scripted: Start) -> None:
+    """RFC 2920 section 3.1: DATA was pipelined, and the server agrees, though every RCPT was refused."""
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 1", "550 no", "354 go")
+        assert script.body() == b""
+        script.say("554 nobody")
+        script.expect("NOOP")
+        script.say("250 Ok")
+        script.rest()
+
+    with scripted(script).connect() as mail:
+        with pytest.raises(RecipientsRefused):
+            mail.send(b"the secret body", FROM, TO)
+        assert mail.noop().code == 250
+
+
+@pytest.mark.parametrize("at", ["MAIL", "RCPT", "DATA", "body"])
+def test_421_at_every_point(scripted: Start, at: str) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        for verb, reply in (("MAIL", "250 1"), ("RCPT", "250 2"), ("DATA", "354 go")):
+            script.expect(verb)
+            if verb == at:
+                script.say("421 4.3.2 bye")
+                return
+            script.say(reply)
+        script.body()
+        script.say("421 4.3.2 bye")
+
+    mail = scripted(script).connect()
+    with pytest.raises(Refused) as caught:
+        mail.send(b"x", FROM, TO)
+    assert caught.value.reply is not None
+    assert caught.value.reply.code == 421
+    assert caught.value.transient
+    assert caught.value.may_retry
+    assert mail.closed
+
+
+# LMTP
+
+
+@pytest.fixture
+def lmtp(smtp_server: MakeServer) -> SMTPServer:
+    server = smtp_server(lmtp=True)
+    Inbox(server)
+
+    @server.on("received")
+    def deliver(session: Session, ack: Ack, recipient: Address) -> None:
+        if recipient.local_part == "full":
+            ack.reject(452, "4.2.2 mailbox full")
+        else:
+            ack.accept(250, f"2.0.0 stored for {recipient.local_part}")
+
+    return server
+
+
+@pytest.mark.parametrize("size", [10, CHUNKING_PAYS])
+def test_lmtp_has_a_reply_for_each_recipient(lmtp: SMTPServer, size: int) -> None:
+    with connect(*lmtp.address, lmtp=True, timeout=10) as mail:
+        for _ in range(2):
+            sent = mail.send(b"x" * size, FROM, ["full@example.com", "no@example.com", "jo@example.com"])
+            assert {recipient: str(reply) for recipient, reply in sent.recipients.items()} == {
+                "full@example.com": "452 4.2.2 mailbox full",
+                "no@example.com": "550 5.1.1 no such user",
+                "jo@example.com": "250 2.0.0 stored for jo",
+            }
+            assert sent.reply.text == "stored for jo"
+        with pytest.raises(DataRefused) as caught:
+            mail.send(b"x" * size, FROM, ["full@example.com", "no@example.com"])
+        assert caught.value.recipients["full@example.com"].code == 452
+        assert mail.send(b"x", FROM, ["jo@example.com"]).accepted == ("jo@example.com",)
+
+
+def test_lmtp_by_hand(lmtp: SMTPServer) -> None:
+    with connect(*lmtp.address, timeout=10) as mail:
+        assert mail.lhlo("client.example").code == 250
+        mail.from_(FROM)
+        mail.to("full@example.com")
+        mail.to("jo@example.com")
+        mail.data()
+        assert mail.message(b"x").code == 452
+        assert [reply.code for reply in mail.replies] == [452, 250]
+        assert mail.noop().code == 250

@@ -1,0 +1,198 @@
+"""``greensmtp send``."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gevent import subprocess
+
+from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
+from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
+
+MESSAGE = b"From: me@example.com\nTo: you@example.com\nBcc: they@example.com\n\nhi\n"
+
+
+def run(*args: object, stdin: bytes = b"", **environment: str) -> Any:
+    """The command, to its end."""
+    command = [sys.executable, "-m", "greensmtp", "send", *map(str, args)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    ) as process:
+        out, err = process.communicate(stdin, timeout=30)
+    return process.returncode, out.decode(), err.decode()
+
+
+class Inbox:
+    def __init__(self, server: SMTPServer) -> None:
+        self.server = server
+        self.url = f"127.0.0.1:{server.address[1]}"
+        self.mails: list[tuple[Any, list[Any], bytes]] = []
+        server.on("message", self._take)
+        server.on("to", self._choose)
+
+    def _choose(self, session: Session, address: Address, ack: Ack) -> None:
+        if address.local_part in ("no", "later"):
+            ack.reject(*((550, "5.1.1 unknown") if address.local_part == "no" else (450, "4.2.1 busy")))
+        else:
+            ack.accept()
+
+    def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        self.mails.append((session.from_, list(session.to), stream.read()))
+
+
+@pytest.fixture
+def inbox(smtp_server: MakeServer) -> Inbox:
+    return Inbox(smtp_server())
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Five messages."""
+    paths = [tmp_path / f"{number}.eml" for number in range(5)]
+    for path in paths:
+        path.write_bytes(MESSAGE + path.name.encode())
+    return paths
+
+
+def test_standard_input(inbox: Inbox) -> None:
+    assert run("--server", inbox.url, "-", stdin=MESSAGE) == (0, "", "")
+    assert inbox.mails == [
+        (
+            "me@example.com",
+            ["you@example.com", "they@example.com"],
+            b"From: me@example.com\r\nTo: you@example.com\r\n\r\nhi\r\n",
+        )
+    ]
+
+
+def test_files(inbox: Inbox, files: list[Path]) -> None:
+    status, _, err = run("--server", f"smtp://{inbox.url}", "--from", "a@x.example", "--to", "b@x.example", *files)
+    assert (status, err) == (0, "5 of 5 sent\n")
+    assert [(sender, to) for sender, to, _ in inbox.mails] == [("a@x.example", ["b@x.example"])] * 5
+    assert len({body for _, _, body in inbox.mails}) == 5
+
+
+@pytest.mark.parametrize(
+    ("to", "status", "text"),
+    [
+        (["no@x.example"], 1, "550 5.1.1 unknown"),
+        (["later@x.example"], 75, "450 4.2.1 busy"),
+        (["ok@x.example", "no@x.example"], 1, "<no@x.example> 550 5.1.1 unknown"),
+        (["ok@x.example", "later@x.example"], 75, "<later@x.example> 450 4.2.1 busy"),
+        (["not a mailbox"], 1, "domain"),
+    ],
+)
+def test_failures(inbox: Inbox, files: list[Path], to: list[str], status: int, text: str) -> None:
+    options = [option for recipient in to for option in ("--to", recipient)]
+    got, out, err = run("--server", inbox.url, *options, files[0])
+    assert (got, out) == (status, "")
+    assert err.startswith(f"{files[0]}: ")
+    assert text in err
+    assert err.count("\n") == 1
+
+
+def test_one_failure_does_not_keep_the_others(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
+    status, _, err = run("--server", inbox.url, "-q", tmp_path / "missing.eml", *files)
+    assert status == 1
+    assert "missing.eml: No such file" in err
+    assert len(inbox.mails) == 5
+
+
+def test_nobody_there(files: list[Path]) -> None:
+    status, _, err = run("--server", "127.0.0.1:1", files[0])
+    assert status == 75
+    assert "cannot connect to 127.0.0.1:1" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--server", "nonsense://x", "-"], "'--server'"),
+        (["--server", "a:99999", "-"], "'--server'"),
+        (["--server", "smtps://a", "--server", "smtp://a", "-"], "one kind"),
+        (["--user", "jo", "-"], "GREENSMTP_PASSWORD"),
+        (["--user", "jo", "--password-file", "/nonexistent", "-"], "'--password-file'"),
+        ([], "FILES"),
+    ],
+)
+def test_a_wrong_command_line(args: list[str], text: str) -> None:
+    status, _, err = run(*args, GREENSMTP_PASSWORD="")
+    assert status == 2
+    assert text in err
+
+
+def test_tls(smtp_server: MakeServer, certificate: Certificate, files: list[Path]) -> None:
+    inbox = Inbox(smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True))
+    url = f"smtps://{inbox.url}"
+    status, _, err = run("--server", url, files[0])
+    assert status == 1
+    assert "does not verify" in err
+    assert run("--server", url, "--ca-file", certificate.authority, files[0])[0] == 0
+    assert run("--server", url, "--no-verify", files[0])[0] == 0
+    assert len(inbox.mails) == 2
+
+
+def test_starttls_is_required(inbox: Inbox, files: list[Path]) -> None:
+    status, _, err = run("--server", inbox.url, "--starttls", "require", files[0])
+    assert status == 1
+    assert "STARTTLS" in err
+    assert inbox.mails == []
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_the_password(scripted: Any, files: list[Path], tmp_path: Path, where: str) -> None:
+    def script(script: Any) -> None:
+        script.greet("AUTH PLAIN")
+        script.expect("AUTH PLAIN AGpvAHNlY3JldA==")
+        script.say("535 5.7.8 no")
+        script.rest()
+
+    path = tmp_path / "password"
+    path.write_text("secret\nmore\n")
+    args = ["--password-file", path] if where == "file" else []
+    server = scripted(script)
+    status, _, err = run(
+        "--server",
+        f"127.0.0.1:{server.port}",
+        "--user",
+        "jo",
+        *args,
+        "--allow-plaintext",
+        files[0],
+        GREENSMTP_PASSWORD="" if args else "secret",
+    )
+    assert status == 1
+    assert "535 5.7.8 no" in err
+    assert "secret" not in err
+
+
+def test_a_progress_bar_on_a_terminal_when_it_takes_long(inbox: Inbox, files: list[Path]) -> None:
+    from gevent import sleep
+
+    @inbox.server.on("received")
+    def dawdle(session: Session, ack: Ack) -> None:
+        sleep(0.4)
+        ack.accept()
+
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, "--concurrency", "1", *map(str, files)]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=theirs) as process:
+        assert process.wait(30) == 0
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "Sending" in shown
+    assert "100%" in shown

@@ -1,0 +1,65 @@
+"""Nothing that could end a command gets into one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol import command_lines
+
+
+@pytest.mark.parametrize(
+    ("address", "ext", "expected"),
+    [
+        ("jo@example.com", None, b"MAIL FROM:<jo@example.com>\r\n"),
+        ("<jo@example.com>", None, b"MAIL FROM:<jo@example.com>\r\n"),
+        ("", None, b"MAIL FROM:<>\r\n"),
+        ('"a b"@example.com', None, b'MAIL FROM:<"a b"@example.com>\r\n'),
+        ("jo@[192.0.2.1]", None, b"MAIL FROM:<jo@[192.0.2.1]>\r\n"),
+        ("j\u00f6@example.com", "SMTPUTF8", "MAIL FROM:<j\u00f6@example.com> SMTPUTF8\r\n".encode()),
+        ("jo@example.com", {"SIZE": 10, "SMTPUTF8": None}, b"MAIL FROM:<jo@example.com> SIZE=10 SMTPUTF8\r\n"),
+        ("jo@example.com", "RET=HDRS ENVID=x", b"MAIL FROM:<jo@example.com> RET=HDRS ENVID=x\r\n"),
+        ("jo@example.com", {}, b"MAIL FROM:<jo@example.com>\r\n"),
+    ],
+)
+def test_mail(address: str, ext: Any, expected: bytes) -> None:
+    assert command_lines.mail(address, ext) == expected
+
+
+BAD = ["a@b.c\r\nRCPT TO:<x@y.z>", "a@b.c\n", "a@b.c\r", "a@b.c\0", "a@b.c> SIZE=1", "a b@c.d", "a", "<a@b.c", "@b.c"]
+
+
+@pytest.mark.parametrize("address", BAD)
+def test_no_mailbox(address: str) -> None:
+    with pytest.raises(ProtocolError):
+        command_lines.mail(address)
+    with pytest.raises(ProtocolError):
+        command_lines.rcpt(address)
+
+
+@pytest.mark.parametrize(
+    "ext", ["SIZE=1\r\nDATA", "SIZE=1\0", "SIZE==1", {"SIZE": "1\n"}, {"X Y": "1"}, {"A\r\nB": None}]
+)
+def test_no_parameters(ext: Any) -> None:
+    with pytest.raises(ProtocolError):
+        command_lines.mail("a@b.c", ext)
+
+
+def test_a_recipient_is_somebody() -> None:
+    with pytest.raises(ProtocolError):
+        command_lines.rcpt("")
+
+
+@given(st.text(max_size=30))
+def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
+    for make in (command_lines.mail, command_lines.rcpt, lambda text: command_lines.line("NOOP", text)):
+        try:
+            line = make(text)
+        except ProtocolError:
+            continue
+        assert line.endswith(b"\r\n")
+        assert not set(line[:-2]) & {0, 10, 13}

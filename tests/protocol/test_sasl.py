@@ -1,0 +1,91 @@
+"""The mechanisms, without a wire, against their RFCs' examples."""
+
+from __future__ import annotations
+
+import pytest
+
+from greensmtp.errors import AuthenticationFailed
+from greensmtp.protocol import sasl
+
+
+def test_plain() -> None:
+    mechanism = sasl.Plain("jo", "secret")
+    assert mechanism.initial() == b"\0jo\0secret"
+    with pytest.raises(AuthenticationFailed):
+        mechanism.respond(b"")
+
+
+def test_login() -> None:
+    mechanism = sasl.Login("jo", "secret")
+    assert mechanism.initial() is None
+    assert [mechanism.respond(b"Username:"), mechanism.respond(b"Password:")] == [b"jo", b"secret"]
+    with pytest.raises(AuthenticationFailed):
+        mechanism.respond(b"And?")
+
+
+def test_cram_md5_as_in_rfc_2195() -> None:
+    mechanism = sasl.CramMD5("tim", "tanstaaftanstaaf")
+    answer = mechanism.respond(b"<1896.697170952@postoffice.reston.mci.net>")
+    assert answer == b"tim b913a602c7eda7a495b4e6e7334d3890"
+
+
+def test_oauth() -> None:
+    assert sasl.XOAuth2("jo@x.example", "t0k").initial() == b"user=jo@x.example\x01auth=Bearer t0k\x01\x01"
+    bearer = sasl.OAuthBearer("j,o=", "t0k")
+    assert bearer.initial() == b"n,a=j=2Co=3D,\x01auth=Bearer t0k\x01\x01"
+    assert bearer.respond(b"{}") == b"\x01"
+    assert sasl.XOAuth2("jo", "t0k").respond(b"{}") == b""
+
+
+def test_scram_with_a_real_server() -> None:
+    from scramp import ScramMechanism  # type: ignore[import-untyped]
+
+    mechanism = ScramMechanism("SCRAM-SHA-256")
+    salt, stored, server_key, iterations = mechanism.make_auth_info("secret")
+    server = mechanism.make_server(lambda _name: (salt, stored, server_key, iterations))
+    client = sasl.ScramSHA256("jo", "secret")
+    server.set_client_first(client.initial().decode())
+    server.set_client_final(client.respond(server.get_server_first().encode()).decode())
+    with pytest.raises(AuthenticationFailed, match="did not prove"):
+        client.check_success()
+    assert client.respond(server.get_server_final().encode()) == b""
+    client.check_success()
+
+
+@pytest.mark.parametrize("challenge", [b"", b"nonsense", b"r=another,s=AAAA,i=4096", b"\xff"])
+def test_scram_does_not_take_just_anything(challenge: bytes) -> None:
+    client = sasl.ScramSHA256("jo", "secret")
+    client.initial()
+    with pytest.raises(AuthenticationFailed):
+        client.respond(challenge)
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ("LOGIN PLAIN CRAM-MD5 SCRAM-SHA-256 XOAUTH2", "SCRAM-SHA-256"),
+        ("LOGIN PLAIN CRAM-MD5", "CRAM-MD5"),
+        ("login plain", "PLAIN"),
+        ("LOGIN", "LOGIN"),
+    ],
+)
+def test_the_strongest_for_a_password(offered: str, chosen: str) -> None:
+    assert sasl.choose(offered.split(), None, "jo", "secret", None).name == chosen
+
+
+def test_a_token_chooses_among_its_own() -> None:
+    assert sasl.choose(["PLAIN", "XOAUTH2", "OAUTHBEARER"], None, "jo", None, "t").name == "OAUTHBEARER"
+    with pytest.raises(AuthenticationFailed, match="PLAIN"):
+        sasl.choose(["PLAIN"], None, "jo", None, "t")
+
+
+def test_a_wanted_one() -> None:
+    assert sasl.choose([], "login", "jo", "secret", None).name == "LOGIN"
+    with pytest.raises(ValueError, match="DIGEST-MD5"):
+        sasl.choose([], "DIGEST-MD5", "jo", "secret", None)
+    with pytest.raises(ValueError, match="token"):
+        sasl.choose([], "XOAUTH2", "jo", None, None)
+
+
+def test_the_secret_is_in_no_repr() -> None:
+    assert "secret" not in repr(sasl.Plain("jo", "secret"))
