@@ -128,7 +128,7 @@ class Decision:
 
     __slots__ = ("_loop", "_on_accept", "_waiter", "_watch", "closed", "conflict", "reply", "rules")
 
-    def __init__(self, rules: AckRules, on_accept: Callable[[], None] | None = None) -> None:
+    def __init__(self, rules: AckRules, on_accept: Callable[[Reply], None] | None = None) -> None:
         self.rules = rules
         self.reply: Reply | None = None
         #: Somebody tried to decide what had been decided.
@@ -152,7 +152,7 @@ class Decision:
                 )
             self.reply = reply
         if self._on_accept is not None and reply.code < 400:
-            self._on_accept()
+            self._on_accept(reply)
         if self._waiter is not None:
             self._wake()
 

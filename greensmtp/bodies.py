@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from greensmtp.connection import BODY_PIECE, Connection
-from greensmtp.protocol import standard
 from greensmtp.protocol.commands import ChunkCommand
+from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.transparency import DotDecoder
 
 
@@ -20,11 +20,11 @@ class DataBody:
         self._decoder = DotDecoder()
         self.complete = False
 
-    def open(self) -> None:
+    def open(self, reply: Reply) -> None:
         """Send 354, and at once: the receiver may take its time before it reads."""
         connection = self._connection
         connection.begin_body()
-        connection.write(standard.START_MAIL.encode())
+        connection.write(reply.encode())
         connection.flush(connection.limits.command_timeout)
 
     def read_chunk(self) -> bytes:
@@ -57,7 +57,7 @@ class ChunkedBody:
         self._next = next_chunk
         self.complete = False
 
-    def open(self) -> None:
+    def open(self, reply: Reply) -> None:
         """The peer does not wait to be asked."""
         self._connection.begin_body()
 

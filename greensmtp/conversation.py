@@ -336,6 +336,10 @@ class Conversation:
         """What was raised when the peer was lost."""
         return self.connection.lost
 
+    def flush(self) -> None:
+        """Send the replies that are owed."""
+        self.connection.flush(self._program.limits.command_timeout)
+
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
         connection = self.connection

@@ -266,7 +266,7 @@ class Dispatcher:
         reply = self.emitters["message"].ask(session, stream.open, stream=stream)
         assert reply is not None
         if reply.code == standard.START_MAIL.code:
-            stream.open()
+            stream.open(reply)
         elif stream.opened:
             # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
             stream.fail(reply)

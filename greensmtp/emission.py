@@ -61,11 +61,11 @@ class Emitter:
                     handler_name(receiver),
                 )
 
-    def ask(self, session: Session, on_accept: Callable[[], None] | None = None, /, **fields: Any) -> Reply | None:
+    def ask(self, session: Session, on_accept: Callable[[Reply], None] | None = None, /, **fields: Any) -> Reply | None:
         """Have the receivers decide. The reply is theirs, or 451 where they failed; None where an optional ack
         stays undecided.
 
-        :param on_accept: called within ``accept``, in whatever greenlet or thread that is.
+        :param on_accept: called with the reply, within ``accept``, in whatever greenlet or thread that is.
         """
         rules = self.rules
         assert rules is not None, self.name
@@ -85,6 +85,9 @@ class Emitter:
             if decision.reply is None and not rules.optional:
                 alive = decision.watch(ack)
                 del ack  # from here on, only receivers hold it
+                # It may take a while: what has been answered before must not wait for this.
+                session.link.flush()
+                session.link.watch(decision)
                 decision.wait(alive)
         except Reject as reject:
             try:

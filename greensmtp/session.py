@@ -47,6 +47,9 @@ class Link(Protocol):
     def unwatch(self) -> Callable[[], None]:
         """They have decided."""
 
+    def flush(self) -> None:
+        """Send the replies that are owed."""
+
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
 

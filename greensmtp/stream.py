@@ -29,8 +29,8 @@ class Body(Protocol):
     #: The end has been read.
     complete: bool
 
-    def open(self) -> None:
-        """Let the peer send: for DATA, 354 goes out."""
+    def open(self, reply: Reply) -> None:
+        """Let the peer send: for DATA, this reply goes out."""
 
     def read_chunk(self) -> bytes:
         """The next octets of the body, as many as there are; ``b""`` only when it is complete.
@@ -236,11 +236,11 @@ class MessageStream:
 
     # What the framework does with it
 
-    def open(self) -> None:
+    def open(self, reply: Reply) -> None:
         """The body may flow; within ``ack.accept()``, so that 354 goes out at once where that can be."""
         if not self.opened and getcurrent() is self._greenlet:
             self.opened = self._flowing = True
-            self._body.open()
+            self._body.open(reply)
 
     def fail(self, reply: Reply, error: IncompleteMessage | None = None) -> None:
         """This will be the reply; the first failure counts. Nothing flows to anybody any more."""

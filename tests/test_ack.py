@@ -321,3 +321,14 @@ def test_an_ack_shows_what_became_of_it(smtp_server: MakeServer) -> None:
 
     ask_for_recipient(smtp_server(start=False), decide)
     assert shown == ["<Ack 'undecided'>", "<Ack '550 5.1.1 no'>"]
+
+
+def test_the_text_of_an_accepted_message_is_the_354s(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    server.on("message", lambda session, stream, ack: ack.accept(354, "go ahead"))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+        peer.expect("250", "250", "354 go ahead")
+        peer.line(".")
+        peer.expect("250")

@@ -106,6 +106,18 @@ def test_that_connection_alone_waits(smtp_server: MakeServer) -> None:
         waits.expect("250")
 
 
+def test_what_was_answered_before_does_not_wait_for_a_late_ack(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    held: list[Ack] = []
+    server.on("to", lambda session, address, ack: held.append(ack))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        peer.expect("250 2.1.0")
+        held.pop().accept()
+        peer.expect("250 2.1.5")
+
+
 def test_replies_keep_their_order_when_acks_come_late(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
     released = Event()

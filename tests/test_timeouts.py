@@ -113,10 +113,12 @@ def test_a_middleware_may_take_its_time(smtp_server: MakeServer) -> None:
             sleep(MORE)
         return reply
 
-    with dial(smtp_server(start=False, command_timeout=SHORT, ack_timeout=SHORT, middleware=[tarpit])) as peer:
+    server = smtp_server(start=False, command_timeout=SHORT, ack_timeout=SHORT, middleware=[tarpit])
+    server.on("to", lambda session, address, ack: ack.reject())
+    with dial(server) as peer:
         peer.hello()
-        peer.line("WHAT", "NOOP")
-        peer.expect("500", "250")
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "NOOP")
+        peer.expect("250", "550", "250")
 
 
 def test_half_a_line_has_no_time_of_its_own(smtp_server: MakeServer) -> None:
