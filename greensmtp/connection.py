@@ -258,19 +258,19 @@ class Connection:
 
         :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
         """
+        waited = 0.0
         if self._at == len(self._buffer):
             began = monotonic()
             self._fill(size, began + self._data_timeout)
-            self._waited += monotonic() - began
-            self._received += len(self._buffer)
-            if self._waited > self.limits.data_rate_grace:
-                self._check_rate()
+            waited = monotonic() - began
         at = self._at
         data = self._buffer[at : at + size] if at or len(self._buffer) > size else self._buffer
         self._at = at + len(data)
         if self._at == len(self._buffer):
             self._buffer = b""
             self._at = 0
+        self._received += len(data)
+        self.count_wait(waited)
         return data
 
     def unread(self, data: bytes) -> None:
@@ -284,8 +284,14 @@ class Connection:
         self._waited = 0.0
         self._received = 0
 
-    def _check_rate(self) -> None:
-        if self._received < self._waited * self.limits.min_data_rate:
+    def count_wait(self, seconds: float) -> None:
+        """The body has been waited for, or the command that goes on with it.
+
+        :raises ConnectionLost: it comes with less than ``min_data_rate``.
+        """
+        self._waited += seconds
+        limits = self.limits
+        if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
             raise self._lose("slow")
 
     def _fill(self, size: int, deadline: float) -> None:

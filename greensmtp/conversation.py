@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, getcurrent
@@ -371,7 +372,9 @@ class Conversation:
             self.connection.write(self._pending.encode())
             self._pending = None
         while True:
+            began = monotonic()
             command = self._read_command()
+            self.connection.count_wait(monotonic() - began)
             if command.verb in _ENDS_CHUNKS:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")

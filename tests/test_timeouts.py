@@ -267,6 +267,33 @@ def test_a_body_below_the_rate_is_421(smtp_server: MakeServer) -> None:
     assert reasons == ["slow"]
 
 
+def test_octets_that_come_with_their_command_count(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        peer.expect("250", "250")
+        for last in ("", "", " LAST"):
+            sleep(LESS)
+            peer.send(f"BDAT 1000{last}\r\n" + "x" * 1000)
+            peer.expect("250")
+
+
+def test_the_time_between_chunks_counts(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        peer.send("BDAT 1\r\nx")
+        peer.expect("250", "250", "250")
+        sleep(MORE)  # a peer that takes its time
+        peer.send("BDAT 1\r\nx")
+        peer.expect("421 4.4.2 Data comes too slowly")
+        peer.expect_end()
+
+
 @pytest.mark.parametrize(
     ("rate", "grace"), [(10, 0.1), (0, 0.1), (100_000, 30)], ids=["fast enough", "any", "in grace"]
 )
