@@ -120,6 +120,7 @@ class LineEncoder:
         """The next octets of the body, as they go over the wire."""
         if not data:
             return b""
+        # A CR at the end waits for what follows: an LF belongs to it.
         if self._after_cr:
             data = b"\r" + data
         self._after_cr = data.endswith(b"\r")
@@ -133,38 +134,22 @@ class LineEncoder:
         return b"\r\n" if self._after_cr or not self._at_line_start else b""
 
 
-class DotEncoder:
+class DotEncoder(LineEncoder):
     """Dot-stuffs a body over any cuts, makes every bare CR and bare LF a CRLF, and ends it with CRLF.CRLF.
 
     No further empty line is added to a body that ends in CRLF already. What goes out can smuggle nothing: no
     CR without LF, no LF without CR.
     """
 
-    __slots__ = ("_after_cr", "_at_line_start")
-
-    def __init__(self) -> None:
-        self._at_line_start = True
-        self._after_cr = False
+    __slots__ = ()
 
     def feed(self, data: bytes) -> bytes:
         """The next octets of the body, as they go over the wire."""
-        if not data:
-            return b""
-        # CRs at the end wait for what follows: an LF belongs to it.
-        if self._after_cr:
-            data = b"\r" + data
-        self._after_cr = data.endswith(b"\r")
-        if self._after_cr:
-            data = data[:-1]
-        data = with_crlf(data)
-        stuffed = data.replace(_CRLF_DOT, b"\r\n..") if b"." in data else data
-        if self._at_line_start and data.startswith(b"."):
-            stuffed = b"." + stuffed
-        if data:
-            self._at_line_start = data.endswith(b"\n")
-        return stuffed
+        begins_line = self._at_line_start
+        lines = super().feed(data)
+        stuffed = lines.replace(_CRLF_DOT, b"\r\n..") if b"." in lines else lines
+        return b"." + stuffed if begins_line and lines.startswith(b".") else stuffed
 
     def finish(self) -> bytes:
         """What ends the body."""
-        open_line = self._after_cr or not self._at_line_start
-        return b"\r\n.\r\n" if open_line else b".\r\n"
+        return super().finish() + b".\r\n"
