@@ -52,7 +52,7 @@ LOCK := .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --sy
 lock: ## regenerate requirements/*.txt
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(LOCK) requirements/serve.in --extra cli -o requirements/serve.txt
+	$(LOCK) requirements/serve.in --extra all -o requirements/serve.txt
 	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
 
 clean: ## remove whatever make and the tools have made
