@@ -10,7 +10,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
-from blinker import ANY, Signal
+import blinker
+from blinker import ANY
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -32,6 +33,25 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 
 #: What LMTP's ``received`` gives besides: the recipient whose reply this is.
 LMTP_RECEIVED = ("recipient", "ack")
+
+
+class Signal(blinker.Signal):
+    """blinker's, which counts its changes: who is to be called need not be worked out anew for every command."""
+
+    def __init__(self, doc: str | None = None) -> None:
+        super().__init__(doc)
+        self.changes = 0
+
+    def connect(self, receiver: Handler, sender: Any = ANY, weak: bool = True) -> Handler:
+        """As blinker's."""
+        connected = super().connect(receiver, sender, weak)
+        self.changes += 1
+        return connected
+
+    def disconnect(self, receiver: Callable[..., Any], sender: Any = ANY) -> None:
+        """As blinker's."""
+        super().disconnect(receiver, sender)
+        self.changes += 1
 
 
 class Signals:

@@ -6,7 +6,6 @@ import io
 import logging
 import tempfile
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import getcurrent
@@ -63,49 +62,35 @@ class MessageStream:
     ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then; undo what has been done.
     """
 
-    __slots__ = (
-        "_at_end",
-        "_body",
-        "_checks",
-        "_flowing",
-        "_greenlet",
-        "_max_size",
-        "_pipes",
-        "_rest",
-        "_session",
-        "_spools",
-        "closed",
-        "complete",
-        "error",
-        "failure",
-        "opened",
-        "size",
-    )
+    # What most messages never need is an attribute of the class: one stream is made for every message.
+    _pipes: tuple[Writable, ...] = ()
+    _spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
+    _at_end: tuple[Callable[[], object], ...] = ()
+    _rest = b""
+    #: Chunks can be had: it is open, and neither complete, nor failed, nor closed.
+    _flowing = False
+    #: Octets so far.
+    size = 0
+    #: The peer may send: the ack was accepted.
+    opened = False
+    #: All of the body has been read off the socket.
+    complete = False
+    #: Somebody has closed it, or its transaction is over: reading raises ValueError.
+    closed = False
+    #: The reply that will be given instead of ``received``'s, when the message has failed.
+    failure: Reply | None = None
+    #: What reading raises from now on, when that is more than an early end.
+    error: IncompleteMessage | None = None
 
-    def __init__(self, session: Session, body: Body, max_size: int | None, checks: tuple[BodyCheck, ...]) -> None:
+    def __init__(self, session: Session, body: Body, max_size: float, checks: tuple[BodyCheck, ...]) -> None:
+        """
+        :param max_size: octets that it may have; ``inf``: any number.
+        """
         self._session = session
         self._body = body
-        self._max_size: float = inf if max_size is None else max_size
+        self._max_size = max_size
         self._checks = checks
-        self._pipes: tuple[Writable, ...] = ()
-        self._spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
-        self._at_end: tuple[Callable[[], object], ...] = ()
-        self._rest = b""
         self._greenlet = getcurrent()
-        #: Chunks can be had: it is open, and neither complete, nor failed, nor over.
-        self._flowing = False
-        #: Octets so far.
-        self.size = 0
-        #: The peer may send: the ack was accepted.
-        self.opened = False
-        #: All of the body has been read off the socket.
-        self.complete = False
-        #: Somebody has closed it, or its transaction is over: reading raises ValueError.
-        self.closed = False
-        #: The reply that will be given instead of ``received``'s, when the message has failed.
-        self.failure: Reply | None = None
-        #: What reading raises from now on, when that is more than an early end.
-        self.error: IncompleteMessage | None = None
 
     # What receivers do with it
 
@@ -216,6 +201,7 @@ class MessageStream:
     def close(self) -> None:
         """No more reading; what still comes is drained, and flows to the pipes."""
         self.closed = True
+        self._flowing = False
         self._rest = b""
 
     def __enter__(self) -> MessageStream:
@@ -229,10 +215,10 @@ class MessageStream:
 
     def __next__(self) -> bytes:
         chunk = self._rest or self._next_chunk()
-        if not chunk:
-            raise StopIteration
-        self._rest = b""
-        return chunk
+        if chunk:
+            self._rest = b""
+            return chunk
+        raise StopIteration
 
     # What the framework does with it
 
@@ -268,8 +254,9 @@ class MessageStream:
 
     def end(self) -> None:
         """The transaction is over."""
+        self.closed = True
         self._flowing = False
-        self.close()
+        self._rest = b""
         for callback in self._at_end:
             try:
                 callback()
@@ -279,7 +266,7 @@ class MessageStream:
     # Within
 
     def _next_chunk(self) -> bytes:
-        if self._flowing and not self.closed and self._greenlet is getcurrent():
+        if self._flowing and self._greenlet is getcurrent():
             return self._take_chunk()
         if self.closed:
             raise ValueError("this message stream is closed: its body can be read while `message` is handled")

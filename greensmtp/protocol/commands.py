@@ -123,8 +123,6 @@ NO_ADDRESS = Address("", "", "")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
-_USUAL_FROM = re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}")
-_USUAL_TO = re.compile(f"[Tt][Oo]{_USUAL}")
 #: A blank behind the colon is wrong, and so common that it is let through.
 _ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
 _HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
@@ -132,34 +130,52 @@ _HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
 _CHUNK = re.compile(r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?")
 
 
-class _PathErrors(NamedTuple):
+class _Path(NamedTuple):
+    """How one verb's path is read."""
+
+    usual: re.Pattern[str]
+    word: str
     syntax: Reply
     malformed: Reply
 
 
-_MAIL_ERRORS = _PathErrors(standard.SAY_FROM, standard.BAD_SENDER)
-_RCPT_ERRORS = _PathErrors(standard.SAY_TO, standard.BAD_RECIPIENT)
+_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", standard.SAY_FROM, standard.BAD_SENDER)
+_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", standard.SAY_TO, standard.BAD_RECIPIENT)
 
 
-def _parse_path(verb: str, argument: str, usual: re.Match[str] | None, word: str, errors: _PathErrors) -> PathCommand:
-    """Read a path and its parameters; ``usual`` is the match of the usual form."""
-    if usual is not None:
-        local_part, domain, rest = usual.groups()
-        if (
-            len(domain) <= MAX_LABEL
-            and ".." not in argument
-            and ("-" not in argument or ("-." not in argument and ".-" not in argument))
-        ):
-            if rest is None:
-                return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain))
-            try:
-                parameters = parse_parameters(rest)
-            except ProtocolError as error:
-                return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
-            return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+def _parse_mail(verb: str, argument: str) -> Command:
+    return _parse_path(verb, argument, _MAIL)
+
+
+def _parse_rcpt(verb: str, argument: str) -> Command:
+    command = _parse_path(verb, argument, _RCPT)
+    if not command.address and command.error is None:
+        command.error = standard.BAD_RECIPIENT
+    return command
+
+
+def _parse_path(verb: str, argument: str, path: _Path) -> PathCommand:
+    """Read a path and its parameters."""
+    usual = path.usual.fullmatch(argument)
+    if usual is None or ".." in argument or ("-" in argument and ("-." in argument or ".-" in argument)):
+        return _parse_any_path(verb, argument, path)
+    local_part, domain, rest = usual.groups()
+    if len(domain) > MAX_LABEL:
+        return _parse_any_path(verb, argument, path)
+    if rest is None:
+        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain))
+    try:
+        parameters = parse_parameters(rest)
+    except ProtocolError as error:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+    return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+
+
+def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
+    """The long way round."""
     match = _ANY_PATH.fullmatch(argument)
-    if match is None or match[1].upper() != word:
-        return PathCommand(verb, argument, NO_ADDRESS, errors.syntax)
+    if match is None or match[1].upper() != path.word:
+        return PathCommand(verb, argument, NO_ADDRESS, path.syntax)
     try:
         parameters = parse_parameters(match[3] or "")
     except ProtocolError as error:
@@ -167,19 +183,8 @@ def _parse_path(verb: str, argument: str, usual: re.Match[str] | None, word: str
     try:
         return PathCommand(verb, argument, Address.parse(match[2], parameters))
     except ProtocolError as error:
-        malformed = errors.malformed
+        malformed = path.malformed
         return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
-
-
-def _parse_mail(verb: str, argument: str) -> Command:
-    return _parse_path(verb, argument, _USUAL_FROM.fullmatch(argument), "FROM", _MAIL_ERRORS)
-
-
-def _parse_rcpt(verb: str, argument: str) -> Command:
-    command = _parse_path(verb, argument, _USUAL_TO.fullmatch(argument), "TO", _RCPT_ERRORS)
-    if not command.address and command.error is None:
-        command.error = standard.BAD_RECIPIENT
-    return command
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:

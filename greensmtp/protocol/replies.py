@@ -30,7 +30,7 @@ class Reply:
     :raises ProtocolError: a code out of range, or an enhanced code of another class than the reply's.
     """
 
-    __slots__ = ("_wire", "code", "ends_connection", "enhanced", "lines")
+    __slots__ = ("code", "ends_connection", "enhanced", "lines", "wire")
 
     code: int
     #: The text, one string a line, without the enhanced code.
@@ -39,6 +39,8 @@ class Reply:
     enhanced: str | None
     #: 221 and 421 are said by a server that is about to close the connection (RFC 5321 section 4.2.3).
     ends_connection: bool
+    #: What ``encode`` gives, once it has been asked; None before.
+    wire: bytes | None
 
     def __init__(self, code: int, *lines: str, enhanced: str | None = "") -> None:
         if not 200 <= code <= 599:
@@ -52,7 +54,7 @@ class Reply:
         self.lines = tuple(texts)
         self.enhanced = enhanced
         self.ends_connection = code in (221, 421)
-        self._wire: bytes | None = None
+        self.wire = None
 
     @property
     def text(self) -> str:
@@ -81,10 +83,9 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as it goes over the wire, CRLF and all."""
-        wire = self._wire
-        if wire is None:
-            wire = self._wire = self._encode()
-        return wire
+        if self.wire is None:
+            self.wire = self._encode()
+        return self.wire
 
     def _encode(self) -> bytes:
         prefix = f"{self.enhanced} " if self.enhanced else ""

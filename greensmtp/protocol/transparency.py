@@ -16,16 +16,14 @@ class DotDecoder:
     else is, so at most two octets are buffered. A piece without a stuffed dot is handed on as it is, not copied.
     """
 
-    __slots__ = ("_after_cr", "_at_line_start", "_held", "complete", "rest")
-
-    def __init__(self) -> None:
-        self._held = b""
-        self._at_line_start = True
-        self._after_cr = False
-        #: CRLF.CRLF has been seen.
-        self.complete = False
-        #: What came behind it: the next commands.
-        self.rest = b""
+    # One is made for every message, and most are over with the first piece: what they start with belongs to the class.
+    _held = b""
+    _at_line_start = True
+    _after_cr = False
+    #: CRLF.CRLF has been seen.
+    complete = False
+    #: What came behind it: the next commands.
+    rest = b""
 
     def feed(self, data: bytes) -> bytes:
         """Take the next octets off the wire, give what they are of the body (perhaps nothing)."""
