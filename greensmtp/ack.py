@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent import get_hub
 from gevent.hub import Waiter
@@ -22,8 +21,7 @@ _deciding = get_original("_thread", "allocate_lock")()
 Message = str | Iterable[str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class AckRules:
+class AckRules(NamedTuple):
     """What one signal's acks may say."""
 
     #: ``accept()`` and ``reject()`` without arguments.

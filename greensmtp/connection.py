@@ -13,7 +13,7 @@ from gevent import ssl as gevent_ssl
 from greensmtp.errors import ConnectionLost
 from greensmtp.limits import Limits
 from greensmtp.protocol import standard
-from greensmtp.protocol.commands import FOREIGN
+from greensmtp.protocol.commands import is_foreign
 from greensmtp.protocol.replies import Reply
 
 #: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
@@ -219,7 +219,7 @@ class Connection:
     def _blame(self, start: int, end: int, reply: Reply) -> Reply:
         """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
         because its first line is too long, or ended by a bare LF."""
-        return standard.NOT_SMTP if FOREIGN.match(self._buffer, start, end) else reply
+        return standard.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
 
     def _skip_line(self) -> bool:
         """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""

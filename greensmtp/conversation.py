@@ -18,11 +18,11 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
-    FOREIGN,
     UNKNOWN,
     ChunkCommand,
     Command,
     EndOfData,
+    is_foreign,
     parse_command,
 )
 from greensmtp.protocol.replies import Reply
@@ -189,7 +189,7 @@ class Conversation:
         command = _LONE.get(line)
         if command is None:
             command = parse_command(line)
-            if (command.verb not in self._program.routes or b" HTTP/" in line) and FOREIGN.match(line):
+            if (command.verb not in self._program.routes or b" HTTP/" in line) and is_foreign(line):
                 raise ConnectionLost("foreign")
         return command
 

@@ -5,8 +5,6 @@ The sender is always the ``Session``, so ``signals.to.connect(handler, sender=se
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
@@ -101,6 +99,8 @@ class Signals:
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
+            import difflib
+
             near = difflib.get_close_matches(wanted, FIELDS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
@@ -133,6 +133,8 @@ class Signals:
         """Raise TypeError unless the handler can be called with the session and this signal's fields."""
         if not callable(handler):
             raise TypeError(f"a handler must be callable, not {handler!r}")
+        import inspect  # of no use to those who only send
+
         try:
             signature = inspect.signature(handler)
         except ValueError:  # something built in: it tells nothing

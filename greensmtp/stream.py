@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import logging
-import tempfile
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +14,8 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
 if TYPE_CHECKING:
+    from tempfile import SpooledTemporaryFile
+
     from _typeshed import WriteableBuffer
 
     from greensmtp.session import Session
@@ -64,7 +65,7 @@ class MessageStream:
 
     # What most messages never need is an attribute of the class: one stream is made for every message.
     _pipes: tuple[Writable, ...] = ()
-    _spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
+    _spools: tuple[SpooledTemporaryFile[bytes], ...] = ()
     _at_end: tuple[Callable[[], object], ...] = ()
     _rest = b""
     #: Chunks can be had: it is open, and neither complete, nor failed, nor closed.
@@ -101,10 +102,12 @@ class MessageStream:
         """
         self._pipes = (*self._pipes, writable)
 
-    def spool(self, max_memory: int = 1024 * 1024) -> tempfile.SpooledTemporaryFile[bytes]:
+    def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
         """Keep the body in a file that moves from memory to disk at ``max_memory`` octets; it is complete, and at
         its beginning, at ``received``. The caller closes it."""
-        spooled = tempfile.SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
+        from tempfile import SpooledTemporaryFile  # it brings a good deal along, and not every server spools
+
+        spooled = SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
         self._spools = (*self._spools, spooled)
         self.pipe(spooled)
         return spooled

@@ -7,16 +7,12 @@ import io
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
-#: Octets of which CR and LF are counted sooner than scanned.
-SMALL = 4096
-
 
 class NoBareNewlines:
     """Finds a CR without LF, or an LF without CR, over any cuts of the body.
 
     The work is done by the C scanner behind universal newlines, which notes every kind of line end that it meets:
-    one pass, where three counts of CR, LF and CRLF cost more than twice as much. Only a small body, which is one
-    chunk, is counted sooner than a scanner is made.
+    one pass, where three counts of CR, LF and CRLF cost more than twice as much, in a small body too.
     """
 
     _scanner: io.IncrementalNewlineDecoder | None = None
@@ -24,9 +20,6 @@ class NoBareNewlines:
     def __call__(self, chunk: bytes) -> Reply | None:
         scanner = self._scanner
         if scanner is None:
-            # (A chunk that ends between CR and LF does not count as even.)
-            if len(chunk) < SMALL and chunk.count(b"\r\n") == chunk.count(b"\n") == chunk.count(b"\r"):
-                return None
             scanner = self._scanner = io.IncrementalNewlineDecoder(None, translate=False)
         # Latin-1 is one octet, one character: a copy, not a decoding. With no decoder of its own, the scanner
         # takes text, which typeshed does not know.

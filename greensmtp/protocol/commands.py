@@ -32,10 +32,7 @@ KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
 
 #: The first words of protocols that must not be answered as if they were mail: HTTP's methods (a browser made to
 #: post to a mail port), and the first bytes of a TLS handshake.
-FOREIGN = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d",
-    re.IGNORECASE,
-)
+_FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
 
 
 class Command:
@@ -124,7 +121,7 @@ _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
 #: A blank behind the colon is wrong, and so common that it is let through.
-_ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
+_ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
 _HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
 #: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
 _CHUNK = re.compile(r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?")
@@ -173,7 +170,7 @@ def _parse_path(verb: str, argument: str, path: _Path) -> PathCommand:
 
 def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
     """The long way round."""
-    match = _ANY_PATH.fullmatch(argument)
+    match = re.fullmatch(_ANY_PATH, argument, re.IGNORECASE)
     if match is None or match[1].upper() != path.word:
         return PathCommand(verb, argument, NO_ADDRESS, path.syntax)
     try:
@@ -226,6 +223,11 @@ PARSERS: Mapping[str, Callable[[str, str], Command]] = {
     "QUIT": _parse_lone,
     "STARTTLS": _parse_lone,
 }
+
+
+def is_foreign(data: bytes) -> bool:
+    """This is the beginning of another protocol's, which must not be answered as if it were mail."""
+    return re.match(_FOREIGN, data, re.IGNORECASE) is not None
 
 
 def parse_command(line: bytes) -> Command:
