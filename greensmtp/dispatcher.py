@@ -69,6 +69,7 @@ class Dispatcher:
             self._data_checks.append(partial(LineLength, limits.max_body_line_length))
         self._parameters = esmtp.allowed_parameters(extensions)
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
+        self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
         #: EHLO's reply behind its first line, by whether TLS is up.
         self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
         self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 RFC 5321 tells the rest")
@@ -131,8 +132,9 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        text = reply.lines if reply.code == 220 else ("ESMTP",)
-        first, *rest = text
+        first, *rest = reply.lines
+        if reply.code != 220 or (first == "ESMTP" and not rest):
+            return self._banner
         protocol = "LMTP" if self._lmtp and first == "ESMTP" else first
         return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
 
