@@ -308,9 +308,9 @@ class Connection:
             if self._pending is None:
                 # Waited for before it is tried, since nearly always there is nothing yet.
                 self._hub.wait(self._watcher)
-            elif self._turn <= 0 and not self._pending():
-                # TLS may hold what the socket no longer has, and is tried first; but now and then the others must
-                # have their turn, however fast this peer is.
+            elif (self._turn <= 0 or size <= COMMAND_PIECE) and not self._pending():
+                # TLS hands out one record at a time, so within a body the next one is tried first; but now and then
+                # the others must have their turn, however fast this peer is.
                 self._turn = TURN
                 self._hub.wait(self._watcher)
             data = self.socket.recv(size)
