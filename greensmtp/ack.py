@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 from gevent import get_hub
 from gevent.hub import Waiter
-from gevent.monkey import get_original
 
 from greensmtp.errors import AlreadyAcknowledged
+from greensmtp.native import native
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
 #: Guards the one step from undecided to decided, for acks decided by native threads; held for an instant, never
 #: across a switch. (The real lock, in a patched process too: gevent's would not hold off another thread's hub.)
-_deciding = get_original("_thread", "allocate_lock")()
+_deciding = native("_thread", "allocate_lock")()
 
 Message = str | Iterable[str] | None
 

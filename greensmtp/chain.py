@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from greensmtp.errors import Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 from greensmtp.signals import handler_name
-
-logger = logging.getLogger("greensmtp")
 
 #: What a middleware calls to have the rest of the chain answer.
 Proceed = Callable[[Session, Command], Reply]

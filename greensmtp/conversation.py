@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
 from greensmtp.connection import BadLine, Connection
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import (
@@ -32,8 +32,6 @@ from greensmtp.stream import MessageStream
 
 if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
-
-logger = logging.getLogger("greensmtp")
 
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 from math import inf
@@ -33,8 +32,6 @@ from greensmtp.protocol.states import REFUSALS, State
 from greensmtp.session import Session
 from greensmtp.signals import FIELDS, Signals
 from greensmtp.stream import Body, BodyCheck, MessageStream
-
-logger = logging.getLogger("greensmtp")
 
 # An Enum's member costs a good deal more to look up than a name of the module.
 _SENDER, _RECIPIENTS = State.SENDER, State.RECIPIENTS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,14 +10,13 @@ from blinker import ANY
 
 from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 from greensmtp.signals import Signal, Signals, handler_name, shared
 
 if TYPE_CHECKING:
     from greensmtp.session import Session
-
-logger = logging.getLogger("greensmtp")
 
 
 class Emitter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket as native_socket
 import ssl
@@ -21,14 +20,13 @@ from greensmtp.chain import Chain, Middleware, check_middleware
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.listeners import check_listener, is_unix_path, listen
+from greensmtp.log import logger
 from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
-
-logger = logging.getLogger("greensmtp")
 
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

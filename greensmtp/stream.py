@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import getcurrent
 
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
     from greensmtp.session import Session
-
-logger = logging.getLogger("greensmtp")
 
 
 class Body(Protocol):

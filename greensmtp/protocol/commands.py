@@ -122,9 +122,9 @@ _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
 #: A blank behind the colon is wrong, and so common that it is let through.
 _ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
-_HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
+_HOSTNAME = r"[\x21-\x7e]{1,255}"
 #: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
-_CHUNK = re.compile(r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?")
+_CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
 
 
 class _Path(NamedTuple):
@@ -187,12 +187,12 @@ def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
 def _parse_greeting(verb: str, argument: str) -> Command:
     # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve; its form is checked no
     # further than our own replies and log lines need.
-    error = None if _HOSTNAME.fullmatch(argument) else standard.NEEDS_HOSTNAME
+    error = None if re.fullmatch(_HOSTNAME, argument) else standard.NEEDS_HOSTNAME
     return Greeting(verb, argument, argument, error)
 
 
 def _parse_bdat(verb: str, argument: str) -> Command:
-    match = _CHUNK.fullmatch(argument)
+    match = re.fullmatch(_CHUNK, argument)
     if match is None:
         return ChunkCommand(verb, argument, 0, False, standard.SAY_SIZE)
     return ChunkCommand(verb, argument, int(match[1] or 0), match[2] is not None)
