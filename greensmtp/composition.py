@@ -42,8 +42,8 @@ def when(predicate: Condition, middleware: Middleware, otherwise: Middleware | N
     its name: neither applies, and nothing passes. Predicates are made by ``greensmtp.predicates``, or any callable.
 
     DISCONNECT is not asked about: whoever has seen the connection's CONNECT sees its DISCONNECT, so that what counts
-    connections counts right, and nobody else does. (One that wants DISCONNECT but not CONNECT sees it when it has
-    seen anything at all.)
+    connections counts right, and nobody else does. One that wants DISCONNECT but not CONNECT sees it when it has seen
+    anything at all; one that wants nothing but DISCONNECT, where the predicate says so then.
 
     What it is not to see, it cannot own: a verb of its own gets what the server says by itself. The parameters of
     its extensions are allowed behind MAIL and RCPT all the same, since those are settled when the server starts.
@@ -101,11 +101,19 @@ class When:
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Ask the predicate, and pass the command through one of the two."""
         if command.verb == DISCONNECT:
-            for branch in (self._otherwise, self._applies):
-                proceed = branch.last(session, proceed)
-            return proceed(session, command)
+            return self._end(session, command, proceed)
+        branch = self._choose(session, command)
+        if branch is None:
+            return standard.LOCAL_ERROR
+        return branch.run(session, command, proceed)
+
+    def _choose(self, session: Session, command: Command) -> _Branch | None:
+        """Ask the predicate; None: it raised.
+
+        :raises Reject: it rejects.
+        """
         try:
-            branch = self._applies if self.predicate(session) else self._otherwise
+            return self._applies if self.predicate(session) else self._otherwise
         except Reject:
             raise
         except Exception as error:
@@ -117,8 +125,19 @@ class When:
                 describe(self.predicate),
                 "AUTH" if command.is_secret else command.verb,
             )
-            return standard.LOCAL_ERROR
-        return branch.run(session, command, proceed)
+            return None
+
+    def _end(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """DISCONNECT always passes on: what is further inside may wait for it."""
+        chosen = None
+        if self._applies.sees_the_end_alone or self._otherwise.sees_the_end_alone:
+            try:
+                chosen = self._choose(session, command)
+            except Reject:
+                pass
+        for branch in (self._otherwise, self._applies):
+            proceed = branch.last(session, proceed, chosen=branch is chosen)
+        return proceed(session, command)
 
     def start(self, server: Any) -> None:
         """Tell both, whatever the predicate will say."""
@@ -140,6 +159,7 @@ class _Branch:
         verbs = _all_verbs(tuple(flatten((middleware,))))
         self._sees_the_end = verbs is None or DISCONNECT in verbs
         self._sees_the_beginning = verbs is None or CONNECT in verbs
+        self.sees_the_end_alone = verbs == frozenset({DISCONNECT})
 
     def run(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass a command through."""
@@ -147,9 +167,12 @@ class _Branch:
             session.notes[self] = True
         return self._chain.compose(command.verb, proceed)(session, command)
 
-    def last(self, session: Session, proceed: Proceed) -> Proceed:
-        """What DISCONNECT is to pass through."""
-        if self._sees_the_end and session.notes.pop(self, False):
+    def last(self, session: Session, proceed: Proceed, *, chosen: bool) -> Proceed:
+        """What DISCONNECT is to pass through.
+
+        :param chosen: what the predicate says just now.
+        """
+        if self._sees_the_end and (chosen if self.sees_the_end_alone else session.notes.pop(self, False)):
             return self._chain.compose(DISCONNECT, proceed)
         return proceed
 

@@ -36,7 +36,7 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
     except ValueError:  # something built in: it tells nothing
         return
     names = tuple(signature.parameters)
-    if "ack" in names and "ack" not in parameters:
+    if "ack" in names and signature.parameters["ack"].default is inspect.Parameter.empty:
         raise TypeError(
             f"{what} is called as {shape}; {handler_name(given)} takes {signature}, as a handler of "
             f'{_signals(names)} does: connect it with server.on("...", {given.__name__ if body is given else "..."})'

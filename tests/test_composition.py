@@ -281,6 +281,32 @@ def test_who_does_not_want_the_beginning_sees_the_end_of_what_he_has_seen(smtp_s
     assert log == ["else RSET", "then NOOP", "then DISCONNECT", "else DISCONNECT"]
 
 
+@pytest.mark.parametrize("applies", [True, False])
+def test_who_wants_nothing_but_the_end_sees_it_where_the_predicate_says_so(
+    smtp_server: MakeServer, applies: bool
+) -> None:
+    log: list[str] = []
+    end = when(greeted_as("me"), Noting("then", log, "DISCONNECT"), Noting("else", log, "NOOP", "DISCONNECT"))
+    server = smtp_server(start=False, middleware=[end])
+    converse(server, "EHLO me" if applies else "RSET")
+    assert log == ["then DISCONNECT"] * applies
+
+
+@pytest.mark.parametrize("error", [LookupError(), Reject()])
+def test_the_end_passes_a_predicate_that_raises(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def unsure(session: Session) -> bool:
+        raise error
+
+    log: list[str] = []
+    last = Noting("last", log, "DISCONNECT")
+    server = smtp_server(start=False, middleware=[when(unsure, Noting("it", log, "DISCONNECT")), last])
+    converse(server)
+    assert log == ["last DISCONNECT"]
+    assert len(caplog.records) == isinstance(error, LookupError)
+
+
 def test_when_the_beginning_failed_nobody_sees_the_end(smtp_server: MakeServer) -> None:
     def unsure(session: Session) -> bool:
         raise LookupError
@@ -352,6 +378,13 @@ WRONG = [
 def test_what_is_no_middleware_is_refused_where_it_is_given(give: Callable[[Any], Any], given: Any, text: str) -> None:
     with pytest.raises(TypeError, match=text):
         give(given)
+
+
+def test_a_parameter_that_is_called_ack_by_chance_is_fine() -> None:
+    def passing_on(session: Session, command: Command, proceed: Proceed, ack: bool = True) -> Reply:
+        return proceed(session, command)
+
+    compose(passing_on)
 
 
 def test_what_is_no_middleware_otherwise_is_refused_too() -> None:
