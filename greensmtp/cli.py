@@ -19,7 +19,8 @@ from greensmtp.chain import Proceed
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.middleware.log import Logging
 from greensmtp.output import LineWriter, set_up_logging
-from greensmtp.plugins import PluginError, load_plugin
+from greensmtp.plugins import PluginError, plug_in, read_option
+from greensmtp.plugins_cli import plugins as plugins_command
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.replies import Reply
@@ -71,6 +72,7 @@ def cli() -> None:
 
 
 cli.add_command(send)
+cli.add_command(plugins_command)
 
 
 @cli.command()
@@ -99,10 +101,11 @@ cli.add_command(send)
 @click.option(
     "--plugin",
     "plugins",
-    metavar="MODULE[:CALLABLE]",
+    metavar="NAME[,optional]",
     multiple=True,
-    help="Import a module, whose handlers connect to greensmtp.signals; a callable is given each server. "
-    "May be given several times.",
+    help="An installed plugin, as `greensmtp plugins` lists it; `all` of them; or MODULE[:CALLABLE]: importing a "
+    "module connects its handlers, a callable is given each server. An optional one is skipped where it fails. May "
+    "be given several times, and is heard in that order.",
 )
 @click.option(
     "--max-size",
@@ -173,9 +176,8 @@ def _connect(servers: list[SMTPServer], maildir: Maildir | None, plugins: tuple[
             if session.server in servers:
                 maildir.tap(session, stream, ack)
 
-    for plug_in in [load_plugin(name) for name in plugins]:
-        for server in servers:
-            plug_in(server)
+    for name, optional in map(read_option, plugins):
+        plug_in(name, servers, optional=optional)
     if maildir is not None:
         for server in servers:
             server.on("message", maildir.accept)

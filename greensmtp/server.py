@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent.event import Event
@@ -27,6 +27,9 @@ from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
+
+if TYPE_CHECKING:
+    from greensmtp.stack import Stack
 
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -106,7 +109,7 @@ class SMTPServer(StreamServer):
     def use(self, middleware: Middleware) -> Middleware:
         """Stack one more middleware, inside those there are. Works as a decorator.
 
-        :raises TypeError: it cannot be called as ``(session, command, proceed)``.
+        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows what it is instead.
         :raises RuntimeError: the server has started.
         """
         if self.started:
@@ -117,9 +120,11 @@ class SMTPServer(StreamServer):
         return middleware
 
     @property
-    def stack(self) -> tuple[Middleware, ...]:
-        """The middleware, outermost first."""
-        return tuple(self._middleware)
+    def stack(self) -> Stack:
+        """The middleware, outermost first: a tuple, which printed is a list with the verbs that each sees."""
+        from greensmtp.stack import Stack  # for those who look
+
+        return Stack(self._middleware)
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...
