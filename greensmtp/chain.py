@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from greensmtp.errors import Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 from greensmtp.shapes import check_callable, check_words
 from greensmtp.signals import handler_name
-
-logger = logging.getLogger("greensmtp")
 
 #: What a middleware calls to have the rest of the chain answer.
 Proceed = Callable[[Session, Command], Reply]
