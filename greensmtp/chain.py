@@ -23,9 +23,11 @@ Proceed = Callable[[Session, Command], Reply]
 class Middleware(Protocol):
     """Sees every command, and may answer it, pass it on, or change the answer.
 
-    Two attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
+    Four attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
     ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and cost nothing.
     ``extensions``, an iterable of ``protocol.extensions.Extension``: what it adds to MAIL, RCPT and line lengths.
+    ``start(server)`` and ``stop(server)``: called before a server listens, and when its last connection is over. What
+    ``start`` raises is raised by the server's own, which has not begun to listen then.
     """
 
     def __call__(self, session: Session, command: Command, proceed: Proceed, /) -> Reply: ...
@@ -47,6 +49,21 @@ def check_middleware(middleware: Any) -> None:
         pass
     if isinstance(getattr(middleware, "verbs", ()), str):
         raise TypeError(f"verbs of {handler_name(middleware)} is an iterable of verbs, not one str")
+    for name in ("start", "stop"):
+        _check_hook(middleware, name)
+
+
+def _check_hook(middleware: Any, name: str) -> None:
+    hook = getattr(middleware, name, None)
+    if hook is None:
+        return
+    try:
+        inspect.signature(hook).bind(None)
+    except TypeError:
+        shape = f"{name}(server), by the servers it is used by"
+        raise TypeError(f"{name} of {handler_name(middleware)} is called as {shape}; it is {hook!r}") from None
+    except ValueError:  # something built in
+        pass
 
 
 class Chain:

@@ -24,7 +24,7 @@ from greensmtp.listeners import check_listener, is_unix_path, listen
 from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
-from greensmtp.signals import Handler, Signals
+from greensmtp.signals import Handler, Signals, handler_name
 from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
 
@@ -93,6 +93,8 @@ class SMTPServer(StreamServer):
         self.signals = Signals(lmtp=lmtp)
         self.connections: set[Conversation] = set()
         self._middleware: list[Middleware] = []
+        #: Those that have been told of the start, and not yet of the stop.
+        self._told: list[Middleware] = []
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
@@ -141,6 +143,9 @@ class SMTPServer(StreamServer):
     def start(self) -> None:
         """Listen. The middleware stack is frozen from here on, and ``address`` tells the real port.
 
+        Middleware that has a ``start`` is told first, outermost first; where one raises, or the address cannot be
+        had, those that have been told are told of the stop again, and nothing listens.
+
         :raises OSError: the address cannot be had.
         """
         if self.started:
@@ -148,7 +153,12 @@ class SMTPServer(StreamServer):
         self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
         self._program = self._compose()
         self.draining = False
-        super().start()
+        try:
+            self._start_middleware()
+            super().start()
+        except BaseException:
+            self._stop_middleware()
+            raise
 
     def __enter__(self) -> SMTPServer:
         """Start; gevent's own does not. The end of the block stops it."""
@@ -186,7 +196,8 @@ class SMTPServer(StreamServer):
         """Stop listening, let transactions in progress finish, then return.
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) is cut off.
+        ``timeout`` seconds (``stop_timeout`` by default) is cut off. Middleware that has a ``stop`` is told last,
+        innermost first.
         """
         self.close()
         self.draining = True
@@ -196,6 +207,7 @@ class SMTPServer(StreamServer):
         for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
         self._wait_for_others(KILL_SECONDS)
+        self._stop_middleware()
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -203,6 +215,23 @@ class SMTPServer(StreamServer):
         super().close()
         if listening and self._unix_path is not None:
             Path(self._unix_path).unlink(missing_ok=True)
+
+    def _start_middleware(self) -> None:
+        for middleware in self._middleware[len(self._told) :]:  # all, unless close() came without stop()
+            start = getattr(middleware, "start", None)
+            if start is not None:
+                start(self)
+            self._told.append(middleware)
+
+    def _stop_middleware(self) -> None:
+        while self._told:
+            middleware = self._told.pop()
+            try:
+                stop = getattr(middleware, "stop", None)
+                if stop is not None:
+                    stop(self)
+            except Exception:
+                logger.exception("%s raised when told of the stop", handler_name(middleware))
 
     def _others(self) -> list[Conversation]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
