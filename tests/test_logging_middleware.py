@@ -126,7 +126,7 @@ def test_a_level_that_is_none_is_refused(level: Any) -> None:
 
 
 def test_a_logger_that_is_none_is_refused() -> None:
-    with pytest.raises(TypeError, match="logger takes a logging.Logger, or the name of one"):
+    with pytest.raises(TypeError, match=r"logger takes a logging\.Logger, or the name of one"):
         Logging(logging.NullHandler())  # type: ignore[arg-type]
 
 
