@@ -140,17 +140,17 @@ class Logging:
         if watch.transaction is not None:
             self._end(session, watch, "abandoned" if reason == "quit" else "lost", reason)
         away = watch.turned_away
-        facts = self._who(session, "session", watch.began)
-        watch.add_tls(session, facts)
-        facts["greeting"] = session.greeting
-        facts["hostname"] = None if session.hostname is None else shown(session.hostname)
-        facts["identity"] = _identity(session)
-        facts["messages"] = session.messages
-        facts["recipient_count"] = watch.recipients
-        facts["octets"] = watch.octets
-        facts["reason"] = reason
-        facts["reply"] = None if away is None else away.code
-        facts["reply_text"] = None if away is None else log_lines.reply_text(away)
+        facts = {
+            **watch.facts(session, "session", watch.began),
+            "greeting": session.greeting,
+            "hostname": None if session.hostname is None else shown(session.hostname),
+            "messages": session.messages,
+            "recipient_count": watch.recipients,
+            "octets": watch.octets,
+            "reason": reason,
+            "reply": None if away is None else away.code,
+            "reply_text": None if away is None else log_lines.reply_text(away),
+        }
         self._emit(self.level, _session_text, facts)
         session.notes.pop(self, None)
         return reply
@@ -246,18 +246,21 @@ class Logging:
         if reply is None and not transaction.recipients and transaction.refused:
             reply = transaction.refused[-1][1]  # given up, because nobody was left to send to
             outcome = _refusal(reply)
-        facts = self._who(session, "transaction", transaction.began)
-        watch.add_tls(session, facts)
-        facts["identity"] = _identity(session)
-        facts["sender"] = shown(transaction.sender)
-        facts["recipients"] = [shown(each) for each in transaction.recipients[:LISTED]]
-        facts["recipient_count"] = len(transaction.recipients)
-        facts["refused"] = log_lines.replies(transaction.refused)
-        facts["refused_count"] = transaction.refused_count
-        facts["size"] = size
-        facts["outcome"] = outcome
-        facts["reason"] = reason
-        facts["reply"] = facts["reply_text"] = facts["queue_id"] = None
+        recipients = transaction.recipients
+        facts = {
+            **watch.facts(session, "transaction", transaction.began),
+            "sender": shown(transaction.sender),
+            "recipients": [shown(each) for each in recipients[:LISTED]],
+            "recipient_count": len(recipients),
+            "refused": log_lines.replies(transaction.refused) if transaction.refused else [],
+            "refused_count": transaction.refused_count,
+            "size": size,
+            "outcome": outcome,
+            "reason": reason,
+            "reply": None,
+            "reply_text": None,
+            "queue_id": None,
+        }
         if reply is not None:
             facts["reply"] = reply.code
             facts["reply_text"] = log_lines.reply_text(reply)
@@ -279,11 +282,16 @@ class Logging:
         began = perf_counter()
         reply = proceed(session, command)
         _guard(session, command, reply)
-        facts = self._who(session, "command", began)
-        facts["verb"] = shown(verb)
-        facts["argument"] = shown(argument)
-        facts["reply"] = reply.code
-        facts["reply_text"] = log_lines.reply_text(reply)
+        facts = {
+            "event": "command",
+            "session": session.id,
+            "peer": _peer(session),
+            "seconds": round(perf_counter() - began, 6),
+            "verb": shown(verb),
+            "argument": shown(argument),
+            "reply": reply.code,
+            "reply_text": log_lines.reply_text(reply),
+        }
         self._emit(logging.DEBUG, _command_text, facts)
         return reply
 
@@ -295,14 +303,6 @@ class Logging:
         if watch is None:  # no CONNECT: TLS has failed before it, or logging has been switched on since
             watch = notes[self] = _Watch(None)
         return watch
-
-    def _who(self, session: Session, event: str, began: float | None) -> dict[str, Any]:
-        return {
-            "event": event,
-            "session": session.id,
-            "peer": shown(session.peer_host or "unix"),
-            "seconds": None if began is None else round(perf_counter() - began, 6),
-        }
 
     def _emit(self, level: int, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
         logger = self.logger
@@ -333,10 +333,11 @@ class _Line:
 class _Watch:
     """What is known of one session, beyond what the session knows."""
 
-    __slots__ = ("began", "cipher", "octets", "recipients", "tls", "transaction", "turned_away")
+    __slots__ = ("began", "cipher", "octets", "peer", "recipients", "tls", "transaction", "turned_away")
 
     def __init__(self, began: float | None) -> None:
         self.began = began
+        self.peer: str | None = None
         self.tls: str | None = None
         self.cipher: str | None = None
         self.turned_away: Reply | None = None
@@ -353,10 +354,21 @@ class _Watch:
             self.tls = socket.version() or "TLS"
             self.cipher = (socket.cipher() or (None,))[0]
 
-    def add_tls(self, session: Session, facts: dict[str, Any]) -> None:
-        """For a record. (TLS that nobody has greeted over is called TLS.)"""
-        facts["tls"] = self.tls or ("TLS" if session.tls else None)
-        facts["cipher"] = self.cipher
+    def facts(self, session: Session, event: str, began: float | None) -> dict[str, Any]:
+        """What records of sessions and transactions have in common."""
+        peer = self.peer
+        if peer is None:
+            peer = self.peer = _peer(session)
+        return {
+            "event": event,
+            "session": session.id,
+            "peer": peer,
+            "seconds": None if began is None else round(perf_counter() - began, 6),
+            # (TLS that nobody has greeted over is called TLS.)
+            "tls": self.tls or ("TLS" if session.tls else None),
+            "cipher": self.cipher,
+            "identity": None if session.identity is None else _identity(session.identity),
+        }
 
 
 class _Transaction:
@@ -429,10 +441,13 @@ def _refusal(reply: Reply) -> str:
     return "refused" if reply.code >= 500 else "deferred"
 
 
-def _identity(session: Session) -> str | None:
+def _peer(session: Session) -> str:
+    return shown(session.peer_host or "unix")
+
+
+def _identity(identity: Any) -> str:
     """Who has authenticated: the name alone, whatever else the identity holds."""
-    identity = session.identity
-    return None if identity is None else shown(getattr(identity, "authcid", identity))
+    return shown(getattr(identity, "authcid", identity))
 
 
 def _guard(session: Session, command: Command, reply: Reply) -> None:
