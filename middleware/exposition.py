@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
+from http.client import HTTPException
 from typing import Any, ClassVar
 
 from gevent import get_hub, socket
@@ -79,7 +80,16 @@ class Exposition:
 
 
 def _listen(app: App, host: str, port: int) -> Any:
-    from gevent.pywsgi import WSGIServer
+    from gevent.pywsgi import WSGIHandler, WSGIServer
+
+    class Handler(WSGIHandler):
+        """Keeps to itself what is wrong with a request."""
+
+        def read_request(self, raw_requestline: str) -> Any:
+            try:
+                return super().read_request(raw_requestline)
+            except HTTPException as error:  # too many headers; of anything but a ValueError, pywsgi prints a traceback
+                raise ValueError(str(error)) from error
 
     class Server(WSGIServer):
         """Hangs up in time."""
@@ -103,7 +113,13 @@ def _listen(app: App, host: str, port: int) -> Any:
         listener.listen(16)
         # Without a name of ours it would ask the DNS for one.
         server = Server(
-            listener, app, log=None, error_log=None, spawn=MAX_CONNECTIONS, environ={"SERVER_NAME": "localhost"}
+            listener,
+            app,
+            log=None,
+            error_log=None,
+            handler_class=Handler,
+            spawn=MAX_CONNECTIONS,
+            environ={"SERVER_NAME": "localhost"},
         )
         server.start()
     except OSError as error:
