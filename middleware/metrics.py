@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 from greensmtp.chain import Proceed
@@ -53,6 +53,13 @@ _NAMESPACE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 Counting = Callable[[Session, Command, Proceed], Reply]
 
 
+class Registry(Protocol):
+    """A ``prometheus_client.CollectorRegistry``, as far as this needs it."""
+
+    def register(self, collector: Any) -> None: ...
+    def unregister(self, collector: Any) -> None: ...
+
+
 class Metrics:
     """Counts what passes through; stack it outermost, so that it sees what the others answer.
 
@@ -84,7 +91,10 @@ class Metrics:
     """
 
     def __init__(
-        self, registry: Any = None, namespace: str = "greensmtp", listen: str | tuple[str, int] | None = None
+        self,
+        registry: Registry | None = None,
+        namespace: str = "greensmtp",
+        listen: str | tuple[str, int] | None = None,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
             raise ValueError(f"namespace takes letters, digits and underscores, like 'greensmtp', not {namespace!r}")

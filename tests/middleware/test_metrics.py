@@ -374,7 +374,7 @@ def test_other_arguments_are_checked_at_once(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="namespace takes letters, digits and underscores"):
         Metrics(CollectorRegistry(), "green-smtp")
     with pytest.raises(TypeError, match=r"registry takes a prometheus_client\.CollectorRegistry"):
-        Metrics("default")
+        Metrics("default")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'greensmtp\[metrics\]'"):
         Metrics()
