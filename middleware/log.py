@@ -165,8 +165,8 @@ class Logging:
             return reply
         if session.from_ is not None:
             watch = self._watch(session)
-            if watch.transaction is not None:  # STARTTLS has ended it, and then nothing has been said but this
-                self._end(session, watch, "abandoned", "STARTTLS")
+            if watch.transaction is not None:  # somebody has reset the session, and no command of the peer's
+                self._end(session, watch, "abandoned", command.verb)
             watch.transaction = _Transaction(began, session)
         elif reply.code >= 400 and reply.code != 503 and command.error is None:
             watch = self._watch(session)
@@ -178,7 +178,7 @@ class Logging:
         reply = proceed(session, command)
         transaction = self._watch(session).transaction
         if transaction is not None:
-            transaction.recipients = session.to  # as it is when the transaction is lost, too
+            transaction.recipients = session.to  # it may have been put in the place of another list
             if reply.code >= 400:
                 transaction.refuse(getattr(command, "address", None) or command.argument, reply)
         return reply
@@ -209,7 +209,6 @@ class Logging:
         transaction = watch.transaction
         if transaction is None:  # logging has been switched on since
             transaction = watch.transaction = _Transaction(perf_counter(), session)
-        transaction.message = session.message
         transaction.recipients = session.to
         reply = proceed(session, command)
         recipient = getattr(command, "recipient", None)

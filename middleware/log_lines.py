@@ -55,7 +55,7 @@ def addresses(values: Sequence[str], count: int) -> str:
 
 def reply_text(reply: Reply) -> str:
     """Enhanced code and text, on one line."""
-    text = f"{reply.enhanced} {reply.text}".rstrip() if reply.enhanced else reply.text
+    text = f"{reply.enhanced} {reply.text}".rstrip(" ") if reply.enhanced else reply.text
     return shown(text.replace("\n", " | ") if "\n" in text else text)
 
 

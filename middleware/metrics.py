@@ -138,7 +138,7 @@ class Metrics:
 
         :raises OSError: the address of ``listen`` cannot be had.
         """
-        if self._listen is not None and server not in self._expositions:
+        if self._listen is not None:
             self._expositions[server] = Exposition.use(self, self.registry, *self._listen)
 
     def stop(self, server: Any) -> None:
@@ -210,8 +210,7 @@ class Metrics:
         def reset(session: Session, command: Command, proceed: Proceed) -> Reply:
             reply = count(session, command, proceed)
             state = self._state(session)
-            if session.from_ is None:
-                self._lose_body(state)
+            self._lose_body(state)
             self._see_tls(session, state)
             return reply
 

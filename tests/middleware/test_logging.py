@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -132,7 +133,15 @@ def test_data_that_is_tried_again_is_told_again(log: Callable[..., Log]) -> None
         peer.expect("354")
         peer.line("Hi.", ".")
         peer.expect("250")
-    assert [facts["outcome"] for facts in it.records("transaction")] == ["deferred", "accepted"]
+        peer.envelope()
+        refusals.append(Reject(451))
+        peer.line("DATA")
+        peer.expect("451")
+        peer.line("DATA")
+        peer.expect("354")
+    it.over()
+    outcomes = [facts["outcome"] for facts in it.records("transaction")]
+    assert outcomes == ["deferred", "accepted", "deferred", "lost"]
 
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])
@@ -172,6 +181,43 @@ def test_a_chunk_that_is_refused_in_the_middle_is_told_once(log: Callable[..., L
         peer.expect("250", "452 4.3.1 no more", "250")
     facts = it.transaction()
     assert (facts["outcome"], facts["reply"], facts["size"]) == ("deferred", 452, 5)
+
+
+def test_a_refusal_that_ends_nothing_ends_nothing(log: Callable[..., Log]) -> None:
+    it = log()
+    it.server.on("command", lambda session, command, ack: command.verb == "RSET" and ack.reject(550))
+    with it.dial() as peer:
+        peer.expect("220")
+        peer.line("MAIL FROM:<jo@example.org>", "EHLO client.example")
+        peer.expect("503", "250")
+        peer.envelope()
+        peer.line("RSET", "MAIL FROM:<jo@example.org>", "EHLO")
+        peer.expect("550", "503", "501")
+        peer.send("BDAT 5\r\nHi.\r\nDATA\r\nBDAT 0 LAST\r\n")
+        peer.expect("250", "503", "250")
+    assert it.transaction()["outcome"] == "accepted"
+
+
+def test_one_that_a_middleware_has_ended(log: Callable[..., Log]) -> None:
+    def meddling(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        if command.verb == "NOOP":
+            session.reset()
+        elif command.verb == "RCPT":
+            session.to = [*session.to, *session.to]
+        return reply
+
+    it = log(middleware=[meddling])
+    with it.dial() as peer:
+        peer.hello()
+        peer.envelope(to="a@example.com")
+        peer.line("NOOP")
+        peer.expect("250")
+        peer.envelope(to="b@example.com")
+    it.over()
+    first, second = it.records("transaction")
+    assert (first["outcome"], first["reason"], first["recipients"]) == ("abandoned", "MAIL", ["a@example.com"] * 2)
+    assert (second["outcome"], second["recipients"]) == ("lost", ["b@example.com"] * 2)
 
 
 @pytest.mark.parametrize("verb", ["RSET", "EHLO again.example", "QUIT"])
@@ -319,6 +365,17 @@ def test_a_session_tells_its_tls_and_who_it_was(log: Callable[..., Log], certifi
     assert "hunter2" not in "".join(it.lines())
 
 
+def test_tls_from_the_first_octet_is_told_of_whoever_says_nothing(log: Callable[..., Log], certificate: Any) -> None:
+    it = log(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
+    with it.dial() as peer:
+        peer.start_tls()
+        peer.expect("220")
+        peer.line("QUIT")
+        peer.expect("221")
+    it.over()
+    assert it.session()["tls"].startswith("TLSv1.")
+
+
 def test_a_handshake_that_fails_is_a_session_too(log: Callable[..., Log], certificate: Any) -> None:
     it = log(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
     with it.dial() as peer:
@@ -361,6 +418,8 @@ def test_an_address_cannot_pass_for_the_fields_behind_it(
     it.over()
     for line in it.lines():
         fields = line.partition(" -> ")[0].split(" ")
+        if fields[1] == "message":
+            assert re.fullmatch(r"from=<[^<> ;]+> to=<[^<> ;]+>", " ".join(fields[2:4]))
         if fields[1] in ("message", "session"):
             assert [field.partition("=")[0] for field in fields[2:]] == (
                 ["from", "to", "size", "peer"]
@@ -371,6 +430,30 @@ def test_an_address_cannot_pass_for_the_fields_behind_it(
         elif fields[1] in ("NOOP", "MAIL", "RCPT"):
             assert evil[-20:] in line.partition(" -> ")[0]  # the first arrow is the line's own
     assert it.transaction()["sender"] == evil  # in the facts it is what it is
+
+
+def test_what_is_not_printable_is_escaped_wherever_it_comes_from(
+    log: Callable[..., Log], caplog: pytest.LogCaptureFixture
+) -> None:
+    def forging(session: Session, command: Command, proceed: Proceed) -> Reply:
+        session.identity = "jo\nx message from=<>"
+        reply = proceed(session, command)
+        return Reply(250, "one\x1b[31m", "two\u2028!") if command.verb == "END-OF-DATA" else reply
+
+    it = log(middleware=[forging])
+    caplog.set_level(logging.DEBUG)
+    with dial(it.server, source=("fe80::1%\n", 1)) as peer:
+        peer.hello()
+        peer.deliver("Hi.\r\n", sender="a\u200dz@example.org> SMTPUTF8")
+        peer.line("QUIT")
+        peer.rest()
+    it.over()
+    facts = it.transaction()
+    assert facts["sender"] == r"a\u200dz@example.org"
+    assert facts["identity"] == r"jo\nx message from=<>"
+    assert facts["reply_text"] == r"2.0.0 one\x1b[31m | two\u2028!"
+    assert facts["peer"] == r"fe80::1%\n"
+    assert all(line.isprintable() for line in it.lines())
 
 
 def test_values_are_bounded(log: Callable[..., Log], caplog: pytest.LogCaptureFixture) -> None:
@@ -422,6 +505,14 @@ def test_a_guard_is_up_before_anybody_asks_for_commands(
     assert "hunter2" not in "".join(f"{record.__dict__!r}{record.getMessage()}" for record in caplog.records).lower()
 
 
+def test_a_level_below_debug_is_kept_apart_from_commands(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    session_with(smtp_server, Logging(level=5))
+    assert {record.__dict__["event"] for record in caplog.records if "event" in record.__dict__} == {"command"}
+
+
 def test_logging_may_be_switched_on_in_the_middle(log: Callable[..., Log], caplog: pytest.LogCaptureFixture) -> None:
     it = log()
     caplog.set_level(logging.WARNING)
@@ -466,13 +557,17 @@ def session_with(make: MakeServer, middleware: Logging) -> None:
 
 
 def test_json_comes_as_an_object_a_line(
-    smtp_server: MakeServer, own_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+    smtp_server: MakeServer,
+    own_logger: logging.Logger,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     middleware = Logging(own_logger, format="json")
     Logging(own_logger, format="json")  # another server's: no line is written twice
     assert repr(middleware).endswith("level='INFO', format='json')")
     session_with(smtp_server, middleware)
     message, session = map(json.loads, capsys.readouterr().err.splitlines())
+    assert caplog.records == []
     assert message["sender"] == "jos\u00e9@example.org"
     assert (message["event"], message["level"], message["size"]) == ("transaction", "INFO", 5)
     assert {"timestamp", "session", "peer", "tls", "identity", "recipients", "reply", "seconds"} <= message.keys()

@@ -499,7 +499,7 @@ def test_where_the_server_cannot_listen_the_metrics_do_not_either(smtp_server: M
 
 
 def test_nothing_is_said_on_standard_error_whatever_comes(
-    told: tuple[SMTPServer, Metrics], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    capfd: pytest.CaptureFixture[str], told: tuple[SMTPServer, Metrics], caplog: pytest.LogCaptureFixture
 ) -> None:
     _, metrics = told
     nonsense = [
