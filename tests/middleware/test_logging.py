@@ -509,8 +509,11 @@ def test_a_level_below_debug_is_kept_apart_from_commands(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.handler.setLevel(0)  # the logger alone decides
     session_with(smtp_server, Logging(level=5))
-    assert {record.__dict__["event"] for record in caplog.records if "event" in record.__dict__} == {"command"}
+    facts = [record.__dict__ for record in caplog.records if "event" in record.__dict__]
+    assert {each["event"] for each in facts} == {"command"}
+    assert [each["verb"] for each in facts] == ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
 
 
 def test_logging_may_be_switched_on_in_the_middle(log: Callable[..., Log], caplog: pytest.LogCaptureFixture) -> None:
