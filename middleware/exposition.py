@@ -124,7 +124,7 @@ def _listen(app: App, host: str, port: int) -> Any:
         server.start()
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"{error.strerror} for the metrics, at {host} port {port}") from error
+        raise OSError(error.errno, f"{error.strerror} for the metrics, port {port} of {host}") from error
     return server
 
 

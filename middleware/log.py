@@ -61,7 +61,8 @@ class Logging:
     :param logger: where to, or its name; ``greensmtp.session`` when not given.
     :param level: of what is logged once a session or a transaction: a number, or a name like ``"INFO"``.
     :param format: None: handlers and formatters are the program's own. ``"text"`` or ``"json"`` (an object a line):
-        the logger gets a handler that writes to standard error, and its records go nowhere else.
+        the logger gets a handler that writes to standard error, shows what is of ``level`` and above, and passes
+        nothing on.
     :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
     :raises ModuleNotFoundError: ``"json"`` without python-json-logger; the text says how to install it.
     """
@@ -332,11 +333,10 @@ class _Line:
 class _Watch:
     """What is known of one session, beyond what the session knows."""
 
-    __slots__ = ("began", "cipher", "octets", "peer", "recipients", "tls", "transaction", "turned_away")
+    __slots__ = ("began", "cipher", "octets", "recipients", "tls", "transaction", "turned_away")
 
     def __init__(self, began: float | None) -> None:
         self.began = began
-        self.peer: str | None = None
         self.tls: str | None = None
         self.cipher: str | None = None
         self.turned_away: Reply | None = None
@@ -355,13 +355,10 @@ class _Watch:
 
     def facts(self, session: Session, event: str, began: float | None) -> dict[str, Any]:
         """What records of sessions and transactions have in common."""
-        peer = self.peer
-        if peer is None:
-            peer = self.peer = _peer(session)
         return {
             "event": event,
             "session": session.id,
-            "peer": peer,
+            "peer": _peer(session),
             "seconds": None if began is None else round(perf_counter() - began, 6),
             # (TLS that nobody has greeted over is called TLS.)
             "tls": self.tls or ("TLS" if session.tls else None),

@@ -470,7 +470,7 @@ def test_a_port_that_is_taken_stops_the_start_and_leaves_nothing_open(smtp_serve
         host, port = taken.getsockname()
         metrics = Metrics(CollectorRegistry(), listen=(host, port))
         server = smtp_server(start=False, middleware=[metrics])
-        with pytest.raises(OSError, match=f"Address already in use for the metrics, at 127.0.0.1 port {port}"):
+        with pytest.raises(OSError, match=f"Address already in use for the metrics, port {port} of 127.0.0.1"):
             server.start()
         assert not server.started
         assert metrics.address is None
