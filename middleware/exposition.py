@@ -122,8 +122,10 @@ def _listen(app: App, host: str, port: int) -> Any:
             environ={"SERVER_NAME": "localhost"},
         )
         server.start()
-    except OSError as error:
+    except Exception as error:
         listener.close()
+        if not isinstance(error, OSError):
+            raise  # a host that is no name at all
         raise OSError(error.errno, f"{error.strerror} for the metrics, port {port} of {host}") from error
     return server
 

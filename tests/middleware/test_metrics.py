@@ -451,6 +451,24 @@ def test_the_listener_lives_from_the_first_start_to_the_last_stop(smtp_server: M
     assert not listening(address)
 
 
+def test_a_server_in_a_thread_of_its_own_tells_its_numbers_there() -> None:
+    metrics = Metrics(CollectorRegistry(), listen="127.0.0.1:0")
+    with SMTPServer(("127.0.0.1", 0), middleware=[metrics]).in_thread():
+        assert metrics.address is not None
+        address = metrics.address
+        with urllib.request.urlopen("http://{}:{}/metrics".format(*address), timeout=10) as answer:
+            assert parse(answer.read().decode())["greensmtp_connections_open"] == 0
+    assert not listening(address)
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b"])
+def test_a_host_that_is_none_stops_the_start(smtp_server: MakeServer, host: str) -> None:
+    server = smtp_server(start=False, middleware=[Metrics(CollectorRegistry(), listen=(host, 9100))])
+    with pytest.raises(UnicodeError):
+        server.start()
+    assert not server.started
+
+
 def test_two_stacks_with_one_address_share_it(smtp_server: MakeServer) -> None:
     registry = CollectorRegistry()
     with socket.socket() as free:
@@ -566,14 +584,15 @@ with SMTPServer(("127.0.0.1", 0), middleware=[metrics]) as server, dial(server) 
 """
 
 
-def test_several_processes_tell_the_numbers_of_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
+def test_several_processes_tell_the_numbers_of_all(tmp_path: Path, before: str) -> None:
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     processes: list[subprocess.Popen[str]] = []
     try:
         address = "127.0.0.1:0"
         for _ in range(2):
             process = subprocess.Popen(
-                [sys.executable, "-c", SERVING, address],
+                [sys.executable, "-W", "error", "-c", before + SERVING, address],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
