@@ -16,7 +16,7 @@ from gevent.event import Event
 from gevent.server import StreamServer
 
 from greensmtp.arguments import check_backlog, check_hostname, check_limits, check_tls_context
-from greensmtp.chain import Chain, Middleware, check_middleware
+from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.listeners import check_listener, is_unix_path, listen
@@ -94,6 +94,8 @@ class SMTPServer(StreamServer):
         self.signals = Signals(lmtp=lmtp)
         self.connections: set[Conversation] = set()
         self._middleware: list[Middleware] = []
+        #: Those that have been told of the start, and not yet of the stop.
+        self._told: list[Middleware] = []
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
@@ -144,6 +146,9 @@ class SMTPServer(StreamServer):
     def start(self) -> None:
         """Listen. The middleware stack is frozen from here on, and ``address`` tells the real port.
 
+        Middleware that has a ``start`` is told first, outermost first; where one raises, or the address cannot be
+        had, those that have been told are told of the stop again, and nothing listens.
+
         :raises OSError: the address cannot be had.
         """
         if self.started:
@@ -151,7 +156,13 @@ class SMTPServer(StreamServer):
         self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
         self._program = self._compose()
         self.draining = False
-        super().start()
+        try:
+            # (All of them, unless close() came without stop().)
+            self._told += start_each(self._middleware[len(self._told) :], self)
+            super().start()
+        except BaseException:
+            self._tell_stop()
+            raise
 
     def __enter__(self) -> SMTPServer:
         """Start; gevent's own does not. The end of the block stops it."""
@@ -189,7 +200,8 @@ class SMTPServer(StreamServer):
         """Stop listening, let transactions in progress finish, then return.
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) is cut off.
+        ``timeout`` seconds (``stop_timeout`` by default) is cut off. Middleware that has a ``stop`` is told last,
+        innermost first.
         """
         self.close()
         self.draining = True
@@ -199,6 +211,7 @@ class SMTPServer(StreamServer):
         for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
         self._wait_for_others(KILL_SECONDS)
+        self._tell_stop()
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -206,6 +219,10 @@ class SMTPServer(StreamServer):
         super().close()
         if listening and self._unix_path is not None:
             Path(self._unix_path).unlink(missing_ok=True)
+
+    def _tell_stop(self) -> None:
+        told, self._told = self._told, []
+        stop_each(told, self)
 
     def _others(self) -> list[Conversation]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""

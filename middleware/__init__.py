@@ -7,5 +7,6 @@ if __name__ != "greensmtp.middleware":
     )
 
 from greensmtp.middleware.log import Logging
+from greensmtp.middleware.metrics import Metrics
 
-__all__ = ["Logging"]
+__all__ = ["Logging", "Metrics"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,11 @@ class Example:
         ready = process.stdout.readline()
         assert ready.startswith("listening on 127.0.0.1:"), ready
         self.port = int(ready.rpartition(":")[2])
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
 
     def dial(self) -> Peer:
         return Peer(socket.create_connection(("127.0.0.1", self.port), timeout=10))
@@ -180,3 +186,53 @@ def test_the_greylist_lets_nobody_in_who_does_not_come_again() -> None:
             peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@localhost>", "RCPT TO:<b@localhost>")
             peer.expect("250", "450 4.7.1 greylisted", "450 4.7.1 greylisted")
         example.stop()
+
+
+def test_the_flask_app_shows_the_mail_it_gets_newest_first() -> None:
+    with running("flask_app.py", "0", "0") as example:
+        page = example.line().removeprefix("the page is at ")
+
+        def read() -> str:
+            with urllib.request.urlopen(page, timeout=10) as answer:
+                assert answer.headers.get_content_type() == "text/html"
+                return str(answer.read().decode())
+
+        assert "No mail yet." in read()
+        with example.dial() as peer:
+            peer.hello()
+            peer.deliver("Subject: Tea\r\n\r\nAt four.\r\n", sender="ann@example.org", to=["bob@example.com", "c@d"])
+            peer.deliver(
+                "Subject: <script>alert(1)</script>\r\n"
+                "Content-Type: multipart/alternative; boundary=x\r\n\r\n"
+                "--x\r\nContent-Type: text/html\r\n\r\n<b>bold</b>\r\n"
+                "--x\r\nContent-Type: text/plain; charset=klingon\r\n\r\n<i>plain</i> & simple\r\n--x--\r\n",
+                sender="",
+                to='"<img src=x>"@example.com>',
+            )
+            shown = read()
+            assert peer.deliver("Content-Type: text/html\r\n\r\n<b>bold</b>\r\n").startswith("250")
+            assert peer.deliver(b"Subject: \xff\r\nContent-Type: text/plain; charset=idna\r\n\r\n\xff\r\n") > "250"
+        assert "(no plain text)" in read()
+        example.stop()
+    assert "<title>2 messages</title>" in shown
+    assert shown.index("&lt;i&gt;plain&lt;/i&gt; &amp; simple") < shown.index("At four.")
+    assert "from ann@example.org to bob@example.com, c@d" in shown
+    assert "from nobody to &#34;&lt;img src=x&gt;&#34;@example.com" in shown
+    assert "<h2>&lt;script&gt;alert(1)&lt;/script&gt;</h2>" in shown
+    for danger in ("<script>", "<b>", "<i>", "<img"):
+        assert danger not in shown
+
+
+def test_the_flask_app_forgets_old_mail() -> None:
+    with running("flask_app.py", "0", "0") as example:
+        page = example.line().removeprefix("the page is at ")
+        with example.dial() as peer:
+            peer.hello()
+            for number in range(101):
+                peer.deliver(f"Subject: number {number}\r\n\r\n.\r\n")
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            shown = answer.read().decode()
+        example.stop()
+    assert shown.count("<article>") == 100
+    assert "number 100<" in shown
+    assert "number 0<" not in shown
