@@ -22,8 +22,8 @@ class EarlyTalker:
     """Waits before the banner, and refuses the client that does not, with 554 5.5.1.
 
     Programs that send spam, and browsers that were sent here, talk at once; mail servers wait for the greeting (RFC
-    5321 section 3.1). Under implicit TLS the pause begins when TLS is up. Only this connection waits, and one of a server
-    that is shutting down does not. Clients on unix sockets are not made to wait.
+    5321 section 3.1). Under implicit TLS the pause begins when TLS is up. Only this connection waits, and not for a
+    server that is shutting down. Clients on unix sockets are not made to wait.
 
     :param pause: seconds.
     :param code, message: the reply, instead of ``554 5.5.1 ...``. (At CONNECT every 4xx goes out as 421, every 5xx as
