@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -128,6 +129,7 @@ def test_every_way_to_end_gives_the_place_back(smtp_server: MakeServer, end: Cal
     for _ in range(2):
         with dial(server) as peer:
             end(peer)
+            peer.close()  # or the server lingers
             ends.wait()
             assert limit.count("127.0.0.1") == limit.count("127.0.0.0/24") == 0
 
@@ -186,8 +188,6 @@ def test_a_disconnect_that_another_middleware_swallows_is_made_good(smtp_server:
             peer.expect_end()
         assert over.wait(5)
         peer.let_it_read()
-        import gc
-
         gc.collect()  # a session and its connection know each other
 
 
