@@ -130,3 +130,16 @@ def test_per_connection_tells_who_fell_asleep() -> None:
             peer.expect_end()
         printed = example.stop()
     assert printed == "[127.0.0.1] fell asleep\n"
+
+
+def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> None:
+    with running("middleware_stack.py", "0") as example:
+        with example.dial() as peer:
+            peer.hello()
+            assert peer.deliver(to="root@localhost") > "250"
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.net>", "QUIT")
+            peer.expect("250", "550 5.7.1 relaying denied", "221")
+        with example.dial() as peer:
+            peer.line("EHLO client.example")
+            peer.expect("554 5.5.1")
+        example.stop()

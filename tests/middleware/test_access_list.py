@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ from greensmtp.testing.fixtures import MakeServer
 #: Few bits that differ, so that networks hold each other and addresses hit.
 BITS = st.sampled_from([0, 1, 2, 3, 128, 254, 255])
 V4 = st.lists(BITS, min_size=4, max_size=4).map(bytes).map(ip_address)
-V6 = st.lists(BITS, min_size=16, max_size=16).map(bytes).map(ip_address).filter(lambda a: not getattr(a, "ipv4_mapped"))
+V6 = (
+    st.lists(BITS, min_size=16, max_size=16)
+    .map(bytes)
+    .map(ip_address)
+    .filter(lambda a: IPv6Address(int(a)).ipv4_mapped is None)
+)
 V4_NETWORKS = st.builds(lambda address, prefix: IPv4Network((address, prefix), strict=False), V4, st.integers(0, 32))
 V6_NETWORKS = st.builds(lambda address, prefix: IPv6Network((address, prefix), strict=False), V6, st.integers(0, 128))
 NETWORKS = st.lists(st.one_of(V4_NETWORKS, V6_NETWORKS), max_size=12)

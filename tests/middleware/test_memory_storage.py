@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -47,7 +48,7 @@ def library(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Reference:
         def is_alive(self) -> bool:
             return True
 
-    monkeypatch.setattr(reference.threading, "Timer", NoTimer)
+    monkeypatch.setattr(threading, "Timer", NoTimer)
     return Reference()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from greensmtp import Command, Reply, Session, SMTPServer
+from greensmtp import Ack, Command, Reply, Session, SMTPServer
 from greensmtp.chain import Proceed
 from greensmtp.middleware import RateLimit, _limit_store, _memory_storage
 from greensmtp.testing import Peer, dial
@@ -199,7 +199,13 @@ def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
 ) -> None:
     received: list[int] = []
     server = taking(smtp_server, RateLimit("1000/hour", on="bytes", strategy=strategy))
-    server.on("received", lambda session, ack: (received.append(session.message.size), ack.accept()))
+
+    @server.on("received")
+    def note(session: Session, ack: Ack) -> None:
+        assert session.message is not None
+        received.append(session.message.size)
+        ack.accept()
+
     with greet(server) as peer:
         assert peer.deliver("x" * 98 + "\r\n") > "250"
         assert peer.deliver("x" * 998 + "\r\n", sender="a@example.com> SIZE=5").startswith("450 4.7.1")
@@ -393,7 +399,7 @@ def test_code_and_text_are_ones_own(smtp_server: MakeServer) -> None:
         ({"message": "4.2.1 slow down"}, "450 4.2.1 slow down"),
         ({"code": 550, "message": "5.7.1 never again"}, "550 5.7.1 never again"),
     ):
-        server = taking(smtp_server, RateLimit("1/hour", **arguments))  # type: ignore[arg-type]
+        server = taking(smtp_server, RateLimit("1/hour", **arguments))
         with greet(server) as peer:
             peer.deliver()
             peer.line("MAIL FROM:<a@example.com>")

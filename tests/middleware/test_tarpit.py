@@ -170,7 +170,7 @@ def test_who_hangs_up_in_the_pit_is_noticed_behind_it(smtp_server: MakeServer, s
 def test_unix_sockets_and_refused_connections_are_not_delayed(
     smtp_server: MakeServer, slept: list[float], tmp_path: Path
 ) -> None:
-    server = smtp_server(listener=str(tmp_path / "socket"), middleware=[Tarpit()])
+    smtp_server(listener=str(tmp_path / "socket"), middleware=[Tarpit()])
     ours = socket.socket(socket.AF_UNIX)
     ours.connect(str(tmp_path / "socket"))
     with Peer(ours) as peer:
@@ -182,7 +182,6 @@ def test_unix_sockets_and_refused_connections_are_not_delayed(
     with dial(refusing, source=THERE) as peer:
         peer.expect("554")
     assert slept == []
-    assert server.limits
 
 
 def test_its_delays_do_not_overflow() -> None:
