@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from greensmtp.protocol.enhanced import LEADING
 from greensmtp.protocol.replies import Reply
 
 
@@ -44,7 +45,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
 def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:
     """The reply of a refusal: the usual one, unless the user has his own code or text.
 
-    A text without an enhanced status code gets the usual one, where its class is that of the code.
+    A text without an enhanced status code gets the usual one, in the class of the code.
 
     :raises ValueError: not a 4xx or 5xx code.
     :raises ProtocolError: the text brings an enhanced status code of another class.
@@ -54,7 +55,7 @@ def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:
     number = check_count("code", usual.code if code is None else code, least=400, most=599)
     text = usual.text if message is None else message
     reply = Reply(number, text)
-    brings_its_own = message is not None and reply.text != message
+    brings_its_own = message is not None and LEADING.match(message)
     if not brings_its_own and usual.enhanced is not None:
         reply = Reply(number, text, enhanced=str(number)[0] + usual.enhanced[1:])
     return reply

@@ -129,9 +129,10 @@ def open_store(uri: str, timeout: float) -> Store:
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
     :raises ValueError: not such a URI.
     """
-    store = _stores.get((uri, timeout))
+    key = (uri, 0.0 if str(uri).startswith("memory:") else timeout)
+    store = _stores.get(key)
     if store is None:
-        store = _stores[uri, timeout] = _open(uri, timeout)
+        store = _stores[key] = _open(uri, timeout)
     return store
 
 

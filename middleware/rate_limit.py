@@ -211,7 +211,7 @@ class RateLimit:
         cost = 1
         if self.on == "bytes":
             cost = _announced_size(command)
-            if cost > self._largest:
+            if cost > self._largest and self._key(session, command) is not None:
                 return _NEVER
         return self._ask(session, command, partial(self._test, cost=cost)) or proceed(session, command)
 

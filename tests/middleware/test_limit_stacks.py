@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from itertools import permutations
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from pydantic import TypeAdapter
 
 from greensmtp import SMTPServer
 from greensmtp.middleware import AccessList, Chaos, ConnectionLimit, EarlyTalker, Logging, RateLimit, Tarpit
@@ -77,3 +79,13 @@ def test_in_every_order_mail_passes_and_refusals_are_as_ever(smtp_server: MakeSe
 def test_in_lmtp_too(smtp_server: MakeServer) -> None:
     for order in (tuple(KINDS), tuple(reversed(KINDS))):
         check(stack_of(smtp_server, order, lmtp=True), lmtp=True)
+
+
+@pytest.mark.parametrize("kind", [AccessList, Chaos, ConnectionLimit, EarlyTalker, RateLimit, Tarpit])
+def test_a_configuration_can_read_what_each_takes(kind: type) -> None:
+    """Every argument has a type that can be looked up when the program runs."""
+    hints = get_type_hints(kind.__init__)  # type: ignore[misc]
+    assert set(inspect.signature(kind).parameters) <= set(hints)
+    for name, hint in hints.items():
+        if name != "return":
+            TypeAdapter(hint)

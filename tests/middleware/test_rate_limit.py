@@ -346,9 +346,10 @@ def test_a_function_that_fails_lets_nobody_through(smtp_server: MakeServer) -> N
 
 
 def test_unix_sockets_are_not_limited_by_address(smtp_server: MakeServer) -> None:
-    with greet(taking(smtp_server, RateLimit("1/hour")), None) as peer:
+    server = taking(smtp_server, RateLimit("1/hour"), RateLimit("10/hour", on="bytes"))
+    with greet(server, None) as peer:
         for _ in range(3):
-            assert peer.deliver() > "250"
+            assert peer.deliver(sender="a@example.com> SIZE=5000") > "250"
 
 
 def test_a_key_of_any_length_takes_little_room(smtp_server: MakeServer) -> None:
@@ -366,7 +367,7 @@ def test_a_key_of_any_length_takes_little_room(smtp_server: MakeServer) -> None:
 
 def test_in_memory_a_limit_without_a_name_counts_alone(smtp_server: MakeServer) -> None:
     mine, yours = RateLimit("1/hour"), RateLimit("1/hour")
-    assert mine._store is yours._store
+    assert mine._store is yours._store is RateLimit("1/hour", timeout=5)._store
     for limit in (mine, yours):
         with greet(taking(smtp_server, limit)) as peer:
             assert peer.deliver() > "250"
@@ -397,6 +398,7 @@ def test_code_and_text_are_ones_own(smtp_server: MakeServer) -> None:
         ({"code": 451}, "451 4.7.1 Too many messages in a short time, try again later"),
         ({"message": "slow down"}, "450 4.7.1 slow down"),
         ({"message": "4.2.1 slow down"}, "450 4.2.1 slow down"),
+        ({"message": "slow\r\ndown", "code": 550}, "550-5.7.1 slow\n550 5.7.1 down"),
         ({"code": 550, "message": "5.7.1 never again"}, "550 5.7.1 never again"),
     ):
         server = taking(smtp_server, RateLimit("1/hour", **arguments))
