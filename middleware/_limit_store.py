@@ -10,7 +10,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
-from weakref import WeakValueDictionary
+from weakref import WeakValueDictionary, finalize
 
 from gevent import Timeout, get_hub
 from gevent.monkey import is_module_patched
@@ -167,7 +167,11 @@ def _open(uri: str, timeout: float) -> Store:
     if not isinstance(storage, Storage):
         raise ValueError(f"storage {shown!r} is for asyncio; take the URI without async+")
     # A connection and a command have the time-out each.
-    return Store(storage, shown, 2 * timeout)
+    store = Store(storage, shown, 2 * timeout)
+    close = getattr(getattr(storage, "storage", None), "close", None)
+    if callable(close):
+        finalize(store, close).atexit = False  # with the store go its connections
+    return store
 
 
 def import_limits() -> Any:

@@ -6,7 +6,7 @@ import difflib
 import struct
 from collections.abc import Callable
 from random import Random
-from socket import SHUT_RDWR, SO_LINGER, SOL_SOCKET
+from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, Literal, cast
 
 from greensmtp.chain import Proceed
@@ -170,15 +170,16 @@ class _DisturbedBody:
                 self._happen()
             else:
                 self._left -= len(chunk)
-        self.complete = self._body.complete and not self._held
+        self.complete = self._body.complete
         return chunk
 
 
 def _cut(session: Session) -> None:
-    """End the connection with nothing more said, and over TCP by a reset rather than an orderly end."""
+    """End the connection with nothing more said: what the server writes from now on has nowhere to go."""
     try:
+        # To close at once, whatever is on its way, is a reset.
         session.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
-        session.socket.shutdown(SHUT_RDWR)
+        session.socket.close()
     except OSError:
         pass  # the peer was quicker
 

@@ -166,6 +166,23 @@ def test_a_broken_file_leaves_the_old_list_in_force_and_is_logged_once(
     assert greeted(server, "198.51.100.1") == "554 5.7.1"
 
 
+def test_a_file_that_could_not_be_read_for_a_while_is_read_again(
+    smtp_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its version tells nothing then: permissions that are put right change neither its time nor its size."""
+
+    def refuse(*arguments: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(deny))
+
+    deny = write(tmp_path / "deny", "192.0.2.0/24\n")
+    server = smtp_server(start=False, middleware=[AccessList(deny_file=deny, check_seconds=0)])
+    write(deny, "198.51.100.0/24\n")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", refuse)
+        assert greeted(server, "192.0.2.1") == "554 5.7.1"
+    assert greeted(server, "192.0.2.1").startswith("220")
+
+
 def test_many_networks_cost_no_more_than_few() -> None:
     many = [f"10.{number >> 8 & 255}.{number & 255}.{number >> 16}/32" for number in range(0, 1 << 18, 4)]
     access = AccessList(deny=[*many, "192.0.2.0/24"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
 from gevent.event import Event
+from gevent.socket import wait_read
 
 from greensmtp import Ack, ConnectionLost, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Chaos, chaos
@@ -90,10 +92,40 @@ def test_it_cuts_at_every_stage_without_a_word(smtp_server: MakeServer, stage: s
 
     with dial(server, source=None if over_tcp else HERE) as peer:
         reach(peer, stage)
-        peer.expect_end()
+        if over_tcp:
+            expect_reset(peer)
+        else:
+            peer.expect_end()
     assert over.wait(5)
     assert not received
     assert not server.connections
+
+
+def expect_reset(peer: Peer) -> None:
+    """The next that comes is a reset. (Read past TLS, which makes an end of it.)"""
+    wait_read(peer.socket.fileno(), 5)
+    with pytest.raises(ConnectionResetError):
+        os.read(peer.socket.fileno(), 1)
+
+
+def test_it_cuts_under_tls_too(smtp_server: MakeServer, certificate: Any) -> None:
+    tls = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
+    with dial(smtp_server(middleware=[Chaos("MAIL", "cut")], implicit_tls=True, **tls)) as peer:
+        peer.start_tls()
+        reach(peer, "MAIL")
+        expect_reset(peer)
+    with dial(taking(smtp_server(middleware=[Chaos("BODY", "cut")], **tls))) as peer:
+        peer.hello()
+        peer.line("STARTTLS")
+        peer.expect("220")
+        peer.start_tls()
+        peer.line("EHLO client.example")
+        peer.expect("250")
+        peer.envelope()
+        peer.line("DATA")
+        peer.expect("354")
+        peer.send(BODY[:1000])
+        expect_reset(peer)
 
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])

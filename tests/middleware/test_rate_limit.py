@@ -163,6 +163,16 @@ def test_recipients_are_refused_at_rcpt_with_450(smtp_server: MakeServer, clock:
         peer.envelope()
 
 
+def test_what_one_of_several_limits_refuses_does_not_use_the_others_up(smtp_server: MakeServer, clock: Clock) -> None:
+    server = taking(smtp_server, RateLimit("3/hour; 2/minute", on="recipients"))
+    with greet(server) as peer:
+        peer.line("MAIL FROM:<a@example.com>", *["RCPT TO:<b@example.com>"] * 5)
+        peer.expect("250", "250", "250", "450", "450", "450")
+        clock.now += 61
+        peer.line(*["RCPT TO:<b@example.com>"] * 2)
+        peer.expect("250", "450")
+
+
 def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
     server = taking(smtp_server, RateLimit("1/minute", by="recipient", on="recipients"))
     for source, recipient, reply in (
