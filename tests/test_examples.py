@@ -236,3 +236,16 @@ def test_the_flask_app_forgets_old_mail() -> None:
     assert shown.count("<article>") == 100
     assert "number 100<" in shown
     assert "number 0<" not in shown
+
+
+def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> None:
+    with running("middleware_stack.py", "0") as example:
+        with example.dial() as peer:
+            peer.hello()
+            assert peer.deliver(to="root@localhost") > "250"
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.net>", "QUIT")
+            peer.expect("250", "550 5.7.1 relaying denied", "221")
+        with example.dial() as peer:
+            peer.line("EHLO client.example")
+            peer.expect("554 5.5.1")
+        example.stop()
