@@ -26,6 +26,7 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.threads import ServerThread
+from greensmtp.tls import own_certificate
 
 logger = logging.getLogger("greensmtp")
 
@@ -83,6 +84,8 @@ class SMTPServer(StreamServer):
         self.limits = check_limits(limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
+        self.certificate = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
         #: It speaks LMTP.
         self.lmtp = lmtp

@@ -6,6 +6,7 @@ if __name__ != "greensmtp.middleware":
         "(the folder stands at the top of the repository, and is installed inside greensmtp)"
     )
 
+from greensmtp.middleware.auth import Auth
 from greensmtp.middleware.log import Logging
 
-__all__ = ["Logging"]
+__all__ = ["Auth", "Logging"]
