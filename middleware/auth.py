@@ -104,8 +104,8 @@ class Auth:
         self._allow_plaintext = allow_plaintext
         self._authorize = authorize
         self._timeout = check_seconds("timeout", timeout)
-        self._by_client = failures_by_client and Failures(failures_by_client, "failures_by_client")
-        self._by_account = failures_by_account and Failures(failures_by_account, "failures_by_account")
+        self._by_client = _failures("failures_by_client", failures_by_client)
+        self._by_account = _failures("failures_by_account", failures_by_account)
         self._behaviours: dict[str, Callable[[Session, Command, Proceed], Reply]] = {
             "EHLO": self._greet,
             "LHLO": self._greet,
@@ -291,8 +291,13 @@ def _network(host: str | None) -> str | None:
     return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
-def _take(failures: Any, key: str, taken: list[tuple[Failures, str]]) -> None:
-    if failures and key:
+def _failures(name: str, limit: str | None) -> Failures | None:
+    return None if limit is None else Failures(limit, name)
+
+
+def _take(failures: Failures | None, key: str, taken: list[tuple[Failures, str]]) -> None:
+    """Count this attempt, or refuse it. (A token without a name is nobody's account.)"""
+    if failures is not None and key:
         if not failures.take(key):
             raise Refused(standard.AUTH_TOO_MANY_FAILURES)
         taken.append((failures, key))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,16 +36,30 @@ def offered(hello: str) -> list[str]:
 
 
 @pytest.fixture
-def peer_of(smtp_server: MakeServer) -> Callable[..., Peer]:
-    """A peer that has said EHLO to a server with this Auth; the server is the peer's ``server``."""
+def peer_of(smtp_server: MakeServer) -> Iterator[Callable[..., Peer]]:
+    """A peer that has said EHLO to a server with this Auth."""
+    peers: list[Peer] = []
 
     def make(auth: Auth, *, ehlo: bool = True, **options: Any) -> Peer:
         peer = dial(smtp_server(start=False, middleware=[auth], **options), source=("192.0.2.1", 4711))
+        peers.append(peer)
         if ehlo:
             peer.hello()
         return peer
 
-    return make
+    yield make
+    for peer in peers:
+        peer.close()
+
+
+def keeping(seen: list[Any], what: Callable[..., Any]) -> Callable[..., None]:
+    """A handler that accepts, and keeps something."""
+
+    def handler(session: Any, ack: Any, **fields: Any) -> None:
+        seen.append(what(session, **fields))
+        ack.accept()
+
+    return handler
 
 
 def in_the_clear(backend: Any = USERS, **options: Any) -> Auth:
@@ -294,7 +308,7 @@ def test_it_is_kept_over_rset_and_ehlo_and_gone_after_starttls(
     server = smtp_server(
         middleware=[in_the_clear()], certfile=certificate.certfile, keyfile=certificate.keyfile, start=True
     )
-    server.on("from", lambda session, address, ack: (sessions.append(session.identity), ack.accept()))
+    server.on("from", keeping(sessions, lambda session, address: session.identity))
     with dial(server) as peer:
         peer.hello()
         peer.line(f"AUTH PLAIN {PLAIN_JO}", "MAIL FROM:<>", "RSET", "MAIL FROM:<>", "EHLO x", "MAIL FROM:<>", "RSET")
@@ -317,8 +331,8 @@ def test_it_is_kept_over_rset_and_ehlo_and_gone_after_starttls(
 
 def test_esmtpa(peer_of: Any, smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
-    seen = []
-    server.on("from", lambda session, address, ack: (seen.append(session.protocol), ack.accept()))
+    seen: list[Any] = []
+    server.on("from", keeping(seen, lambda session, address: session.protocol))
     with dial(server) as peer:
         peer.hello()
         peer.line("MAIL FROM:<>", "RSET", f"AUTH PLAIN {PLAIN_JO}", "MAIL FROM:<>")
@@ -419,8 +433,8 @@ def test_authorize(peer_of: Any) -> None:
 )
 def test_the_submitter(smtp_server: MakeServer, value: str, known: str, stranger: str) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
-    seen = []
-    server.on("from", lambda session, address, ack: (seen.append(address.parameters["AUTH"]), ack.accept()))
+    seen: list[Any] = []
+    server.on("from", keeping(seen, lambda session, address: address.parameters["AUTH"]))
     with dial(server) as peer:
         peer.hello()
         peer.line(f"MAIL FROM:<a@example.com> AUTH={value} SIZE=9", "RSET", f"AUTH PLAIN {PLAIN_JO}")
@@ -581,9 +595,7 @@ def test_no_is_no(peer_of: Any, answer: Any) -> None:
 
 
 @pytest.mark.parametrize("answer", [1, [0], object(), b"jo"])
-def test_anything_but_a_clear_answer_is_no_yes(
-    peer_of: Any, answer: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_anything_but_a_clear_answer_is_no_yes(peer_of: Any, answer: Any, caplog: pytest.LogCaptureFixture) -> None:
     with peer_of(in_the_clear(lambda credentials: answer)) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0")
@@ -626,9 +638,10 @@ def test_no_secret_in_any_log(smtp_server: MakeServer, caplog: pytest.LogCapture
 
     class Faulty:
         def __call__(self, session: Any, command: Any, proceed: Any) -> Any:
-            proceed(session, command)
+            reply = proceed(session, command)
             if command.verb == "AUTH":
                 raise RuntimeError("after all that")
+            return reply
 
     auth = Auth(USERS, allow_plaintext=True, failures_by_client=None)
     server = smtp_server(middleware=[Logging(), Faulty(), auth], start=False, max_errors=100)
@@ -670,29 +683,29 @@ def test_reprs() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "text"),
     [
-        (lambda: Auth(None), TypeError, "not a NoneType"),
-        (lambda: Auth(dict), TypeError, "not a dict"),
-        (lambda: Auth({"jo": b"sesame"}), TypeError, "'jo' has not"),
-        (lambda: Auth("jo:sesame"), ValueError, "htpasswd:"),
-        (lambda: Auth("htpasswd:"), ValueError, "dovecot:"),
-        (lambda: Auth("htpasswd:/nowhere/at/all"), ValueError, "cannot read"),
-        (lambda: Auth(lambda: True), TypeError, r"\(credentials\) -> bool"),
-        (lambda: Auth({}, "PLAIN"), TypeError, r"\['PLAIN', 'LOGIN'\]"),
-        (lambda: Auth({}, ["PLANE"]), ValueError, "did you mean 'PLAIN'"),
-        (lambda: Auth({}, []), ValueError, "without a mechanism"),
-        (lambda: Auth({}, ["XOAUTH2"]), ValueError, "needs check_token"),
-        (lambda: Auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
-        (lambda: Auth({}, timeout=0), ValueError, "timeout takes"),
-        (lambda: Auth({}, timeout=True), ValueError, "timeout takes"),
-        (lambda: Auth({}, authorize="all"), TypeError, "authorize is called"),
-        (lambda: Auth({}, check_token="all"), TypeError, "cannot be called"),
-        (lambda: Auth({}, failures_by_client="many"), ValueError, "failures_by_client takes"),
-        (lambda: Auth({}, failures_by_account="0/minute"), ValueError, "failures_by_account takes"),
+        (lambda auth: auth(None), TypeError, "not a NoneType"),
+        (lambda auth: auth(dict), TypeError, "not a dict"),
+        (lambda auth: auth({"jo": b"sesame"}), TypeError, "'jo' has not"),
+        (lambda auth: auth("jo:sesame"), ValueError, "htpasswd:"),
+        (lambda auth: auth("htpasswd:"), ValueError, "dovecot:"),
+        (lambda auth: auth("htpasswd:/nowhere/at/all"), ValueError, "cannot read"),
+        (lambda auth: auth(lambda: True), TypeError, r"\(credentials\) -> bool"),
+        (lambda auth: auth({}, "PLAIN"), TypeError, r"\['PLAIN', 'LOGIN'\]"),
+        (lambda auth: auth({}, ["PLANE"]), ValueError, "did you mean 'PLAIN'"),
+        (lambda auth: auth({}, []), ValueError, "without a mechanism"),
+        (lambda auth: auth({}, ["XOAUTH2"]), ValueError, "needs check_token"),
+        (lambda auth: auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
+        (lambda auth: auth({}, timeout=0), ValueError, "timeout takes"),
+        (lambda auth: auth({}, timeout=True), ValueError, "timeout takes"),
+        (lambda auth: auth({}, authorize="all"), TypeError, "authorize is called"),
+        (lambda auth: auth({}, check_token="all"), TypeError, "cannot be called"),
+        (lambda auth: auth({}, failures_by_client="many"), ValueError, "failures_by_client takes"),
+        (lambda auth: auth({}, failures_by_account="0/minute"), ValueError, "failures_by_account takes"),
     ],
 )
-def test_arguments(make: Callable[[], Auth], error: type[Exception], text: str) -> None:
+def test_arguments(make: Callable[[Any], Auth], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text) as caught:
-        make()
+        make(Auth)
     assert "sesame" not in str(caught.value)
 
 
@@ -702,7 +715,7 @@ def test_arguments(make: Callable[[], Auth], error: type[Exception], text: str) 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER"])
 def test_cut_at_every_octet(smtp_server: MakeServer, mechanism: str) -> None:
     """What a client says in one go, pipelined behind AUTH or not, means the same in two pieces."""
-    bearer = f"auth=Bearer t\x01\x01"
+    bearer = "auth=Bearer t\x01\x01"
     said = {
         "PLAIN": f"AUTH PLAIN\r\n{PLAIN_JO}\r\n",
         "LOGIN": f"AUTH LOGIN\r\n{b64('jo')}\r\n{b64('sesame')}\r\n",
