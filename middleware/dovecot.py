@@ -54,11 +54,12 @@ class DovecotAuth:
     has a connection of its own. Who is known by what name, and who may act as whom, is up to Dovecot.
 
     :param path: of the socket: ``/run/dovecot/auth-client``.
-    :param timeout: seconds that Dovecot has for each answer. (It takes two or so to say no, on purpose.)
+    :param timeout: seconds that Dovecot has for each answer. (It takes up to 17 to say no, on purpose:
+        ``auth_failure_delay``, and the penalty of an address with many failures.)
     :param service: what Dovecot calls us in its rules and logs.
     """
 
-    def __init__(self, path: str | Path, timeout: float = 10.0, service: str = "smtp") -> None:
+    def __init__(self, path: str | Path, timeout: float = 25.0, service: str = "smtp") -> None:
         if not _WORD.fullmatch(service):
             raise ValueError(f"service takes a word of letters and digits, not {service!r}")
         self._path = check_path("DovecotAuth", path)
