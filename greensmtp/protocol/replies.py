@@ -87,6 +87,8 @@ class Reply:
         return wire
 
     def _encode(self) -> bytes:
+        if self.code == 334 and not self.text:
+            return b"334 \r\n"  # the one reply whose grammar wants the space (RFC 4954 section 8); msmtp does too
         prefix = f"{self.enhanced} " if self.enhanced else ""
         texts = [piece for line in self.lines for piece in _fold(_UNPRINTABLE.sub("?", line))]
         last = len(texts) - 1
