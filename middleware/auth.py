@@ -17,7 +17,7 @@ from gevent import Timeout
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware.backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_seconds
+from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
 from greensmtp.middleware.dovecot import DovecotAuth
 from greensmtp.middleware.failures import Failures
 from greensmtp.middleware.htpasswd import Htpasswd
@@ -100,8 +100,8 @@ class Auth:
         self._backend = make_backend(backend)
         self._registrar = Registrar(self._backend, check_token)
         self._offer = Offer(self._backend, self._registrar, mechanisms, allow_plaintext=allow_plaintext)
-        self._required = required
-        self._allow_plaintext = allow_plaintext
+        self._required = check_flag("required", required)
+        self._allow_plaintext = check_flag("allow_plaintext", allow_plaintext)
         self._authorize = authorize
         self._timeout = check_seconds("timeout", timeout)
         self._by_client = _failures("failures_by_client", failures_by_client)
@@ -137,8 +137,7 @@ class Auth:
     def _demand(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         if session.identity is not None:
             return proceed(session, command)
-        # It may be that AUTH is not even offered before TLS.
-        hidden = not session.tls and not self._allow_plaintext and session.server.tls_context is not None
+        hidden = self._offer.needs_tls and not session.tls and session.server.tls_context is not None
         return standard.AUTH_NEEDS_STARTTLS if hidden else standard.AUTH_REQUIRED
 
     def _mail(self, session: Session, command: Command, proceed: Proceed) -> Reply:

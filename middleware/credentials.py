@@ -91,6 +91,13 @@ def check_seconds(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """Yes or no; a str like "no" is neither."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} takes True or False, not {value!r}")
+    return value
+
+
 def check_path(name: str, value: Any) -> str:
     """The path of a file or a socket."""
     if not isinstance(value, str | Path) or not str(value):

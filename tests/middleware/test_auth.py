@@ -285,7 +285,9 @@ def test_required_and_a_chunk(peer_of: Any) -> None:
 
 def test_required_before_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
     server = smtp_server(
-        middleware=[Auth(USERS, required=True)], certfile=certificate.certfile, keyfile=certificate.keyfile
+        middleware=[Auth(USERS, ["PLAIN"], required=True)],
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
     )
     with dial(server) as peer:
         peer.hello()
@@ -697,6 +699,8 @@ def test_reprs() -> None:
         (lambda auth: auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
         (lambda auth: auth({}, timeout=0), ValueError, "timeout takes"),
         (lambda auth: auth({}, timeout=True), ValueError, "timeout takes"),
+        (lambda auth: auth({}, required="no"), TypeError, "required takes True or False"),
+        (lambda auth: auth({}, allow_plaintext=1), TypeError, "allow_plaintext takes True or False"),
         (lambda auth: auth({}, authorize="all"), TypeError, "authorize is called"),
         (lambda auth: auth({}, check_token="all"), TypeError, "cannot be called"),
         (lambda auth: auth({}, failures_by_client="many"), ValueError, "failures_by_client takes"),
