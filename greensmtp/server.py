@@ -27,6 +27,7 @@ from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
+from greensmtp.tls import own_certificate
 
 if TYPE_CHECKING:
     from greensmtp.stack import Stack
@@ -85,6 +86,8 @@ class SMTPServer(StreamServer):
         self.limits = check_limits(limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
+        self.certificate = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
         #: It speaks LMTP.
         self.lmtp = lmtp

@@ -7,6 +7,7 @@ if __name__ != "greensmtp.middleware":
     )
 
 from greensmtp.middleware.access_list import AccessList
+from greensmtp.middleware.auth import Auth
 from greensmtp.middleware.chaos import Chaos
 from greensmtp.middleware.connection_limit import ConnectionLimit
 from greensmtp.middleware.early_talker import EarlyTalker
@@ -15,4 +16,4 @@ from greensmtp.middleware.metrics import Metrics
 from greensmtp.middleware.rate_limit import RateLimit
 from greensmtp.middleware.tarpit import Tarpit
 
-__all__ = ["AccessList", "Chaos", "ConnectionLimit", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"]
+__all__ = ["AccessList", "Auth", "Chaos", "ConnectionLimit", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"]

@@ -9,11 +9,17 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from gevent import socket
+from gevent import ssl as gevent_ssl
 
+from greensmtp import connect
 from greensmtp.testing import Peer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Run by tests/client/test_examples.py; all others are servers.
@@ -249,3 +255,26 @@ def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> No
             peer.line("EHLO client.example")
             peer.expect("554 5.5.1")
         example.stop()
+
+
+def test_submission_lets_users_in_and_send_under_their_own_name(certificate: Certificate) -> None:
+    context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
+    with running("submission.py", "0", str(certificate.certfile), str(certificate.keyfile)) as example:
+        with connect("127.0.0.1", example.port, starttls="never") as mail:
+            mail.ehlo()
+            assert mail.extensions["AUTH"] == "SCRAM-SHA-256 CRAM-MD5"
+            assert mail.from_("beep@example.com").code == 530
+            assert mail.login("beep", "boop").code == 235
+            mail.send(b"x\r\n", "beep@example.com", "you@example.org")
+        with connect("127.0.0.1", example.port, starttls="require", ssl_context=context) as mail:
+            mail.begin()
+            assert "PLAIN" in mail.extensions["AUTH"].split()
+            assert mail.login("beep", "wrong").code == 535
+            assert mail.login("beep", "boop", "PLAIN").code == 235
+            assert mail.from_("root@example.com").text == "beep sends as beep@example.com"
+            mail.send(b"x\r\n", "beep@example.com", ["you@example.org", "me@example.org"])
+        printed = example.stop()
+    assert printed.splitlines() == [
+        "beep (SCRAM-SHA-256) -> you@example.org: 3 octets",
+        "beep (PLAIN) -> you@example.org, me@example.org: 3 octets",
+    ]
