@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from greensmtp.chain import Proceed
 from greensmtp.middleware import log_lines
-from greensmtp.middleware.log_lines import LISTED, shown, word
+from greensmtp.middleware.log_lines import LISTED, shown
+from greensmtp.middleware.log_output import attach
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
@@ -81,7 +82,7 @@ class Logging:
         self.level = _check_level(level)
         self.format = format
         if format is not None:
-            _attach(logger, format, self.level)
+            attach(logger, format, self.level)
         #: Where this is not wanted, nothing is. (A logger's answer may change while the server runs.)
         self._highest = max(self.level, logging.DEBUG)
         self._wanted = logger.isEnabledFor
@@ -152,7 +153,7 @@ class Logging:
             "reply": None if away is None else away.code,
             "reply_text": None if away is None else log_lines.reply_text(away),
         }
-        self._emit(self.level, _session_text, facts)
+        self._emit(self.level, log_lines.session_text, facts)
         session.notes.pop(self, None)
         return reply
 
@@ -268,7 +269,7 @@ class Logging:
         if transaction.replies:
             facts["replies"] = log_lines.replies(transaction.replies[:LISTED])
             facts["queue_id"] = log_lines.queue_id(*(each for _, each in transaction.replies))
-        self._emit(self.level, _transaction_text, facts)
+        self._emit(self.level, log_lines.transaction_text, facts)
 
     # The command
 
@@ -292,7 +293,7 @@ class Logging:
             "reply": reply.code,
             "reply_text": log_lines.reply_text(reply),
         }
-        self._emit(logging.DEBUG, _command_text, facts)
+        self._emit(logging.DEBUG, log_lines.command_text, facts)
         return reply
 
     # All three
@@ -309,25 +310,9 @@ class Logging:
         if not self._wanted(level):
             return
         # As logger.log does it, but without a walk up the stack to find out that it was this line.
-        record = logger.makeRecord(logger.name, level, __file__, 0, _Line(text, facts), (), None, "Logging")
+        record = logger.makeRecord(logger.name, level, __file__, 0, log_lines.Line(text, facts), (), None, "Logging")
         record.__dict__.update(facts)
         logger.handle(record)
-
-
-class _Line:
-    """A record's message, written when somebody wants to read it: many loggers have it in JSON, or not at all."""
-
-    __slots__ = ("_facts", "_text")
-
-    def __init__(self, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
-        self._text = text
-        self._facts = facts
-
-    def __str__(self) -> str:
-        facts = self._facts
-        seconds = facts["seconds"]
-        took = "-" if seconds is None else f"{seconds * 1000:.1f} ms"
-        return f"{facts['session']} {self._text(facts)} ({took})"
 
 
 class _Watch:
@@ -389,50 +374,6 @@ class _Transaction:
             self.refused.append((recipient, reply))
 
 
-def _session_text(facts: dict[str, Any]) -> str:
-    secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
-    hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
-    away = "" if facts["reply"] is None else f": {facts['reply']} {facts['reply_text']}"
-    return (
-        f"session peer={word(facts['peer'])} tls={secure} greeting={hello} identity={word(facts['identity'])} "
-        f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
-        f"-> {facts['reason']}{away}"
-    )
-
-
-def _command_text(facts: dict[str, Any]) -> str:
-    said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
-    # The first arrow of a line is ours.
-    said = said.rstrip(" ").replace("->", r"-\x3e")
-    return f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" ")
-
-
-def _transaction_text(facts: dict[str, Any]) -> str:
-    words = [
-        f"message from={log_lines.address(facts['sender'])}",
-        f"to={log_lines.addresses(facts['recipients'], facts['recipient_count'])}",
-    ]
-    if facts["refused"]:
-        each = (f"{log_lines.address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
-        rest = facts["refused_count"] - len(facts["refused"])
-        words.append(f"refused={','.join(each)}" + (f",...({rest} more)" if rest else ""))
-    words += (f"size={facts['size']}", f"peer={word(facts['peer'])}")
-    words += (f"{name}={word(facts[name])}" for name in ("tls", "identity") if facts[name])
-    if "replies" in facts:
-        each = (
-            f"{log_lines.address(one['recipient'])} {one['reply']} {one['reply_text'].replace(';', ',')}"
-            for one in facts["replies"]
-        )
-        end = "; ".join(each)
-    elif facts["reply"] is not None:
-        end = f"{facts['reply']} {facts['reply_text']}"
-    else:
-        end = facts["outcome"]
-    if facts["reason"] is not None:
-        end += f", {facts['reason']}"
-    return f"{' '.join(words)} -> {end}"
-
-
 def _refusal(reply: Reply) -> str:
     return "refused" if reply.code >= 500 else "deferred"
 
@@ -459,36 +400,3 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
         raise ValueError(f"level takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level
-
-
-class _StandardError(logging.StreamHandler[Any]):
-    """The handler that ``format`` asks for; one for each logger, whoever asks."""
-
-    def __init__(self, form: str) -> None:
-        super().__init__()
-        self.form = form
-        if form == "json":
-            try:
-                from pythonjsonlogger.json import JsonFormatter
-            except ModuleNotFoundError as error:
-                raise ModuleNotFoundError(
-                    "Logging(format='json') needs python-json-logger: pip install 'greensmtp[cli]'", name=error.name
-                ) from error
-            names = {"levelname": "level", "name": "logger"}
-            form = "%(levelname)s %(name)s %(message)s"
-            self.setFormatter(JsonFormatter(form, timestamp=True, rename_fields=names))
-        else:
-            self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-
-
-def _attach(logger: logging.Logger, form: str, level: int) -> None:
-    if form not in ("text", "json"):
-        raise ValueError(f"format takes 'text' or 'json', or None for handlers of the program's own, not {form!r}")
-    there = next((handler for handler in logger.handlers if isinstance(handler, _StandardError)), None)
-    if there is not None and there.form != form:
-        raise ValueError(f"logger {logger.name!r} writes {there.form} already: name another one for {form}")
-    if there is None:
-        logger.addHandler(_StandardError(form))
-        logger.propagate = False
-    if logger.level == logging.NOTSET or logger.level > level:
-        logger.setLevel(level)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from greensmtp.protocol.commands import CONNECT
 from greensmtp.protocol.replies import Reply
 
 #: Characters of one value. (A path has 256 octets at most, RFC 5321 section 4.5.3.1.3, a command line 512.)
@@ -75,3 +76,66 @@ def queue_id(*given: Reply) -> str | None:
             if match is not None:
                 return match[1]
     return None
+
+
+class Line:
+    """A record's message, written when somebody wants to read it: many loggers have it in JSON, or not at all."""
+
+    __slots__ = ("_facts", "_text")
+
+    def __init__(self, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
+        self._text = text
+        self._facts = facts
+
+    def __str__(self) -> str:
+        facts = self._facts
+        seconds = facts["seconds"]
+        took = "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+        return f"{facts['session']} {self._text(facts)} ({took})"
+
+
+def session_text(facts: dict[str, Any]) -> str:
+    """Of a session."""
+    secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
+    hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
+    away = "" if facts["reply"] is None else f": {facts['reply']} {facts['reply_text']}"
+    return (
+        f"session peer={word(facts['peer'])} tls={secure} greeting={hello} identity={word(facts['identity'])} "
+        f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
+        f"-> {facts['reason']}{away}"
+    )
+
+
+def command_text(facts: dict[str, Any]) -> str:
+    """Of a command."""
+    said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
+    # The first arrow of a line is ours.
+    said = said.rstrip(" ").replace("->", r"-\x3e")
+    return f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" ")
+
+
+def transaction_text(facts: dict[str, Any]) -> str:
+    """Of a transaction."""
+    words = [
+        f"message from={address(facts['sender'])}",
+        f"to={addresses(facts['recipients'], facts['recipient_count'])}",
+    ]
+    if facts["refused"]:
+        each = (f"{address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
+        rest = facts["refused_count"] - len(facts["refused"])
+        words.append(f"refused={','.join(each)}" + (f",...({rest} more)" if rest else ""))
+    words += (f"size={facts['size']}", f"peer={word(facts['peer'])}")
+    words += (f"{name}={word(facts[name])}" for name in ("tls", "identity") if facts[name])
+    if "replies" in facts:
+        each = (
+            f"{address(one['recipient'])} {one['reply']} {one['reply_text'].replace(';', ',')}"
+            for one in facts["replies"]
+        )
+        end = "; ".join(each)
+    elif facts["reply"] is not None:
+        end = f"{facts['reply']} {facts['reply_text']}"
+    else:
+        end = facts["outcome"]
+    if facts["reason"] is not None:
+        end += f", {facts['reason']}"
+    return f"{' '.join(words)} -> {end}"
