@@ -589,6 +589,21 @@ def test_a_callable(peer_of: Any) -> None:
     assert "sesame" not in repr(one)
 
 
+@pytest.mark.parametrize("name", ["", "jo"])
+def test_nobody_is_asked_about_nothing(peer_of: Any, name: str) -> None:
+    """There are directories in which an empty password is an anonymous login, and succeeds."""
+    with peer_of(in_the_clear(lambda credentials: True)) as peer:
+        peer.line(f"AUTH PLAIN {b64(chr(0) + name + chr(0))}")
+        peer.expect("535 5.7.8")
+        peer.line("AUTH LOGIN")
+        peer.expect("334")
+        peer.line(b64(name))
+        if name:
+            peer.expect("334")
+            peer.line("")
+        peer.expect("535 5.7.8")
+
+
 @pytest.mark.parametrize("answer", [None, False, ""])
 def test_no_is_no(peer_of: Any, answer: Any) -> None:
     with peer_of(in_the_clear(lambda credentials: answer)) as peer:
@@ -630,6 +645,14 @@ def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureF
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0")
     assert "no answer within 0.01 s" in caplog.text
+
+
+def test_the_password_of_nobody_lets_nobody_in(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unknown users are checked against is random; were it known, it would be of no use."""
+    monkeypatch.setattr("greensmtp.middleware.registrar.token_urlsafe", lambda octets: "guessed")
+    with peer_of(in_the_clear()) as peer:
+        peer.line(f"AUTH PLAIN {b64(chr(0) + 'nobody' + chr(0) + 'guessed')}")
+        peer.expect("535 5.7.8")
 
 
 # Secrets

@@ -171,6 +171,7 @@ def test_answers(fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pyte
         peer.expect(reply, "250")
     assert "sesame" not in caplog.text
     assert PLAIN_JO not in caplog.text
+    assert ("a line without end" in caplog.text) == ("x" * 1000 in answer)
 
 
 def test_answers_cut_at_every_octet(fake: Fake, peer_of: Any) -> None:
@@ -208,7 +209,7 @@ def test_a_name_with_escapes(fake: Fake, smtp_server: MakeServer) -> None:
         "VERSION\t2\t0\nDONE\n",
         "VERSION\n",
         "VERSION\t1\t2\nMECH\tPLAIN\n",  # and then nothing
-        "VERSION\t1\t2\n" + "MECH\tX-NEW\n" * 10_000 + "DONE\n",
+        "VERSION\t1\t2\nMECH\tPLAIN\n" + "MECH\tX-NEW\n" * 10_000 + "DONE\n",
         "x" * 100_000,
     ],
 )

@@ -135,6 +135,17 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
 # Unknown users
 
 
+@pytest.mark.parametrize(("name", "password"), [("nobody", "guessed"), ("odd", "guessed"), ("empty", "")])
+def test_the_password_of_nobody_lets_nobody_in(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str, password: str
+) -> None:
+    monkeypatch.setattr("greensmtp.middleware.registrar.token_urlsafe", lambda octets: "guessed")
+    users = {"jo": "sesame", "odd": "\u0007", "empty": ""}
+    with dial(smtp_server(start=False, middleware=[Auth(users)])) as peer:
+        peer.hello()
+        assert log_in(peer, client_for(name, password)).startswith("535 5.7.8")
+
+
 def salt(challenge: str) -> str:
     match = re.fullmatch(r"r=[^,]{40,},s=([A-Za-z0-9+/]{22}==),i=4096", challenge)
     assert match, challenge
