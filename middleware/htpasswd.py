@@ -11,10 +11,9 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Any, NamedTuple
 
-from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
-from greensmtp.middleware.credentials import Credentials, Unavailable, check_path
+from greensmtp.middleware.credentials import Credentials, Unavailable, check_path, in_pool
 
 logger = logging.getLogger("greensmtp")
 
@@ -67,7 +66,7 @@ class Htpasswd:
         """Is this his password? Other greenlets go on meanwhile."""
         assert credentials.password is not None
         with self._turns:
-            return bool(get_hub().threadpool.apply(self._check, (credentials.username, credentials.password)))
+            return in_pool(self._check, credentials.username, credentials.password)
 
     # In the thread pool
 

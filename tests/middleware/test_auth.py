@@ -13,7 +13,7 @@ from gevent import sleep
 
 from greensmtp import Reject
 from greensmtp.middleware import Auth, Logging
-from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.credentials import Credentials, in_pool
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
@@ -629,6 +629,20 @@ def test_a_callable_that_raises(peer_of: Any, caplog: pytest.LogCaptureFixture) 
     assert "raised KeyError" in caplog.text
     assert "in check" in caplog.text  # where it was
     assert "'sesame'" not in caplog.text
+
+
+def test_a_callable_that_raises_in_the_thread_pool(
+    peer_of: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def check(credentials: Credentials) -> bool:
+        raise KeyError(credentials.password)
+
+    with peer_of(in_the_clear(lambda credentials: in_pool(check, credentials))) as peer:
+        peer.line(f"AUTH PLAIN {PLAIN_JO}")
+        peer.expect("454 4.7.0 Temporary")
+    assert "raised KeyError" in caplog.text
+    assert "'sesame'" not in caplog.text
+    assert capfd.readouterr().err == ""
 
 
 def test_a_callable_that_rejects(peer_of: Any) -> None:
