@@ -107,6 +107,17 @@ def test_what_it_offers_and_we_know_is_offered(fake: Fake, peer_of: Any) -> None
     assert repr(auth) == f"Auth(DovecotAuth({str(fake.path)!r}), allow_plaintext=True)"
 
 
+def test_it_is_asked_once_for_all_who_come_at_once(fake: Fake, peer_of: Any) -> None:
+    auth = auth_at(fake)
+    peers = [peer_of(auth) for _ in range(5)]
+    for peer in peers:
+        peer.line("EHLO client.example")
+    for peer in peers:
+        peer.expect("220")
+        assert peer.expect("250").endswith("AUTH CRAM-MD5 PLAIN")
+    assert fake.connections == 1
+
+
 def test_not_in_the_clear(fake: Fake, peer_of: Any) -> None:
     with peer_of(Auth(f"dovecot:{fake.path}")) as peer:
         assert peer.hello().endswith("AUTH CRAM-MD5")
