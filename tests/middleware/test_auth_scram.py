@@ -7,10 +7,14 @@ import re
 import ssl
 import sys
 from base64 import b64decode, b64encode
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from gevent import ssl as gevent_ssl
 from scramp import ScramClient, ScramException  # type: ignore[import-untyped]
 from scramp.core import CBindData  # type: ignore[import-untyped]
@@ -354,6 +358,22 @@ def test_the_binding_is_what_a_client_makes_of_the_certificate(certificate: Cert
     der = ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END") + len("-----END CERTIFICATE-----")])
     assert end_point_binding(der) == hashlib.sha256(der).digest()
     assert end_point_binding(b"not a certificate") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "signed_with", "bound_by"),
+    [
+        (lambda: ec.generate_private_key(ec.SECP256R1()), hashes.SHA512(), hashlib.sha512),
+        (lambda: ec.generate_private_key(ec.SECP384R1()), hashes.SHA384(), hashlib.sha384),
+        (ed25519.Ed25519PrivateKey.generate, None, None),  # has no hash function of its own
+    ],
+)
+def test_the_binding_has_the_hash_of_the_signature(key: Any, signed_with: Any, bound_by: Any) -> None:
+    private = key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mx.example.com")])
+    builder = x509.CertificateBuilder(name, name, private.public_key(), 1, datetime(2020, 1, 1), datetime(2040, 1, 1))
+    der = builder.sign(private, signed_with).public_bytes(serialization.Encoding.DER)
+    assert end_point_binding(der) == (bound_by and bound_by(der).digest())
 
 
 def test_the_key_may_stand_before_the_certificate(smtp_server: MakeServer, tmp_path: Path) -> None:
