@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import ssl
 import sys
@@ -134,6 +135,63 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
         peer.expect("501 5.5.2")
         peer.line("MAIL FROM:<>")
         peer.expect("530")
+
+
+# To act as somebody else
+
+
+def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: bytes = b"") -> str:
+    """jo's exchange, by hand: scramp's client names no authzid."""
+    bare = "n=jo,r=nonce"
+    peer.line(f"AUTH SCRAM-SHA-256{'-PLUS' * bool(bound_to)} {b64(header + bare)}")
+    challenge = answer(peer)
+    nonce, salt, _ = (field[2:] for field in challenge.split(","))
+    salted = hashlib.pbkdf2_hmac("sha256", b"sesame", b64decode(salt), 4096)
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    binding = b64encode((header if signed is None else signed).encode() + bound_to).decode()
+    final = f"c={binding},r={nonce}"
+    signature = hmac.digest(hashlib.sha256(key).digest(), f"{bare},{challenge},{final}".encode(), "sha256")
+    proof = bytes(one ^ other for one, other in zip(key, signature, strict=True))
+    peer.line(b64(f"{final},p={b64encode(proof).decode()}"))
+    reply = answer(peer)
+    if reply[:3].isdigit():
+        return reply
+    assert reply.startswith("v=")
+    peer.line("")
+    return peer.reply()
+
+
+@pytest.mark.parametrize(
+    ("header", "signed", "code"),
+    [
+        ("n,,", None, "235"),
+        ("n,a=jo,", None, "235"),
+        ("y,a=jo,", None, "235"),
+        ("n,a=ann,", None, "535"),
+        ("n,a=jo,", "n,,", "535"),
+        ("n,a=jo,", "n,a=ann,", "535"),
+        ("n,,", "n,a=jo,", "535"),
+    ],
+)
+def test_authzid(smtp_server: MakeServer, header: str, signed: str | None, code: str) -> None:
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        peer.hello()
+        assert log_in_as(peer, header, signed)[:3] == code
+
+
+def test_authorize(smtp_server: MakeServer) -> None:
+    asked = []
+
+    def authorize(identity: Any, session: Any) -> bool:
+        asked.append((identity.authcid, identity.authzid))
+        return bool(identity.authzid == "of,fice")
+
+    with dial(smtp_server(start=False, middleware=[Auth(USERS, authorize=authorize)])) as peer:
+        peer.hello()
+        assert log_in_as(peer, "n,a=boss,").startswith("535 5.7.8")
+        assert log_in_as(peer, "n,a=of=2Cfice,", "n,a=boss,").startswith("535 5.7.8")
+        assert log_in_as(peer, "n,a=of=2Cfice,").startswith("235")
+    assert asked == [("jo", "boss"), ("jo", "of,fice")]
 
 
 # Unknown users
@@ -299,6 +357,14 @@ def test_plus(
 ) -> None:
     with secured(smtp_server, certificate, version, Auth(USERS), starttls=starttls) as peer:
         assert log_in(peer, bound(peer, kind), "SCRAM-SHA-256-PLUS").startswith("235 2.7.0")
+
+
+def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) -> None:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+        header = "p=tls-server-end-point,a=jo,"
+        assert log_in_as(peer, header, bound_to=b"x" * 32).startswith("535")
+        data = CBindData.from_der(peer.socket.getpeercert(True)).data
+        assert log_in_as(peer, header, bound_to=data).startswith("235")
 
 
 def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
