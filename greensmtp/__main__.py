@@ -16,7 +16,7 @@ def main() -> None:
     try:
         from greensmtp.cli import cli
     except ModuleNotFoundError as error:
-        if (name := (error.name or "").partition(".")[0]) not in ("click", "pythonjsonlogger"):
+        if (name := (error.name or "").partition(".")[0]) not in ("click", "pydantic", "pythonjsonlogger"):
             raise
         sys.exit(f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'")
     cli(prog_name="greensmtp")

@@ -1,0 +1,203 @@
+"""A configuration becomes servers, ready to start."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from greensmtp.ack import Ack
+from greensmtp.chain import Middleware, check_middleware
+from greensmtp.config.lines import KeyPath
+from greensmtp.config.loading import Loaded
+from greensmtp.config.mistakes import Mistake
+from greensmtp.config.model import ListenerSection
+from greensmtp.delivery.maildir import Maildir
+from greensmtp.plugins import PluginError, load_plugin, middleware_factory
+from greensmtp.server import SMTPServer
+from greensmtp.session import Session
+from greensmtp.signals import shared
+from greensmtp.stream import MessageStream
+from greensmtp.urls import Listen
+
+logger = logging.getLogger("greensmtp")
+
+#: SMTPServer's arguments, and the keys they come from.
+_KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
+
+
+@dataclass(slots=True)
+class Serving:
+    """One server, where it is to listen, and the path of that in the configuration."""
+
+    server: SMTPServer
+    listen: Listen
+    path: KeyPath
+
+
+def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
+    """Make the servers: their stacks, their certificates, then the Maildir and the plugins.
+
+    A stack that several listeners have in common is made once: what it counts, it counts for all of them.
+
+    :param outermost: stands before every stack.
+    :param dry: leave no trace: nothing is made on the disk, and no handler of ours is connected.
+    :raises ConfigError: something cannot be made; with everything that could not.
+    """
+    return _Assembly(loaded, outermost, dry).assemble()
+
+
+@dataclass
+class _Assembly:
+    loaded: Loaded
+    outermost: Middleware | None
+    dry: bool
+    mistakes: list[Mistake] = field(default_factory=list)
+    servers: list[SMTPServer] = field(default_factory=list)
+    maildir: Maildir | None = None
+
+    def assemble(self) -> list[Serving]:
+        stacks = dict(self._stacks())
+        serving = [
+            made
+            for number, listener in enumerate(self.loaded.config.listeners)
+            if (made := self._server(number, listener, stacks)) is not None
+        ]
+        self.servers = [each.server for each in serving]
+        if self.loaded.config.delivery.maildir is not None and not self.dry:
+            # Before the plugins: process-wide handlers come before a server's own, in the order of connecting.
+            shared.on("message", self._tap)
+        try:
+            self._plug_in()
+            self._raise()
+            self._deliver()
+            self._raise()
+        except BaseException:
+            shared.message.disconnect(self._tap)
+            raise
+        return serving
+
+    def _raise(self) -> None:
+        if self.mistakes:
+            raise self.loaded.source.error(self.mistakes)
+
+    # Middleware
+
+    def _stacks(self) -> Iterator[tuple[KeyPath, list[Middleware]]]:
+        """Each stack by its path."""
+        for path, stack in self.loaded.config.stacks():
+            made = []
+            for number, entry in enumerate(stack):
+                middleware = self._middleware((*path, number), entry.use)
+                if middleware is not None:
+                    made.append(middleware)
+            yield path, made
+
+    def _middleware(self, path: KeyPath, name: str) -> Middleware | None:
+        arguments = self.loaded.arguments[path]
+        try:
+            made = middleware_factory(name)(**arguments)
+            check_middleware(made)
+            return made
+        except ImportError as error:
+            if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
+                logger.info("without %s, which is in the default stack: %s", name, error)
+                return None
+            self.mistakes.append(Mistake(path, f"{name}: {error}"))
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            # Errors name the argument first, as ours do: the line of that is the better one.
+            first = text.partition(" ")[0].rstrip(":")
+            self.mistakes.append(Mistake((*path, first) if first in arguments else path, f"{name}: {text}"))
+        return None
+
+    # Servers
+
+    def _server(
+        self, number: int, listener: ListenerSection, stacks: dict[KeyPath, list[Middleware]]
+    ) -> Serving | None:
+        config = self.loaded.config
+        path: KeyPath = ("listeners", number)
+        listen = Listen.parse(listener.url)
+        own = listener.tls_cert is not None
+        tls = listener if own else config
+        files: dict[str, Any] = {"certfile": tls.tls_cert, "keyfile": tls.tls_key}
+        if not listener.tls:
+            files = {}
+        elif not own and listener.tls_key is not None:
+            files = {"keyfile": listener.tls_key}
+        stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
+        try:
+            server = SMTPServer(
+                listen.address,
+                hostname=config.hostname if listener.hostname is None else listener.hostname,
+                lmtp=listen.lmtp,
+                implicit_tls=listen.implicit_tls,
+                backlog=listener.backlog,
+                middleware=[*([] if self.outermost is None else [self.outermost]), *stack],
+                **files,
+                **(config.limits.given() | listener.limits.given()),
+            )
+        except (ValueError, TypeError) as error:
+            self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
+            return None
+        return Serving(server, listen, (*path, "url"))
+
+    def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
+        """Where the argument that an error begins with has been given."""
+        first = text.partition(" ")[0].rstrip(":")
+        key = _KEYS.get(first)
+        if key is None:
+            return (*path, "url")
+        return (*path, key) if key in listener.model_fields_set else (key,)
+
+    # Delivery and plugins
+
+    def _tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        if self.maildir is not None and session.server in self.servers:
+            self.maildir.tap(session, stream, ack)
+
+    def _plug_in(self) -> None:
+        """Plugins are heard between the two halves of the Maildir: what they read flows into it too, what they refuse
+        is not stored, and what they leave undecided is accepted."""
+        for number, plugin in enumerate(self.loaded.config.plugins):
+            try:
+                plug_in = load_plugin(plugin.name)
+                for server in self.servers:
+                    plug_in(server)
+            except PluginError as error:
+                if plugin.optional:
+                    logger.warning("without an optional plugin: %s", error)
+                else:
+                    self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+
+    def _deliver(self) -> None:
+        folder = self.loaded.config.delivery.maildir
+        if folder is None:
+            return
+        try:
+            if self.dry:
+                _probe(Path(folder))
+                return
+            self.maildir = Maildir(folder)
+        except ValueError as error:
+            self.mistakes.append(Mistake(("delivery", "maildir"), str(error)))
+            return
+        for server in self.servers:
+            server.on("message", self.maildir.accept)
+            server.on("received", self.maildir.store)
+
+
+def _probe(folder: Path) -> None:
+    """Could there be a Maildir here?
+
+    :raises ValueError: no.
+    """
+    for place in (folder / "tmp", folder / "new", folder / "cur"):
+        there = next(each for each in (place, *place.absolute().parents) if each.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = "write to" if there in (place, folder) else "make"
+            raise ValueError(f"maildir: cannot {what} {str(folder)!r}: {str(there)!r} is no folder to write to")
