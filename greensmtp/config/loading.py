@@ -39,7 +39,7 @@ class Override:
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)  # there may be secrets in it
 class Loaded:
     """A configuration in which each key is right in itself."""
 
@@ -74,7 +74,7 @@ def load(
     config, mistakes = _validate(Config, data, known_keys(), ())
     arguments: dict[KeyPath, dict[str, Any]] = {}
     for place, entry in _middleware(data):
-        given, wrong = _arguments(place, entry)
+        given, wrong = _arguments(place, entry, folder)
         arguments[place] = given
         mistakes += wrong
     # What could not be had has been replaced by something that may be wrong in its place.
@@ -164,12 +164,12 @@ def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
     ]
 
 
-def _arguments(path: KeyPath, entry: dict[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
+def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Mistake]]:
     try:
         factory = middleware_factory(entry["use"])
     except PluginError as error:
         return {}, [Mistake((*path, "use"), str(error))]
-    model = option_model(factory)
+    model = option_model(factory, folder)
     names = [each.alias or name for name, each in model.model_fields.items()]
     options = {key: value for key, value in entry.items() if key != "use"}
     found, mistakes = _validate(model, options, {(): names}, path)

@@ -70,14 +70,14 @@ class Source:
         """All of them as one error, options first, then in the order of the file."""
         ordered = sorted(mistakes, key=lambda mistake: self._order(mistake.path))
         options = any(self.option(mistake.path) is not None for mistake in ordered)
-        return ConfigError(dict.fromkeys(self._hide(self._say(mistake)) for mistake in ordered), options=options)
+        return ConfigError(dict.fromkeys(self._say(mistake) for mistake in ordered), options=options)
 
     def _order(self, path: KeyPath) -> int:
         return 0 if self.option(path) is not None else self._text.line_of(path)
 
     def _say(self, mistake: Mistake) -> str:
         option = self.option(mistake.path)
-        text = mistake.text.replace(", or ssl_context", "")
+        text = self._hide(mistake.text).replace(", or ssl_context", "")
         for argument, (key, name) in _NAMES.items():
             text = re.sub(rf"\b{argument}\b", key if option is None else name, text)
         if option is not None:
@@ -120,7 +120,14 @@ _TAKES = {
     "path_type": "a path",
 }
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a table"}
+_KINDS = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a fraction",
+    str: "text",
+    list: "a list",
+    dict: "a table",
+}
 
 
 def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath) -> list[Mistake]:
@@ -137,7 +144,7 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
     for place, several in found.items():
         if several[0]["type"] == "extra_forbidden":
             table = tuple(key for key in place[:-1] if isinstance(key, str))
-            text = no_such_key(str(place[-1]), known.get(table, ()))
+            text = _no_such_key(str(place[-1]), table, known)
         elif several[0]["type"] == "missing":
             text = "must be given"
         else:
@@ -146,10 +153,11 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
     return mistakes
 
 
-def no_such_key(name: str, known: Iterable[str]) -> str:
-    """A wrong name, and the nearest right one; all of them where none is near."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, 1)
+def _no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Iterable[str]]) -> str:
+    """A wrong name, and the nearest right one; where none is near, the table that has it, or all there are."""
+    names = sorted(known.get(table, ()))
+    elsewhere = sorted((path for path, there in known.items() if name in there), key=len)
+    near = difflib.get_close_matches(name, names, 1) or [".".join(map(str, (*path, name))) for path in elsewhere]
     if near:
         return f"there is no such key; did you mean {near[0]}?"
     return f"there is no such key (there are: {', '.join(names)})" if names else "there is no such key"
@@ -177,8 +185,11 @@ def _wrong(several: list[ErrorDetails]) -> str:
             return str(details.get("ctx", {}).get("error", details["msg"]))
         if kind in ("literal_error", "enum"):
             wanted.append(str(details.get("ctx", {}).get("expected")).replace("'", '"'))
+        elif kind in _TAKES:
+            wanted.append(_TAKES[kind])
         else:
-            wanted.append(_TAKES.get(kind) or details["msg"])
+            return "must be " + details["msg"].removeprefix("Input should be ")
     takes = " or ".join(dict.fromkeys(wanted))
+    # What was given is not shown, for it may be a secret.
     given = _KINDS.get(type(several[0]["input"]), "that")
-    return f"takes {takes}, not {given}" if given not in wanted else f"takes {takes}"
+    return f"takes {takes}" if '"' in takes or given in wanted else f"takes {takes}, not {given}"

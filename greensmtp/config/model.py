@@ -34,7 +34,12 @@ def parse_size(text: str) -> int:
 
 
 def none_for_false(value: Any) -> Any:
-    """TOML has no word for nothing; ``false`` is it here."""
+    """TOML has no word for nothing; ``false`` is it here.
+
+    :raises ValueError: it is ``true``.
+    """
+    if value is True:
+        raise ValueError("takes a value, or false for none; true says nothing")
     return None if value is False else value
 
 
@@ -59,6 +64,12 @@ class Section(BaseModel):
     """A table: it has the keys that are named here, of just these types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, validate_default=False)
+
+    def __repr__(self) -> str:
+        """Without its values, for some may be secrets."""
+        return f"{type(self).__name__}(...)"
+
+    __str__ = __repr__
 
 
 class MiddlewareSection(Section):

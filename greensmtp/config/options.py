@@ -12,12 +12,14 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from greensmtp.config.model import OrFalse
 
 #: What a file cannot say: an object, a function.
 UNSAYABLE = object()
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _SCALARS = (bool, int, float, str, Path, datetime.datetime, datetime.date, datetime.time)
 #: What takes any iterable is given a list.
@@ -26,16 +28,18 @@ _SETS = (set, frozenset, abc.Set)
 _TABLES = (dict, abc.Mapping, abc.MutableMapping)
 
 
-def option_model(factory: Callable[..., Any]) -> type[BaseModel]:
-    """The model of what a file may say to ``factory``; its dump, by alias and of what was set, are the arguments."""
+def option_model(factory: Callable[..., Any], folder: Path | None = None) -> type[BaseModel]:
+    """The model of what a file may say to ``factory``: by alias, and of what was set, these are its arguments.
+
+    :param folder: where paths begin.
+    """
     named, extra = {}, "forbid"
     for parameter in _parameters(factory):
         if parameter.kind is parameter.VAR_KEYWORD:
             extra = "allow"
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            annotation = Any if parameter.annotation is parameter.empty else parameter.annotation
+        elif parameter.kind in _NAMED:
             default = ... if parameter.default is parameter.empty else None
-            named[parameter.name] = (_field_type(annotation), default)
+            named[parameter.name] = (_field_type(parameter.annotation, folder or Path()), default)
     # (By alias, for a model's own attributes have names, too.)
     definitions: dict[str, Any] = {
         f"option_{number}": (kind, Field(default, alias=name))
@@ -48,8 +52,12 @@ def option_model(factory: Callable[..., Any]) -> type[BaseModel]:
 
 
 def option_names(factory: Callable[..., Any]) -> list[str]:
-    """What a file may say to it."""
-    return [field.alias or name for name, field in option_model(factory).model_fields.items()]
+    """What a file can say to it."""
+    return [
+        parameter.name
+        for parameter in _parameters(factory)
+        if parameter.kind in _NAMED and sayable(parameter.annotation) is not UNSAYABLE
+    ]
 
 
 def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
@@ -62,15 +70,21 @@ def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
         return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
 
 
-def _field_type(annotation: Any) -> Any:
+def _field_type(annotation: Any, folder: Path) -> Any:
     said = sayable(annotation)
     if said is not UNSAYABLE:
-        return said
+        return Annotated[said, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else said
 
     def refuse(value: Any) -> Any:
         raise ValueError(f"takes {inspect.formatannotation(annotation)}, which a file cannot say")
 
     return Annotated[Any, BeforeValidator(refuse)]
+
+
+def _is_path(annotation: Any) -> bool:
+    """It takes a path, in one form or the other, and nothing else."""
+    forms = {part for part in typing.get_args(annotation) or (annotation,) if part is not type(None)}
+    return Path in forms and forms <= {str, Path}
 
 
 def sayable(annotation: Any) -> Any:
@@ -80,7 +94,9 @@ def sayable(annotation: Any) -> Any:
         return sayable(annotation.__value__)
     if origin is Annotated:
         return sayable(arguments[0])
-    if annotation in (Any, object) or origin is typing.Literal:
+    if annotation in (Any, object, inspect.Parameter.empty):
+        return Any
+    if origin is typing.Literal:
         return annotation
     if origin in (typing.Union, types.UnionType):
         return _union(arguments)

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from greensmtp.config.lines import KeyPath
 from greensmtp.config.loading import Loaded
 from greensmtp.config.model import PATHS
 from greensmtp.config.secrets import hide
@@ -33,6 +34,15 @@ def effective(loaded: Loaded) -> dict[str, Any]:
             del entry[key]
     for place in PATHS:
         _make_absolute(data, place)
+    for path, arguments in loaded.arguments.items():
+        entry = _at(data, path)
+        entry |= {key: str(value.absolute()) for key, value in arguments.items() if isinstance(value, Path)}
+    return data
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        data = data[key]
     return data
 
 
