@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, check_middleware
@@ -17,11 +15,14 @@ from greensmtp.config.mistakes import Mistake
 from greensmtp.config.model import ListenerSection
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.plugins import PluginError, load_plugin, middleware_factory
+from greensmtp.probing import probe_log, probe_maildir
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.signals import shared
 from greensmtp.stream import MessageStream
 from greensmtp.urls import Listen
+
+Made = TypeVar("Made")
 
 logger = logging.getLogger("greensmtp")
 
@@ -72,17 +73,15 @@ class _Assembly:
             shared.on("message", self._tap)
         try:
             self._plug_in()
-            self._raise()
             self._deliver()
-            self._raise()
-        except BaseException:
-            shared.message.disconnect(self._tap)
-            raise
-        return serving
-
-    def _raise(self) -> None:
+        finally:
+            if self.mistakes:
+                shared.message.disconnect(self._tap)
+        if self.dry:
+            self._try("logging", "target", probe_log, self.loaded.config.logging.target)
         if self.mistakes:
             raise self.loaded.source.error(self.mistakes)
+        return serving
 
     # Middleware
 
@@ -178,26 +177,18 @@ class _Assembly:
         folder = self.loaded.config.delivery.maildir
         if folder is None:
             return
-        try:
-            if self.dry:
-                _probe(Path(folder))
-                return
-            self.maildir = Maildir(folder)
-        except ValueError as error:
-            self.mistakes.append(Mistake(("delivery", "maildir"), str(error)))
+        if self.dry or self.mistakes:
+            self._try("delivery", "maildir", probe_maildir, folder)
             return
-        for server in self.servers:
-            server.on("message", self.maildir.accept)
-            server.on("received", self.maildir.store)
+        self.maildir = self._try("delivery", "maildir", Maildir, folder)
+        if self.maildir is not None:
+            for server in self.servers:
+                server.on("message", self.maildir.accept)
+                server.on("received", self.maildir.store)
 
-
-def _probe(folder: Path) -> None:
-    """Could there be a Maildir here?
-
-    :raises ValueError: no.
-    """
-    for place in (folder / "tmp", folder / "new", folder / "cur"):
-        there = next(each for each in (place, *place.absolute().parents) if each.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            what = "write to" if there in (place, folder) else "make"
-            raise ValueError(f"maildir: cannot {what} {str(folder)!r}: {str(there)!r} is no folder to write to")
+    def _try(self, section: str, key: str, make: Callable[[str], Made], value: str) -> Made | None:
+        try:
+            return make(value)
+        except ValueError as error:
+            self.mistakes.append(Mistake((section, key), str(error)))
+            return None

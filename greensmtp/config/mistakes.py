@@ -142,6 +142,8 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
         found.setdefault(_real(details, data), []).append(details)
     mistakes = []
     for place, several in found.items():
+        if any(place == other[: len(place)] for other in found if len(other) > len(place)):
+            continue  # of a union, the form that was meant has been entered
         if several[0]["type"] == "extra_forbidden":
             table = tuple(key for key in place[:-1] if isinstance(key, str))
             text = _no_such_key(str(place[-1]), table, known)
@@ -164,16 +166,15 @@ def _no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Iter
 
 
 def _real(details: ErrorDetails, data: Any) -> KeyPath:
-    """The part of a place that is in the data: what follows it are pydantic's names for the forms of a union."""
+    """The way to a place in the data, without pydantic's names for the forms of unions that stand in between."""
     place: list[str | int] = []
-    for key in details["loc"]:
-        if isinstance(data, dict) and (key in data or details["type"] == "missing"):
-            data = data.get(key)
-        elif isinstance(data, list) and isinstance(key, int) and key < len(data):
-            data = data[key]
-        else:
-            break
-        place.append(key)
+    *way, last = details["loc"] or ("",)
+    for key in way:
+        if (isinstance(data, dict) and key in data) or (isinstance(data, list) and isinstance(key, int)):
+            data = data[key]  # type: ignore[index]
+            place.append(key)
+    if details["type"] == "missing" or (isinstance(data, dict) and last in data) or isinstance(last, int):
+        place.append(last)
     return tuple(place)
 
 

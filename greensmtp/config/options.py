@@ -133,5 +133,7 @@ def _union(arguments: tuple[Any, ...]) -> Any:
     parts = [part for part in map(sayable, arguments) if part is not UNSAYABLE]
     if not [part for part in parts if part is not None]:
         return UNSAYABLE
+    if str in parts:  # a text would be either
+        parts = [part for part in parts if part is not Path]
     union = _subscript(typing.Union, parts)
     return Annotated[union, OrFalse] if None in parts and bool not in parts else union

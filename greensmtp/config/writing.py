@@ -32,6 +32,8 @@ def effective(loaded: Loaded) -> dict[str, Any]:
         entry["limits"] = listener.limits.given()
         for key in entry.keys() - listener.model_fields_set:
             del entry[key]
+        if not entry.get("limits", True):
+            del entry["limits"]
     for place in PATHS:
         _make_absolute(data, place)
     for path, arguments in loaded.arguments.items():
@@ -74,8 +76,7 @@ def _table(data: dict[str, Any], path: tuple[str, ...]) -> list[str]:
             for each in value:
                 tables += ["", f"[[{_key(inner)}]]", *_table(each, inner)]
         elif isinstance(value, dict) and not _is_reference(value):
-            if value:
-                tables += ["", f"[{_key(inner)}]", *_table(value, inner)]
+            tables += ["", f"[{_key(inner)}]", *_table(value, inner)]
         else:
             lines.append(f"{_key((key,))} = {_value(value)}")
     return lines + tables
