@@ -98,3 +98,18 @@ def test_it_serves(serve: Serve, tmp_path: Path) -> None:
         assert peer.deliver("Subject: hi\r\n\r\nho\r\n").startswith("250")
     assert server.stop() == 0
     assert len(server.mail) == 1
+
+
+DOCUMENT = (EXAMPLE.parent.parent / "docs" / "configuration.md").read_text("utf-8")
+
+
+def test_the_document_names_every_key_that_is_not_a_limit() -> None:
+    for path, names in known_keys().items():
+        for name in names if "limits" not in path else ():
+            assert re.search(rf"`(?:\w+\.)?{name}[` ]|\[{name}\]", DOCUMENT), name
+
+
+def test_the_documents_example_is_right(tmp_path: Path) -> None:
+    text = next(block for block in re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL) if "[[listeners]]" in block)
+    (tmp_path / "greensmtp.toml").write_text(text)
+    assert len(load(tmp_path / "greensmtp.toml").config.listeners) == 2
