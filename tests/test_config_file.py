@@ -83,8 +83,8 @@ WRONG: list[tuple[str, str]] = [
     ),
     ("[limits]\nbare_newlines = 'eat'", '2: limits.bare_newlines: takes "reject" or "keep"'),
     ("[logging]\nformat = 'xml'", '2: logging.format: takes "text" or "json"'),
-    (LISTENER + "backlog = -1", "3: listeners.backlog: must be greater than or equal to 0"),
-    ("listeners = []", "1: listeners: "),
+    (LISTENER + "backlog = -1", "3: listeners.backlog: should be greater than or equal to 0"),
+    ("listeners = []", "1: listeners: takes 1 or more"),
     # what must be there
     ("[[listeners]]\nhostname = 'x'", "1: listeners.url: must be given"),
     (LISTENER + "[[plugins]]\noptional = true", "3: plugins.name: must be given"),
@@ -113,9 +113,7 @@ WRONG: list[tuple[str, str]] = [
 @pytest.mark.parametrize(("text", "complaint"), WRONG)
 def test_a_mistake_is_told_with_its_place(write: Write, text: str, complaint: str) -> None:
     (line,) = mistakes(write(text))
-    assert line.startswith(f"greensmtp.toml:{complaint}")
-    if not complaint.endswith(": "):
-        assert line == f"greensmtp.toml:{complaint}"
+    assert line == f"greensmtp.toml:{complaint}"
 
 
 def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:

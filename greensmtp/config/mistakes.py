@@ -45,14 +45,14 @@ class Source:
 
     :param name: the file's, as it was given; empty where there is none.
     :param options: the option by the path that it has set; without a file, all there are.
-    :param secrets: what must not be shown.
+    :param secrets: what must not be shown. (What has one or two characters is no secret.)
     """
 
     def __init__(self, name: str, text: TomlText, options: Mapping[KeyPath, str], secrets: Iterable[str] = ()) -> None:
         self.name = name
         self._text = text
         self._options = options
-        self._secrets = sorted((secret for secret in secrets if secret), key=len, reverse=True)
+        self._secrets = sorted((secret for secret in secrets if len(secret) > 2), key=len, reverse=True)
 
     def option(self, path: KeyPath) -> str | None:
         """The option that has set this, if one has."""
@@ -188,8 +188,10 @@ def _wrong(several: list[ErrorDetails]) -> str:
             wanted.append(str(details.get("ctx", {}).get("expected")).replace("'", '"'))
         elif kind in _TAKES:
             wanted.append(_TAKES[kind])
+        elif kind == "too_short":
+            return f"takes {details['ctx']['min_length']} or more"
         else:
-            return "must be " + details["msg"].removeprefix("Input should be ")
+            return details["msg"].replace("Input should", "should", 1)
     takes = " or ".join(dict.fromkeys(wanted))
     # What was given is not shown, for it may be a secret.
     given = _KINDS.get(type(several[0]["input"]), "that")
