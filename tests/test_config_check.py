@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp import signals
+from greensmtp.assembly import assemble
 from greensmtp.cli import cli
-from greensmtp.config.loading import load
+from greensmtp.config.loading import Override, load
+from greensmtp.config.mistakes import ConfigError
 from greensmtp.config.writing import effective, toml
 
 Check = Callable[..., Result]
@@ -149,6 +151,29 @@ def test_an_optional_plugin_may_be_missing(check: Check) -> None:
     assert result.exit_code == 0
 
 
+def test_what_is_missing_for_the_default_stack_is_left_out(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    stack = ({"use": "broken:Fussy", "rate": "poor"}, {"use": "Logging"})
+    monkeypatch.setattr("greensmtp.config.loading.DEFAULT_STACK", stack)
+    monkeypatch.setattr("greensmtp.config.model.DEFAULT_STACK", stack)
+    with caplog.at_level("INFO", "greensmtp"):
+        assert check("").exit_code == 0
+    assert "without broken:Fussy, which is in the default stack: Fussy needs gold: pip install" in caplog.text
+    (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'"))
+    assert "needs gold" in line
+    sys.modules.pop("broken", None)
+
+
+def test_a_server_that_cannot_be_made_leaves_no_handler(tmp_path: Path) -> None:
+    before = len(signals.message.receivers)
+    maildir = Override("--maildir", ("delivery", "maildir"), "/dev/null/x")
+    with pytest.raises(ConfigError):
+        assemble(load(None, [maildir]))
+    assert len(signals.message.receivers) == before
+
+
 def test_it_leaves_no_trace(check: Check, tmp_path: Path) -> None:
     before = [len(signals.message.receivers), len(signals.received.receivers)]
     printed(check("[delivery]\nmaildir = 'a/b/c'\n[logging]\ntarget = 'log'\n[[listeners]]\nurl = 'unix:/tmp/never'"))
@@ -188,6 +213,16 @@ def test_options_are_in_it(check: Check) -> None:
     assert data["limits"]["max_message_size"] == 3072
     assert (data["logging"]["format"], data["logging"]["level"]) == ("json", "debug")
     assert printed(check(None, "-v"))["logging"]["level"] == "info"
+
+
+def test_what_an_option_overrides_is_no_secret_any_more(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "f.example")
+    text = "hostname = { env = 'NAME' }\n[[listeners]]\nurl = '127.0.0.1:0'\nhostname = { env = 'NAME' }"
+    assert printed(check(text))["listeners"][0]["hostname"] == {"env": "NAME"}
+    data = printed(check(text, "--hostname", "o.example"))
+    assert data["hostname"] == "o.example"
+    assert data["listeners"] == [{"url": "127.0.0.1:0"}]
+    assert printed(check(text, "--listen", "[::1]:0"))["listeners"] == [{"url": "smtp://[::1]:0"}]
 
 
 def everything(certificate: Any) -> str:

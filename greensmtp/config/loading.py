@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from greensmtp.config.lines import KeyPath, TomlError, TomlText, is_in
+from greensmtp.config.lines import KeyPath, TomlError, TomlText
 from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain
 from greensmtp.config.model import DEFAULT_STACK, PATHS, Config, known_keys
 from greensmtp.config.options import option_model
@@ -83,7 +83,7 @@ def load(
     if mistakes or config is None:
         raise source.error(mistakes)
     # (What an option has overridden is the option's, and no secret.)
-    found = {key: value for key, value in references.found.items() if is_in(data, key) and source.option(key) is None}
+    found = {key: value for key, value in references.found.items() if source.option(key) is None}
     return Loaded(config, source, found, arguments)
 
 

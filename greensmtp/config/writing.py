@@ -32,8 +32,6 @@ def effective(loaded: Loaded) -> dict[str, Any]:
         entry["limits"] = listener.limits.given()
         for key in entry.keys() - listener.model_fields_set:
             del entry[key]
-        if not entry.get("limits", True):
-            del entry["limits"]
     for place in PATHS:
         _make_absolute(data, place)
     for path, arguments in loaded.arguments.items():
