@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import sys
@@ -11,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from greensmtp.chain import Middleware
 from greensmtp.errors import GreenSMTPError
 from greensmtp.server import SMTPServer
 
@@ -57,29 +55,6 @@ def load_plugin(name: str) -> Plugin:
             raise PluginError(f"{name!r}: {attribute} failed: {_describe(error)}") from error
 
     return plug_in
-
-
-def middleware_factory(name: str) -> Callable[..., Middleware]:
-    """What makes the middleware of this name: of the catalogue, or ``module:attribute``.
-
-    :raises PluginError: there is none; the text names the nearest.
-    """
-    catalogue = importlib.import_module("greensmtp.middleware")
-    module_name, colon, attribute = name.partition(":")
-    if not colon:
-        if name not in catalogue.__all__:
-            near = difflib.get_close_matches(name, catalogue.__all__, 1)
-            raise PluginError(f"there is no middleware {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-        factory: Callable[..., Middleware] = getattr(catalogue, name)
-        return factory
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{name!r}: cannot be had: {_describe(error)}") from error
-    return factory
 
 
 def _takes_one(target: Any) -> bool:
