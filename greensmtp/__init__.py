@@ -4,6 +4,7 @@ from greensmtp import client_signals, signals
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, Proceed
 from greensmtp.client import SMTPClient, connect
+from greensmtp.composition import compose, when
 from greensmtp.errors import (
     AlreadyAcknowledged,
     AuthenticationFailed,
@@ -84,6 +85,8 @@ __all__ = [
     "TransactionReset",
     "__version__",
     "client_signals",
+    "compose",
     "connect",
     "signals",
+    "when",
 ]

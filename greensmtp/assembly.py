@@ -14,7 +14,7 @@ from greensmtp.config.loading import Loaded
 from greensmtp.config.mistakes import Mistake
 from greensmtp.config.model import ListenerSection
 from greensmtp.delivery.maildir import Maildir
-from greensmtp.plugins import PluginError, load_plugin, middleware_factory
+from greensmtp.plugins import PluginError, middleware_factory, plug_in
 from greensmtp.probing import probe_log, probe_maildir
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
@@ -164,14 +164,9 @@ class _Assembly:
         is not stored, and what they leave undecided is accepted."""
         for number, plugin in enumerate(self.loaded.config.plugins):
             try:
-                plug_in = load_plugin(plugin.name)
-                for server in self.servers:
-                    plug_in(server)
+                plug_in(plugin.name, self.servers, optional=plugin.optional)
             except PluginError as error:
-                if plugin.optional:
-                    logger.warning("without an optional plugin: %s", error)
-                else:
-                    self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+                self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
 
     def _deliver(self) -> None:
         folder = self.loaded.config.delivery.maildir

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from greensmtp.errors import Reject
@@ -12,6 +11,7 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
+from greensmtp.shapes import check_callable, check_words
 from greensmtp.signals import handler_name
 
 logger = logging.getLogger("greensmtp")
@@ -33,27 +33,36 @@ class Middleware(Protocol):
 
 def check_middleware(middleware: Any) -> None:
     """Raise TypeError unless it can be called as one."""
-    shape = "(session, command, proceed) -> Reply"
-    if inspect.isclass(middleware):
-        raise TypeError(f"a middleware is an instance: write {middleware.__name__}(...), not {middleware.__name__}")
-    if not callable(middleware):
-        raise TypeError(f"a middleware is called as {shape}; {middleware!r} cannot be called")
-    try:
-        inspect.signature(middleware).bind(None, None, None)
-    except TypeError:
-        signature = inspect.signature(middleware)
-        raise TypeError(f"a middleware is called as {shape}; {handler_name(middleware)} takes {signature}") from None
-    except ValueError:  # something built in: it tells nothing
-        pass
-    if isinstance(getattr(middleware, "verbs", ()), str):
-        raise TypeError(f"verbs of {handler_name(middleware)} is an iterable of verbs, not one str")
+    check_callable(middleware, "a middleware", ("session", "command", "proceed"), "Reply")
+    verbs = getattr(middleware, "verbs", None)
+    if verbs is not None:
+        check_words(verbs, middleware, "verbs")
+
+
+class Composite:
+    """Several middlewares stacked as one. A chain takes its members one by one, so that it costs nothing itself."""
+
+    members: tuple[Middleware, ...]
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """As if it were a chain of its own; for those who hold it without a chain."""
+        raise NotImplementedError
+
+
+def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
+    """Those that do the work, outermost first."""
+    for each in middleware:
+        if isinstance(each, Composite):
+            yield from flatten(each.members)
+        else:
+            yield each
 
 
 class Chain:
     """The stack of one server, frozen."""
 
     def __init__(self, middleware: Iterable[Middleware]) -> None:
-        self._links = [(link, _verbs(link)) for link in middleware]
+        self._links = [(link, wanted_verbs(link)) for link in flatten(middleware)]
 
     @property
     def verbs(self) -> frozenset[str]:
@@ -69,7 +78,8 @@ class Chain:
         return proceed
 
 
-def _verbs(middleware: Middleware) -> frozenset[str] | None:
+def wanted_verbs(middleware: Middleware) -> frozenset[str] | None:
+    """The verbs that it wants, in upper case; None: all of them."""
     verbs = getattr(middleware, "verbs", None)
     return None if verbs is None else frozenset(verb.upper() for verb in verbs)
 

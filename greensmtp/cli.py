@@ -17,6 +17,7 @@ from greensmtp.config.loading import Loaded
 from greensmtp.config.mistakes import ConfigError, Mistake, Source
 from greensmtp.config_cli import check
 from greensmtp.output import LineWriter, set_up_logging
+from greensmtp.plugins_cli import plugins
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options
 
@@ -32,6 +33,7 @@ def cli() -> None:
 
 cli.add_command(send)
 cli.add_command(check)
+cli.add_command(plugins)
 
 
 @cli.command()

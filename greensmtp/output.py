@@ -98,9 +98,10 @@ class LogHandler(logging.Handler):
     """
 
     def __init__(self, log_format: str, target: str = "stderr") -> None:
+        # (Before logging knows of this handler, and would close it at the end.)
+        self._file = None if target == "stderr" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
         super().__init__()
         self.setFormatter(_json_formatter() if log_format == "json" else _text_formatter())
-        self._file = None if target == "stderr" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
         self._writer = LineWriter(self._file or sys.stderr, self._format_gap)
 
     def emit(self, record: logging.LogRecord) -> None:

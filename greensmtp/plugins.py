@@ -2,59 +2,197 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
+import logging
 import sys
-import traceback
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from greensmtp.errors import GreenSMTPError
+from greensmtp.chain import Middleware
+from greensmtp.installed import (
+    Found,
+    PluginError,
+    describe_error,
+    did_you_mean,
+    import_object,
+    installed_middleware,
+    installed_plugins,
+)
 from greensmtp.server import SMTPServer
+from greensmtp.signals import FIELDS, Signals, shared
+
+__all__ = [
+    "ALL",
+    "Found",
+    "Plugin",
+    "PluginError",
+    "installed_middleware",
+    "installed_plugins",
+    "load_plugin",
+    "middleware_factory",
+    "plug_in",
+    "read_option",
+]
+
+logger = logging.getLogger("greensmtp")
 
 Plugin = Callable[[SMTPServer], Any]
 
+#: Stands for every installed plugin, in the order of their names.
+ALL = "all"
 
-class PluginError(GreenSMTPError):
-    """A plugin cannot be loaded, or not be put into a server; the text says which and why."""
+_OPTIONAL = ",optional"
+
+#: What has been put into which server, so that ``ALL`` does not do it again.
+_plugged: weakref.WeakKeyDictionary[SMTPServer, set[str]] = weakref.WeakKeyDictionary()
+
+
+def read_option(text: str) -> tuple[str, bool]:
+    """A plugin as the command line writes it: its name, and whether it is optional (``vacation,optional``)."""
+    name = text.strip()
+    return (name.removesuffix(_OPTIONAL).rstrip(), True) if name.endswith(_OPTIONAL) else (name, False)
+
+
+def plug_in(name: str, servers: Sequence[SMTPServer], *, optional: bool = False) -> None:
+    """Load a plugin and put it into these servers, wholly or not at all: where it fails, the handlers that it has
+    connected by then are disconnected again.
+
+    :param name: as ``load_plugin`` takes it, or ``ALL``, for those that are installed and not in yet.
+    :param optional: one that fails is skipped, with a warning in the log.
+    :raises PluginError: it cannot be loaded, or fails; or it is optional, but has stacked middleware before it failed,
+        which stays.
+    """
+    for each in installed_plugins() if name == ALL else (name,):
+        undo = _Undo(servers)
+        try:
+            plugin = load_plugin(each)
+            for server in servers:
+                _plug(plugin, server)
+        except PluginError as error:
+            undo()
+            if not optional:
+                raise
+            if undo.stacked:
+                raise PluginError(f"{error} (it is optional, but has stacked middleware, which stays)") from error
+            logger.warning("skipped an optional plugin: %s", error)
 
 
 def load_plugin(name: str) -> Plugin:
-    """Import ``MODULE`` or ``MODULE:CALLABLE``; give what is to be called with each server.
+    """Import an installed plugin by its name, or ``MODULE`` or ``MODULE:CALLABLE``; give what is to be called with
+    each server.
 
     Modules in the current folder are found. A module alone has done its work when it is imported: its handlers are
     connected to ``greensmtp.signals``.
 
-    :raises PluginError: no such module or callable, or importing it failed; calling what is given raises it too.
+    :raises PluginError: no such plugin, module or callable, or importing it failed; calling what is given raises it
+        too.
     """
     module_name, colon, attribute = name.partition(":")
     if not module_name or (colon and not attribute):
-        raise PluginError(f"{name!r}: write MODULE or MODULE:CALLABLE, like 'policy' or 'policy:install'")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+        raise PluginError(
+            f"{name!r}: write MODULE or MODULE:CALLABLE, like 'policy' or 'policy:install', "
+            "or the name of an installed plugin"
+        )
+    found = None if colon else installed_plugins().get(name)
+    if found is not None:
+        _check_folder(found)
+        return _Plugin(found.load(), found.value, str(found))
+    _look_here()
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise PluginError(f"{name!r}: cannot import {module_name}: {_describe(error)}") from error
-    if not colon:
-        return lambda server: None
-    target: Any = module
-    for part in attribute.split("."):
-        if not hasattr(target, part):
-            raise PluginError(f"{name!r}: {module_name} has no {attribute!r}")
-        target = getattr(target, part)
-    if not _takes_one(target):
-        raise PluginError(f"{name!r}: {attribute} must be callable with one argument, the server")
+        target = import_object(name, repr(name))
+    except PluginError as error:
+        if _is_missing(error.__cause__, module_name):
+            hint = did_you_mean(name, installed_plugins())
+            raise PluginError(f"{error}; no plugin of that name is installed either{hint}") from error.__cause__
+        raise
+    return _Plugin(target, name, repr(name))
 
-    def plug_in(server: SMTPServer) -> None:
+
+def middleware_factory(name: str) -> Callable[..., Middleware]:
+    """What makes the middleware of this name: one of the catalogue or of an installed package, or
+    ``MODULE:ATTRIBUTE``. Modules in the current folder are found.
+
+    :raises PluginError: there is none, and the text names the nearest; or it cannot be imported.
+    """
+    module_name, colon, attribute = name.partition(":")
+    if colon:
+        if not module_name or not attribute:
+            raise PluginError(f"{name!r}: write NAME or MODULE:ATTRIBUTE, like 'RateLimit' or 'policy:Greylist'")
+        _look_here()
+        factory = import_object(name, f"middleware {name!r}")
+    else:
+        installed = installed_middleware()
+        found = installed.get(name)
+        if found is None:
+            hint = did_you_mean(name, installed) or f" (there are: {', '.join(installed)})"
+            raise PluginError(f"there is no middleware {name!r}{hint}")
+        factory = found.load()
+    if not callable(factory):
+        raise PluginError(f"middleware {name!r}: {factory!r} makes none: it cannot be called")
+    made: Callable[..., Middleware] = factory
+    return made
+
+
+class _Plugin:
+    """What is to be called with each server."""
+
+    def __init__(self, target: Any, value: str, who: str) -> None:
+        self.value = value
+        self._target = target
+        self._who = who
+        self._attribute = value.partition(":")[2]
+        if self._attribute and not _takes_one(target):
+            raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
+        if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target):
+            raise PluginError(
+                f"{who}: {self._attribute} must be a plain def: with async or yield, calling it runs nothing"
+            )
+
+    def __call__(self, server: SMTPServer) -> None:
+        if not self._attribute:
+            return
         try:
-            target(server)
+            self._target(server)
         except Exception as error:
-            raise PluginError(f"{name!r}: {attribute} failed: {_describe(error)}") from error
+            raise PluginError(f"{self._who}: {self._attribute} failed: {describe_error(error)}") from error
 
-    return plug_in
+
+def _plug(plugin: Plugin, server: SMTPServer) -> None:
+    inside = _plugged.setdefault(server, set())
+    value = getattr(plugin, "value", "")
+    if value not in inside:
+        plugin(server)
+        inside.add(value)
+
+
+class _Undo:
+    """Takes back what a plugin has connected since this was made."""
+
+    def __init__(self, servers: Iterable[SMTPServer]) -> None:
+        self._servers = {server: (server.stack, set(_plugged.get(server, ()))) for server in servers}
+        self._before = [(signals, _connected(signals)) for signals in (shared, *(each.signals for each in servers))]
+
+    def __call__(self) -> None:
+        for signals, before in self._before:
+            for key, held in _connected(signals).items():
+                if key not in before:
+                    receiver = held() if isinstance(held, weakref.ref) else held
+                    if receiver is not None:
+                        signals.named(key[0]).disconnect(receiver)
+        for server, (_, plugged) in self._servers.items():
+            _plugged[server] = plugged
+
+    @property
+    def stacked(self) -> bool:
+        """It has stacked middleware, too, which nobody can take back."""
+        return any(server.stack != stack for server, (stack, _) in self._servers.items())
+
+
+def _connected(signals: Signals) -> dict[tuple[str, Any], Any]:
+    """(signal, blinker's number) -> receiver, or a reference to it."""
+    return {(name, key): it for name in FIELDS for key, it in signals.named(name).receivers.items()}
 
 
 def _takes_one(target: Any) -> bool:
@@ -69,9 +207,25 @@ def _takes_one(target: Any) -> bool:
     return True
 
 
-def _describe(error: BaseException) -> str:
-    """What was raised, and where: the plugin's author has nothing but this line."""
-    ours = (str(Path(__file__).parent), str(Path(importlib.__file__).parent), "<frozen ")
-    theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
-    place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error}{place}"
+def _look_here() -> None:
+    """Find modules in the current folder."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def _check_folder(found: Found) -> None:
+    """A name that means two things may mean the wrong one: nobody's policy is to be replaced without a word."""
+    if found.value.partition(":")[0].partition(".")[0] == found.name:
+        return
+    for path in (Path(f"{found.name}.py"), Path(found.name) / "__init__.py"):
+        if path.is_file():
+            raise PluginError(
+                f"{found.name!r} is the {found}, and {str(path)!r} in the current folder, too: write {found.value!r} "
+                "for the one, or rename the other"
+            )
+
+
+def _is_missing(error: BaseException | None, module_name: str) -> bool:
+    """It is this very module that there is not, and not one that it imports."""
+    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -13,6 +13,7 @@ from greensmtp.config.lines import KeyPath
 from greensmtp.config.loading import Loaded, Override, load
 from greensmtp.config.mistakes import ConfigError
 from greensmtp.config.model import DEFAULT_MAILDIR, DEFAULT_URL, parse_size
+from greensmtp.plugins import read_option
 from greensmtp.urls import HELP, Listen
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -81,10 +82,11 @@ _OPTIONS = (
     click.option(
         "--plugin",
         "plugins",
-        metavar="MODULE[:CALLABLE]",
+        metavar="NAME[,optional]",
         multiple=True,
-        help="Import a module, whose handlers connect to greensmtp.signals; a callable is given each server. "
-        "May be given several times.",
+        help="An installed plugin, as `greensmtp plugins` lists it; `all` of them; or MODULE[:CALLABLE]: importing a "
+        "module connects its handlers, a callable is given each server. An optional one is skipped where it fails. May "
+        "be given several times, and is heard in that order.",
     ),
     click.option(
         "--max-size",
@@ -103,6 +105,11 @@ _OPTIONS = (
     click.option("-v", "--verbose", count=True, help="Log sessions and messages; twice: every command."),
 )
 
+
+def _plugins(texts: Iterable[str]) -> list[dict[str, Any]]:
+    return [{"name": name, "optional": optional} for name, optional in map(read_option, texts)]
+
+
 #: parameter -> option, the path of what it sets, and its value there. Later ones have the last word.
 _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
     "listeners": ("--listen", ("listeners",), lambda value: [{"url": listen.url()} for listen in value]),
@@ -111,7 +118,7 @@ _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
     "no_maildir": ("--no-maildir", ("delivery", "maildir"), lambda value: False),
     "tls_cert": ("--tls-cert", ("tls_cert",), str),
     "tls_key": ("--tls-key", ("tls_key",), str),
-    "plugins": ("--plugin", ("plugins",), lambda value: [{"name": name} for name in value]),
+    "plugins": ("--plugin", ("plugins",), _plugins),
     "max_size": ("--max-size", ("limits", "max_message_size"), int),
     "log_format": ("--log-format", ("logging", "format"), str),
     "verbose": ("--verbose", ("logging", "level"), lambda value: "info" if value == 1 else "debug"),

@@ -25,6 +25,7 @@ from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
+from greensmtp.stack import Stack
 from greensmtp.threads import ServerThread
 
 logger = logging.getLogger("greensmtp")
@@ -107,7 +108,7 @@ class SMTPServer(StreamServer):
     def use(self, middleware: Middleware) -> Middleware:
         """Stack one more middleware, inside those there are. Works as a decorator.
 
-        :raises TypeError: it cannot be called as ``(session, command, proceed)``.
+        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows what it is instead.
         :raises RuntimeError: the server has started.
         """
         if self.started:
@@ -118,9 +119,9 @@ class SMTPServer(StreamServer):
         return middleware
 
     @property
-    def stack(self) -> tuple[Middleware, ...]:
-        """The middleware, outermost first."""
-        return tuple(self._middleware)
+    def stack(self) -> Stack:
+        """The middleware, outermost first: a tuple, which printed is a list with the verbs that each sees."""
+        return Stack(self._middleware)
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...

@@ -130,3 +130,53 @@ def test_per_connection_tells_who_fell_asleep() -> None:
             peer.expect_end()
         printed = example.stop()
     assert printed == "[127.0.0.1] fell asleep\n"
+
+
+def test_handlers_refuse_and_accept_as_they_say() -> None:
+    with running("handlers.py", "0", "0") as example:
+        with example.dial() as peer:
+            peer.converse("""
+                S: 220
+                C: EHLO MX.example.com
+                S: 550 5.7.1 that is my name
+                C: EHLO client.example
+                S: 250
+                C: MAIL FROM:<a@elsewhere.example> SIZE=1000001
+                S: 552 5.3.4 too large for your domain
+                C: MAIL FROM:<a@example.org> SIZE=1000001
+                S: 250
+                C: RCPT TO:<b@elsewhere.example>
+                S: 550 5.7.1 relaying denied
+                C: RCPT TO:<b@Example.com>
+                S: 250
+                C: DATA
+                S: 354
+                C: From: a@example.org
+                C: Subject: tea
+                C:
+                C: At four.
+                C: .
+                S: 250 2.0.0 Ok: queued as *
+            """)
+            peer.envelope("a@example.org", "b@localhost")
+            peer.line("DATA", "Subject: no sender", "", ".")
+            peer.expect("354", "554 5.6.0 a message has a From field")
+            peer.envelope("a@example.org", "b@localhost")
+            peer.line("DATA", "From: a", 'Content-Disposition: attachment; filename="Bill.EXE"', "", ".")
+            peer.expect("354", "554 5.7.1 no programs by mail")
+            large = b"From: a\r\n\r\n" + b"x" * 1_000_000
+            assert peer.deliver(large, sender="a@example.net", to="b@localhost").startswith("552 5.3.4")
+            reply = peer.deliver("From: a\r\n\r\n", sender="c@example.net", to=["d@localhost", "e@example.com"])
+        printed = example.stop()
+    first, second = printed.splitlines()
+    assert first.endswith(": from=<a@example.org> to=b@Example.com")
+    assert second == f"{reply.rpartition(' ')[2]}: from=<c@example.net> to=d@localhost,e@example.com"
+
+
+def test_the_greylist_lets_nobody_in_who_does_not_come_again() -> None:
+    with running("handlers.py", "0") as example:
+        with example.dial() as peer:
+            peer.hello()
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@localhost>", "RCPT TO:<b@localhost>")
+            peer.expect("250", "450 4.7.1 greylisted", "450 4.7.1 greylisted")
+        example.stop()

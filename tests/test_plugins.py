@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from greensmtp import SMTPServer
-from greensmtp.plugins import PluginError, load_plugin
-from greensmtp.testing import Peer
+from greensmtp.cli import cli
+from greensmtp.installed import is_middleware_class
+from greensmtp.middleware import Logging
+from greensmtp.plugins import (
+    PluginError,
+    installed_middleware,
+    installed_plugins,
+    load_plugin,
+    middleware_factory,
+    plug_in,
+    read_option,
+)
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
 
 Serve = Callable[..., Any]
 
@@ -243,7 +259,8 @@ BROKEN = {
     "raising": "\n1 / 0\n",
     "leaving": "import sys\nsys.exit('good-bye')\n",
     "needing": "import not_to_be_found\n",
-    "shapes": "number = 7\ndef none(): ...\ndef two(server, more): ...\nclass Some: pass\n",
+    "shapes": "number = 7\ndef none(): ...\ndef two(server, more): ...\nclass Some: pass\n"
+    "async def later(server): ...\ndef parts(server):\n    yield\n",
     "misnamed": "def install(server):\n    server.on('recieved', print)\n",
 }
 
@@ -251,10 +268,13 @@ BROKEN = {
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("", r"write MODULE or MODULE:CALLABLE, like 'policy' or 'policy:install'$"),
+        ("", r"write MODULE or MODULE:CALLABLE, like 'policy' or 'policy:install', or the name of an"),
         (":install", r"':install': write MODULE or MODULE:CALLABLE"),
         ("unheard:", r"'unheard:': write MODULE or MODULE:CALLABLE"),
-        ("unheard_of", r"cannot import unheard_of: ModuleNotFoundError: No module named 'unheard_of'$"),
+        (
+            "unheard_of",
+            r"cannot import unheard_of: ModuleNotFoundError: No module named 'unheard_of'; no plugin of that name",
+        ),
         ("unheard.of", r"cannot import unheard\.of: ModuleNotFoundError: .*'unheard' is not a package"),
         ("unheard:of", r"'unheard:of': unheard has no 'of'$"),
         ("syntax:install", r"cannot import syntax: SyntaxError: .*\(syntax\.py, line 1\)$"),
@@ -265,6 +285,8 @@ BROKEN = {
         ("shapes:none", r"none must be callable with one argument, the server$"),
         ("shapes:two", r"two must be callable with one argument, the server$"),
         ("shapes:Some", r"Some must be callable with one argument, the server$"),
+        ("shapes:later", r"later must be a plain def"),
+        ("shapes:parts", r"parts must be a plain def"),
         ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
     ],
 )
@@ -290,3 +312,302 @@ def test_a_wrong_plugin_ends_it_with_status_2(serve: Serve, tmp_path: Path) -> N
     assert complaint in " ".join(server.log.split())
     assert "Traceback" not in server.log
     assert server.lines() == []
+
+
+# Installed ones
+
+
+class Package:
+    """Makes packages that are installed: a module, and the entry points of its distribution."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def add(self, name: str, version: str, source: str = "", **entry_points: str) -> None:
+        """``add("acme", "1.0", "def install(server): ...", plugins="tea = acme:install")``; a line each."""
+        (self.folder / f"{name}.py").write_text(source)
+        information = self.folder / f"{name}-{version}.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        groups = (f"[greensmtp.{group}]\n{lines}\n" for group, lines in entry_points.items())
+        (information / "entry_points.txt").write_text("\n".join(groups))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
+    """Installs packages for this test; the current folder is an empty one."""
+    folder, here = tmp_path / "site", tmp_path / "here"
+    folder.mkdir()
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    before = set(sys.modules)
+    yield Package(folder)
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+WELCOMING = """
+def install(server):
+    server.on("from", lambda session, address, ack: ack.accept(250, NAME + " was here"))
+NAME = __name__
+"""
+
+COUNTING = """
+calls = []
+def install(server):
+    calls.append(__name__)
+"""
+
+
+def first_reply(server: SMTPServer) -> str:
+    """What MAIL gets."""
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        return peer.reply()
+
+
+def test_an_installed_plugin_is_found_and_used_by_its_name(package: Package, smtp_server: MakeServer) -> None:
+    package.add("acme_mail", "1.5", WELCOMING, plugins="acme = acme_mail:install [fast]\nquiet = acme_mail")
+    found = installed_plugins()
+    assert [*found] == ["acme", "quiet"]
+    acme = found["acme"]
+    assert (acme.kind, acme.value, acme.distribution, acme.version) == (
+        *("plugin", "acme_mail:install"),
+        *("acme_mail", "1.5"),
+    )
+    assert acme.load() is sys.modules["acme_mail"].install
+    assert found["quiet"].load() is sys.modules["acme_mail"]
+    server = smtp_server()
+    plug_in("quiet", [server])
+    assert first_reply(server) == "250 2.1.0 Ok"
+    plug_in("acme", [server])
+    assert first_reply(server) == "250 2.0.0 acme_mail was here"
+
+
+def test_all_means_each_that_is_installed_once_in_the_order_of_their_names(
+    package: Package, smtp_server: MakeServer
+) -> None:
+    for name in ("cc", "aa", "bb"):
+        source = "from aa import calls\n" + COUNTING.replace("calls = []", "") if name != "aa" else COUNTING
+        package.add(name, "1", source, plugins=f"the-{name} = {name}:install")
+    servers = [smtp_server(), smtp_server()]
+    plug_in("the-bb", servers)
+    plug_in("all", servers)
+    plug_in("the-cc", servers)
+    assert sys.modules["aa"].calls == ["bb", "bb", "aa", "aa", "cc", "cc"]
+
+
+def test_a_name_that_two_packages_claim_is_an_error_with_both_when_it_is_used(
+    package: Package, smtp_server: MakeServer
+) -> None:
+    package.add("acme", "1.0", WELCOMING, plugins="tea = acme:install", middleware="Logging = acme:install")
+    package.add("bolt", "2.0", WELCOMING, plugins="tea = bolt:install\ncoffee = bolt:install")
+    server = smtp_server()
+    claim = r"'tea' is claimed by several packages, acme 1\.0 \(acme:install\) and bolt 2\.0 \(bolt:install\)"
+    for use in (lambda: plug_in("tea", [server]), lambda: load_plugin("tea"), lambda: plug_in("all", [smtp_server()])):
+        with pytest.raises(PluginError, match=claim):
+            use()
+    plug_in("acme:install", [server])
+    assert "acme was here" in first_reply(server)
+    load_plugin("coffee")
+    with pytest.raises(PluginError, match=r"middleware 'Logging' is claimed .*acme 1\.0 .* and greensmtp [\d.]+ "):
+        middleware_factory("Logging")
+    assert middleware_factory("greensmtp.middleware:Logging") is Logging
+
+
+def test_a_name_that_is_a_file_here_too_is_an_error_with_both(package: Package, tmp_path: Path) -> None:
+    package.add("acme", "1.0", WELCOMING, plugins="policy = acme:install\nacme = acme:install")
+    (tmp_path / "here" / "policy.py").write_text("")
+    (tmp_path / "here" / "acme.py").write_text(WELCOMING)
+    with pytest.raises(PluginError, match=r"plugin 'policy' of acme 1\.0, and 'policy\.py' in the current folder"):
+        load_plugin("policy")
+    load_plugin("acme")  # its own module: somebody works on it
+
+
+def test_a_name_that_is_not_there_gets_the_nearest(package: Package) -> None:
+    package.add("acme", "1.0", "", plugins="vacation = acme")
+    with pytest.raises(PluginError, match=r"no plugin of that name is installed either; did you mean 'vacation'\?"):
+        load_plugin("vaccation")
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("1 / 0", r"plugin 'acme' of acme 1\.0: cannot import acme: ZeroDivisionError: .*acme\.py, line 1\)"),
+        ("def instal(server): ...", r"plugin 'acme' of acme 1\.0: acme has no 'install'; did you mean 'instal'\?"),
+        ("def install(): ...", r"plugin 'acme' of acme 1\.0: install must be callable with one argument"),
+        ("def install(server):\n    1 / 0", r"plugin 'acme' of acme 1\.0: install failed: Zero.*acme\.py, line 2\)"),
+    ],
+)
+def test_an_installed_one_that_fails_is_told_with_package_and_place(
+    package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, source: str, complaint: str
+) -> None:
+    package.add("acme", "1.0", source, plugins="acme = acme:install")
+    package.add("bolt", "1.0", WELCOMING, plugins="bolt = bolt:install")
+    server = smtp_server()
+    with pytest.raises(PluginError, match=complaint):
+        plug_in("acme", [server])
+    assert not caplog.records
+    plug_in("all", [server], optional=True)
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()[:27]) == ("WARNING", "skipped an optional plugin:")
+    assert re.search(complaint, record.getMessage())
+    assert "bolt was here" in first_reply(server)
+
+
+HALF = """
+from greensmtp import signals
+seen = []
+@signals.from_.connect
+def at_import(session, address, ack):
+    ack.reject()
+def install(server):
+    server.on("from", lambda session, address, ack: ack.reject())
+    if STACK:
+        server.use(lambda session, command, proceed: proceed(session, command))
+    if len(seen) == AFTER:
+        raise OSError("no more")
+    seen.append(server)
+"""
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_an_optional_one_is_in_wholly_or_not_at_all(
+    package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, after: int
+) -> None:
+    package.add("acme", "1.0", f"STACK, AFTER = False, {after}{HALF}", plugins="acme = acme:install")
+    servers = [smtp_server(), smtp_server()]
+    servers[0].on("from", lambda session, address, ack: ack.accept(250, "as ever"))
+    plug_in("acme", servers, optional=True)
+    assert len(caplog.records) == 1
+    assert first_reply(servers[0]) == "250 2.0.0 as ever"
+    assert first_reply(servers[1]) == "250 2.1.0 Ok"
+
+
+def test_an_optional_one_that_has_stacked_middleware_stops_the_start(package: Package, smtp_server: MakeServer) -> None:
+    package.add("acme", "1.0", f"STACK, AFTER = True, 0{HALF}", plugins="acme = acme:install")
+    with pytest.raises(PluginError, match=r"no more.*has stacked middleware, which stays"):
+        plug_in("acme", [smtp_server(start=False)], optional=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("policy", ("policy", False)),
+        ("policy:install,optional", ("policy:install", True)),
+        (" all , optional", ("all , optional", False)),
+        ("all ,optional ", ("all", True)),
+    ],
+)
+def test_the_command_lines_form(text: str, read: tuple[str, bool]) -> None:
+    assert read_option(text) == read
+
+
+# Middleware
+
+
+def test_middleware_by_name(package: Package, tmp_path: Path) -> None:
+    package.add("acme", "1.0", "class Tea: ...\nnumber = 7", middleware="Tea = acme:Tea\nNumber = acme:number")
+    (tmp_path / "here" / "own.py").write_text("class Own: ...")
+    assert middleware_factory("Logging") is Logging
+    assert middleware_factory("Tea") is sys.modules["acme"].Tea
+    assert middleware_factory("own:Own") is sys.modules["own"].Own
+    found = installed_middleware()
+    assert found["Logging"].load() is Logging
+    assert (found["Logging"].distribution, found["Logging"].kind) == ("greensmtp", "middleware")
+    assert found["Tea"].origin == "acme 1.0"
+    for name, complaint in (
+        ("Number", "7 makes none: it cannot be called"),
+        ("logging", r"there is no middleware 'logging'; did you mean 'Logging'\?"),
+        ("Xyzzy", r"there is no middleware 'Xyzzy' \(there are: .*Logging.*Tea\)"),
+        ("own:Owl", r"middleware 'own:Owl': own has no 'Owl'; did you mean 'Own'\?"),
+        ("not_to_be_found:X", r"middleware 'not_to_be_found:X': cannot import not_to_be_found"),
+        (":X", r"write NAME or MODULE:ATTRIBUTE"),
+        ("own:", r"write NAME or MODULE:ATTRIBUTE"),
+    ):
+        with pytest.raises(PluginError, match=complaint):
+            middleware_factory(name)
+
+
+def test_the_catalogue_offers_its_middleware_and_nothing_else() -> None:
+    class Backend:
+        def __call__(self, user: str, password: str) -> bool:
+            return False
+
+    assert is_middleware_class(Logging)
+    for other in (Backend, Path, load_plugin, 7):
+        assert not is_middleware_class(other)
+
+
+# greensmtp plugins
+
+
+def listing(*options: str) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error."""
+    ran = CliRunner().invoke(cli, ["plugins", *options])
+    return ran.exit_code, ran.stdout, ran.stderr
+
+
+def test_the_list_has_name_kind_package_version_and_object(package: Package) -> None:
+    package.add("acme", "1.5", "1 / 0", plugins="tea = acme:install", middleware="Tea = acme:Tea")
+    package.add("bolt", "2", "Milk = dict", middleware="Milk = bolt:Milk")
+    status, out, err = listing()
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0] == "tea\tplugin\tacme\t1.5\tacme:install"
+    assert "Tea\tmiddleware\tacme\t1.5\tacme:Tea" in lines
+    assert any(line.startswith("Logging\tmiddleware\tgreensmtp\t") for line in lines)
+    status, out, err = listing("--check")
+    states = {line.split("\t")[0]: line.split("\t")[5] for line in out.splitlines()}
+    assert status == 1
+    assert (states["Milk"], states["Logging"]) == ("ok", "ok")
+    assert states["tea"].startswith("plugin 'tea' of acme 1.5: cannot import acme: ZeroDivisionError")
+    assert states["Tea"].startswith("middleware 'Tea' of acme 1.5: cannot import acme: ZeroDivisionError")
+
+
+def test_names_claimed_twice_are_listed_twice_and_marked(package: Package) -> None:
+    package.add("acme", "1", "install = print", plugins="tea = acme:install")
+    package.add("bolt", "2", "install = print", plugins="tea = bolt:install")
+    status, out, _ = listing()
+    assert status == 1
+    assert out.splitlines()[:2] == [
+        "tea\tplugin\tacme\t1\tacme:install\tclaimed by several packages",
+        "tea\tplugin\tbolt\t2\tbolt:install\tclaimed by several packages",
+    ]
+
+
+@pytest.mark.usefixtures("package")
+def test_without_plugins_it_says_how_to_have_some() -> None:
+    status, out, err = listing()
+    assert (status, out.count("plugin\t")) == (0, 0)
+    assert "No plugins are installed" in err
+    assert '[project.entry-points."greensmtp.plugins"]' in err
+
+
+def test_on_a_terminal_it_has_columns(package: Package) -> None:
+    package.add("acme", "1", "install = print", plugins="a-name-of-some-length = acme:install")
+    shell = [sys.executable, "-m", "greensmtp", "plugins", "--check"]
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"PYTHONPATH": str(package.folder)}
+    subprocess.run(shell, check=True, stdin=subprocess.DEVNULL, stdout=theirs, env=environment, timeout=30)
+    os.close(theirs)
+    lines = os.read(ours, 65536).decode().splitlines()
+    os.close(ours)
+    assert re.fullmatch("NAME +KIND +PACKAGE +VERSION +OBJECT +STATUS", lines[0])
+    for title, cell in (("KIND", "plugin"), ("PACKAGE", "acme "), ("VERSION", "1 "), ("STATUS", "ok")):
+        assert lines[1].find(cell, lines[0].index(title)) == lines[0].index(title)
+
+
+# greensmtp serve
+
+
+def test_an_optional_plugin_that_fails_is_one_warning_and_mail_goes_on(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "raising.py").write_text(BROKEN["raising"])
+    server = serve("--plugin", "raising,optional", "--plugin", "not_to_be_found,optional")
+    with server.dial() as peer:
+        peer.hello()
+        assert send(peer, "ann").startswith("250")
+    assert re.findall(r"WARNING skipped an optional plugin: '(\w+)'", server.log) == ["raising", "not_to_be_found"]
+    assert len(server.log.splitlines()) == 2

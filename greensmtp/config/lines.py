@@ -35,12 +35,12 @@ class TomlText:
     def line_of(self, path: KeyPath) -> int:
         """The line, from 1, on which this key's assignment or table begins; of a key that is not there, that of the
         table where it is missing."""
-        while path and not _is_in(self.data, path):
+        while path and not is_in(self.data, path):
             path = path[:-1]
         if not path:
             return 1
         # A text cut off within an assignment is no TOML; so what is complete with the next line began there.
-        return bisect_left(range(1, len(self._lines) + 1), True, key=lambda line: _is_in(self._upto(line), path)) + 1
+        return bisect_left(range(1, len(self._lines) + 1), True, key=lambda line: is_in(self._upto(line), path)) + 1
 
     def _upto(self, line: int) -> dict[str, Any]:
         """The data of the shortest readable beginning of the text that has these lines."""
@@ -75,7 +75,7 @@ class TomlError(ValueError):
         self.line = line
 
 
-def _is_in(data: Any, path: KeyPath) -> bool:
+def is_in(data: Any, path: KeyPath) -> bool:
     """There is something at the end of this way."""
     for key in path:
         if isinstance(data, list):

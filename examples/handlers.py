@@ -1,0 +1,123 @@
+"""Signal handlers worth having, ten lines each; take those you need.
+
+    python examples/handlers.py [port]
+
+One handler decides about each command. Those that only refuse raise Reject: nobody behind them is asked then. Where
+they have no objection they return, and the last one accepts. They are heard in the order in which they are connected.
+"""
+
+import email
+import itertools
+import signal
+import sys
+import time
+from email.message import Message
+
+import gevent
+
+from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer
+from greensmtp.predicates import authenticated, inside
+from greensmtp.protocol.commands import Greeting
+
+#: Our domains; networks that may send to any; octets that a sender's domain may send, and all others.
+LOCAL = {"localhost", "example.com"}
+TRUSTED = inside("10.0.0.0/8", "192.168.0.0/16", "unix") | authenticated
+LARGEST = {"example.org": 10_000_000}
+LARGE = 1_000_000
+
+
+# The greeting: who says that he is us is not.
+def no_impostors(session: Session, greeting: Greeting, ack: Ack) -> None:
+    if greeting.hostname.lower() == session.server.hostname.lower():
+        raise Reject(550, "5.7.1 that is my name")
+    ack.accept()
+
+
+# Size by sender: at MAIL by what is announced, and at the end by what has come.
+def announced_size(session: Session, address: Address, ack: Ack) -> None:
+    if int(address.parameters.get("SIZE") or 0) > LARGEST.get(address.domain.lower(), LARGE):
+        raise Reject(552, "5.3.4 too large for your domain")
+    ack.accept()
+
+
+def true_size(session: Session, ack: Ack) -> None:
+    assert session.message is not None
+    assert session.from_ is not None
+    if session.message.size > LARGEST.get(session.from_.domain.lower(), LARGE):
+        raise Reject(552, "5.3.4 too large for your domain")
+
+
+# Greylisting, the small one: who is new is to try again, after some seconds. What sends spam seldom does.
+class Greylist:
+    def __init__(self, delay: float = 60.0, most: int = 100_000) -> None:
+        self.delay, self.most = delay, most
+        self.first: dict[tuple[str | None, str, str], float] = {}
+
+    def __call__(self, session: Session, address: Address, ack: Ack) -> None:
+        if len(self.first) >= self.most:
+            self.first.pop(next(iter(self.first)))  # the oldest
+        first = self.first.setdefault((session.peer_host, str(session.from_), str(address)), time.monotonic())
+        if time.monotonic() - first < self.delay and not TRUSTED(session):
+            raise Reject(450, "4.7.1 greylisted, try again in a minute")
+
+
+# Relaying: to us from anybody, to others from those we trust.
+def local_only(session: Session, address: Address, ack: Ack) -> None:
+    if address.domain.lower() not in LOCAL and not TRUSTED(session):
+        raise Reject(550, "5.7.1 relaying denied")
+    ack.accept()
+
+
+# The whole message, in memory or in a temporary file if it is large, for those who look at it at the end.
+def spool(session: Session, stream: MessageStream, ack: Ack) -> None:
+    session.notes["message"] = file = stream.spool(max_memory=100_000)
+    stream.at_end(file.close)
+    ack.accept()
+
+
+# Reject by header or by attachment. Parsing may compute for a while: not in the hub, where others wait for it.
+def by_content(session: Session, ack: Ack) -> None:
+    pool = gevent.get_hub().threadpool
+    message: Message = pool.apply(email.message_from_binary_file, (session.notes["message"],))
+    if "From" not in message:
+        raise Reject(554, "5.6.0 a message has a From field")
+    for part in message.walk():
+        if (part.get_filename() or "").lower().endswith((".exe", ".scr")):
+            raise Reject(554, "5.7.1 no programs by mail, please")
+
+
+# The last word: a name by which the message can be found again.
+class Queue:
+    def __init__(self) -> None:
+        self.numbers = itertools.count(int(time.time() * 1000))
+
+    def __call__(self, session: Session, ack: Ack) -> None:
+        name = f"{next(self.numbers):X}"
+        print(f"{name}: from=<{session.from_}> to={','.join(session.to)}", flush=True)
+        ack.accept(250, f"2.0.0 Ok: queued as {name}")
+
+
+def make_server(port: int = 9025, delay: float = 60.0) -> SMTPServer:
+    """A server with all of them."""
+    server = SMTPServer(("127.0.0.1", port), hostname="mx.example.com")
+    server.on("greeting", no_impostors)
+    server.on("from", announced_size)
+    server.on("to", Greylist(delay))
+    server.on("to", local_only)
+    server.on("message", spool)
+    server.on("received", true_size)
+    server.on("received", by_content)
+    server.on("received", Queue())
+    return server
+
+
+def main(port: int = 9025, delay: float = 60.0) -> None:
+    """Serve until Ctrl-C."""
+    with make_server(port, delay) as server:
+        gevent.signal_handler(signal.SIGINT, server.stop)
+        print("listening on {}:{}".format(*server.address), flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:2]), *map(float, sys.argv[2:3]))

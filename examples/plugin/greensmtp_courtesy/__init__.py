@@ -1,0 +1,1 @@
+"""Plugins for greensmtp: each module is one, and its entry point is in pyproject.toml."""
