@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, check_middleware
+from greensmtp.composition import when
+from greensmtp.config.conditions import all_of
 from greensmtp.config.lines import KeyPath
 from greensmtp.config.loading import Loaded
 from greensmtp.config.mistakes import Mistake
-from greensmtp.config.model import ListenerSection
+from greensmtp.config.model import ListenerSection, MiddlewareSection
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.plugins import PluginError, middleware_factory, plug_in
 from greensmtp.probing import probe_log, probe_maildir
@@ -90,17 +92,18 @@ class _Assembly:
         for path, stack in self.loaded.config.stacks():
             made = []
             for number, entry in enumerate(stack):
-                middleware = self._middleware((*path, number), entry.use)
+                middleware = self._middleware((*path, number), entry)
                 if middleware is not None:
                     made.append(middleware)
             yield path, made
 
-    def _middleware(self, path: KeyPath, name: str) -> Middleware | None:
-        arguments = self.loaded.arguments[path]
+    def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
+        name, arguments = entry.use, self.loaded.arguments[path]
         try:
             made = middleware_factory(name)(**arguments)
             check_middleware(made)
-            return made
+            condition = all_of(entry.only)
+            return made if condition is None else when(condition, made)
         except ImportError as error:
             if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
                 logger.info("without %s, which is in the default stack: %s", name, error)

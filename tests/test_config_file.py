@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from greensmtp.config.conditions import all_of, read_condition
 from greensmtp.config.loading import MAX_OCTETS, Loaded, Override, load
 from greensmtp.config.mistakes import ConfigError
 from greensmtp.config.model import known_keys
@@ -103,6 +104,20 @@ WRONG: list[tuple[str, str]] = [
     (
         LISTENER + "[[listeners.middleware]]\nuse = 'Logging'\n\nlevel = []",
         "6: listeners.middleware.level: Logging: takes a whole number, not a list",
+    ),
+    (
+        "[[middleware]]\nuse = 'Logging'\nonly = ['over_lts']",
+        "3: middleware.only: there is no condition 'over_lts'; did you mean 'over_tls'?",
+    ),
+    (
+        "[[middleware]]\nuse = 'Logging'\nonly = ['outside:10.0.0.0/33']",
+        "3: middleware.only: outside takes networks, like '192.0.2.0/24', '2001:db8::/32' or 'unix': "
+        "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network",
+    ),
+    ("[[middleware]]\nuse = 'Logging'\nonly = 'over_tls'", "3: middleware.only: takes a list, not text"),
+    (
+        "[[middleware]]\nuse = 'Logging'\nonyl = []",
+        "3: middleware.onyl: Logging: there is no such key; did you mean only?",
     ),
     # no TOML
     ("a = 1\nb = ", "2: invalid value"),
@@ -285,6 +300,50 @@ def test_an_option_within_what_is_no_table_leaves_the_mistake_to_be_told(write: 
     lines = mistakes(path, *overrides)
     assert len(lines) == 3
     assert all(re.search(": takes a table, not ", line) for line in lines)
+
+
+# Where a middleware applies
+
+
+class Client:
+    """What the predicates look at."""
+
+    def __init__(self, peer_host: str | None, identity: str | None, tls: bool) -> None:
+        self.peer_host = peer_host
+        self.identity = identity
+        self.tls = tls
+
+
+NEAR, FAR = Client("10.0.0.1", None, False), Client("192.0.2.1", "ann", True)
+LOCAL = Client(None, None, False)
+
+
+@pytest.mark.parametrize(
+    ("texts", "who"),
+    [
+        (["authenticated"], [FAR]),
+        (["unauthenticated"], [NEAR, LOCAL]),
+        (["over_tls"], [FAR]),
+        (["not over_tls"], [NEAR, LOCAL]),
+        (["inside:10.0.0.0/8"], [NEAR]),
+        (["outside:10.0.0.0/8"], [FAR, LOCAL]),
+        (["outside:10.0.0.0/8, unix"], [FAR]),
+        (["not outside:10.0.0.0/8,unix"], [NEAR, LOCAL]),
+        (["inside:192.0.2.0/24,10.0.0.1", "not authenticated"], [NEAR]),
+        (["over_tls", "unauthenticated"], []),
+    ],
+)
+def test_it_applies_where_all_conditions_hold(texts: list[str], who: list[Client]) -> None:
+    condition: Any = all_of(texts)
+    assert [client for client in (NEAR, FAR, LOCAL) if condition(client)] == who
+
+
+@pytest.mark.parametrize("text", ["", "not", "inside", "inside:", "over_tls:x", "outside:,", "qqq"])
+def test_what_is_no_condition_is_refused(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"^there is no condition .*: write \"auth|^(?:in|out)side takes networks, like"
+    ):
+        read_condition(text)
 
 
 # Secrets

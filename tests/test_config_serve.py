@@ -115,6 +115,28 @@ def test_a_stack_that_listeners_share_counts_for_all_of_them(serve: Serve, tmp_p
             peer.expect(f"250 2.0.0 number {count}")
 
 
+def test_a_middleware_applies_where_it_is_told_to(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "stacks.py").write_text(STACKS)
+    (tmp_path / "greensmtp.toml").write_text(
+        f"""
+        [[listeners]]
+        url = "127.0.0.1:0"
+        [[listeners]]
+        url = "unix:{tmp_path}/mail"
+        [[middleware]]
+        use = "stacks:shout"
+        text = "far away"
+        only = ["outside:unix"]
+        """
+    )
+    server = serve("--config", "greensmtp.toml", listeners=2)
+    for number, text in ((0, "far away"), (1, "Ok")):
+        with server.dial(number) as peer:
+            peer.hello()
+            peer.line("NOOP")
+            peer.expect(f"250 2.0.0 {text}")
+
+
 def test_a_certificate_for_all_and_one_of_its_own(serve: Serve, tmp_path: Path, certificate: Any) -> None:
     (tmp_path / "both.pem").write_bytes(certificate.keyfile.read_bytes() + certificate.certfile.read_bytes())
     (tmp_path / "greensmtp.toml").write_text(

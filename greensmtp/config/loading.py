@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from greensmtp.config.lines import KeyPath, TomlError, TomlText
 from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain
-from greensmtp.config.model import DEFAULT_STACK, PATHS, Config, known_keys
+from greensmtp.config.model import DEFAULT_STACK, PATHS, Config, MiddlewareSection, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory
@@ -170,8 +170,9 @@ def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict
     except PluginError as error:
         return {}, [Mistake((*path, "use"), str(error))]
     model = option_model(factory, folder)
-    names = [each.alias or name for name, each in model.model_fields.items()]
-    options = {key: value for key, value in entry.items() if key != "use"}
+    ours = MiddlewareSection.model_fields.keys()
+    names = [*ours, *(each.alias or name for name, each in model.model_fields.items())]
+    options = {key: value for key, value in entry.items() if key not in ours}
     found, mistakes = _validate(model, options, {(): names}, path)
     if found is None:
         return {}, [Mistake(each.path, f"{entry['use']}: {each.text}") for each in mistakes]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from greensmtp.arguments import check_hostname
+from greensmtp.config.conditions import read_condition
 from greensmtp.config.lines import KeyPath
 from greensmtp.limits import Limits
 from greensmtp.urls import Listen
@@ -52,6 +53,11 @@ def _check_url(text: str) -> str:
     return text
 
 
+def _check_condition(text: str) -> str:
+    read_condition(text)
+    return text
+
+
 def _check_name(name: str | None) -> str | None:
     return None if name is None else check_hostname(name)
 
@@ -73,11 +79,12 @@ class Section(BaseModel):
 
 
 class MiddlewareSection(Section):
-    """A middleware: the name, and the options of what it names."""
+    """A middleware: the name, where it applies, and the options of what it names."""
 
     model_config = ConfigDict(extra="allow")
 
     use: str
+    only: list[Annotated[str, AfterValidator(_check_condition)]] = Field(default_factory=list)
 
 
 class PluginSection(Section):
