@@ -5,21 +5,22 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from gevent import joinall, signal_handler, spawn
 from gevent.event import Event
 
-from greensmtp.announce import Announce
-from greensmtp.assembly import Serving, assemble
-from greensmtp.config.loading import Loaded
-from greensmtp.config.mistakes import ConfigError, Mistake, Source
 from greensmtp.config_cli import check
 from greensmtp.output import LineWriter, set_up_logging
 from greensmtp.plugins_cli import plugins
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options
+
+if TYPE_CHECKING:
+    from greensmtp.assembly import Serving
+    from greensmtp.config.loading import Loaded
+    from greensmtp.config.mistakes import Source
 
 #: Seconds that transactions in progress get when the server is told to stop.
 DRAIN_SECONDS = 30.0
@@ -52,6 +53,10 @@ def serve(context: click.Context, /, **options: Any) -> None:
       swaks --server 127.0.0.1:1025 --to you@example.com
       ls maildir/new
     """
+    from greensmtp.announce import Announce
+    from greensmtp.assembly import assemble
+    from greensmtp.config.mistakes import ConfigError
+
     try:
         loaded = load_given(context)
         _start_logging(loaded)
@@ -63,6 +68,8 @@ def serve(context: click.Context, /, **options: Any) -> None:
 
 
 def _start_logging(loaded: Loaded) -> None:
+    from greensmtp.config.mistakes import Mistake
+
     log = loaded.config.logging
     try:
         set_up_logging(log.format, log.level, log.target)

@@ -6,9 +6,6 @@ from typing import Any
 
 import click
 
-from greensmtp.assembly import assemble
-from greensmtp.config.mistakes import ConfigError
-from greensmtp.config.writing import write
 from greensmtp.serve_options import load_given, refuse, serve_options
 
 
@@ -28,6 +25,10 @@ def check(context: click.Context, /, **options: Any) -> None:
       greensmtp check > greensmtp.toml
       greensmtp check --config greensmtp.toml
     """
+    from greensmtp.assembly import assemble
+    from greensmtp.config.mistakes import ConfigError
+    from greensmtp.config.writing import write
+
     try:
         loaded = load_given(context)
         assemble(loaded, dry=True)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from greensmtp.config.lines import KeyPath
-from greensmtp.config.loading import Loaded, Override, load
-from greensmtp.config.mistakes import ConfigError
-from greensmtp.config.model import DEFAULT_MAILDIR, DEFAULT_URL, parse_size
+from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_URL, parse_size
 from greensmtp.plugins import read_option
 from greensmtp.urls import HELP, Listen
+
+if TYPE_CHECKING:
+    from greensmtp.config.lines import KeyPath
+    from greensmtp.config.loading import Loaded
+    from greensmtp.config.mistakes import ConfigError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -137,6 +139,9 @@ def load_given(context: click.Context) -> Loaded:
 
     :raises ConfigError: it is wrong.
     """
+    # Here, and not above: it takes its time, and the other commands do without it.
+    from greensmtp.config.loading import Override, load
+
     given = [
         Override(option, path, convert(context.params[name]))
         for name, (option, path, convert) in _SETS.items()

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 import greensmtp.middleware
+from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.loading import load
 from greensmtp.config.mistakes import ConfigError
-from greensmtp.config.model import DEFAULT_STACK, Config, known_keys
+from greensmtp.config.model import Config, known_keys
 from greensmtp.config.options import option_names
 from greensmtp.config.writing import effective
 from greensmtp.limits import Limits

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.lines import KeyPath, TomlError, TomlText
 from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain
-from greensmtp.config.model import DEFAULT_STACK, PATHS, Config, MiddlewareSection, known_keys
+from greensmtp.config.model import PATHS, Config, MiddlewareSection, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory

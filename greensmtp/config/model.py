@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import typing
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,27 +10,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from greensmtp.arguments import check_hostname
 from greensmtp.config.conditions import read_condition
+from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
 from greensmtp.config.lines import KeyPath
 from greensmtp.limits import Limits
 from greensmtp.urls import Listen
-
-#: The stack where no other is said, outermost first: what does no harm on a developer's machine. One that wants
-#: a library which is not installed is left out.
-DEFAULT_STACK: tuple[dict[str, Any], ...] = ({"use": "Logging"},)
-
-DEFAULT_URL = "127.0.0.1:1025"
-DEFAULT_MAILDIR = "maildir"
-
-
-def parse_size(text: str) -> int:
-    """Octets: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024).
-
-    :raises ValueError: it is none.
-    """
-    match = re.fullmatch(r"(\d{1,12})([kmg]?)b?", text.strip().lower(), re.ASCII)
-    if match is None or not int(match[1]):
-        raise ValueError(f"{text!r} is not a size: write octets, or 500k, 32M, 1G")
-    return int(match[1]) << 10 * " kmg".index(match[2] or " ")
 
 
 def none_for_false(value: Any) -> Any:
