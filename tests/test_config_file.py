@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from greensmtp.config.conditions import all_of, read_condition
+from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.loading import MAX_OCTETS, Loaded, Override, load
 from greensmtp.config.mistakes import ConfigError
 from greensmtp.config.model import known_keys
@@ -25,8 +27,11 @@ LISTENER = '[[listeners]]\nurl = "127.0.0.1:0"\n'
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Write ``greensmtp.toml`` in the current folder, which is empty else."""
+    """Write ``greensmtp.toml`` in the current folder, which has nothing else but a module with a middleware."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "grade", raising=False)
+    Path("grade.py").write_text("class Grade:\n    def __init__(self, mark: int = 0) -> None: ...\n")
 
     def write(text: str) -> Path:
         Path("greensmtp.toml").write_text(text, "utf-8")
@@ -98,12 +103,12 @@ WRONG: list[tuple[str, str]] = [
         "3: middleware.levl: Logging: there is no such key; did you mean level?",
     ),
     (
-        "[[middleware]]\nuse = 'Logging'\nlevel = 3.5",
-        "3: middleware.level: Logging: takes a whole number, not a number with a fraction",
+        "[[middleware]]\nuse = 'grade:Grade'\nmark = 3.5",
+        "3: middleware.mark: grade:Grade: takes a whole number, not a number with a fraction",
     ),
     (
-        LISTENER + "[[listeners.middleware]]\nuse = 'Logging'\n\nlevel = []",
-        "6: listeners.middleware.level: Logging: takes a whole number, not a list",
+        LISTENER + "[[listeners.middleware]]\nuse = 'grade:Grade'\n\nmark = []",
+        "6: listeners.middleware.mark: grade:Grade: takes a whole number, not a list",
     ),
     (
         "[[middleware]]\nuse = 'Logging'\nonly = ['over_lts']",
@@ -194,7 +199,7 @@ def test_nothing_said_means_the_defaults(write: Write) -> None:
         assert config.delivery.maildir == "maildir"
         assert (config.logging.format, config.logging.level, config.logging.target) == ("text", "warning", "stderr")
         assert config.plugins == []
-        assert [entry.use for entry in config.middleware] == ["Logging"]
+        assert [entry.use for entry in config.middleware] == [entry["use"] for entry in DEFAULT_STACK]
 
 
 def test_false_is_none_and_sizes_have_units(write: Write) -> None:
