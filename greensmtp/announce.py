@@ -20,6 +20,9 @@ class Announce:
     def __init__(self, stdout: LineWriter) -> None:
         self._stdout = stdout
 
+    def __repr__(self) -> str:
+        return "Announce()"
+
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Say it once the reply is settled; LMTP settles one for each recipient in turn."""
         assert isinstance(command, EndOfData)

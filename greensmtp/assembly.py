@@ -110,10 +110,8 @@ class _Assembly:
                 return None
             self.mistakes.append(Mistake(path, f"{name}: {error}"))
         except Exception as error:
-            text = str(error) or type(error).__name__
-            # Errors name the argument first, as ours do: the line of that is the better one.
-            first = text.partition(" ")[0].rstrip(":")
-            self.mistakes.append(Mistake((*path, first) if first in arguments else path, f"{name}: {text}"))
+            key, text = _blame(error, arguments)
+            self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
         return None
 
     # Servers
@@ -190,3 +188,13 @@ class _Assembly:
         except ValueError as error:
             self.mistakes.append(Mistake((section, key), str(error)))
             return None
+
+
+def _blame(error: Exception, arguments: dict[str, Any]) -> tuple[str | None, str]:
+    """The argument that an error is about, if that can be told, and what it says."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        about = (key for key, value in arguments.items() if str(value) == str(error.filename))
+        return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
+    text = str(error) or type(error).__name__
+    first = text.partition(" ")[0].rstrip(":")  # as our own errors have it
+    return first if first in arguments else None, text

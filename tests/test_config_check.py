@@ -56,12 +56,15 @@ def complaints(result: Result) -> list[str]:
 # What is wrong
 
 BROKEN = """
+from pathlib import Path
 class Fussy:
     def __init__(self, rate: str = "", also: str = "") -> None:
         if rate == "bad":
             raise ValueError(f"rate takes something better than {also!r}")
         if rate == "odd":
             raise OSError("the disk says no")
+        if rate == "unread":
+            Path(also).read_bytes()
         if rate == "poor":
             raise ModuleNotFoundError("Fussy needs gold: pip install 'greensmtp[gold]'")
     def __call__(self, session, command, proceed):
@@ -84,6 +87,10 @@ def install(server):
             "4: middleware.rate: broken:Fussy: rate ",
         ),
         ("\n[[middleware]]\nuse = 'broken:Fussy'\nrate = 'odd'", "2: middleware: broken:Fussy: the disk says no"),
+        (
+            "[[middleware]]\nuse = 'broken:Fussy'\nrate = 'unread'\nalso = 'nix'",
+            "4: middleware.also: broken:Fussy: No such file or directory: 'nix'",
+        ),
         ("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'", "1: middleware: broken:Fussy: Fussy needs gold: pip "),
         ("[[middleware]]\nuse = 'broken:Misshapen'", "1: middleware: broken:Misshapen: a middleware is called as "),
         ("[[middleware]]\nuse = 'broken:Missing'", "2: middleware.use: "),
