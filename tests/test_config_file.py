@@ -386,6 +386,7 @@ def test_only_one_newline_is_taken_away(write: Write, given: bytes) -> None:
     ("reference", "complaint"),
     [
         ("{ env = 'NOT_SET' }", "the environment has no variable 'NOT_SET'"),
+        ("{ env = 'BINARY' }", "'BINARY' in the environment is not UTF-8"),
         ("{ file = 'missing' }", "cannot read '{folder}/missing': No such file or directory"),
         ("{ file = '/' }", "cannot read '/': Is a directory"),
         ("{ file = 'binary' }", "'{folder}/binary' is not UTF-8"),
@@ -394,7 +395,10 @@ def test_only_one_newline_is_taken_away(write: Write, given: bytes) -> None:
         ("{ env = 3 }", "takes text, not a table"),
     ],
 )
-def test_what_cannot_be_had_is_told(write: Write, tmp_path: Path, reference: str, complaint: str) -> None:
+def test_what_cannot_be_had_is_told(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, complaint: str
+) -> None:
+    monkeypatch.setenv("BINARY", "\udcff")
     Path("binary").write_bytes(b"\xff\xfe")
     Path("long").write_bytes(b"x" * 65537)
     (line,) = mistakes(write(f"\nhostname = {reference}\n"))

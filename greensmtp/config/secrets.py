@@ -52,8 +52,11 @@ class References:
         self.found[path] = {kind: name}
         try:
             value = _from_file(name) if kind == "file" else os.environ[name]
+            value.encode()
         except KeyError:
             self.mistakes.append(Mistake(path, f"the environment has no variable {name!r}"))
+        except UnicodeEncodeError:  # which would show it
+            self.mistakes.append(Mistake(path, f"{name!r} in the environment is not UTF-8"))
         except ValueError as error:
             self.mistakes.append(Mistake(path, str(error)))
         else:
