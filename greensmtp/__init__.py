@@ -1,9 +1,14 @@
-"""greensmtp: a gevent SMTP and LMTP server framework with middleware and signals."""
+"""greensmtp: a gevent SMTP and LMTP server framework with middleware and signals.
 
-from greensmtp import client_signals, signals
+The server comes with ``import greensmtp``; the client is imported when one of its names is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from greensmtp import signals
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, Proceed
-from greensmtp.client import SMTPClient, connect
 from greensmtp.composition import compose, when
 from greensmtp.errors import (
     AlreadyAcknowledged,
@@ -32,15 +37,19 @@ from greensmtp.errors import (
     TransactionReset,
 )
 from greensmtp.limits import Limits
-from greensmtp.outgoing import Sent
-from greensmtp.pool import Pool
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.stream import MessageStream
-from greensmtp.wire import Timeouts
+
+if TYPE_CHECKING:
+    from greensmtp import client_signals
+    from greensmtp.client import SMTPClient, connect
+    from greensmtp.outgoing import Sent
+    from greensmtp.pool import Pool
+    from greensmtp.wire import Timeouts
 
 __version__ = "0.1.0"
 
@@ -90,3 +99,26 @@ __all__ = [
     "signals",
     "when",
 ]
+
+#: The client's names -> the module that has them.
+_CLIENT = {
+    "Pool": "greensmtp.pool",
+    "SMTPClient": "greensmtp.client",
+    "Sent": "greensmtp.outgoing",
+    "Timeouts": "greensmtp.wire",
+    "connect": "greensmtp.client",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what has been left for later (PEP 562)."""
+    if name == "client_signals":
+        return import_module("greensmtp.client_signals")
+    if name not in _CLIENT:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found = getattr(import_module(_CLIENT[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gevent import get_hub
 from gevent.hub import Waiter
-from gevent.monkey import get_original
 
 from greensmtp.errors import AlreadyAcknowledged
+from greensmtp.native import native
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
 #: Guards the one step from undecided to decided, for acks decided by native threads; held for an instant, never
 #: across a switch. (The real lock, in a patched process too: gevent's would not hold off another thread's hub.)
-_deciding = get_original("_thread", "allocate_lock")()
+_deciding = native("_thread", "allocate_lock")()
 
 Message = str | Iterable[str] | None
 
 
-@dataclass(frozen=True, slots=True)
-class AckRules:
+class AckRules(NamedTuple):
     """What one signal's acks may say."""
 
     #: ``accept()`` and ``reject()`` without arguments.
@@ -124,21 +122,33 @@ class HandlerTimeout(BaseException):
 
 
 class Decision:
-    """What has become of one ack; the dispatcher's side of it."""
+    """What has become of one ack; the dispatcher's side of it.
 
-    __slots__ = ("_loop", "_on_accept", "_waiter", "_watch", "closed", "conflict", "reply", "rules")
+    What most decisions never need is an attribute of the class.
+    """
+
+    reply: Reply | None = None
+    #: Somebody tried to decide what had been decided.
+    conflict = False
+    #: Too late to decide: answered without it, or let go.
+    closed = False
+    #: When the server's sweep first saw it undecided, on the monotonic clock; 0.0: it has not.
+    since = 0.0
+    _waiter: Waiter[None] | None = None
+    _loop: Any = None
+    _watch: weakref.ref[Ack] | None = None
 
     def __init__(self, rules: AckRules, on_accept: Callable[[Reply], None] | None = None) -> None:
         self.rules = rules
-        self.reply: Reply | None = None
-        #: Somebody tried to decide what had been decided.
-        self.conflict = False
-        #: Too late to decide: answered without it, or let go.
-        self.closed = False
         self._on_accept = on_accept
-        self._waiter: Waiter[None] | None = None
-        self._loop: Any = None
-        self._watch: weakref.ref[Ack] | None = None
+
+    def is_late(self, now: float, seconds: float) -> bool:
+        """It has been undecided for longer than that, as far as the sweep has seen."""
+        if self.reply is not None:
+            return False
+        if not self.since:
+            self.since = now
+        return now - self.since > seconds
 
     def decide(self, reply: Reply) -> None:
         """Settle it, and wake who waits for it. Called in any greenlet of any thread."""

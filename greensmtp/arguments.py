@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import socket
 import ssl
 from dataclasses import fields
@@ -20,6 +19,8 @@ def check_limits(given: dict[str, Any]) -> Limits:
     try:
         return Limits(**given)
     except TypeError:
+        import difflib
+
         known = [field.name for field in fields(Limits)]
         wrong = next(name for name in given if name not in known)
         near = difflib.get_close_matches(wrong, known, 1)

@@ -10,32 +10,28 @@ from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.transparency import DotDecoder
 
 
-class DataBody:
+class DataBody(DotDecoder):
     """What follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
-
-    __slots__ = ("_connection", "_decoder", "complete")
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._decoder = DotDecoder()
-        self.complete = False
 
     def open(self, reply: Reply) -> None:
         """Send 354, and at once: the receiver may take its time before it reads."""
         connection = self._connection
-        connection.begin_body()
         connection.write(reply.encode())
         connection.flush(connection.limits.command_timeout)
+        connection.begin_body()
 
     def read_chunk(self) -> bytes:
         """The next octets; ``b""`` only at the end."""
-        connection, decoder = self._connection, self._decoder
+        connection = self._connection
         while True:
-            chunk = decoder.feed(connection.read())
-            if decoder.complete:
-                self.complete = True
-                if decoder.rest:
-                    connection.unread(decoder.rest)
+            chunk = self.feed(connection.read())
+            if self.complete:
+                connection.in_body = False
+                if self.rest:
+                    connection.unread(self.rest)
                 return chunk
             if chunk:
                 return chunk
@@ -66,9 +62,12 @@ class ChunkedBody:
         while not self._left and not self._last:
             command = self._next()
             self._left, self._last = command.size, command.last
-        data = self._connection.read(min(self._left, BODY_PIECE)) if self._left else b""
+        connection = self._connection
+        data = connection.read(min(self._left, BODY_PIECE)) if self._left else b""
         self._left -= len(data)
-        self.complete = self._last and not self._left
+        if self._last and not self._left:
+            self.complete = True
+            connection.in_body = False
         return data
 
 
@@ -77,3 +76,4 @@ def skip(connection: Connection, octets: int) -> None:
     connection.begin_body()
     while octets:
         octets -= len(connection.read(min(octets, BODY_PIECE)))
+    connection.in_body = False

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 from greensmtp.errors import Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 from greensmtp.shapes import check_callable, check_words
 from greensmtp.signals import handler_name
-
-logger = logging.getLogger("greensmtp")
 
 #: What a middleware calls to have the rest of the chain answer.
 Proceed = Callable[[Session, Command], Reply]
@@ -39,25 +37,6 @@ def check_middleware(middleware: Any) -> None:
         check_words(verbs, middleware, "verbs")
 
 
-class Composite:
-    """Several middlewares stacked as one. A chain takes its members one by one, so that it costs nothing itself."""
-
-    members: tuple[Middleware, ...]
-
-    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """As if it were a chain of its own; for those who hold it without a chain."""
-        raise NotImplementedError
-
-
-def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
-    """Those that do the work, outermost first."""
-    for each in middleware:
-        if isinstance(each, Composite):
-            yield from flatten(each.members)
-        else:
-            yield each
-
-
 class Chain:
     """The stack of one server, frozen."""
 
@@ -76,6 +55,25 @@ class Chain:
             if verbs is None or verb in verbs:
                 proceed = _link(middleware, proceed)
         return proceed
+
+
+class Composite:
+    """Several middlewares stacked as one. A chain takes its members one by one, so that it costs nothing itself."""
+
+    members: tuple[Middleware, ...]
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """As if it were a chain of its own; for those who hold it without a chain."""
+        raise NotImplementedError
+
+
+def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
+    """Those that do the work, outermost first."""
+    for each in middleware:
+        if isinstance(each, Composite):
+            yield from flatten(each.members)
+        else:
+            yield each
 
 
 def wanted_verbs(middleware: Middleware) -> frozenset[str] | None:

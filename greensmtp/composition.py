@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from greensmtp.chain import Chain, Composite, Middleware, Proceed, check_middleware, flatten, wanted_verbs
 from greensmtp.errors import Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import CONNECT, DISCONNECT, Command
 from greensmtp.protocol.extensions import Extension
@@ -15,8 +15,6 @@ from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 from greensmtp.shapes import check_callable, describe
 from greensmtp.signals import handler_name
-
-logger = logging.getLogger("greensmtp")
 
 #: Whether a middleware applies: asked of the session, at every command that the middleware wants.
 Condition = Callable[[Session], Any]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from math import inf
 from socket import SHUT_WR
-from time import monotonic
 from typing import Any
 
 from gevent import get_hub
 from gevent import ssl as gevent_ssl
 
-from greensmtp.ack import Decision, HandlerTimeout
 from greensmtp.errors import ConnectionLost
 from greensmtp.limits import Limits
 from greensmtp.protocol import standard
-from greensmtp.protocol.commands import FOREIGN
+from greensmtp.protocol.commands import is_foreign
 from greensmtp.protocol.replies import Reply
 
 #: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
@@ -54,9 +51,9 @@ class BadLine(Exception):
 class Connection:
     """One peer's socket, used by one greenlet.
 
-    There is one deadline, a moment on the monotonic clock that is in force while the greenlet waits for what it is
-    waiting for, and no timer of its own: the server sweeps over all connections and calls ``expire`` on those that
-    are late, so that a deadline costs the assignment of a number. ``expire`` runs in the hub, hence while the
+    It has no timer: before each wait it notes how many seconds that may take (``patience``), and that nobody has
+    looked yet (``since``); the server's sweep looks at all connections now and then, and calls ``expire`` on those
+    that are late. So a time-out costs the assignment of two numbers. ``expire`` runs in the hub, hence while the
     greenlet waits, and what it throws arrives exactly there.
     """
 
@@ -65,8 +62,6 @@ class Connection:
         "_buffer",
         "_command_timeout",
         "_data_timeout",
-        "_decision",
-        "_decision_deadline",
         "_hub",
         "_line_limit",
         "_out",
@@ -75,15 +70,18 @@ class Connection:
         "_room",
         "_skip_reply",
         "_skipped",
+        "_swept",
         "_turn",
         "_waited",
         "_watcher",
         "awaiting_command",
-        "deadline",
         "greenlet",
+        "in_body",
         "limits",
         "lost",
         "mute",
+        "patience",
+        "since",
         "socket",
         "write",
     )
@@ -113,41 +111,48 @@ class Connection:
         self._out: list[bytes] = []
         #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
         self.write: Callable[[bytes], None] = self._out.append
-        self.deadline = inf
+        #: Seconds that what it waits for may take; 0.0: it waits for nothing.
+        self.patience = 0.0
+        #: When the sweep first saw it wait for that, on the monotonic clock; 0.0: it has not.
+        self.since = 0.0
         #: The greenlet waits for a command, of which nothing needs to have come yet.
         self.awaiting_command = False
-        self._decision: Decision | None = None
-        #: Tells the deadline of a decision from one of a read within the receivers of ``message``.
-        self._decision_deadline = -inf
         #: What was raised when the peer was lost.
         self.lost: ConnectionLost | None = None
         #: Nothing more can be said: a reply has been cut short, or a handshake.
         self.mute = False
+        #: A body is on its way, whose rate is measured.
+        self.in_body = False
+        #: A sweep has seen that it is on its way; seconds that it has been waited for, octets that have come.
+        self._swept = False
         self._waited = 0.0
         self._received = 0
 
     # Deadlines
 
+    def look(self, now: float, elapsed: float) -> None:
+        """The server's sweep comes by: has it waited for too long? Only in the hub, while it waits.
+
+        :param now: on the monotonic clock.
+        :param elapsed: seconds since the last sweep.
+        """
+        if not self.since:
+            self.since = now
+        if now - self.since > self.patience:
+            self.expire()
+        elif self.in_body:
+            # Who drips is waited for nearly all of the time, and most sweeps find it so: no clock for each piece.
+            self._waited = self._waited + elapsed if self._swept else 0.0
+            self._swept = True
+            limits = self.limits
+            if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
+                self.expire("slow")
+
     def expire(self, reason: str = "timeout") -> None:
-        """The deadline has passed, or the server shuts down. Only in the hub."""
-        late = self.deadline
-        self.deadline = inf
-        if self.greenlet is None:
-            return
-        if late != self._decision_deadline or self._decision is None:
+        """Time is up, or the server shuts down. Only in the hub, while it waits."""
+        self.patience = 0.0
+        if self.greenlet is not None:
             self.greenlet.throw(Expired(reason))
-        elif self._decision.reply is None:
-            self.greenlet.throw(HandlerTimeout())
-
-    def watch(self, decision: Decision) -> None:
-        """Receivers are deciding: they have ``ack_timeout``."""
-        self._decision = decision
-        self.deadline = self._decision_deadline = monotonic() + self.limits.ack_timeout
-
-    def unwatch(self) -> None:
-        """They have decided."""
-        self._decision = None
-        self.deadline = inf
 
     # Out
 
@@ -158,7 +163,8 @@ class Connection:
         """
         if not self._out:
             return
-        self.deadline = monotonic() + timeout
+        self.since = 0.0
+        self.patience = timeout
         try:
             self._send()
         except Expired as expired:
@@ -166,7 +172,7 @@ class Connection:
         except OSError as error:
             raise self._lose("reset") from error
         finally:
-            self.deadline = inf
+            self.patience = 0.0
 
     def _send(self) -> None:
         out = self._out
@@ -182,12 +188,8 @@ class Connection:
 
     # In
 
-    def next_line(self, room: int | None = None) -> bytes | None:
-        """The next line that has come already, without its CRLF; None: there is none.
-
-        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
-        :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
-        """
+    def _next_line(self, room: int | None) -> bytes | None:
+        """As ``read_line``, of what has come already; None: no whole line has."""
         if self._skipped and not self._skip_line():
             return None
         buffer = self._buffer
@@ -217,7 +219,7 @@ class Connection:
     def _blame(self, start: int, end: int, reply: Reply) -> Reply:
         """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
         because its first line is too long, or ended by a bare LF."""
-        return standard.NOT_SMTP if FOREIGN.match(self._buffer, start, end) else reply
+        return standard.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
 
     def _skip_line(self) -> bool:
         """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""
@@ -236,21 +238,29 @@ class Connection:
             raise BadLine(standard.LINE_WITHOUT_END)
         return False
 
-    def wait_line(self, room: int | None = None) -> bytes:
-        """Send what is owed, and wait for a line, all of which must be there within ``command_timeout``.
+    def read_line(self, room: int | None = None) -> bytes:
+        """The next line, without its CRLF. Where none has come yet, what is owed is sent, and waited for a line, all
+        of which must be there within ``command_timeout``.
 
-        :raises BadLine: as ``next_line``.
+        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
+        :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
         :raises ConnectionLost: the peer is gone, or late.
         """
-        deadline = monotonic() + self._command_timeout
+        if self._at < len(self._buffer):
+            line = self._next_line(room)
+            if line is not None:
+                return line
+        self.since = 0.0
+        self.patience = self._command_timeout
         self.awaiting_command = True
         try:
             while True:
-                self._fill(COMMAND_PIECE, deadline)
-                line = self.next_line(room)
+                self._fill(COMMAND_PIECE)
+                line = self._next_line(room)
                 if line is not None:
                     return line
         finally:
+            self.patience = 0.0
             self.awaiting_command = False
 
     def read(self, size: int = BODY_PIECE) -> bytes:
@@ -258,19 +268,24 @@ class Connection:
 
         :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
         """
-        waited = 0.0
-        if self._at == len(self._buffer):
-            began = monotonic()
-            self._fill(size, began + self._data_timeout)
-            waited = monotonic() - began
         at = self._at
-        data = self._buffer[at : at + size] if at or len(self._buffer) > size else self._buffer
-        self._at = at + len(data)
-        if self._at == len(self._buffer):
+        if at == len(self._buffer):
+            self.since = 0.0
+            self.patience = self._data_timeout
+            try:
+                self._fill(size)
+            finally:
+                self.patience = 0.0
+            at = 0
+        data = self._buffer
+        if at or len(data) > size:
+            data = data[at : at + size]
+        at += len(data)
+        if at == len(self._buffer):
             self._buffer = b""
-            self._at = 0
+            at = 0
+        self._at = at
         self._received += len(data)
-        self.count_wait(waited)
         return data
 
     def unread(self, data: bytes) -> None:
@@ -280,32 +295,22 @@ class Connection:
             self._at = 0
 
     def begin_body(self) -> None:
-        """Measure the rate of a new body."""
-        self._waited = 0.0
+        """Measure the rate of a body from here on, until ``in_body`` is false."""
+        self.in_body = True
+        self._swept = False
         self._received = 0
 
-    def count_wait(self, seconds: float) -> None:
-        """The body has been waited for, or the command that goes on with it.
-
-        :raises ConnectionLost: it comes with less than ``min_data_rate``.
-        """
-        self._waited += seconds
-        limits = self.limits
-        if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
-            raise self._lose("slow")
-
-    def _fill(self, size: int, deadline: float) -> None:
-        """Send what is owed, wait for input, take it; all of that before the deadline."""
-        self.deadline = deadline
+    def _fill(self, size: int) -> None:
+        """Send what is owed, wait for input, take it."""
         try:
             if self._out:
                 self._send()
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS may hold
-            # what the socket no longer has, and is tried first; but now and then the others must have their turn,
-            # however fast this peer is.
             if self._pending is None:
+                # Waited for before it is tried, since nearly always there is nothing yet.
                 self._hub.wait(self._watcher)
-            elif self._turn <= 0 and not self._pending():
+            elif (self._turn <= 0 or size <= COMMAND_PIECE) and not self._pending():
+                # TLS hands out one record at a time, so within a body the next one is tried first; but now and then
+                # the others must have their turn, however fast this peer is.
                 self._turn = TURN
                 self._hub.wait(self._watcher)
             data = self.socket.recv(size)
@@ -314,8 +319,6 @@ class Connection:
             raise self._lose(expired.reason) from None
         except OSError as error:
             raise self._lose("reset") from error
-        finally:
-            self.deadline = inf
         if not data:
             raise self._lose("closed")
         at = self._at
@@ -337,7 +340,8 @@ class Connection:
         self._at = self._skipped = 0
         self._close_watcher()
         self.mute = True
-        self.deadline = monotonic() + self.limits.tls_timeout
+        self.since = 0.0
+        self.patience = self.limits.tls_timeout
         self.awaiting_command = True  # a shutdown does not wait for this peer
         try:
             # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
@@ -355,7 +359,7 @@ class Connection:
         except OSError as error:
             raise self._lose("tls") from error
         finally:
-            self.deadline = inf
+            self.patience = 0.0
             self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
@@ -375,12 +379,13 @@ class Connection:
             self.socket.close()
 
     def _linger(self) -> None:
-        deadline = monotonic() + LINGER_SECONDS
         self.socket.shutdown(SHUT_WR)
+        self.since = 0.0
+        self.patience = LINGER_SECONDS
         taken = 0
         while taken < LINGER_OCTETS:
             self._buffer = b""
-            self._fill(COMMAND_PIECE, deadline)
+            self._fill(COMMAND_PIECE)
             taken += len(self._buffer)
 
     def _close_watcher(self) -> None:

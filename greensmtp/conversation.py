@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Mapping
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, getcurrent
 
+from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
 from greensmtp.connection import BadLine, Connection
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
-    FOREIGN,
     UNKNOWN,
     ChunkCommand,
     Command,
     EndOfData,
+    is_foreign,
     parse_command,
 )
 from greensmtp.protocol.replies import Reply
@@ -33,10 +33,11 @@ from greensmtp.stream import MessageStream
 if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
 
-logger = logging.getLogger("greensmtp")
-
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
+
+#: SMTP's, which is the same for every message.
+_END_OF_DATA = EndOfData()
 
 #: What a peer that is dropped is told, by ConnectionLost's reason.
 _FAREWELLS = {
@@ -62,8 +63,6 @@ class Conversation:
         "_tls_first",
         "connection",
         "session",
-        "unwatch",
-        "watch",
     )
 
     def __init__(self, server: SMTPServer, program: Program, socket: Any, peer: Any, *, tls_first: bool) -> None:
@@ -71,8 +70,6 @@ class Conversation:
         self._program = program
         self._tls_first = tls_first
         self.connection = Connection(socket, program.limits, program.line_length, program.line_limit)
-        #: Give the receivers of a signal ``ack_timeout`` from now on; they have decided.
-        self.watch, self.unwatch = self.connection.watch, self.connection.unwatch
         self.session = Session(server, self, peer, program.dispatcher.emitters)
         #: A command that was read while a body was expected, and ended it.
         self._next: Command | None = None
@@ -127,6 +124,18 @@ class Conversation:
             return False
         return True
 
+    def look(self, now: float, elapsed: float) -> None:
+        """The server's sweep comes by: is the peer late, or are the receivers that are deciding?"""
+        decision = self.session.decision
+        if self.connection.patience:
+            self.connection.look(now, elapsed)
+            if decision is not None:
+                decision.since = 0.0  # while the peer is waited for, the receivers cannot help it
+        elif decision is not None and decision.is_late(now, self._program.limits.ack_timeout):
+            greenlet = self.connection.greenlet
+            if greenlet is not None:
+                greenlet.throw(HandlerTimeout())
+
     # The loop
 
     def _greet(self) -> bool:
@@ -154,7 +163,7 @@ class Conversation:
                 if not route.follow(self, command, reply):
                     return
             elif reply.code < 300:
-                write(reply.encode())
+                write(reply.wire or reply.encode())
             elif not self._answer(reply):
                 return
             if route.idle and not self._count_idle():
@@ -170,9 +179,7 @@ class Conversation:
             raise ConnectionLost("shutdown")  # what has been pipelined begins no new transaction
         connection = self.connection
         try:
-            line = connection.next_line()
-            if line is None:
-                line = connection.wait_line()
+            line = connection.read_line()
         except BadLine as bad:
             if bad.reply is standard.NOT_SMTP:
                 raise ConnectionLost("foreign") from None
@@ -180,7 +187,7 @@ class Conversation:
         command = _LONE.get(line)
         if command is None:
             command = parse_command(line)
-            if (command.verb not in self._program.routes or b" HTTP/" in line) and FOREIGN.match(line):
+            if (command.verb not in self._program.routes or b" HTTP/" in line) and is_foreign(line):
                 raise ConnectionLost("foreign")
         return command
 
@@ -291,16 +298,19 @@ class Conversation:
                 raise stream.error
             if isinstance(stream.error, TransactionReset):
                 # The chunks have been answered; the command that ended them comes next.
+                self.connection.in_body = False
                 session.reset()
                 return True
         if self._program.lmtp:
             return self._answer_each()
-        reply = self._program.end_of_data(session, EndOfData())
+        reply = self._program.end_of_data(session, _END_OF_DATA)
         session.reset()
-        if reply.code < 300:
-            session.messages += 1
-            session.errors = session.idle_commands = 0
-        return self._answer(reply)
+        if reply.code >= 300:
+            return self._answer(reply)
+        session.messages += 1
+        session.errors = session.idle_commands = 0
+        self.connection.write(reply.wire or reply.encode())
+        return True
 
     def _answer_each(self) -> bool:
         """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
@@ -347,8 +357,7 @@ class Conversation:
         room = self._program.limits.max_auth_line_length
         connection.write(reply.encode())
         try:
-            line = connection.next_line(room)
-            line = connection.wait_line(room) if line is None else line
+            line = connection.read_line(room)
         except BadLine as bad:
             raise ProtocolError(str(bad.reply)) from None
         return line
@@ -372,9 +381,7 @@ class Conversation:
             self.connection.write(self._pending.encode())
             self._pending = None
         while True:
-            began = monotonic()
             command = self._read_command()
-            self.connection.count_wait(monotonic() - began)
             if command.verb in _ENDS_CHUNKS:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")

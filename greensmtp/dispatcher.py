@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
+from functools import partial
+from math import inf
+from operator import call
 from typing import Any, cast
 
 from greensmtp.chain import Proceed
@@ -31,7 +33,8 @@ from greensmtp.session import Session
 from greensmtp.signals import FIELDS, Signals
 from greensmtp.stream import Body, BodyCheck, MessageStream
 
-logger = logging.getLogger("greensmtp")
+# An Enum's member costs a good deal more to look up than a name of the module.
+_SENDER, _RECIPIENTS = State.SENDER, State.RECIPIENTS
 
 
 class Dispatcher:
@@ -54,8 +57,16 @@ class Dispatcher:
         self._lmtp = lmtp
         self._tls = tls
         self._limits = limits
+        self._max_size = inf if limits.max_message_size is None else limits.max_message_size
+        #: What makes the checks of a body that comes by DATA.
+        self._data_checks: list[Callable[[], BodyCheck]] = []
+        if limits.bare_newlines == "reject":
+            self._data_checks.append(NoBareNewlines)
+        if limits.max_body_line_length is not None:
+            self._data_checks.append(partial(LineLength, limits.max_body_line_length))
         self._parameters = esmtp.allowed_parameters(extensions)
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
+        self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
         #: EHLO's reply behind its first line, by whether TLS is up.
         self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
         self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 RFC 5321 tells the rest")
@@ -72,7 +83,9 @@ class Dispatcher:
         if verb in (CONNECT, END_OF_DATA, DISCONNECT):
             return cast(Proceed, {CONNECT: self._connect, END_OF_DATA: self._received, DISCONNECT: self._gone}[verb])
         behaviour = self._behaviours().get(verb, self._unknown)
-        refusals = REFUSALS.get(verb, {})
+        refused = REFUSALS.get(verb, {})
+        # By the state's number: an Enum's hash is a Python function.
+        refusals = tuple(refused.get(state) for state in State)
         emitter = self.emitters["command"]
         shared, own = emitter.signals
 
@@ -81,11 +94,7 @@ class Dispatcher:
                 reply = emitter.ask(session, command=command)
                 if reply is not None:
                     return reply
-            if command.error is not None:
-                return command.error
-            if session.state in refusals:
-                return refusals[session.state]
-            return behaviour(session, command)
+            return command.error or refusals[session.state] or behaviour(session, command)
 
         return act
 
@@ -120,8 +129,9 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        text = reply.lines if reply.code == 220 else ("ESMTP",)
-        first, *rest = text
+        first, *rest = reply.lines
+        if reply.code != 220 or (first == "ESMTP" and not rest):
+            return self._banner
         protocol = "LMTP" if self._lmtp and first == "ESMTP" else first
         return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
 
@@ -188,7 +198,7 @@ class Dispatcher:
         assert reply is not None
         if reply.code < 300:
             session.from_ = address
-            session.state = State.SENDER
+            session.state = _SENDER
         return reply
 
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
@@ -205,7 +215,7 @@ class Dispatcher:
         assert reply is not None
         if reply.code < 300:
             session.to.append(address)
-            session.state = State.RECIPIENTS
+            session.state = _RECIPIENTS
         return reply
 
     def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
@@ -239,14 +249,10 @@ class Dispatcher:
     # The message
 
     def _data(self, session: Session, command: Command) -> Reply:
-        if (session.from_ext.get("BODY") or "").upper() == "BINARYMIME":
+        sender = session.from_
+        if sender and sender.parameters and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME":
             return standard.BINARY_NEEDS_BDAT
-        checks: list[BodyCheck] = []
-        if self._limits.bare_newlines == "reject":
-            checks.append(NoBareNewlines())
-        if self._limits.max_body_line_length is not None:
-            checks.append(LineLength(self._limits.max_body_line_length))
-        return self._take_message(session, session.link.data_body(), tuple(checks))
+        return self._take_message(session, session.link.data_body(), tuple(map(call, self._data_checks)))
 
     def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
         accepted = Reply(250, f"2.0.0 {command.size} octets received")
@@ -254,7 +260,7 @@ class Dispatcher:
             return accepted
         session.state = State.CHUNKS
         reply = self._take_message(session, session.link.chunked_body(command), ())
-        if reply.code == standard.START_MAIL.code:
+        if reply.code == 354:
             return accepted
         # The chunks behind this one must not pass for a message (RFC 3030 section 2).
         session.reset()
@@ -262,11 +268,12 @@ class Dispatcher:
 
     def _take_message(self, session: Session, body: Body, checks: tuple[BodyCheck, ...]) -> Reply:
         """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next."""
-        stream = session.message = MessageStream(session, body, self._limits.max_message_size, checks)
+        stream = session.message = MessageStream(session, body, self._max_size, checks)
         reply = self.emitters["message"].ask(session, stream.open, stream=stream)
         assert reply is not None
-        if reply.code == standard.START_MAIL.code:
-            stream.open(reply)
+        if reply.code == 354:
+            if not stream.opened:
+                stream.open(reply)  # it was accepted elsewhere, and 354 is sent by this greenlet only
         elif stream.opened:
             # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
             stream.fail(reply)

@@ -2,38 +2,49 @@
 
 from __future__ import annotations
 
-import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from blinker import Signal
+from blinker import ANY
 
 from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
-from greensmtp.signals import Signals, handler_name, shared
+from greensmtp.signals import Signal, Signals, handler_name, shared
 
 if TYPE_CHECKING:
     from greensmtp.session import Session
-
-logger = logging.getLogger("greensmtp")
 
 
 class Emitter:
     """One signal of one server: process-wide receivers first, then the server's and the session's own."""
 
-    __slots__ = ("name", "rules", "signals")
+    __slots__ = ("_changes", "_everybody", "name", "rules", "signals")
 
     def __init__(self, name: str, signals: Signals) -> None:
         self.name = name
         self.rules = RULES.get(name)
         #: The process's and the server's. An empty ``receivers`` is the quick way to know that nobody listens.
         self.signals: tuple[Signal, Signal] = (shared.named(name), signals.named(name))
+        #: Who is called for every session, as long as the signals do not change; None: it depends on the session.
+        self._everybody: Sequence[Callable[..., Any]] | None = None
+        self._changes = -1
 
-    def receivers(self, session: Session) -> list[Callable[..., Any]]:
+    def receivers(self, session: Session) -> Sequence[Callable[..., Any]]:
         """Who is to be called for this session, in the order in which they were connected."""
+        shared, own = self.signals
+        if shared.is_muted or own.is_muted:
+            return self._work_out(session)
+        changes = shared.changes + own.changes
+        if changes != self._changes:
+            self._everybody = self._work_out(session) if all(map(_is_for_all, self.signals)) else None
+            self._changes = changes
+        return self._work_out(session) if self._everybody is None else self._everybody
+
+    def _work_out(self, session: Session) -> Sequence[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
         for signal in self.signals:
             if signal.receivers and not signal.is_muted:
@@ -75,10 +86,9 @@ class Emitter:
         receivers = self.receivers(session)
         if not receivers:
             return rules.unheard
-        decision = Decision(rules, on_accept)
+        session.decision = decision = Decision(rules, on_accept)
         ack = Ack(decision)
         receiver = receivers[0]
-        session.link.watch(decision)
         try:
             for receiver in receivers:
                 receiver(session, ack=ack, **fields)
@@ -87,7 +97,7 @@ class Emitter:
                 del ack  # from here on, only receivers hold it
                 # It may take a while: what has been answered before must not wait for this.
                 session.link.flush()
-                session.link.watch(decision)
+                decision.since = 0.0
                 decision.wait(alive)
         except Reject as reject:
             try:
@@ -108,7 +118,7 @@ class Emitter:
         except Exception:
             self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         finally:
-            session.link.unwatch()
+            session.decision = None
             decision.closed = True
         if decision.conflict:
             self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))
@@ -121,3 +131,9 @@ class Emitter:
         decision.reply = standard.LOCAL_ERROR
         decision.conflict = False
         logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, exc_info=traceback)
+
+
+def _is_for_all(signal: Signal) -> bool:
+    """It has the same receivers for every session, and they stay until somebody disconnects them."""
+    refs = signal.receivers.values()
+    return not any(isinstance(ref, weakref.ref) for ref in refs) and len(list(signal.receivers_for(ANY))) == len(refs)

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 BareNewlines = Literal["reject", "keep"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Limits:
     """The keywords of ``SMTPServer`` that bound what a peer can make it do. Octets, seconds, counts.
 

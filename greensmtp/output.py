@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from gevent import get_hub
-from gevent.monkey import get_original
 from pythonjsonlogger.json import JsonFormatter
+
+from greensmtp.native import native
 
 #: Lines that may wait for whoever reads them; more are dropped, and counted.
 MAX_WAITING = 10_000
@@ -31,14 +32,14 @@ class LineWriter:
     def __init__(self, stream: TextIO | None, gap: Callable[[int], str] = "({} lines dropped)".format) -> None:
         self._gap = gap
         # The real things: what monkey patching puts in their place belongs to one thread's hub.
-        self._lines: Any = get_original("queue", "SimpleQueue")()
-        self._at_work: Any = get_original("_thread", "allocate_lock")()
+        self._lines: Any = native("queue", "SimpleQueue")()
+        self._at_work: Any = native("_thread", "allocate_lock")()
         self._dropped = 0
         self._descriptor = _descriptor(stream)
         self._encoding = getattr(stream, "encoding", None) or "utf-8"
         if self._descriptor is not None:
             self._at_work.acquire()
-            get_original("_thread", "start_new_thread")(self._write_all, (self._descriptor,))
+            native("_thread", "start_new_thread")(self._write_all, (self._descriptor,))
 
     def say(self, line: str) -> None:
         """One line, soon; never waits."""

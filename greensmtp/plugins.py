@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
@@ -20,6 +19,7 @@ from greensmtp.installed import (
     installed_middleware,
     installed_plugins,
 )
+from greensmtp.log import logger
 from greensmtp.server import SMTPServer
 from greensmtp.signals import FIELDS, Signals, shared
 
@@ -35,8 +35,6 @@ __all__ = [
     "plug_in",
     "read_option",
 ]
-
-logger = logging.getLogger("greensmtp")
 
 Plugin = Callable[[SMTPServer], Any]
 

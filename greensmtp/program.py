@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from greensmtp.chain import Chain, Proceed
 from greensmtp.dispatcher import Dispatcher
@@ -28,8 +27,7 @@ Follow = Callable[[Any, Command, Reply], bool]
 _USEFUL = frozenset({"MAIL", "RCPT", "DATA", "BDAT", "QUIT"})
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """What becomes of one verb."""
 
     handle: Proceed

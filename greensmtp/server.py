@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket as native_socket
 import ssl
@@ -21,14 +20,14 @@ from greensmtp.chain import Chain, Middleware, check_middleware
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.listeners import check_listener, is_unix_path, listen
+from greensmtp.log import logger
 from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
 from greensmtp.stack import Stack
+from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
-
-logger = logging.getLogger("greensmtp")
 
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -96,7 +95,7 @@ class SMTPServer(StreamServer):
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
-        self._sweeper: Any = None
+        self._sweeper = Sweeper(self.connections, self.limits)
         self._unix_path: str | None = None
         self._paused = False
         super().__init__(listener, backlog=check_backlog(backlog))
@@ -280,7 +279,7 @@ class SMTPServer(StreamServer):
             socket.close()
             raise
         if not self.connections:
-            self._start_sweeping()
+            self._sweeper.start(self.loop)
         self.connections.add(conversation)
         spawn_raw(conversation.run)
 
@@ -292,30 +291,9 @@ class SMTPServer(StreamServer):
         """A connection is over."""
         self.connections.discard(conversation)
         if not self.connections:
-            self._stop_sweeping()
+            self._sweeper.stop()
         if self.draining:
             self._departure.set()
-
-    # Deadlines
-
-    def _start_sweeping(self) -> None:
-        # Often enough that a time-out is late by an eighth of the shortest one at most, and by a second.
-        interval = min(1.0, self.limits.shortest_timeout / 8)
-        self._sweeper = self.loop.timer(interval, interval)
-        self._sweeper.start(self._sweep)
-
-    def _stop_sweeping(self) -> None:
-        if self._sweeper is not None:
-            self._sweeper.stop()
-            self._sweeper.close()
-            self._sweeper = None
-
-    def _sweep(self) -> None:
-        """Runs in the hub: every connection's greenlet is waiting for something just now."""
-        now = monotonic()
-        for conversation in [each for each in self.connections if each.connection.deadline < now]:
-            if conversation.connection.deadline < now:
-                conversation.connection.expire()
 
 
 def _kill(conversation: Conversation) -> None:

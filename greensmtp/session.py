@@ -15,11 +15,9 @@ from greensmtp.protocol.addresses import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.commands import ChunkCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
-from greensmtp.signals import Handler
+from greensmtp.signals import Handler, Signal
 
 if TYPE_CHECKING:
-    from blinker import Signal
-
     from greensmtp.server import SMTPServer
     from greensmtp.stream import Body, MessageStream
 
@@ -38,14 +36,6 @@ class Link(Protocol):
     @property
     def lost(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
-
-    @property
-    def watch(self) -> Callable[[Decision], None]:
-        """Give the receivers of a signal ``ack_timeout`` from now on."""
-
-    @property
-    def unwatch(self) -> Callable[[], None]:
-        """They have decided."""
 
     def flush(self) -> None:
         """Send the replies that are owed."""
@@ -72,6 +62,7 @@ class Session:
         "_id",
         "_notes",
         "_receivers",
+        "decision",
         "emitters",
         "errors",
         "from_",
@@ -117,6 +108,8 @@ class Session:
         self.errors = 0
         self.idle_commands = 0
         self.state = State.CONNECTED
+        #: What receivers are deciding just now; the server's sweep sees to it that they do.
+        self.decision: Decision | None = None
         #: STARTTLS has been agreed to; the handshake follows the reply.
         self.tls_requested = False
         self._id: str | None = None

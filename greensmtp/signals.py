@@ -5,12 +5,11 @@ The sender is always the ``Session``, so ``signals.to.connect(handler, sender=se
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, overload
 
-from blinker import ANY, Signal
+import blinker
+from blinker import ANY
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -32,6 +31,25 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
 
 #: What LMTP's ``received`` gives besides: the recipient whose reply this is.
 LMTP_RECEIVED = ("recipient", "ack")
+
+
+class Signal(blinker.Signal):
+    """blinker's, which counts its changes: who is to be called need not be worked out anew for every command."""
+
+    def __init__(self, doc: str | None = None) -> None:
+        super().__init__(doc)
+        self.changes = 0
+
+    def connect(self, receiver: Handler, sender: Any = ANY, weak: bool = True) -> Handler:
+        """As blinker's."""
+        connected = super().connect(receiver, sender, weak)
+        self.changes += 1
+        return connected
+
+    def disconnect(self, receiver: Callable[..., Any], sender: Any = ANY) -> None:
+        """As blinker's."""
+        super().disconnect(receiver, sender)
+        self.changes += 1
 
 
 class Signals:
@@ -81,6 +99,8 @@ class Signals:
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
+            import difflib
+
             near = difflib.get_close_matches(wanted, FIELDS, 1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
@@ -113,6 +133,8 @@ class Signals:
         """Raise TypeError unless the handler can be called with the session and this signal's fields."""
         if not callable(handler):
             raise TypeError(f"a handler must be callable, not {handler!r}")
+        import inspect  # of no use to those who only send
+
         try:
             signature = inspect.signature(handler)
         except ValueError:  # something built in: it tells nothing

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-import logging
-import tempfile
 from collections.abc import Callable
-from math import inf
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import getcurrent
 
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
+from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
 
 if TYPE_CHECKING:
+    from tempfile import SpooledTemporaryFile
+
     from _typeshed import WriteableBuffer
 
     from greensmtp.session import Session
-
-logger = logging.getLogger("greensmtp")
 
 
 class Body(Protocol):
@@ -63,49 +61,35 @@ class MessageStream:
     ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then; undo what has been done.
     """
 
-    __slots__ = (
-        "_at_end",
-        "_body",
-        "_checks",
-        "_flowing",
-        "_greenlet",
-        "_max_size",
-        "_pipes",
-        "_rest",
-        "_session",
-        "_spools",
-        "closed",
-        "complete",
-        "error",
-        "failure",
-        "opened",
-        "size",
-    )
+    # What most messages never need is an attribute of the class: one stream is made for every message.
+    _pipes: tuple[Writable, ...] = ()
+    _spools: tuple[SpooledTemporaryFile[bytes], ...] = ()
+    _at_end: tuple[Callable[[], object], ...] = ()
+    _rest = b""
+    #: Chunks can be had: it is open, and neither complete, nor failed, nor closed.
+    _flowing = False
+    #: Octets so far.
+    size = 0
+    #: The peer may send: the ack was accepted.
+    opened = False
+    #: All of the body has been read off the socket.
+    complete = False
+    #: Somebody has closed it, or its transaction is over: reading raises ValueError.
+    closed = False
+    #: The reply that will be given instead of ``received``'s, when the message has failed.
+    failure: Reply | None = None
+    #: What reading raises from now on, when that is more than an early end.
+    error: IncompleteMessage | None = None
 
-    def __init__(self, session: Session, body: Body, max_size: int | None, checks: tuple[BodyCheck, ...]) -> None:
+    def __init__(self, session: Session, body: Body, max_size: float, checks: tuple[BodyCheck, ...]) -> None:
+        """
+        :param max_size: octets that it may have; ``inf``: any number.
+        """
         self._session = session
         self._body = body
-        self._max_size: float = inf if max_size is None else max_size
+        self._max_size = max_size
         self._checks = checks
-        self._pipes: tuple[Writable, ...] = ()
-        self._spools: tuple[tempfile.SpooledTemporaryFile[bytes], ...] = ()
-        self._at_end: tuple[Callable[[], object], ...] = ()
-        self._rest = b""
         self._greenlet = getcurrent()
-        #: Chunks can be had: it is open, and neither complete, nor failed, nor over.
-        self._flowing = False
-        #: Octets so far.
-        self.size = 0
-        #: The peer may send: the ack was accepted.
-        self.opened = False
-        #: All of the body has been read off the socket.
-        self.complete = False
-        #: Somebody has closed it, or its transaction is over: reading raises ValueError.
-        self.closed = False
-        #: The reply that will be given instead of ``received``'s, when the message has failed.
-        self.failure: Reply | None = None
-        #: What reading raises from now on, when that is more than an early end.
-        self.error: IncompleteMessage | None = None
 
     # What receivers do with it
 
@@ -116,10 +100,12 @@ class MessageStream:
         """
         self._pipes = (*self._pipes, writable)
 
-    def spool(self, max_memory: int = 1024 * 1024) -> tempfile.SpooledTemporaryFile[bytes]:
+    def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
         """Keep the body in a file that moves from memory to disk at ``max_memory`` octets; it is complete, and at
         its beginning, at ``received``. The caller closes it."""
-        spooled = tempfile.SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
+        from tempfile import SpooledTemporaryFile  # it brings a good deal along, and not every server spools
+
+        spooled = SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
         self._spools = (*self._spools, spooled)
         self.pipe(spooled)
         return spooled
@@ -216,6 +202,7 @@ class MessageStream:
     def close(self) -> None:
         """No more reading; what still comes is drained, and flows to the pipes."""
         self.closed = True
+        self._flowing = False
         self._rest = b""
 
     def __enter__(self) -> MessageStream:
@@ -229,10 +216,10 @@ class MessageStream:
 
     def __next__(self) -> bytes:
         chunk = self._rest or self._next_chunk()
-        if not chunk:
-            raise StopIteration
-        self._rest = b""
-        return chunk
+        if chunk:
+            self._rest = b""
+            return chunk
+        raise StopIteration
 
     # What the framework does with it
 
@@ -268,8 +255,9 @@ class MessageStream:
 
     def end(self) -> None:
         """The transaction is over."""
+        self.closed = True
         self._flowing = False
-        self.close()
+        self._rest = b""
         for callback in self._at_end:
             try:
                 callback()
@@ -279,7 +267,7 @@ class MessageStream:
     # Within
 
     def _next_chunk(self) -> bytes:
-        if self._flowing and not self.closed and self._greenlet is getcurrent():
+        if self._flowing and self._greenlet is getcurrent():
             return self._take_chunk()
         if self.closed:
             raise ValueError("this message stream is closed: its body can be read while `message` is handled")

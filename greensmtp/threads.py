@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub
 from gevent.hub import Waiter
-from gevent.monkey import get_original
+
+from greensmtp.native import native
 
 if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
@@ -53,7 +54,7 @@ class ServerThread:
             raise RuntimeError("this server runs in its thread already")
         started = Bell()
         # The real thing, in a patched process too, where threading.Thread would be a greenlet.
-        get_original("_thread", "start_new_thread")(self._run, (started,))
+        native("_thread", "start_new_thread")(self._run, (started,))
         started.wait()
         error, self._error = self._error, None
         if error is not None:

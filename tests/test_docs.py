@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from greensmtp import signals
+from greensmtp.installed import GROUPS
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -84,10 +85,14 @@ def test_the_extension_passes_its_test(tmp_path: Path) -> None:
 
 
 def test_the_entry_points_are_those_that_are_looked_for() -> None:
-    (once,) = blocks("middleware.md", "toml")
-    assert tomllib.loads(once)["project"]["entry-points"] == {"greensmtp.middleware": {"Once": "once:Once"}}
-    (policy,) = blocks("plugins.md", "toml")
-    assert tomllib.loads(policy)["project"]["entry-points"].keys() == {"greensmtp.plugins", "greensmtp.middleware"}
+    once, stacked = map(tomllib.loads, blocks("middleware.md", "toml"))
+    assert once["project"]["entry-points"] == {"greensmtp.middleware": {"Once": "once:Once"}}
+    (entry,) = stacked["middleware"]
+    assert entry.pop("use") == "Once"
+    assert repr(run("middleware.md", MIDDLEWARE[4])["Once"](**entry)) == "Once(10000)"
+    plugin, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
+    assert plugin == {"plugins": [{"name": "vacation", "optional": True}]}
+    assert policy["project"]["entry-points"].keys() == {*GROUPS.values()}
 
 
 def test_a_module_and_a_callable(smtp_server: MakeServer) -> None:

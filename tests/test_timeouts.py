@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -257,9 +258,10 @@ def test_a_body_below_the_rate_is_421(smtp_server: MakeServer) -> None:
     with dial(server) as peer:
         begin_data(peer)
         with Stopwatch():
-            for _ in range(5):
-                peer.send("x" * 10)
-                sleep(0.1)
+            with suppress(ConnectionError):  # it may be dropped while it drips
+                for _ in range(5):
+                    peer.send("x" * 10)
+                    sleep(0.1)
             peer.expect("421 4.4.2 Data comes too slowly")
         peer.expect_end()
         peer.close()
@@ -288,9 +290,8 @@ def test_the_time_between_chunks_counts(smtp_server: MakeServer) -> None:
         peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
         peer.send("BDAT 1\r\nx")
         peer.expect("250", "250", "250")
-        sleep(MORE)  # a peer that takes its time
-        peer.send("BDAT 1\r\nx")
-        peer.expect("421 4.4.2 Data comes too slowly")
+        with Stopwatch():  # it takes its time
+            peer.expect("421 4.4.2 Data comes too slowly")
         peer.expect_end()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 
 from greensmtp.errors import ProtocolError
@@ -22,15 +21,16 @@ _LABEL = r"[^\x00-/:-@\[-^`{-\x9f](?:[^\x00-,./:-@\[-^`{-\x9f]*[^\x00-/:-@\[-^`{
 #: The separators of lines, and what UTF-8 cannot carry.
 _NOT_TEXT = re.compile(r"[\u2028\u2029\ud800-\udfff]")
 
-DOT_STRING = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
-DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
-_QUOTED = re.compile(r'"((?:[^\x00-\x1f"\\\x7f-\x9f]|\\[\x20-\x7e])*)"')
-_QUOTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")
-_ESCAPE = re.compile(r"\\(.)")
-_NEEDS_ESCAPE = re.compile(r'(["\\])')
+# Patterns, not compiled: nearly all addresses are read in one step (see commands), and need none of these.
+DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
+DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_QUOTED = r'"((?:[^\x00-\x1f"\\\x7f-\x9f]|\\[\x20-\x7e])*)"'
+_QUOTABLE = r"[^\x00-\x1f\x7f-\x9f]*"
+_ESCAPE = r"\\(.)"
+_NEEDS_ESCAPE = r'(["\\])'
 #: ``@one.example,@two.example:`` at the head of a path: to be accepted and ignored (RFC 5321 appendix C).
-_SOURCE_ROUTE = re.compile(rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:")
-_GENERAL_LITERAL = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x5a\x5e-\x7e]+")
+_SOURCE_ROUTE = rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:"
+_GENERAL_LITERAL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x5a\x5e-\x7e]+"
 
 #: RFC 5321 section 4.5.3.1.2 and RFC 1035 section 2.3.4, octets.
 MAX_DOMAIN = 255
@@ -68,12 +68,12 @@ class Address(str):
         """
         if not text:
             return cls("", "", "", parameters)
-        route = _SOURCE_ROUTE.match(text)
+        route = re.match(_SOURCE_ROUTE, text)
         if route:
             text = text[route.end() :]
-        quoted = _QUOTED.match(text)
+        quoted = re.match(_QUOTED, text)
         if quoted:
-            local_part, rest = _ESCAPE.sub(r"\1", quoted[1]), text[quoted.end() :]
+            local_part, rest = re.sub(_ESCAPE, r"\1", quoted[1]), text[quoted.end() :]
             if not rest.startswith("@"):
                 raise ProtocolError("a quoted local part must be followed by @ and a domain")
             domain = rest[1:]
@@ -83,7 +83,7 @@ class Address(str):
             local_part, at, domain = text.rpartition("@")
             if not at:
                 return cls._bare(text, parameters)
-            if not DOT_STRING.fullmatch(local_part) or not is_text(local_part):
+            if not re.fullmatch(DOT_STRING, local_part) or not is_text(local_part):
                 raise ProtocolError(f"malformed local part: {local_part!r}")
         check_domain(domain)
         return cls(f"{quote_local_part(local_part)}@{domain}", local_part, domain, parameters)
@@ -109,18 +109,18 @@ def quote_local_part(local_part: str) -> str:
 
     :raises ProtocolError: it has control characters, which no quoting allows.
     """
-    if not _QUOTABLE.fullmatch(local_part) or not is_text(local_part):
+    if not re.fullmatch(_QUOTABLE, local_part) or not is_text(local_part):
         raise ProtocolError(f"a local part cannot have control characters: {local_part!r}")
-    if DOT_STRING.fullmatch(local_part):
+    if re.fullmatch(DOT_STRING, local_part):
         return local_part
-    return '"' + _NEEDS_ESCAPE.sub(r"\\\1", local_part) + '"'
+    return '"' + re.sub(_NEEDS_ESCAPE, r"\\\1", local_part) + '"'
 
 
 def check_domain(domain: str) -> None:
     """Raise ProtocolError unless this is a domain name or an address literal (RFC 5321 section 4.1.3)."""
     if domain.startswith("[") and domain.endswith("]"):
         _check_literal(domain)
-    elif not DOMAIN.fullmatch(domain) or not is_text(domain):
+    elif not re.fullmatch(DOMAIN, domain) or not is_text(domain):
         raise ProtocolError(f"malformed domain: {domain!r}")
     elif len(domain) > MAX_LABEL and (
         len(domain.encode()) > MAX_DOMAIN or max(map(len, domain.split("."))) > MAX_LABEL
@@ -129,6 +129,8 @@ def check_domain(domain: str) -> None:
 
 
 def _check_literal(literal: str) -> None:
+    from ipaddress import IPv4Address, IPv6Address  # few addresses need it
+
     inside = literal[1:-1]
     try:
         if inside[:5].lower() == "ipv6:":
@@ -137,7 +139,7 @@ def _check_literal(literal: str) -> None:
             IPv6Address(inside[5:])
         elif ":" not in inside:
             IPv4Address(inside)
-        elif not _GENERAL_LITERAL.fullmatch(inside):
+        elif not re.fullmatch(_GENERAL_LITERAL, inside):
             raise ValueError(inside)
     except ValueError:
         raise ProtocolError(f"malformed address literal: {literal!r}") from None

@@ -12,19 +12,19 @@ class NoBareNewlines:
     """Finds a CR without LF, or an LF without CR, over any cuts of the body.
 
     The work is done by the C scanner behind universal newlines, which notes every kind of line end that it meets:
-    one pass, where three counts of CR, LF and CRLF cost more than twice as much.
+    one pass, where three counts of CR, LF and CRLF cost more than twice as much, in a small body too.
     """
 
-    __slots__ = ("_scanner",)
-
-    def __init__(self) -> None:
-        self._scanner = io.IncrementalNewlineDecoder(None, translate=False)
+    _scanner: io.IncrementalNewlineDecoder | None = None
 
     def __call__(self, chunk: bytes) -> Reply | None:
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self._scanner = io.IncrementalNewlineDecoder(None, translate=False)
         # Latin-1 is one octet, one character: a copy, not a decoding. With no decoder of its own, the scanner
         # takes text, which typeshed does not know.
-        self._scanner.decode(chunk.decode("latin-1"))
-        newlines = self._scanner.newlines
+        scanner.decode(chunk.decode("latin-1"))
+        newlines = scanner.newlines
         return None if newlines is None or newlines == "\r\n" else standard.BARE_NEWLINE_IN_DATA
 
 

@@ -32,10 +32,7 @@ KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
 
 #: The first words of protocols that must not be answered as if they were mail: HTTP's methods (a browser made to
 #: post to a mail port), and the first bytes of a TLS handshake.
-FOREIGN = re.compile(
-    rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d",
-    re.IGNORECASE,
-)
+_FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
 
 
 class Command:
@@ -123,43 +120,59 @@ NO_ADDRESS = Address("", "", "")
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
-_USUAL_FROM = re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}")
-_USUAL_TO = re.compile(f"[Tt][Oo]{_USUAL}")
 #: A blank behind the colon is wrong, and so common that it is let through.
-_ANY_PATH = re.compile(r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?', re.IGNORECASE)
-_HOSTNAME = re.compile(r"[\x21-\x7e]{1,255}")
+_ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
+_HOSTNAME = r"[\x21-\x7e]{1,255}"
 #: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
-_CHUNK = re.compile(r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?")
+_CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
 
 
-class _PathErrors(NamedTuple):
+class _Path(NamedTuple):
+    """How one verb's path is read."""
+
+    usual: re.Pattern[str]
+    word: str
     syntax: Reply
     malformed: Reply
 
 
-_MAIL_ERRORS = _PathErrors(standard.SAY_FROM, standard.BAD_SENDER)
-_RCPT_ERRORS = _PathErrors(standard.SAY_TO, standard.BAD_RECIPIENT)
+_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", standard.SAY_FROM, standard.BAD_SENDER)
+_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", standard.SAY_TO, standard.BAD_RECIPIENT)
 
 
-def _parse_path(verb: str, argument: str, usual: re.Match[str] | None, word: str, errors: _PathErrors) -> PathCommand:
-    """Read a path and its parameters; ``usual`` is the match of the usual form."""
-    if usual is not None:
-        local_part, domain, rest = usual.groups()
-        if (
-            len(domain) <= MAX_LABEL
-            and ".." not in argument
-            and ("-" not in argument or ("-." not in argument and ".-" not in argument))
-        ):
-            if rest is None:
-                return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain))
-            try:
-                parameters = parse_parameters(rest)
-            except ProtocolError as error:
-                return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
-            return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
-    match = _ANY_PATH.fullmatch(argument)
-    if match is None or match[1].upper() != word:
-        return PathCommand(verb, argument, NO_ADDRESS, errors.syntax)
+def _parse_mail(verb: str, argument: str) -> Command:
+    return _parse_path(verb, argument, _MAIL)
+
+
+def _parse_rcpt(verb: str, argument: str) -> Command:
+    command = _parse_path(verb, argument, _RCPT)
+    if not command.address and command.error is None:
+        command.error = standard.BAD_RECIPIENT
+    return command
+
+
+def _parse_path(verb: str, argument: str, path: _Path) -> PathCommand:
+    """Read a path and its parameters."""
+    usual = path.usual.fullmatch(argument)
+    if usual is None or ".." in argument or ("-" in argument and ("-." in argument or ".-" in argument)):
+        return _parse_any_path(verb, argument, path)
+    local_part, domain, rest = usual.groups()
+    if len(domain) > MAX_LABEL:
+        return _parse_any_path(verb, argument, path)
+    if rest is None:
+        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain))
+    try:
+        parameters = parse_parameters(rest)
+    except ProtocolError as error:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+    return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+
+
+def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
+    """The long way round."""
+    match = re.fullmatch(_ANY_PATH, argument, re.IGNORECASE)
+    if match is None or match[1].upper() != path.word:
+        return PathCommand(verb, argument, NO_ADDRESS, path.syntax)
     try:
         parameters = parse_parameters(match[3] or "")
     except ProtocolError as error:
@@ -167,30 +180,19 @@ def _parse_path(verb: str, argument: str, usual: re.Match[str] | None, word: str
     try:
         return PathCommand(verb, argument, Address.parse(match[2], parameters))
     except ProtocolError as error:
-        malformed = errors.malformed
+        malformed = path.malformed
         return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
-
-
-def _parse_mail(verb: str, argument: str) -> Command:
-    return _parse_path(verb, argument, _USUAL_FROM.fullmatch(argument), "FROM", _MAIL_ERRORS)
-
-
-def _parse_rcpt(verb: str, argument: str) -> Command:
-    command = _parse_path(verb, argument, _USUAL_TO.fullmatch(argument), "TO", _RCPT_ERRORS)
-    if not command.address and command.error is None:
-        command.error = standard.BAD_RECIPIENT
-    return command
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:
     # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve; its form is checked no
     # further than our own replies and log lines need.
-    error = None if _HOSTNAME.fullmatch(argument) else standard.NEEDS_HOSTNAME
+    error = None if re.fullmatch(_HOSTNAME, argument) else standard.NEEDS_HOSTNAME
     return Greeting(verb, argument, argument, error)
 
 
 def _parse_bdat(verb: str, argument: str) -> Command:
-    match = _CHUNK.fullmatch(argument)
+    match = re.fullmatch(_CHUNK, argument)
     if match is None:
         return ChunkCommand(verb, argument, 0, False, standard.SAY_SIZE)
     return ChunkCommand(verb, argument, int(match[1] or 0), match[2] is not None)
@@ -221,6 +223,11 @@ PARSERS: Mapping[str, Callable[[str, str], Command]] = {
     "QUIT": _parse_lone,
     "STARTTLS": _parse_lone,
 }
+
+
+def is_foreign(data: bytes) -> bool:
+    """This is the beginning of another protocol's, which must not be answered as if it were mail."""
+    return re.match(_FOREIGN, data, re.IGNORECASE) is not None
 
 
 def parse_command(line: bytes) -> Command:

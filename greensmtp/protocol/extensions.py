@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Extension:
+class Extension(NamedTuple):
     """One service extension.
 
     A middleware that owns an extension has a tuple of these as its attribute ``extensions``; the server then
@@ -21,7 +21,7 @@ class Extension:
     mail: frozenset[str] = frozenset()
     rcpt: frozenset[str] = frozenset()
     #: How many octets it adds to the longest line of a command: verb -> octets.
-    room: Mapping[str, int] = field(default_factory=dict)
+    room: Mapping[str, int] = MappingProxyType({})
 
 
 PIPELINING = Extension("PIPELINING")  # RFC 2920

@@ -12,7 +12,6 @@ from greensmtp.protocol import enhanced as enhanced_codes
 #: code and its space may take (``5.255.255``) is left free too.
 MAX_TEXT = 512 - len("250-") - len("\r\n") - len("5.255.255 ")
 
-_NEWLINE = re.compile(r"\r\n|\r|\n")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\t]")
 
 
@@ -30,7 +29,7 @@ class Reply:
     :raises ProtocolError: a code out of range, or an enhanced code of another class than the reply's.
     """
 
-    __slots__ = ("_wire", "code", "ends_connection", "enhanced", "lines")
+    __slots__ = ("code", "ends_connection", "enhanced", "lines", "wire")
 
     code: int
     #: The text, one string a line, without the enhanced code.
@@ -39,11 +38,16 @@ class Reply:
     enhanced: str | None
     #: 221 and 421 are said by a server that is about to close the connection (RFC 5321 section 4.2.3).
     ends_connection: bool
+    #: What ``encode`` gives, once it has been asked; None before.
+    wire: bytes | None
 
     def __init__(self, code: int, *lines: str, enhanced: str | None = "") -> None:
         if not 200 <= code <= 599:
             raise ProtocolError(f"a reply code is 200 to 599, not {code!r}")
-        texts = [part for line in lines or ("",) for part in _NEWLINE.split(line)]
+        text = "\n".join(lines)
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        texts = text.split("\n")
         if enhanced == "":
             texts, enhanced = _take_enhanced(code, texts)
         elif enhanced is not None:
@@ -52,7 +56,7 @@ class Reply:
         self.lines = tuple(texts)
         self.enhanced = enhanced
         self.ends_connection = code in (221, 421)
-        self._wire: bytes | None = None
+        self.wire = None
 
     @property
     def text(self) -> str:
@@ -81,19 +85,23 @@ class Reply:
 
     def encode(self) -> bytes:
         """The reply as it goes over the wire, CRLF and all."""
-        wire = self._wire
-        if wire is None:
-            wire = self._wire = self._encode()
-        return wire
+        if self.wire is None:
+            self.wire = self._encode()
+        return self.wire
 
     def _encode(self) -> bytes:
         prefix = f"{self.enhanced} " if self.enhanced else ""
-        texts = [piece for line in self.lines for piece in _fold(_UNPRINTABLE.sub("?", line))]
-        last = len(texts) - 1
-        return "".join(
-            f"{self.code}{'-' if number < last else ' '}{prefix}{text}".rstrip(" ") + "\r\n"
-            for number, text in enumerate(texts)
-        ).encode("ascii")
+        texts: list[str] = []
+        for line in self.lines:
+            if len(line) > MAX_TEXT or not line.isascii() or not line.isprintable():
+                texts.extend(_fold(_UNPRINTABLE.sub("?", line)))
+            else:
+                texts.append(line)
+        wire = f"{self.code} {prefix}{texts[-1]}".rstrip(" ") + "\r\n"
+        if len(texts) > 1:
+            lines = [f"{self.code}-{prefix}{text}".rstrip(" ") for text in texts[:-1]]
+            wire = "\r\n".join((*lines, wire))
+        return wire.encode("ascii")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Reply):

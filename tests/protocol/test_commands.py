@@ -16,7 +16,6 @@ from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
-    FOREIGN,
     PARSERS,
     PSEUDO_COMMANDS,
     UNKNOWN,
@@ -24,6 +23,7 @@ from greensmtp.protocol.commands import (
     Command,
     EndOfData,
     Greeting,
+    is_foreign,
     parse_command,
 )
 
@@ -268,4 +268,4 @@ def test_the_end_of_data_names_its_recipient() -> None:
     ],
 )
 def test_a_foreign_protocol_is_known_by_its_first_line(line: bytes, foreign: bool) -> None:
-    assert (FOREIGN.match(line) is not None) is foreign
+    assert is_foreign(line) is foreign

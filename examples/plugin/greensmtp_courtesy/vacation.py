@@ -101,23 +101,32 @@ class Vacation:
         if reply.is_positive and session.from_ and self in session.notes:
             recipient = getattr(command, "recipient", None)
             for each in session.to if recipient is None else [recipient]:
-                self._answer(session.notes[self].octets, str(session.from_), str(each))
+                text = self._texts.get(each.lower())
+                if text is not None:
+                    self._spawn(session.notes[self].octets, str(session.from_), str(each), text)
         return reply
 
-    def _answer(self, octets: bytes, sender: str, recipient: str) -> None:
-        text = self._texts.get(recipient.lower())
-        if text is None:
-            return
-        head = BytesHeaderParser().parsebytes(octets)
-        if not may_be_answered(head, sender, recipient) or not self._is_new(sender.lower(), recipient.lower()):
-            return
-        if self._send is None:
-            logger.info("would answer %s for %s; set VACATION_SMARTHOST to have it sent", sender, recipient)
-        elif self._sending.free_count():
-            # The peer has its reply without waiting for this.
-            self._sending.spawn(self._hand_on, self._send, make_notice(head, sender, recipient, text), sender)
+    def _spawn(self, octets: bytes, sender: str, recipient: str, text: str) -> None:
+        """The peer has its reply without waiting for this, and whatever comes of it."""
+        if self._sending.free_count():
+            self._sending.spawn(self._answer, octets, sender, recipient, text)
         else:
             logger.warning("too many answers on their way: %s gets none from %s", sender, recipient)
+
+    def _answer(self, octets: bytes, sender: str, recipient: str, text: str) -> None:
+        try:
+            head = BytesHeaderParser().parsebytes(octets)
+            if not may_be_answered(head, sender, recipient) or not self._is_new(sender.lower(), recipient.lower()):
+                return
+            notice = make_notice(head, sender, recipient, text)
+            if self._send is None:
+                logger.info("would answer %s for %s; set VACATION_SMARTHOST to have it sent", sender, recipient)
+            else:
+                self._send(notice, sender)
+        except (GreenSMTPError, OSError) as error:
+            logger.warning("an answer to %s could not be sent: %s", sender, error)
+        except Exception:
+            logger.exception("an answer to %s could not be made", sender)
 
     def _is_new(self, sender: str, recipient: str) -> bool:
         now, key = time.monotonic(), (sender, recipient)
@@ -129,13 +138,6 @@ class Vacation:
         while len(self._answered) > MAX_REMEMBERED:
             self._answered.popitem(last=False)
         return True
-
-    @staticmethod
-    def _hand_on(send: Send, notice: EmailMessage, recipient: str) -> None:
-        try:
-            send(notice, recipient)
-        except (GreenSMTPError, OSError) as error:
-            logger.warning("an answer to %s could not be sent: %s", recipient, error)
 
     def __repr__(self) -> str:
         return f"Vacation({len(self._texts)} away)"

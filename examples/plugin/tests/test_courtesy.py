@@ -99,6 +99,25 @@ def test_a_subject_cannot_bring_a_header_field_along(peer: Peer, answers: list[t
     assert answers[0][0]["Bcc"] is None
 
 
+def test_what_goes_wrong_with_an_answer_is_not_the_senders_concern(
+    smtp_server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def send(notice: EmailMessage, recipient: str) -> None:
+        raise LookupError("no such thing")
+
+    server: SMTPServer = smtp_server(start=False)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    Vacation(TEXTS, send).attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        write(peer)
+        write(peer, sender='"a b"@example.org')
+    assert [record.getMessage() for record in caplog.records] == [
+        "an answer to ann@example.org could not be made",
+        'an answer to "a b"@example.org could not be made',
+    ]
+
+
 def test_without_settings_it_does_not_start(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VACATION_FILE", raising=False)
     with pytest.raises(ValueError, match="VACATION_FILE"):

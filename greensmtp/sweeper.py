@@ -1,0 +1,56 @@
+"""Time-outs: one timer that looks at every connection of a server now and then, instead of one for each wait."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from time import monotonic
+from typing import Any, Protocol
+
+from greensmtp.limits import Limits
+
+
+class Swept(Protocol):
+    """What a sweep looks at."""
+
+    def look(self, now: float, elapsed: float) -> None:
+        """Is it late? Called in the hub, while the greenlet waits for something.
+
+        :param now: on the monotonic clock.
+        :param elapsed: seconds since the last sweep.
+        """
+
+
+class Sweeper:
+    """Sweeps over a server's conversations, from the first connection to the last.
+
+    Whoever waits is first seen by one sweep and found late by another, so a time-out is late by two intervals at most.
+    """
+
+    def __init__(self, conversations: Collection[Swept], limits: Limits) -> None:
+        self._conversations = conversations
+        #: Often enough that a time-out is late by an eighth of the shortest one at most, and by two seconds.
+        self.interval = min(1.0, limits.shortest_timeout / 16, (limits.data_rate_grace or 8.0) / 8)
+        self._timer: Any = None
+        self._last = 0.0
+
+    def start(self, loop: Any) -> None:
+        """Begin; ``loop`` is that of the thread that serves."""
+        self._last = monotonic()
+        self._timer = loop.timer(self.interval, self.interval)
+        self._timer.start(self._sweep)
+
+    def stop(self) -> None:
+        """Rest, where there is nobody to look at."""
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.close()
+            self._timer = None
+
+    def _sweep(self) -> None:
+        """Runs in the hub: every connection's greenlet is waiting for something just now."""
+        now = monotonic()
+        elapsed = now - self._last
+        self._last = now
+        # (A copy: who is found late may leave at once.)
+        for conversation in tuple(self._conversations):
+            conversation.look(now, elapsed)
