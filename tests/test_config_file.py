@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def test_nothing_said_means_the_defaults(write: Write) -> None:
     for path in (None, write("")):
         config = load(path).config
         assert [listener.url for listener in config.listeners] == ["127.0.0.1:1025"]
-        assert Limits(**config.limits.given()) == Limits()
+        assert asdict(Limits(**config.limits.given())) == asdict(Limits())
         assert config.delivery.maildir == "maildir"
         assert (config.logging.format, config.logging.level, config.logging.target) == ("text", "warning", "stderr")
         assert config.plugins == []
