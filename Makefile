@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test coverage lint format types imports check lock clean
+.PHONY: help serve test coverage lint format types imports check bench lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,6 +35,9 @@ imports: .venv/.dev ## who may import whom
 
 check: test lint types imports ## all of these, as CI does
 
+bench: .venv/.dev ## measure the server beside a bare loop and its peers; options in ARGS (--help)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 # One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp per lock file says
 # what has been installed, so that serving needs no test tools and nothing is installed twice.
 .venv/.serve .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml
@@ -56,6 +59,6 @@ lock: ## regenerate requirements/*.txt
 	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
 
 clean: ## remove whatever make and the tools have made
-	rm -rf .venv .venv-lock build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-lock .bench build dist *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

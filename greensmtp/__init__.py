@@ -1,6 +1,7 @@
 """greensmtp: a gevent SMTP and LMTP server framework with middleware and signals.
 
-The server comes with ``import greensmtp``; the client is imported when one of its names is first used.
+The server comes with ``import greensmtp``; the client, and what else not every program needs, is imported when one of
+its names is first used.
 """
 
 from importlib import import_module
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from greensmtp import signals
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, Proceed
-from greensmtp.composition import compose, when
 from greensmtp.errors import (
     AlreadyAcknowledged,
     AuthenticationFailed,
@@ -47,6 +47,7 @@ from greensmtp.stream import MessageStream
 if TYPE_CHECKING:
     from greensmtp import client_signals
     from greensmtp.client import SMTPClient, connect
+    from greensmtp.composition import compose, when
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
     from greensmtp.wire import Timeouts
@@ -100,13 +101,15 @@ __all__ = [
     "when",
 ]
 
-#: The client's names -> the module that has them.
-_CLIENT = {
+#: Names that not every program needs -> the module that has them.
+_LATER = {
     "Pool": "greensmtp.pool",
     "SMTPClient": "greensmtp.client",
     "Sent": "greensmtp.outgoing",
     "Timeouts": "greensmtp.wire",
+    "compose": "greensmtp.composition",
     "connect": "greensmtp.client",
+    "when": "greensmtp.composition",
 }
 
 
@@ -114,9 +117,9 @@ def __getattr__(name: str) -> Any:
     """Import what has been left for later (PEP 562)."""
     if name == "client_signals":
         return import_module("greensmtp.client_signals")
-    if name not in _CLIENT:
+    if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(_CLIENT[name]), name)
+    globals()[name] = found = getattr(import_module(_LATER[name]), name)
     return found
 
 

@@ -11,7 +11,6 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
-from greensmtp.shapes import check_callable, check_words
 from greensmtp.signals import handler_name
 
 #: What a middleware calls to have the rest of the chain answer.
@@ -21,9 +20,11 @@ Proceed = Callable[[Session, Command], Reply]
 class Middleware(Protocol):
     """Sees every command, and may answer it, pass it on, or change the answer.
 
-    Two attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
+    Four attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
     ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and cost nothing.
     ``extensions``, an iterable of ``protocol.extensions.Extension``: what it adds to MAIL, RCPT and line lengths.
+    ``start(server)`` and ``stop(server)``: called before a server listens, and when its last connection is over. What
+    ``start`` raises is raised by the server's own, which has not begun to listen then.
     """
 
     def __call__(self, session: Session, command: Command, proceed: Proceed, /) -> Reply: ...
@@ -31,10 +32,45 @@ class Middleware(Protocol):
 
 def check_middleware(middleware: Any) -> None:
     """Raise TypeError unless it can be called as one."""
+    from greensmtp.shapes import check_callable, check_words  # once a server, and it brings inspect along
+
     check_callable(middleware, "a middleware", ("session", "command", "proceed"), "Reply")
     verbs = getattr(middleware, "verbs", None)
     if verbs is not None:
         check_words(verbs, middleware, "verbs")
+    for name in ("start", "stop"):
+        hook = getattr(middleware, name, None)
+        if hook is not None:
+            check_callable(hook, f"{name} of {handler_name(middleware)}", ("server",), "None")
+
+
+def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware]:
+    """Call ``start(server)`` of those that have one, outermost first; give those that are to be told of the stop.
+
+    Where one raises, those before it are told of the stop again, and what it raised goes on.
+    """
+    told: list[Middleware] = []
+    try:
+        for each in middleware:
+            start = getattr(each, "start", None)
+            if start is not None:
+                start(server)
+            told.append(each)
+    except BaseException:
+        stop_each(told, server)
+        raise
+    return told
+
+
+def stop_each(middleware: Iterable[Middleware], server: Any) -> None:
+    """Call ``stop(server)`` of those that have one, innermost first. What one raises is logged: the others are told."""
+    for each in reversed(tuple(middleware)):
+        try:
+            stop = getattr(each, "stop", None)
+            if stop is not None:
+                stop(server)
+        except Exception:
+            logger.exception("%s raised when told of the stop", handler_name(each))
 
 
 class Chain:

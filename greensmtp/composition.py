@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from greensmtp.chain import Chain, Composite, Middleware, Proceed, check_middleware, flatten, wanted_verbs
+from greensmtp.chain import (
+    Chain,
+    Composite,
+    Middleware,
+    Proceed,
+    check_middleware,
+    flatten,
+    start_each,
+    stop_each,
+    wanted_verbs,
+)
 from greensmtp.errors import Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
@@ -14,7 +24,6 @@ from greensmtp.protocol.extensions import Extension
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 from greensmtp.shapes import check_callable, describe
-from greensmtp.signals import handler_name
 
 #: Whether a middleware applies: asked of the session, at every command that the middleware wants.
 Condition = Callable[[Session], Any]
@@ -69,11 +78,11 @@ class Composed(Composite):
 
     def start(self, server: Any) -> None:
         """Tell the members, outermost first; where one raises, those before it are told to stop."""
-        _start(self.members, server)
+        start_each(self.members, server)
 
     def stop(self, server: Any) -> None:
         """Tell the members, innermost first."""
-        _stop(self.members, server)
+        stop_each(self.members, server)
 
     def __repr__(self) -> str:
         words = [describe(member) for member in self.members]
@@ -139,11 +148,11 @@ class When:
 
     def start(self, server: Any) -> None:
         """Tell both, whatever the predicate will say."""
-        _start(self.members, server)
+        start_each(self.members, server)
 
     def stop(self, server: Any) -> None:
         """Tell both."""
-        _stop(self.members, server)
+        stop_each(self.members, server)
 
     def __repr__(self) -> str:
         return f"when({', '.join(map(describe, (self.predicate, *self.members)))})"
@@ -192,26 +201,3 @@ def _all_extensions(members: tuple[Middleware, ...]) -> tuple[Extension, ...]:
     for member in members:
         found.extend(each for each in getattr(member, "extensions", ()) if each not in found)
     return tuple(found)
-
-
-def _start(members: tuple[Middleware, ...], server: Any) -> None:
-    told: list[Middleware] = []
-    try:
-        for member in members:
-            start = getattr(member, "start", None)
-            if start is not None:
-                start(server)
-            told.append(member)
-    except BaseException:
-        _stop(told, server)
-        raise
-
-
-def _stop(members: Iterable[Middleware], server: Any) -> None:
-    for member in reversed(tuple(members)):
-        try:
-            stop = getattr(member, "stop", None)
-            if stop is not None:
-                stop(server)
-        except Exception:
-            logger.exception("%s raised when told of the stop", handler_name(member))

@@ -9,14 +9,14 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent.event import Event
 from gevent.server import StreamServer
 
 from greensmtp.arguments import check_backlog, check_hostname, check_limits, check_tls_context
-from greensmtp.chain import Chain, Middleware, check_middleware
+from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.listeners import check_listener, is_unix_path, listen
@@ -25,9 +25,12 @@ from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
 from greensmtp.signals import Handler, Signals
-from greensmtp.stack import Stack
 from greensmtp.sweeper import Sweeper
 from greensmtp.threads import ServerThread
+from greensmtp.tls import own_certificate
+
+if TYPE_CHECKING:
+    from greensmtp.stack import Stack
 
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -83,6 +86,8 @@ class SMTPServer(StreamServer):
         self.limits = check_limits(limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
+        self.certificate = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
         #: It speaks LMTP.
         self.lmtp = lmtp
@@ -92,6 +97,8 @@ class SMTPServer(StreamServer):
         self.signals = Signals(lmtp=lmtp)
         self.connections: set[Conversation] = set()
         self._middleware: list[Middleware] = []
+        #: Those that have been told of the start, and not yet of the stop.
+        self._told: list[Middleware] = []
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
@@ -120,6 +127,8 @@ class SMTPServer(StreamServer):
     @property
     def stack(self) -> Stack:
         """The middleware, outermost first: a tuple, which printed is a list with the verbs that each sees."""
+        from greensmtp.stack import Stack  # for those who look
+
         return Stack(self._middleware)
 
     @overload
@@ -140,6 +149,9 @@ class SMTPServer(StreamServer):
     def start(self) -> None:
         """Listen. The middleware stack is frozen from here on, and ``address`` tells the real port.
 
+        Middleware that has a ``start`` is told first, outermost first; where one raises, or the address cannot be
+        had, those that have been told are told of the stop again, and nothing listens.
+
         :raises OSError: the address cannot be had.
         """
         if self.started:
@@ -147,7 +159,13 @@ class SMTPServer(StreamServer):
         self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
         self._program = self._compose()
         self.draining = False
-        super().start()
+        try:
+            # (All of them, unless close() came without stop().)
+            self._told += start_each(self._middleware[len(self._told) :], self)
+            super().start()
+        except BaseException:
+            self._tell_stop()
+            raise
 
     def __enter__(self) -> SMTPServer:
         """Start; gevent's own does not. The end of the block stops it."""
@@ -185,7 +203,8 @@ class SMTPServer(StreamServer):
         """Stop listening, let transactions in progress finish, then return.
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) is cut off.
+        ``timeout`` seconds (``stop_timeout`` by default) is cut off. Middleware that has a ``stop`` is told last,
+        innermost first.
         """
         self.close()
         self.draining = True
@@ -195,6 +214,7 @@ class SMTPServer(StreamServer):
         for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
         self._wait_for_others(KILL_SECONDS)
+        self._tell_stop()
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -202,6 +222,10 @@ class SMTPServer(StreamServer):
         super().close()
         if listening and self._unix_path is not None:
             Path(self._unix_path).unlink(missing_ok=True)
+
+    def _tell_stop(self) -> None:
+        told, self._told = self._told, []
+        stop_each(told, self)
 
     def _others(self) -> list[Conversation]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""

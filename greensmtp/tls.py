@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from pathlib import Path
 
 from gevent import ssl as gevent_ssl
+
+_CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 
 def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> ssl.SSLContext:
@@ -34,3 +37,9 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
             f"private key, both PEM: {error}"
         ) from error
     return context
+
+
+def own_certificate(certfile: str | Path) -> bytes | None:
+    """The first certificate in a PEM file, in DER: the one that its chain is for."""
+    found = _CERTIFICATE.search(Path(certfile).read_text("latin-1"))
+    return None if found is None else ssl.PEM_cert_to_DER_cert(found[0])

@@ -6,6 +6,14 @@ if __name__ != "greensmtp.middleware":
         "(the folder stands at the top of the repository, and is installed inside greensmtp)"
     )
 
+from greensmtp.middleware.access_list import AccessList
+from greensmtp.middleware.auth import Auth
+from greensmtp.middleware.chaos import Chaos
+from greensmtp.middleware.connection_limit import ConnectionLimit
+from greensmtp.middleware.early_talker import EarlyTalker
 from greensmtp.middleware.log import Logging
+from greensmtp.middleware.metrics import Metrics
+from greensmtp.middleware.rate_limit import RateLimit
+from greensmtp.middleware.tarpit import Tarpit
 
-__all__ = ["Logging"]
+__all__ = ["AccessList", "Auth", "Chaos", "ConnectionLimit", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"]

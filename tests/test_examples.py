@@ -5,14 +5,21 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from gevent import socket
+from gevent import ssl as gevent_ssl
 
+from greensmtp import connect
 from greensmtp.testing import Peer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Run by tests/client/test_examples.py; all others are servers.
@@ -28,6 +35,11 @@ class Example:
         ready = process.stdout.readline()
         assert ready.startswith("listening on 127.0.0.1:"), ready
         self.port = int(ready.rpartition(":")[2])
+
+    def line(self) -> str:
+        """The next line that it prints."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().rstrip("\n")
 
     def dial(self) -> Peer:
         return Peer(socket.create_connection(("127.0.0.1", self.port), timeout=10))
@@ -180,3 +192,89 @@ def test_the_greylist_lets_nobody_in_who_does_not_come_again() -> None:
             peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@localhost>", "RCPT TO:<b@localhost>")
             peer.expect("250", "450 4.7.1 greylisted", "450 4.7.1 greylisted")
         example.stop()
+
+
+def test_the_flask_app_shows_the_mail_it_gets_newest_first() -> None:
+    with running("flask_app.py", "0", "0") as example:
+        page = example.line().removeprefix("the page is at ")
+
+        def read() -> str:
+            with urllib.request.urlopen(page, timeout=10) as answer:
+                assert answer.headers.get_content_type() == "text/html"
+                return str(answer.read().decode())
+
+        assert "No mail yet." in read()
+        with example.dial() as peer:
+            peer.hello()
+            peer.deliver("Subject: Tea\r\n\r\nAt four.\r\n", sender="ann@example.org", to=["bob@example.com", "c@d"])
+            peer.deliver(
+                "Subject: <script>alert(1)</script>\r\n"
+                "Content-Type: multipart/alternative; boundary=x\r\n\r\n"
+                "--x\r\nContent-Type: text/html\r\n\r\n<b>bold</b>\r\n"
+                "--x\r\nContent-Type: text/plain; charset=klingon\r\n\r\n<i>plain</i> & simple\r\n--x--\r\n",
+                sender="",
+                to='"<img src=x>"@example.com>',
+            )
+            shown = read()
+            assert peer.deliver("Content-Type: text/html\r\n\r\n<b>bold</b>\r\n").startswith("250")
+            assert peer.deliver(b"Subject: \xff\r\nContent-Type: text/plain; charset=idna\r\n\r\n\xff\r\n") > "250"
+        assert "(no plain text)" in read()
+        example.stop()
+    assert "<title>2 messages</title>" in shown
+    assert shown.index("&lt;i&gt;plain&lt;/i&gt; &amp; simple") < shown.index("At four.")
+    assert "from ann@example.org to bob@example.com, c@d" in shown
+    assert "from nobody to &#34;&lt;img src=x&gt;&#34;@example.com" in shown
+    assert "<h2>&lt;script&gt;alert(1)&lt;/script&gt;</h2>" in shown
+    for danger in ("<script>", "<b>", "<i>", "<img"):
+        assert danger not in shown
+
+
+def test_the_flask_app_forgets_old_mail() -> None:
+    with running("flask_app.py", "0", "0") as example:
+        page = example.line().removeprefix("the page is at ")
+        with example.dial() as peer:
+            peer.hello()
+            for number in range(101):
+                peer.deliver(f"Subject: number {number}\r\n\r\n.\r\n")
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            shown = answer.read().decode()
+        example.stop()
+    assert shown.count("<article>") == 100
+    assert "number 100<" in shown
+    assert "number 0<" not in shown
+
+
+def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> None:
+    with running("middleware_stack.py", "0") as example:
+        with example.dial() as peer:
+            peer.hello()
+            assert peer.deliver(to="root@localhost") > "250"
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.net>", "QUIT")
+            peer.expect("250", "550 5.7.1 relaying denied", "221")
+        with example.dial() as peer:
+            peer.line("EHLO client.example")
+            peer.expect("554 5.5.1")
+        example.stop()
+
+
+def test_submission_lets_users_in_and_send_under_their_own_name(certificate: Certificate) -> None:
+    context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
+    with running("submission.py", "0", str(certificate.certfile), str(certificate.keyfile)) as example:
+        with connect("127.0.0.1", example.port, starttls="never") as mail:
+            mail.ehlo()
+            assert mail.extensions["AUTH"] == "SCRAM-SHA-256 CRAM-MD5"
+            assert mail.from_("beep@example.com").code == 530
+            assert mail.login("beep", "boop").code == 235
+            mail.send(b"x\r\n", "beep@example.com", "you@example.org")
+        with connect("127.0.0.1", example.port, starttls="require", ssl_context=context) as mail:
+            mail.begin()
+            assert "PLAIN" in mail.extensions["AUTH"].split()
+            assert mail.login("beep", "wrong").code == 535
+            assert mail.login("beep", "boop", "PLAIN").code == 235
+            assert mail.from_("root@example.com").text == "beep sends as beep@example.com"
+            mail.send(b"x\r\n", "beep@example.com", ["you@example.org", "me@example.org"])
+        printed = example.stop()
+    assert printed.splitlines() == [
+        "beep (SCRAM-SHA-256) -> you@example.org: 3 octets",
+        "beep (PLAIN) -> you@example.org, me@example.org: 3 octets",
+    ]

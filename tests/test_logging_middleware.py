@@ -34,7 +34,7 @@ def server(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> SMTPSer
     return server
 
 
-def play(server: SMTPServer) -> None:
+def play(server: SMTPServer, *, mail: bool = True) -> None:
     """A session from beginning to end."""
     over = Event()
 
@@ -44,7 +44,8 @@ def play(server: SMTPServer) -> None:
 
     with dial(server, source=("192.0.2.1", 4711)) as peer:
         peer.hello()
-        peer.deliver(b"12345\r\n", sender="jo@example.org", to=["a@example.com", "b@example.com"])
+        if mail:
+            peer.deliver(b"12345\r\n", sender="jo@example.org", to=["a@example.com", "b@example.com"])
         peer.line("XYZZY", "QUIT")
         peer.expect("500", "221")
         peer.expect_end()
@@ -59,6 +60,10 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 # Lines
 
 
+def of_event(caplog: pytest.LogCaptureFixture, event: str) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.__dict__.get("event") == event]
+
+
 def test_a_session_reads_as_a_dialogue(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:
     play(server)
     expected = [
@@ -68,10 +73,13 @@ def test_a_session_reads_as_a_dialogue(server: SMTPServer, caplog: pytest.LogCap
         ("RCPT TO:<a@example.com>", "250 2.1.5 "),
         ("RCPT TO:<b@example.com>", "250 2.1.5 "),
         ("DATA", "354 "),
-        ("END-OF-DATA from=<jo@example.org> to=<a@example.com>,<b@example.com> size=7", "250 2.0.0 "),
+        ("message from=<jo@example.org> to=<a@example.com>,<b@example.com> size=7 peer=192.0.2.1", "250 2.0.0 "),
         ("XYZZY", "500 5.5.1 "),
         ("QUIT", "221 2.0.0 "),
-        ("DISCONNECT quit", "closed"),
+        (
+            "session peer=192.0.2.1 tls=- greeting=ehlo:client.example identity=- messages=1 recipients=2 octets=7",
+            "quit",
+        ),
     ]
     got = lines(caplog)
     assert len(got) == len(expected)
@@ -82,24 +90,49 @@ def test_a_session_reads_as_a_dialogue(server: SMTPServer, caplog: pytest.LogCap
         assert "\n" not in line
 
 
-def test_sessions_and_messages_are_information_and_commands_are_for_debugging(
+def test_sessions_and_transactions_are_information_and_commands_are_for_debugging(
     server: SMTPServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     play(server)
     records = [record for record in caplog.records if record.name == "greensmtp.session"]
-    informative = {record.__dict__["verb"] for record in records if record.levelno == logging.INFO}
-    assert informative == {"CONNECT", "END-OF-DATA", "DISCONNECT"}
-    assert {record.levelno for record in records} == {logging.INFO, logging.DEBUG}
-
-
-def test_the_level_and_the_logger_can_be_chosen(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    assert [record.__dict__["event"] for record in records if record.levelno == logging.INFO] == [
+        "transaction",
+        "session",
+    ]
+    assert {record.__dict__["event"] for record in records if record.levelno == logging.DEBUG} == {"command"}
+    caplog.clear()
     caplog.set_level(logging.INFO)
-    own = logging.getLogger("mail.of.mine")
-    server = smtp_server(start=False, middleware=[Logging(own, level=logging.WARNING)])
-    with dial(server) as peer:
-        peer.hello()
-    assert {(record.name, record.levelno) for record in caplog.records} <= {("mail.of.mine", logging.WARNING)}
-    assert caplog.records[0].__dict__["verb"] == "CONNECT"
+    play(server)
+    assert [record.__dict__["event"] for record in caplog.records] == ["transaction", "session"]
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, "WARNING", "warning"])
+def test_the_level_and_the_logger_can_be_chosen(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, level: int | str
+) -> None:
+    caplog.set_level(logging.INFO)
+    own = Logging("mail.of.mine", level=level)
+    assert own.logger is Logging(logging.getLogger("mail.of.mine")).logger
+    play(smtp_server(start=False, middleware=[own]), mail=False)
+    (record,) = caplog.records
+    assert (record.name, record.levelno) == ("mail.of.mine", logging.WARNING)
+    assert record.__dict__["event"] == "session"
+
+
+@pytest.mark.parametrize("level", ["LOUD", 0, -1, True, None, 1.5])
+def test_a_level_that_is_none_is_refused(level: Any) -> None:
+    with pytest.raises(ValueError, match="level takes a number of at least 1, or a name like 'INFO'"):
+        Logging(level=level)
+
+
+def test_a_logger_that_is_none_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"logger takes a logging\.Logger, or the name of one"):
+        Logging(logging.NullHandler())  # type: ignore[arg-type]
+
+
+def test_it_shows_in_a_stack() -> None:
+    assert repr(Logging()) == "Logging(level='INFO')"
+    assert repr(Logging("mail", "debug")) == "Logging('mail', level='DEBUG')"
 
 
 def test_what_the_logger_does_not_want_is_not_logged(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,20 +161,48 @@ def test_nothing_a_peer_says_breaks_a_line(server: SMTPServer, caplog: pytest.Lo
 
 def test_every_record_carries_its_facts(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:
     play(server)
-    records = {record.__dict__["verb"]: facts_of(record) for record in caplog.records if record.name != "greensmtp"}
-    session_id = records["CONNECT"]["session"]
-    for facts in records.values():
-        assert facts["session"] == session_id
+    (message,) = map(facts_of, of_event(caplog, "transaction"))
+    (session,) = map(facts_of, of_event(caplog, "session"))
+    commands = {facts["verb"]: facts for facts in map(facts_of, of_event(caplog, "command"))}
+    for facts in (message, session, *commands.values()):
+        assert facts["session"] == session["session"]
         assert facts["peer"] == "192.0.2.1"
         assert isinstance(facts["seconds"], float)
         assert 0 <= facts["seconds"] < 10
-    assert records["EHLO"]["argument"] == "client.example"
-    assert (records["XYZZY"]["reply"], records["MAIL"]["reply"]) == (500, 250)
-    message = records["END-OF-DATA"]
-    assert message["sender"] == "jo@example.org"
-    assert message["recipients"] == ["a@example.com", "b@example.com"]
-    assert message["size"] == 7
-    assert records["DISCONNECT"]["argument"] == "quit"
+    assert commands["EHLO"]["argument"] == "client.example"
+    assert (commands["XYZZY"]["reply"], commands["XYZZY"]["reply_text"]) == (500, "5.5.1 Command unrecognized")
+    assert commands["MAIL"]["reply"] == 250
+    for known in ("session", "peer", "seconds", "event"):
+        del message[known], session[known]
+    assert message == {
+        "tls": None,
+        "cipher": None,
+        "identity": None,
+        "sender": "jo@example.org",
+        "recipients": ["a@example.com", "b@example.com"],
+        "recipient_count": 2,
+        "refused": [],
+        "refused_count": 0,
+        "size": 7,
+        "outcome": "accepted",
+        "reason": None,
+        "reply": 250,
+        "reply_text": "2.0.0 Ok: message accepted",
+        "queue_id": None,
+    }
+    assert session == {
+        "tls": None,
+        "cipher": None,
+        "greeting": "ehlo",
+        "hostname": "client.example",
+        "identity": None,
+        "messages": 1,
+        "recipient_count": 2,
+        "octets": 7,
+        "reason": "quit",
+        "reply": None,
+        "reply_text": None,
+    }
 
 
 def test_the_facts_can_be_made_json_of(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,8 +219,10 @@ def test_the_time_is_that_of_the_answer(server: SMTPServer, caplog: pytest.LogCa
         ack.accept()
 
     play(server)
-    seconds = {record.__dict__["verb"]: record.__dict__["seconds"] for record in caplog.records}
-    assert seconds["MAIL"] >= 0.05
+    seconds = {record.__dict__.get("verb"): record.__dict__["seconds"] for record in of_event(caplog, "command")}
+    assert seconds["MAIL"] >= 0.05 > seconds["RCPT"]
+    for event in ("transaction", "session"):
+        assert of_event(caplog, event)[0].__dict__["seconds"] >= 0.05
 
 
 def test_a_unix_peer_has_a_name_too(server: SMTPServer, caplog: pytest.LogCaptureFixture) -> None:

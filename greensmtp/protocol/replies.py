@@ -90,6 +90,8 @@ class Reply:
         return self.wire
 
     def _encode(self) -> bytes:
+        if self.code == 334 and not self.text:
+            return b"334 \r\n"  # the one reply whose grammar wants the space (RFC 4954 section 8); msmtp does too
         prefix = f"{self.enhanced} " if self.enhanced else ""
         texts: list[str] = []
         for line in self.lines:

@@ -228,3 +228,10 @@ def test_every_reply_of_the_protocol_is_one_short_line(name: str) -> None:
     assert code == reply.code
     assert len(texts) == 1
     assert reply.text
+
+
+def test_an_empty_challenge_keeps_its_space() -> None:
+    """RFC 4954 section 8: ``"334" SP [base64] CRLF``."""
+    assert Reply(334).encode() == Reply(334, "").encode() == b"334 \r\n"
+    assert Reply(334, "AA==").encode() == b"334 AA==\r\n"
+    assert Reply(250, "", enhanced=None).encode() == b"250\r\n"

@@ -1,0 +1,130 @@
+"""The command line: choose, run in interleaved rounds, report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks import machine, report
+from benchmarks.contenders import CONTENDERS
+from benchmarks.results import Results
+from benchmarks.workloads import WORKLOADS, Subject, Workload
+
+#: What a smoke run measures, when it is not told.
+QUICK = {"only": ("kept", "each", "pipelined", "big"), "servers": ("bare", "tuned", "plain", "full", "sink")}
+
+#: What goes wrong with a server, and leaves the others to be measured.
+FAILURES = (machine.Missing, RuntimeError, OSError, TimeoutError)
+
+
+def names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """An argument's type: several of these, with commas."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        given = tuple(text.split(","))
+        if unknown := [name for name in given if name not in known]:
+            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
+        return given
+
+    return parse
+
+
+class Bench:
+    """One run: workload after workload, in each of them round after round, in each of them server after server."""
+
+    def __init__(self, *, quick: bool, rounds: int, servers: Sequence[str] | None) -> None:
+        self.quick = quick
+        self.rounds = rounds
+        self.servers = servers
+        self.results = Results(machine.describe())
+
+    def measure(self, name: str) -> None:
+        """One workload, into the results."""
+        workload = WORKLOADS[name]
+        subjects = [each for each in workload.servers if self._wanted(each)]
+        rounds = min(self.rounds, workload.rounds or self.rounds)
+        with ExitStack() as stack:
+            running: dict[str, Subject] = {}
+            if not workload.fresh:
+                for each in subjects:
+                    if (subject := self._start(name, workload, each, stack)) is not None:
+                        running[each] = subject
+            # One round more than is counted, to warm up; a process that is new in each cannot be warm.
+            for number in range(0 if not workload.fresh else 1, rounds + 1):
+                for each in subjects if workload.fresh else list(running):
+                    progress(f"{name}: round {number} of {rounds}, {each}")
+                    if workload.fresh:
+                        with ExitStack() as once:
+                            if (subject := self._start(name, workload, each, once)) is not None:
+                                self._round(name, workload, subject, number)
+                    elif not self._round(name, workload, running[each], number):
+                        del running[each]
+        progress("")
+
+    def _wanted(self, server: str) -> bool:
+        """Those beside the contenders belong to their workload."""
+        return self.servers is None or server in self.servers or server not in CONTENDERS
+
+    def _start(self, name: str, workload: Workload, server: str, stack: ExitStack) -> Subject | None:
+        if server in self.results.skipped.get(name, {}):
+            return None
+        try:
+            subject = workload.start(server, workload.tls)
+        except FAILURES as error:
+            self.results.skip(name, server, str(error))
+            return None
+        stack.callback(subject.stop)
+        return subject
+
+    def _round(self, name: str, workload: Workload, subject: Subject, number: int) -> bool:
+        """Whether it went well."""
+        count = workload.quick if self.quick or number == 0 else workload.count
+        try:
+            sample = workload.run(subject, count)
+        except FAILURES as error:
+            self.results.skip(name, subject.name, f"fails: {error}")
+            return False
+        if number:
+            self.results.add(name, subject.name, sample)
+        return True
+
+
+def progress(text: str) -> None:
+    """One line that says what is going on, for people."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Run; the exit status is 1 where a target was to be checked and is missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=names(tuple(WORKLOADS)), metavar="WORK,...", help=", ".join(WORKLOADS))
+    parser.add_argument("--servers", type=names(tuple(CONTENDERS)), metavar="NAME,...", help=", ".join(CONTENDERS))
+    parser.add_argument("--rounds", type=int, help="counted rounds of each workload (5; 1 when quick)")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: little of some of it; proves nothing")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="where the JSON goes")
+    options = parser.parse_args()
+    if options.quick:
+        options.only = options.only or QUICK["only"]
+        options.servers = options.servers or QUICK["servers"]
+    machine.settle()
+    bench = Bench(quick=options.quick, rounds=options.rounds or (1 if options.quick else 5), servers=options.servers)
+    results = bench.results
+    for line in results.machine.items():
+        print("{}: {}".format(*line))
+    for name in options.only or WORKLOADS:
+        bench.measure(name)
+        print(f"\n{report.table(results, name)}", flush=True)
+    text, all_met = report.targets(results)
+    print(f"\n{text}")
+    results.save(options.output)
+    print(f"\nAll samples: {options.output}")
+    return 1 if options.check and not all_met else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""Who is measured: a table of servers, how each is started, and what it can do."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from benchmarks import environments, machine, measure
+
+#: Seconds until a server must answer.
+PATIENCE = 20.0
+
+#: command and what to add to the environment
+Start = tuple[list[str], dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One server.
+
+    :param command: the command, but for the port and TLS.
+    :param tls: how it can have TLS, among ``starttls`` and ``implicit``.
+    :param pipelining: it takes groups of commands (RFC 2920).
+    """
+
+    title: str
+    command: Callable[[], Start]
+    tls: frozenset[str] = frozenset({"starttls", "implicit"})
+    pipelining: bool = True
+    arguments: Callable[[int], list[str]] = field(default=lambda port: [str(port)])
+
+
+def _ours(name: str) -> Callable[[], Start]:
+    return lambda: ([sys.executable, "-m", f"benchmarks.servers.{name}"], {})
+
+
+def _python(environment: str, name: str, *options: str) -> Callable[[], Start]:
+    return lambda: ([environments.python(environment), "-m", f"benchmarks.servers.{name}", *options], {})
+
+
+def _node(name: str) -> Callable[[], Start]:
+    script = machine.ROOT / "benchmarks" / "servers" / f"{name}.js"
+    return lambda: ([machine.find("node"), str(script)], {"NODE_PATH": environments.node_modules()})
+
+
+def _sink() -> Start:
+    # As root it wants to be told whom to be instead.
+    return [machine.find("smtp-sink"), *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
+
+
+_NO_TLS: frozenset[str] = frozenset()
+
+CONTENDERS: Mapping[str, Contender] = {
+    "bare": Contender("bare gevent loop: the floor", _ours("bare")),
+    "tuned": Contender("bare gevent loop, tuned", _ours("tuned"), _NO_TLS),
+    "plain": Contender("greensmtp, one receiver", _ours("plain")),
+    "full": Contender("greensmtp, full stack", _ours("full")),
+    "sink": Contender("smtp-sink (C)", _sink, _NO_TLS, arguments=lambda port: [f"127.0.0.1:{port}", "1024"]),
+    "smtp_server": Contender("smtp-server (node)", _node("smtp_server")),
+    "smtp_protocol": Contender("smtp-protocol (node)", _node("smtp_protocol"), _NO_TLS, pipelining=False),
+    "aiosmtpd": Contender("aiosmtpd", _python("aiosmtpd", "aiosmtpd_server")),
+    "aiosmtpd_uvloop": Contender("aiosmtpd on uvloop", _python("aiosmtpd", "aiosmtpd_server", "--uvloop")),
+    "slimta": Contender("slimta", _python("slimta", "slimta_server")),
+}
+
+#: Measured where a workload asks for them by name, beside the contenders.
+SPECIAL: Mapping[str, Contender] = {
+    "slow": Contender("greensmtp, a slow receiver", _ours("slow"), _NO_TLS),
+    "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
+}
+
+ALL: Mapping[str, Contender] = {**CONTENDERS, **SPECIAL}
+
+
+class Running:
+    """A server in a process of its own, on its own core, that answers.
+
+    :raises Missing: it cannot be had here.
+    :raises RuntimeError: it does not answer.
+    """
+
+    def __init__(self, name: str, tls: str | None = None) -> None:
+        self.name = name
+        contender = ALL[name]
+        command, extra = contender.command()
+        self.port = machine.free_port()
+        command = [*command, *contender.arguments(self.port)]
+        if tls is not None:
+            if tls not in contender.tls:
+                raise machine.Missing(f"{name} has no {tls} TLS")
+            certificate = environments.certificate()
+            command += ["--tls", tls, "--cert", str(certificate.cert), "--key", str(certificate.key)]
+        machine.WORK.mkdir(exist_ok=True)
+        #: What it says.
+        self.log = machine.WORK / f"{name}.log"
+        with self.log.open("wb") as log, machine.on_server_core():
+            self.process = subprocess.Popen(
+                command,
+                cwd=machine.ROOT,
+                env=os.environ | {"BENCH_FOLDER": str(machine.WORK)} | extra,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            self._wait()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _wait(self) -> None:
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                with socket.create_connection(("127.0.0.1", self.port), 1):
+                    return
+            except OSError:
+                time.sleep(0.02)
+        raise RuntimeError(f"{self.name} does not answer: {self.log.read_text(errors='replace')[-500:].strip()}")
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self.process.pid
+
+    @property
+    def cpu(self) -> float:
+        """Seconds of CPU so far."""
+        return measure.cpu_seconds(self.pid)
+
+    def stop(self) -> None:
+        """End it, and wait for that."""
+        self.process.terminate()
+        try:
+            self.process.wait(3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()

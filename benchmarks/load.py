@@ -1,0 +1,177 @@
+"""The load: postfix's smtp-source, and blocking sockets of our own for what it cannot do."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from benchmarks import machine
+
+#: Seconds that any load may take.
+PATIENCE = 300.0
+#: Seconds until a reply must be there.
+REPLY_PATIENCE = 60.0
+
+MAIL, RCPT, DATA = b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<b@example.com>\r\n", b"DATA\r\n"
+
+
+def smtp_source(
+    port: int, *, sessions: int, messages: int, size: int, kept: bool, recipients: int = 1, seconds: float = PATIENCE
+) -> None:
+    """Send so many messages over so many connections at once; ``kept``: each connection for many messages.
+
+    :raises RuntimeError: not all of them were taken.
+    """
+    command = [machine.find("smtp-source"), "-s", str(sessions), "-m", str(messages), "-l", str(size)]
+    command += ["-r", str(recipients), *(["-d"] if kept else []), f"127.0.0.1:{port}"]
+    try:
+        ran = subprocess.run(
+            command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=seconds
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"not done after {seconds:.0f} s") from error
+    if ran.returncode:
+        raise RuntimeError(ran.stdout.decode(errors="replace").strip()[-300:] or "smtp-source failed")
+
+
+def message(size: int) -> bytes:
+    """About so many octets, and their end."""
+    line = b"x" * 76 + b"\r\n"
+    return b"Subject: a benchmark\r\n\r\n" + line * (size // len(line)) + b".\r\n"
+
+
+class Client:
+    """A connection that says what it is told to."""
+
+    def __init__(self, port: int, *, source: str = "127.0.0.1", tls: ssl.SSLContext | None = None) -> None:
+        #: What has been read of the next reply.
+        self._buffer = b""
+        self._socket = socket.socket()
+        try:
+            self._socket.settimeout(REPLY_PATIENCE)
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if source != "127.0.0.1":
+                self._socket.bind((source, 0))
+            self._socket.connect(("127.0.0.1", port))
+            if tls is not None:
+                self._socket = tls.wrap_socket(self._socket, server_hostname="mx.example.com")
+            self.send = self._socket.sendall
+            self.replies("220")
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def replies(self, *codes: str) -> None:
+        """Read as many replies, and see that they have these codes.
+
+        :raises RuntimeError: they have not, or the connection has ended.
+        """
+        for code in codes:
+            more = True
+            while more:
+                while (end := self._buffer.find(b"\r\n")) < 0:
+                    piece = self._socket.recv(65536)
+                    if not piece:
+                        raise RuntimeError(f"the connection ended before {code}")
+                    self._buffer += piece
+                line, self._buffer = self._buffer[:end], self._buffer[end + 2 :]
+                more = line[3:4] == b"-"
+            if not line.startswith(code.encode()):
+                raise RuntimeError(f"{code} awaited: {line!r}")
+
+    def ask(self, octets: bytes, *codes: str) -> None:
+        """Send, and read as many replies."""
+        self.send(octets)
+        self.replies(*codes)
+
+    def hello(self) -> None:
+        """Greet."""
+        self.ask(b"EHLO client.example\r\n", "250")
+
+    def start_tls(self, context: ssl.SSLContext) -> None:
+        """Up to TLS, and greet again."""
+        self.ask(b"STARTTLS\r\n", "220")
+        self._socket = context.wrap_socket(self._socket, server_hostname="mx.example.com")
+        self.send = self._socket.sendall
+        self.hello()
+
+    def deliver(self, body: bytes, recipient: bytes = RCPT) -> None:
+        """One message, one command at a time."""
+        self.ask(MAIL, "250")
+        self.ask(recipient, "250")
+        self.ask(DATA, "354")
+        self.ask(body, "250")
+
+    def quit(self) -> None:
+        """Say so, and hang up."""
+        self.ask(b"QUIT\r\n", "221")
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._socket.close()
+
+
+@contextmanager
+def clients(port: int, count: int, *, tls: ssl.SSLContext | None = None, far: bool = False) -> Iterator[list[Client]]:
+    """So many, greeted; ``far``: from several loopback addresses, since one has too few ports for thousands."""
+    with ExitStack() as stack:
+        made = []
+        for number in range(count):
+            source = f"127.0.0.{2 + number // 5_000}" if far else "127.0.0.1"
+            client = Client(port, source=source, tls=tls)
+            stack.callback(client.close)
+            client.hello()
+            made.append(client)
+        yield made
+
+
+def unverified() -> ssl.SSLContext:
+    """A context for a peer that nobody vouches for."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def in_step(those: list[Client], rounds: int, body: bytes) -> None:
+    """A message on each connection, so many times: every client says one thing, then every client hears one."""
+    for _ in range(rounds):
+        for octets, code in ((MAIL, "250"), (RCPT, "250"), (DATA, "354"), (body, "250")):
+            for client in those:
+                client.send(octets)
+            for client in those:
+                client.replies(code)
+
+
+def pipelined(those: list[Client], rounds: int, body: bytes) -> None:
+    """The same in groups (RFC 2920 section 3.1): the end of a message and the next one's commands go out at once."""
+    envelope = MAIL + RCPT + DATA
+    for client in those:
+        client.send(envelope)
+    for client in those:
+        client.replies("250", "250", "354")
+    for _ in range(rounds - 1):
+        for client in those:
+            client.send(body + envelope)
+        for client in those:
+            client.replies("250", "250", "250", "354")
+    for client in those:
+        client.send(body)
+    for client in those:
+        client.replies("250")
+
+
+def latencies(client: Client, count: int, body: bytes) -> list[float]:
+    """Seconds for each of so many messages, one after another."""
+    taken = []
+    for _ in itertools.repeat(None, count):
+        began = time.perf_counter()
+        client.deliver(body)
+        taken.append(time.perf_counter() - began)
+    return taken

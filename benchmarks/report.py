@@ -1,0 +1,103 @@
+"""Tables for the terminal: a workload's medians with their ratios to the floor, and the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
+
+from benchmarks.contenders import ALL
+from benchmarks.results import Results
+from benchmarks.targets import TARGETS
+from benchmarks.workloads import WORKLOADS
+
+Format = Callable[[float], str]
+
+
+def seconds(value: float) -> str:
+    """In what suits it: 61.3 us, 4.20 ms."""
+    return f"{value * 1e6:.1f} us" if value < 1e-3 else f"{value * 1e3:.2f} ms"
+
+
+def octets(value: float) -> str:
+    """9.4 kB, 1.2 MB."""
+    return f"{value / 1e3:.1f} kB" if abs(value) < 1e6 else f"{value / 1e6:.1f} MB"
+
+
+#: metric -> its column's title, and how it is shown; any other is a CPU time by its own name
+COLUMNS: dict[str, tuple[str, Format]] = {
+    "cpu": ("CPU", seconds),
+    "cpu_single": ("CPU, one by one", seconds),
+    "rate": ("messages/s", "{:,.0f}".format),
+    "rate_single": ("one by one", "{:,.0f}".format),
+    "gain": ("gain", "{:.2f}x".format),
+    "memory": ("memory each", octets),
+    "newcomer": ("a new one", seconds),
+    "grown": ("grows by", octets),
+    "p50": ("p50", seconds),
+    "p99": ("p99", seconds),
+    "p50_without": ("p50 without", seconds),
+    "p99_without": ("p99 without", seconds),
+}
+
+
+def title(server: str) -> str:
+    """What a server is called in tables."""
+    return ALL[server].title if server in ALL else server
+
+
+def tables(results: Results) -> Iterator[str]:
+    """A table for each workload."""
+    for workload in results.samples | results.skipped:
+        yield table(results, workload)
+
+
+def table(results: Results, workload: str) -> str:
+    """One workload's: a line for each server, with the ratio of its first metric to the first server's."""
+    servers = results.samples.get(workload, {})
+    metrics = results.metrics(workload) if servers else []
+    head = [WORKLOADS[workload].title, *(COLUMNS.get(name, (name, seconds))[0] for name in metrics)]
+    if len(servers) > 1:
+        head.insert(2, "ratio")
+    lines = [head]
+    base: float | None = None
+    for server in servers:
+        values = [results.median(workload, server, name) for name in metrics]
+        cells = [
+            "" if value is None else COLUMNS.get(name, (name, seconds))[1](value)
+            for name, value in zip(metrics, values, strict=True)
+        ]
+        if len(servers) > 1:
+            base = values[0] if base is None else base
+            cells.insert(1, f"{values[0] / base:.2f}x" if base and values[0] is not None else "")
+        lines.append([f"  {title(server)}", *cells])
+    notes = [f"  {title(server)}: skipped: {why}" for server, why in results.skipped.get(workload, {}).items()]
+    return "\n".join([*aligned(lines), *notes])
+
+
+def targets(results: Results) -> tuple[str, bool]:
+    """The table of targets, and whether none that was measured is missed."""
+    lines = [["Targets", "must", "measured", ""]]
+    all_met = True
+    for target in TARGETS:
+        value = target.measured(results)
+        sign = ">=" if target.at_least else "<="
+        must = f"{sign} {target.bound:g}{target.unit}"
+        if value is None:
+            lines.append([f"  {target.what}", must, "-", "not measured"])
+            continue
+        met = target.met(value)
+        all_met = all_met and met
+        lines.append([f"  {target.what}", must, f"{value:.2f}{target.unit}", "met" if met else "MISSED"])
+    return "\n".join(aligned(lines)), all_met
+
+
+def aligned(lines: list[list[str]]) -> list[str]:
+    """The first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
+    return [
+        "  ".join(
+            cell.rjust(width) if number else cell.ljust(width)
+            for number, (cell, width) in enumerate(zip(line, widths, strict=False))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,58 @@
+"""What came out: samples by workload and server, and their medians."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.workloads import Sample
+
+
+@dataclass
+class Results:
+    """All samples of a run, and who was skipped for what reason."""
+
+    machine: Mapping[str, str] = field(default_factory=dict)
+    #: workload -> server -> samples, without the warm-up's
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+    #: workload -> server -> why not
+    skipped: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, workload: str, server: str, sample: Sample) -> None:
+        """One more round."""
+        self.samples.setdefault(workload, {}).setdefault(server, []).append(sample)
+
+    def skip(self, workload: str, server: str, why: str) -> None:
+        """This one cannot be measured, or fails."""
+        self.skipped.setdefault(workload, {})[server] = why
+        self.samples.get(workload, {}).pop(server, None)
+
+    def median(self, workload: str, server: str, metric: str) -> float | None:
+        """None: there is none."""
+        values = [each[metric] for each in self.samples.get(workload, {}).get(server, ()) if metric in each]
+        return statistics.median(values) if values else None
+
+    def metrics(self, workload: str) -> list[str]:
+        """Those of a workload, in the order in which its run gives them."""
+        return list(dict.fromkeys(name for those in self.samples[workload].values() for each in those for name in each))
+
+    def save(self, path: Path) -> None:
+        """As JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        medians = {
+            workload: {
+                server: {metric: self.median(workload, server, metric) for metric in self.metrics(workload)}
+                for server in servers
+            }
+            for workload, servers in self.samples.items()
+        }
+        document = {
+            "machine": self.machine,
+            "medians": medians,
+            "samples": self.samples,
+            "skipped": self.skipped,
+        }
+        path.write_text(json.dumps(document, indent=1) + "\n")

@@ -1,0 +1,36 @@
+"""greensmtp whose receiver of ``to`` takes a second for one recipient: what do the others notice of it?"""
+
+from __future__ import annotations
+
+import gevent
+
+from benchmarks.servers import options
+from benchmarks.servers.plain import take
+from greensmtp import SMTPServer
+from greensmtp.ack import Ack
+from greensmtp.protocol.addresses import Address
+from greensmtp.session import Session
+
+#: Whose RCPT takes so long.
+SLOW = "slow"
+SECONDS = 1.0
+
+
+def to(session: Session, address: Address, ack: Ack) -> None:
+    """As a look-up somewhere else would wait."""
+    if address.local_part == SLOW:
+        gevent.sleep(SECONDS)
+    ack.accept()
+
+
+def main() -> None:
+    """Serve."""
+    given = options.parser(__doc__).parse_args()
+    server = SMTPServer(("127.0.0.1", given.port), hostname=options.HOSTNAME)
+    server.on("to", to)
+    server.on("message", take)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()

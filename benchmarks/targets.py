@@ -1,0 +1,91 @@
+"""What greensmtp is to reach, as a table: ratios of what was measured in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.results import Results
+
+PYTHON_AND_NODE = ("smtp_server", "smtp_protocol", "aiosmtpd", "aiosmtpd_uvloop", "slimta")
+
+Measure = Callable[[Results], float | None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A row.
+
+    :param bound: ``measured`` must be at most this, or, where ``at_least``, at least this.
+    """
+
+    what: str
+    measured: Measure
+    bound: float
+    at_least: bool = False
+    unit: str = "x"
+
+    def met(self, value: float) -> bool:
+        """Is it?"""
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def _ratio(workload: str, server: str, other: str, metric: str = "cpu") -> Measure:
+    """Of one server's median to another's."""
+
+    def measured(results: Results) -> float | None:
+        one, base = results.median(workload, server, metric), results.median(workload, other, metric)
+        return one / base if one is not None and base else None
+
+    return measured
+
+
+def _best_of_peers(workload: str, server: str) -> Measure:
+    """How many times less than the best of them it takes."""
+
+    def measured(results: Results) -> float | None:
+        ours = results.median(workload, server, "cpu")
+        theirs = [value for peer in PYTHON_AND_NODE if (value := results.median(workload, peer, "cpu")) is not None]
+        return min(theirs) / ours if ours and theirs else None
+
+    return measured
+
+
+def _value(workload: str, server: str, metric: str, scale: float = 1.0) -> Measure:
+    def measured(results: Results) -> float | None:
+        value = results.median(workload, server, metric)
+        return None if value is None else value / scale
+
+    return measured
+
+
+def _within(workload: str, server: str, metric: str, base: str) -> Measure:
+    """Of one of its metrics to another."""
+
+    def measured(results: Results) -> float | None:
+        one, other = results.median(workload, server, metric), results.median(workload, server, base)
+        return one / other if one is not None and other else None
+
+    return measured
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("1 kB kept: plain to the floor", _ratio("kept", "plain", "bare"), 1.2),
+    Target("1 kB kept: plain to node's smtp-server", _ratio("kept", "plain", "smtp_server"), 1.0),
+    Target("1 kB kept: full to the floor", _ratio("kept", "full", "bare"), 1.5),
+    Target("1 kB kept: full faster than aiosmtpd", _ratio("kept", "aiosmtpd", "full"), 2.5, at_least=True),
+    Target("1 kB, a connection each: plain to the floor", _ratio("each", "plain", "bare"), 1.3),
+    Target("1 kB, a connection each: the best peer to plain", _best_of_peers("each", "plain"), 1.5, at_least=True),
+    Target("1 kB pipelined: messages a second gained", _value("pipelined", "plain", "gain"), 1.8, at_least=True),
+    Target("1 MB: plain to the floor", _ratio("big", "plain", "bare"), 1.2),
+    Target("1 MB: less CPU than smtp-sink", _ratio("big", "sink", "plain"), 2.5, at_least=True),
+    Target("1 MB: less CPU than aiosmtpd", _ratio("big", "aiosmtpd", "plain"), 15, at_least=True),
+    Target("idle connection, of 3,500", _value("idle", "plain", "memory", 1e3), 12, unit=" kB"),
+    Target("idle connection, of 10,000", _value("idle_10k", "plain", "memory", 1e3), 12, unit=" kB"),
+    Target("1 GB by DATA: memory grows by", _value("data_1g", "pipe", "grown", 1e6), 8, unit=" MB"),
+    Target("1 GB by BDAT: memory grows by", _value("bdat_1g", "pipe", "grown", 1e6), 8, unit=" MB"),
+    Target("TLS: plain to a bare TLS loop", _ratio("tls", "plain", "bare"), 1.2),
+    Target("STARTTLS: plain to a bare TLS loop", _ratio("starttls", "plain", "bare"), 1.2),
+    Target("a slow handler: the others' p99", _within("slow", "slow", "p99", "p99_without"), 1.5),
+    Target("import greensmtp to gevent and blinker", _ratio("import", "greensmtp", "gevent"), 1.3),
+)

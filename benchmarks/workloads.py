@@ -1,0 +1,338 @@
+"""What is measured: a table of workloads, each a title, who takes part, how much of it, and the function that does it.
+
+A run gives a sample: metric -> value. CPU is in seconds a unit (a message, unless the title says otherwise), rates in
+messages a second, latencies in seconds, memory in octets.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from benchmarks import load, machine, measure
+from benchmarks.contenders import CONTENDERS, Running
+
+Sample = dict[str, float]
+
+
+class Subject(Protocol):
+    """What a workload is run on; in general a server."""
+
+    name: str
+
+    def stop(self) -> None:
+        """End it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A row of the table.
+
+    :param run: ``(subject, count) -> Sample``.
+    :param count: how much of it; ``quick``: in a smoke run.
+    :param servers: who takes part.
+    :param tls: how the servers speak TLS.
+    :param fresh: each round has new processes, since it is the process that is measured.
+    :param rounds: no more than these, where a round is long, or says the same every time.
+    """
+
+    title: str
+    run: Callable[[Any, int], Sample]
+    count: int
+    quick: int
+    servers: tuple[str, ...] = tuple(CONTENDERS)
+    tls: str | None = None
+    fresh: bool = False
+    rounds: int | None = None
+    start: Callable[[str, str | None], Subject] = Running
+
+
+# Throughput
+
+
+def source(
+    size: int = 1_000, *, sessions: int = 20, kept: bool = True, recipients: int = 1
+) -> Callable[[Running, int], Sample]:
+    """A load of smtp-source's."""
+
+    def run(server: Running, count: int) -> Sample:
+        cpu, began = server.cpu, time.perf_counter()
+        load.smtp_source(
+            server.port, sessions=min(sessions, count), messages=count, size=size, kept=kept, recipients=recipients
+        )
+        return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
+
+    return run
+
+
+#: Connections of the loads that are our own.
+TOGETHER = 16
+
+
+def pipelined(server: Running, count: int) -> Sample:
+    """The same messages over the same connections, one command at a time and then in groups."""
+    body = load.message(1_000)
+    rounds = max(1, count // TOGETHER)
+    messages = rounds * TOGETHER
+    sample: Sample = {}
+    with load.clients(server.port, TOGETHER) as those:
+        for suffix, send in (("_single", load.in_step), ("", load.pipelined)):
+            cpu, began = server.cpu, time.perf_counter()
+            send(those, rounds, body)
+            sample["rate" + suffix] = messages / (time.perf_counter() - began)
+            sample["cpu" + suffix] = (server.cpu - cpu) / messages
+    first = {"cpu": sample["cpu"], "rate": sample["rate"], "gain": sample["rate"] / sample["rate_single"]}
+    return first | sample
+
+
+# TLS
+
+
+def starttls(server: Running, count: int) -> Sample:
+    """Connections that say EHLO, STARTTLS, EHLO, one message, QUIT."""
+    context, body = load.unverified(), load.message(1_000)
+    cpu, began = server.cpu, time.perf_counter()
+    for _ in range(count):
+        client = load.Client(server.port)
+        client.hello()
+        client.start_tls(context)
+        client.deliver(body)
+        client.quit()
+    return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
+
+
+def over_tls(server: Running, count: int) -> Sample:
+    """Messages over one connection that has been in TLS from its beginning."""
+    body = load.message(1_000)
+    with load.clients(server.port, 1, tls=load.unverified()) as (client,):
+        cpu, began = server.cpu, time.perf_counter()
+        for _ in range(count):
+            client.deliver(body)
+        return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
+
+
+# Memory, and patience
+
+
+def idle(server: Running, count: int) -> Sample:
+    """Connections that have greeted and wait; then somebody comes and wants to be served."""
+    body = load.message(1_000)
+    with load.clients(server.port, 1) as (client,):  # what is made on the first use is the process's own
+        client.deliver(body)
+    base = measure.memory(server.pid)
+    with load.clients(server.port, count, far=True):
+        grown = measure.memory(server.pid) - base
+        began = time.perf_counter()
+        newcomer = load.Client(server.port)
+        newcomer.hello()
+        newcomer.deliver(body)
+        served = time.perf_counter() - began
+        newcomer.quit()
+    return {"memory": grown / count, "newcomer": served}
+
+
+def streamed(verb: str) -> Callable[[Running, int], Sample]:
+    """One message of so many octets, by DATA or BDAT: how much does the process grow?"""
+
+    def run(server: Running, count: int) -> Sample:
+        chunk = (b"x" * 76 + b"\r\n") * 1_600
+        chunks = max(1, count // len(chunk))
+        with load.clients(server.port, 1) as (client,):
+            client.deliver(load.message(1_000))
+            before = measure.resident_memory(server.pid)
+            measure.forget_peak(server.pid)
+            cpu = server.cpu
+            client.ask(load.MAIL, "250")
+            client.ask(load.RCPT, "250")
+            if verb == "DATA":
+                client.ask(load.DATA, "354")
+                for _ in range(chunks):
+                    client.send(chunk)
+                client.ask(b".\r\n", "250")
+            else:
+                for number in range(1, chunks + 1):
+                    client.send(b"BDAT %d%s\r\n" % (len(chunk), b" LAST" if number == chunks else b""))
+                    client.ask(chunk, "250")
+            return {"grown": measure.peak_memory(server.pid) - before, "cpu": server.cpu - cpu}
+
+    return run
+
+
+def slow_handler(server: Running, count: int) -> Sample:
+    """How long messages take without and with somebody whose RCPT takes a second, again and again."""
+    body = load.message(1_000)
+    over = threading.Event()
+
+    def be_slow(client: load.Client) -> None:
+        while not over.is_set():
+            client.deliver(body, b"RCPT TO:<slow@example.com>\r\n")
+
+    sample: Sample = {}
+    with load.clients(server.port, 2) as (client, other):
+        load.latencies(client, count // 10, body)
+        for suffix in ("_without", ""):
+            thread = threading.Thread(target=be_slow, args=(other,))
+            if not suffix:
+                thread.start()
+            try:
+                taken = sorted(load.latencies(client, count, body))
+            finally:
+                over.set()
+            if not suffix:
+                thread.join()
+            over.clear()
+            sample |= {"p50" + suffix: taken[len(taken) // 2], "p99" + suffix: taken[len(taken) * 99 // 100]}
+    return sample
+
+
+# Importing
+
+
+class Importer:
+    """A statement of import, instead of a server."""
+
+    STATEMENTS: Mapping[str, str] = {
+        "gevent": "import gevent.server, gevent.ssl, blinker",
+        "greensmtp": "import greensmtp",
+    }
+
+    def __init__(self, name: str, tls: str | None = None) -> None:
+        self.name = name
+        self.statement = self.STATEMENTS[name]
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+
+def importing(importer: Importer, count: int) -> Sample:
+    """CPU of the statement alone, in an interpreter of its own."""
+    program = f"import time; t = time.process_time_ns(); {importer.statement}; print(time.process_time_ns() - t)"
+    with machine.on_server_core():
+        ran = subprocess.run(
+            [sys.executable, "-c", program], check=True, cwd=machine.ROOT, stdout=subprocess.PIPE, timeout=60
+        )
+    return {"cpu": int(ran.stdout) / 1e9}
+
+
+# Linearity
+
+
+def by_connections(server: Running, count: int) -> Sample:
+    """CPU a message, over so many connections at once."""
+    return {
+        str(number): source(sessions=number)(server, max(count, number * 4))["cpu"] for number in (10, 100, 500, 2_000)
+    }
+
+
+def by_recipients(server: Running, count: int) -> Sample:
+    """CPU a recipient, of so many a message. The message is shared out over them."""
+    return {
+        str(number): source(recipients=number)(server, max(20, count // number))["cpu"] / number
+        for number in (1, 10, 100, 1_000)
+    }
+
+
+def by_size(server: Running, count: int) -> Sample:
+    """CPU a megabyte, in messages of so many octets. A small one is nearly all commands."""
+    return {
+        f"{size:.0e}": source(size, sessions=5)(server, max(3, min(count // size, 2_000)))["cpu"] / size * 1e6
+        for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+        if size <= count
+    }
+
+
+_FLOORS_AND_OURS = ("bare", "plain", "full")
+_TLS = tuple(name for name, contender in CONTENDERS.items() if "starttls" in contender.tls)
+
+WORKLOADS: Mapping[str, Workload] = {
+    "kept": Workload(title="1 kB, kept connections", run=source(), count=10_000, quick=1_000),
+    "each": Workload(title="1 kB, a connection each", run=source(kept=False), count=3_000, quick=300),
+    "pipelined": Workload(
+        title="1 kB, pipelined",
+        run=pipelined,
+        count=8_000,
+        quick=800,
+        servers=tuple(name for name, contender in CONTENDERS.items() if contender.pipelining),
+    ),
+    "big": Workload(title="1 MB bodies", run=source(1_000_000, sessions=5), count=100, quick=20),
+    "recipients": Workload(title="1 kB, 10 recipients", run=source(recipients=10), count=2_000, quick=200),
+    "starttls": Workload(
+        title="1 kB, a STARTTLS connection each",
+        run=starttls,
+        count=200,
+        quick=20,
+        servers=_TLS,
+        tls="starttls",
+    ),
+    "tls": Workload(
+        title="1 kB, one TLS connection",
+        run=over_tls,
+        count=3_000,
+        quick=300,
+        servers=_TLS,
+        tls="implicit",
+    ),
+    "idle": Workload(title="3,500 idle connections", run=idle, count=3_500, quick=200, fresh=True, rounds=2),
+    "idle_10k": Workload(
+        title="10,000 idle connections",
+        run=idle,
+        count=10_000,
+        quick=400,
+        fresh=True,
+        rounds=1,
+        servers=_FLOORS_AND_OURS,
+    ),
+    "slow": Workload(
+        title="others' latency beside a slow handler", run=slow_handler, count=4_000, quick=400, servers=("slow",)
+    ),
+    "data_1g": Workload(
+        title="a 1 GB message by DATA, to a file",
+        run=streamed("DATA"),
+        count=10**9,
+        quick=10**7,
+        servers=("pipe",),
+        fresh=True,
+        rounds=1,
+    ),
+    "bdat_1g": Workload(
+        title="a 1 GB message by BDAT, to a file",
+        run=streamed("BDAT"),
+        count=10**9,
+        quick=10**7,
+        servers=("pipe",),
+        fresh=True,
+        rounds=1,
+    ),
+    "import": Workload(
+        title="importing", run=importing, count=1, quick=1, servers=tuple(Importer.STATEMENTS), start=Importer
+    ),
+    "by_connections": Workload(
+        title="CPU a message, by connections at once",
+        run=by_connections,
+        count=4_000,
+        quick=200,
+        servers=_FLOORS_AND_OURS,
+        rounds=2,
+    ),
+    "by_recipients": Workload(
+        title="CPU a recipient, by recipients a message",
+        run=by_recipients,
+        count=10_000,
+        quick=500,
+        servers=_FLOORS_AND_OURS,
+        rounds=2,
+    ),
+    "by_size": Workload(
+        title="CPU a megabyte, by octets a message",
+        run=by_size,
+        count=100_000_000,
+        quick=1_000_000,
+        servers=_FLOORS_AND_OURS,
+        rounds=1,
+    ),
+}

@@ -1,0 +1,64 @@
+"""A submission server (RFC 6409): users log in, over STARTTLS or by SCRAM, and send mail under their own name.
+
+    python examples/submission.py [port [cert.pem key.pem]]
+
+Then, elsewhere:
+
+    swaks --server 127.0.0.1:9587 --tls -au beep -ap boop --from beep@example.com --to you@example.org
+
+Without a certificate there is no STARTTLS, and only what does not send the password is offered. One to try it with:
+
+    openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
+
+Port 0 is any free one.
+"""
+
+import signal
+import sys
+
+import gevent
+
+from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
+from greensmtp.middleware import Auth
+
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or a function of yours; see docs/auth.md.
+USERS = {"beep": "boop"}
+
+
+def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | None = None) -> SMTPServer:
+    """The server, with its handlers."""
+    server = SMTPServer(
+        ("127.0.0.1", port),
+        hostname="localhost",
+        certfile=certfile,
+        keyfile=keyfile,
+        middleware=[Auth(USERS, required=True)],
+    )
+
+    @server.on("from")
+    def own_name_only(session: Session, address: Address, ack: Ack) -> None:
+        if address.lower() == f"{session.identity}@example.com":
+            ack.accept()
+        else:
+            ack.reject(550, f"5.7.1 {session.identity} sends as {session.identity}@example.com")
+
+    @server.on("message")
+    def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        size = sum(map(len, stream))
+        identity = session.identity
+        print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} octets", flush=True)
+
+    return server
+
+
+def main(port: str = "9587", certfile: str | None = None, keyfile: str | None = None) -> None:
+    """Serve until Ctrl-C."""
+    with make_server(int(port), certfile, keyfile) as server:
+        gevent.signal_handler(signal.SIGINT, server.stop)
+        print("listening on {}:{}".format(*server.address), flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4])

@@ -1,0 +1,23 @@
+"""xtext: how a parameter's value holds what it may not have as it is (RFC 3461 section 4)."""
+
+from __future__ import annotations
+
+import re
+
+from greensmtp.errors import ProtocolError
+
+_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
+_HEXCHAR = re.compile(r"\+(..)")
+
+
+def decode_xtext(text: str) -> str:
+    """``"jo+2Bx@example.com"`` -> ``"jo+x@example.com"``.
+
+    :raises ProtocolError: it is no xtext, or what it holds is not UTF-8.
+    """
+    if not _XTEXT.fullmatch(text):
+        raise ProtocolError("malformed xtext: a + is followed by two hexadecimal digits in upper case")
+    try:
+        return _HEXCHAR.sub(lambda match: chr(int(match[1], 16)), text).encode("latin-1").decode()
+    except UnicodeDecodeError:
+        raise ProtocolError("malformed xtext: what it holds is not UTF-8") from None

@@ -1,0 +1,122 @@
+"""ConnectionLimit: how many connections one address, and one network, may have at once."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from gevent.monkey import get_original
+
+from greensmtp.chain import Proceed
+from greensmtp.middleware._addresses import client_address, network_of
+from greensmtp.middleware._limit_arguments import check_count, make_refusal
+from greensmtp.protocol.commands import CONNECT, DISCONNECT, Command
+from greensmtp.protocol.replies import Reply
+from greensmtp.session import Session
+
+_TOO_MANY = Reply(421, "4.7.0 Too many connections at once from where you are, try again later")
+
+
+class _Place:
+    """What one connection takes up; given back once, at the latest when its session is no more."""
+
+    __slots__ = ("_forgotten", "keys")
+
+    def __init__(self, keys: tuple[str, ...], forgotten: deque[tuple[str, ...]]) -> None:
+        self.keys = keys
+        self._forgotten = forgotten
+
+    def __del__(self) -> None:
+        # No more than this: it may run in the midst of counting.
+        if self.keys:
+            self._forgotten.append(self.keys)
+
+
+class ConnectionLimit:
+    """Refuses a connection, with 421 4.7.0, when its address or its network has as many open as it may have.
+
+    Counted from CONNECT to DISCONNECT, in this process, over all servers that have this object in their stack. What
+    it has refused it does not count: who knocks in vain does not prolong his wait. Clients on unix sockets are not
+    counted.
+
+    :param per_address: connections at once from one address; None: any number.
+    :param per_network: connections at once from one network; None: any number.
+    :param ipv4_prefix, ipv6_prefix: how large a network is: /24 and /64.
+    :param code, message: the reply, instead of ``421 4.7.0 ...``. (At CONNECT every 4xx goes out as 421, every 5xx as
+        554.)
+    :raises ValueError: an argument is out of range.
+    """
+
+    verbs = (CONNECT, DISCONNECT)
+
+    def __init__(
+        self,
+        per_address: int | None = 20,
+        per_network: int | None = 100,
+        *,
+        ipv4_prefix: int = 24,
+        ipv6_prefix: int = 64,
+        code: int | None = None,
+        message: str | None = None,
+    ) -> None:
+        if per_address is None and per_network is None:
+            raise ValueError("ConnectionLimit takes per_address, per_network, or both; with neither it limits nothing")
+        self.per_address = None if per_address is None else check_count("per_address", per_address)
+        self.per_network = None if per_network is None else check_count("per_network", per_network)
+        self.ipv4_prefix = check_count("ipv4_prefix", ipv4_prefix, most=32)
+        self.ipv6_prefix = check_count("ipv6_prefix", ipv6_prefix, most=128)
+        self._refusal = make_refusal(code, message, _TOO_MANY)
+        self._counts: dict[str, int] = {}
+        #: Keys of connections whose DISCONNECT did not come through to here, because of somebody further out.
+        self._forgotten: deque[tuple[str, ...]] = deque()
+        #: Servers may run in several native threads. (The real lock, in a patched process too; never held across a
+        #: switch.)
+        self._counting = get_original("_thread", "allocate_lock")()
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Count it in, or out."""
+        if command.verb == DISCONNECT:
+            place = session.notes.pop(self, None)
+            if place is not None:
+                self._give_back(place)
+            return proceed(session, command)
+        return proceed(session, command) if self._take(session) else self._refusal
+
+    def count(self, host: str) -> int:
+        """How many connections are open now from this address (``"192.0.2.1"``) or network (``"192.0.2.0/24"``)."""
+        return self._counts.get(host, 0)
+
+    def _take(self, session: Session) -> bool:
+        address = client_address(session)
+        if address is None:
+            return True
+        limits: list[tuple[str, int]] = []
+        if self.per_address is not None:
+            limits.append((str(address), self.per_address))
+        if self.per_network is not None:
+            limits.append((network_of(address, self.ipv4_prefix, self.ipv6_prefix), self.per_network))
+        keys = tuple(dict.fromkeys(key for key, _ in limits))
+        with self._counting:
+            while self._forgotten:
+                self._count_out(self._forgotten.popleft())
+            if any(self._counts.get(key, 0) >= limit for key, limit in limits):
+                return False
+            for key in keys:
+                self._counts[key] = self._counts.get(key, 0) + 1
+        session.notes[self] = _Place(keys, self._forgotten)
+        return True
+
+    def _give_back(self, place: _Place) -> None:
+        with self._counting:
+            keys, place.keys = place.keys, ()
+            self._count_out(keys)
+
+    def _count_out(self, keys: tuple[str, ...]) -> None:
+        for key in keys:
+            left = self._counts[key] - 1
+            if left:
+                self._counts[key] = left
+            else:
+                del self._counts[key]
+
+    def __repr__(self) -> str:
+        return f"ConnectionLimit(per_address={self.per_address}, per_network={self.per_network})"

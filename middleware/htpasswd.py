@@ -1,0 +1,152 @@
+"""An htpasswd file: users and hashes of their passwords, argon2 and bcrypt."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from secrets import token_bytes
+from typing import Any, NamedTuple
+
+from gevent import get_hub
+from gevent.lock import BoundedSemaphore
+
+from greensmtp.middleware.credentials import Credentials, Unavailable, check_path
+
+logger = logging.getLogger("greensmtp")
+
+#: Octets that the file may have.
+MAX_FILE = 16 * 1024 * 1024
+#: Hashes computed at once: the thread pool is there for others too, such as those who flush mail to the disk.
+AT_ONCE = 4
+
+_BCRYPT = re.compile(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}")
+_ARGON2 = re.compile(r"\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
+
+#: What tells one state of the file from another.
+_Stamp = tuple[int, int, int]
+
+
+class _Users(NamedTuple):
+    """What was read."""
+
+    hashes: Mapping[str, str]
+    all: tuple[str, ...]
+
+
+class Htpasswd:
+    """Users in a file, as ``htpasswd -B`` and argon2's tools make it: a line ``name:hash`` for each.
+
+    For PLAIN and LOGIN: hashes are of no use for others. All of the work is done in gevent's thread pool. The file
+    is read again when it has changed; while what is there cannot be read, or is malformed, what was there before
+    counts. Needs ``greensmtp[passwords]``.
+
+    :param path: of the file; lines that are empty or begin with ``#`` are skipped.
+    :raises ValueError: it cannot be read, or has a line that is malformed, or a hash that is neither argon2 nor bcrypt;
+        the text names the line, and shows no hash.
+    :raises ImportError: argon2-cffi or bcrypt is missing.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(check_path("Htpasswd", path))
+        self._verify = _verifier()
+        self._pepper = token_bytes(32)
+        self._turns = BoundedSemaphore(AT_ONCE)
+        try:
+            self._stamp = self._look()
+            self._users = _read(self._path)
+            #: Why the file cannot be read again.
+            self._trouble = ""
+        except OSError as error:
+            raise ValueError(f"htpasswd: cannot read {str(self._path)!r}: {error.strerror}") from error
+
+    def check_password(self, credentials: Credentials) -> bool:
+        """Is this his password? Other greenlets go on meanwhile."""
+        assert credentials.password is not None
+        with self._turns:
+            return bool(get_hub().threadpool.apply(self._check, (credentials.username, credentials.password)))
+
+    # In the thread pool
+
+    def _check(self, username: str, password: str) -> bool:
+        users = self._current()
+        hashed = users.hashes.get(username)
+        known = hashed is not None
+        if hashed is None:
+            if not users.all:
+                return False
+            # It takes as long as somebody does: it is checked against the hash of one of them, always the same one.
+            number = int.from_bytes(hmac.digest(self._pepper, username.encode(), "sha256")[:8])
+            hashed = users.all[number % len(users.all)]
+        return self._verify(hashed, password) and known
+
+    def _current(self) -> _Users:
+        """The users, as the file has them now."""
+        try:
+            stamp = self._look()
+            if stamp != self._stamp:
+                self._users, self._stamp, self._trouble = _read(self._path), stamp, ""
+        except (OSError, ValueError) as error:
+            trouble = str(error.strerror if isinstance(error, OSError) else error)
+            if trouble != self._trouble:  # once, not at every login
+                logger.error("auth: %s has changed, and what it had before counts: %s", self, trouble)
+                self._trouble = trouble
+        return self._users
+
+    def _look(self) -> _Stamp:
+        status = self._path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def __repr__(self) -> str:
+        return f"Htpasswd({os.fspath(self._path)!r})"
+
+
+def _read(path: Path) -> _Users:
+    with path.open("rb") as file:
+        data = file.read(MAX_FILE + 1)
+    if len(data) > MAX_FILE:
+        raise ValueError(f"htpasswd: {str(path)!r} has more than {MAX_FILE} octets")
+    hashes: dict[str, str] = {}
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        try:
+            line = raw.decode().strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"htpasswd: {str(path)!r}, line {number}: not UTF-8") from None
+        if not line or line.startswith("#"):
+            continue
+        name, colon, hashed = line.partition(":")
+        if not name or not colon:
+            raise ValueError(f"htpasswd: {str(path)!r}, line {number}: a line is name:hash")
+        if not _BCRYPT.fullmatch(hashed) and not _ARGON2.fullmatch(hashed):
+            raise ValueError(f"htpasswd: {str(path)!r}, line {number}: the hash is neither bcrypt nor argon2")
+        hashes[name] = hashed
+    return _Users(hashes, tuple(hashes.values()))
+
+
+def _verifier() -> Callable[[str, str], bool]:
+    """``verify(hash, password)``, for both kinds."""
+    try:
+        import bcrypt
+        from argon2 import PasswordHasher
+        from argon2.exceptions import InvalidHashError, VerificationError, VerifyMismatchError
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"htpasswd files need {error.name}: pip install 'greensmtp[passwords]'", name=error.name
+        ) from error
+    hasher: Any = PasswordHasher()
+
+    def verify(hashed: str, password: str) -> bool:
+        if hashed.startswith("$2"):
+            # bcrypt looks at 72 octets; htpasswd cuts off what is more, as all have done.
+            return bcrypt.checkpw(password.encode()[:72], hashed.encode())
+        try:
+            return bool(hasher.verify(hashed, password))
+        except VerifyMismatchError:
+            return False
+        except (InvalidHashError, VerificationError):
+            raise Unavailable("an argon2 hash in the htpasswd file cannot be computed") from None
+
+    return verify

@@ -1,0 +1,236 @@
+"""Failed attempts: so many for a client, so many for an account, and then nothing is checked any more."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gevent import spawn
+from gevent.event import Event
+
+from greensmtp.middleware import Auth
+from greensmtp.middleware.credentials import Credentials, Unavailable
+from greensmtp.middleware.failures import Failures
+from greensmtp.testing import Peer, dial
+
+if TYPE_CHECKING:
+    from greensmtp import SMTPServer
+    from greensmtp.testing.fixtures import MakeServer
+
+TOO_MANY = "454 4.7.0 Too many failed attempts"
+
+
+class Check:
+    """Counts what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, credentials: Credentials) -> bool:
+        self.asked += 1
+        if credentials.password == "down":
+            raise Unavailable("down")
+        return credentials.password == "sesame"
+
+
+def plain(name: str, password: str) -> str:
+    return f"AUTH PLAIN {b64encode(f'{chr(0)}{name}{chr(0)}{password}'.encode()).decode()}"
+
+
+def attempt(server: SMTPServer, name: str, password: str, host: str = "192.0.2.1") -> str:
+    with dial(server, source=(host, 4711)) as peer:
+        peer.hello()
+        peer.line(plain(name, password))
+        return peer.reply()
+
+
+def make(smtp_server: MakeServer, **options: Any) -> tuple[SMTPServer, Check]:
+    check = Check()
+    options = {"failures_by_client": None, "failures_by_account": None} | options
+    return smtp_server(start=False, middleware=[Auth(check, allow_plaintext=True, **options)]), check
+
+
+def test_by_client(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_client="2/minute")
+    assert attempt(server, "jo", "x").startswith("535")
+    assert attempt(server, "ann", "sesame").startswith("235")  # which counts for nothing
+    assert attempt(server, "ann", "x").startswith("535")
+    assert check.asked == 3
+    assert attempt(server, "jo", "sesame").startswith(TOO_MANY)
+    assert check.asked == 3
+    assert attempt(server, "jo", "sesame", "192.0.2.2").startswith("235")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:0:0:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2%eth1", True),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        ("somewhere", "elsewhere", False),
+    ],
+)
+def test_who_is_one_client(smtp_server: MakeServer, one: str, other: str, same: bool) -> None:
+    server, _ = make(smtp_server, failures_by_client="1/minute")
+    attempt(server, "jo", "x", one)
+    assert attempt(server, "jo", "x", other).startswith("454" if same else "535")
+
+
+def test_a_unix_socket_is_no_client(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_client="1/minute")
+    for _ in range(3):
+        with dial(server) as peer:
+            peer.hello()
+            peer.line(plain("jo", "x"))
+            peer.expect("535")
+    assert check.asked == 3
+
+
+def test_by_account(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_account="2/minute")
+    assert attempt(server, "jo", "x", "192.0.2.1").startswith("535")
+    assert attempt(server, "JO", "x", "192.0.2.2").startswith("535")
+    assert attempt(server, "jo", "sesame", "192.0.2.3").startswith(TOO_MANY)
+    assert check.asked == 2
+    assert attempt(server, "ann", "sesame", "192.0.2.3").startswith("235")
+
+
+def test_an_account_that_is_closed_does_not_close_the_client(smtp_server: MakeServer) -> None:
+    server, _ = make(smtp_server, failures_by_account="1/minute", failures_by_client="2/minute")
+    attempt(server, "jo", "x")
+    for _ in range(5):
+        assert attempt(server, "jo", "x").startswith(TOO_MANY)
+    assert attempt(server, "ann", "sesame").startswith("235")
+
+
+def test_a_backend_that_is_down_is_nobodys_failure(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_client="1/minute", failures_by_account="1/minute")
+    for _ in range(3):
+        assert attempt(server, "jo", "down").startswith("454 4.7.0 Temporary")
+    assert check.asked == 3
+
+
+@pytest.mark.parametrize("line", ["AUTH PLAIN !", "AUTH LOGIN ="])
+def test_what_never_came_to_a_check_counts_for_the_client(smtp_server: MakeServer, line: str) -> None:
+    server, _ = make(smtp_server, failures_by_client="1/minute")
+    with dial(server, source=("192.0.2.1", 1)) as peer:
+        peer.hello()
+        peer.line(line, line)
+        peer.expect("5", TOO_MANY)
+
+
+@pytest.mark.parametrize("mechanism", ["CRAM-MD5", "SCRAM-SHA-256"])
+def test_every_mechanism_counts(smtp_server: MakeServer, mechanism: str) -> None:
+    asked = []
+
+    class Users:
+        def get_password(self, username: str) -> str | None:
+            asked.append(username)
+            return None
+
+    server = smtp_server(start=False, middleware=[Auth(Users(), failures_by_account="1/minute")])
+    said = {
+        "CRAM-MD5": ["", "jo " + "0" * 32],
+        "SCRAM-SHA-256": ["", "n,,n=jo,r=abc", "nonsense"],
+    }[mechanism]
+    for number in range(2):
+        with dial(server, source=("192.0.2.1", 1)) as peer:
+            peer.hello()
+            peer.line(f"AUTH {mechanism}")
+            for response in said[1 : 2 if number else None]:
+                peer.expect("334")
+                peer.line(b64encode(response.encode()).decode())
+            peer.expect(TOO_MANY if number else "535")
+    assert asked == ["jo"]
+
+
+def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer) -> None:
+    asked = []
+    open_the_gate = Event()
+
+    def check(credentials: Credentials) -> bool:
+        asked.append(credentials.username)
+        open_the_gate.wait(10)
+        return False
+
+    auth = Auth(check, allow_plaintext=True, failures_by_client="3/minute", failures_by_account=None)
+    server = smtp_server(start=False, middleware=[auth])
+    peers: list[Peer] = [dial(server, source=("192.0.2.1", number)) for number in range(8)]
+    for number, peer in enumerate(peers):
+        peer.hello()
+        peer.line(plain(f"user{number}", "x"))
+    spawn(open_the_gate.set)
+    replies = sorted(peer.reply()[:3] for peer in peers)
+    for peer in peers:
+        peer.close()
+    assert replies == ["454"] * 5 + ["535"] * 3
+    assert len(asked) == 3
+
+
+# The counter
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_time_begins_with_the_first_failure() -> None:
+    clock = Clock()
+    failures = Failures("2/minute", clock=clock)
+    assert failures.take("a")
+    clock.now += 59
+    assert failures.take("a")
+    assert not failures.take("a")
+    assert failures.take("b")
+    clock.now += 1
+    assert failures.take("a")
+    assert failures.take("a")
+    assert not failures.take("a")
+
+
+def test_giving_back() -> None:
+    failures = Failures("2/hour", clock=Clock())
+    for _ in range(5):
+        assert failures.take("a")
+        failures.give_back("a")
+    assert len(failures) == 0
+    assert failures.take("a")
+    assert failures.take("a")
+    failures.give_back("a")
+    assert failures.take("a")
+    assert not failures.take("a")
+    failures.give_back("never taken")
+    assert len(failures) == 1
+
+
+def test_it_is_bounded() -> None:
+    clock = Clock()
+    failures = Failures("1/minute", max_keys=10, clock=clock)
+    for number in range(1000):
+        assert failures.take(str(number))
+    assert len(failures) == 10
+    assert not failures.take("999")
+    assert failures.take("0")  # forgotten early
+    clock.now += 60
+    assert failures.take("x")
+    assert len(failures) == 1
+
+
+@pytest.mark.parametrize(
+    "limit", ["10/minute", "1/second", "5/15 minutes", "5 per 15 minutes", "100/hour", "1000/day", "3/2days"]
+)
+def test_limits(limit: str) -> None:
+    assert repr(Failures(limit)) == f"Failures({limit!r})"
+
+
+@pytest.mark.parametrize("limit", ["", "10", "minute", "0/minute", "1/0 minutes", "-1/minute", "1/fortnight", None, 10])
+def test_no_limits(limit: Any) -> None:
+    with pytest.raises(ValueError, match="'10/minute'"):
+        Failures(limit)

@@ -1,0 +1,209 @@
+"""htpasswd files: both hashes, changes, and how long an unknown user takes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from base64 import b64encode
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import argon2
+import bcrypt
+import pytest
+from gevent import spawn
+
+from greensmtp.middleware import Auth
+from greensmtp.middleware import htpasswd as module
+from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.htpasswd import Htpasswd
+from greensmtp.testing import Peer, dial
+
+if TYPE_CHECKING:
+    from greensmtp.testing.fixtures import MakeServer
+
+CHEAP = argon2.PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+def bcrypted(password: str, prefix: str = "$2b$") -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode().replace("$2b$", prefix)
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Path:
+    path = tmp_path / "users"
+    path.write_text(
+        f"# people\n\njo:{bcrypted('sesame', '$2y$')}\nann:{CHEAP.hash('tahini')}\r\n"
+        f"long:{bcrypted('x' * 72)}\ndöner:{bcrypted('knödel')}\n"
+    )
+    return path
+
+
+@pytest.fixture
+def log_in(smtp_server: MakeServer) -> Iterator[Callable[..., str]]:
+    """Try to log in with this Auth, in a session of its own: the reply."""
+    peers: list[Peer] = []
+
+    def log_in(auth: Auth, name: str, password: str) -> str:
+        peer = dial(smtp_server(start=False, middleware=[auth]))
+        peers.append(peer)
+        peer.hello()
+        peer.line(f"AUTH PLAIN {b64encode(f'{chr(0)}{name}{chr(0)}{password}'.encode()).decode()}")
+        return peer.reply()
+
+    yield log_in
+    for peer in peers:
+        peer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "reply"),
+    [
+        ("jo", "sesame", "235"),
+        ("jo", "tahini", "535"),
+        ("ann", "tahini", "235"),
+        ("ann", "sesame", "535"),
+        ("döner", "knödel", "235"),
+        ("nobody", "sesame", "535"),
+        ("# people", "x", "535"),
+        ("long", "x" * 72, "235"),
+        ("long", "x" * 100, "235"),  # htpasswd has cut it off, too
+        ("long", "x" * 71, "535"),
+        ("ann", "t" * 5000, "535"),
+    ],
+)
+def test_users(users: Path, log_in: Any, name: str, password: str, reply: str) -> None:
+    assert log_in(Auth(f"htpasswd:{users}", allow_plaintext=True), name, password).startswith(reply)
+
+
+def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
+    auth = Auth(Htpasswd(users), allow_plaintext=True)
+    assert repr(auth) == f"Auth(Htpasswd({str(users)!r}), allow_plaintext=True)"
+    with dial(smtp_server(start=False, middleware=[auth])) as peer:
+        assert peer.hello().endswith("AUTH PLAIN LOGIN")
+    with pytest.raises(ValueError, match="cannot serve SCRAM-SHA-256, which needs"):
+        Auth(f"htpasswd:{users}", ["PLAIN", "SCRAM-SHA-256"])
+
+
+def test_an_unknown_user_costs_one_hash_of_the_kind_there_is(
+    users: Path, log_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And no more of them get in than there are."""
+    computed = []
+    where = set()
+    real_bcrypt, real_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
+
+    def count_bcrypt(password: bytes, hashed: bytes) -> bool:
+        computed.append("bcrypt")
+        where.add(threading.get_ident())
+        return real_bcrypt(password, hashed)
+
+    def count_argon2(self: Any, hashed: str, password: str) -> bool:
+        computed.append("argon2")
+        where.add(threading.get_ident())
+        return bool(real_argon2(self, hashed, password))
+
+    monkeypatch.setattr(bcrypt, "checkpw", count_bcrypt)
+    monkeypatch.setattr(argon2.PasswordHasher, "verify", count_argon2)
+    auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
+    log_in(auth, "jo", "wrong")
+    log_in(auth, "ann", "wrong")
+    assert computed == ["bcrypt", "argon2"]
+    computed.clear()
+    names = [f"nobody{number}" for number in range(8)]
+    assert {log_in(auth, name, "sesame") for name in names} == {"535 5.7.8 Authentication credentials invalid"}
+    assert len(computed) == len(names)
+    first = list(computed)
+    assert {log_in(auth, name, "sesame")[:3] for name in names} == {"535"}
+    assert computed == first * 2  # always the same one for the same name
+    assert threading.get_ident() not in where
+
+
+def test_others_go_on_while_a_hash_is_computed(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is another greenlet of this hub that lets the hash come to its end."""
+    goes_on = threading.Event()
+    monkeypatch.setattr(bcrypt, "checkpw", lambda password, hashed: goes_on.wait(10))
+    credentials = Credentials("jo", "x", None, "PLAIN", "", None)  # type: ignore[arg-type]
+    checking = spawn(Htpasswd(users).check_password, credentials)
+    spawn(goes_on.set)
+    assert checking.get(timeout=10) is True
+
+
+def test_a_change_is_seen(users: Path, log_in: Any) -> None:
+    auth = Auth(f"htpasswd:{users}", allow_plaintext=True, failures_by_account=None)
+    assert log_in(auth, "jo", "sesame")[:3] == "235"
+    replace(users, f"jo:{bcrypted('halva')}\n")
+    assert log_in(auth, "jo", "sesame")[:3] == "535"
+    assert log_in(auth, "jo", "halva")[:3] == "235"
+    assert log_in(auth, "ann", "tahini")[:3] == "535"
+    replace(users, "")
+    assert log_in(auth, "jo", "halva")[:3] == "535"
+
+
+@pytest.mark.parametrize("text", [None, "jo:{SHA}abc=\n", "nonsense\n", ":x\n", b"\xff:x\n"])
+def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """What was there before counts, and the log says so, once."""
+    auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
+    if text is None:
+        users.unlink()
+    else:
+        replace(users, text)
+    assert log_in(auth, "jo", "sesame")[:3] == "235"
+    assert log_in(auth, "jo", "wrong")[:3] == "535"
+    assert caplog.text.count("has changed, and what it had before counts") == 1
+    assert "abc=" not in caplog.text
+    replace(users, f"jo:{bcrypted('halva')}\n")
+    assert log_in(auth, "jo", "halva")[:3] == "235"
+
+
+def replace(path: Path, text: str | bytes) -> None:
+    """As an editor does; the times differ however coarse the clock is."""
+    was = path.stat().st_mtime_ns if path.exists() else 0
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    os.utime(path, ns=(was + 2_000_000_000, was + 2_000_000_000))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jo:sesame\n", "line 1: the hash is neither"),
+        ("# x\njo:$apr1$abc$def\n", "line 2: the hash is neither"),
+        ("jo\n", "line 1: a line is name:hash"),
+        ("jo:$2b$04$short\n", "line 1: the hash is neither"),
+        ("jo:$argon2id$v=19$m=8,t=1\n", "line 1: the hash is neither"),
+    ],
+)
+def test_a_file_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "users"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        Htpasswd(path)
+    assert "sesame" not in str(caught.value)
+
+
+def test_a_file_that_is_too_large(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_FILE", 100)
+    with pytest.raises(ValueError, match="more than 100 octets"):
+        Htpasswd(users)
+
+
+def test_a_hash_that_cannot_be_computed(users: Path, log_in: Any, caplog: pytest.LogCaptureFixture) -> None:
+    users.write_text(CHEAP.hash("x").replace("t=1", "t=0").join(["jo:", "\n"]))
+    assert log_in(Auth(f"htpasswd:{users}", allow_plaintext=True), "jo", "x").startswith("454 4.7.0")
+    assert "cannot be computed" in caplog.text
+    assert "$argon2" not in caplog.text
+
+
+@pytest.mark.parametrize("library", ["argon2", "bcrypt"])
+def test_without_a_library(users: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[passwords\]"):
+        Auth(f"htpasswd:{users}")
+
+
+@pytest.mark.parametrize("path", [None, 7, ""])
+def test_no_path(path: Any) -> None:
+    with pytest.raises(TypeError, match="takes a path"):
+        Htpasswd(path)

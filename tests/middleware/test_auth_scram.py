@@ -1,0 +1,372 @@
+"""SCRAM-SHA-256 and -PLUS, with scramp's client at the other end, over real connections."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import ssl
+import sys
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trustme
+from gevent import ssl as gevent_ssl
+from scramp import ScramClient, ScramException  # type: ignore[import-untyped]
+from scramp.core import CBindData  # type: ignore[import-untyped]
+
+from greensmtp.middleware import Auth
+from greensmtp.protocol.channel_binding import end_point_binding
+from greensmtp.protocol.sasl_claims import ScramKeys
+from greensmtp.testing import Peer, dial
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from greensmtp.testing.fixtures import MakeServer
+    from tests.conftest import Certificate
+
+USERS = {"jo": "sesame", "ann,=x": "pässword"}
+
+
+def b64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+def first(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256", cut: int | None = None) -> str:
+    """Send the client's first message; give the answer, decoded where it is a challenge."""
+    peer.send(f"AUTH {mechanism} {b64(client.get_client_first())}\r\n", cut=cut)
+    return answer(peer)
+
+
+def answer(peer: Peer) -> str:
+    reply = peer.reply()
+    return b64decode(reply[4:]).decode() if reply.startswith("334") else reply
+
+
+def log_in(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256") -> str:
+    """Hold the exchange; the server has proved itself when it comes to an end."""
+    challenge = first(peer, client, mechanism)
+    if challenge[:3].isdigit():
+        return challenge
+    client.set_server_first(challenge)
+    peer.line(b64(client.get_client_final()))
+    proof = answer(peer)
+    if proof[:3].isdigit():
+        return proof
+    client.set_server_final(proof)
+    peer.line("")
+    return peer.reply()
+
+
+def client_for(name: str, password: str, **options: Any) -> Any:
+    return ScramClient(["SCRAM-SHA-256"], name, password, **options)
+
+
+@pytest.mark.parametrize(("name", "password"), USERS.items())
+def test_in_the_clear(smtp_server: MakeServer, name: str, password: str) -> None:
+    server = smtp_server(start=False, middleware=[Auth(USERS)])
+    known = []
+
+    @server.on("auth")
+    def keep(session: Any, identity: Any, ack: Any) -> None:
+        known.append(identity)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert log_in(peer, client_for(name, "wrong")).startswith("535 5.7.8")
+        assert log_in(peer, client_for("nobody", password)).startswith("535 5.7.8")
+        assert log_in(peer, client_for(name, password)).startswith("235 2.7.0")
+    ((identity),) = known
+    assert (identity.authcid, identity.mechanism) == (name, "SCRAM-SHA-256")
+
+
+def test_cut_at_every_octet(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, middleware=[Auth(USERS)])
+    length = len(f"AUTH SCRAM-SHA-256 {b64('n,,n=jo,r=nonce')}\r\n")
+    cut = 0
+    while cut <= length:
+        with dial(server) as peer:
+            peer.hello()
+            client = client_for("jo", "sesame", c_nonce="nonce")
+            client.set_server_first(first(peer, client, cut=cut))
+            final = f"{b64(client.get_client_final())}\r\n"
+            length = max(length, len(final))
+            peer.send(final, cut=min(cut, len(final)))
+            client.set_server_final(answer(peer))
+            peer.send("\r\nNOOP\r\n", cut=min(cut, 8))
+            peer.expect("235", "250")
+        cut += 1
+
+
+@pytest.mark.parametrize(
+    ("final", "reply"),
+    [
+        ("*", "501 5.7.0"),
+        (b64("c=biws"), "535"),
+        (b64("c=biws,r=other,p=AAAA"), "535"),
+        (b64("c=!,r=x,p=x"), "535"),
+        ("/w==", "501 5.5.2"),
+        ("", "535"),
+    ],
+)
+def test_a_final_message_that_is_none(smtp_server: MakeServer, final: str, reply: str) -> None:
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        peer.hello()
+        assert first(peer, client_for("jo", "sesame")).startswith("r=")
+        peer.line(final)
+        peer.expect(reply)
+
+
+def test_something_after_the_proof(smtp_server: MakeServer) -> None:
+    with dial(smtp_server(start=False, middleware=[Auth(USERS, required=True)])) as peer:
+        peer.hello()
+        client = client_for("jo", "sesame")
+        client.set_server_first(first(peer, client))
+        peer.line(b64(client.get_client_final()))
+        assert answer(peer).startswith("v=")
+        peer.line("AA==")
+        peer.expect("501 5.5.2")
+        peer.line("MAIL FROM:<>")
+        peer.expect("530")
+
+
+# Unknown users
+
+
+def salt(challenge: str) -> str:
+    match = re.fullmatch(r"r=[^,]{40,},s=([A-Za-z0-9+/]{22}==),i=4096", challenge)
+    assert match, challenge
+    return match[1]
+
+
+def test_an_unknown_user_cannot_be_told_from_a_known_one(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A challenge of the same form, the same salt each time, and the same work for it."""
+    computed = []
+    real = hashlib.pbkdf2_hmac
+
+    def counting(name: str, password: bytes, salt: bytes, iterations: int) -> bytes:
+        computed.append((name, len(salt), iterations))
+        return real(name, password, salt, iterations)
+
+    monkeypatch.setattr(hashlib, "pbkdf2_hmac", counting)
+    auth = Auth({"jo": "sesame", "odd": "\u0007"}, failures_by_client=None, failures_by_account=None)
+    work = []
+    with dial(smtp_server(start=False, middleware=[auth])) as peer:
+        peer.hello()
+        salts = []
+        for name in ("jo", "jo", "nobody", "nobody", "who", "odd"):
+            before = len(computed)
+            salts.append(salt(first(peer, client_for(name, "x"))))
+            peer.line("*")
+            peer.expect("501")
+            work.append(computed[before:])
+    once = [("sha256", 16, 4096)]
+    assert work == [once, [], once, [], once, once]
+    assert salts[0] == salts[1]
+    assert salts[2] == salts[3]
+    assert len(set(salts)) == 4
+
+
+def test_a_password_that_changes(smtp_server: MakeServer) -> None:
+    users = {"jo": "sesame"}
+    server = smtp_server(start=False, middleware=[Auth(users)])
+    with dial(server) as peer:
+        peer.hello()
+        assert log_in(peer, client_for("jo", "sesame")).startswith("235")
+    users["jo"] = "tahini"
+    with dial(server) as peer:
+        peer.hello()
+        assert log_in(peer, client_for("jo", "sesame")).startswith("535")
+        assert log_in(peer, client_for("jo", "tahini")).startswith("235")
+    del users["jo"]
+    with dial(server) as peer:
+        peer.hello()
+        assert log_in(peer, client_for("jo", "tahini")).startswith("535")
+
+
+def test_a_backend_of_keys(smtp_server: MakeServer) -> None:
+    keys = {"jo": ScramKeys.derive("sesame", iterations=5000)}
+
+    class Store:
+        def get_scram_keys(self, username: str) -> ScramKeys | None:
+            return keys.get(username)
+
+    with dial(smtp_server(start=False, middleware=[Auth(Store())])) as peer:
+        assert peer.hello().endswith("AUTH SCRAM-SHA-256")
+        assert log_in(peer, client_for("jo", "tahini")).startswith("535")
+        challenges = set()
+        for _ in range(2):
+            challenges.add(salt(first(peer, client_for("nobody", "x"))))
+            peer.line("*")
+            peer.expect("501")
+        assert len(challenges) == 1
+        assert log_in(peer, client_for("nobody", "sesame")).startswith("5")
+        assert log_in(peer, client_for("jo", "sesame")).startswith("235")
+    assert "stored_key" not in repr(keys)
+
+
+def test_a_backend_of_keys_that_gives_something_else(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    class Store:
+        def get_scram_keys(self, username: str) -> Any:
+            return (b"salt", b"hunter2", b"hunter2", 4096)
+
+    with dial(smtp_server(start=False, middleware=[Auth(Store())])) as peer:
+        peer.hello()
+        assert first(peer, client_for("jo", "x")).startswith("454 4.7.0")
+    assert "raised TypeError" in caplog.text
+    assert "hunter2" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"salt": b"short"}, {"stored_key": b""}, {"server_key": b"x" * 31}, {"iterations": 4095}]
+)
+def test_keys_that_cannot_be(wrong: Any) -> None:
+    good: dict[str, Any] = {"salt": b"s" * 16, "stored_key": b"k" * 32, "server_key": b"k" * 32}
+    ScramKeys(**good)
+    with pytest.raises(ValueError, match="12 octets"):
+        ScramKeys(**good | wrong)
+
+
+# -PLUS
+
+
+def secured(
+    smtp_server: MakeServer, certificate: Any, version: ssl.TLSVersion, auth: Auth, *, starttls: bool = False
+) -> Peer:
+    server = smtp_server(
+        start=False,
+        middleware=[auth],
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+        implicit_tls=not starttls,
+    )
+    context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = version
+    peer = dial(server)
+    if starttls:
+        peer.hello()
+        peer.line("STARTTLS")
+        peer.expect("220")
+    peer.start_tls(context)
+    if starttls:
+        peer.line("EHLO x")
+        assert "SCRAM-SHA-256-PLUS" in peer.expect("250")
+    else:
+        assert "SCRAM-SHA-256-PLUS" in peer.hello()
+    return peer
+
+
+def bound(peer: Peer, kind: str) -> Any:
+    if kind == "tls-unique":
+        data = peer.socket.get_channel_binding(kind)
+    else:
+        data = CBindData.from_der(peer.socket.getpeercert(True)).data
+    return ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=(kind, data))
+
+
+@pytest.mark.parametrize("starttls", [False, True])
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "tls-server-end-point"),
+        (ssl.TLSVersion.TLSv1_2, "tls-server-end-point"),
+        (ssl.TLSVersion.TLSv1_2, "tls-unique"),
+    ],
+)
+def test_plus(
+    smtp_server: MakeServer, certificate: Certificate, version: ssl.TLSVersion, kind: str, starttls: bool
+) -> None:
+    with secured(smtp_server, certificate, version, Auth(USERS), starttls=starttls) as peer:
+        assert log_in(peer, bound(peer, kind), "SCRAM-SHA-256-PLUS").startswith("235 2.7.0")
+
+
+def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
+    """As it is with somebody in the middle who has a certificate of his own."""
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+        other = ("tls-server-end-point", b"x" * 32)
+        client = ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=other)
+        assert log_in(peer, client, "SCRAM-SHA-256-PLUS").startswith("535 5.7.8")
+
+
+def test_no_tls_unique_in_tls_1_3(smtp_server: MakeServer, certificate: Certificate) -> None:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+        assert log_in(peer, bound(peer, "tls-unique"), "SCRAM-SHA-256-PLUS").startswith("535 5.7.8")
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "header", "reply"),
+    [
+        ("SCRAM-SHA-256", "n,,", "334"),
+        ("SCRAM-SHA-256", "y,,", "535"),  # somebody has taken -PLUS out of the offer
+        ("SCRAM-SHA-256", "p=tls-server-end-point,,", "535"),
+        ("SCRAM-SHA-256-PLUS", "n,,", "535"),
+        ("SCRAM-SHA-256-PLUS", "y,,", "535"),
+        ("SCRAM-SHA-256-PLUS", "p=tls-exporter,,", "535"),
+    ],
+)
+def test_binding_flags(
+    smtp_server: MakeServer, certificate: Certificate, mechanism: str, header: str, reply: str
+) -> None:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+        peer.line(f"AUTH {mechanism} {b64(header + 'n=jo,r=nonce')}")
+        peer.expect(reply)
+
+
+def test_without_plus_nobody_misses_it(smtp_server: MakeServer) -> None:
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        peer.hello()
+        peer.line(f"AUTH SCRAM-SHA-256 {b64('y,,n=jo,r=nonce')}")
+        peer.expect("334")
+
+
+def test_a_context_whose_certificate_nobody_knows(smtp_server: MakeServer, certificate: Certificate) -> None:
+    """-PLUS is offered where there is something to bind to: in TLS 1.2."""
+    for version, there in ((ssl.TLSVersion.TLSv1_3, False), (ssl.TLSVersion.TLSv1_2, True)):
+        context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate.certfile, certificate.keyfile)
+        context.maximum_version = version
+        server = smtp_server(start=False, middleware=[Auth(USERS)], ssl_context=context, implicit_tls=True)
+        assert server.certificate is None
+        with dial(server) as peer:
+            peer.start_tls()
+            assert ("SCRAM-SHA-256-PLUS" in peer.hello()) == there
+
+
+def test_the_binding_is_what_a_client_makes_of_the_certificate(certificate: Certificate) -> None:
+    pem = certificate.certfile.read_text()
+    der = ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END") + len("-----END CERTIFICATE-----")])
+    assert end_point_binding(der) == hashlib.sha256(der).digest()
+    assert end_point_binding(b"not a certificate") is None
+
+
+def test_the_key_may_stand_before_the_certificate(smtp_server: MakeServer, tmp_path: Path) -> None:
+    both = tmp_path / "both.pem"
+    blob = trustme.CA().issue_cert("mx.example.com").private_key_and_cert_chain_pem
+    blob.write_to_path(str(both))
+    server = smtp_server(start=False, certfile=both)
+    assert server.certificate is not None
+    assert ssl.DER_cert_to_PEM_cert(server.certificate).strip() in both.read_text()
+
+
+def test_without_scramp(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer) -> None:
+    monkeypatch.setitem(sys.modules, "scramp", None)
+    with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[scram\]"):
+        Auth(USERS, ["SCRAM-SHA-256"])
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        assert "AUTH CRAM-MD5" in peer.hello()
+
+
+def test_the_client_is_not_fooled() -> None:
+    """What these tests stand on: scramp's client does look at the server's proof."""
+    client = client_for("jo", "sesame", c_nonce="nonce")
+    client.get_client_first()
+    client.set_server_first("r=nonce123,s=AAAAAAAAAAAAAAAAAAAAAA==,i=4096")
+    client.get_client_final()
+    with pytest.raises(ScramException):
+        client.set_server_final("v=AAAA")

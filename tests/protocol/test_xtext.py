@@ -1,0 +1,44 @@
+"""xtext, by RFC 3461 section 4."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol.xtext import decode_xtext
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("", ""), ("jo@example.com", "jo@example.com"), ("e+3Dmc2+2B", "e=mc2+"), ("+C3+BC", "\u00fc"), ("+20", " ")],
+)
+def test_decoded(text: str, meant: str) -> None:
+    assert decode_xtext(text) == meant
+
+
+@pytest.mark.parametrize(
+    "text", ["+", "+3", "+3d", "+zz", "a=b", "a b", "\u00fc", "+FF", "+ED+A0+80", "a\n", "+\uff11\uff12"]
+)
+def test_refused(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        decode_xtext(text)
+
+
+@given(st.text())
+def test_what_is_encoded_comes_back(text: str) -> None:
+    try:
+        octets = text.encode()
+    except UnicodeEncodeError:
+        return
+    encoded = "".join(chr(octet) if 33 <= octet <= 126 and octet not in b"+=" else f"+{octet:02X}" for octet in octets)
+    assert decode_xtext(encoded) == text
+
+
+@given(st.text(alphabet="+=0123456789ABCDEFabcdef@ \u00fc"))
+def test_anything(text: str) -> None:
+    try:
+        decode_xtext(text)
+    except ProtocolError:
+        pass
