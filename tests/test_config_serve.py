@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import smtplib
 import socket
@@ -167,6 +168,44 @@ def test_a_certificate_for_all_and_one_of_its_own(serve: Serve, tmp_path: Path, 
                 client.starttls(context=context)
             client.sendmail("ann@example.com", ["bob@example.org"], b"Subject: x\r\n\r\n")
     assert [b"with ESMTPS id" in mail for mail in server.mail] == [True, True, False]
+
+
+def test_users_whose_passwords_stand_elsewhere(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "boop").write_text("sesame\n")
+    (tmp_path / "greensmtp.toml").write_text(
+        """
+        [[listeners]]
+        url = "127.0.0.1:0"
+        [[listeners]]
+        url = "127.0.0.1:0"
+        [[listeners.middleware]]
+        use = "RateLimit"
+        limit = "1/hour"
+        by = "identity"
+        [[listeners.middleware]]
+        use = "Auth"
+        backend = { beep = { env = "BEEP" }, boop = { file = "boop" } }
+        mechanisms = ["PLAIN"]
+        allow_plaintext = true
+        required = true
+        """
+    )
+    server = serve("--config", "greensmtp.toml", "-vv", listeners=2, env=os.environ | {"BEEP": "mellon"})
+    port = int(server.urls[1].rpartition(":")[2])
+    for user, password in (("beep", "mellon"), ("boop", "sesame")):
+        with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
+            client.login(user, password)
+            client.sendmail("ann@example.com", ["bob@example.org"], b"Subject: x\r\n\r\n")
+            with pytest.raises(smtplib.SMTPSenderRefused, match=r"450"):
+                client.sendmail("ann@example.com", ["bob@example.org"], b"Subject: x\r\n\r\n")
+    with smtplib.SMTP("127.0.0.1", port, timeout=10) as client, pytest.raises(smtplib.SMTPSenderRefused, match="530"):
+        client.sendmail("ann@example.com", ["bob@example.org"], b"")
+    with server.dial(0) as peer:
+        assert "AUTH" not in peer.hello()
+    assert server.stop() == 0
+    assert len(server.mail) == 2
+    assert "mellon" not in server.log
+    assert "sesame" not in server.log
 
 
 def test_plugins_delivery_and_the_log_are_as_the_file_says(serve: Serve, tmp_path: Path) -> None:

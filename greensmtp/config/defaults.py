@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
-#: The stack where no other is said, outermost first: what does no harm on a developer's machine. One that wants
-#: a library which is not installed is left out.
-DEFAULT_STACK: tuple[dict[str, Any], ...] = ({"use": "Logging"},)
+#: The stack where no other is said, outermost first: what does no harm on a developer's machine, where all clients
+#: have one address and may be a test of load. One that wants a library which is not installed is left out.
+DEFAULT_STACK: tuple[dict[str, Any], ...] = (
+    {"use": "Logging"},
+    {"use": "ConnectionLimit", "per_address": 500, "per_network": False},
+    {"use": "Tarpit", "delay": 0.5, "maximum": 5.0, "free": 5},
+    {"use": "RateLimit", "limit": "60000/minute", "strategy": "fixed-window"},
+)
 
 DEFAULT_URL = "127.0.0.1:1025"
 DEFAULT_MAILDIR = "maildir"
