@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from greensmtp.config.loading import Loaded
 from greensmtp.config.mistakes import Mistake
 from greensmtp.config.model import ListenerSection, MiddlewareSection
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.log import logger
 from greensmtp.plugins import PluginError, middleware_factory, plug_in
 from greensmtp.probing import probe_log, probe_maildir
 from greensmtp.server import SMTPServer
@@ -25,8 +25,6 @@ from greensmtp.stream import MessageStream
 from greensmtp.urls import Listen
 
 Made = TypeVar("Made")
-
-logger = logging.getLogger("greensmtp")
 
 #: SMTPServer's arguments, and the keys they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
