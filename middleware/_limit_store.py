@@ -145,7 +145,10 @@ def shown_uri(uri: str) -> str:
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
         raise ValueError(f"storage takes 'memory://' or a URI like 'redis://localhost:6379', not {uri!r}")
-    shown = shown_uri(uri)
+    try:
+        shown = shown_uri(uri)
+    except ValueError:
+        raise ValueError("storage is not a URI that can be read") from None  # nor one to be shown
     scheme = uri.partition("://")[0]
     import_limits()
     if scheme == "memory":

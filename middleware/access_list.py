@@ -142,12 +142,15 @@ class AccessList:
         """Read what has changed. One connection waits for it; all others go by what is known."""
         self._looking = True
         result = None
+        patience = Timeout(_PATIENCE)
         try:
-            with Timeout(_PATIENCE):
+            with patience:
                 result = get_hub().threadpool.spawn(self._read_changed)
                 result.get()
-        except Timeout:
-            pass  # it goes on there, and counts for those who come later
+        except Timeout as expired:
+            if expired is not patience:
+                raise  # somebody else's
+            # It goes on there, and counts for those who come later.
         finally:
             if result is None:
                 self._looking = False
@@ -195,7 +198,7 @@ class _NetworkFile:
         """
         # The version first: what is written in the meantime is then read again, rather than missed.
         self._version = self._look()
-        self.networks = list(self._parse(self.path.read_text("utf-8", "replace")))
+        self.networks = list(self._parse(self.path.read_text("utf-8-sig", "replace")))
 
     def read_if_changed(self, news: News) -> bool:
         """Read it when it has changed; True: it was, and it was good. What is wrong with it is told, and once."""

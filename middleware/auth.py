@@ -8,7 +8,7 @@ import traceback
 from base64 import b64encode
 from binascii import Error as BadBase64
 from binascii import a2b_base64
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -83,7 +83,7 @@ class Auth:
     def __init__(
         self,
         backend: Backend | Mapping[str, str] | Check | str,
-        mechanisms: Iterable[str] | None = None,
+        mechanisms: Sequence[str] | None = None,
         required: bool = False,
         allow_plaintext: bool = False,
         *,

@@ -27,7 +27,8 @@ class Passwords:
         return self._users.get(username)
 
     def __repr__(self) -> str:
-        return f"<{len(self._users)} users>"
+        count = len(self._users)
+        return f"<{count} user{'' if count == 1 else 's'}>"
 
 
 class Checker:

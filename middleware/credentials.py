@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+
+from gevent import get_hub
 
 from greensmtp.protocol.sasl_claims import Exchange, ScramKeys
 from greensmtp.session import Session
+
+Result = TypeVar("Result")
 
 
 class Unavailable(Exception):
@@ -82,6 +86,24 @@ class Relays(Protocol):
 
 
 Backend = ChecksPasswords | ChecksTokens | KnowsPasswords | KnowsKeys | Relays
+
+
+def in_pool(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call it in gevent's thread pool, and give what it gives, or raise what it raises; other greenlets go on.
+
+    What is raised goes no other way: gevent would also print it, and nobody knows what an error's text holds.
+    """
+    result, error = get_hub().threadpool.apply(_caught, (function, arguments))
+    if error is not None:
+        raise error
+    return cast(Result, result)
+
+
+def _caught(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
+    try:
+        return function(*arguments), None
+    except Exception as error:
+        return None, error
 
 
 def check_seconds(name: str, value: Any) -> float:

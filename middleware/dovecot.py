@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from gevent import Timeout, socket
+from gevent.lock import BoundedSemaphore
 
 from greensmtp.middleware.credentials import Unavailable, check_path, check_seconds
 from greensmtp.protocol import standard
@@ -29,7 +30,9 @@ MAX_LINE = 16 * 1024
 MAX_HANDSHAKE = 64 * 1024
 #: Challenges in one exchange; no mechanism has more.
 MAX_STEPS = 10
-#: Seconds to leave a Dovecot alone that did not answer, when it is only asked what it offers.
+#: When Dovecot is only asked what it offers, the client waits for its reply to EHLO: seconds that it may take, and
+#: seconds to leave it alone when it did not answer.
+ASKING = 5.0
 PAUSE = 2.0
 
 #: Channel binding is beyond this protocol.
@@ -66,6 +69,7 @@ class DovecotAuth:
         self._timeout = check_seconds("timeout", timeout)
         self._service = service
         self._offered: frozenset[str] = frozenset()
+        self._asking = BoundedSemaphore(1)
         #: When it may be asked again what it offers.
         self._again = 0.0
 
@@ -75,23 +79,34 @@ class DovecotAuth:
         :raises Unavailable: nobody knows.
         """
         if not self._offered:
-            if monotonic() < self._again:
-                raise Unavailable(f"{self._path}: no answer a moment ago")
-            self._again = monotonic() + PAUSE
-            with self._connected():
-                pass
+            with self._asking:  # one for all who want to know
+                if not self._offered:
+                    self._ask()
         return self._offered
+
+    def _ask(self) -> None:
+        if monotonic() < self._again:
+            raise Unavailable(f"{self._path}: no answer a moment ago")
+        try:
+            with self._connected(min(self._timeout, ASKING)):
+                pass
+        except Unavailable:
+            self._again = monotonic() + PAUSE
+            raise
 
     def relay(self, mechanism: str, session: Session) -> Exchange:
         """Hold one exchange; the name in it is claimed before Dovecot is told anything."""
         row = MECHANISMS[mechanism]
-        response = (yield b"") if row.takes_initial and mechanism != "LOGIN" else None
-        if response is not None:
+        request = [*self._request(mechanism, session)]
+        client_first = row.takes_initial and mechanism != "LOGIN"
+        if client_first:
+            response = yield b""
             yield Claim(username=row.name_in(response), mechanism=mechanism)
-        with self._connected() as line:
+            request.append(f"resp={_encode(response)}")  # the last field, always
+        with self._connected(self._timeout) as line:
             if mechanism not in self._offered:
                 raise Refused(standard.AUTH_UNKNOWN_MECHANISM)
-            line.send(*self._auth(mechanism, session), *([] if response is None else [f"resp={_encode(response)}"]))
+            line.send(*request)
             for step in range(MAX_STEPS):
                 word, fields = line.answer()
                 if word == "OK":
@@ -99,12 +114,12 @@ class DovecotAuth:
                 if word == "FAIL":
                     raise Refused(_refusal(fields))
                 response = yield _decode(fields[0] if fields else "")
-                if step == 0 and not (row.takes_initial and mechanism != "LOGIN"):
+                if step == 0 and not client_first:
                     yield Claim(username=row.name_in(response), mechanism=mechanism)
                 line.send("CONT", "1", _encode(response))
             raise Unavailable(f"{self._path}: challenges without end")
 
-    def _auth(self, mechanism: str, session: Session) -> Iterator[str]:
+    def _request(self, mechanism: str, session: Session) -> Iterator[str]:
         yield from ("AUTH", "1", mechanism, f"service={self._service}", "nologin")
         if session.tls:
             yield "secured=tls"
@@ -114,16 +129,16 @@ class DovecotAuth:
                     yield f"{name}ip={ipaddress.ip_address(address[0].partition('%')[0])}"
                     yield f"{name}port={int(address[1])}"
                 except (ValueError, AttributeError):
-                    pass  # what it is, only the one knows who put it there
+                    pass  # no address: somebody has put something else there
 
     @contextmanager
-    def _connected(self) -> Iterator[_Line]:
-        """A connection with its handshake done.
+    def _connected(self, timeout: float) -> Iterator[_Line]:
+        """A connection with its handshake done, which may take that long, like each answer.
 
         :raises Unavailable: there is none.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-            line = _Line(sock, self._path, self._timeout)
+            line = _Line(sock, self._path, timeout)
             self._offered = line.shake_hands() or self._offered
             yield line
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Any, NamedTuple
 
-from gevent import get_hub
 from gevent.lock import BoundedSemaphore
+from gevent.monkey import get_original
 
-from greensmtp.middleware.credentials import Credentials, Unavailable, check_path
+from greensmtp.middleware.credentials import Credentials, Unavailable, check_path, in_pool
 
 logger = logging.getLogger("greensmtp")
 
@@ -55,8 +55,10 @@ class Htpasswd:
         self._verify = _verifier()
         self._pepper = token_bytes(32)
         self._turns = BoundedSemaphore(AT_ONCE)
+        #: For threads of the pool, and so the real one, in a patched process too.
+        self._reading = get_original("_thread", "allocate_lock")()
         try:
-            self._stamp = self._look()
+            self._stamp: _Stamp | None = self._look()
             self._users = _read(self._path)
             #: Why the file cannot be read again.
             self._trouble = ""
@@ -67,7 +69,7 @@ class Htpasswd:
         """Is this his password? Other greenlets go on meanwhile."""
         assert credentials.password is not None
         with self._turns:
-            return bool(get_hub().threadpool.apply(self._check, (credentials.username, credentials.password)))
+            return in_pool(self._check, credentials.username, credentials.password)
 
     # In the thread pool
 
@@ -85,16 +87,24 @@ class Htpasswd:
 
     def _current(self) -> _Users:
         """The users, as the file has them now."""
-        try:
-            stamp = self._look()
-            if stamp != self._stamp:
-                self._users, self._stamp, self._trouble = _read(self._path), stamp, ""
-        except (OSError, ValueError) as error:
-            trouble = str(error.strerror if isinstance(error, OSError) else error)
-            if trouble != self._trouble:  # once, not at every login
-                logger.error("auth: %s has changed, and what it had before counts: %s", self, trouble)
-                self._trouble = trouble
-        return self._users
+        with self._reading:
+            try:
+                stamp = self._look()
+                if stamp != self._stamp:
+                    self._stamp = stamp  # once, whatever is in it
+                    self._users = _read(self._path)
+                    self._trouble = ""
+            except ValueError as error:
+                self._complain(str(error))
+            except OSError as error:
+                self._stamp = None
+                self._complain(str(error.strerror))
+            return self._users
+
+    def _complain(self, trouble: str) -> None:
+        if trouble != self._trouble:  # once, not at every login
+            logger.error("auth: %s has changed, and what it had before counts: %s", self, trouble)
+            self._trouble = trouble
 
     def _look(self) -> _Stamp:
         status = self._path.stat()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from greensmtp.chain import Proceed
 from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
-from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store, shown_uri
+from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
 from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
@@ -144,7 +144,6 @@ class RateLimit:
                 raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; take "sliding-window-counter" for more')
         self._store = open_store(storage, timeout)
         self._limiter = STRATEGIES[strategy](self._store.storage)
-        self._shown_storage = shown_uri(storage)
         if not name and storage.startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._names = (name, self.on, self.by if isinstance(self.by, str) else handler_name(self.by))
@@ -280,8 +279,8 @@ class RateLimit:
         shown = [repr(self.limit), f"by={self._names[2]!r}"]
         if self.on != "messages":
             shown.append(f"on={self.on!r}")
-        if self._shown_storage != "memory://":
-            shown.append(f"storage={self._shown_storage!r}")
+        if self._store.shown != "memory://":
+            shown.append(f"storage={self._store.shown!r}")
         return f"RateLimit({', '.join(shown)})"
 
 

@@ -7,8 +7,6 @@ from collections import OrderedDict
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
-from gevent import get_hub
-
 from greensmtp.middleware.credentials import (
     Backend,
     Check,
@@ -18,6 +16,7 @@ from greensmtp.middleware.credentials import (
     KnowsKeys,
     KnowsPasswords,
     Verdict,
+    in_pool,
 )
 from greensmtp.protocol.sasl_claims import Claim, KeysClaim, PasswordClaim, ScramKeys, SecretClaim, TokenClaim
 from greensmtp.protocol.sasl_server import Need
@@ -102,7 +101,7 @@ class Registrar:
         if remembered is not None and remembered[0] == fingerprint:
             self._derived.move_to_end(username)
             return remembered[1]
-        keys: ScramKeys = get_hub().threadpool.apply(_derive, (password, self._nobody, salt))
+        keys = in_pool(_derive, password, self._nobody, salt)
         self._derived[username] = (fingerprint, keys)
         while len(self._derived) > MAX_KEYS:
             self._derived.popitem(last=False)

@@ -9,6 +9,9 @@ from functools import lru_cache
 END_POINT = "tls-server-end-point"
 UNIQUE = "tls-unique"
 
+#: What the one side would bind to, the other would not: libraries do not agree about these.
+_WITHOUT_HASH = frozenset({"ed25519", "ed448"})
+
 #: Hashes that a signature may have been made with, and a binding may not (RFC 5929 section 4.1).
 _TOO_WEAK = frozenset({"md5", "sha1"})
 
@@ -23,7 +26,10 @@ def end_point_binding(certificate: bytes) -> bytes | None:
     from asn1crypto.x509 import Certificate  # type: ignore[import-untyped]
 
     try:
-        name = str(Certificate.load(certificate).hash_algo)
+        parsed = Certificate.load(certificate)
+        if parsed["signature_algorithm"]["algorithm"].native in _WITHOUT_HASH:
+            return None
+        name = str(parsed.hash_algo)
         return hashlib.new("sha256" if name in _TOO_WEAK else name, certificate).digest()
     except ValueError:
         return None

@@ -36,7 +36,8 @@ def parse_scram_first(response: bytes) -> tuple[str, str, str]:
     match = _SCRAM_FIRST.fullmatch(parse_text(response))
     if match is None:
         raise Refused(standard.AUTH_MALFORMED)
-    return match[1], _unescape(match[2] or ""), parse_name(_unescape(match[3]))
+    authzid = _unescape(match[2] or "")
+    return match[1], authzid and parse_name(authzid), parse_name(_unescape(match[3]))
 
 
 def parse_oauthbearer(response: bytes) -> tuple[str, str]:

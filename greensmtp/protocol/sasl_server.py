@@ -96,19 +96,25 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     first = yield b""
     flag, authzid, name = parse_scram_first(first)
     binding = flag.removeprefix("p=") if flag.startswith("p=") else None
-    if authzid or (binding is not None) != mechanism.endswith("-PLUS"):
-        raise Refused(standard.AUTH_INVALID)  # (scramp knows no authzid)
+    if (binding is not None) != mechanism.endswith("-PLUS"):
+        raise Refused(standard.AUTH_INVALID)
     if binding is not None and binding not in channel.bindings:
         raise Refused(standard.AUTH_INVALID)
     if flag == "y" and channel.bindings:
         # It could bind, and believes that we cannot: somebody has taken -PLUS out of our offer.
         raise Refused(standard.AUTH_INVALID)
-    keys: ScramKeys = yield KeysClaim(username=name, mechanism=mechanism)
+    keys: ScramKeys = yield KeysClaim(username=name, mechanism=mechanism, authzid=authzid)
     stored = (keys.salt, keys.stored_key, keys.server_key, keys.iterations)
     bound = None if binding is None else (binding, channel.bindings[binding])
     server: Any = ScramMechanism(mechanism).make_server(lambda _name: stored, channel_binding=bound)
     try:
-        server.set_client_first(first.decode())
+        if authzid:
+            # scramp knows none: it gets the message without, and then the header that the client has signed.
+            _, said, bare = first.decode().split(",", 2)
+            server.set_client_first(f"{flag},,{bare}")
+            server.gs2_header = _Header(f"{flag},{said},", bound)
+        else:
+            server.set_client_first(first.decode())
         challenge: str = server.get_server_first()
     except Exception:  # scramp's, and what malformed messages make it raise
         raise Refused(standard.AUTH_MALFORMED) from None
@@ -123,7 +129,18 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     # What comes with success goes as a challenge that is answered by nothing (RFC 4954 section 4).
     if (yield proof.encode()):
         raise Refused(standard.AUTH_MALFORMED)
-    return _identity(name, "", mechanism)
+    return _identity(name, authzid, mechanism)
+
+
+class _Header:
+    """Stands in for scramp's, which is for messages without an authzid. Were it not asked, no proof would be right."""
+
+    def __init__(self, header: str, bound: tuple[str, bytes] | None) -> None:
+        self._input = header.encode() + (b"" if bound is None else bound[1])
+
+    def make_cbind_input(self, binding: object) -> bytes:
+        """What ``c=`` holds in the client's final message (RFC 5802 section 7)."""
+        return self._input
 
 
 def _oauthbearer(channel: Channel) -> Exchange:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import get_hub
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from greensmtp.middleware import AccessList
+from greensmtp.middleware import AccessList, access_list
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -104,7 +106,9 @@ def test_files_are_read_again_when_they_change(
     smtp_server: MakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "greensmtp.access")
-    deny = write(tmp_path / "deny", "# what is bad\n192.0.2.0/24 ; SBL1\n\n  2001:db8::/32  # and this\n198.51.100.7\n")
+    deny = write(
+        tmp_path / "deny", "\ufeff# what is bad\n192.0.2.0/24 ; SBL1\n\n  2001:db8::/32  # and this\n198.51.100.7\n"
+    )
     allow = write(tmp_path / "allow", "192.0.2.9\n")
     access = AccessList(allow_file=allow, deny_file=deny, check_seconds=0)
     server = smtp_server(start=False, middleware=[access])
@@ -180,6 +184,28 @@ def test_a_file_that_could_not_be_read_for_a_while_is_read_again(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "read_text", refuse)
         assert greeted(server, "192.0.2.1") == "554 5.7.1"
+    assert greeted(server, "192.0.2.1").startswith("220")
+
+
+def test_a_file_system_that_hangs_keeps_one_connection_and_not_for_long(
+    smtp_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    look = access_list._NetworkFile._look
+
+    def hang(self: Any) -> tuple[int, int, int]:
+        release.wait(20)
+        return look(self)
+
+    deny = write(tmp_path / "deny", "192.0.2.0/24\n")
+    server = smtp_server(start=False, middleware=[AccessList(deny_file=deny, check_seconds=0)])
+    write(deny, "198.51.100.0/24\n")
+    monkeypatch.setattr(access_list._NetworkFile, "_look", hang)
+    monkeypatch.setattr(access_list, "_PATIENCE", 0.05)
+    for _ in range(5):
+        assert greeted(server, "192.0.2.1") == "554 5.7.1"  # by what was read before
+    release.set()
+    get_hub().threadpool.join()
     assert greeted(server, "192.0.2.1").startswith("220")
 
 

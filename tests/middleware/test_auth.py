@@ -13,7 +13,7 @@ from gevent import sleep
 
 from greensmtp import Reject
 from greensmtp.middleware import Auth, Logging
-from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.credentials import Credentials, in_pool
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
@@ -168,7 +168,8 @@ def test_lmtp(peer_of: Any) -> None:
         (f"AUTH SCRAM-SHA-256 {b64('n,,n=j=2o,r=abc')}", "501 5.5.2"),
         (f"AUTH SCRAM-SHA-256 {b64('n,,n=jo,r=' + 'a' * 129)}", "501 5.5.2"),
         (f"AUTH SCRAM-SHA-256 {b64('n,,m=1,n=jo,r=abc')}", "501 5.5.2"),
-        (f"AUTH SCRAM-SHA-256 {b64('n,a=ann,n=jo,r=abc')}", "535 5.7.8"),
+        (f"AUTH SCRAM-SHA-256 {b64('n,a=,n=jo,r=abc')}", "501 5.5.2"),
+        (f"AUTH SCRAM-SHA-256 {b64('n,a=' + 'a' * 256 + ',n=jo,r=abc')}", "501 5.5.2"),
         (f"AUTH SCRAM-SHA-256 {b64('p=tls-unique,,n=jo,r=abc')}", "535 5.7.8"),
         ("AUTH SCRAM-SHA-256-PLUS", "504 5.5.4"),
         (f"AUTH XOAUTH2 {b64('user=jo')}", "501 5.5.2"),
@@ -589,6 +590,21 @@ def test_a_callable(peer_of: Any) -> None:
     assert "sesame" not in repr(one)
 
 
+@pytest.mark.parametrize("name", ["", "jo"])
+def test_nobody_is_asked_about_nothing(peer_of: Any, name: str) -> None:
+    """There are directories in which an empty password is an anonymous login, and succeeds."""
+    with peer_of(in_the_clear(lambda credentials: True)) as peer:
+        peer.line(f"AUTH PLAIN {b64(chr(0) + name + chr(0))}")
+        peer.expect("535 5.7.8")
+        peer.line("AUTH LOGIN")
+        peer.expect("334")
+        peer.line(b64(name))
+        if name:
+            peer.expect("334")
+            peer.line("")
+        peer.expect("535 5.7.8")
+
+
 @pytest.mark.parametrize("answer", [None, False, ""])
 def test_no_is_no(peer_of: Any, answer: Any) -> None:
     with peer_of(in_the_clear(lambda credentials: answer)) as peer:
@@ -616,6 +632,20 @@ def test_a_callable_that_raises(peer_of: Any, caplog: pytest.LogCaptureFixture) 
     assert "'sesame'" not in caplog.text
 
 
+def test_a_callable_that_raises_in_the_thread_pool(
+    peer_of: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def check(credentials: Credentials) -> bool:
+        raise KeyError(credentials.password)
+
+    with peer_of(in_the_clear(lambda credentials: in_pool(check, credentials))) as peer:
+        peer.line(f"AUTH PLAIN {PLAIN_JO}")
+        peer.expect("454 4.7.0 Temporary")
+    assert "raised KeyError" in caplog.text
+    assert "'sesame'" not in caplog.text
+    assert capfd.readouterr().err == ""
+
+
 def test_a_callable_that_rejects(peer_of: Any) -> None:
     def check(credentials: Credentials) -> bool:
         raise Reject(432, "4.7.12 a password transition is needed")
@@ -630,6 +660,14 @@ def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureF
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0")
     assert "no answer within 0.01 s" in caplog.text
+
+
+def test_the_password_of_nobody_lets_nobody_in(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What unknown users are checked against is random; were it known, it would be of no use."""
+    monkeypatch.setattr("greensmtp.middleware.registrar.token_urlsafe", lambda octets: "guessed")
+    with peer_of(in_the_clear()) as peer:
+        peer.line(f"AUTH PLAIN {b64(chr(0) + 'nobody' + chr(0) + 'guessed')}")
+        peer.expect("535 5.7.8")
 
 
 # Secrets

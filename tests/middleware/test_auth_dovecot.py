@@ -107,6 +107,17 @@ def test_what_it_offers_and_we_know_is_offered(fake: Fake, peer_of: Any) -> None
     assert repr(auth) == f"Auth(DovecotAuth({str(fake.path)!r}), allow_plaintext=True)"
 
 
+def test_it_is_asked_once_for_all_who_come_at_once(fake: Fake, peer_of: Any) -> None:
+    auth = auth_at(fake)
+    peers = [peer_of(auth) for _ in range(5)]
+    for peer in peers:
+        peer.line("EHLO client.example")
+    for peer in peers:
+        peer.expect("220")
+        assert peer.expect("250").endswith("AUTH CRAM-MD5 PLAIN")
+    assert fake.connections == 1
+
+
 def test_not_in_the_clear(fake: Fake, peer_of: Any) -> None:
     with peer_of(Auth(f"dovecot:{fake.path}")) as peer:
         assert peer.hello().endswith("AUTH CRAM-MD5")
@@ -171,6 +182,7 @@ def test_answers(fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pyte
         peer.expect(reply, "250")
     assert "sesame" not in caplog.text
     assert PLAIN_JO not in caplog.text
+    assert ("a line without end" in caplog.text) == ("x" * 1000 in answer)
 
 
 def test_answers_cut_at_every_octet(fake: Fake, peer_of: Any) -> None:
@@ -208,7 +220,7 @@ def test_a_name_with_escapes(fake: Fake, smtp_server: MakeServer) -> None:
         "VERSION\t2\t0\nDONE\n",
         "VERSION\n",
         "VERSION\t1\t2\nMECH\tPLAIN\n",  # and then nothing
-        "VERSION\t1\t2\n" + "MECH\tX-NEW\n" * 10_000 + "DONE\n",
+        "VERSION\t1\t2\nMECH\tPLAIN\n" + "MECH\tX-NEW\n" * 10_000 + "DONE\n",
         "x" * 100_000,
     ],
 )

@@ -158,6 +158,22 @@ def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pyt
     assert log_in(auth, "jo", "halva")[:3] == "235"
 
 
+def test_a_file_that_is_malformed_is_read_once(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    real = module._read
+
+    def counting(path: Path) -> Any:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(module, "_read", counting)
+    backend = Htpasswd(users)
+    replace(users, "nonsense\n")
+    for _ in range(3):
+        assert backend._check("jo", "sesame")
+    assert len(read) == 2
+
+
 def replace(path: Path, text: str | bytes) -> None:
     """As an editor does; the times differ however coarse the clock is."""
     was = path.stat().st_mtime_ns if path.exists() else 0

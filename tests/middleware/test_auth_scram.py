@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import ssl
 import sys
 from base64 import b64decode, b64encode
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from gevent import ssl as gevent_ssl
 from scramp import ScramClient, ScramException  # type: ignore[import-untyped]
 from scramp.core import CBindData  # type: ignore[import-untyped]
@@ -132,7 +137,75 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
         peer.expect("530")
 
 
+# To act as somebody else
+
+
+def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: bytes = b"") -> str:
+    """jo's exchange, by hand: scramp's client names no authzid."""
+    bare = "n=jo,r=nonce"
+    peer.line(f"AUTH SCRAM-SHA-256{'-PLUS' * bool(bound_to)} {b64(header + bare)}")
+    challenge = answer(peer)
+    nonce, salt, _ = (field[2:] for field in challenge.split(","))
+    salted = hashlib.pbkdf2_hmac("sha256", b"sesame", b64decode(salt), 4096)
+    key = hmac.digest(salted, b"Client Key", "sha256")
+    binding = b64encode((header if signed is None else signed).encode() + bound_to).decode()
+    final = f"c={binding},r={nonce}"
+    signature = hmac.digest(hashlib.sha256(key).digest(), f"{bare},{challenge},{final}".encode(), "sha256")
+    proof = bytes(one ^ other for one, other in zip(key, signature, strict=True))
+    peer.line(b64(f"{final},p={b64encode(proof).decode()}"))
+    reply = answer(peer)
+    if reply[:3].isdigit():
+        return reply
+    assert reply.startswith("v=")
+    peer.line("")
+    return peer.reply()
+
+
+@pytest.mark.parametrize(
+    ("header", "signed", "code"),
+    [
+        ("n,,", None, "235"),
+        ("n,a=jo,", None, "235"),
+        ("y,a=jo,", None, "235"),
+        ("n,a=ann,", None, "535"),
+        ("n,a=jo,", "n,,", "535"),
+        ("n,a=jo,", "n,a=ann,", "535"),
+        ("n,,", "n,a=jo,", "535"),
+    ],
+)
+def test_authzid(smtp_server: MakeServer, header: str, signed: str | None, code: str) -> None:
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        peer.hello()
+        assert log_in_as(peer, header, signed)[:3] == code
+
+
+def test_authorize(smtp_server: MakeServer) -> None:
+    asked = []
+
+    def authorize(identity: Any, session: Any) -> bool:
+        asked.append((identity.authcid, identity.authzid))
+        return bool(identity.authzid == "of,fice")
+
+    with dial(smtp_server(start=False, middleware=[Auth(USERS, authorize=authorize)])) as peer:
+        peer.hello()
+        assert log_in_as(peer, "n,a=boss,").startswith("535 5.7.8")
+        assert log_in_as(peer, "n,a=of=2Cfice,", "n,a=boss,").startswith("535 5.7.8")
+        assert log_in_as(peer, "n,a=of=2Cfice,").startswith("235")
+    assert asked == [("jo", "boss"), ("jo", "of,fice")]
+
+
 # Unknown users
+
+
+@pytest.mark.parametrize(("name", "password"), [("nobody", "guessed"), ("odd", "guessed"), ("empty", "")])
+def test_the_password_of_nobody_lets_nobody_in(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str, password: str
+) -> None:
+    monkeypatch.setattr("greensmtp.middleware.registrar.token_urlsafe", lambda octets: "guessed")
+    users = {"jo": "sesame", "odd": "\u0007", "empty": ""}
+    with dial(smtp_server(start=False, middleware=[Auth(users)])) as peer:
+        peer.hello()
+        assert log_in(peer, client_for(name, password)).startswith("535 5.7.8")
 
 
 def salt(challenge: str) -> str:
@@ -286,6 +359,14 @@ def test_plus(
         assert log_in(peer, bound(peer, kind), "SCRAM-SHA-256-PLUS").startswith("235 2.7.0")
 
 
+def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) -> None:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+        header = "p=tls-server-end-point,a=jo,"
+        assert log_in_as(peer, header, bound_to=b"x" * 32).startswith("535")
+        data = CBindData.from_der(peer.socket.getpeercert(True)).data
+        assert log_in_as(peer, header, bound_to=data).startswith("235")
+
+
 def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
     """As it is with somebody in the middle who has a certificate of his own."""
     with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
@@ -343,6 +424,22 @@ def test_the_binding_is_what_a_client_makes_of_the_certificate(certificate: Cert
     der = ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END") + len("-----END CERTIFICATE-----")])
     assert end_point_binding(der) == hashlib.sha256(der).digest()
     assert end_point_binding(b"not a certificate") is None
+
+
+@pytest.mark.parametrize(
+    ("key", "signed_with", "bound_by"),
+    [
+        (lambda: ec.generate_private_key(ec.SECP256R1()), hashes.SHA512(), hashlib.sha512),
+        (lambda: ec.generate_private_key(ec.SECP384R1()), hashes.SHA384(), hashlib.sha384),
+        (ed25519.Ed25519PrivateKey.generate, None, None),  # has no hash function of its own
+    ],
+)
+def test_the_binding_has_the_hash_of_the_signature(key: Any, signed_with: Any, bound_by: Any) -> None:
+    private = key()
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mx.example.com")])
+    builder = x509.CertificateBuilder(name, name, private.public_key(), 1, datetime(2020, 1, 1), datetime(2040, 1, 1))
+    der = builder.sign(private, signed_with).public_bytes(serialization.Encoding.DER)
+    assert end_point_binding(der) == (bound_by and bound_by(der).digest())
 
 
 def test_the_key_may_stand_before_the_certificate(smtp_server: MakeServer, tmp_path: Path) -> None:

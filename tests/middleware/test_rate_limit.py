@@ -453,6 +453,9 @@ def test_no_secret_is_shown() -> None:
     with pytest.raises(ValueError, match="storage 'redis://localhost:nine/0' is not a URI") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@localhost:nine/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
+    with pytest.raises(ValueError, match="storage is not a URI that can be read") as caught:
+        RateLimit("1/minute", storage="redis://user:hunter2@local\u2100host:1/0")
+    assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     assert _limit_store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
 
 

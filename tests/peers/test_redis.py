@@ -276,6 +276,17 @@ took = monotonic() - began
 assert took < 5, took
 assert ticks > 10, ticks  # the hub was never kept
 deliver(41)
+if not {patched}:
+    # Not many more were tried than there are threads, and no thread is kept.
+    gevent.with_timeout(5, gevent.get_hub().threadpool.apply, int)
+    silent.settimeout(0)
+    tried = []
+    try:
+        while True:
+            tried.append(silent.accept()[0])
+    except BlockingIOError:
+        pass
+    assert len(tried) <= gevent.get_hub().threadpool.maxsize + 5, len(tried)
 print("ok")
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
