@@ -15,11 +15,12 @@ def main() -> None:
     monkey.patch_all()
     try:
         from greensmtp.cli import cli
+
+        cli(prog_name="greensmtp")
     except ModuleNotFoundError as error:
-        if (name := (error.name or "").partition(".")[0]) not in ("click", "pythonjsonlogger"):
+        if (name := (error.name or "").partition(".")[0]) not in ("click", "pydantic", "pythonjsonlogger"):
             raise
         sys.exit(f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'")
-    cli(prog_name="greensmtp")
 
 
 def _fill_standard_streams() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
 from gevent import get_hub
@@ -90,15 +91,19 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class LogHandler(logging.Handler):
-    """Records as lines on standard error.
+    """Records as lines on standard error, or at the end of a file.
 
     :param log_format: ``text``, or ``json``: an object a line.
+    :param target: ``stderr``, or the path of a file.
+    :raises OSError: the file cannot be opened.
     """
 
-    def __init__(self, log_format: str) -> None:
+    def __init__(self, log_format: str, target: str = "stderr") -> None:
+        # (Before logging knows of this handler, and would close it at the end.)
+        self._file = None if target == "stderr" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
         super().__init__()
         self.setFormatter(_json_formatter() if log_format == "json" else _text_formatter())
-        self._writer = LineWriter(sys.stderr, self._format_gap)
+        self._writer = LineWriter(self._file or sys.stderr, self._format_gap)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Soon, and never waiting."""
@@ -110,6 +115,8 @@ class LogHandler(logging.Handler):
     def close(self) -> None:
         """Write what is waiting; ``logging`` calls it when the process ends."""
         self._writer.finish()
+        if self._file is not None:
+            self._file.close()
         super().close()
 
     def _format_gap(self, lines: int) -> str:
@@ -126,13 +133,15 @@ def _json_formatter() -> logging.Formatter:
     return JsonFormatter("%(levelname)s %(name)s %(message)s", timestamp=True, rename_fields=names)
 
 
-def set_up_logging(log_format: str, verbosity: int) -> None:
-    """Records to standard error: warnings; with ``-v`` sessions and messages; with ``-vv`` every command.
+def set_up_logging(log_format: str, level: str, target: str) -> None:
+    """Records of this level and above to standard error or a file: ``warning``; with ``info`` sessions and messages;
+    with ``debug`` every command.
 
     What Python warns of, and what ends a greenlet that nobody waits for, goes there too, not past the format.
+
+    :raises OSError: the file cannot be opened.
     """
-    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
-    logging.basicConfig(level=level, handlers=[LogHandler(log_format)], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[LogHandler(log_format, target)], force=True)
     logging.captureWarnings(True)
     get_hub().print_exception = _log_exception  # type: ignore[method-assign, assignment]
 

@@ -121,22 +121,27 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
     """Start ``greensmtp serve`` with these options and wait until it listens; stopped when the test is over.
 
     It runs in the test's ``tmp_path``, listens on a free port unless ``--listen`` is among the options, and is called
-    ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. The rest goes to Popen.
+    ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. ``listeners=2``: a configuration
+    file names so many, and the rest, too. What else there is goes to Popen.
     """
     running: list[ServeProcess] = []
 
     def start(
-        *options: str | Path, command: Sequence[str | Path] | None = None, wait: bool = True, **popen: Any
+        *options: str | Path,
+        command: Sequence[str | Path] | None = None,
+        wait: bool = True,
+        listeners: int = 0,
+        **popen: Any,
     ) -> ServeProcess:
         given = list(options)
-        if "--listen" not in given:
+        if "--listen" not in given and not listeners:
             given += ["--listen", "127.0.0.1:0"]
-        if "--hostname" not in given:
+        if "--hostname" not in given and not listeners:
             given += ["--hostname", "mx.example.com"]
         command = command or [Path(sys.executable).with_name("greensmtp")]
         serving = ServeProcess([*command, "serve", *given], tmp_path, **popen)
         running.append(serving)
-        for _ in range(given.count("--listen") if wait else 0):
+        for _ in range((listeners or given.count("--listen")) if wait else 0):
             word, url = serving.line().split(" ")
             assert word == "listening"
             serving.urls.append(url)

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from greensmtp import Limits
-from greensmtp.cli import SizeType, cli
+from greensmtp.cli import cli
+from greensmtp.serve_options import SizeType
 
 Serve = Callable[..., Any]
 
@@ -118,7 +119,7 @@ def test_the_version_is_told(tmp_path: Path) -> None:
     assert re.search(r"\d+\.\d+\.\d+", text)
 
 
-@pytest.mark.parametrize("name", ["click", "pythonjsonlogger"])
+@pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger"])
 def test_without_its_extra_it_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
     status, _, error = run("serve", folder=tmp_path, command=(sys.executable, "-c", program))

@@ -1,0 +1,47 @@
+"""A line for every message that was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from greensmtp.chain import Proceed
+from greensmtp.output import LineWriter
+from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.commands import END_OF_DATA, Command, EndOfData
+from greensmtp.protocol.replies import Reply
+from greensmtp.session import Session
+
+
+class Announce:
+    """A line for every message that was accepted, for whichever recipients."""
+
+    verbs = (END_OF_DATA,)
+
+    def __init__(self, stdout: LineWriter) -> None:
+        self._stdout = stdout
+
+    def __repr__(self) -> str:
+        return "Announce()"
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Say it once the reply is settled; LMTP settles one for each recipient in turn."""
+        assert isinstance(command, EndOfData)
+        reply = proceed(session, command)
+        if command.recipient is None:
+            if reply.is_positive:
+                self._say(session, session.to, reply)
+            return reply
+        accepted = session.notes.setdefault(self, [])
+        if reply.is_positive:
+            accepted.append((command.recipient, reply))
+        if command.recipient is session.to[-1]:
+            del session.notes[self]
+            if accepted:
+                self._say(session, [recipient for recipient, _ in accepted], accepted[-1][1])
+        return reply
+
+    def _say(self, session: Session, recipients: Iterable[Address], reply: Reply) -> None:
+        size = session.message.size if session.message is not None else 0
+        to = ",".join(f"<{address}>" for address in recipients)
+        said = str(reply).replace("\n", " | ")
+        self._stdout.say(f"message from=<{session.from_}> to={to} size={size}: {said}")

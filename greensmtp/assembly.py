@@ -1,0 +1,198 @@
+"""A configuration becomes servers, ready to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from greensmtp.ack import Ack
+from greensmtp.chain import Middleware, check_middleware
+from greensmtp.composition import when
+from greensmtp.config.conditions import all_of
+from greensmtp.config.lines import KeyPath
+from greensmtp.config.loading import Loaded
+from greensmtp.config.mistakes import Mistake
+from greensmtp.config.model import ListenerSection, MiddlewareSection
+from greensmtp.delivery.maildir import Maildir
+from greensmtp.log import logger
+from greensmtp.plugins import PluginError, middleware_factory, plug_in
+from greensmtp.probing import probe_log, probe_maildir
+from greensmtp.server import SMTPServer
+from greensmtp.session import Session
+from greensmtp.signals import shared
+from greensmtp.stream import MessageStream
+from greensmtp.urls import Listen
+
+Made = TypeVar("Made")
+
+#: SMTPServer's arguments, and the keys they come from.
+_KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
+
+
+@dataclass(slots=True)
+class Serving:
+    """One server, where it is to listen, and the path of that in the configuration."""
+
+    server: SMTPServer
+    listen: Listen
+    path: KeyPath
+
+
+def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
+    """Make the servers: their stacks, their certificates, then the Maildir and the plugins.
+
+    A stack that several listeners have in common is made once: what it counts, it counts for all of them.
+
+    :param outermost: stands before every stack.
+    :param dry: leave no trace: nothing is made on the disk, and no handler of ours is connected.
+    :raises ConfigError: something cannot be made; with everything that could not.
+    """
+    return _Assembly(loaded, outermost, dry).assemble()
+
+
+@dataclass
+class _Assembly:
+    loaded: Loaded
+    outermost: Middleware | None
+    dry: bool
+    mistakes: list[Mistake] = field(default_factory=list)
+    servers: list[SMTPServer] = field(default_factory=list)
+    maildir: Maildir | None = None
+
+    def assemble(self) -> list[Serving]:
+        stacks = dict(self._stacks())
+        serving = [
+            made
+            for number, listener in enumerate(self.loaded.config.listeners)
+            if (made := self._server(number, listener, stacks)) is not None
+        ]
+        self.servers = [each.server for each in serving]
+        if self.loaded.config.delivery.maildir is not None and not self.dry:
+            # Before the plugins: process-wide handlers come before a server's own, in the order of connecting.
+            shared.on("message", self._tap)
+        try:
+            self._plug_in()
+            self._deliver()
+        finally:
+            if self.mistakes:
+                shared.message.disconnect(self._tap)
+        if self.dry:
+            self._try("logging", "target", probe_log, self.loaded.config.logging.target)
+        if self.mistakes:
+            raise self.loaded.source.error(self.mistakes)
+        return serving
+
+    # Middleware
+
+    def _stacks(self) -> Iterator[tuple[KeyPath, list[Middleware]]]:
+        """Each stack by its path."""
+        for path, stack in self.loaded.config.stacks():
+            made = []
+            for number, entry in enumerate(stack):
+                middleware = self._middleware((*path, number), entry)
+                if middleware is not None:
+                    made.append(middleware)
+            yield path, made
+
+    def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
+        name, arguments = entry.use, self.loaded.arguments[path]
+        try:
+            made = middleware_factory(name)(**arguments)
+            check_middleware(made)
+            condition = all_of(entry.only)
+            return made if condition is None else when(condition, made)
+        except ImportError as error:
+            if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
+                logger.info("without %s, which is in the default stack: %s", name, error)
+                return None
+            self.mistakes.append(Mistake(path, f"{name}: {error}"))
+        except Exception as error:
+            key, text = _blame(error, arguments)
+            self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
+        return None
+
+    # Servers
+
+    def _server(
+        self, number: int, listener: ListenerSection, stacks: dict[KeyPath, list[Middleware]]
+    ) -> Serving | None:
+        config = self.loaded.config
+        path: KeyPath = ("listeners", number)
+        listen = Listen.parse(listener.url)
+        own = listener.tls_cert is not None
+        tls = listener if own else config
+        files: dict[str, Any] = {"certfile": tls.tls_cert, "keyfile": tls.tls_key}
+        if not listener.tls:
+            files = {}
+        elif not own and listener.tls_key is not None:
+            files = {"keyfile": listener.tls_key}
+        stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
+        try:
+            server = SMTPServer(
+                listen.address,
+                hostname=config.hostname if listener.hostname is None else listener.hostname,
+                lmtp=listen.lmtp,
+                implicit_tls=listen.implicit_tls,
+                backlog=listener.backlog,
+                middleware=[*([] if self.outermost is None else [self.outermost]), *stack],
+                **files,
+                **(config.limits.given() | listener.limits.given()),
+            )
+        except (ValueError, TypeError) as error:
+            self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
+            return None
+        return Serving(server, listen, (*path, "url"))
+
+    def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
+        """Where the argument that an error begins with has been given."""
+        first = text.partition(" ")[0].rstrip(":")
+        key = _KEYS.get(first)
+        if key is None:
+            return (*path, "url")
+        return (*path, key) if key in listener.model_fields_set else (key,)
+
+    # Delivery and plugins
+
+    def _tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        if self.maildir is not None and session.server in self.servers:
+            self.maildir.tap(session, stream, ack)
+
+    def _plug_in(self) -> None:
+        """Plugins are heard between the two halves of the Maildir: what they read flows into it too, what they refuse
+        is not stored, and what they leave undecided is accepted."""
+        for number, plugin in enumerate(self.loaded.config.plugins):
+            try:
+                plug_in(plugin.name, self.servers, optional=plugin.optional)
+            except PluginError as error:
+                self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+
+    def _deliver(self) -> None:
+        folder = self.loaded.config.delivery.maildir
+        if folder is None:
+            return
+        if self.dry or self.mistakes:
+            self._try("delivery", "maildir", probe_maildir, folder)
+            return
+        self.maildir = self._try("delivery", "maildir", Maildir, folder)
+        if self.maildir is not None:
+            for server in self.servers:
+                server.on("message", self.maildir.accept)
+                server.on("received", self.maildir.store)
+
+    def _try(self, section: str, key: str, make: Callable[[str], Made], value: str) -> Made | None:
+        try:
+            return make(value)
+        except ValueError as error:
+            self.mistakes.append(Mistake((section, key), str(error)))
+            return None
+
+
+def _blame(error: Exception, arguments: dict[str, Any]) -> tuple[str | None, str]:
+    """The argument that an error is about, if that can be told, and what it says."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        about = (key for key, value in arguments.items() if str(value) == str(error.filename))
+        return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
+    text = str(error) or type(error).__name__
+    first = text.partition(" ")[0].rstrip(":")  # as our own errors have it
+    return first if first in arguments else None, text

@@ -1,0 +1,44 @@
+"""Where a middleware applies, as a file says it: ``only = ["outside:10.0.0.0/8", "not over_tls"]``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+from greensmtp.predicates import Predicate, authenticated, inside, outside, over_tls, unauthenticated
+
+_PLAIN = {"authenticated": authenticated, "unauthenticated": unauthenticated, "over_tls": over_tls}
+_OF_NETWORKS: dict[str, Callable[..., Predicate]] = {"inside": inside, "outside": outside}
+
+HELP = '"authenticated", "unauthenticated", "over_tls", "inside:192.0.2.0/24,2001:db8::/32,unix", "outside:..."'
+
+
+def read_condition(text: str) -> Predicate:
+    """One condition; ``not`` in front of it turns it round.
+
+    :raises ValueError: there is no such condition; the text names the nearest, or all.
+    """
+    text = text.strip()
+    condition = _read(text.removeprefix("not ").lstrip())
+    return ~condition if text.startswith("not ") else condition
+
+
+def _read(text: str) -> Predicate:
+    name, colon, networks = text.partition(":")
+    if colon and name in _OF_NETWORKS:
+        return _OF_NETWORKS[name](*(network.strip() for network in networks.split(",")))
+    if not colon and name in _PLAIN:
+        return _PLAIN[name]
+    near = difflib.get_close_matches(name, [*_PLAIN, *_OF_NETWORKS], 1)
+    if near and near[0] != name:
+        raise ValueError(f"there is no condition {text!r}; did you mean {near[0]!r}?")
+    raise ValueError(f"there is no condition {text!r}: write {HELP}")
+
+
+def all_of(texts: Iterable[str]) -> Predicate | None:
+    """Every one of them must hold; None where there is none."""
+    whole: Predicate | None = None
+    for text in texts:
+        condition = read_condition(text)
+        whole = condition if whole is None else whole & condition
+    return whole

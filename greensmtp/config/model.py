@@ -1,0 +1,189 @@
+"""The configuration's shape: what may be said, and what is meant where nothing is said."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from greensmtp.arguments import check_hostname
+from greensmtp.config.conditions import read_condition
+from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
+from greensmtp.config.lines import KeyPath
+from greensmtp.limits import Limits
+from greensmtp.urls import Listen
+
+
+def none_for_false(value: Any) -> Any:
+    """TOML has no word for nothing; ``false`` is it here.
+
+    :raises ValueError: it is ``true``.
+    """
+    if value is True:
+        raise ValueError("takes a value, or false for none; true says nothing")
+    return None if value is False else value
+
+
+#: Before a type that may be None.
+OrFalse = BeforeValidator(none_for_false)
+
+
+def _check_url(text: str) -> str:
+    Listen.parse(text)
+    return text
+
+
+def _check_condition(text: str) -> str:
+    read_condition(text)
+    return text
+
+
+def _check_name(name: str | None) -> str | None:
+    return None if name is None else check_hostname(name)
+
+
+Hostname = Annotated[str | None, OrFalse, AfterValidator(_check_name)]
+OptionalText = Annotated[str | None, OrFalse]
+
+
+class Section(BaseModel):
+    """A table: it has the keys that are named here, of just these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, validate_default=False)
+
+    def __repr__(self) -> str:
+        """Without its values, for some may be secrets."""
+        return f"{type(self).__name__}(...)"
+
+    __str__ = __repr__
+
+
+class MiddlewareSection(Section):
+    """A middleware: the name, where it applies, and the options of what it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str
+    only: list[Annotated[str, AfterValidator(_check_condition)]] = Field(default_factory=list)
+
+
+class PluginSection(Section):
+    """A plugin."""
+
+    name: str
+    optional: bool = False
+
+
+class DeliverySection(Section):
+    """Where accepted mail goes."""
+
+    maildir: OptionalText = DEFAULT_MAILDIR
+
+
+class LoggingSection(Section):
+    """The process's log."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "warning"
+    target: str = "stderr"
+
+
+def _limit(name: str, annotation: Any) -> Any:
+    """A limit's type, checked by the limits themselves."""
+
+    def check(value: Any) -> Any:
+        return getattr(Limits(**{name: value}), name)
+
+    def read(value: Any) -> Any:
+        return parse_size(value) if isinstance(value, str) else none_for_false(value)
+
+    checks: list[Any] = [AfterValidator(check)]
+    if name == "max_message_size":
+        checks.append(BeforeValidator(read))
+    elif type(None) in typing.get_args(annotation):
+        checks.append(OrFalse)
+    return Annotated[annotation | None, *checks]
+
+
+_LIMITS: dict[str, Any] = {
+    name: (_limit(name, annotation), None) for name, annotation in typing.get_type_hints(Limits).items()
+}
+
+
+class _LimitsSection(Section):
+    """Every field of :class:`greensmtp.limits.Limits`."""
+
+    def given(self) -> dict[str, Any]:
+        """Those that are said."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+if TYPE_CHECKING:
+    LimitsSection = _LimitsSection
+else:
+    LimitsSection = create_model("LimitsSection", __base__=_LimitsSection, **_LIMITS)
+
+
+class ListenerSection(Section):
+    """A place to listen, and what is otherwise there than everywhere."""
+
+    url: Annotated[str, AfterValidator(_check_url)]
+    hostname: Hostname = None
+    tls: bool = True
+    tls_cert: OptionalText = None
+    tls_key: OptionalText = None
+    backlog: Annotated[int | None, OrFalse, Field(ge=0)] = None
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
+
+
+class Config(Section):
+    """All of it."""
+
+    hostname: Hostname = None
+    tls_cert: OptionalText = None
+    tls_key: OptionalText = None
+    listeners: list[ListenerSection] = Field(default_factory=lambda: [ListenerSection(url=DEFAULT_URL)], min_length=1)
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    middleware: list[MiddlewareSection] = Field(
+        default_factory=lambda: [MiddlewareSection.model_validate(entry) for entry in DEFAULT_STACK]
+    )
+    plugins: list[PluginSection] = Field(default_factory=list)
+    delivery: DeliverySection = Field(default_factory=DeliverySection)
+    logging: LoggingSection = Field(default_factory=LoggingSection)
+
+    def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
+        """Every stack that is used, with its path: the common one first."""
+        if any(listener.middleware is None for listener in self.listeners):
+            yield ("middleware",), self.middleware
+        for number, listener in enumerate(self.listeners):
+            if listener.middleware is not None:
+                yield ("listeners", number, "middleware"), listener.middleware
+
+
+#: Where a path is taken from the file's folder. (None: any number.)
+PATHS: tuple[tuple[str | None, ...], ...] = (
+    ("tls_cert",),
+    ("tls_key",),
+    ("listeners", None, "tls_cert"),
+    ("listeners", None, "tls_key"),
+    ("delivery", "maildir"),
+    ("logging", "target"),
+)
+
+
+def known_keys(model: type[BaseModel] = Config, path: KeyPath = ()) -> dict[KeyPath, list[str]]:
+    """The names in every table, by the table's path without numbers."""
+    known: dict[KeyPath, list[str]] = {path: list(model.model_fields)}
+    for name, field in model.model_fields.items():
+        for inner in _models_in(field.annotation):
+            known |= known_keys(inner, (*path, name))
+    return known
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in typing.get_args(annotation) for model in _models_in(part)]

@@ -1,0 +1,139 @@
+"""A middleware's options as a model, made from its constructor's annotations: a file's are checked like any key."""
+
+from __future__ import annotations
+
+import datetime
+import inspect
+import types
+import typing
+from collections import abc
+from collections.abc import Callable, Iterable
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+
+from greensmtp.config.model import OrFalse
+
+#: What a file cannot say: an object, a function.
+UNSAYABLE = object()
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+_SCALARS = (bool, int, float, str, Path, datetime.datetime, datetime.date, datetime.time)
+#: What takes any iterable is given a list.
+_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Iterable, abc.Collection)
+_SETS = (set, frozenset, abc.Set)
+_TABLES = (dict, abc.Mapping, abc.MutableMapping)
+
+
+def option_model(factory: Callable[..., Any], folder: Path | None = None) -> type[BaseModel]:
+    """The model of what a file may say to ``factory``: by alias, and of what was set, these are its arguments.
+
+    :param folder: where paths begin.
+    """
+    named, extra = {}, "forbid"
+    for parameter in _parameters(factory):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            extra = "allow"
+        elif parameter.kind in _NAMED:
+            default = ... if parameter.default is parameter.empty else None
+            named[parameter.name] = (_field_type(parameter.annotation, folder or Path()), default)
+    # (By alias, for a model's own attributes have names, too.)
+    definitions: dict[str, Any] = {
+        f"option_{number}": (kind, Field(default, alias=name))
+        for number, (name, (kind, default)) in enumerate(named.items())
+    }
+    settings = ConfigDict(
+        extra=typing.cast(Any, extra), strict=True, hide_input_in_errors=True, arbitrary_types_allowed=True
+    )
+    return create_model("Options", __config__=settings, **definitions)
+
+
+def option_names(factory: Callable[..., Any]) -> list[str]:
+    """What a file can say to it."""
+    return [
+        parameter.name
+        for parameter in _parameters(factory)
+        if parameter.kind in _NAMED and sayable(parameter.annotation) is not UNSAYABLE
+    ]
+
+
+def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(factory, eval_str=True).parameters.values()
+    except NameError:  # an annotation that only a type checker can read
+        unread = inspect.signature(factory).parameters.values()
+        return [parameter.replace(annotation=parameter.empty) for parameter in unread]
+    except (TypeError, ValueError):  # something built in: it tells nothing
+        return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
+
+
+def _field_type(annotation: Any, folder: Path) -> Any:
+    said = sayable(annotation)
+    if said is not UNSAYABLE:
+        return Annotated[said, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else said
+
+    def refuse(value: Any) -> Any:
+        raise ValueError(f"takes {inspect.formatannotation(annotation)}, which a file cannot say")
+
+    return Annotated[Any, BeforeValidator(refuse)]
+
+
+def _is_path(annotation: Any) -> bool:
+    """It takes a path, in one form or the other, and nothing else."""
+    forms = {part for part in typing.get_args(annotation) or (annotation,) if part is not type(None)}
+    return Path in forms and forms <= {str, Path}
+
+
+def sayable(annotation: Any) -> Any:
+    """The part of a type that TOML can say, or ``UNSAYABLE``. None, where it may be given, is said as ``false``."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if hasattr(annotation, "__value__"):  # type X = ...
+        return sayable(annotation.__value__)
+    if origin is Annotated:
+        return sayable(arguments[0])
+    if annotation in (Any, object, inspect.Parameter.empty):
+        return Any
+    if origin is typing.Literal:
+        return annotation
+    if origin in (typing.Union, types.UnionType):
+        return _union(arguments)
+    kind = origin or annotation
+    if kind in _LISTS:
+        return _container(list, arguments)
+    if kind in _SETS:
+        return _container(frozenset, arguments)
+    if kind in _TABLES:
+        return _container(dict, (str, *arguments[1:]))
+    if kind is tuple:
+        members = [part if part is ... else sayable(part) for part in arguments]
+        return UNSAYABLE if UNSAYABLE in members else _subscript(tuple, members) if members else list
+    if annotation in (None, type(None)):
+        return None
+    if isinstance(annotation, type) and (annotation in _SCALARS or issubclass(annotation, Enum)):
+        return annotation
+    return UNSAYABLE
+
+
+def _container(kind: Any, arguments: tuple[Any, ...]) -> Any:
+    inner = [sayable(part) for part in arguments]
+    if UNSAYABLE in inner:
+        return UNSAYABLE
+    return kind if not inner or (kind is dict and len(inner) == 1) else _subscript(kind, inner)
+
+
+def _subscript(generic: Any, arguments: list[Any]) -> Any:
+    """``generic[...]``, of arguments that no type checker can know."""
+    return generic[tuple(arguments)]
+
+
+def _union(arguments: tuple[Any, ...]) -> Any:
+    parts = [part for part in map(sayable, arguments) if part is not UNSAYABLE]
+    if not [part for part in parts if part is not None]:
+        return UNSAYABLE
+    if str in parts:  # a text would be either
+        parts = [part for part in parts if part is not Path]
+    union = _subscript(typing.Union, parts)
+    return Annotated[union, OrFalse] if None in parts and bool not in parts else union

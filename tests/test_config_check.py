@@ -1,0 +1,357 @@
+"""``greensmtp check``: what it finds wrong that only making things can show, and what it prints."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+from greensmtp import signals
+from greensmtp.assembly import assemble
+from greensmtp.cli import cli
+from greensmtp.config.loading import Override, load
+from greensmtp.config.mistakes import ConfigError
+from greensmtp.config.writing import effective, toml
+
+Check = Callable[..., Result]
+
+
+@pytest.fixture
+def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Run it in an empty folder, with this text as its file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+    def run(text: str | None, *options: str | Path) -> Result:
+        if text is not None:
+            Path("greensmtp.toml").write_text(text, "utf-8")
+            options = ("--config", "greensmtp.toml", *options)
+        return CliRunner().invoke(cli, ["check", *map(str, options)], prog_name="greensmtp")
+
+    return run
+
+
+def printed(result: Result) -> dict[str, Any]:
+    """What it has printed, as data."""
+    assert (result.exit_code, result.stderr) == (0, "")
+    return tomllib.loads(result.stdout)
+
+
+def complaints(result: Result) -> list[str]:
+    """What it has found wrong."""
+    assert (result.exit_code, result.stdout) == (2, "")
+    lines = result.stderr.splitlines()
+    assert all(line.startswith("Error: ") for line in lines), lines
+    return [line.removeprefix("Error: ") for line in lines]
+
+
+# What is wrong
+
+BROKEN = """
+from pathlib import Path
+class Fussy:
+    def __init__(self, rate: str = "", also: str = "") -> None:
+        if rate == "bad":
+            raise ValueError(f"rate takes something better than {also!r}")
+        if rate == "odd":
+            raise OSError("the disk says no")
+        if rate == "unread":
+            Path(also).read_bytes()
+        if rate == "poor":
+            raise ModuleNotFoundError("Fussy needs gold: pip install 'greensmtp[gold]'")
+    def __call__(self, session, command, proceed):
+        return proceed(session, command)
+
+class Misshapen:
+    def __call__(self, session):
+        return None
+
+def install(server):
+    raise RuntimeError("not on this one")
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "[[middleware]]\nuse = 'broken:Fussy'\nalso = 'x'\nrate = 'bad'",
+            "4: middleware.rate: broken:Fussy: rate ",
+        ),
+        ("\n[[middleware]]\nuse = 'broken:Fussy'\nrate = 'odd'", "2: middleware: broken:Fussy: the disk says no"),
+        (
+            "[[middleware]]\nuse = 'broken:Fussy'\nrate = 'unread'\nalso = 'nix'",
+            "4: middleware.also: broken:Fussy: No such file or directory: 'nix'",
+        ),
+        ("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'", "1: middleware: broken:Fussy: Fussy needs gold: pip "),
+        ("[[middleware]]\nuse = 'broken:Misshapen'", "1: middleware: broken:Misshapen: a middleware is called as "),
+        ("[[middleware]]\nuse = 'broken:Missing'", "2: middleware.use: "),
+        ("[[plugins]]\nname = 'missing'", "2: plugins.name: 'missing': cannot import missing: ModuleNotFoundError"),
+        (
+            "[[plugins]]\nname = 'broken:install'",
+            "2: plugins.name: 'broken:install': install failed: RuntimeError: ",
+        ),
+        ("hostname = 'a b'", "1: hostname: takes a domain name or an address literal"),
+        ("\ntls_cert = 'missing.pem'", "2: tls_cert: cannot read 'missing.pem': No such file or directory"),
+        ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: cannot read 'missing.pem'"),
+        ("tls_cert = 'empty'", "1: tls_cert: 'empty' and tls_key 'empty' must be a certificate and its private key"),
+        ("tls_key = 'empty'", "1: tls_key: needs a tls_cert with it"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'", "3: listeners.tls_cert: cannot read 'x'"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_key = 'x'", "3: listeners.tls_key: needs a tls_cert"),
+        (
+            "[[listeners]]\nurl = 'smtps://127.0.0.1:0'",
+            "2: listeners.url: smtps:// needs a certificate: give tls_cert and tls_key",
+        ),
+        ("[delivery]\nmaildir = 'empty'", "2: delivery.maildir: cannot make 'empty': "),
+        ("[delivery]\nmaildir = '/dev/null/x'", "2: delivery.maildir: cannot make '/dev/null/x': "),
+        (
+            "[logging]\ntarget = 'missing/log'",
+            "2: logging.target: cannot write to 'missing/log': there is no",
+        ),
+        ("[logging]\ntarget = '/'", "2: logging.target: cannot write to '/': it is a folder"),
+    ],
+)
+def test_what_cannot_be_made_is_told_with_its_line(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "empty").touch()
+    (line,) = complaints(check(text))
+    assert line.startswith(f"greensmtp.toml:{complaint}")
+    sys.modules.pop("broken", None)
+
+
+def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
+    text = (
+        "[[plugins]]\nname = 'missing'\n[delivery]\nmaildir = '/dev/null/x'\n"
+        "[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'\n[[listeners]]\nurl = 'smtps://127.0.0.1:0'\n"
+        "[logging]\ntarget = '/'"
+    )
+    assert [line.split(":")[1] for line in complaints(check(text))] == ["2", "4", "7", "9", "11"]
+
+
+def test_a_mistake_in_an_option_is_told_as_click_does(check: Check) -> None:
+    result = check("hostname = 'x'", "--hostname", "a b", "--tls-key", "x")
+    assert result.exit_code == 2
+    assert "Usage: greensmtp check [OPTIONS]\nTry 'greensmtp check --help' for help.\n\n" in result.stderr
+    assert "Error: --hostname takes a domain name" in result.stderr
+    result = check(None, "--no-such")
+    assert result.exit_code == 2
+
+
+def test_a_secret_is_in_no_complaint(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.setenv("SECRET", "open \\sesame'")
+    (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'bad'\nalso = { env = 'SECRET' }"))
+    assert line.endswith('rate takes something better than "***"')
+    sys.modules.pop("broken", None)
+
+
+def test_an_optional_plugin_may_be_missing(check: Check) -> None:
+    result = check("[[plugins]]\nname = 'missing'\noptional = true")
+    assert result.exit_code == 0
+
+
+def test_what_is_missing_for_the_default_stack_is_left_out(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    stack = ({"use": "broken:Fussy", "rate": "poor"}, {"use": "Logging"})
+    monkeypatch.setattr("greensmtp.config.loading.DEFAULT_STACK", stack)
+    monkeypatch.setattr("greensmtp.config.model.DEFAULT_STACK", stack)
+    with caplog.at_level("INFO", "greensmtp"):
+        assert check("").exit_code == 0
+    assert "without broken:Fussy, which is in the default stack: Fussy needs gold: pip install" in caplog.text
+    (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'"))
+    assert "needs gold" in line
+    sys.modules.pop("broken", None)
+
+
+def test_a_server_that_cannot_be_made_leaves_no_handler(tmp_path: Path) -> None:
+    before = len(signals.message.receivers)
+    maildir = Override("--maildir", ("delivery", "maildir"), "/dev/null/x")
+    with pytest.raises(ConfigError):
+        assemble(load(None, [maildir]))
+    assert len(signals.message.receivers) == before
+
+
+def test_it_leaves_no_trace(check: Check, tmp_path: Path) -> None:
+    before = [len(signals.message.receivers), len(signals.received.receivers)]
+    printed(check("[delivery]\nmaildir = 'a/b/c'\n[logging]\ntarget = 'log'\n[[listeners]]\nurl = 'unix:/tmp/never'"))
+    assert [path.name for path in tmp_path.iterdir()] == ["greensmtp.toml"]
+    assert [len(signals.message.receivers), len(signals.received.receivers)] == before
+    assert not Path("/tmp/never").exists()
+
+
+# What is printed
+
+
+def test_the_defaults_are_all_printed(check: Check, tmp_path: Path) -> None:
+    data = printed(check(None))
+    assert data["listeners"] == [{"url": "127.0.0.1:1025"}]
+    assert data["limits"]["max_message_size"] == 32 * 1024 * 1024
+    assert data["limits"]["max_body_line_length"] is False
+    assert data["delivery"] == {"maildir": str(tmp_path / "maildir")}
+    assert data["logging"] == {"format": "text", "level": "warning", "target": "stderr"}
+    assert {"use": "Logging"} in data["middleware"]
+
+
+def test_options_are_in_it(check: Check) -> None:
+    options = [
+        "--listen",
+        "lmtp://[::1]:0",
+        "--listen",
+        "unix:/run/x",
+        "--hostname",
+        "o.example",
+        "--no-maildir",
+        "--max-size",
+        "3k",
+    ]
+    data = printed(check("hostname = 'f.example'", *options, "--log-format", "json", "-vv"))
+    assert data["listeners"] == [{"url": "lmtp://[::1]:0"}, {"url": "unix:/run/x"}]
+    assert (data["hostname"], data["delivery"]["maildir"]) == ("o.example", False)
+    assert data["limits"]["max_message_size"] == 3072
+    assert (data["logging"]["format"], data["logging"]["level"]) == ("json", "debug")
+    assert printed(check(None, "-v"))["logging"]["level"] == "info"
+
+
+def test_what_an_option_overrides_is_no_secret_any_more(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME", "f.example")
+    text = "hostname = { env = 'NAME' }\n[[listeners]]\nurl = '127.0.0.1:0'\nhostname = { env = 'NAME' }"
+    assert printed(check(text))["listeners"][0]["hostname"] == {"env": "NAME"}
+    data = printed(check(text, "--hostname", "o.example"))
+    assert data["hostname"] == "o.example"
+    assert data["listeners"] == [{"url": "127.0.0.1:0"}]
+    assert printed(check(text, "--listen", "[::1]:0"))["listeners"] == [{"url": "smtp://[::1]:0"}]
+
+
+def everything(certificate: Any) -> str:
+    return f"""
+        hostname = "mx.example.com"
+        tls_cert = "{certificate.certfile}"
+        tls_key = {{ env = "KEY_FILE" }}
+        [limits]
+        max_connections = false
+        command_timeout = 12.5
+        [[listeners]]
+        url = "smtps://127.0.0.1:0"
+        backlog = 7
+        limits.max_errors = 3
+        [[listeners.middleware]]
+        use = "probe:Probe"
+        users = {{ "with space" = "boop", "quo\\"ted" = "\\u007f" }}
+        password = "boop"
+        path = "sub/list"
+        [[listeners]]
+        url = "lmtp://127.0.0.1:0"
+        middleware = []
+        tls = false
+        [[middleware]]
+        use = "Logging"
+        level = 10
+        [[plugins]]
+        name = "probe"
+        optional = true
+        [delivery]
+        maildir = "mail"
+        [logging]
+        level = "debug"
+    """
+
+
+PROBE = """
+from pathlib import Path
+class Probe:
+    def __init__(self, users: dict[str, str], password: str, path: Path | None = None): ...
+    def __call__(self, session, command, proceed): ...
+"""
+
+
+def test_what_is_printed_is_the_same_configuration_without_its_secrets(
+    check: Check, tmp_path: Path, certificate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_FILE", str(certificate.keyfile))
+    (tmp_path / "probe.py").write_text(PROBE)
+    first = check(everything(certificate))
+    data = printed(first)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = check(first.stdout)
+    assert again.stdout == first.stdout
+    assert data["tls_key"] == {"env": "KEY_FILE"}
+    probe = data["listeners"][0]["middleware"][0]
+    assert probe == {
+        "use": "probe:Probe",
+        "users": {"with space": "***", 'quo"ted': "***"},
+        "password": "***",
+        "path": str(tmp_path / "sub/list"),
+    }
+    assert "boop" not in first.stdout
+    original, reread = (load(path) for path in (tmp_path / "greensmtp.toml", Path("greensmtp.toml")))
+    hidden = effective(reread)
+    shown = effective(original)
+    assert hidden.pop("listeners")[0]["middleware"][0].keys() == shown.pop("listeners")[0]["middleware"][0].keys()
+    assert hidden == shown
+    sys.modules.pop("probe", None)
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("storage = 'redis://user:pass@host:6379/0'", "redis://***@host:6379/0"),
+        ("storage = 'redis://:p@ss/word@host'", "redis://***@host"),
+        ("storage = 'redis://host/?password=boop&db=1'", "redis://host/?password=***&db=1"),
+        ("storage = 'redis://host/0'", "redis://host/0"),
+        ("auth_token = 'boop'", "***"),
+        ("password = 12345", "***"),
+        ("client_secrets = ['a', 'b']", ["***", "***"]),
+        ("api_key = 'boop'", "***"),
+        ("users = { beep = 'boop' }", {"beep": "***"}),
+        ("accounts = [{ name = 'beep', hash = 'boop' }]", [{"name": "***", "hash": "***"}]),
+        ("allow_plaintext_password = true", True),
+        ("keys = 'address'", "address"),
+        ("networks = ['10.0.0.0/8']", ["10.0.0.0/8"]),
+        ("rate = { env = 'RATE' }", {"env": "RATE"}),
+        ("users = { beep = { env = 'RATE' } }", {"beep": {"env": "RATE"}}),
+    ],
+)
+def test_secrets_are_hidden(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, shown: Any
+) -> None:
+    monkeypatch.setenv("RATE", "boop")
+    (tmp_path / "taking.py").write_text("def anything(**options):\n    return lambda session, command, proceed: None\n")
+    result = check(f"[[middleware]]\nuse = 'taking:anything'\n{line}")
+    data = printed(result)
+    assert data["middleware"][0][line.partition(" ")[0]] == shown
+    assert "boop" not in result.stdout
+    sys.modules.pop("taking", None)
+
+
+TEXTS = st.text(st.characters(codec="utf-8"))
+VALUES = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXTS | st.dates() | st.times(),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(TEXTS, VALUES, max_size=5))
+def test_whatever_is_written_is_read_again(data: dict[str, Any]) -> None:
+    assert tomllib.loads(toml(data)) == data
+
+
+def test_the_help_teaches(check: Check) -> None:
+    result = check(None, "--help")
+    assert result.exit_code == 0
+    for word in ("--config FILE", "--listen", "--plugin", "Exit status 0", "greensmtp check > greensmtp.toml"):
+        assert re.search(word, " ".join(result.stdout.split()))

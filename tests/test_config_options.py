@@ -1,0 +1,204 @@
+"""A middleware's options in a file: what its constructor's annotations take, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+
+import pytest
+
+from greensmtp.config.loading import load
+from greensmtp.config.mistakes import ConfigError
+from greensmtp.config.options import UNSAYABLE, option_names, sayable
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+
+class Mode(Enum):
+    """Some choice."""
+
+    SOFT = "soft"
+    HARD = "hard"
+
+
+class Backend(Protocol):
+    """An object, which no file can hold."""
+
+    def check(self, name: str) -> bool: ...
+
+
+class Probe:
+    """Takes everything, does nothing."""
+
+    def __init__(  # type: ignore[no-untyped-def]
+        self,
+        rate: str | Sequence[str],
+        *,
+        by: Literal["address", "network"] | Callable[[Any], str] = "address",
+        often: int = 1,
+        seconds: float | None = 1.0,
+        networks: Iterable[str] = (),
+        codes: tuple[int, ...] = (),
+        pair: tuple[str, int] = ("", 0),
+        names: frozenset[str] = frozenset(),
+        users: Backend | Mapping[str, str] | str = "",
+        file: str | Path | None = None,
+        either: Path | Mapping[str, int] | str | None = None,
+        mode: Mode = Mode.SOFT,
+        logger: logging.Logger | None = None,
+        rules: list[dict[str, int | str]] | None = None,
+        anything: Any = None,
+        schema: Annotated[bool, "a name that models have, too"] = False,
+        copy=None,
+    ) -> None:
+        given = dict(locals())
+        self.given = {name: value for name, value in given.items() if name != "self"}
+
+    def __call__(self, session: Any, command: Any, proceed: Any) -> Any:
+        return proceed(session, command)
+
+
+def keywords(session: Any = None, command: Any = None, proceed: Any = None, **options: int) -> Any:
+    """A function that makes a middleware of whatever it is given."""
+    return Probe("")
+
+
+class Unread:
+    """An annotation of it is for type checkers alone."""
+
+    def __init__(self, amount: Decimal | None = None, level: int = 0) -> None: ...
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What a factory would be called with, for these lines in the file."""
+    factories = {"probe": Probe, "keywords": keywords, "unread": Unread, "builtin": dict}
+    monkeypatch.setattr("greensmtp.config.loading.middleware_factory", factories.__getitem__)
+
+    def read(lines: str, use: str = "probe") -> dict[str, Any]:
+        path = tmp_path / "greensmtp.toml"
+        path.write_text(f"[[middleware]]\nuse = '{use}'\n{lines}\n")
+        (given,) = load(path).arguments.values()
+        return given
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("rate = '1/minute'", "1/minute"),
+        ("rate = ['1/minute', '2/hour']", ["1/minute", "2/hour"]),
+        ("by = 'network'", "network"),
+        ("often = 7", 7),
+        ("seconds = 7", 7.0),
+        ("seconds = 0.5", 0.5),
+        ("seconds = inf", float("inf")),
+        ("seconds = false", None),
+        ("networks = ['10.0.0.0/8']", ["10.0.0.0/8"]),
+        ("codes = [1, 2, 3]", (1, 2, 3)),
+        ("pair = ['a', 1]", ("a", 1)),
+        ("names = ['a', 'b', 'a']", frozenset("ab")),
+        ("users = { beep = 'boop' }", {"beep": "boop"}),
+        ("users = 'htpasswd:/etc/users'", "htpasswd:/etc/users"),
+        ("file = false", None),
+        ("either = 'text'", "text"),
+        ("either = { a = 1 }", {"a": 1}),
+        ("mode = 'hard'", Mode.HARD),
+        ("rules = [{ a = 1 }, { b = 'x' }]", [{"a": 1}, {"b": "x"}]),
+        ("anything = { deep = [1, 'x', 2.5] }", {"deep": [1, "x", 2.5]}),
+        ("schema = true", True),
+        ("copy = 1", 1),
+        ("'users'.\"dotted\" = 'x'", {"dotted": "x"}),
+    ],
+)
+def test_what_a_file_says_is_what_the_constructor_gets(
+    arguments: Callable[..., dict[str, Any]], line: str, value: Any
+) -> None:
+    given = arguments(line if line.startswith("rate") else f"rate = '1'\n{line}")
+    name = line.partition(" ")[0].partition(".")[0].strip("'")
+    assert given.keys() == {"rate", name}
+    assert given[name] == value
+    assert type(given[name]) is type(value)
+    assert Probe(**given).given[name] == value
+
+
+def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    assert arguments("rate = '1'\nfile = 'sub/list'")["file"] == tmp_path / "sub" / "list"
+    assert arguments("rate = '1'\nfile = '/etc/list'")["file"] == Path("/etc/list")
+
+
+@pytest.mark.parametrize(
+    ("lines", "complaint"),
+    [
+        ("", "1: middleware.rate: Probe: must be given"),
+        ("rate = 3", "3: middleware.rate: Probe: takes text or a list, not a whole number"),
+        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: takes text, not a whole number"),
+        ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: takes "address" or "network"'),
+        ("rate = ''\noften = true", "4: middleware.often: Probe: takes a whole number, not true or false"),
+        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: takes a number, not text"),
+        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: takes a list, not text"),
+        ("rate = ''\npair = ['a']", "4: middleware.pair"),
+        ("rate = ''\nusers = 3", "4: middleware.users: Probe: takes a table or text, not a whole number"),
+        (
+            "rate = ''\n[middleware.users]\na = 'x'\nb = 3",
+            "6: middleware.users.b: Probe: takes text, not a whole number",
+        ),
+        ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: takes "soft" or "hard"'),
+        (
+            "rate = ''\nlogger = 'x'",
+            "4: middleware.logger: Probe: takes logging.Logger | None, which a file cannot say",
+        ),
+        ("rate = ''\nrules = [{ a = [] }]", "4: middleware.rules.a: Probe: takes a whole number or text, not a list"),
+        ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
+    ],
+)
+def test_anything_else_is_refused_with_its_line(
+    arguments: Callable[..., dict[str, Any]], lines: str, complaint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        arguments(lines)
+    (line,) = caught.value.lines
+    assert line.partition("greensmtp.toml:")[2].replace("probe: ", "Probe: ").startswith(complaint)
+
+
+def test_what_takes_any_keyword_gets_any(arguments: Callable[..., dict[str, Any]]) -> None:
+    assert arguments("command = 'x'\nany = 1\nmore = [1]", "keywords") == {"command": "x", "any": 1, "more": [1]}
+    assert arguments("x = 1", "builtin") == {"x": 1}
+
+
+def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..., dict[str, Any]]) -> None:
+    assert arguments("amount = 3\nlevel = 'x'", "unread") == {"amount": 3, "level": "x"}
+
+
+@pytest.mark.parametrize(
+    ("annotation", "form"),
+    [
+        (Collection[int], list[int]),
+        (Mapping[str, Sequence[str]], dict[str, list[str]]),
+        (dict, dict),
+        (list, list),
+        (Backend, UNSAYABLE),
+        (Backend | Callable[[], int], UNSAYABLE),
+        (list[Backend], UNSAYABLE),
+        (dict[str, Backend], UNSAYABLE),
+        (tuple[int, Backend], UNSAYABLE),
+        (None, None),
+        (object, Any),
+        (Annotated[int, "more"], int),
+        (Backend | int, int),
+    ],
+)
+def test_of_a_type_what_can_be_said_is_left(annotation: Any, form: Any) -> None:
+    assert sayable(annotation) == form
+
+
+def test_the_names_are_those_that_can_be_said() -> None:
+    names = option_names(Probe)
+    assert "logger" not in names
+    assert {"rate", "users", "file", "schema", "copy"} <= {*names}
+    assert option_names(keywords) == ["session", "command", "proceed"]
