@@ -17,11 +17,8 @@ class DataBody(DotDecoder):
         self._connection = connection
 
     def open(self, reply: Reply) -> None:
-        """Send 354, and at once: the receiver may take its time before it reads."""
-        connection = self._connection
-        connection.write(reply.encode())
-        connection.flush(connection.limits.command_timeout)
-        connection.begin_body()
+        """Send 354."""
+        self._connection.ask_for_body(reply.wire or reply.encode())
 
     def read_chunk(self) -> bytes:
         """The next octets; ``b""`` only at the end."""

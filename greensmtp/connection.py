@@ -67,7 +67,9 @@ class Connection:
         "_out",
         "_pending",
         "_received",
+        "_recv",
         "_room",
+        "_send_some",
         "_skip_reply",
         "_skipped",
         "_swept",
@@ -91,6 +93,10 @@ class Connection:
         :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
         """
         self.socket = socket
+        # gevent's methods try what these do, and wait where it cannot be done; here it has been waited for already.
+        native = getattr(socket, "_sock", socket)
+        self._recv: Callable[[int], bytes] = native.recv
+        self._send_some: Callable[[bytes], int] = native.send
         self.greenlet: Any = None
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
@@ -179,7 +185,10 @@ class Connection:
         data = out[0] if len(out) == 1 else b"".join(out)
         out.clear()
         try:
-            sent = self.socket.send(data)
+            try:
+                sent = self._send_some(data)
+            except BlockingIOError:
+                sent = 0
             if sent < len(data):
                 self.socket.sendall(data[sent:])
         except BaseException:
@@ -294,6 +303,15 @@ class Connection:
             self._buffer = data + self._buffer[self._at :]
             self._at = 0
 
+    def ask_for_body(self, reply: bytes) -> None:
+        """Send what is owed, and this, at once: the receiver may take its time before it reads.
+
+        :raises ConnectionLost: the peer is gone, or does not take it in time.
+        """
+        self._out.append(reply)
+        self.flush(self._command_timeout)
+        self.begin_body()
+
     def begin_body(self) -> None:
         """Measure the rate of a body from here on, until ``in_body`` is false."""
         self.in_body = True
@@ -313,7 +331,10 @@ class Connection:
                 # the others must have their turn, however fast this peer is.
                 self._turn = TURN
                 self._hub.wait(self._watcher)
-            data = self.socket.recv(size)
+            try:
+                data = self._recv(size)
+            except BlockingIOError:
+                data = self.socket.recv(size)
             self._turn -= len(data)
         except Expired as expired:
             raise self._lose(expired.reason) from None
@@ -353,6 +374,7 @@ class Connection:
             self.socket.do_handshake()
             self._watcher = self._hub.loop.io(self.socket.fileno(), 1)
             self._pending = self.socket.pending
+            self._recv, self._send_some = self.socket.recv, self.socket.send
             self.mute = False
         except Expired as expired:
             raise self._lose(expired.reason) from None

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import standard
-from greensmtp.protocol.addresses import MAX_LABEL, Address
+from greensmtp.protocol.addresses import MAX_LABEL, NO_PARAMETERS, Address
 from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.replies import Reply
 
@@ -134,38 +134,34 @@ class _Path(NamedTuple):
     word: str
     syntax: Reply
     malformed: Reply
+    #: ``<>`` is a path.
+    may_be_null: bool
 
 
-_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", standard.SAY_FROM, standard.BAD_SENDER)
-_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", standard.SAY_TO, standard.BAD_RECIPIENT)
+_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", standard.SAY_FROM, standard.BAD_SENDER, True)
+_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", standard.SAY_TO, standard.BAD_RECIPIENT, False)
 
 
-def _parse_mail(verb: str, argument: str) -> Command:
-    return _parse_path(verb, argument, _MAIL)
+def _path_parser(path: _Path) -> Callable[[str, str], Command]:
+    """What reads one verb's path and its parameters. (A function of its own for each: see ``parse_command``.)"""
+    usual = path.usual.fullmatch
 
+    def parse(verb: str, argument: str) -> Command:
+        match = usual(argument)
+        if match is None or ".." in argument or ("-" in argument and ("-." in argument or ".-" in argument)):
+            return _parse_any_path(verb, argument, path)
+        local_part, domain, rest = match.groups()
+        if len(domain) > MAX_LABEL:
+            return _parse_any_path(verb, argument, path)
+        parameters = NO_PARAMETERS
+        if rest is not None:
+            try:
+                parameters = parse_parameters(rest)
+            except ProtocolError as error:
+                return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
 
-def _parse_rcpt(verb: str, argument: str) -> Command:
-    command = _parse_path(verb, argument, _RCPT)
-    if not command.address and command.error is None:
-        command.error = standard.BAD_RECIPIENT
-    return command
-
-
-def _parse_path(verb: str, argument: str, path: _Path) -> PathCommand:
-    """Read a path and its parameters."""
-    usual = path.usual.fullmatch(argument)
-    if usual is None or ".." in argument or ("-" in argument and ("-." in argument or ".-" in argument)):
-        return _parse_any_path(verb, argument, path)
-    local_part, domain, rest = usual.groups()
-    if len(domain) > MAX_LABEL:
-        return _parse_any_path(verb, argument, path)
-    if rest is None:
-        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain))
-    try:
-        parameters = parse_parameters(rest)
-    except ProtocolError as error:
-        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
-    return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+    return parse
 
 
 def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
@@ -178,10 +174,11 @@ def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
     except ProtocolError as error:
         return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
     try:
-        return PathCommand(verb, argument, Address.parse(match[2], parameters))
+        address = Address.parse(match[2], parameters)
     except ProtocolError as error:
         malformed = path.malformed
         return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
+    return PathCommand(verb, argument, address, None if address or path.may_be_null else path.malformed)
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:
@@ -211,8 +208,8 @@ PARSERS: Mapping[str, Callable[[str, str], Command]] = {
     "HELO": _parse_greeting,
     "EHLO": _parse_greeting,
     "LHLO": _parse_greeting,
-    "MAIL": _parse_mail,
-    "RCPT": _parse_rcpt,
+    "MAIL": _path_parser(_MAIL),
+    "RCPT": _path_parser(_RCPT),
     "DATA": _parse_lone,
     "BDAT": _parse_bdat,
     "RSET": _parse_lone,
