@@ -26,6 +26,15 @@ def read_address(host: str) -> IPAddress:
     return address
 
 
+@lru_cache(4096)
+def network_around(host: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
+    """``network_of`` what a socket gives.
+
+    :raises ValueError: it is no IP address.
+    """
+    return network_of(read_address(host), ipv4_prefix, ipv6_prefix)
+
+
 def client_address(session: Session) -> IPAddress | None:
     """The client's address; None on a unix socket.
 
@@ -35,7 +44,6 @@ def client_address(session: Session) -> IPAddress | None:
     return None if host is None else read_address(host)
 
 
-@lru_cache(4096)
 def network_of(address: IPAddress, ipv4_prefix: int, ipv6_prefix: int) -> str:
     """The network around an address: ``"192.0.2.0/24"``; ``"192.0.2.1"`` where it is the address alone."""
     prefix = ipv4_prefix if address.version == 4 else ipv6_prefix

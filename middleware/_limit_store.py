@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -54,13 +55,13 @@ class Store:
         self._pause = _FIRST_PAUSE
         self._try_at = 0.0
 
-    def ask(self, question: Callable[[], Answer]) -> Answer:
-        """Call ``question``, which asks the storage something.
+    def ask(self, question: Callable[[str, int], Answer], key: str, cost: int) -> Answer:
+        """Call ``question``, which asks the storage something about a key.
 
         :raises Unavailable: it cannot be asked.
         """
         if self._timeout is None:
-            return question()
+            return question(key, cost)
         trying = self._down
         if trying:
             now = monotonic()
@@ -69,7 +70,7 @@ class Store:
             self._try_at = now + self._pause
         try:
             with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
-                answer = self._call(question, trying)
+                answer = self._call(partial(question, key, cost), trying)
         except Unavailable:
             raise
         except Exception as error:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
 from greensmtp.chain import Proceed
-from greensmtp.middleware._addresses import client_address, network_of
+from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
 from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, PathCommand
@@ -58,6 +57,8 @@ _MAX_MOVING = 100_000
 #: A key that is longer is hashed: what a client says of itself must not fill a storage.
 _MAX_KEY = 128
 
+_GREETED = State.GREETED
+
 _numbers = itertools.count(1)
 
 #: ``(session, command) -> key``; None: this one is not limited.
@@ -73,9 +74,8 @@ class RateLimit:
     ``on`` says what is counted, and so when the refusal comes:
 
     - ``"connections"``: 421 at CONNECT.
-    - ``"messages"``: 450 at MAIL once there were enough. A message counts when its body is about to be sent (DATA, the
-      first BDAT) to a recipient who was accepted, so that a transaction which comes to nothing costs nothing; of
-      several that run for the last place at once, those too many get 450 there.
+    - ``"messages"``: 450 at MAIL once there were enough. Each MAIL in its place counts, as it does in Postfix: one who
+      tries addresses and never sends has had his share, too.
     - ``"recipients"``: 450 at RCPT. Those who are refused count, too: guessing addresses has its price.
     - ``"bytes"``: 450 at MAIL when there is nothing left, or less than SIZE announces; 552 where SIZE announces more
       than would ever be left. What the message really had is counted at the end of its data; if that is more than is
@@ -146,7 +146,9 @@ class RateLimit:
         self._limiter = STRATEGIES[strategy](self._store.storage)
         if not name and storage.startswith("memory:"):
             name = f"#{next(_numbers)}"
-        self._names = (name, self.on, self.by if isinstance(self.by, str) else handler_name(self.by))
+        self._shown_by = self.by if isinstance(self.by, str) else handler_name(self.by)
+        #: What its keys begin with in the storage.
+        self._name = f"{name}/{self.on}/{self._shown_by}"
 
         self._stages = self._make_stages()
         #: The commands that it wants to see.
@@ -167,8 +169,8 @@ class RateLimit:
         ipv6 = prefixes[1] if ipv6_prefix is None else check_count("ipv6_prefix", ipv6_prefix, most=128)
 
         def network(session: Session, command: Command) -> str | None:
-            address = client_address(session)
-            return None if address is None else network_of(address, ipv4, ipv6)
+            host = session.peer_host
+            return None if host is None else network_around(host, ipv4, ipv6)
 
         return network
 
@@ -181,7 +183,7 @@ class RateLimit:
         if self.on == "auth_failures":
             return {"AUTH": self._count_failure}
         if self.on == "messages":
-            return {"MAIL": self._look_ahead, "DATA": self._count_message, "BDAT": self._count_message}
+            return {"MAIL": self._count_message}
         return {
             "MAIL": self._look_ahead,
             "DATA": self._expect_octets,
@@ -204,24 +206,22 @@ class RateLimit:
         return self._count(session, command, proceed)
 
     def _look_ahead(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """MAIL: is there room for one more?"""
-        if command.error is not None or session.state is not State.GREETED:
+        """MAIL: is there room for what it announces?"""
+        if command.error is not None or session.state is not _GREETED:
             return proceed(session, command)
-        cost = 1
-        if self.on == "bytes":
-            cost = _announced_size(command)
-            if cost > self._largest and self._key(session, command) is not None:
-                return _NEVER
-        return self._ask(session, command, partial(self._test, cost=cost)) or proceed(session, command)
+        cost = _announced_size(command)
+        if cost > self._largest and self._key(session, command) is not None:
+            return _NEVER
+        return self._ask(session, command, self._test, cost) or proceed(session, command)
 
     def _count_message(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        if _begins_body(session, command):
-            return self._count(session, command, proceed)
-        return proceed(session, command)
+        if command.error is not None or session.state is not _GREETED:
+            return proceed(session, command)  # it is refused, and begins nothing
+        return self._ask(session, command, self._hit) or proceed(session, command)
 
     def _expect_octets(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """DATA: forget how the last message was counted."""
-        if _begins_body(session, command):
+        if session.state is State.RECIPIENTS and command.error is None:  # it is in its place
             session.notes.pop(self, None)
         return proceed(session, command)
 
@@ -229,7 +229,7 @@ class RateLimit:
         """END-OF-DATA: LMTP has one for each recipient, of one and the same message."""
         if self not in session.notes:
             size = max(1, session.message.size) if session.message is not None else 1
-            session.notes[self] = self._ask(session, command, partial(self._spend, cost=size))
+            session.notes[self] = self._ask(session, command, self._spend, size)
         refusal: Reply | None = session.notes[self]
         return refusal or proceed(session, command)
 
@@ -244,7 +244,9 @@ class RateLimit:
 
     # Questions to the storage
 
-    def _ask(self, session: Session, command: Command, question: Callable[[str], bool]) -> Reply | None:
+    def _ask(
+        self, session: Session, command: Command, question: Callable[[str, int], bool], cost: int = 1
+    ) -> Reply | None:
         """The refusal; None: it may pass."""
         key = self._key(session, command)
         if key is None:
@@ -252,31 +254,32 @@ class RateLimit:
         if len(key) > _MAX_KEY:
             key = sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
         try:
-            return None if self._store.ask(partial(question, key)) else self._refusal
+            return None if self._store.ask(question, key, cost) else self._refusal
         except Unavailable:
             return None if self.fail_open else self._unknown
 
-    def _test(self, key: str, cost: int = 1) -> bool:
-        return all(self._limiter.test(item, *self._names, key, cost=cost) for item in self._items)
+    def _test(self, key: str, cost: int) -> bool:
+        return all(self._limiter.test(item, self._name, key, cost=cost) for item in self._items)
 
-    def _hit(self, key: str, cost: int = 1) -> bool:
+    def _hit(self, key: str, cost: int) -> bool:
+        items = self._items
+        if len(items) == 1:
+            return self._limiter.hit(items[0], self._name, key, cost=cost)
         # What one of several limits refuses must not use the others up.
-        if len(self._items) > 1 and not self._test(key, cost):
-            return False
-        return all(self._limiter.hit(item, *self._names, key, cost=cost) for item in self._items)
+        return self._test(key, cost) and all(self._limiter.hit(item, self._name, key, cost=cost) for item in items)
 
     def _spend(self, key: str, cost: int) -> bool:
         """A hit that has been taken already: what is too much for the limit uses it up."""
         if self._hit(key, cost):
             return True
         for item in self._items:
-            left = self._limiter.get_window_stats(item, *self._names, key).remaining
+            left = self._limiter.get_window_stats(item, self._name, key).remaining
             if left > 0:
-                self._limiter.hit(item, *self._names, key, cost=min(left, cost))
+                self._limiter.hit(item, self._name, key, cost=min(left, cost))
         return False
 
     def __repr__(self) -> str:
-        shown = [repr(self.limit), f"by={self._names[2]!r}"]
+        shown = [repr(self.limit), f"by={self._shown_by!r}"]
         if self.on != "messages":
             shown.append(f"on={self.on!r}")
         if self._store.shown != "memory://":
@@ -294,11 +297,6 @@ def _read_limits(limit: str) -> list[RateLimitItem]:
     if not items or any(item.amount < 1 for item in items):
         raise ValueError(f"limit takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
     return items
-
-
-def _begins_body(session: Session, command: Command) -> bool:
-    """This is DATA, or the first BDAT, and it is in its place."""
-    return session.state is State.RECIPIENTS and command.error is None
 
 
 def _announced_size(command: Command) -> int:

@@ -79,15 +79,11 @@ def test_messages_are_refused_at_mail_with_450(smtp_server: MakeServer, clock: C
         assert peer.deliver() > "250"
 
 
-def test_what_comes_to_nothing_does_not_count(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/minute"))
-    server.on("to", lambda session, address, ack: ack.reject(550) if address.local_part == "no" else ack.accept())
+def test_every_mail_in_its_place_counts(smtp_server: MakeServer) -> None:
+    server = taking(smtp_server, RateLimit("2/minute"))
     with greet(server) as peer:
-        for _ in range(3):
-            peer.line("MAIL FROM:<a@example.com>", "RCPT TO:<no@example.com>", "DATA", "BDAT 0 LAST", "RSET")
-            peer.expect("250", "550", "503", "503", "250")
-            peer.line("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA now", "RSET")
-            peer.expect("250", "250", "501", "250")
+        peer.line("MAIL FROM:<", "MAIL FROM:<a@example.com>", "MAIL FROM:<a@example.com>", "RSET")
+        peer.expect("501", "250", "503", "250")
         assert peer.deliver() > "250"
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
@@ -97,17 +93,8 @@ def test_of_those_who_run_for_the_last_place_one_gets_it(smtp_server: MakeServer
     server = taking(smtp_server, RateLimit("2/minute"))
     peers = [greet(server) for _ in range(5)]
     for peer in peers:
-        peer.envelope()
-    replies = []
-    for number, peer in enumerate(peers):
-        if number % 2:
-            peer.line("BDAT 4 LAST", "ab")
-        else:
-            peer.line("DATA")
-        replies.append(peer.reply()[:9])
-    assert replies == ["354 End d", "250 2.0.0", "450 4.7.1", "450 4.7.1", "450 4.7.1"]
-    peers[3].line("NOOP")
-    peers[3].expect("250")  # the refused chunk was read, and not taken for commands
+        peer.line("MAIL FROM:<a@example.com>")
+    assert sorted(peer.reply()[:3] for peer in peers) == ["250", "250", "450", "450", "450"]
     for peer in peers:
         peer.close()
 
@@ -143,7 +130,6 @@ def test_of_several_limits_the_tightest_holds(smtp_server: MakeServer, clock: Cl
             if expected == "250":
                 peer.line("RSET")
                 peer.expect("250")
-                assert peer.deliver() > "250"
 
 
 # Recipients
