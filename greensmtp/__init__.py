@@ -3,7 +3,9 @@
 from greensmtp import client_signals, signals
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, Proceed
-from greensmtp.client import SMTPClient, connect
+from greensmtp.client import SMTPClient
+from greensmtp.connecting import connect
+from greensmtp.deadlines import Timeouts
 from greensmtp.errors import (
     AlreadyAcknowledged,
     AuthenticationFailed,
@@ -39,7 +41,6 @@ from greensmtp.protocol.replies import Reply
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.stream import MessageStream
-from greensmtp.wire import Timeouts
 
 __version__ = "0.1.0"
 

@@ -12,7 +12,8 @@ from typing import Any
 from gevent import Timeout, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
 
-from greensmtp.client import GOODBYE_SECONDS, SMTPClient, connect
+from greensmtp.client import GOODBYE_SECONDS, SMTPClient
+from greensmtp.connecting import connect
 from greensmtp.errors import (
     AuthenticationFailed,
     CannotConnect,
