@@ -71,8 +71,7 @@ class SMTPClient:
     ) -> None:
         """See ``connect``."""
         self.timeouts = Timeouts.of(timeout)
-        if starttls not in ("require", "offered", "never"):
-            raise ValueError(f'starttls is "require", "offered" or "never", not {starttls!r}')
+        check_policy(starttls)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
         if stream is None and path is None:
@@ -478,6 +477,14 @@ class SMTPClient:
         if context.check_hostname and not (server_hostname or self._server_hostname):
             raise TypeError("say server_hostname=: the certificate must be for a name, and there is none to connect to")
         return context
+
+
+def check_policy(policy: str) -> None:
+    """
+    :raises ValueError: it is none.
+    """
+    if policy not in ("require", "offered", "never"):
+        raise ValueError(f'starttls is "require", "offered" or "never", not {policy!r}')
 
 
 __all__ = ["SMTPClient", "StartTLS"]
