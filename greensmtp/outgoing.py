@@ -154,8 +154,14 @@ class Outgoing:
                 content = head + content[end:]
         #: Raw UTF-8 in the header section (RFC 6532).
         self._utf8_head = self.eight_bit and not head.isascii() and _is_utf8(head)
-        self.binary = b"\0" in content or (b"inary" in content and _BINARY_ENCODING.search(content) is not None)
-        self.content = content if self.binary else with_crlf(content)
+        lines = with_crlf(content)
+        # What says that it is binary, but goes through as lines unchanged, needs no more than that. (To look is a pass
+        # over all of it.)
+        unchanged = lines is content and content.endswith(b"\r\n") and self._file is None
+        self.binary = b"\0" in content or (
+            not unchanged and b"inary" in content and _BINARY_ENCODING.search(content) is not None
+        )
+        self.content = content if self.binary else lines
         #: Octets, as SIZE has it (RFC 1870): CRLFs included, dots not.
         self.size = len(self.content)
         if self._file is not None:
@@ -163,7 +169,7 @@ class Outgoing:
                 self.eight_bit = self.eight_bit or not piece.isascii()
                 self.binary = self.binary or b"\0" in piece
                 self.size += len(piece)
-        if not self.binary and self._file is None and self.content and not self.content.endswith(b"\r\n"):
+        if not unchanged and not self.binary and self._file is None and content and not lines.endswith(b"\r\n"):
             self.content += b"\r\n"
             self.size += 2
 
