@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass, fields
 from math import inf
 from time import monotonic
@@ -133,4 +134,4 @@ def in_use() -> RuntimeError:
 def is_foreign(error: BaseException) -> bool:
     """This is not the socket's, but somebody's who limits how long a call of ours may take:
     ``gevent.Timeout(5, TimeoutError)`` throws an OSError that no operating system has raised."""
-    return isinstance(error, TimeoutError) and error.errno is None
+    return isinstance(error, OSError) and error.errno is None and not isinstance(error, ssl.SSLError)

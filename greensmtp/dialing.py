@@ -81,13 +81,13 @@ def dial(
                     continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return sock
-            raise OSError(f"{host} has no address")
+            raise CannotConnect(f"cannot connect to {name}: it has no address")
     except Timeout as expired:
         if expired is not late:
             raise
         raise CannotConnect(f"cannot connect to {name}: no answer within {seconds:g} s") from None
     except (OSError, UnicodeError) as error:
-        if is_foreign(error):
+        if isinstance(error, CannotConnect) or is_foreign(error):
             raise
         raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
 
