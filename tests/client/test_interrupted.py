@@ -52,7 +52,10 @@ class Stuck:
                 script.say("250-mx", "250 PIPELINING")
             elif line == "DATA":
                 script.say("354 go")
-                body = script.body()
+                try:
+                    body = script.body()
+                except AssertionError:  # the end of the connection
+                    return
                 if at == "end":
                     self._hang(script)
                     return
@@ -149,15 +152,7 @@ def test_killed_while_the_source_is_read(scripted: Start) -> None:
 def test_killed_in_a_crowd(scripted: Start) -> None:
     """Greenlets that wait for the pool, are sending, or have just been handed a connection: none keeps a place."""
 
-    def script(script: Script) -> None:
-        script.greet("PIPELINING")
-        while line := script.hear():
-            if line == "DATA":
-                script.say("354 go")
-                script.body()
-            script.say("250 Ok")
-
-    server = scripted(script)
+    server = scripted(Stuck("nothing").others)
     with Pool("127.0.0.1", server.port, 3, timeout=20) as pool:
         greenlets = [spawn(pool.send, b"x", FROM, TO) for _ in range(60)]
         for number, greenlet in enumerate(greenlets):
