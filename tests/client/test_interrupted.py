@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from gevent import Timeout, socket, spawn
 from gevent.event import Event
 
 from greensmtp import CannotConnect, DataRefused, Disconnected, Pool, RecipientsRefused, Timeouts, connect
-from greensmtp.outgoing import CHUNKING_PAYS
+from greensmtp.outgoing import CHUNKING_PAYS, MAX_MEMORY
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
@@ -147,6 +148,41 @@ def test_killed_while_the_source_is_read(scripted: Start) -> None:
     assert half.wait(20)
     writing.kill()
     assert mail.closed
+
+
+class Broken(io.BytesIO):
+    """A file that can be looked through once; the second time the disk gives up."""
+
+    passes = 0
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self.passes += 1
+        return super().seek(offset, whence)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.passes > 1 and self.tell() > 1_000_000:
+            raise OSError(5, "the disk's own")
+        return super().read(size)
+
+
+@pytest.mark.parametrize("offers", [("PIPELINING",), ("PIPELINING", "CHUNKING")])
+def test_a_source_that_fails_is_no_end_of_the_message(scripted: Start, offers: tuple[str, ...]) -> None:
+    def script(script: Script) -> None:
+        script.greet(*offers)
+        script.expect("MAIL", "RCPT")
+        script.say("250 1", "250 2")
+        if "CHUNKING" not in offers:
+            script.expect("DATA")
+            script.say("354 go")
+        rest = script.rest()
+        assert not rest.endswith(b"\r\n.\r\n")
+        assert b"LAST" not in rest
+        assert b"QUIT" not in rest
+
+    with scripted(script).connect(timeout=20) as mail:
+        with pytest.raises(OSError, match="disk's own"):
+            mail.send(Broken(b"\r\n" + b"y" * (MAX_MEMORY + 1_000_000)), FROM, TO)
+        assert mail.closed
 
 
 def test_killed_in_a_crowd(scripted: Start) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from threading import Event as ThreadEvent
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import spawn
+from gevent import get_hub, spawn
 from gevent.event import Event
 
 from greensmtp import AuthenticationFailed, ProtocolError
@@ -246,6 +247,39 @@ def test_what_cannot_be_encoded_is_not_shown_either(scripted: Start, text: str) 
                 mail.login("jo", allow_plaintext=True, **credentials)
             assert "hunter2" not in str(caught.value)
             assert caught.value.__context__ is None
+
+
+def test_killed_while_the_password_is_hashed(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from greensmtp.protocol.sasl import ScramSHA256
+
+    there, go = get_hub().loop.async_(), ThreadEvent()
+    hashing = Event()
+    there.start(hashing.set)
+
+    def respond(self: ScramSHA256, challenge: bytes) -> bytes:
+        there.send()
+        go.wait(20)
+        return b""
+
+    monkeypatch.setattr(ScramSHA256, "respond", respond)
+
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256")
+        script.hear()
+        script.say("334 AAAA")
+        assert script.rest() == b""
+
+    mail = scripted(script).connect(timeout=20)
+    mail.ehlo()
+    greenlet = spawn(mail.login, "jo", "secret")
+    try:
+        assert hashing.wait(20)
+        greenlet.kill()
+        assert mail.closed
+    finally:
+        go.set()
+        there.stop()
+        there.close()
 
 
 def test_killed_in_the_middle_of_an_exchange(scripted: Start) -> None:

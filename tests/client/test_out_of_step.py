@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import spawn
-from gevent.event import Event
 
-from greensmtp import DataRefused, Disconnected, HelloRefused, NotOffered, PeerProtocolError, ProtocolError, SMTPClient
+from greensmtp import (
+    DataRefused,
+    Disconnected,
+    HelloRefused,
+    NotOffered,
+    PeerProtocolError,
+    ProtocolError,
+    SMTPClient,
+    connect,
+)
 from greensmtp.outgoing import CHUNKING_PAYS
 
 if TYPE_CHECKING:
@@ -222,6 +230,25 @@ def test_no_chunks_to_who_does_not_know_them(scripted: Start) -> None:
                 mail.send(b"\0\r\nMAIL FROM:<x@y.z>\r\n", FROM, TO, from_ext=ext)
 
 
+@pytest.mark.parametrize("offers", [("PIPELINING",), ("PIPELINING", "CHUNKING"), ("CHUNKING",), ()])
+def test_421_to_the_last_recipient(scripted: Start, offers: tuple[str, ...]) -> None:
+    """The one before was accepted; the message will be for nobody all the same."""
+
+    def script(script: Script) -> None:
+        script.greet(*offers)
+        for reply in ("250 Ok", "250 Ok", "421 4.3.2 bye"):
+            script.hear()
+            script.say(reply)
+        script.rest()
+
+    mail = scripted(script).connect()
+    with pytest.raises(DataRefused, match="421") as caught:
+        mail.send(b"x" * CHUNKING_PAYS, FROM, [FROM, TO, "c@example.com"])
+    assert [reply.code for reply in caught.value.recipients.values()] == [250, 421, 421]
+    assert caught.value.may_retry
+    assert mail.closed
+
+
 @pytest.mark.parametrize("name", ["noop", "from_", "reset", "verify"])
 def test_421_ends_the_connection(scripted: Start, name: str) -> None:
     mail = scripted(answering("421 4.3.2 bye")).connect()
@@ -247,26 +274,19 @@ def test_421_to_the_greeting_and_to_starttls(scripted: Start) -> None:
     assert mail.closed
 
 
-def test_a_second_greenlet_does_not_take_the_firsts_reply_for_an_unasked_one(scripted: Start) -> None:
+def test_a_second_greenlet_does_not_take_the_firsts_reply_for_an_unasked_one(pair: tuple[Any, Any]) -> None:
     """The reply has come, and the greenlet that waits for it has not run yet."""
-    heard, go = Event(), Event()
-
-    def script(script: Script) -> None:
-        script.say("220 hi")
-        script.hear()
-        heard.set()
-        go.wait()
-        script.say("250 Ok")
-        script.rest()
-
-    mail = scripted(script).connect()
+    ours, theirs = pair
+    theirs.sendall(b"220 hi\r\n")
+    mail = connect(stream=ours, timeout=20)
     waiting = spawn(mail.noop)
-    assert heard.wait(5)
+    assert theirs.recv(100) == b"NOOP\r\n"
+    theirs.sendall(b"250 Ok\r\n")
     with pytest.raises(RuntimeError, match="another greenlet"):
         mail.noop()
-    go.set()
-    assert waiting.get(timeout=5).code == 250
+    assert waiting.get(timeout=20).code == 250
     assert not mail.closed
+    mail.close()
 
 
 def test_two_messages_at_once(scripted: Start) -> None:

@@ -241,6 +241,22 @@ def test_login_is_forgotten_with_all_the_rest(scripted: Start, certificate: Cert
     mail.close()
 
 
+def test_the_sockets_own_time_out_is_not_ours(implicit: SMTPServer, context: ssl.SSLContext) -> None:
+    """Under TLS, the socket itself waits."""
+    from gevent import sleep, socket
+
+    @implicit.on("greeting")
+    def dawdle(session: Any, greeting: Any, ack: Ack) -> None:
+        sleep(0.1)
+        ack.accept()
+
+    address: Any = implicit.address
+    ours = socket.create_connection(address)
+    ours.settimeout(0.01)
+    with connect(ours, tls=context, server_hostname="mx.example.com", timeout=20) as mail:
+        assert mail.ehlo().code == 250
+
+
 # starttls=
 
 
