@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 import click
-from gevent import joinall, spawn
+from gevent import joinall, killall, spawn
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ClientError, GreenSMTPError
@@ -161,7 +161,11 @@ class _Run:
 
     def go(self, concurrency: int) -> None:
         """Send them, so many at a time."""
-        joinall([spawn(self._work) for _ in range(min(concurrency, len(self._files)))], raise_error=True)
+        workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
+        try:
+            joinall(workers, raise_error=True)
+        finally:
+            killall(workers)  # Ctrl-C: what is on its way is given up, or the pool would wait for it
         if self._bar is not None:
             self._bar.render_finish()
         if not self._quiet and len(self._files) > 1:
