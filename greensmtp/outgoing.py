@@ -182,7 +182,8 @@ class Outgoing:
         """
         given = self._given
         line = f"MAIL FROM:<{self._mailbox}>{self._parameters}"
-        self._as_seven_bit = self.eight_bit and "8BITMIME" not in extensions and self._message is not None
+        email = self._message is not None and not self.binary
+        self._as_seven_bit = email and self.eight_bit and "8BITMIME" not in extensions
         if "SIZE" in extensions and "SIZE" not in given:
             line += f" SIZE={len(self._in_seven_bits()) if self._as_seven_bit else self.size}"
         if self.binary:
