@@ -224,6 +224,28 @@ def test_close_gives_up_who_is_connecting(scripted: Start) -> None:
     assert (pool.busy, pool.idle, server.connections) == (0, 0, 1)
 
 
+def test_close_that_cuts_a_message_off_does_not_have_it_sent_again(scripted: Start) -> None:
+    """Nobody can have taken it, and the connection was an old one; but the pool is closed."""
+    there = Event()
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        transaction(script)
+        script.expect("RSET")
+        there.set()
+        script.rest()
+
+    server = scripted(script, for_ever)
+    pool = pool_of(server, 1, timeout=60)
+    pool.send(b"x", FROM, TO)
+    cut_off = spawn(pool.send, b"y", FROM, TO)
+    assert there.wait(20)
+    pool.close(timeout=0.01)
+    with pytest.raises((PoolClosed, Disconnected)):
+        cut_off.get(timeout=20)
+    assert (server.connections, pool.busy, pool.idle) == (1, 0, 0)
+
+
 def test_close_lets_who_is_connecting_finish(scripted: Start) -> None:
     there, go = Event(), Event()
 

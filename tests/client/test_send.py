@@ -367,8 +367,9 @@ def test_an_email_message_becomes_seven_bit_where_it_must(scripted: Start) -> No
     assert b"8bit" not in bodies[0]
 
 
+@pytest.mark.parametrize("epilogue", [None, "the end"])
 @pytest.mark.parametrize("size", [10, CHUNKING_PAYS])
-def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int) -> None:
+def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int, epilogue: str | None) -> None:
     """Announced with the size that it has then; its last line ended, or the dot would not end it."""
     bodies: list[bytes] = []
     sizes: list[int] = []
@@ -395,9 +396,10 @@ def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int) -> None:
 
     message = EmailMessage()
     message["From"], message["To"] = FROM, TO
-    message["Content-Type"] = "text/plain; charset=utf-8"
-    message["Content-Transfer-Encoding"] = "8bit"
-    message.set_payload(("gr\u00fc\u00dfe " * size).encode().decode("ascii", "surrogateescape"))
+    message.set_content("gr\u00fc\u00dfe\n" * size, cte="8bit")
+    if epilogue is not None:  # what stands behind all parts, with no end of a line of its own
+        message.make_mixed()
+        message.epilogue = epilogue
     with scripted(script).connect() as mail:
         assert mail.send(message).reply.code == 250
     assert bodies[0].isascii()

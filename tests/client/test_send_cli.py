@@ -191,7 +191,13 @@ def test_an_interrupt_waits_for_nobody(inbox: Inbox, files: list[Path]) -> None:
         ack.accept()
 
     command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, *map(str, files)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert there.wait(20)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)  # a pool that is closed waits for thirty seconds
