@@ -46,11 +46,12 @@ from greensmtp.stream import MessageStream
 
 if TYPE_CHECKING:
     from greensmtp import client_signals
-    from greensmtp.client import SMTPClient, connect
+    from greensmtp.client import SMTPClient
     from greensmtp.composition import compose, when
+    from greensmtp.connecting import connect
+    from greensmtp.deadlines import Timeouts
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
-    from greensmtp.wire import Timeouts
 
 __version__ = "0.1.0"
 
@@ -106,9 +107,9 @@ _LATER = {
     "Pool": "greensmtp.pool",
     "SMTPClient": "greensmtp.client",
     "Sent": "greensmtp.outgoing",
-    "Timeouts": "greensmtp.wire",
+    "Timeouts": "greensmtp.deadlines",
     "compose": "greensmtp.composition",
-    "connect": "greensmtp.client",
+    "connect": "greensmtp.connecting",
     "when": "greensmtp.composition",
 }
 

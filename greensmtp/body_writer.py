@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
+from greensmtp.dialogue import Dialogue, verdict
+from greensmtp.errors import ProtocolError
 from greensmtp.outgoing import Readable, read_piece
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.transparency import DotEncoder
-
-if TYPE_CHECKING:
-    from greensmtp.client import SMTPClient
 
 #: Octets that are gathered before they are written.
 GATHER = 64 * 1024
@@ -24,21 +23,25 @@ class BodyWriter:
     pass for a whole one.
     """
 
-    def __init__(self, client: SMTPClient, refusal: Reply | None) -> None:
-        self._client = client
+    def __init__(self, dialogue: Dialogue, refusal: Reply | None) -> None:
+        if dialogue.writing:
+            raise ProtocolError("a message is being written already: finish that one first")
+        self._dialogue = dialogue
         self._encoder = DotEncoder()
         self._gathered: list[bytes] = []
         self._size = 0
         #: What the peer said: to the message, once the block is left; or to DATA, where it refused. (Then nothing is
         #: sent, and what is written is dropped.)
         self.reply: Reply | None = refusal
-        self._open = refusal is None
+        self._refused = refusal is not None
+        self._open = dialogue.writing = refusal is None
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         """The next octets.
 
         :raises Disconnected: the peer is gone.
         :raises TypeError: they are none.
+        :raises ValueError: the message has been ended.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"a message is made of bytes, not {type(data).__name__}")
@@ -48,6 +51,8 @@ class BodyWriter:
             self._size += len(piece)
             if self._size >= GATHER:
                 self._flush()
+        elif not self._refused:
+            raise ValueError("this message has been ended")
         return len(data)
 
     def finish(self) -> Reply:
@@ -55,16 +60,16 @@ class BodyWriter:
         if self._open:
             self._open = False
             self._gathered.append(self._encoder.finish())
-            last = b"".join(self._gathered)
-            self.reply = self._client._end_message(last)
-        assert self.reply is not None
+            self.reply = verdict(self._dialogue.end_message(b"".join(self._gathered)))
+        if self.reply is None:
+            raise ValueError("this message has been given up")
         return self.reply
 
     def _flush(self) -> None:
         data = b"".join(self._gathered)
         self._gathered.clear()
         self._size = 0
-        self._client._send_body(data)
+        self._dialogue.send_body(data)
 
     def __enter__(self) -> BodyWriter:
         return self
@@ -74,7 +79,7 @@ class BodyWriter:
             self.finish()
         elif self._open:
             self._open = False
-            self._client.close()
+            self._dialogue.wire.close()
 
 
 def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) -> Iterator[bytes]:

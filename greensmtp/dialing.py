@@ -10,8 +10,9 @@ from typing import Any
 from gevent import Timeout, socket
 from gevent import ssl as gevent_ssl
 
-from greensmtp.errors import CannotConnect
-from greensmtp.wire import Timeouts
+from greensmtp.deadlines import Timeouts, is_foreign
+from greensmtp.errors import CannotConnect, ProtocolError
+from greensmtp.protocol import command_lines
 
 #: Implicit TLS (RFC 8314), LMTP's customary port, and everybody else's.
 PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
@@ -63,28 +64,45 @@ def dial(
 
     :raises CannotConnect: there is nobody, or not in time.
     """
-    name = path if path is not None else f"{host}:{port}"
-    sock: Any = None
+    name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
     late = Timeout(seconds)
     try:
+        # An own deadline, for all addresses together, name look-up included.
         with late:
             if path is not None:
-                sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                sock.connect(path)
-            else:
-                # An own deadline, for all addresses together, name look-up included.
-                sock = socket.create_connection((host, port), timeout=None, source_address=source_address)
+                return _connected(socket.AF_UNIX, 0, path, None)
+            places = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+            for number, (family, _, protocol, _, address) in enumerate(places, 1):
+                try:
+                    sock = _connected(family, protocol, address, source_address)
+                except OSError as error:
+                    if number == len(places) or is_foreign(error):
+                        raise
+                    continue
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            raise CannotConnect(f"cannot connect to {name}: it has no address")
     except Timeout as expired:
-        if sock is not None:
-            sock.close()
         if expired is not late:
             raise
         raise CannotConnect(f"cannot connect to {name}: no answer within {seconds:g} s") from None
     except (OSError, UnicodeError) as error:
-        if sock is not None:
-            sock.close()
+        if isinstance(error, CannotConnect) or is_foreign(error):
+            raise
         raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _connected(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
+    """One attempt. (``create_connection`` leaves the socket open when a greenlet is killed in it.)"""
+    sock = socket.socket(family, socket.SOCK_STREAM, protocol)
+    try:
+        sock.settimeout(None)
+        if source_address is not None:
+            sock.bind(source_address)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
@@ -101,3 +119,35 @@ def adopt(stream: Any) -> Any:
         family, kind, number = stream.family, stream.type, stream.proto
         return socket.socket(family, kind, number, fileno=stream.detach())
     raise TypeError(f"stream= takes a connected socket, not {stream!r}")
+
+
+def own_name(sock: Any) -> str:
+    """RFC 5321 section 4.1.4: a name with a domain, or an address literal. No look-up: that could take long."""
+    name = socket.gethostname()
+    if "." in name and name.isascii() and name.isprintable() and " " not in name:
+        return str(name)
+    address = sock.getsockname()
+    if isinstance(address, tuple) and address:
+        host = address[0].partition("%")[0]
+        return f"[IPv6:{host}]" if ":" in host else f"[{host}]"
+    return "localhost"
+
+
+def check_name(name: str, what: str) -> str:
+    """Give it back: what EHLO can say.
+
+    :raises ProtocolError: it is empty, or has a space or a control character in it.
+    """
+    if not command_lines.check(name, what) or " " in name:
+        raise ProtocolError(f"{what} is a host name or an address literal, not {name!r}")
+    return name
+
+
+def check_port(port: Any) -> int:
+    """Give it back.
+
+    :raises ValueError: it is none.
+    """
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"port is 1 to 65535, not {port!r}")
+    return int(port)

@@ -163,7 +163,8 @@ class RecipientsRefused(Refused):
 
 
 class DataRefused(Refused):
-    """DATA, or the message itself, was refused."""
+    """DATA, or the message itself, was refused. (LMTP: for all recipients; ``transient`` where one of them may have
+    it later.)"""
 
 
 class PartiallyRefused(Refused):
@@ -177,16 +178,24 @@ class PartiallyRefused(Refused):
 
 
 class Disconnected(ClientError, ConnectionLost):
-    """The peer is gone. ``after_content``: the whole message had been sent, and its reply had not come."""
+    """The peer is gone. ``after_content``: the whole message had been sent, and its reply had not come.
+
+    In LMTP some recipients' replies may have come before: they are in ``recipients``, and the message is theirs where
+    they agree; nothing is known of the others.
+    """
 
     transient = True
+    #: The replies to what was said last, as far as they came.
+    replies: tuple[Reply, ...] = ()
 
     def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
         super().__init__(reason)
         self.after_content = after_content
         self.may_retry = not after_content
-        #: What it said before it went, where that answers nothing: ``421`` most often.
+        #: What it said last before it went: ``421`` most often.
         self.reply = reply
+        #: LMTP: what each recipient's message was answered, as far as that came.
+        self.recipients: dict[str, Reply] = {}
 
 
 class PeerProtocolError(ClientError, ProtocolError):

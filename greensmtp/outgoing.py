@@ -129,6 +129,9 @@ class Outgoing:
         self._utf8_address = not (self._mailbox.isascii() and all(map(bytes.isascii, self.rcpt_lines)))
         self._find_out(content, derived=derived)
         self._stuffed: tuple[bytes, ...] | None = None
+        #: For servers without 8BITMIME: the same message in seven bits.
+        self._seven_bit: bytes | None = None
+        self._as_seven_bit = False
 
     def close(self) -> None:
         """Let go of the copy of a file that could not go back; the caller's own file stays open."""
@@ -151,8 +154,14 @@ class Outgoing:
                 content = head + content[end:]
         #: Raw UTF-8 in the header section (RFC 6532).
         self._utf8_head = self.eight_bit and not head.isascii() and _is_utf8(head)
-        self.binary = b"\0" in content or (b"inary" in content and _BINARY_ENCODING.search(content) is not None)
-        self.content = content if self.binary else with_crlf(content)
+        lines = with_crlf(content)
+        # What says that it is binary, but goes through as lines unchanged, needs no more than that. (To look is a pass
+        # over all of it.)
+        unchanged = lines is content and content.endswith(b"\r\n") and self._file is None
+        self.binary = b"\0" in content or (
+            not unchanged and b"inary" in content and _BINARY_ENCODING.search(content) is not None
+        )
+        self.content = content if self.binary else lines
         #: Octets, as SIZE has it (RFC 1870): CRLFs included, dots not.
         self.size = len(self.content)
         if self._file is not None:
@@ -160,7 +169,7 @@ class Outgoing:
                 self.eight_bit = self.eight_bit or not piece.isascii()
                 self.binary = self.binary or b"\0" in piece
                 self.size += len(piece)
-        if not self.binary and self._file is None and self.content and not self.content.endswith(b"\r\n"):
+        if not unchanged and not self.binary and self._file is None and content and not lines.endswith(b"\r\n"):
             self.content += b"\r\n"
             self.size += 2
 
@@ -173,13 +182,16 @@ class Outgoing:
         """
         given = self._given
         line = f"MAIL FROM:<{self._mailbox}>{self._parameters}"
+        email = self._message is not None and not self.binary
+        self._as_seven_bit = email and self.eight_bit and "8BITMIME" not in extensions
         if "SIZE" in extensions and "SIZE" not in given:
-            line += f" SIZE={self.size}"
-        if self.binary and "BODY" not in given:
+            line += f" SIZE={len(self._in_seven_bits()) if self._as_seven_bit else self.size}"
+        if self.binary:
+            # Whatever parameters are given: who does not know BDAT takes the octets behind it for commands.
             for keyword in ("BINARYMIME", "CHUNKING"):
                 if keyword not in extensions:
                     raise NotOffered(keyword, "the message is binary")
-            line += " BODY=BINARYMIME"
+            line += "" if "BODY" in given else " BODY=BINARYMIME"
         elif (self.eight_bit or self._utf8_address) and "BODY" not in given:
             if "8BITMIME" in extensions:
                 line += " BODY=8BITMIME"
@@ -198,17 +210,30 @@ class Outgoing:
 
     # Its octets
 
-    def data(self, extensions: Mapping[str, str]) -> Iterable[bytes]:
-        """What goes out behind 354, the dot at the end in the last piece."""
-        if self._file is not None:
-            return self._stuffed_file()
-        if self._message is not None and self.eight_bit and "8BITMIME" not in extensions:
-            return (stuffed(_render(self._message, cte_type="7bit")) + b".\r\n",)
+    def prepare(self) -> None:
+        """Do what ``data`` would do first."""
+        if self._file is None:
+            self._stuff()
+
+    def data(self) -> Iterable[bytes]:
+        """What goes out behind 354, the dot at the end in the last piece; as the last ``mail_line`` has said."""
+        return self._stuff() if self._file is None else self._stuffed_file()
+
+    def _stuff(self) -> tuple[bytes, ...]:
+        if self._as_seven_bit:
+            return (stuffed(self._in_seven_bits()), b".\r\n")
         if self._stuffed is None:
             data = stuffed(self.content)
             # Putting the end to it copies all of it: what is large goes in two pieces.
             self._stuffed = (data + b".\r\n",) if len(data) < PIECE else (data, b".\r\n")
         return self._stuffed
+
+    def _in_seven_bits(self) -> bytes:
+        if self._seven_bit is None:
+            assert self._message is not None
+            content = with_crlf(_render(self._message, cte_type="7bit"))
+            self._seven_bit = content if content.endswith(b"\r\n") else content + b"\r\n"
+        return self._seven_bit
 
     def _stuffed_file(self) -> Iterator[bytes]:
         encoder = DotEncoder()
@@ -218,8 +243,8 @@ class Outgoing:
         yield encoder.finish()
 
     def chunks(self) -> Iterator[bytes]:
-        """What goes out with BDAT."""
-        yield self.content
+        """What goes out with BDAT; as the last ``mail_line`` has said."""
+        yield self._in_seven_bits() if self._as_seven_bit else self.content
         if self._file is not None:
             yield from self._rest()
 
@@ -274,13 +299,16 @@ def read_piece(source: Readable) -> bytes:
 
     :raises TypeError: it is a text file.
     """
+    piece: Any
     if isinstance(source, (io.BytesIO, tempfile.SpooledTemporaryFile)) or not hasattr(source, "fileno"):
         piece = source.read(PIECE)
     else:
         piece = get_hub().threadpool.apply(source.read, (PIECE,))
-    if isinstance(piece, str):
-        raise TypeError("a message is read from a binary file: open it with 'rb'")
-    return piece
+    if not isinstance(piece, (bytes, bytearray, memoryview)):
+        # None, as a file that does not block gives, would pass for the end of it, and half the message for all of it.
+        what = "open it with 'rb'" if isinstance(piece, str) else f"its read() gave {type(piece).__name__}"
+        raise TypeError(f"a message is read from a binary file: {what}")
+    return piece if isinstance(piece, bytes) else bytes(piece)
 
 
 def _rewindable(source: Any, seen: bytes) -> BinaryIO:

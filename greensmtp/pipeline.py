@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator
 
+from greensmtp.dialogue import Dialogue, Step
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol import command_lines
 from greensmtp.protocol.command_lines import Ext
 from greensmtp.protocol.replies import Reply
-
-if TYPE_CHECKING:
-    from greensmtp.client import SMTPClient
-
-#: Commands in one write. Their replies must fit what the kernel holds for us while we write: a peer that cannot get
-#: rid of a reply stops reading (RFC 2920 section 3.1).
-MAX_GROUP = 100
-
-
-class Step(NamedTuple):
-    """One command: its line, seconds for its reply, and what is to be noted of it."""
-
-    line: bytes
-    seconds: float
-    note: Callable[[Reply], None]
 
 
 class Pipeline:
@@ -33,8 +17,8 @@ class Pipeline:
     Where the peer does not offer PIPELINING, the same commands go one by one.
     """
 
-    def __init__(self, client: SMTPClient) -> None:
-        self._client = client
+    def __init__(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
         self._steps: list[Step] = []
         self._closed_by: str | None = None
         #: Filled when the block has been left.
@@ -42,27 +26,27 @@ class Pipeline:
 
     def from_(self, address: str, ext: Ext = None) -> int:
         """MAIL."""
-        return self._add(self._client._mail_step(address, ext))
+        return self._add(self._dialogue.mail(address, ext))
 
     def to(self, address: str, ext: Ext = None) -> int:
         """RCPT."""
-        return self._add(self._client._rcpt_step(address, ext))
+        return self._add(self._dialogue.rcpt(address, ext))
 
     def reset(self) -> int:
         """RSET."""
-        return self._add(self._client._reset_step())
+        return self._add(self._dialogue.reset())
 
     def data(self) -> int:
         """DATA; nothing can follow it."""
-        return self._add(self._client._data_step(), last="DATA")
+        return self._add(self._dialogue.data(), last="DATA")
 
     def verify(self, username: str) -> int:
         """VRFY; nothing can follow it."""
-        return self._add(self._client._plain_step(command_lines.line("VRFY", username)), last="VRFY")
+        return self._add(self._dialogue.plain("VRFY", username), last="VRFY")
 
     def noop(self) -> int:
         """NOOP; nothing can follow it."""
-        return self._add(self._client._plain_step(command_lines.line("NOOP")), last="NOOP")
+        return self._add(self._dialogue.plain("NOOP"), last="NOOP")
 
     def _add(self, step: Step, last: str | None = None) -> int:
         # RFC 2920 section 3.1: their replies may decide what comes next.
@@ -86,4 +70,4 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None and self._steps:
-            self.replies = self._client._ask_all(self._steps)
+            self.replies = self._dialogue.ask_all(self._steps)

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from inspect import signature
 from time import monotonic
 from typing import Any
 
-from gevent import Timeout, joinall, spawn, spawn_later
+from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
 
-from greensmtp.client import GOODBYE_SECONDS, SMTPClient, connect
+from greensmtp import dialing
+from greensmtp.client import GOODBYE_SECONDS, SMTPClient, check_policy
+from greensmtp.connecting import connect
+from greensmtp.deadlines import Timeouts
 from greensmtp.errors import (
     AuthenticationFailed,
     CannotConnect,
     ClientError,
     Disconnected,
     HelloRefused,
+    PeerProtocolError,
     PoolClosed,
     Refused,
     TLSFailed,
 )
 from greensmtp.outgoing import Outgoing, Sendable, Sent
 from greensmtp.protocol.command_lines import Ext
+from greensmtp.protocol.sasl import MECHANISMS
 
 logger = logging.getLogger("greensmtp")
 
 #: Seconds for which a host that did not let us in is asked after all others.
 AVOID_SECONDS = 30.0
+
+CLOSED = "this pool has been closed"
+
+#: Those of ``connect`` that are for all connections alike.
+_OPTIONS = tuple(
+    name for name in signature(connect).parameters if name not in ("where", "host", "port", "path", "stream")
+)
 
 #: ``"mx.example.com"``, ``"mx.example.com:2525"``, ``("mx.example.com", 25)``, ``"/run/lmtp.sock"``.
 Host = str | tuple[str, int]
@@ -64,6 +77,12 @@ class _Host:
                 self.options = {"host": name.strip("[]"), "port": int(number)}
             else:
                 self.options = {"host": host.strip("[]"), "port": port}
+        if self.options.get("port") is not None:
+            dialing.check_port(self.options["port"])
+
+    def avoid(self) -> None:
+        """It did not let us in: others first, for a while."""
+        self.avoid_until = monotonic() + AVOID_SECONDS
 
 
 class Pool:
@@ -100,12 +119,15 @@ class Pool:
     ) -> None:
         if size < 1 or max_messages < 1 or not max_age > 0 or not max_idle > 0:
             raise ValueError("size, max_age, max_messages and max_idle are more than 0")
+        _check_options(options)
         one = isinstance(host, str) or (isinstance(host, tuple) and len(host) == 2 and isinstance(host[1], int))
         hosts: Sequence[Any] = (host,) if one else host
         if not hosts:
             raise ValueError("a pool needs a host")
-        if username is not None and password is None and token is None:
-            raise ValueError("username needs a password or a token")
+        if (username is None) != (password is None and token is None):
+            raise ValueError("to log in, a pool needs a username, and a password or a token")
+        if mechanism is not None and mechanism.upper() not in MECHANISMS:
+            raise ValueError(f"mechanism is one of {', '.join(MECHANISMS)}, not {mechanism!r}")
         self._hosts = [_Host(each, port) for each in hosts]
         self.size = size
         self.max_age = max_age
@@ -122,9 +144,13 @@ class Pool:
         #: The one used last is taken first, so that those too many grow old.
         self._idle: deque[_Member] = deque()
         self._busy: set[_Member] = set()
+        #: Greenlets that are waiting for a connection to be made.
+        self._connecting: set[Any] = set()
         self._goodbyes: set[Any] = set()
         self._retiring: Any = None
         self._closed = False
+        #: And those that were on their way have had their time.
+        self._abandoned = False
 
     @property
     def idle(self) -> int:
@@ -160,23 +186,28 @@ class Pool:
     def close(self, timeout: float = 30.0) -> None:
         """Take no more messages, let those on their way finish for so many seconds, and say QUIT everywhere.
 
-        Whoever still waits for a connection gets PoolClosed.
+        Whoever still waits for a connection gets PoolClosed, and who is not done then gets Disconnected.
         """
         self._closed = True
         if self._retiring is not None:
             self._retiring.kill(block=False)
             self._retiring = None
         taken = 0
-        with Timeout(timeout, False):  # type: ignore[arg-type]
-            for _ in range(self.size):
-                self._free.acquire()
-                taken += 1
-        for _ in range(taken):
-            self._free.release()
-        for member in list(self._busy):
-            member.client.close()  # who still sends gets Disconnected
-        while self._idle:
-            self._part(self._idle.pop())
+        try:
+            with Timeout(timeout, False):  # type: ignore[arg-type]
+                for _ in range(self.size):
+                    self._free.acquire()
+                    taken += 1
+        finally:
+            self._abandoned = True
+            for _ in range(taken):
+                self._free.release()
+            for greenlet in self._connecting:
+                get_hub().loop.run_callback(self._give_up, greenlet)
+            for member in list(self._busy):
+                member.client.close()
+            while self._idle:
+                self._part(self._idle.pop())
         joinall(list(self._goodbyes), timeout=GOODBYE_SECONDS)
 
     def __enter__(self) -> Pool:
@@ -194,36 +225,52 @@ class Pool:
         self._check_open()
         with self._free:
             self._check_open()
+            #: Hosts that have let us in just now, only to give us up.
+            failed: set[_Host] = set()
             while True:
-                member, fresh = self._take()
+                if self._abandoned:
+                    self._check_open()
+                member, fresh = self._take(failed)
                 try:
                     return self._send(member, outgoing, fresh=fresh, raise_on_partial=raise_on_partial)
-                except (Disconnected, Refused) as error:
-                    # A connection from before may have been given up at any time; a new one failing means something.
-                    gone = isinstance(error, Disconnected) or (error.reply is not None and error.reply.code == 421)
-                    if fresh or not gone or not error.may_retry:
+                except (Disconnected, PeerProtocolError, Refused) as error:
+                    gone = not isinstance(error, Refused) or (error.reply is not None and error.reply.code == 421)
+                    if not gone or not error.may_retry:
                         raise
-                    logger.debug("%r went stale: %s", member.client, error)
+                    # A connection from before may have been given up at any time, and is no reason to give up. A new
+                    # one means something: it is the next host's turn.
+                    if fresh:
+                        member.host.avoid()
+                        failed.add(member.host)
+                        if len(failed) == len(self._hosts):
+                            raise
+                    logger.debug("%r is gone: %s", member.client, error)
 
     def _send(self, member: _Member, outgoing: Outgoing, *, fresh: bool, raise_on_partial: bool) -> Sent:
+        client = member.client
         self._busy.add(member)
         try:
-            return member.client.send_prepared(outgoing, raise_on_partial=raise_on_partial, reset_first=not fresh)
+            return client.send_prepared(outgoing, raise_on_partial=raise_on_partial, reset_first=not fresh)
+        except ClientError:
+            raise  # and the client knows whether it can go on
+        except BaseException:
+            client.close()  # killed, or worse: nobody knows what it has been in the middle of
+            raise
         finally:
             self._busy.discard(member)
             member.messages += 1
             self._give_back(member)
 
-    def _take(self) -> tuple[_Member, bool]:
-        """A connection, and whether it is new."""
+    def _take(self, failed: Set[_Host]) -> tuple[_Member, bool]:
+        """A connection, and whether it is new; not to a host that has just failed."""
         now = monotonic()
         while self._idle:
             member = self._idle.pop()
-            if self._is_over(member, now):
+            if member.host in failed or self._is_over(member, now):
                 self._part(member)
                 continue
             return member, False
-        return self._connect(), True
+        return self._connect(failed), True
 
     def _is_over(self, member: _Member, now: float) -> bool:
         return (
@@ -246,22 +293,41 @@ class Pool:
 
     # Connections
 
-    def _connect(self) -> _Member:
+    def _connect(self, failed: Set[_Host]) -> _Member:
         """To the first host that lets us in; those that did not of late are asked last."""
         now = monotonic()
         failure: ClientError | None = None
-        for host in sorted(self._hosts, key=lambda host: host.avoid_until > now):
-            try:
-                client = self._open(host)
-            except (CannotConnect, TLSFailed, HelloRefused, AuthenticationFailed, Disconnected) as error:
-                host.avoid_until = monotonic() + AVOID_SECONDS
-                failure = error
-                continue
-            host.avoid_until = 0.0
-            now = monotonic()
-            return _Member(client, host, born=now, last_used=now)
+        greenlet = getcurrent()
+        self._connecting.add(greenlet)
+        try:
+            for host in sorted(self._hosts, key=lambda host: host.avoid_until > now):
+                if host in failed:
+                    continue
+                try:
+                    client = self._open(host)
+                except (
+                    CannotConnect,
+                    TLSFailed,
+                    HelloRefused,
+                    AuthenticationFailed,
+                    Disconnected,
+                    PeerProtocolError,
+                ) as error:
+                    host.avoid()
+                    failure = error
+                    continue
+                host.avoid_until = 0.0
+                now = monotonic()
+                return _Member(client, host, born=now, last_used=now)
+        finally:
+            self._connecting.discard(greenlet)
         assert failure is not None
         raise failure
+
+    def _give_up(self, greenlet: Any) -> None:
+        """End its wait for a connection. Only in the hub."""
+        if greenlet in self._connecting:
+            greenlet.throw(PoolClosed(CLOSED))
 
     def _open(self, host: _Host) -> SMTPClient:
         client = connect(**host.options, **self._options)
@@ -303,7 +369,22 @@ class Pool:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise PoolClosed("this pool has been closed")
+            raise PoolClosed(CLOSED)
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """What ``connect`` would say to each of them, now rather than at the first message.
+
+    :raises TypeError: there is no such option, or it makes no sense for several connections.
+    :raises ValueError: it is out of range.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            raise TypeError(f"a pool has no option {name!r} (beyond its own: {', '.join(_OPTIONS)})")
+    Timeouts.of(options.get("timeout"))
+    check_policy(options.get("starttls") or "offered")
+    if options.get("local_hostname") is not None:
+        dialing.check_name(options["local_hostname"], "local_hostname")
 
 
 def _say_goodbye(client: SMTPClient) -> None:

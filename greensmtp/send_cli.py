@@ -7,11 +7,12 @@ import re
 import ssl
 import sys
 from pathlib import Path
+from signal import SIGINT
 from time import monotonic
 from typing import Any
 
 import click
-from gevent import joinall, spawn
+from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ClientError, GreenSMTPError
@@ -161,7 +162,15 @@ class _Run:
 
     def go(self, concurrency: int) -> None:
         """Send them, so many at a time."""
-        joinall([spawn(self._work) for _ in range(min(concurrency, len(self._files)))], raise_error=True)
+        workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
+        # Ctrl-C is for this greenlet, whichever runs at the moment.
+        throw, callback = getcurrent().throw, get_hub().loop.run_callback
+        interrupt = signal_handler(SIGINT, lambda: callback(throw, KeyboardInterrupt))
+        try:
+            joinall(workers, raise_error=True)
+        finally:
+            killall(workers)  # what is on its way is given up, or the pool would wait for it
+            interrupt.cancel()
         if self._bar is not None:
             self._bar.render_finish()
         if not self._quiet and len(self._files) > 1:

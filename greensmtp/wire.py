@@ -4,170 +4,54 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from math import inf
 from select import POLLIN, poll
-from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
+from greensmtp.deadlines import Alarm, Expired, in_use, is_foreign
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.reply_reader import ReplyReader
-
-T = TypeVar("T")
 
 #: Octets taken off the socket at once: the replies to a batch of commands, and more.
 PIECE = 16 * 1024
 #: Octets of a body that are handed to the socket at once, and have ``Timeouts.data`` to go.
 SEND_PIECE = 256 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """How long the peer may take, in seconds; the defaults are those of RFC 5321 section 4.5.3.2."""
-
-    #: Name look-up and TCP handshake, for all of a host's addresses together. (Not in RFC 5321.)
-    connect: float = 60.0
-    #: The TLS handshake. (Not in RFC 5321.)
-    tls: float = 60.0
-    #: The banner, once connected.
-    banner: float = 300.0
-    #: The reply to a command, as a whole, and to a group of them each.
-    command: float = 300.0
-    #: The reply to DATA.
-    data_start: float = 120.0
-    #: Each piece of the body, of up to 256 KiB.
-    data: float = 180.0
-    #: The reply to the whole message.
-    final: float = 600.0
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            seconds = getattr(self, field.name)
-            if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-                raise ValueError(f"timeouts: {field.name} is seconds, more than 0, not {seconds!r}")
-
-    @classmethod
-    def of(cls, timeout: float | Timeouts | None) -> Timeouts:
-        """A number is for every wait alike; None stands for the defaults.
-
-        :raises ValueError: it is not more than 0.
-        """
-        if timeout is None:
-            return cls()
-        if isinstance(timeout, Timeouts):
-            return timeout
-        return cls(**{field.name: timeout for field in fields(cls)})
-
-
-class _Expired(BaseException):
-    """Thrown, from the hub, into the greenlet that waits. Not an Exception: nothing on its way may swallow it."""
-
-
-class _Alarm:
-    """A deadline that costs the assignment of a number.
-
-    Its one timer is not moved with the deadline: when it rings too early it is set again, and when nothing is
-    waited for it stays silent. So a timer is started once in a time-out, not once in a wait.
-    """
-
-    __slots__ = ("_deadline", "_due", "_greenlet", "_loop", "_timer")
-
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
-        self._deadline = inf
-        self._due = inf
-        self._greenlet: Any = None
-        self._timer: Any = None
-
-    def set(self, seconds: float) -> None:
-        """The current greenlet is going to wait, for so long at most.
-
-        :raises RuntimeError: another one is waiting.
-        """
-        if self._greenlet is not None:
-            raise RuntimeError("this connection is in use by another greenlet: use one for each, or a Pool")
-        self._greenlet = getcurrent()
-        self._deadline = deadline = monotonic() + seconds
-        if deadline < self._due:
-            self._start(seconds)
-
-    def extend(self, seconds: float) -> None:
-        """Something came; the next may take so long again."""
-        self._deadline = deadline = monotonic() + seconds
-        if deadline < self._due:
-            self._start(seconds)
-
-    def clear(self) -> None:
-        """The wait is over."""
-        self._greenlet = None
-
-    def waiting(self) -> Any:
-        """The greenlet that waits, unless it is the current one."""
-        return None if self._greenlet is getcurrent() else self._greenlet
-
-    def interrupt(self, greenlet: Any) -> None:
-        """End its wait, if it still waits. Only in the hub."""
-        if self._greenlet is greenlet:
-            greenlet.throw(Disconnected("shutdown"))
-
-    def close(self) -> None:
-        """It will not be needed any more."""
-        if self._timer is not None:
-            self._timer.stop()
-            self._timer.close()
-            self._timer = None
-
-    def _start(self, seconds: float) -> None:
-        self.close()
-        self._due = monotonic() + seconds
-        # Without a reference: a connection that nobody waits for must not keep the loop alive.
-        self._timer = self._loop.timer(seconds, ref=False)
-        # A loop's clock stands still while greenlets run.
-        self._timer.start(self._ring, update=True)
-
-    def _ring(self) -> None:
-        self._due = inf
-        greenlet = self._greenlet
-        if greenlet is None:
-            return
-        left = self._deadline - monotonic()
-        if left > 0:
-            self._start(left)
-        else:
-            greenlet.throw(_Expired())
+#: Replies that are looked at for the reason why a peer has hung up on us.
+MAX_LAST_WORDS = 64
 
 
 class Wire:
     """One connected socket, used by one greenlet at a time. Whatever goes wrong closes it: there is no way back into
     step with a peer that was cut off in the middle of something."""
 
-    __slots__ = ("_alarm", "_hub", "_poll", "_reader", "_watcher", "committed", "error", "socket", "tls")
+    __slots__ = ("_alarm", "_hub", "_poll", "_reader", "_watcher", "committed", "ended", "socket", "tls")
 
     def __init__(self, socket: Any) -> None:
         """
         :param socket: a connected gevent socket, or gevent SSLSocket; from now on it is ours to close.
         """
+        # No time-outs of the socket's own, which its maker or the process may have set: ours tell a program more.
+        socket.settimeout(None)
         self.socket = socket
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
-        self._alarm = _Alarm(self._hub.loop)
+        self._alarm = Alarm(self._hub.loop)
         self._reader = ReplyReader()
         self._poll = poll()
         self._poll.register(socket.fileno(), POLLIN)
         self._watcher: Any = None if self.tls else self._hub.loop.io(socket.fileno(), 1)
-        #: The end of a message may have gone out, and its reply has not come.
+        #: A whole message has gone out, and its reply has not come.
         self.committed = False
-        #: What has ended the connection.
-        self.error: BaseException | None = None
+        #: What has ended the connection. (Its text: the error itself would hold on to all that its frames hold.)
+        self.ended: str | None = None
 
     @property
     def closed(self) -> bool:
         """It cannot be used any more."""
-        return self.error is not None
+        return self.ended is not None
 
     # Out
 
@@ -175,11 +59,14 @@ class Wire:
         """Send octets: each piece, of up to 256 KiB, within so many seconds.
 
         :raises Disconnected: the peer is gone, or does not take them in time.
+        :raises PeerProtocolError: it has said something unasked.
         """
         self._check_open()
         alarm = self._alarm
         alarm.set(seconds)
         try:
+            if self._reader.pending:
+                raise self._unasked()
             sent = self.socket.send(data[:SEND_PIECE] if len(data) > SEND_PIECE else data)
             if sent < len(data):
                 self._send_rest(memoryview(data)[sent:], seconds)
@@ -211,25 +98,46 @@ class Wire:
         """
         return self.exchange(b"", 1, seconds, seconds)[0]
 
-    def exchange(self, data: bytes, count: int, seconds: float, last_seconds: float) -> list[Reply]:
+    def exchange(
+        self,
+        data: bytes,
+        count: int,
+        seconds: float,
+        last_seconds: float,
+        *,
+        ends_message: float | None = None,
+        meanwhile: Callable[[], object] | None = None,
+    ) -> list[Reply]:
         """Send octets, and read so many replies; fewer where one of them is a 421, behind which nothing comes.
 
         :param seconds: for the octets, and for each reply; ``last_seconds`` for the last of them.
-        :raises Disconnected: the peer is gone, or late; its ``reply`` is the last one that came, if one did.
-        :raises PeerProtocolError: what came is no reply.
+        :param ends_message: the octets are the end of a message, and have so many seconds to go, without which the
+            peer cannot have it (see ``committed``).
+        :param meanwhile: work to be done while the peer does its own.
+        :raises Disconnected: the peer is gone, or late; its ``replies`` are those that came.
+        :raises PeerProtocolError: what came is no reply, or came before the octets went.
         """
-        self._check_open()
+        if self.ended is not None:
+            self._check_open()
         reader, watcher, alarm = self._reader, self._watcher, self._alarm
         replies: list[Reply] = []
-        alarm.set(seconds)
+        alarm.set(ends_message or seconds)
         try:
             if data:
+                if reader.pending:
+                    raise self._unasked()
                 # Nearly always all of it goes at once.
                 sent = self.socket.send(data[:SEND_PIECE] if len(data) > SEND_PIECE else data)
                 if sent < len(data):
-                    self._send_rest(memoryview(data)[sent:], seconds)
+                    self._send_rest(memoryview(data)[sent:], ends_message or seconds)
+                if ends_message:
+                    # Not before: what the kernel has not taken to its last octet, the peer cannot take for whole.
+                    self.committed = True
+                    alarm.extend(seconds)
+                if meanwhile is not None:
+                    meanwhile()
             elif reader.pending:
-                replies += reader.next_replies(count)
+                replies = reader.next_replies(count)
             left = count - len(replies)
             while left and not (replies and replies[-1].code == 421):
                 if left == 1 or replies:
@@ -250,8 +158,9 @@ class Wire:
                 left -= len(more)
         except BaseException as error:
             failure = self._fail(error, sending=True)
-            if isinstance(failure, Disconnected) and failure.reply is None and replies:
-                failure.reply = replies[-1]
+            if isinstance(failure, Disconnected) and replies:
+                failure.replies = tuple(replies)
+                failure.reply = failure.reply or replies[-1]
             if failure is error:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
@@ -264,8 +173,12 @@ class Wire:
 
         :raises Disconnected: the peer has hung up, perhaps with a 421, which is the error's ``reply``.
         :raises PeerProtocolError: it has said something else: it would pass for the reply to the command.
+        :raises RuntimeError: another greenlet waits for a reply, which would pass for a reply unasked.
         """
-        self._check_open()
+        if self.ended is not None:
+            self._check_open()
+        if self._alarm.greenlet is not None:
+            raise in_use()
         if not self._reader.pending:
             if not self._poll.poll(0):
                 return
@@ -328,9 +241,12 @@ class Wire:
         except ssl.SSLCertVerificationError as error:
             text = f"the certificate of {server_hostname or 'the peer'} does not verify: {error.verify_message}"
             raise self._fail(TLSUnverified(text)) from error
-        except _Expired:
+        except Expired:
             raise self._fail(TLSFailed(f"the TLS handshake took more than {seconds:g} s")) from None
         except OSError as error:
+            if is_foreign(error):
+                self.close(error)
+                raise
             raise self._fail(TLSFailed(f"the TLS handshake failed: {error}")) from error
         except BaseException as error:
             self.close(error)
@@ -340,44 +256,46 @@ class Wire:
         self.tls = True
         self._reader = ReplyReader()
 
-    def timed(self, seconds: float, call: Callable[[], T]) -> T:
-        """Call something that waits, for so long at most.
-
-        :raises TimeoutError: it took longer; the wire has been closed.
-        """
+    def timed(self, seconds: float, call: Callable[[], object]) -> bool:
+        """Call something that waits, for so long at most; False: it took longer, and the wire has been closed."""
         self._alarm.set(seconds)
         try:
-            return call()
+            call()
+        except Expired as error:
+            self.close(error)
+            return False
         except BaseException as error:
             self.close(error)
-            if isinstance(error, _Expired):
-                raise TimeoutError(f"more than {seconds:g} s") from None
             raise
         finally:
             self._alarm.clear()
+        return True
 
     # The end
 
-    def close(self, error: BaseException | None = None) -> None:
+    def close(self, why: BaseException | None = None) -> None:
         """Hang up; closing twice is fine. A greenlet that waits for the peer gets Disconnected."""
-        if self.error is None:
-            self.error = Disconnected("closed") if error is None else error
-            waiting = self._alarm.waiting()
-            if waiting is not None:
+        if self.ended is None:
+            # (What is not ours may say what it should not.)
+            self.ended = str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
+            waiting = self._alarm.greenlet
+            if waiting is not None and waiting is not getcurrent():
                 self._hub.loop.run_callback(self._alarm.interrupt, waiting)
             self._alarm.close()
             self._close_watcher()
             self.socket.close()
 
     def _check_open(self) -> None:
-        if self.error is not None:
-            raise Disconnected("closed") from self.error
+        if self.ended is not None:
+            error = Disconnected("closed")
+            error.add_note(f"This connection ended before, with {self.ended}")
+            raise error
 
     def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:
         """Close, and give what is to be raised."""
-        if isinstance(error, _Expired):
+        if isinstance(error, Expired):
             error = Disconnected("timeout")
-        elif isinstance(error, OSError) and not isinstance(error, ClientError):
+        elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_foreign(error):
             # Who refuses in the middle of a body may say so and hang up: the refusal is worth more than the reset.
             error = Disconnected("reset", reply=self._last_words() if sending else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
@@ -390,7 +308,8 @@ class Wire:
         try:
             self.socket.settimeout(0.0)
             self._reader.feed(self.socket.recv(PIECE))
-            return self._reader.next_reply()
+            replies = self._reader.next_replies(MAX_LAST_WORDS)
+            return next((reply for reply in replies if reply.code >= 400), replies[-1] if replies else None)
         except (OSError, ClientError):
             return None
 

@@ -15,7 +15,9 @@ from greensmtp.errors import ProtocolError
 END = re.compile(rb"(?:\A|\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 
 _FIELDS = policy.SMTPUTF8
-_BCC = re.compile(rb"^(?:resent-)?bcc[ \t]*:[^\r\n]*(?:\r\n|\r|\n)?(?:[ \t][^\r\n]*(?:\r\n|\r|\n)?)*", re.I | re.M)
+_BCC = re.compile(
+    rb"(?:\A|(?<=\n)|(?<=\r)(?!\n))(?:resent-)?bcc[ \t]*:[^\r\n]*(?:\r\n|\r|\n)?(?:[ \t][^\r\n]*(?:\r\n|\r|\n)?)*", re.I
+)
 
 
 def split(message: bytes) -> int:
@@ -26,7 +28,6 @@ def split(message: bytes) -> int:
 
 def without_bcc(head: bytes) -> bytes:
     """The header section without Bcc and Resent-Bcc; every other octet stays."""
-    # The pattern wants a line to begin behind LF: a lone CR does not begin one for re.
     return _BCC.sub(b"", head) if b"bcc" in head.lower() else head
 
 

@@ -16,7 +16,10 @@ MAX_LINE = 12_288
 MAX_LINES = 512
 MAX_OCTETS = 64 * 1024
 
-_LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])([^\r\x00]*))?")
+#: Octets of replies that are looked at together. What a server says to one message it says to the next.
+MAX_BATCH = 512
+
+_LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])([^\r\n\x00]*))?")
 #: How a reply line begins, for the part of one that has come.
 _BEGINNING = re.compile(rb"(?:[2-5](?:[0-9](?:[0-9](?:[ \-\r].*)?)?)?)?", re.DOTALL)
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
@@ -67,9 +70,14 @@ class ReplyReader:
         """
         if self.broken is not None:
             raise self.broken
-        replies: list[Reply] = []
         buffer = self._buffer
         at = self._at
+        if not at and len(buffer) <= MAX_BATCH and not self._texts:
+            batch = _read_batch(buffer)
+            if batch is not None and len(batch) <= count:
+                self._buffer = b""
+                return list(batch)
+        replies: list[Reply] = []
         while count:
             end = buffer.find(b"\n", at)
             if end < 0:
@@ -127,6 +135,21 @@ class ReplyReader:
         self._at = 0
         self.broken = PeerProtocolError(f"{what} {shown}")
         return self.broken
+
+
+@lru_cache(maxsize=256)
+def _read_batch(octets: bytes) -> tuple[Reply, ...] | None:
+    """Whole replies, each of one line, and nothing else; None: it is not as simple as that."""
+    *lines, rest = octets.split(b"\r\n")
+    if rest:
+        return None
+    replies = []
+    for line in lines:
+        reply = None if line[3:4] == b"-" else _read_single(line)
+        if reply is None:
+            return None
+        replies.append(reply)
+    return tuple(replies)
 
 
 @lru_cache(maxsize=256)

@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from greensmtp.errors import AuthenticationFailed
+from greensmtp.errors import AuthenticationFailed, ProtocolError
 
 
 class Mechanism:
@@ -18,6 +18,8 @@ class Mechanism:
     plaintext = True
     #: Takes an OAuth token instead of a password.
     takes_token = False
+    #: ``respond`` computes for long: not where others wait.
+    slow = False
 
     def __init__(self, username: str, secret: str) -> None:
         self._username = username
@@ -44,17 +46,26 @@ class Mechanism:
         return f"<{self.name}>"  # without the secret
 
 
+#: How often a server may have SCRAM hash the password. RFC 7677 section 4 wants so many at least: fewer, and whoever
+#: plays the server can guess the password from our proof. More than that many take seconds of a processor's time.
+SCRAM_ITERATIONS = range(4096, 1_000_001)
+
+
 class ScramSHA256(Mechanism):
     """RFC 7677: neither side tells the password, and both prove that they know it. Needs ``greensmtp[scram]``."""
 
     name = "SCRAM-SHA-256"
     plaintext = False
+    slow = True
 
     def __init__(self, username: str, secret: str) -> None:
         super().__init__(username, secret)
         from scramp import ScramClient  # type: ignore[import-untyped]
 
-        self._client: Any = ScramClient([self.name], username, secret)
+        try:
+            self._client: Any = ScramClient([self.name], username, secret)
+        except Exception as error:  # scramp's, about characters that RFC 4013 forbids; it does not show them
+            raise AuthenticationFailed(f"{self.name} cannot do with this username or password: {error}") from None
         self._steps = iter((self._final, self._verify))
         self._verified = False
 
@@ -75,6 +86,12 @@ class ScramSHA256(Mechanism):
 
     def _final(self, challenge: str) -> bytes:
         self._client.set_server_first(challenge)
+        iterations = int(self._client.iterations)
+        if iterations not in SCRAM_ITERATIONS:
+            raise AuthenticationFailed(
+                f"{self.name}: the server wants the password hashed {iterations} times; "
+                f"{SCRAM_ITERATIONS[0]} to {SCRAM_ITERATIONS[-1]} can be had"
+            )
         final: str = self._client.get_client_final()
         return final.encode()
 
@@ -132,6 +149,11 @@ class OAuthBearer(Mechanism):
     name = "OAUTHBEARER"
     takes_token = True
     _answered = False
+
+    def __init__(self, username: str, secret: str) -> None:
+        if "\x01" in username or "\x01" in secret:
+            raise ProtocolError(f"{self.name}: neither username nor token can have U+0001 in it, which ends them")
+        super().__init__(username, secret)
 
     def initial(self) -> bytes:
         name = self._username.replace("=", "=3D").replace(",", "=2C")

@@ -88,8 +88,6 @@ def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:
 
 def with_crlf(data: bytes) -> bytes:
     """Make every bare CR and bare LF a CRLF; what has none is given back as it is, not copied."""
-    if len(data) < 4096 and data.count(b"\r\n") == data.count(b"\n") == data.count(b"\r"):
-        return data
     # The C scanner behind universal newlines tells in one pass which kinds there are: see body.NoBareNewlines.
     scanner = io.IncrementalNewlineDecoder(None, translate=False)
     scanner.decode(data.decode("latin-1"), final=True)
@@ -104,7 +102,9 @@ def with_crlf(data: bytes) -> bytes:
 def stuffed(message: bytes) -> bytes:
     """A whole message of CRLF lines, dot-stuffed; what has no dots to stuff is given back as it is, not copied."""
     if b"." in message:
-        message = message.replace(_CRLF_DOT, b"\r\n..")
+        # (A search from behind, for its first octet, is the faster way to learn that there is nothing to replace.)
+        if message.rfind(b"\n.") >= 0:
+            message = message.replace(_CRLF_DOT, b"\r\n..")
         if message.startswith(b"."):
             message = b"." + message
     return message
@@ -150,7 +150,7 @@ class DotEncoder(LineEncoder):
         """The next octets of the body, as they go over the wire."""
         begins_line = self._at_line_start
         lines = super().feed(data)
-        stuffed = lines.replace(_CRLF_DOT, b"\r\n..") if b"." in lines else lines
+        stuffed = lines.replace(_CRLF_DOT, b"\r\n..") if b"." in lines and lines.rfind(b"\n.") >= 0 else lines
         return b"." + stuffed if begins_line and lines.startswith(b".") else stuffed
 
     def finish(self) -> bytes:

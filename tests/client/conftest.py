@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
+import struct
+import termios
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from gevent import Timeout, socket
+from gevent import Timeout, socket, spawn
+from gevent import sleep as switch
 from gevent.server import StreamServer
 
 from greensmtp import SMTPClient, connect
@@ -15,11 +19,17 @@ from greensmtp import SMTPClient, connect
 class Script:
     """The server's end of one connection, spoken line by line."""
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, cut: int | None = None) -> None:
+        """
+        :param cut: after so many octets of all that it says, it waits until the client has read them (unix sockets).
+        """
         self.socket = sock
+        self._cut = cut
         self._buffer = b""
         #: Everything that has been read.
         self.heard = b""
+        #: Octets that have been said.
+        self.said = 0
 
     def say(self, *lines: str) -> None:
         """Lines, each with its CRLF, in one piece."""
@@ -27,7 +37,14 @@ class Script:
 
     def send(self, octets: bytes) -> None:
         """Octets, as they are."""
-        self.socket.sendall(octets)
+        if self._cut is not None and self.said < self._cut < self.said + len(octets):
+            at = self._cut - self.said
+            self.socket.sendall(octets[:at])
+            wait_until_read(self.socket)
+            self.socket.sendall(octets[at:])
+        else:
+            self.socket.sendall(octets)
+        self.said += len(octets)
 
     def hear(self) -> str:
         """The client's next line; ``""`` at the end of the connection."""
@@ -83,6 +100,12 @@ class Script:
         self.expect("EHLO ")
         words = ["mx.example.com", *offers]
         self.say(*(f"250-{word}" for word in words[:-1]), f"250 {words[-1]}")
+
+
+def wait_until_read(sock: Any) -> None:
+    """Let others run until the other end of this unix socket has read all that it was sent."""
+    while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
+        switch(0)
 
 
 class Scripted:
@@ -141,6 +164,43 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
     yield start
     for server in servers:
         server.stop()
+
+
+class Converse:
+    """Conversations over a pair of unix sockets: what a script says, and what a client makes of it."""
+
+    def __call__(
+        self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], cut: int | None = None
+    ) -> int:
+        """One, which what the script says is cut in once; how much it said."""
+        ours, theirs = socket.socketpair()
+        spoken = Script(theirs, cut)
+
+        def serve() -> None:
+            try:
+                script(spoken)
+            finally:
+                theirs.close()
+
+        serving = spawn(serve)
+        try:
+            with connect(stream=ours, timeout=20, server_hostname="mx.example.com", local_hostname="x.example") as mail:
+                client(mail)
+        finally:
+            ours.close()
+            serving.get(timeout=20)
+        return spoken.said
+
+    def at_every_cut(self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], step: int = 1) -> None:
+        """The same one again and again, cut between any two octets of what the script says."""
+        for cut in range(1, self(script, client), step):
+            self(script, client, cut)
+
+
+@pytest.fixture
+def converse() -> Converse:
+    """``converse(script, client)``, ``converse.at_every_cut(script, client)``."""
+    return Converse()
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable
+from threading import Event as ThreadEvent
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import get_hub, spawn
+from gevent.event import Event
 
 from greensmtp import AuthenticationFailed, ProtocolError
 
@@ -213,6 +217,89 @@ def test_nothing_in_common(scripted: Start) -> None:
             mail.login("jo", "secret")
         with pytest.raises(TypeError):
             mail.login("jo")
+
+
+def test_hashing_holds_up_nobody(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is done in a thread; a login that is killed meanwhile closes the connection."""
+    from greensmtp.protocol.sasl import ScramSHA256
+
+    threads: list[int] = []
+    respond = ScramSHA256.respond
+
+    def note(self: ScramSHA256, challenge: bytes) -> bytes:
+        threads.append(get_ident())
+        return respond(self, challenge)
+
+    monkeypatch.setattr(ScramSHA256, "respond", note)
+    with scripted(scram_server("secret")).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", "secret").code == 235
+    assert threads
+    assert get_ident() not in threads
+
+
+@pytest.mark.parametrize("text", ["hunter2\ud800", "\udcffhunter2"])
+def test_what_cannot_be_encoded_is_not_shown_either(scripted: Start, text: str) -> None:
+    with scripted(dialogue()).connect() as mail:
+        mail.ehlo()
+        for credentials in ({"password": text}, {"token": text}):
+            with pytest.raises(ProtocolError, match="surrogates") as caught:
+                mail.login("jo", allow_plaintext=True, **credentials)
+            assert "hunter2" not in str(caught.value)
+            assert caught.value.__context__ is None
+
+
+def test_killed_while_the_password_is_hashed(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from greensmtp.protocol.sasl import ScramSHA256
+
+    there, go = get_hub().loop.async_(), ThreadEvent()
+    hashing = Event()
+    there.start(hashing.set)
+
+    def respond(self: ScramSHA256, challenge: bytes) -> bytes:
+        there.send()
+        go.wait(20)
+        return b""
+
+    monkeypatch.setattr(ScramSHA256, "respond", respond)
+
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256")
+        script.hear()
+        script.say("334 AAAA")
+        assert script.rest() == b""
+
+    mail = scripted(script).connect(timeout=20)
+    mail.ehlo()
+    greenlet = spawn(mail.login, "jo", "secret")
+    try:
+        assert hashing.wait(20)
+        greenlet.kill()
+        assert mail.closed
+    finally:
+        go.set()
+        there.stop()
+        there.close()
+
+
+def test_killed_in_the_middle_of_an_exchange(scripted: Start) -> None:
+    """The next command would be taken for a response."""
+    there = Event()
+
+    def script(script: Script) -> None:
+        script.greet("AUTH LOGIN")
+        script.hear()
+        script.say("334 VXNlcm5hbWU6")
+        script.hear()
+        there.set()
+        assert script.rest() == b""
+
+    mail = scripted(script).connect(timeout=20)
+    mail.ehlo()
+    greenlet = spawn(mail.login, "jo", "secret", allow_plaintext=True)
+    assert there.wait(20)
+    greenlet.kill()
+    assert mail.closed
 
 
 def test_the_secret_is_not_shown(scripted: Start) -> None:

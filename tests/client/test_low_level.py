@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import sleep as switch
 from gevent import socket, spawn
+from gevent.event import Event
 
 from greensmtp import (
     Ack,
@@ -168,7 +170,6 @@ def test_a_message_that_is_written(mail: SMTPClient, mails: list[Mail]) -> None:
 
 
 def test_half_a_message_cannot_pass_for_a_whole_one(mail: SMTPClient, mails: list[Mail]) -> None:
-    received: list[Any] = []
     client_side = RuntimeError("no more")
 
     def source() -> Iterator[bytes]:
@@ -179,7 +180,6 @@ def test_half_a_message_cannot_pass_for_a_whole_one(mail: SMTPClient, mails: lis
     with pytest.raises(RuntimeError, match="no more"):
         mail.message(source())
     assert mail.closed
-    assert received == []
     assert [octets for _, _, octets in mails] == []
     with pytest.raises(Disconnected):
         mail.noop()
@@ -361,6 +361,38 @@ def test_a_source_address_and_a_name(server: SMTPServer) -> None:
     assert seen[0][1] == "spike.example"
 
 
+@pytest.mark.parametrize("port", [-1, 65536, "25", True])
+def test_a_port_is_a_port(port: Any) -> None:
+    with pytest.raises(ValueError, match="1 to 65535"):
+        connect(host="127.0.0.1", port=port)
+
+
+def test_what_ended_it_is_told_later(mail: SMTPClient) -> None:
+    mail.close()
+    with pytest.raises(Disconnected) as caught:
+        mail.noop()
+    assert caught.value.__notes__ == ["This connection ended before, with close()"]
+
+
+def test_time_outs_of_the_socket_or_the_process_are_not_ours(server: SMTPServer) -> None:
+    @server.on("greeting")
+    def dawdle(session: Session, greeting: Any, ack: Ack) -> None:
+        switch(0.1)
+        ack.accept()
+
+    stdlib_socket.setdefaulttimeout(0.01)
+    try:
+        with connect(*server.address, timeout=20) as mail:
+            assert mail.ehlo().code == 250
+    finally:
+        stdlib_socket.setdefaulttimeout(None)
+    address: Any = server.address
+    ours = socket.create_connection(address)
+    ours.settimeout(0.01)
+    with connect(ours, timeout=20) as mail:
+        assert mail.ehlo().code == 250
+
+
 @pytest.mark.parametrize("timeout", [0, -1, "x", Timeouts])
 def test_timeouts_are_seconds(timeout: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
@@ -416,6 +448,7 @@ def test_no_argument_ends_a_command(mail: SMTPClient, evil: str) -> None:
         lambda text: connect("127.0.0.1", 1, local_hostname=text),
         lambda text: connect(text, 1),
         lambda text: connect("127.0.0.1", 1, server_hostname=text),
+        lambda text: mail.starttls(server_hostname=text),
     ]
     if evil != "x\x7f":
         calls.append(lambda text: mail.login(text, "secret", allow_plaintext=True))
@@ -432,24 +465,34 @@ def test_a_command_with_a_method_of_its_own(mail: SMTPClient) -> None:
         mail.command("data")
 
 
-def test_closing_from_elsewhere_ends_the_wait(scripted: Any) -> None:
-    server = scripted(lambda script: (script.say("220 hi"), script.rest()))
+def waiting_for_noop(scripted: Any) -> tuple[SMTPClient, Any]:
+    """A client, and the greenlet that waits for its NOOP to be answered, which it will not be."""
+    heard = Event()
+
+    def script(script: Any) -> None:
+        script.say("220 hi")
+        script.hear()
+        heard.set()
+        script.rest()
+
+    server = scripted(script)
     mail = server.connect(timeout=30)
     waiting = spawn(mail.noop)
-    while not server.connections or waiting.dead or not waiting.started:
-        waiting.join(0.01)
-        break
+    assert heard.wait(20)
+    return mail, waiting
+
+
+def test_closing_from_elsewhere_ends_the_wait(scripted: Any) -> None:
+    mail, waiting = waiting_for_noop(scripted)
     mail.close()
-    waiting.join(5)
-    assert isinstance(waiting.exception, Disconnected)
+    with pytest.raises(Disconnected, match="shutdown"):
+        waiting.get(timeout=20)
 
 
 def test_two_greenlets_cannot_share_a_wait(scripted: Any) -> None:
-    server = scripted(lambda script: (script.say("220 hi"), script.rest()))
-    mail = server.connect(timeout=30)
-    waiting = spawn(mail.noop)
-    waiting.join(0.01)
+    mail, waiting = waiting_for_noop(scripted)
     with pytest.raises(RuntimeError, match="another greenlet"):
         mail.noop()
+    assert not waiting.ready()
     mail.close()
-    waiting.join(5)
+    waiting.join(20)

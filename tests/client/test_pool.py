@@ -18,6 +18,7 @@ from greensmtp import (
     Pool,
     PoolClosed,
     RecipientsRefused,
+    SenderRefused,
     Session,
     SMTPServer,
 )
@@ -139,11 +140,19 @@ def test_retired_when_idle(server: SMTPServer, counter: Counter) -> None:
 
 def test_back_pressure(server: SMTPServer, counter: Counter) -> None:
     go = Event()
-    server.on("received", lambda session, ack: (go.wait(), ack.accept()))
+    there = [Event(), Event()]
+    waiting = iter(there)
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        if not go.is_set():
+            next(waiting).set()
+        go.wait()
+        ack.accept()
+
     with pool_of(server, 2) as pool:
         greenlets = [spawn(pool.send, b"x", FROM, TO) for _ in range(5)]
-        while len(counter.bodies) < 2:
-            gevent.sleep(0)
+        gevent.wait(there, timeout=20)
         assert pool.busy == 2
         assert counter.connections == 2
         go.set()
@@ -193,6 +202,86 @@ def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> N
     with pytest.raises(Disconnected) as caught:
         sending.get()
     assert not caught.value.may_retry
+    go.set()
+
+
+def test_close_gives_up_who_is_connecting(scripted: Start) -> None:
+    """A host that never says its banner; and nothing is sent when the pool has been closed."""
+    there = Event()
+
+    def silent(script: Script) -> None:
+        there.set()
+        assert script.rest() == b""
+
+    server = scripted(silent, for_ever)
+    pool = pool_of(server, 1, timeout=60)
+    connecting, waiting = spawn(pool.send, b"x", FROM, TO), spawn(pool.send, b"y", FROM, TO)
+    assert there.wait(20)
+    pool.close(timeout=0.01)
+    for greenlet in (connecting, waiting):
+        with pytest.raises(PoolClosed):
+            greenlet.get(timeout=20)
+    assert (pool.busy, pool.idle, server.connections) == (0, 0, 1)
+
+
+def test_close_that_cuts_a_message_off_does_not_have_it_sent_again(scripted: Start) -> None:
+    """Nobody can have taken it, and the connection was an old one; but the pool is closed."""
+    there = Event()
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        transaction(script)
+        script.expect("RSET")
+        there.set()
+        script.rest()
+
+    server = scripted(script, for_ever)
+    pool = pool_of(server, 1, timeout=60)
+    pool.send(b"x", FROM, TO)
+    cut_off = spawn(pool.send, b"y", FROM, TO)
+    assert there.wait(20)
+    pool.close(timeout=0.01)
+    with pytest.raises((PoolClosed, Disconnected)):
+        cut_off.get(timeout=20)
+    assert (server.connections, pool.busy, pool.idle) == (1, 0, 0)
+
+
+def test_close_lets_who_is_connecting_finish(scripted: Start) -> None:
+    there, go = Event(), Event()
+
+    def slow(script: Script) -> None:
+        there.set()
+        go.wait()
+        for_ever(script)
+
+    pool = pool_of(scripted(slow), 1)
+    sending = spawn(pool.send, b"x", FROM, TO)
+    assert there.wait(20)
+    closing = spawn(pool.close)
+    gevent.sleep(0)
+    go.set()
+    closing.get(timeout=20)
+    assert sending.get(timeout=20).reply.code == 250
+
+
+def test_close_that_is_interrupted_takes_no_places_with_it(server: SMTPServer, counter: Counter) -> None:
+    go, there = Event(), Event()
+
+    @server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
+    pool = pool_of(server, 2)
+    sending = spawn(pool.send, b"x", FROM, TO)
+    assert there.wait(20)
+    closing = spawn(pool.close)
+    gevent.sleep(0)
+    closing.kill()
+    with pytest.raises(Disconnected):
+        sending.get(timeout=20)
+    assert pool.busy == 0
     go.set()
 
 
@@ -291,6 +380,16 @@ def test_a_421_to_a_new_connection_is_raised(scripted: Start) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("extra", ["250 nobody asked", "354 go", "what?"])
+def test_who_says_more_than_was_asked_is_replaced(scripted: Start, extra: str) -> None:
+    """The next message is not to blame."""
+    server = scripted(session(after=1, goodbye=extra), for_ever)
+    with pool_of(server, 1) as pool:
+        for _ in range(2):
+            assert pool.send(b"x", FROM, TO).reply.code == 250
+    assert server.connections == 2
+
+
 # Several hosts
 
 
@@ -315,6 +414,55 @@ def test_a_host_that_says_no_service_is_failed_over_too(server: SMTPServer, coun
             pool.send(b"x", FROM, TO)
     assert busy.connections == 1  # and is asked last for a while
     assert len(counter.bodies) == 3
+
+
+@pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("reply", [None, "421 4.3.2 too busy", "HTTP/1.1 400 Bad Request"])
+def test_a_host_that_gives_up_a_new_connection(
+    server: SMTPServer, counter: Counter, scripted: Start, verb: str, reply: str | None
+) -> None:
+    """It let us in: only to hang up. The message goes to the next host, and the first is asked last for a while."""
+
+    def script(script: Script) -> None:
+        script.say("220 hi")
+        while line := script.hear():
+            if line.startswith(verb):
+                if reply:
+                    script.say(reply)
+                return
+            script.say("250-mx", "250 PIPELINING") if line.startswith("EHLO") else script.say("250 Ok")
+
+    first = scripted(script)
+    with Pool([("127.0.0.1", first.port), f"127.0.0.1:{server.address[1]}"], timeout=10, max_messages=1) as pool:
+        for _ in range(3):
+            assert pool.send(b"x", FROM, TO).reply.code == 250
+    assert first.connections == 1
+    assert len(counter.bodies) == 3
+
+
+def test_each_host_is_tried_once(scripted: Start) -> None:
+    hosts = [scripted(lambda script: (script.greet("PIPELINING"), script.hear(), script.say("421 no"))) for _ in "ab"]
+    with (
+        Pool([f"127.0.0.1:{host.port}" for host in hosts], timeout=10) as pool,
+        pytest.raises(SenderRefused, match="421"),
+    ):
+        pool.send(b"x", FROM, TO)
+    assert [host.connections for host in hosts] == [1, 1]
+
+
+def test_what_may_have_been_taken_goes_to_no_other_host(server: SMTPServer, counter: Counter, scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 1", "250 2", "354 go")
+        script.body()
+
+    first = scripted(script)
+    with Pool([("127.0.0.1", first.port), f"127.0.0.1:{server.address[1]}"], timeout=10) as pool:
+        with pytest.raises(Disconnected) as caught:
+            pool.send(b"x", FROM, TO)
+        assert caught.value.after_content
+    assert counter.bodies == []
 
 
 def test_all_hosts_down() -> None:
@@ -363,7 +511,31 @@ def test_bad_credentials(scripted: Start) -> None:
         pool.send(b"x", FROM, TO)
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"max_idle": 0}, {"username": "jo"}, {"host": []}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 0},
+        {"max_idle": 0},
+        {"username": "jo"},
+        {"password": "secret"},
+        {"username": "jo", "password": "secret", "mechanism": "MAGIC"},
+        {"host": []},
+        {"host": "mx.example.com:99999"},
+        {"port": 0},
+        {"timeout": -1},
+        {"starttls": "maybe"},
+    ],
+)
 def test_bad_options(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         Pool(**options)
+
+
+@pytest.mark.parametrize("name", ["timeot", "stream", "path"])
+def test_options_that_are_none(name: str) -> None:
+    with pytest.raises(TypeError, match=f"no option '{name}'"):
+        Pool(**{name: 1})  # type: ignore[arg-type]
+
+
+def test_the_password_is_in_no_repr() -> None:
+    assert "secret" not in repr(Pool(username="jo", password="secret", token="secret"))

@@ -143,6 +143,23 @@ def test_bytes_and_files(inbox: Inbox, newline: bytes, kind: Any) -> None:
     assert inbox.bodies == [b"\r\n".join(lines[:1] + lines[3:]) + b"\r\n"]
 
 
+@pytest.mark.parametrize("newline", [b"\r", b"\r\n", b"\n"])
+@pytest.mark.parametrize("first", [False, True])
+def test_bcc_is_not_shown_however_lines_end(inbox: Inbox, newline: bytes, first: bool) -> None:
+    lines = [
+        b"From: jo@example.com",
+        b"X: 1",
+        b"Bcc: secret@example.com,",
+        b"\tmore.secrets@example.com",
+        b"To: a@b.example",
+    ]
+    if first:
+        lines = lines[2:4] + lines[:2] + lines[4:]
+    inbox.send(newline.join([*lines, b"", b"hi", b""]))
+    assert inbox.recipients == [["a@b.example", "secret@example.com", "more.secrets@example.com"]]
+    assert inbox.bodies == [b"From: jo@example.com\r\nX: 1\r\nTo: a@b.example\r\n\r\nhi\r\n"]
+
+
 def test_bytes_with_recipients_go_as_they_are(inbox: Inbox) -> None:
     inbox.send(b"Bcc: x@example.com\r\n\r\nhi\r\n", FROM, TO)
     assert inbox.bodies == [b"Bcc: x@example.com\r\n\r\nhi\r\n"]
@@ -348,6 +365,55 @@ def test_an_email_message_becomes_seven_bit_where_it_must(scripted: Start) -> No
         mail.send(message)
     assert bodies[0].isascii()
     assert b"8bit" not in bodies[0]
+
+
+@pytest.mark.parametrize("epilogue", [None, "the end"])
+@pytest.mark.parametrize("size", [10, CHUNKING_PAYS])
+def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int, epilogue: str | None) -> None:
+    """Announced with the size that it has then; its last line ended, or the dot would not end it."""
+    bodies: list[bytes] = []
+    sizes: list[int] = []
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING", "SIZE", "CHUNKING")
+        sizes.append(int(script.hear().rpartition("SIZE=")[2]))
+        script.expect("RCPT")
+        if size < CHUNKING_PAYS:
+            script.expect("DATA")
+            script.say("250 1", "250 2", "354 go")
+            bodies.append(script.body())
+        else:
+            script.say("250 1", "250 2")
+            octets = b""
+            while line := script.hear():
+                octets += script.exactly(int(line.split()[1]))
+                script.say("250 Ok")
+                if line.endswith("LAST"):
+                    break
+            bodies.append(octets)
+        script.say("250 Ok")
+        script.rest()
+
+    message = EmailMessage()
+    message["From"], message["To"] = FROM, TO
+    message.set_content("gr\u00fc\u00dfe\n" * size, cte="8bit")
+    if epilogue is not None:  # what stands behind all parts, with no end of a line of its own
+        message.make_mixed()
+        message.epilogue = epilogue
+    with scripted(script).connect() as mail:
+        assert mail.send(message).reply.code == 250
+    assert bodies[0].isascii()
+    assert bodies[0].endswith(b"\r\n")
+    assert sizes == [len(bodies[0])]
+
+
+@pytest.mark.parametrize("ending", [b"\r\n", b"\n", b""])
+def test_what_is_said_to_be_binary_and_is_not(inbox: Inbox, ending: bytes) -> None:
+    """Lines that go through unchanged go as lines."""
+    octets = b"Content-Transfer-Encoding: binary\r\n\r\nhi" + ending
+    inbox.send(octets, FROM, TO)
+    assert ("BODY=BINARYMIME" in mail_line(inbox)) == (ending != b"\r\n")
+    assert inbox.bodies == [octets]
 
 
 def test_helo_where_ehlo_is_not_known(scripted: Start) -> None:

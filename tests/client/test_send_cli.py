@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import subprocess
+from gevent.event import Event
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.testing.fixtures import MakeServer
@@ -177,6 +179,31 @@ def test_the_password(scripted: Any, files: list[Path], tmp_path: Path, where: s
     assert status == 1
     assert "535 5.7.8 no" in err
     assert "secret" not in err
+
+
+def test_an_interrupt_waits_for_nobody(inbox: Inbox, files: list[Path]) -> None:
+    there, go = Event(), Event()
+
+    @inbox.server.on("received")
+    def hold(session: Session, ack: Ack) -> None:
+        there.set()
+        go.wait()
+        ack.accept()
+
+    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, *map(str, files)]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # A shell's background jobs ignore SIGINT, and so would what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        assert there.wait(20)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)  # a pool that is closed waits for thirty seconds
+    go.set()
+    assert process.returncode == 1
+    assert b"Traceback" not in err
 
 
 def test_a_progress_bar_on_a_terminal_when_it_takes_long(inbox: Inbox, files: list[Path]) -> None:

@@ -206,11 +206,55 @@ def test_secure_is_heard_by_the_process(server: SMTPServer, context: ssl.SSLCont
 
 def test_secure_that_waits_for_ever(server: SMTPServer, context: ssl.SSLContext) -> None:
     kept: list[Ack] = []
-    mail = connect(*server.address, ssl_context=context, on_secure=lambda client, ack: kept.append(ack), timeout=10)
+
+    def keep(client: SMTPClient, ack: Ack) -> None:
+        kept.append(ack)
+        object.__setattr__(client.timeouts, "command", 0.05)  # not before: the server may be slower than that
+
+    mail = connect(*server.address, ssl_context=context, on_secure=keep, timeout=10)
     mail.ehlo()
-    object.__setattr__(mail.timeouts, "command", 0.05)
     with pytest.raises(TLSUnverified, match=r"0\.05 s"):
         mail.starttls()
+    assert mail.closed
+
+
+def test_login_is_forgotten_with_all_the_rest(scripted: Start, certificate: Certificate) -> None:
+    """RFC 3207 section 4.2."""
+
+    def script(script: Script) -> None:
+        script.greet("STARTTLS", "AUTH PLAIN")
+        script.expect("AUTH")
+        script.say("235 in")
+        script.expect("STARTTLS")
+        script.say("220 go")
+        context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(str(certificate.certfile), str(certificate.keyfile))
+        with gevent_ssl.SSLSocket(sock=script.socket, server_side=True, _context=context) as script.socket:
+            script.rest()
+
+    mail = scripted(script).connect(ssl_context=unverified())
+    mail.ehlo()
+    assert mail.login("jo", "secret", allow_plaintext=True).code == 235
+    assert mail.authenticated
+    mail.starttls()
+    assert not mail.authenticated
+    mail.close()
+
+
+def test_the_sockets_own_time_out_is_not_ours(implicit: SMTPServer, context: ssl.SSLContext) -> None:
+    """Under TLS, the socket itself waits."""
+    from gevent import sleep, socket
+
+    @implicit.on("greeting")
+    def dawdle(session: Any, greeting: Any, ack: Ack) -> None:
+        sleep(0.1)
+        ack.accept()
+
+    address: Any = implicit.address
+    ours = socket.create_connection(address)
+    ours.settimeout(0.01)
+    with connect(ours, tls=context, server_hostname="mx.example.com", timeout=20) as mail:
+        assert mail.ehlo().code == 250
 
 
 # starttls=

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greensmtp.errors import AuthenticationFailed
+from greensmtp.errors import AuthenticationFailed, ProtocolError
 from greensmtp.protocol import sasl
 
 
@@ -89,3 +89,27 @@ def test_a_wanted_one() -> None:
 
 def test_the_secret_is_in_no_repr() -> None:
     assert "secret" not in repr(sasl.Plain("jo", "secret"))
+
+
+@pytest.mark.parametrize("iterations", [1, 4095, 1_000_001, 2_000_000_000])
+def test_scram_does_not_hash_as_often_as_a_server_likes(iterations: int) -> None:
+    """Too few give the password away to who plays the server; too many are work for hours."""
+    client = sasl.ScramSHA256("jo", "secret")
+    nonce = client.initial().decode().rpartition("r=")[2]
+    with pytest.raises(AuthenticationFailed, match=r"hashed \d+ times|must not be"):  # scramp has bounds of its own
+        client.respond(f"r={nonce}x,s=AAAAAAAAAAAAAAAAAAAA,i={iterations}".encode())
+
+
+@pytest.mark.parametrize("kind", [sasl.OAuthBearer, sasl.XOAuth2])
+@pytest.mark.parametrize("credentials", [("jo\x01auth=Bearer other", "secret"), ("jo", "secret\x01host=x")])
+def test_oauth_cannot_be_injected_into(kind: type[sasl.Mechanism], credentials: tuple[str, str]) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        kind(*credentials)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_scram_cannot_do_with_is_not_shown() -> None:
+    with pytest.raises(AuthenticationFailed) as caught:
+        sasl.ScramSHA256("jo", "sec\x07ret")
+    assert "sec" not in str(caught.value)
+    assert caught.value.__cause__ is None

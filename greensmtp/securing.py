@@ -1,0 +1,78 @@
+"""TLS on the client's side: the context, and what the receivers of ``secure`` say to the peer."""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING
+
+from gevent import ssl as gevent_ssl
+
+from greensmtp import client_signals
+from greensmtp.ack import Ack, AckRules, Decision
+from greensmtp.errors import Reject, TLSUnverified
+from greensmtp.protocol.replies import Reply
+from greensmtp.wire import Wire
+
+if TYPE_CHECKING:
+    from greensmtp.client import SMTPClient
+
+_UNHEARD = Reply(250, "Ok")
+_RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), unheard=_UNHEARD)
+_FORGOTTEN = Reply(554, "5.7.0 it let the ack go without deciding")
+
+_default_context: ssl.SSLContext | None = None
+
+
+def default_context() -> ssl.SSLContext:
+    """The TLS context of clients that are given none: the system's authorities, names checked, TLS 1.2 or later."""
+    global _default_context  # noqa: PLW0603 - reading the authorities takes tens of milliseconds: once is enough
+    if _default_context is None:
+        _default_context = gevent_ssl.create_default_context()
+        _default_context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return _default_context
+
+
+def step_up(client: SMTPClient, wire: Wire, context: ssl.SSLContext, server_hostname: str | None) -> None:
+    """The handshake, and what ``secure`` says to it. Whatever goes wrong closes the connection.
+
+    :raises TLSUnverified: the peer is not who it should be.
+    :raises TLSFailed: the handshake failed.
+    """
+    wire.start_tls(context, server_hostname, client.timeouts.tls)
+    try:
+        verdict = _ask(client, wire)
+        if not verdict.is_positive:
+            raise TLSUnverified(f"a handler of secure rejects the peer: {verdict}")
+    except BaseException as error:
+        wire.close(error)
+        raise
+    for signal in (client_signals.shared.tls, client.signals.tls):
+        if signal.receivers:
+            signal.send(client)
+
+
+def _ask(client: SMTPClient, wire: Wire) -> Reply:
+    """What the receivers decide, at once or later; whoever lets the ack go undecided has refused."""
+    receivers = [
+        receiver
+        for signal in (client_signals.shared.secure, client.signals.secure)
+        for receiver in signal.receivers_for(client)
+    ]
+    if not receivers:
+        return _UNHEARD
+    decision = Decision(_RULES)
+    ack = Ack(decision)
+    try:
+        for receiver in receivers:
+            receiver(client, ack=ack)
+        if decision.reply is None:
+            alive = decision.watch(ack)
+            del ack, receiver  # from here on, only receivers hold it
+            seconds = client.timeouts.command
+            if not wire.timed(seconds, lambda: decision.wait(alive)):
+                raise TLSUnverified(f"no handler of secure has decided within {seconds:g} s")
+    except Reject as reject:
+        return Reply(reject.code, reject.message or "rejected")
+    finally:
+        decision.closed = True
+    return decision.reply or _FORGOTTEN
