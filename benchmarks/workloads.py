@@ -55,17 +55,25 @@ class Workload:
 # Throughput
 
 
+def counted(server: Running, send: Callable[[], int]) -> Sample:
+    """CPU and rate of a load that tells how many messages it had."""
+    cpu, began = server.cpu, time.perf_counter()
+    messages = send()
+    return {"cpu": (server.cpu - cpu) / messages, "rate": messages / (time.perf_counter() - began)}
+
+
 def source(
     size: int = 1_000, *, sessions: int = 20, kept: bool = True, recipients: int = 1
 ) -> Callable[[Running, int], Sample]:
     """A load of smtp-source's."""
 
     def run(server: Running, count: int) -> Sample:
-        cpu, began = server.cpu, time.perf_counter()
-        load.smtp_source(
-            server.port, sessions=min(sessions, count), messages=count, size=size, kept=kept, recipients=recipients
+        return counted(
+            server,
+            lambda: load.smtp_source(
+                server.port, sessions=min(sessions, count), messages=count, size=size, kept=kept, recipients=recipients
+            ),
         )
-        return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
 
     return run
 
@@ -76,44 +84,27 @@ TOGETHER = 16
 
 def pipelined(server: Running, count: int) -> Sample:
     """The same messages over the same connections, one command at a time and then in groups."""
-    body = load.message(1_000)
-    rounds = max(1, count // TOGETHER)
-    messages = rounds * TOGETHER
-    sample: Sample = {}
+    body, rounds = load.message(1_000), max(2, count // TOGETHER)
     with load.clients(server.port, TOGETHER) as those:
-        for suffix, send in (("_single", load.in_step), ("", load.pipelined)):
-            cpu, began = server.cpu, time.perf_counter()
-            send(those, rounds, body)
-            sample["rate" + suffix] = messages / (time.perf_counter() - began)
-            sample["cpu" + suffix] = (server.cpu - cpu) / messages
-    first = {"cpu": sample["cpu"], "rate": sample["rate"], "gain": sample["rate"] / sample["rate_single"]}
-    return first | sample
+        single = counted(server, lambda: load.in_step(those, rounds, body))
+        groups = counted(server, lambda: load.pipelined(those, rounds, body))
+    gain = {"gain": groups["rate"] / single["rate"]}
+    return groups | gain | {f"{metric}_single": value for metric, value in single.items()}
 
 
 # TLS
 
 
 def starttls(server: Running, count: int) -> Sample:
-    """Connections that say EHLO, STARTTLS, EHLO, one message, QUIT."""
+    """A handshake for each message."""
     context, body = load.unverified(), load.message(1_000)
-    cpu, began = server.cpu, time.perf_counter()
-    for _ in range(count):
-        client = load.Client(server.port)
-        client.hello()
-        client.start_tls(context)
-        client.deliver(body)
-        client.quit()
-    return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
+    return counted(server, lambda: load.connecting_with_tls(server.port, context, count, body))
 
 
 def over_tls(server: Running, count: int) -> Sample:
     """Messages over one connection that has been in TLS from its beginning."""
-    body = load.message(1_000)
     with load.clients(server.port, 1, tls=load.unverified()) as (client,):
-        cpu, began = server.cpu, time.perf_counter()
-        for _ in range(count):
-            client.deliver(body)
-        return {"cpu": (server.cpu - cpu) / count, "rate": count / (time.perf_counter() - began)}
+        return counted(server, lambda: load.one_by_one(client, count, load.message(1_000)))
 
 
 # Memory, and patience
