@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import chart, machine, report
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
@@ -107,6 +107,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run: little of some of it; proves nothing")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
     parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="where the JSON goes")
+    parser.add_argument("--chart", type=Path, default=machine.WORK / "chart.svg", help="where the chart goes")
     options = parser.parse_args()
     if options.quick:
         options.only = options.only or QUICK["only"]
@@ -123,6 +124,9 @@ def main() -> int:
     print(f"\n{text}")
     results.save(options.output)
     print(f"\nAll samples: {options.output}")
+    if (drawn := chart.draw(results)) is not None:
+        options.chart.write_text(drawn)
+        print(f"Chart: {options.chart}")
     return 1 if options.check and not all_met else 0
 
 

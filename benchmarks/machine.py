@@ -77,4 +77,5 @@ def describe() -> dict[str, str]:
         "cores": f"server on {SERVER_CORE}, load on {LOAD_CORE}",
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load before": f"{os.getloadavg()[0]:.1f} (above 0.5, others were at work too: take the ratios, not the times)",
     }
