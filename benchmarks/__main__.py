@@ -85,7 +85,7 @@ class Bench:
         try:
             sample = workload.run(subject, count)
         except FAILURES as error:
-            self.results.skip(name, subject.name, f"fails: {error}")
+            self.results.skip(name, subject.name, f"fails: {error}; {subject.last_words}".rstrip("; "))
             return False
         if number:
             self.results.add(name, subject.name, sample)

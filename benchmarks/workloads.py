@@ -6,6 +6,8 @@ messages a second, latencies in seconds, memory in octets.
 
 from __future__ import annotations
 
+import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -24,6 +26,10 @@ class Subject(Protocol):
     """What a workload is run on; in general a server."""
 
     name: str
+
+    @property
+    def last_words(self) -> str:
+        """What it has to say to a failure."""
 
     def stop(self) -> None:
         """End it."""
@@ -205,6 +211,7 @@ class Importer:
     def __init__(self, name: str, tls: str | None = None) -> None:
         self.name = name
         self.statement = self.STATEMENTS[name]
+        self.last_words = ""
 
     def stop(self) -> None:
         """There is nothing to stop."""
@@ -212,12 +219,22 @@ class Importer:
 
 def importing(importer: Importer, count: int) -> Sample:
     """CPU of the statement alone, in an interpreter of its own."""
+    # From compiled files, as everywhere but on the very first run; the round that is not counted makes them.
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     program = f"import time; t = time.process_time_ns(); {importer.statement}; print(time.process_time_ns() - t)"
-    with machine.on_server_core():
-        ran = subprocess.run(
-            [sys.executable, "-c", program], check=True, cwd=machine.ROOT, stdout=subprocess.PIPE, timeout=60
-        )
-    return {"cpu": int(ran.stdout) / 1e9}
+    times = []
+    for _ in range(count):
+        with machine.on_server_core():
+            ran = subprocess.run(
+                [sys.executable, "-c", program],
+                check=True,
+                cwd=machine.ROOT,
+                env=clean,
+                stdout=subprocess.PIPE,
+                timeout=60,
+            )
+        times.append(int(ran.stdout) / 1e9)
+    return {"cpu": statistics.median(times)}
 
 
 # Linearity
@@ -226,7 +243,9 @@ def importing(importer: Importer, count: int) -> Sample:
 def by_connections(server: Running, count: int) -> Sample:
     """CPU a message, over so many connections at once."""
     return {
-        str(number): source(sessions=number)(server, max(count, number * 4))["cpu"] for number in (10, 100, 500, 2_000)
+        str(number): source(sessions=number)(server, max(count, number * 4))["cpu"]
+        for number in (10, 100, 500, 1_000, 2_000)
+        if number <= count
     }
 
 
@@ -266,7 +285,7 @@ WORKLOADS: Mapping[str, Workload] = {
         title="1 kB, a STARTTLS connection each",
         run=starttls,
         count=200,
-        quick=20,
+        quick=10,
         servers=_TLS,
         tls="starttls",
     ),
@@ -310,7 +329,7 @@ WORKLOADS: Mapping[str, Workload] = {
         rounds=1,
     ),
     "import": Workload(
-        title="importing", run=importing, count=1, quick=1, servers=tuple(Importer.STATEMENTS), start=Importer
+        title="importing", run=importing, count=5, quick=1, servers=tuple(Importer.STATEMENTS), start=Importer
     ),
     "by_connections": Workload(
         title="CPU a message, by connections at once",

@@ -19,7 +19,7 @@ from greensmtp.chain import Middleware
 #: Class -> how it is made. The limit is one that no workload reaches.
 STACK: dict[str, Any] = {
     "Logging": lambda made: made(),
-    "RateLimit": lambda made: made("1000000/minute"),
+    "RateLimit": lambda made: made("100000/second"),
     "Auth": lambda made: made({"beep": "boop"}),
 }
 
