@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -113,6 +114,7 @@ def main() -> int:
         options.only = options.only or QUICK["only"]
         options.servers = options.servers or QUICK["servers"]
     machine.settle()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then, too
     bench = Bench(quick=options.quick, rounds=options.rounds or (1 if options.quick else 5), servers=options.servers)
     results = bench.results
     for line in results.machine.items():

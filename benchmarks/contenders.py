@@ -50,7 +50,7 @@ def _node(name: str) -> Callable[[], Start]:
 
 def _sink() -> Start:
     # As root it wants to be told whom to be instead.
-    return [machine.find("smtp-sink"), *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
+    return [machine.find("smtp-sink"), "-m", "20000", *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
 
 
 _NO_TLS: frozenset[str] = frozenset()
