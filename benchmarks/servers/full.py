@@ -19,7 +19,7 @@ from greensmtp.chain import Middleware
 #: Class -> how it is made. The limit is one that no workload reaches.
 STACK: dict[str, Any] = {
     "Logging": lambda made: made(),
-    "RateLimit": lambda made: made("100000/second"),
+    "RateLimit": lambda made: made("1000000/minute", strategy="fixed-window"),
     "Auth": lambda made: made({"beep": "boop"}),
 }
 
