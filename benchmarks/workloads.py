@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,11 +126,10 @@ def idle(server: Running, count: int) -> Sample:
     with load.clients(server.port, count, far=True):
         grown = measure.memory(server.pid) - base
         began = time.perf_counter()
-        newcomer = load.Client(server.port)
-        newcomer.hello()
-        newcomer.deliver(body)
-        served = time.perf_counter() - began
-        newcomer.quit()
+        with closing(load.Client(server.port)) as newcomer:
+            newcomer.hello()
+            newcomer.deliver(body)
+            served = time.perf_counter() - began
     return {"memory": grown / count, "newcomer": served}
 
 
@@ -260,7 +260,7 @@ def by_recipients(server: Running, count: int) -> Sample:
 def by_size(server: Running, count: int) -> Sample:
     """CPU a megabyte, in messages of so many octets. A small one is nearly all commands."""
     return {
-        f"{size:.0e}": source(size, sessions=5)(server, max(3, min(count // size, 2_000)))["cpu"] / size * 1e6
+        f"{size // 1_000:,} kB": source(size, sessions=5)(server, max(3, min(count // size, 2_000)))["cpu"] / size * 1e6
         for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
         if size <= count
     }
@@ -271,16 +271,16 @@ _TLS = tuple(name for name, contender in CONTENDERS.items() if "starttls" in con
 
 WORKLOADS: Mapping[str, Workload] = {
     "kept": Workload(title="1 kB, kept connections", run=source(), count=10_000, quick=1_000),
-    "each": Workload(title="1 kB, a connection each", run=source(kept=False), count=3_000, quick=300),
+    "each": Workload(title="1 kB, a connection each", run=source(kept=False), count=2_000, quick=300),
     "pipelined": Workload(
         title="1 kB, pipelined",
         run=pipelined,
-        count=8_000,
+        count=4_800,
         quick=800,
         servers=tuple(name for name, contender in CONTENDERS.items() if contender.pipelining),
     ),
     "big": Workload(title="1 MB bodies", run=source(1_000_000, sessions=5), count=100, quick=20),
-    "recipients": Workload(title="1 kB, 10 recipients", run=source(recipients=10), count=2_000, quick=200),
+    "recipients": Workload(title="1 kB, 10 recipients", run=source(recipients=10), count=1_000, quick=200),
     "starttls": Workload(
         title="1 kB, a STARTTLS connection each",
         run=starttls,
@@ -292,7 +292,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "tls": Workload(
         title="1 kB, one TLS connection",
         run=over_tls,
-        count=3_000,
+        count=2_000,
         quick=300,
         servers=_TLS,
         tls="implicit",
