@@ -48,7 +48,7 @@ BOUNDS: dict[str, float] = {
     "plain: objects an idle connection": 32,
     "full: objects an idle connection": 32,
     # what is left to the garbage collector when a connection is over: session and conversation know each other
-    "garbage a connection": 13,
+    "garbage a connection": 15,
     # the last, which ends with the message
     "DATA: chunks copied": 1,
     "BDAT: chunks copied": 1,
