@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import chart, machine, report
 from benchmarks.contenders import CONTENDERS
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
@@ -85,7 +86,7 @@ class Bench:
         try:
             sample = workload.run(subject, count)
         except FAILURES as error:
-            self.results.skip(name, subject.name, f"fails: {error}")
+            self.results.skip(name, subject.name, f"fails: {error}; {subject.last_words}".rstrip("; "))
             return False
         if number:
             self.results.add(name, subject.name, sample)
@@ -105,13 +106,17 @@ def main() -> int:
     parser.add_argument("--servers", type=names(tuple(CONTENDERS)), metavar="NAME,...", help=", ".join(CONTENDERS))
     parser.add_argument("--rounds", type=int, help="counted rounds of each workload (5; 1 when quick)")
     parser.add_argument("--quick", action="store_true", help="a smoke run: little of some of it; proves nothing")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a target is missed")
+    parser.add_argument(
+        "--check", action="store_true", help="exit with 1 when a target is missed, or a server of ours fails"
+    )
     parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="where the JSON goes")
+    parser.add_argument("--chart", type=Path, default=machine.WORK / "chart.svg", help="where the chart goes")
     options = parser.parse_args()
     if options.quick:
         options.only = options.only or QUICK["only"]
         options.servers = options.servers or QUICK["servers"]
     machine.settle()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then, too
     bench = Bench(quick=options.quick, rounds=options.rounds or (1 if options.quick else 5), servers=options.servers)
     results = bench.results
     for line in results.machine.items():
@@ -123,7 +128,10 @@ def main() -> int:
     print(f"\n{text}")
     results.save(options.output)
     print(f"\nAll samples: {options.output}")
-    return 1 if options.check and not all_met else 0
+    if (drawn := chart.draw(results)) is not None:
+        options.chart.write_text(drawn)
+        print(f"Chart: {options.chart}")
+    return 1 if options.check and (results.failed or not all_met) else 0
 
 
 if __name__ == "__main__":

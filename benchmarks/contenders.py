@@ -50,7 +50,7 @@ def _node(name: str) -> Callable[[], Start]:
 
 def _sink() -> Start:
     # As root it wants to be told whom to be instead.
-    return [machine.find("smtp-sink"), *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
+    return [machine.find("smtp-sink"), "-m", "20000", *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
 
 
 _NO_TLS: frozenset[str] = frozenset()
@@ -96,9 +96,8 @@ class Running:
             certificate = environments.certificate()
             command += ["--tls", tls, "--cert", str(certificate.cert), "--key", str(certificate.key)]
         machine.WORK.mkdir(exist_ok=True)
-        #: What it says.
-        self.log = machine.WORK / f"{name}.log"
-        with self.log.open("wb") as log, machine.on_server_core():
+        self._log = machine.WORK / f"{name}-{self.port}.log"
+        with self._log.open("wb") as log, machine.on_server_core():
             self.process = subprocess.Popen(
                 command,
                 cwd=machine.ROOT,
@@ -121,7 +120,12 @@ class Running:
                     return
             except OSError:
                 time.sleep(0.02)
-        raise RuntimeError(f"{self.name} does not answer: {self.log.read_text(errors='replace')[-500:].strip()}")
+        raise RuntimeError(f"{self.name} does not answer: {self.last_words}")
+
+    @property
+    def last_words(self) -> str:
+        """The last line of what it has said."""
+        return (self._log.read_text(errors="replace").strip().splitlines() or [""])[-1][-200:]
 
     @property
     def pid(self) -> int:
@@ -141,3 +145,4 @@ class Running:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self._log.unlink()

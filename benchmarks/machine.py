@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import resource
 import shutil
 import socket
@@ -58,11 +59,12 @@ def on_server_core() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """One that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody has just now, and that no client will be given as its own in the meantime."""
+    while True:
+        port = random.randrange(10_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def describe() -> dict[str, str]:
@@ -77,4 +79,5 @@ def describe() -> dict[str, str]:
         "cores": f"server on {SERVER_CORE}, load on {LOAD_CORE}",
         "kernel": platform.release(),
         "python": platform.python_version(),
+        "load before": f"{os.getloadavg()[0]:.1f} (above 0.5, others were at work too: take the ratios, not the times)",
     }

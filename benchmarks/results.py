@@ -10,6 +10,9 @@ from pathlib import Path
 
 from benchmarks.workloads import Sample
 
+#: The servers that must run.
+OURS = frozenset({"plain", "full", "slow", "pipe"})
+
 
 @dataclass
 class Results:
@@ -29,6 +32,11 @@ class Results:
         """This one cannot be measured, or fails."""
         self.skipped.setdefault(workload, {})[server] = why
         self.samples.get(workload, {}).pop(server, None)
+
+    @property
+    def failed(self) -> bool:
+        """One of ours could not be measured: what would be no excuse for a target."""
+        return any(server in OURS for servers in self.skipped.values() for server in servers)
 
     def median(self, workload: str, server: str, metric: str) -> float | None:
         """None: there is none."""

@@ -1,0 +1,405 @@
+"""What must not grow: system calls, Python frames, memory and copies, counted on scripted sessions. Never time.
+
+``BOUNDS`` has the figures of the day and a little room. Who makes something cheaper lowers them; who must raise one
+says why in the commit.
+"""
+
+from __future__ import annotations
+
+import collections
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import blinker
+import greenlet
+import pytest
+from gevent import Timeout
+from gevent import socket as gevent_socket
+
+import greensmtp
+from greensmtp import Ack, MessageStream, Session, SMTPServer
+from greensmtp.middleware import Logging
+from greensmtp.testing.fixtures import MakeServer
+
+MEGABYTE = 1024 * 1024
+
+#: what is counted -> the most there may be of it
+BOUNDS: dict[str, float] = {
+    # calls of functions of ours and of blinker's, generators' resumptions included
+    "plain: frames a message": 90,
+    "plain: frames a pipelined message": 82,
+    "full: frames a message": 138,
+    "full: frames a pipelined message": 130,
+    # at once, recv's room of 128 KiB included, of which it gives back what it did not need
+    "plain: octets a message": 138_000,
+    "full: octets a message": 138_000,
+    "DATA: octets at once": 550_000,
+    "BDAT: octets at once": 550_000,
+    # greenlet, session and buffers, as Python counts them
+    "plain: octets an idle connection": 7_200,
+    "full: octets an idle connection": 7_200,
+    # those that the garbage collector looks at, the client's among them
+    "plain: objects an idle connection": 32,
+    "full: objects an idle connection": 32,
+    # what is left to the garbage collector when a connection is over: session and conversation know each other
+    "garbage a connection": 15,
+    # the last, which ends with the message
+    "DATA: chunks copied": 1,
+    "BDAT: chunks copied": 1,
+}
+
+ENVELOPE = (b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<b@example.com>\r\n", b"DATA\r\n")
+BODY = b"Subject: costs\r\n\r\n" + b"x" * 76 + b"\r\n.\r\n"
+#: Messages in which to count.
+MESSAGES = 20
+
+
+class Counted(gevent_socket.socket):
+    """A gevent socket that counts the system calls of its input and output, tries that found nothing included, and
+    keeps what it has received while ``keep`` is true."""
+
+    class _gevent_sock_class(gevent_socket.socket._gevent_sock_class):  # type: ignore[name-defined, misc]
+        """Where gevent goes through to the operating system."""
+
+        calls: collections.Counter[str]
+        keep = False
+        received: list[bytes]
+
+        def recv(self, *arguments: Any) -> bytes:
+            self.calls["recv"] += 1
+            data: bytes = super().recv(*arguments)
+            if self.keep:
+                self.received.append(data)
+            return data
+
+        def recv_into(self, *arguments: Any) -> int:
+            self.calls["recv"] += 1
+            taken: int = super().recv_into(*arguments)
+            return taken
+
+        def send(self, *arguments: Any) -> int:
+            self.calls["send"] += 1
+            sent: int = super().send(*arguments)
+            return sent
+
+        def sendall(self, *arguments: Any) -> None:
+            self.calls["send"] += 1
+            super().sendall(*arguments)
+
+    _sock: Any
+
+    def __init__(self, other: Any) -> None:
+        super().__init__(other.family, other.type, other.proto, other.detach())
+        #: ``recv`` and ``send``, and how many of them.
+        self.calls: collections.Counter[str] = collections.Counter()
+        #: What recv gave, after ``keep``.
+        self.received: list[bytes] = []
+        self._sock.calls, self._sock.received = self.calls, self.received
+
+    def keep(self) -> None:
+        """From now on, keep what is received."""
+        self._sock.keep = True
+
+
+class Script:
+    """A client that costs next to nothing, in the same hub as its server."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.socket, theirs = gevent_socket.socketpair()
+        self.server = Counted(theirs)
+        server.adopt(self.server)
+        self.hear()
+        self.say(b"EHLO client.example\r\n")
+
+    def hear(self) -> bytes:
+        """What comes at once."""
+        with Timeout(10):
+            return self.socket.recv(65536)
+
+    def say(self, octets: bytes) -> bytes:
+        """Send, and hear the answer, which comes in one piece."""
+        self.socket.sendall(octets)
+        return self.hear()
+
+    def message(self) -> None:
+        """One at a time."""
+        for command in ENVELOPE:
+            self.say(command)
+        assert self.say(BODY).startswith(b"250")
+
+    def pipelined(self) -> None:
+        """Two groups (RFC 2920)."""
+        assert self.say(b"".join(ENVELOPE)).count(b"\r\n") == 3
+        assert self.say(BODY).startswith(b"250")
+
+    def close(self) -> None:
+        """Say so, and hang up."""
+        self.say(b"QUIT\r\n")
+        self.socket.close()
+
+
+def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+    """Read it, and throw it away."""
+    ack.accept()
+    for _ in stream:
+        pass
+
+
+def plain(smtp_server: MakeServer) -> SMTPServer:
+    """One receiver, as in the benchmark of that name."""
+    server = smtp_server(start=False, max_message_size=None, max_connections=None)
+    server.on("message", take)
+    return server
+
+
+def full(smtp_server: MakeServer) -> SMTPServer:
+    """Logging, which has nothing to say, two middlewares that pass on, and receivers on five signals."""
+
+    def through(session: Session, command: Any, proceed: Any) -> Any:
+        return proceed(session, command)
+
+    def again(session: Session, command: Any, proceed: Any) -> Any:
+        return proceed(session, command)
+
+    server = smtp_server(start=False, middleware=[Logging(), through, again])
+    server.on("message", take)
+    server.on("greeting", lambda session, greeting, ack: ack.accept())
+    server.on("from", lambda session, address, ack: ack.accept())
+    server.on("to", lambda session, address, ack: ack.accept())
+    server.on("received", lambda session, ack: ack.accept())
+    return server
+
+
+SERVERS = {"plain": plain, "full": full}
+
+
+@pytest.fixture(params=list(SERVERS))
+def name(request: pytest.FixtureRequest) -> str:
+    """Each of the servers."""
+    return str(request.param)
+
+
+@pytest.fixture
+def script(smtp_server: MakeServer, name: str) -> Iterator[Script]:
+    """A connection that has greeted, and is warm."""
+    made = Script(SERVERS[name](smtp_server))
+    made.message()
+    made.pipelined()
+    yield made
+    made.close()
+
+
+def holds(what: str, measured: float) -> None:
+    """The bound is not exceeded; and nothing that is counted has slipped out of sight."""
+    assert 0 < measured <= BOUNDS[what], what
+
+
+# System calls
+
+
+def test_every_batch_is_one_recv_and_one_send(script: Script, name: str) -> None:
+    calls = script.server.calls
+    calls.clear()
+    for _ in range(MESSAGES):
+        script.message()
+    assert calls == {"recv": 4 * MESSAGES, "send": 4 * MESSAGES}
+    calls.clear()
+    for _ in range(MESSAGES):
+        script.pipelined()
+    assert calls == {"recv": 2 * MESSAGES, "send": 2 * MESSAGES}
+
+
+# Python
+
+
+#: Where our frames run, by whatever name, and blinker's.
+PACKAGE = Path(greensmtp.__file__).parent
+OURS = (str(PACKAGE), str((PACKAGE / "middleware").resolve()))
+BLINKER = str(Path(blinker.__file__).parent)
+
+
+@contextmanager
+def counted_frames() -> Iterator[collections.Counter[CodeType]]:
+    """Count the calls of Python functions, whatever greenlet they run in."""
+    counts: collections.Counter[CodeType] = collections.Counter()
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            counts[frame.f_code] += 1
+
+    def switched(event: str, arguments: Any) -> None:
+        sys.setprofile(profile)  # which is each greenlet's own
+
+    before, traced = sys.getprofile(), greenlet.gettrace()
+    greenlet.settrace(switched)
+    sys.setprofile(profile)
+    try:
+        yield counts
+    finally:
+        sys.setprofile(before)
+        greenlet.settrace(traced)
+
+
+def frames_below(counts: collections.Counter[CodeType], *folders: str) -> int:
+    """Those whose code lies there, generators' resumptions included."""
+    return sum(number for code, number in counts.items() if code.co_filename.startswith(folders))
+
+
+def test_frames_a_message(script: Script, name: str) -> None:
+    with counted_frames() as counts:
+        for _ in range(MESSAGES):
+            script.message()
+    holds(f"{name}: frames a message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
+    with counted_frames() as counts:
+        for _ in range(MESSAGES):
+            script.pipelined()
+    holds(f"{name}: frames a pipelined message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
+
+
+def test_a_signal_without_receivers_costs_no_call_of_blinker(smtp_server: MakeServer) -> None:
+    """Nobody listens to what happens here but to the message, which does not come."""
+    script = Script(plain(smtp_server))
+    with counted_frames() as counts:
+        script.say(b"EHLO client.example\r\n")
+        script.say(ENVELOPE[0])
+        script.say(ENVELOPE[1])
+        script.say(b"RSET\r\n")
+        script.say(b"NOOP\r\n")
+        script.close()
+    assert frames_below(counts, *OURS) > 0
+    assert frames_below(counts, BLINKER) == 0
+
+
+# Memory
+
+
+def test_messages_leave_nothing_and_no_cycles(script: Script, name: str) -> None:
+    """What a message needs is freed as its last reference goes: there is nothing for the garbage collector to do."""
+    gc.collect()
+    gc.disable()
+    try:
+        before = len(gc.get_objects())
+        for _ in range(MESSAGES):
+            script.message()
+        left = len(gc.get_objects()) - before
+        garbage = gc.collect()
+    finally:
+        gc.enable()
+    assert garbage == 0
+    assert left < MESSAGES, "objects for each message"
+
+
+def test_a_connection_leaves_no_cycles(smtp_server: MakeServer, name: str) -> None:
+    server = SERVERS[name](smtp_server)
+
+    def come_and_go() -> None:
+        script = Script(server)
+        script.message()
+        script.close()
+
+    come_and_go()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(MESSAGES):
+            come_and_go()
+        garbage = gc.collect()
+    finally:
+        gc.enable()
+    assert garbage / MESSAGES <= BOUNDS["garbage a connection"]
+
+
+@contextmanager
+def traced() -> Iterator[Callable[[], tuple[int, int]]]:
+    """Octets that Python has taken since the beginning and still holds, and the most of them at once."""
+    gc.collect()
+    tracemalloc.start()
+    try:
+        yield tracemalloc.get_traced_memory
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_of_a_message(script: Script, name: str) -> None:
+    with traced() as memory:
+        script.message()
+        tracemalloc.reset_peak()
+        script.message()
+        _, peak = memory()
+    holds(f"{name}: octets a message", peak)
+
+
+def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> None:
+    server = SERVERS[name](smtp_server)
+    count = 200
+    first = Script(server)
+    scripts: list[Script] = []
+    gc.collect()
+    objects = len(gc.get_objects())
+    with traced() as memory:
+        scripts.extend(Script(server) for _ in range(count))
+        current, _ = memory()
+    gc.collect()
+    holds(f"{name}: octets an idle connection", current / count)
+    holds(f"{name}: objects an idle connection", (len(gc.get_objects()) - objects) / count)
+    for each in (*scripts, first):
+        each.close()
+
+
+# Bodies
+
+
+def pump(script: Script, verb: str, megabytes: int, lines: bytes) -> None:
+    """A message of so many megabytes."""
+    for command in ENVELOPE[:2]:
+        script.say(command)
+    piece = lines * (65536 // len(lines))
+    if verb == "DATA":
+        script.say(ENVELOPE[2])
+        for _ in range(megabytes * MEGABYTE // len(piece)):
+            script.socket.sendall(piece)
+        assert script.say(b".\r\n").startswith(b"250")
+    else:
+        script.socket.sendall(b"BDAT %d LAST\r\n" % (len(piece) * (megabytes * MEGABYTE // len(piece))))
+        for _ in range(megabytes * MEGABYTE // len(piece) - 1):
+            script.socket.sendall(piece)
+        assert script.say(piece).startswith(b"250")
+
+
+@pytest.mark.parametrize("verb", ["DATA", "BDAT"])
+def test_a_body_is_not_copied(smtp_server: MakeServer, verb: str) -> None:
+    """What a receiver gets is the very object that came off the socket, but for its beginning and its end."""
+    server = smtp_server(start=False)
+    chunks: list[bytes] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        chunks.extend(stream)
+
+    script = Script(server)
+    script.server.keep()
+    pump(script, verb, 1, b"x" * 76 + b"\r\n")
+    came = {id(each) for each in script.server.received}
+    assert len(chunks) > 4
+    copied = sum(id(each) not in came for each in chunks)
+    assert copied <= BOUNDS[f"{verb}: chunks copied"]
+    script.close()
+
+
+@pytest.mark.parametrize("verb", ["DATA", "BDAT"])
+@pytest.mark.parametrize("lines", [b"x" * 76 + b"\r\n", b"..\r\n"], ids=["lines", "dots"])
+def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer, verb: str, lines: bytes) -> None:
+    script = Script(plain(smtp_server))
+    script.message()
+    with traced() as memory:
+        pump(script, verb, 16, lines)
+        _, peak = memory()
+    holds(f"{verb}: octets at once", peak)
+    script.close()
