@@ -16,13 +16,13 @@ from gevent import Timeout
 
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
-from greensmtp.middleware.backends import Checker, Passwords, check_check, make_backend
+from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
+from greensmtp.middleware._failures import Failures
+from greensmtp.middleware._offer import Offer
+from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
 from greensmtp.middleware.dovecot import DovecotAuth
-from greensmtp.middleware.failures import Failures
 from greensmtp.middleware.htpasswd import Htpasswd
-from greensmtp.middleware.offer import Offer
-from greensmtp.middleware.registrar import Registrar
 from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import Command, PathCommand

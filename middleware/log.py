@@ -8,9 +8,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from greensmtp.chain import Proceed
-from greensmtp.middleware import log_lines
-from greensmtp.middleware.log_lines import LISTED, shown
-from greensmtp.middleware.log_output import attach
+from greensmtp.middleware import _log_lines as log_lines
+from greensmtp.middleware._log_lines import LISTED, shown
+from greensmtp.middleware._log_output import attach
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,

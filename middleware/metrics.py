@@ -8,8 +8,8 @@ from time import perf_counter
 from typing import Any
 
 from greensmtp.chain import Proceed
-from greensmtp.middleware.exposition import Exposition, parse_address
-from greensmtp.middleware.metrics_numbers import Codes, Numbers, Registry, check_registry
+from greensmtp.middleware._exposition import Exposition, parse_address
+from greensmtp.middleware._metrics_numbers import Codes, Numbers, Registry, check_registry
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,

@@ -146,9 +146,9 @@ class RateLimit:
         self._limiter = STRATEGIES[strategy](self._store.storage)
         if not name and storage.startswith("memory:"):
             name = f"#{next(_numbers)}"
-        self._shown_by = self.by if isinstance(self.by, str) else handler_name(self.by)
+        self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
         #: What its keys begin with in the storage.
-        self._name = f"{name}/{self.on}/{self._shown_by}"
+        self._name = f"{name}/{self.on}/{self._by_name}"
 
         self._stages = self._make_stages()
         #: The commands that it wants to see.
@@ -279,7 +279,7 @@ class RateLimit:
         return False
 
     def __repr__(self) -> str:
-        shown = [repr(self.limit), f"by={self._shown_by!r}"]
+        shown = [repr(self.limit), f"by={self._by_name!r}"]
         if self.on != "messages":
             shown.append(f"on={self.on!r}")
         if self._store.shown != "memory://":

@@ -10,8 +10,8 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp.middleware import Auth
+from greensmtp.middleware._failures import Failures
 from greensmtp.middleware.credentials import Credentials, Unavailable
-from greensmtp.middleware.failures import Failures
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:

@@ -201,7 +201,7 @@ def test_authorize(smtp_server: MakeServer) -> None:
 def test_the_password_of_nobody_lets_nobody_in(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str, password: str
 ) -> None:
-    monkeypatch.setattr("greensmtp.middleware.registrar.token_urlsafe", lambda octets: "guessed")
+    monkeypatch.setattr("greensmtp.middleware._registrar.token_urlsafe", lambda octets: "guessed")
     users = {"jo": "sesame", "odd": "\u0007", "empty": ""}
     with dial(smtp_server(start=False, middleware=[Auth(users)])) as peer:
         peer.hello()

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Relays
-from greensmtp.middleware.registrar import Registrar
 from greensmtp.protocol import standard
 from greensmtp.protocol.channel_binding import END_POINT, UNIQUE, end_point_binding
 from greensmtp.protocol.replies import Reply
