@@ -109,6 +109,7 @@ class Conversation:
             finally:
                 self.session.disconnect_receivers()
                 self._server.forget(self)
+                del self.session  # which knows this one, and may be kept: no cycle is left to the garbage collector
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
@@ -126,15 +127,15 @@ class Conversation:
 
     def look(self, now: float, elapsed: float) -> None:
         """The server's sweep comes by: is the peer late, or are the receivers that are deciding?"""
+        if self.connection.greenlet is None:
+            return  # it is over
         decision = self.session.decision
         if self.connection.patience:
             self.connection.look(now, elapsed)
             if decision is not None:
                 decision.since = 0.0  # while the peer is waited for, the receivers cannot help it
         elif decision is not None and decision.is_late(now, self._program.limits.ack_timeout):
-            greenlet = self.connection.greenlet
-            if greenlet is not None:
-                greenlet.throw(HandlerTimeout())
+            self.connection.greenlet.throw(HandlerTimeout())
 
     # The loop
 

@@ -19,7 +19,7 @@ from greensmtp.arguments import check_backlog, check_hostname, check_limits, che
 from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
-from greensmtp.listeners import check_listener, is_unix_path, listen
+from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
 from greensmtp.program import Program
 from greensmtp.protocol import standard
@@ -256,6 +256,7 @@ class SMTPServer(StreamServer):
         """As gevent's; remembers the unix path that is ours to remove."""
         ours = not hasattr(self, "socket") and self.family == native_socket.AF_UNIX
         super().init_socket()
+        send_at_once(self.socket)
         self._unix_path = str(self.address) if ours else None
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import traceback
 from base64 import b64encode
@@ -16,6 +15,7 @@ from gevent import Timeout
 
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
+from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
 from greensmtp.middleware._failures import Failures
 from greensmtp.middleware._offer import Offer
@@ -282,12 +282,9 @@ def _network(host: str | None) -> str | None:
     if host is None:
         return None
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        return network_around(host, 32, 64)
     except ValueError:
         return host
-    if address.version == 4:
-        return str(address)
-    return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
 def _failures(name: str, limit: str | None) -> Failures | None:
