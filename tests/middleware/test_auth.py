@@ -423,6 +423,14 @@ def test_authorize(peer_of: Any) -> None:
         peer.expect("454 4.7.0")
 
 
+def test_who_names_himself_twice_is_himself_by_whatever_name_he_is_known(peer_of: Any) -> None:
+    with peer_of(in_the_clear(lambda credentials: f"{credentials.username}@example.com")) as peer:
+        peer.line(f"AUTH PLAIN {b64('ann' + chr(0) + 'jo' + chr(0) + 'sesame')}")
+        peer.expect("535 5.7.8")
+        peer.line(f"AUTH PLAIN {b64('jo' + chr(0) + 'jo' + chr(0) + 'sesame')}")
+        peer.expect("235")
+
+
 # AUTH= of MAIL
 
 
