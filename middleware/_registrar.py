@@ -15,8 +15,8 @@ from greensmtp.middleware.credentials import (
     Credentials,
     KnowsKeys,
     KnowsPasswords,
+    Turns,
     Verdict,
-    in_pool,
 )
 from greensmtp.protocol.sasl_claims import Claim, KeysClaim, PasswordClaim, ScramKeys, SecretClaim, TokenClaim
 from greensmtp.protocol.sasl_server import Need
@@ -24,6 +24,8 @@ from greensmtp.session import Session
 
 #: Users whose SCRAM keys are remembered.
 MAX_KEYS = 10_000
+#: Keys derived at once.
+AT_ONCE = 4
 
 
 class Registrar:
@@ -36,6 +38,7 @@ class Registrar:
     def __init__(self, backend: Backend, check_token: Check | None = None) -> None:
         self._pepper = token_bytes(32)
         self._nobody = token_urlsafe(32)
+        self._turns = Turns(AT_ONCE)
         self._derived: OrderedDict[str, tuple[bytes, ScramKeys]] = OrderedDict()
         self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
         self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
@@ -101,7 +104,7 @@ class Registrar:
         if remembered is not None and remembered[0] == fingerprint:
             self._derived.move_to_end(username)
             return remembered[1]
-        keys = in_pool(_derive, password, self._nobody, salt)
+        keys = self._turns.in_pool(_derive, password, self._nobody, salt)
         self._derived[username] = (fingerprint, keys)
         while len(self._derived) > MAX_KEYS:
             self._derived.popitem(last=False)
