@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
+from gevent.monkey import get_original
+
 from greensmtp.chain import Proceed
+from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
@@ -57,6 +60,10 @@ _MAX_MOVING = 100_000
 #: A key that is longer is hashed: what a client says of itself must not fill a storage.
 _MAX_KEY = 128
 
+#: Replies to AUTH behind which there may have been a guess. (An OAuth client that is told of its token's failure by a
+#: challenge may answer what it likes, ``*`` or no base64: RFC 7628 section 3.2.3.)
+_FAILED = frozenset({421, 500, 501, 535})
+
 _GREETED = State.GREETED
 
 _numbers = itertools.count(1)
@@ -80,7 +87,9 @@ class RateLimit:
     - ``"bytes"``: 450 at MAIL when there is nothing left, or less than SIZE announces; 552 where SIZE announces more
       than would ever be left. What the message really had is counted at the end of its data; if that is more than is
       left, it is refused there, and all is spent.
-    - ``"auth_failures"``: 454 at AUTH once there were enough 535 replies.
+    - ``"auth_failures"``: 454 at AUTH once there were enough attempts that failed: with 535, with an answer that is
+      malformed, or ``*``, or because the client has gone away in the midst of it. Those under way at the moment are
+      taken for failures, so that trying many at once gets no further than one by one.
 
     ``by`` says who is counted: ``"address"``, ``"network"``, ``"identity"`` (who has authenticated), ``"sender"``,
     ``"recipient"`` (only on recipients), or a function of the session that gives a str. Who has none is not limited:
@@ -149,6 +158,11 @@ class RateLimit:
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
         #: What its keys begin with in the storage.
         self._name = f"{name}/{self.on}/{self._by_name}"
+
+        #: Key -> attempts to authenticate that are under way here. (The real lock, in a patched process too; never held
+        #: across a switch.)
+        self._under_way: dict[str, int] = {}
+        self._counting = get_original("_thread", "allocate_lock")()
 
         self._stages = self._make_stages()
         #: The commands that it wants to see.
@@ -234,13 +248,31 @@ class RateLimit:
         return refusal or proceed(session, command)
 
     def _count_failure(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        refusal = self._ask(session, command, self._test)
-        if refusal is not None:
-            return refusal
-        reply = proceed(session, command)
-        if reply.code == 535:
-            self._ask(session, command, self._hit)  # what is too much is told next time
-        return reply
+        key = self._key(session, command)
+        if key is None:
+            return proceed(session, command)
+        try:
+            refusal = self._ask(session, command, self._test, self._add(key, 1))
+            if refusal is not None:
+                return refusal
+            try:
+                reply = proceed(session, command)
+            except ConnectionLost:
+                self._ask(session, command, self._hit)
+                raise
+            if reply.code in _FAILED:
+                self._ask(session, command, self._hit)  # what is too much is told next time
+            return reply
+        finally:
+            self._add(key, -1)
+
+    def _add(self, key: str, number: int) -> int:
+        """Count an attempt in, or out; gives how many are under way."""
+        with self._counting:
+            count = self._under_way.pop(key, 0) + number
+            if count:
+                self._under_way[key] = count
+            return count
 
     # Questions to the storage
 
