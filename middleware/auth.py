@@ -39,8 +39,12 @@ logger = logging.getLogger("greensmtp")
 #: RFC 4954 section 3: the parameter of MAIL, and its room on the line.
 AUTH = Extension("AUTH", mail=frozenset({"AUTH"}), room={"MAIL": 500})
 
-#: With ``required``, these take an identity; all others are for getting one, or for leaving (RFC 4954 section 6).
-DEMANDING = ("MAIL", "RCPT", "DATA", "BDAT", "VRFY", "EXPN", "ETRN", "HELP")
+#: With ``required``, these take an identity, whoever implements them; all others of the RFCs are for getting one, or
+#: for leaving (RFC 4954 section 6).
+DEMANDING = (
+    *("MAIL", "RCPT", "DATA", "BDAT", "BURL", "SEND", "SOML", "SAML"),
+    *("VRFY", "EXPN", "ETRN", "ATRN", "TURN", "HELP"),
+)
 
 #: What a challenge raises about the answer's line -> the reply to it.
 _BAD_LINES = {
@@ -197,7 +201,8 @@ class Auth:
             reply = answer
             if reply.is_positive:
                 session.identity = identity
-        if not reply.is_permanent_failure:
+        # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)
+        if not reply.is_permanent_failure and not reply.ends_connection:
             for failures, key in taken:
                 failures.give_back(key)
         return reply

@@ -264,7 +264,12 @@ def test_errors_end_the_session(peer_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA", "VRFY jo", "EXPN jo", "HELP", "ETRN x"]
+    "command",
+    [
+        *("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA", "VRFY jo", "EXPN jo", "HELP", "ETRN x"),
+        *("BURL x", "SEND FROM:<a@example.com>", "SOML FROM:<a@example.com>", "SAML FROM:<a@example.com>"),
+        *("ATRN", "TURN"),
+    ],
 )
 def test_required(peer_of: Any, command: str) -> None:
     with peer_of(in_the_clear(required=True)) as peer:
@@ -745,6 +750,7 @@ def test_reprs() -> None:
         (lambda auth: auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
         (lambda auth: auth({}, timeout=0), ValueError, "timeout takes"),
         (lambda auth: auth({}, timeout=True), ValueError, "timeout takes"),
+        (lambda auth: auth({}, timeout=float("inf")), ValueError, "timeout takes"),
         (lambda auth: auth({}, required="no"), TypeError, "required takes True or False"),
         (lambda auth: auth({}, allow_plaintext=1), TypeError, "allow_plaintext takes True or False"),
         (lambda auth: auth({}, authorize="all"), TypeError, "authorize is called"),

@@ -6,7 +6,6 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import spawn
 from gevent.event import Event
 
 from greensmtp.middleware import Auth
@@ -163,7 +162,8 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
     for number, peer in enumerate(peers):
         peer.hello()
         peer.line(plain(f"user{number}", "x"))
-    spawn(open_the_gate.set)
+    peers[0].let_it_read()  # all of them are under way now
+    open_the_gate.set()
     replies = sorted(peer.reply()[:3] for peer in peers)
     for peer in peers:
         peer.close()
