@@ -130,6 +130,9 @@ def _read(path: Path) -> _Users:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: a line is name:hash")
         if not _BCRYPT.fullmatch(hashed) and not _ARGON2.fullmatch(hashed):
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: the hash is neither bcrypt nor argon2")
+        if name in hashes:
+            # Which of them counts, programs do not agree about: an old password might live on.
+            raise ValueError(f"htpasswd: {str(path)!r}, line {number}: {name!r} is there already")
         hashes[name] = hashed
     return _Users(hashes, tuple(hashes.values()))
 

@@ -189,6 +189,7 @@ def replace(path: Path, text: str | bytes) -> None:
         ("jo\n", "line 1: a line is name:hash"),
         ("jo:$2b$04$short\n", "line 1: the hash is neither"),
         ("jo:$argon2id$v=19$m=8,t=1\n", "line 1: the hash is neither"),
+        (f"jo:{bcrypted('x')}\n\njo:{bcrypted('y')}\n", "line 3: 'jo' is there already"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, text: str, message: str) -> None:
