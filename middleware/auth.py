@@ -17,7 +17,7 @@ from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware._failures import Failures
+from greensmtp.middleware._failures import Failures, account_of
 from greensmtp.middleware._offer import Offer
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
@@ -223,7 +223,7 @@ class Auth:
                     with self._patience():
                         step = exchange.send(answer)
                         while isinstance(step, Claim):
-                            _take(self._by_account, step.username.casefold(), taken)
+                            _take(self._by_account, account_of(step.username), taken)
                             step = exchange.send(self._registrar.answer(step, session))
                 except StopIteration as end:
                     identity: Identity = end.value
