@@ -151,13 +151,13 @@ class RateLimit:
                 )
             if max(item.amount for item in self._items) > _MAX_MOVING:
                 raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; take "sliding-window-counter" for more')
-        self._store = open_store(storage, timeout)
-        self._limiter = STRATEGIES[strategy](self._store.storage)
         if not name and storage.startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
         #: What its keys begin with in the storage.
         self._name = f"{name}/{self.on}/{self._by_name}"
+        self._store = open_store(storage, timeout, self._name)
+        self._limiter = STRATEGIES[strategy](self._store.storage)
 
         #: Key -> attempts to authenticate that are under way here. (The real lock, in a patched process too; never held
         #: across a switch.)

@@ -213,6 +213,21 @@ def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, gre
     assert not limit._under_way
 
 
+def test_filling_one_limit_has_another_forget_nothing(smtp_server: MakeServer, greet: Any) -> None:
+    """What is kept is bounded; who can choose keys, such as recipients, must not drive out what he has done."""
+    failures = RateLimit("1/hour", on="auth_failures")
+    recipients = RateLimit("5/hour", by="recipient", on="recipients")
+    recipients._store.storage._max_weight = 100  # type: ignore[attr-defined]
+    server = taking(smtp_server, failures, recipients, users())
+    peer = greet(server)
+    peer.line(WRONG)
+    peer.expect("535")
+    peer.envelope(to=[f"user{number}@example.com" for number in range(30)])
+    assert len(recipients._store.storage) < 30  # type: ignore[arg-type]
+    peer.line("RSET", RIGHT)
+    peer.expect("250", TOO_MANY)
+
+
 def test_behind_421_nothing_is_tried(smtp_server: MakeServer, greet: Any) -> None:
     asked: list[str | None] = []
 
