@@ -14,6 +14,7 @@ from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
+from greensmtp.middleware.credentials import check_flag
 from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
@@ -132,7 +133,7 @@ class RateLimit:
         self.on = check_choice("on", on, _SPENT)
         self.by = by if callable(by) else check_choice("by", by, _PREFIXES | dict.fromkeys(_KNOWN["recipients"]))
         self._key = self._make_key(ipv4_prefix, ipv6_prefix)
-        self.fail_open = on != "auth_failures" if fail_open is None else fail_open
+        self.fail_open = on != "auth_failures" if fail_open is None else check_flag("fail_open", fail_open)
         self._refusal = make_refusal(code, message, _SPENT[on])
         self._unknown = _UNKNOWN_AT_AUTH if on == "auth_failures" else _UNKNOWN
 
@@ -151,7 +152,7 @@ class RateLimit:
                 )
             if max(item.amount for item in self._items) > _MAX_MOVING:
                 raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; take "sliding-window-counter" for more')
-        if not name and storage.startswith("memory:"):
+        if not name and str(storage).startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
         #: What its keys begin with in the storage.

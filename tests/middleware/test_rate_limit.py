@@ -418,6 +418,7 @@ def test_code_and_text_are_ones_own(smtp_server: MakeServer) -> None:
         (("1/minute", {"on": "bytes", "strategy": "moving-window"}), 'on="bytes" takes'),
         (("1000000/day",), 'take "sliding-window-counter" for more'),
         (("1/minute", {"storage": "memory"}), "storage takes 'memory://' or a URI"),
+        (("1/minute", {"storage": 7}), "storage takes 'memory://' or a URI"),
         (("1/minute", {"storage": "floppy://a"}), "storage 'floppy://a' is not one that limits can open"),
         (("1/minute", {"storage": "async+memory://"}), "is for asyncio"),
         (("1/minute", {"ipv4_prefix": 0}), "ipv4_prefix takes"),
