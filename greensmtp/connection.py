@@ -92,16 +92,11 @@ class Connection:
         """
         :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
         """
-        self.socket = socket
-        # gevent's methods try what these do, and wait where it cannot be done; here it has been waited for already.
-        native = getattr(socket, "_sock", socket)
-        self._recv: Callable[[int], bytes] = native.recv
-        self._send_some: Callable[[bytes], int] = native.send
         self.greenlet: Any = None
         self._hub = get_hub()
-        self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         #: TLS: octets that have been decrypted, and not taken.
         self._pending: Callable[[], int] | None = None
+        self._use(socket)
         #: Octets that may come before others have their turn.
         self._turn = TURN
         self.limits = limits
@@ -133,6 +128,24 @@ class Connection:
         self._swept = False
         self._waited = 0.0
         self._received = 0
+
+    def _use(self, socket: Any) -> None:
+        """Speak over this socket from here on."""
+        self.socket = socket
+        self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
+        if isinstance(socket, gevent_ssl.SSLSocket):
+            self._pending = socket.pending
+            native = socket
+        else:
+            # gevent's methods try what these do, and wait where it cannot be done; here it will have been waited for.
+            native = getattr(socket, "_sock", socket)
+        self._recv: Callable[[int], bytes] = native.recv
+        self._send_some: Callable[[bytes], int] = native.send
+
+    @property
+    def encrypted(self) -> bool:
+        """TLS is up."""
+        return self._pending is not None
 
     # Deadlines
 
@@ -372,9 +385,7 @@ class Connection:
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
             self.socket.do_handshake()
-            self._watcher = self._hub.loop.io(self.socket.fileno(), 1)
-            self._pending = self.socket.pending
-            self._recv, self._send_some = self.socket.recv, self.socket.send
+            self._use(self.socket)
             self.mute = False
         except Expired as expired:
             raise self._lose(expired.reason) from None

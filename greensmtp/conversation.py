@@ -83,7 +83,9 @@ class Conversation:
         connection.greenlet = getcurrent()
         reason, linger = "error", False
         try:
-            if self._tls_first:
+            if connection.encrypted:  # it was when it was adopted
+                self._note_tls()
+            elif self._tls_first:
                 self._start_tls()
             if self._greet():
                 self._converse()
@@ -249,6 +251,9 @@ class Conversation:
         context = self._server.tls_context
         assert isinstance(context, ssl.SSLContext)
         self.connection.start_tls(context)
+        self._note_tls()
+
+    def _note_tls(self) -> None:
         self.session.tls = True
         self.session.emitters["tls"].notify(self.session)
 
