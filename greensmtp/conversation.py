@@ -10,7 +10,7 @@ from gevent import GreenletExit, getcurrent
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
-from greensmtp.connection import BadLine, Connection
+from greensmtp.connection import BadLine, Connection, Expired
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.log import logger
 from greensmtp.program import Follow, Program
@@ -97,7 +97,11 @@ class Conversation:
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
             reason = "shutdown"
-        except Exception:
+        except (
+            Exception,
+            Expired,
+            HandlerTimeout,
+        ):  # the last two: another greenlet was given the session to wait with
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             try:
@@ -360,6 +364,10 @@ class Conversation:
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
         connection = self.connection
+        if connection.greenlet is not getcurrent():
+            if connection.greenlet is None:
+                raise ConnectionLost("closed" if connection.lost is None else connection.lost.reason)
+            raise RuntimeError("session.challenge waits for the peer in the connection's own greenlet, and in no other")
         room = self._program.limits.max_auth_line_length
         connection.write(reply.encode())
         try:

@@ -203,6 +203,7 @@ class Session:
 
         :raises ProtocolError: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
         :raises ConnectionLost: the client is gone.
+        :raises RuntimeError: this is another greenlet than the connection's own, in which handlers are called.
         """
         return self.link.challenge(Reply(code, text))
 
