@@ -114,7 +114,7 @@ class Connection:
         self.write: Callable[[bytes], None] = self._out.append
         #: Seconds that what it waits for may take; 0.0: it waits for nothing.
         self.patience = 0.0
-        #: When the sweep first saw it wait for that, on the monotonic clock; 0.0: it has not.
+        #: When the sweep first saw it wait for that, on its clock; 0.0: it has not.
         self.since = 0.0
         #: The greenlet waits for a command, of which nothing needs to have come yet.
         self.awaiting_command = False
@@ -152,7 +152,7 @@ class Connection:
     def look(self, now: float, elapsed: float) -> None:
         """The server's sweep comes by: has it waited for too long? Only in the hub, while it waits.
 
-        :param now: on the monotonic clock.
+        :param now: on the sweep's clock.
         :param elapsed: seconds since the last sweep.
         """
         if not self.since:
@@ -360,6 +360,7 @@ class Connection:
         self._at = 0
 
     def _lose(self, reason: str) -> ConnectionLost:
+        self.in_body = False
         self.lost = ConnectionLost(reason)
         return self.lost
 
@@ -410,6 +411,9 @@ class Connection:
             self.greenlet = None
             self._close_watcher()
             self.socket.close()
+            if self.lost is not None:
+                # One that was never raised: a traceback knows this connection, by its frames, and would be a cycle.
+                self.lost = ConnectionLost(self.lost.reason)
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)
