@@ -86,6 +86,7 @@ class Emitter:
         receivers = self.receivers(session)
         if not receivers:
             return rules.unheard
+        outer = session.decision  # one of them may ask, too
         session.decision = decision = Decision(rules, on_accept)
         ack = Ack(decision)
         receiver = receivers[0]
@@ -118,7 +119,7 @@ class Emitter:
         except Exception:
             self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         finally:
-            session.decision = None
+            session.decision = outer
             decision.closed = True
         if decision.conflict:
             self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))

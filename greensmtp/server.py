@@ -306,6 +306,7 @@ class SMTPServer(StreamServer):
             return
         assert self._program is not None
         try:
+            socket.settimeout(None)  # time-outs are the sweep's, whatever socket.setdefaulttimeout says
             conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
         except Exception:
             socket.close()
