@@ -51,7 +51,7 @@ class Emitter:
                 these = list(signal.receivers_for(session))
                 if len(these) > 1:
                     # blinker keeps them in a dict, but hands them out by way of a set.
-                    refs = signal.receivers.values()
+                    refs = list(signal.receivers.values())
                     these.sort(key=[ref() if isinstance(ref, weakref.ref) else ref for ref in refs].index)
                 found += these
         return found
@@ -136,5 +136,5 @@ class Emitter:
 
 def _is_for_all(signal: Signal) -> bool:
     """It has the same receivers for every session, and they stay until somebody disconnects them."""
-    refs = signal.receivers.values()
+    refs = list(signal.receivers.values())  # another thread may be connecting one
     return not any(isinstance(ref, weakref.ref) for ref in refs) and len(list(signal.receivers_for(ANY))) == len(refs)

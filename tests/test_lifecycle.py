@@ -465,7 +465,12 @@ def test_adopt_serves_a_connection_that_has_tls(certificate: Certificate) -> Non
     bodies = accept_mail(server)
     seen: list[tuple[str, bool]] = []
     server.on("tls", lambda session: seen.append(("tls", session.tls)))
-    server.on("connect", lambda session, ack: (seen.append(("connect", session.tls)), ack.accept()))
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        seen.append(("connect", session.tls))
+        ack.accept()
+
     ours, theirs = socket.socketpair()
 
     def shake_hands() -> None:
