@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gevent import spawn
+from gevent import Greenlet, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, ConnectionLost, ProtocolError, Reply, Session
@@ -436,10 +436,12 @@ def test_another_greenlet_that_waits_with_the_session_ends_the_connection_and_no
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept: list[Ack] = []
+    asking: list[Greenlet] = []
 
     def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "AUTH":
-            spawn(session.ask, "auth", identity="jo").join()
+            asking.append(spawn(session.ask, "auth", identity="jo"))
+            asking[0].join()
         return proceed(session, command)
 
     server = smtp_server(start=False, ack_timeout=0.1, middleware=[asks])
@@ -452,4 +454,5 @@ def test_another_greenlet_that_waits_with_the_session_ends_the_connection_and_no
         peer.expect_end()
     assert reasons == ["error"]
     assert "the conversation failed" in caplog.text
-    kept.pop()
+    kept.pop().accept()
+    asking.pop().join()
