@@ -436,7 +436,7 @@ def test_another_greenlet_that_waits_with_the_session_ends_the_connection_and_no
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept: list[Ack] = []
-    asking: list[Greenlet] = []
+    asking: list[Greenlet[..., Any]] = []
 
     def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "AUTH":
