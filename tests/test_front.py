@@ -1,4 +1,4 @@
-"""``import greensmtp``: names that are imported when they are first used, and errors that survive a process."""
+"""``import greensmtp``: names that are imported when they are first used, and what must hold in several processes."""
 
 from __future__ import annotations
 
@@ -46,6 +46,25 @@ def test_every_name_is_there() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert set(greensmtp.__all__) <= set(dir(greensmtp))
+
+
+def test_forked_processes_do_not_share_the_names_of_sessions() -> None:
+    program = """
+import os
+from greensmtp import Session
+def name():
+    return Session(None, None, "", {}).id
+print(name(), flush=True)
+for _ in range(2):
+    child = os.fork()
+    if not child:
+        print(name(), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    names = done.stdout.split()
+    assert len({name.partition("-")[0] for name in names}) == len(names) == 3
 
 
 def test_a_name_that_is_not_there_is_an_error() -> None:
