@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, getcurrent
+from gevent import GreenletExit, Timeout, getcurrent
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
@@ -15,9 +15,11 @@ from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, R
 from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
+from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
+    END_OF_DATA,
     UNKNOWN,
     ChunkCommand,
     Command,
@@ -97,11 +99,8 @@ class Conversation:
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
             reason = "shutdown"
-        except (
-            Exception,
-            Expired,
-            HandlerTimeout,
-        ):  # the last two: another greenlet was given the session to wait with
+        except (Exception, Expired, HandlerTimeout, Timeout):
+            # (The middle two: where another greenlet has waited with this session.)
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             try:
@@ -110,7 +109,7 @@ class Conversation:
                 finally:  # whatever cuts the lingering short
                     self.session.reset()
                     self._program.disconnect(self.session, Command(DISCONNECT, reason))
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception("%s: at the end of the connection", self.session.id)
             finally:
                 self.session.disconnect_receivers()
@@ -146,7 +145,10 @@ class Conversation:
     # The loop
 
     def _greet(self) -> bool:
-        reply = self._program.connect(self.session, Command(CONNECT))
+        try:
+            reply = self._program.connect(self.session, Command(CONNECT))
+        except Timeout:
+            reply = self._blame_timeout(CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
@@ -165,7 +167,10 @@ class Conversation:
         while True:
             command = read_command()
             route = routes.get(command.verb, unknown)
-            reply = route.handle(session, command)
+            try:
+                reply = route.handle(session, command)
+            except Timeout:
+                reply = self._blame_timeout(command.verb)
             if route.follow is not None:
                 if not route.follow(self, command, reply):
                     return
@@ -175,6 +180,12 @@ class Conversation:
                 return
             if route.idle and not self._count_idle():
                 return
+
+    def _blame_timeout(self, verb: str) -> Reply:
+        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
+        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
+        logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
+        return standard.LOCAL_ERROR
 
     def _read_command(self) -> Command:
         """The next command, as good as it is."""
@@ -313,7 +324,10 @@ class Conversation:
                 return True
         if self._program.lmtp:
             return self._answer_each()
-        reply = self._program.end_of_data(session, _END_OF_DATA)
+        try:
+            reply = self._program.end_of_data(session, _END_OF_DATA)
+        except Timeout:
+            reply = self._blame_timeout(END_OF_DATA)
         session.reset()
         if reply.code >= 300:
             return self._answer(reply)
@@ -322,10 +336,16 @@ class Conversation:
         self.connection.write(reply.wire or reply.encode())
         return True
 
+    def _end_for(self, recipient: Address) -> Reply:
+        try:
+            return self._program.end_of_data(self.session, EndOfData(recipient))
+        except Timeout:
+            return self._blame_timeout(END_OF_DATA)
+
     def _answer_each(self) -> bool:
         """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
         session = self.session
-        replies = [self._program.end_of_data(session, EndOfData(recipient)) for recipient in session.to]
+        replies = [self._end_for(recipient) for recipient in session.to]
         session.reset()
         if any(reply.code < 300 for reply in replies):
             session.messages += 1
@@ -342,7 +362,7 @@ class Conversation:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception("%s: a pipe of the message raised; answered 451", self.session.id)
 
     # The session's Link
@@ -400,7 +420,10 @@ class Conversation:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
-            reply = route.handle(session, command)
+            try:
+                reply = route.handle(session, command)
+            except Timeout:
+                reply = self._blame_timeout(command.verb)
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply
                 if not command.size and not command.last and not self._count_idle():

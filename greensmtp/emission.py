@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY
+from gevent import Timeout
 
 from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
@@ -64,7 +65,7 @@ class Emitter:
         for receiver in self.receivers(session):
             try:
                 receiver(session, **fields)
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception(
                     "%s: %s: %s raised; nobody waits for its answer",
                     session.id,
