@@ -275,7 +275,7 @@ class Conversation:
     def _after_data(self, command: Command, reply: Reply) -> bool:
         stream = self.session.message
         if stream is None or not stream.opened:
-            self.session.message = None
+            self._forget_message()
             return self._answer(reply)
         if reply.code != standard.START_MAIL.code:
             self._overrule(reply)
@@ -285,7 +285,7 @@ class Conversation:
         assert isinstance(command, ChunkCommand)
         stream = self.session.message
         if stream is None or not stream.opened:
-            self.session.message = None
+            self._forget_message()
             go_on = self._answer(standard.LOCAL_ERROR if reply.code < 300 else reply)
             if go_on and not command.last and not command.size:
                 go_on = self._count_idle()
@@ -298,6 +298,13 @@ class Conversation:
         if not reply.is_positive:
             self._overrule(reply)
         return self._finish_body()
+
+    def _forget_message(self) -> None:
+        """It was refused: none of it has been read."""
+        session = self.session
+        if session.message is not None:  # a Timeout has left it there
+            session.message.end()
+            session.message = None
 
     def _overrule(self, reply: Reply) -> None:
         """A middleware has refused what flows already: the peer is told at the end."""

@@ -123,6 +123,26 @@ def test_one_at_the_end_of_a_transaction_changes_nothing(smtp_server: MakeServer
         assert " ".join(replies_of(peer)) == "220 250 250 250 354 250 250 221"
 
 
+@pytest.mark.parametrize("ask", ["DATA", "BDAT 4 LAST\r\ntext"], ids=["DATA", "BDAT"])
+def test_one_before_a_message_is_accepted_ends_the_message(smtp_server: MakeServer, ask: str) -> None:
+    server = smtp_server(start=False)
+    over: list[MessageStream] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(lambda: over.append(stream))
+        give_up()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.send(f"{ask}\r\n" if ask == "DATA" else ask)
+        peer.expect("451")
+        assert [stream.closed for stream in over] == [True]
+        peer.line("NOOP")
+        peer.expect("250")
+
+
 def test_a_middleware_catches_its_own(smtp_server: MakeServer) -> None:
     """Whatever the handlers within were doing."""
 
