@@ -114,14 +114,16 @@ _LATER = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import what has been left for later (PEP 562)."""
-    if name == "client_signals":
-        return import_module("greensmtp.client_signals")
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found = getattr(import_module(_LATER[name]), name)
-    return found
+if not TYPE_CHECKING:  # which would take every name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Import what has been left for later (PEP 562)."""
+        if name == "client_signals":
+            return import_module("greensmtp.client_signals")
+        if name not in _LATER:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found = getattr(import_module(_LATER[name]), name)
+        return found
 
 
 def __dir__() -> list[str]:

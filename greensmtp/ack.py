@@ -132,7 +132,7 @@ class Decision:
     conflict = False
     #: Too late to decide: answered without it, or let go.
     closed = False
-    #: When the server's sweep first saw it undecided, on the monotonic clock; 0.0: it has not.
+    #: When the server's sweep first saw it undecided, on its clock; 0.0: it has not.
     since = 0.0
     _waiter: Waiter[None] | None = None
     _loop: Any = None

@@ -93,18 +93,13 @@ class Connection:
         """
         :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
         """
-        self.socket = socket
-        # gevent's methods try what these do, and wait where it cannot be done; here it has been waited for already.
-        native = getattr(socket, "_sock", socket)
-        self._recv: Callable[[int], bytes] = native.recv
-        self._send_some: Callable[[bytes], int] = native.send
         #: Who speaks here; None before ``begin``, and when the connection is over.
         self.greenlet: Any = None
         self._wake: Any = None
         self._hub = get_hub()
-        self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         #: TLS: octets that have been decrypted, and not taken.
         self._pending: Callable[[], int] | None = None
+        self._use(socket)
         #: Octets that may come before others have their turn.
         self._turn = TURN
         self.limits = limits
@@ -122,7 +117,7 @@ class Connection:
         self.write: Callable[[bytes], None] = self._out.append
         #: Seconds that what it waits for may take; 0.0: it waits for nothing.
         self.patience = 0.0
-        #: When the sweep first saw it wait for that, on the monotonic clock; 0.0: it has not.
+        #: When the sweep first saw it wait for that, on its clock; 0.0: it has not.
         self.since = 0.0
         #: The greenlet waits for a command, of which nothing needs to have come yet.
         self.awaiting_command = False
@@ -137,6 +132,24 @@ class Connection:
         self._waited = 0.0
         self._received = 0
 
+    def _use(self, socket: Any) -> None:
+        """Speak over this socket from here on."""
+        self.socket = socket
+        self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
+        if isinstance(socket, gevent_ssl.SSLSocket):
+            self._pending = socket.pending
+            native = socket
+        else:
+            # gevent's methods try what these do, and wait where it cannot be done; here it will have been waited for.
+            native = getattr(socket, "_sock", socket)
+        self._recv: Callable[[int], bytes] = native.recv
+        self._send_some: Callable[[bytes], int] = native.send
+
+    @property
+    def encrypted(self) -> bool:
+        """TLS is up."""
+        return self._pending is not None
+
     def begin(self) -> None:
         """This connection belongs to the current greenlet."""
         self.greenlet = getcurrent()
@@ -147,7 +160,7 @@ class Connection:
     def look(self, now: float, elapsed: float) -> None:
         """The server's sweep comes by: has it waited for too long? Only in the hub, while it waits.
 
-        :param now: on the monotonic clock.
+        :param now: on the sweep's clock.
         :param elapsed: seconds since the last sweep.
         """
         if not self.since:
@@ -361,6 +374,7 @@ class Connection:
         self._at = 0
 
     def _lose(self, reason: str) -> ConnectionLost:
+        self.in_body = False
         self.lost = ConnectionLost(reason)
         return self.lost
 
@@ -386,9 +400,7 @@ class Connection:
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
             self.socket.do_handshake()
-            self._watcher = self._hub.loop.io(self.socket.fileno(), 1)
-            self._pending = self.socket.pending
-            self._recv, self._send_some = self.socket.recv, self.socket.send
+            self._use(self.socket)
             self.mute = False
         except Expired as expired:
             raise self._lose(expired.reason) from None
@@ -410,9 +422,12 @@ class Connection:
         except (ConnectionLost, OSError):
             pass  # there is nobody left to tell
         finally:
-            self.greenlet = None
+            self.greenlet = self._wake = None
             self._close_watcher()
             self.socket.close()
+            if self.lost is not None:
+                # One that was never raised: a traceback knows this connection, by its frames, and would be a cycle.
+                self.lost = ConnectionLost(self.lost.reason)
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)

@@ -6,18 +6,20 @@ import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit
+from gevent import GreenletExit, Timeout, getcurrent
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
-from greensmtp.connection import BadLine, Connection
+from greensmtp.connection import BadLine, Connection, Expired
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
+from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
+    END_OF_DATA,
     UNKNOWN,
     ChunkCommand,
     Command,
@@ -83,7 +85,9 @@ class Conversation:
         connection.begin()
         reason, linger = "error", False
         try:
-            if self._tls_first:
+            if connection.encrypted:  # it was when it was adopted
+                self._note_tls()
+            elif self._tls_first:
                 self._start_tls()
             if self._greet():
                 self._converse()
@@ -95,7 +99,8 @@ class Conversation:
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
             reason = "shutdown"
-        except Exception:
+        except (Exception, Expired, HandlerTimeout, Timeout):
+            # (The middle two: where another greenlet has waited with this session.)
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             try:
@@ -104,7 +109,7 @@ class Conversation:
                 finally:  # whatever cuts the lingering short
                     self.session.reset()
                     self._program.disconnect(self.session, Command(DISCONNECT, reason))
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception("%s: at the end of the connection", self.session.id)
             finally:
                 self.session.disconnect_receivers()
@@ -140,7 +145,10 @@ class Conversation:
     # The loop
 
     def _greet(self) -> bool:
-        reply = self._program.connect(self.session, Command(CONNECT))
+        try:
+            reply = self._program.connect(self.session, Command(CONNECT))
+        except Timeout:
+            reply = self._blame_timeout(CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
@@ -159,7 +167,10 @@ class Conversation:
         while True:
             command = read_command()
             handle, idle, follow = routes.get(command.verb, unknown)
-            reply = handle(session, command)
+            try:
+                reply = handle(session, command)
+            except Timeout:
+                reply = self._blame_timeout(command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
@@ -169,6 +180,12 @@ class Conversation:
                 return
             if idle and not self._count_idle():
                 return
+
+    def _blame_timeout(self, verb: str) -> Reply:
+        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
+        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
+        logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
+        return standard.LOCAL_ERROR
 
     def _read_command(self) -> Command:
         """The next command, as good as it is."""
@@ -249,13 +266,16 @@ class Conversation:
         context = self._server.tls_context
         assert isinstance(context, ssl.SSLContext)
         self.connection.start_tls(context)
+        self._note_tls()
+
+    def _note_tls(self) -> None:
         self.session.tls = True
         self.session.emitters["tls"].notify(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         stream = self.session.message
         if stream is None or not stream.opened:
-            self.session.message = None
+            self._forget_message()
             return self._answer(reply)
         if reply.code != standard.START_MAIL.code:
             self._overrule(reply)
@@ -265,7 +285,7 @@ class Conversation:
         assert isinstance(command, ChunkCommand)
         stream = self.session.message
         if stream is None or not stream.opened:
-            self.session.message = None
+            self._forget_message()
             go_on = self._answer(standard.LOCAL_ERROR if reply.code < 300 else reply)
             if go_on and not command.last and not command.size:
                 go_on = self._count_idle()
@@ -278,6 +298,13 @@ class Conversation:
         if not reply.is_positive:
             self._overrule(reply)
         return self._finish_body()
+
+    def _forget_message(self) -> None:
+        """It was refused: none of it has been read."""
+        session = self.session
+        if session.message is not None:  # a Timeout has left it there
+            session.message.end()
+            session.message = None
 
     def _overrule(self, reply: Reply) -> None:
         """A middleware has refused what flows already: the peer is told at the end."""
@@ -304,7 +331,10 @@ class Conversation:
                 return True
         if self._program.lmtp:
             return self._answer_each()
-        reply = self._program.end_of_data(session, _END_OF_DATA)
+        try:
+            reply = self._program.end_of_data(session, _END_OF_DATA)
+        except Timeout:
+            reply = self._blame_timeout(END_OF_DATA)
         session.reset()
         if reply.code >= 300:
             return self._answer(reply)
@@ -313,10 +343,16 @@ class Conversation:
         self.connection.write(reply.wire or reply.encode())
         return True
 
+    def _end_for(self, recipient: Address) -> Reply:
+        try:
+            return self._program.end_of_data(self.session, EndOfData(recipient))
+        except Timeout:
+            return self._blame_timeout(END_OF_DATA)
+
     def _answer_each(self) -> bool:
         """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
         session = self.session
-        replies = [self._program.end_of_data(session, EndOfData(recipient)) for recipient in session.to]
+        replies = [self._end_for(recipient) for recipient in session.to]
         session.reset()
         if any(reply.code < 300 for reply in replies):
             session.messages += 1
@@ -333,7 +369,7 @@ class Conversation:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception("%s: a pipe of the message raised; answered 451", self.session.id)
 
     # The session's Link
@@ -355,6 +391,10 @@ class Conversation:
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
         connection = self.connection
+        if connection.greenlet is not getcurrent():
+            if connection.greenlet is None:
+                raise ConnectionLost("closed" if connection.lost is None else connection.lost.reason)
+            raise RuntimeError("session.challenge waits for the peer in the connection's own greenlet, and in no other")
         room = self._program.limits.max_auth_line_length
         connection.write(reply.encode())
         try:
@@ -387,7 +427,10 @@ class Conversation:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
-            reply = route.handle(session, command)
+            try:
+                reply = route.handle(session, command)
+            except Timeout:
+                reply = self._blame_timeout(command.shown_verb)
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply
                 if not command.size and not command.last and not self._count_idle():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY
+from gevent import Timeout
 
 from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
@@ -51,7 +52,7 @@ class Emitter:
                 these = list(signal.receivers_for(session))
                 if len(these) > 1:
                     # blinker keeps them in a dict, but hands them out by way of a set.
-                    refs = signal.receivers.values()
+                    refs = list(signal.receivers.values())
                     these.sort(key=[ref() if isinstance(ref, weakref.ref) else ref for ref in refs].index)
                 found += these
         return found
@@ -64,7 +65,7 @@ class Emitter:
         for receiver in self.receivers(session):
             try:
                 receiver(session, **fields)
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception(
                     "%s: %s: %s raised; nobody waits for its answer",
                     session.id,
@@ -86,6 +87,7 @@ class Emitter:
         receivers = self.receivers(session)
         if not receivers:
             return rules.unheard
+        outer = session.decision  # one of them may ask, too
         session.decision = decision = Decision(rules, on_accept)
         ack = Ack(decision)
         receiver = receivers[0]
@@ -118,7 +120,7 @@ class Emitter:
         except Exception:
             self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         finally:
-            session.decision = None
+            session.decision = outer
             decision.closed = True
         if decision.conflict:
             self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))
@@ -135,5 +137,5 @@ class Emitter:
 
 def _is_for_all(signal: Signal) -> bool:
     """It has the same receivers for every session, and they stay until somebody disconnects them."""
-    refs = signal.receivers.values()
+    refs = list(signal.receivers.values())  # another thread may be connecting one
     return not any(isinstance(ref, weakref.ref) for ref in refs) and len(list(signal.receivers_for(ANY))) == len(refs)

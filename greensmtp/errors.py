@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from greensmtp.outgoing import Sent
@@ -11,7 +11,17 @@ if TYPE_CHECKING:
 
 
 class GreenSMTPError(Exception):
-    """The base of all of them."""
+    """The base of all of them. They can be pickled, for those who work with several processes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own calls the class with ``args``, which is the text, and not what every class takes.
+        return _unpickled, (type(self), self.args), self.__dict__
+
+
+def _unpickled(kind: type[GreenSMTPError], args: tuple[Any, ...]) -> GreenSMTPError:
+    error = kind.__new__(kind)
+    error.args = args
+    return error
 
 
 class Reject(GreenSMTPError):

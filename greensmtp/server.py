@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, overload
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
+from gevent import socket as gevent_socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
@@ -187,7 +188,13 @@ class SMTPServer(StreamServer):
         return Program(Chain(self._middleware), dispatcher, self.limits, line_room(extensions), FOLLOW, lmtp=self.lmtp)
 
     def adopt(self, socket: Any, peer: Any = "") -> None:
-        """Serve a connection that somebody else has accepted (a gevent socket); the server need not listen."""
+        """Serve a connection that somebody else has accepted; the server need not listen.
+
+        :param socket: gevent's; where it is an ``SSLSocket`` of gevent's, TLS is up from the start.
+        :raises TypeError: it is the standard library's, which blocks everybody when its peer is slow.
+        """
+        if isinstance(socket, native_socket.socket) and not isinstance(socket, gevent_socket.socket):
+            raise TypeError(f"adopt takes a socket of gevent's, not {socket!r}")
         if self._program is None:
             self._program = self._compose()
         if not self.started and not self.connections:
@@ -299,6 +306,7 @@ class SMTPServer(StreamServer):
             return
         assert self._program is not None
         try:
+            socket.settimeout(None)  # time-outs are the sweep's, whatever socket.setdefaulttimeout says
             conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
         except Exception:
             socket.close()

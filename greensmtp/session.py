@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
 from greensmtp.ack import Decision
@@ -21,13 +21,18 @@ if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
     from greensmtp.stream import Body, MessageStream
 
-#: Told apart from other processes' sessions by a few random digits, from this one's by a count.
-_PROCESS = os.urandom(3).hex()
+#: What tells a session from the others of its process.
 _numbers = itertools.count(1)
 
 
 # An Enum's member costs a good deal more to look up than a name of the module.
 _CONNECTED, _GREETED = State.CONNECTED, State.GREETED
+
+
+@cache
+def _process(pid: int) -> str:
+    """A few random digits, to tell a process's sessions from another's; one that is forked off has its own."""
+    return os.urandom(3).hex()
 
 
 class Link(Protocol):
@@ -125,7 +130,7 @@ class Session:
         """A name for logs, unique enough among all processes."""
         name = self._id
         if name is None:
-            name = self._id = f"{_PROCESS}-{next(_numbers):x}"
+            name = self._id = f"{_process(os.getpid())}-{next(_numbers):x}"
         return name
 
     @property
@@ -207,6 +212,7 @@ class Session:
 
         :raises ProtocolError: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
         :raises ConnectionLost: the client is gone.
+        :raises RuntimeError: this is another greenlet than the connection's own, in which handlers are called.
         """
         return self.link.challenge(Reply(code, text))
 

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gevent import getcurrent
+from gevent import Timeout, getcurrent
 
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.log import logger
@@ -261,7 +261,7 @@ class MessageStream:
         for callback in self._at_end:
             try:
                 callback()
-            except Exception:
+            except (Exception, Timeout):
                 logger.exception("%s: cleaning up after a message", self._session.id)
 
     # Within
@@ -316,8 +316,8 @@ class MessageStream:
         for pipe in self._pipes:
             try:
                 pipe.write(chunk)
-            except Exception as error:
-                # Whoever reads may swallow this; the message has failed all the same.
+            except BaseException as error:
+                # Whoever reads may swallow this, a Timeout of his own too; the message has failed all the same.
                 reply = standard.LOCAL_ERROR
                 if isinstance(error, Reject):
                     try:

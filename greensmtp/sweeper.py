@@ -15,8 +15,8 @@ class Swept(Protocol):
     def look(self, now: float, elapsed: float) -> None:
         """Is it late? Called in the hub, while the greenlet waits for something.
 
-        :param now: on the monotonic clock.
-        :param elapsed: seconds since the last sweep.
+        :param now: on the sweep's clock, in seconds; never 0.
+        :param elapsed: seconds since the last sweep, on that clock.
         """
 
 
@@ -24,6 +24,8 @@ class Sweeper:
     """Sweeps over a server's conversations, from the first connection to the last.
 
     Whoever waits is first seen by one sweep and found late by another, so a time-out is late by two intervals at most.
+    The sweep's clock stands still while somebody blocks the hub: what has come meanwhile could not be taken, and a
+    peer is not late because a handler is slow.
     """
 
     def __init__(self, conversations: Collection[Swept], limits: Limits) -> None:
@@ -31,6 +33,8 @@ class Sweeper:
         #: Often enough that a time-out is late by an eighth of the shortest one at most, and by two seconds.
         self.interval = min(1.0, limits.shortest_timeout / 16, (limits.data_rate_grace or 8.0) / 8)
         self._timer: Any = None
+        self._clock = 0.0
+        #: When it swept last, on the monotonic clock.
         self._last = 0.0
 
     def start(self, loop: Any) -> None:
@@ -49,8 +53,9 @@ class Sweeper:
     def _sweep(self) -> None:
         """Runs in the hub: every connection's greenlet is waiting for something just now."""
         now = monotonic()
-        elapsed = now - self._last
+        elapsed = min(now - self._last, 2 * self.interval)
         self._last = now
+        self._clock += elapsed
         # (A copy: who is found late may leave at once.)
         for conversation in tuple(self._conversations):
-            conversation.look(now, elapsed)
+            conversation.look(self._clock, elapsed)

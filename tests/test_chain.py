@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from gevent import Greenlet, spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Address, Command, ProtocolError, Reply, Session
+from greensmtp import Ack, Address, Command, ConnectionLost, ProtocolError, Reply, Session
 from greensmtp.chain import Proceed
 from greensmtp.protocol.extensions import Extension
 from greensmtp.testing import Peer, dial
@@ -397,3 +398,61 @@ def test_a_peer_that_vanishes_instead_of_answering_is_just_gone(
         assert over.wait(5)
     assert reasons == ["closed"]
     assert not caplog.records
+
+
+def test_a_challenge_waits_in_the_connections_own_greenlet_only(smtp_server: MakeServer) -> None:
+    failures: list[BaseException] = []
+
+    def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.verb == "AUTH":
+            waiting = spawn(session.challenge)
+            waiting.join()
+            assert waiting.exception is not None
+            failures.append(waiting.exception)
+        return proceed(session, command)
+
+    with dial(smtp_server(start=False, middleware=[asks])) as peer:
+        peer.hello()
+        peer.line("AUTH X", "NOOP")
+        peer.expect("502", "250")
+    assert [type(failure) for failure in failures] == [RuntimeError]
+
+
+def test_a_session_that_is_over_has_nobody_to_challenge(smtp_server: MakeServer) -> None:
+    """What the peer had sent behind QUIT is no answer."""
+    server = smtp_server(start=False)
+    sessions: list[Session] = []
+    server.on("quit", sessions.append)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("QUIT", "an answer", "and another")
+        peer.expect("221")
+        peer.expect_end()
+    with pytest.raises(ConnectionLost):
+        sessions[0].challenge()
+
+
+def test_another_greenlet_that_waits_with_the_session_ends_the_connection_and_no_more(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept: list[Ack] = []
+    asking: list[Greenlet[..., Any]] = []
+
+    def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.verb == "AUTH":
+            asking.append(spawn(session.ask, "auth", identity="jo"))
+            asking[0].join()
+        return proceed(session, command)
+
+    server = smtp_server(start=False, ack_timeout=0.1, middleware=[asks])
+    server.on("auth", lambda session, identity, ack: kept.append(ack))
+    reasons: list[str] = []
+    server.on("disconnect", lambda session, reason: reasons.append(reason))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("AUTH X")
+        peer.expect_end()
+    assert reasons == ["error"]
+    assert "the conversation failed" in caplog.text
+    kept.pop().accept()
+    asking.pop().join()

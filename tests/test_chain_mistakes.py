@@ -267,7 +267,7 @@ def test_a_secret_that_looks_like_a_verb_is_not_logged(
     def clumsy(session: Session, command: Command, proceed: Proceed) -> Reply:
         raise LookupError
 
-    with dial(smtp_server(start=False, middleware=[answering(line.split()[0].upper(), clumsy)])) as peer:
+    with dial(smtp_server(start=False, middleware=[answering(line.split(maxsplit=1)[0].upper(), clumsy)])) as peer:
         peer.expect("220")
         peer.line(line)
         peer.expect("451")

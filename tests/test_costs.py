@@ -19,7 +19,7 @@ from typing import Any
 import blinker
 import greenlet
 import pytest
-from gevent import Timeout
+from gevent import Timeout, sleep
 from gevent import socket as gevent_socket
 
 import greensmtp
@@ -216,6 +216,30 @@ def test_every_batch_is_one_recv_and_one_send(script: Script, name: str) -> None
 PACKAGE = Path(greensmtp.__file__).parent
 OURS = (str(PACKAGE), str((PACKAGE / "middleware").resolve()))
 BLINKER = str(Path(blinker.__file__).parent)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["closed", "late"])
+def test_a_connection_that_is_lost_leaves_no_cycles(smtp_server: MakeServer, late: bool) -> None:
+    server = smtp_server(start=False, command_timeout=0.02)
+
+    def come_and_go() -> None:
+        script = Script(server)
+        if late:
+            assert script.hear().startswith(b"421")
+        script.socket.close()
+        while server.connections:
+            sleep(0.001)
+
+    come_and_go()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            come_and_go()
+        garbage = gc.collect()
+    finally:
+        gc.enable()
+    assert garbage == 0
 
 
 @contextmanager

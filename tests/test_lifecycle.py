@@ -12,15 +12,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import sleep, socket, spawn
+from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 
 def accept_mail(server: SMTPServer) -> list[bytes]:
@@ -452,6 +456,45 @@ def test_adopted_connections_count_and_time_out() -> None:
         second.expect("421 4.7.0")
         first.expect("421 4.4.2")
     server.stop(1)
+
+
+def test_adopt_serves_a_connection_that_has_tls(certificate: Certificate) -> None:
+    server = SMTPServer(
+        ("127.0.0.1", 0), hostname="mx.example.com", certfile=certificate.certfile, keyfile=certificate.keyfile
+    )
+    bodies = accept_mail(server)
+    seen: list[tuple[str, bool]] = []
+    server.on("tls", lambda session: seen.append(("tls", session.tls)))
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        seen.append(("connect", session.tls))
+        ack.accept()
+
+    ours, theirs = socket.socketpair()
+
+    def shake_hands() -> None:
+        server.adopt(gevent_ssl.SSLSocket(sock=theirs, server_side=True, _context=server.tls_context), "")
+
+    adopting = spawn(shake_hands)
+    with Peer(ours) as peer:
+        peer.start_tls()
+        peer.expect("220")
+        peer.line("EHLO x")
+        assert "STARTTLS" not in peer.reply()
+        assert peer.deliver(b"octets\r\n" * 50_000).startswith("250")
+        peer.line("QUIT")
+        peer.expect("221")
+    adopting.get()
+    assert bodies == [b"octets\r\n" * 50_000]
+    assert seen == [("tls", True), ("connect", True)]
+
+
+def test_adopt_refuses_a_socket_that_blocks() -> None:
+    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
+    ours, theirs = native_socket.socketpair()
+    with ours, theirs, pytest.raises(TypeError, match="a socket of gevent's, not"):
+        server.adopt(theirs)
 
 
 # A native thread

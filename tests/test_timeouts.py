@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -438,6 +439,26 @@ def test_a_late_message_ack_has_its_time_and_the_body_then_its_own(smtp_server: 
         peer.expect("250")
 
 
+def test_an_ask_within_an_ask_leaves_the_outer_one_its_time(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+    server.on("auth", lambda session, identity, ack: ack.accept())
+
+    @server.on("command")
+    def asks(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "AUTH":
+            session.ask("auth", identity="jo")
+            sleep(30)
+
+    with dial(server) as peer:
+        peer.hello()
+        with Stopwatch():
+            peer.line("AUTH X")
+            peer.expect("451 4.3.0")
+    assert "asks did not decide within ack_timeout" in caplog.text
+
+
 # tls_timeout
 
 
@@ -483,6 +504,57 @@ def test_time_outs_hold_inside_tls(smtp_server: MakeServer, certificate: Certifi
 
 
 # All of them
+
+
+def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: MakeServer) -> None:
+    """What has come meanwhile is taken first; so it is with a body's rate."""
+    server = smtp_server(start=False, command_timeout=SHORT, min_data_rate=1_000, data_rate_grace=SHORT)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as idle, dial(server) as sending, dial(server) as other:
+
+        @server.on("command")
+        def blocks(session: Session, command: Command, ack: Ack) -> None:
+            if command.verb == "VRFY":
+                idle.line("NOOP")
+                sending.send(b"x" * 100)
+                time.sleep(MORE)
+                sending.send(b"\r\n.\r\n")
+
+        other.hello()
+        idle.hello()
+        begin_data(sending)
+        sleep(SHORT / 4)  # a sweep has seen them
+        other.line("VRFY x")
+        other.expect("252")
+        idle.expect("250")
+        sending.expect("250")
+
+
+def test_the_default_timeout_of_sockets_is_none_of_ours(smtp_server: MakeServer, certificate: Certificate) -> None:
+    server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    socket.setdefaulttimeout(0.05)
+    try:
+        peer = dial(server)
+    finally:
+        socket.setdefaulttimeout(None)
+    with peer:
+        peer.socket.settimeout(None)
+        peer.start_tls()
+        begin_data(peer)
+        sleep(LESS)
+        peer.send(".\r\n")
+        peer.expect("250")
+
+
+def test_a_slow_peer_has_time_to_read_why_it_is_dropped(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0.1)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.expect("421 4.4.2 Data comes too slowly")
+        sleep(MORE)
+        assert server.connections  # it lingers for two seconds, unless the peer goes
 
 
 def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer) -> None:

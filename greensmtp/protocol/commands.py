@@ -39,7 +39,8 @@ class Command:
     """What the peer said: a verb and its argument.
 
     The verb is in upper case; ``argument`` is everything behind the first space, stripped. ``error`` is the reply
-    that the dispatcher gives when the line is not well formed, else None.
+    that the dispatcher gives when the line is not well formed, else None. One that has no argument may be shared by
+    all connections: do not change it.
     """
 
     __slots__ = ("argument", "error", "verb")
