@@ -38,9 +38,10 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
         return
     names = tuple(signature.parameters)
     if "ack" in names and signature.parameters["ack"].default is inspect.Parameter.empty:
+        name = given.__name__ if body_of(given) is given else "..."
         raise TypeError(
             f"{what} is called as {shape}; {handler_name(given)} takes {signature}, as a handler of "
-            f'{_signals(names)} does: connect it with server.on("...", {given.__name__ if body_of(given) is given else "..."})'
+            f'{_signals(names)} does: connect it with server.on("...", {name})'
         )
     try:
         signature.bind(*parameters)

@@ -350,7 +350,16 @@ class Methods:
     async def method(self, session: Session, **fields: Any) -> None: ...
 
 
-@pytest.mark.parametrize("how", ["server.on", "decorator", "session.on", "server's signal", "global signal"])
+CONNECTING: dict[str, Callable[[Session, Any], Any]] = {
+    "server.on": lambda session, handler: session.server.on("disconnect", handler),
+    "decorator": lambda session, handler: session.server.on("disconnect")(handler),
+    "session.on": lambda session, handler: session.on("disconnect", handler),
+    "server's signal": lambda session, handler: session.server.signals.disconnect.connect(handler),
+    "global signal": lambda session, handler: signals.disconnect.connect(handler),
+}
+
+
+@pytest.mark.parametrize("how", CONNECTING)
 @pytest.mark.parametrize(
     ("handler", "why"),
     [
@@ -371,17 +380,7 @@ def test_a_handler_that_would_never_run_is_refused(
     @server.on("connect")
     def connect(session: Session, ack: Ack) -> None:
         with pytest.raises(TypeError) as raised:
-            match how:
-                case "server.on":
-                    server.on("disconnect", handler)
-                case "decorator":
-                    server.on("disconnect")(handler)
-                case "session.on":
-                    session.on("disconnect", handler)
-                case "server's signal":
-                    server.signals.disconnect.connect(handler)
-                case _:
-                    signals.disconnect.connect(handler)
+            CONNECTING[how](session, handler)
         refused.append(str(raised.value))
         ack.accept()
 
