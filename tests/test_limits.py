@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from math import inf, nan
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -134,4 +134,4 @@ def test_each_of_them_is_explained() -> None:
 )
 def test_a_misspelt_keyword_is_refused_with_the_nearest(wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^SMTPServer takes no argument '{wrong}'; did you mean '{meant}'\?$"):
-        SMTPServer("127.0.0.1:0", **{wrong: None})
+        SMTPServer("127.0.0.1:0", **{wrong: cast("Any", None)})
