@@ -26,7 +26,7 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 }
 """
 
-_KINDS = {"bare": "floor", "tuned": "floor", "plain": "ours", "full": "ours"}
+_KINDS = {"bare": "floor", "tuned": "floor", "plain": "ours", "full": "ours", "logging": "ours"}
 
 
 def draw(results: Results) -> str | None:

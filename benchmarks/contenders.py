@@ -35,8 +35,8 @@ class Contender:
     arguments: Callable[[int], list[str]] = field(default=lambda port: [str(port)])
 
 
-def _ours(name: str) -> Callable[[], Start]:
-    return lambda: ([sys.executable, "-m", f"benchmarks.servers.{name}"], {})
+def _ours(name: str, *options: str) -> Callable[[], Start]:
+    return lambda: ([sys.executable, "-m", f"benchmarks.servers.{name}", *options], {})
 
 
 def _python(environment: str, name: str, *options: str) -> Callable[[], Start]:
@@ -60,6 +60,7 @@ CONTENDERS: Mapping[str, Contender] = {
     "tuned": Contender("bare gevent loop, tuned", _ours("tuned"), _NO_TLS),
     "plain": Contender("greensmtp, one receiver", _ours("plain")),
     "full": Contender("greensmtp, full stack", _ours("full")),
+    "logging": Contender("the same, lines logged", _ours("full", "--log")),
     "sink": Contender("smtp-sink (C)", _sink, _NO_TLS, arguments=lambda port: [f"127.0.0.1:{port}", "1024"]),
     "smtp_server": Contender("smtp-server (node)", _node("smtp_server")),
     "smtp_protocol": Contender("smtp-protocol (node)", _node("smtp_protocol"), _NO_TLS, pipelining=False),

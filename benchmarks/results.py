@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.workloads import Sample
 
 #: The servers that must run.
-OURS = frozenset({"plain", "full", "slow", "pipe"})
+OURS = frozenset({"plain", "full", "logging", "slow", "pipe"})
 
 
 @dataclass

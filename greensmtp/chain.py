@@ -132,7 +132,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
                 "%s: middleware %s raised at %s; answered 451",
                 session.id,
                 handler_name(middleware),
-                _shown(command),
+                command.shown_verb,
             )
             return standard.LOCAL_ERROR
         if isinstance(reply, Reply):
@@ -142,13 +142,8 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             session.id,
             handler_name(middleware),
             reply,
-            _shown(command),
+            command.shown_verb,
         )
         return standard.LOCAL_ERROR
 
     return link
-
-
-def _shown(command: Command) -> str:
-    """The verb, for a log; there are secrets that look like one (``AUTH=...``)."""
-    return "AUTH" if command.is_secret else command.verb

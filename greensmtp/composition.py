@@ -130,7 +130,7 @@ class When:
                 "%s: predicate %s raised at %s; answered 451",
                 session.id,
                 describe(self.predicate),
-                "AUTH" if command.is_secret else command.verb,
+                command.shown_verb,
             )
             return None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from socket import SHUT_WR
 from typing import Any
 
-from gevent import get_hub
+from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ConnectionLost
@@ -75,6 +75,7 @@ class Connection:
         "_swept",
         "_turn",
         "_waited",
+        "_wake",
         "_watcher",
         "awaiting_command",
         "greenlet",
@@ -97,7 +98,9 @@ class Connection:
         native = getattr(socket, "_sock", socket)
         self._recv: Callable[[int], bytes] = native.recv
         self._send_some: Callable[[bytes], int] = native.send
+        #: Who speaks here; None before ``begin``, and when the connection is over.
         self.greenlet: Any = None
+        self._wake: Any = None
         self._hub = get_hub()
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         #: TLS: octets that have been decrypted, and not taken.
@@ -133,6 +136,11 @@ class Connection:
         self._swept = False
         self._waited = 0.0
         self._received = 0
+
+    def begin(self) -> None:
+        """This connection belongs to the current greenlet."""
+        self.greenlet = getcurrent()
+        self._wake = self.greenlet.switch
 
     # Deadlines
 
@@ -323,14 +331,20 @@ class Connection:
         try:
             if self._out:
                 self._send()
-            if self._pending is None:
-                # Waited for before it is tried, since nearly always there is nothing yet.
-                self._hub.wait(self._watcher)
-            elif (self._turn <= 0 or size <= COMMAND_PIECE) and not self._pending():
-                # TLS hands out one record at a time, so within a body the next one is tried first; but now and then
-                # the others must have their turn, however fast this peer is.
+            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS hands out
+            # one record at a time, so within a body the next one is tried first; but now and then the others must
+            # have their turn, however fast this peer is.
+            pending = self._pending
+            if pending is None or ((self._turn <= 0 or size <= COMMAND_PIECE) and not pending()):
                 self._turn = TURN
-                self._hub.wait(self._watcher)
+                # (``hub.wait`` makes a Waiter for each wait, which tells the wake-up that it was made for from any
+                # other. Here any other costs no more than a try that finds nothing.)
+                watcher = self._watcher
+                watcher.start(self._wake)
+                try:
+                    self._hub.switch()
+                finally:
+                    watcher.stop()
             try:
                 data = self._recv(size)
             except BlockingIOError:

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, getcurrent
+from gevent import GreenletExit
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
@@ -80,7 +80,7 @@ class Conversation:
     def run(self) -> None:
         """Speak, to the end. Raises nothing."""
         connection = self.connection
-        connection.greenlet = getcurrent()
+        connection.begin()
         reason, linger = "error", False
         try:
             if self._tls_first:
@@ -158,16 +158,16 @@ class Conversation:
         routes, unknown = self._program.routes, self._program.unknown
         while True:
             command = read_command()
-            route = routes.get(command.verb, unknown)
-            reply = route.handle(session, command)
-            if route.follow is not None:
-                if not route.follow(self, command, reply):
+            handle, idle, follow = routes.get(command.verb, unknown)
+            reply = handle(session, command)
+            if follow is not None:
+                if not follow(self, command, reply):
                     return
             elif reply.code < 300:
                 write(reply.wire or reply.encode())
             elif not self._answer(reply):
                 return
-            if route.idle and not self._count_idle():
+            if idle and not self._count_idle():
                 return
 
     def _read_command(self) -> Command:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: How many clients' addresses a predicate remembers its answer for.
 REMEMBERED = 4096
 
+#: Bits of ``::ffff:0:0/96``, where IPv6 has the addresses of IPv4 (RFC 4291 section 2.5.5.2).
+_MAPPED = 96
+
 #: Stands for unix sockets among networks.
 UNIX = "unix"
 
@@ -67,7 +70,8 @@ def inside(*networks: str) -> Predicate:
     """The client's address is in one of these networks: ``"192.0.2.0/24"``, ``"2001:db8::/32"``, one address; or
     ``"unix"``, for the clients of unix sockets, which have no address.
 
-    An IPv4 client of an IPv6 socket (``::ffff:192.0.2.1``) is taken for the IPv4 client it is.
+    An IPv4 client of an IPv6 socket (``::ffff:192.0.2.1``) is taken for the IPv4 client it is, and a network of those
+    for the IPv4 network.
 
     :raises ValueError: not a network; one is needed at least.
     """
@@ -108,7 +112,10 @@ def _inside(name: str, networks: tuple[str, ...]) -> Callable[[Session], bool]:
 
 def _network(name: str, network: str) -> IPv4Network | IPv6Network:
     try:
-        return ip_network(network)
+        found = ip_network(network)
+        if isinstance(found, IPv6Network) and found.prefixlen >= _MAPPED and found[0].ipv4_mapped is not None:
+            return IPv4Network((found[0].ipv4_mapped, found.prefixlen - _MAPPED))
+        return found
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} takes networks, like '192.0.2.0/24', '2001:db8::/32' or 'unix': {error}") from None
 

@@ -26,6 +26,10 @@ _PROCESS = os.urandom(3).hex()
 _numbers = itertools.count(1)
 
 
+# An Enum's member costs a good deal more to look up than a name of the module.
+_CONNECTED, _GREETED = State.CONNECTED, State.GREETED
+
+
 class Link(Protocol):
     """What a session needs of the connection beneath it."""
 
@@ -214,7 +218,7 @@ class Session:
         if self.message is not None:
             self.message.end()
             self.message = None
-        self.state = State.CONNECTED if self.greeting is None else State.GREETED
+        self.state = _CONNECTED if self.greeting is None else _GREETED
 
     def forget_everything(self) -> None:
         """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""

@@ -10,7 +10,7 @@ from greensmtp.session import Session
 IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
-#: Octets of ``::ffff:0:0/96``: what a listener on ``::`` sees of an IPv4 client (RFC 4291 section 2.5.5.2).
+#: Bits of ``::ffff:0:0/96``: what a listener on ``::`` sees of an IPv4 client (RFC 4291 section 2.5.5.2).
 _MAPPED_PREFIX = 96
 
 

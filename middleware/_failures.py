@@ -7,9 +7,20 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
+from unicodedata import category, normalize
 
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _LIMIT = re.compile(r"([0-9]{1,9}) ?(?:/|per) ?(?:([0-9]{1,6}) ?)?(second|minute|hour|day)s?")
+
+
+def account_of(name: str) -> str:
+    """The key that a user's failures are counted by.
+
+    Directories and databases take many names for one: in either case, with blanks and accents and without, in wide
+    letters. What may be the same user counts as the same, or each way to write a name would have guesses of its own.
+    """
+    folded = "".join(char for char in normalize("NFKD", name).casefold() if category(char)[0] not in "CMZ")
+    return folded or name
 
 
 class Failures:

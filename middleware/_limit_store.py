@@ -1,4 +1,4 @@
-"""Where limits are counted: one store a process for each URI, in memory or on a server, which may be down.
+"""Where limits are counted: in memory, or on a server, which may be down.
 
 Imports the ``limits`` library when a store is opened.
 """
@@ -36,7 +36,7 @@ class Unavailable(Exception):
 
 
 class Store:
-    """A storage of the limits library, as all who count there share it.
+    """A storage of the limits library.
 
     In memory it is asked right away. On a server it is asked within a time-out, in gevent's thread pool unless sockets
     are patched, so that the hub never waits. When it fails it is left alone for a while, longer each time; then one
@@ -119,18 +119,20 @@ class Store:
             logger.warning("%s answers again", self.shown)
 
 
-_stores: WeakValueDictionary[tuple[str, float], Store] = WeakValueDictionary()
+_stores: WeakValueDictionary[tuple[str, str | float], Store] = WeakValueDictionary()
 
 
-def open_store(uri: str, timeout: float) -> Store:
+def open_store(uri: str, timeout: float, owner: str) -> Store:
     """The store of this URI: ``"memory://"``, or a storage that the limits library knows: ``"redis://host:6379"``.
 
-    One for each URI in a process, as long as somebody has it. A server is not connected to before it is asked.
+    In memory one for each owner: what is kept is bounded, and nobody shall have his failures forgotten by filling up
+    another limit with keys. On a server one for each URI. A server is not connected to before it is asked.
 
+    :param owner: the name of a limit, which those that count together have in common.
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
     :raises ValueError: not such a URI.
     """
-    key = (uri, 0.0 if str(uri).startswith("memory:") else timeout)
+    key = (uri, owner if str(uri).startswith("memory:") else timeout)
     store = _stores.get(key)
     if store is None:
         store = _stores[key] = _open(uri, timeout)

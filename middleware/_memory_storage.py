@@ -12,8 +12,8 @@ from time import monotonic, time
 from gevent.monkey import get_original
 from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
-#: How much is kept, in hits that a moving window remembers, 32 octets each; a key takes as much as ten of them. So no
-#: more than 100,000 keys, and some 40 MB, whoever comes with whatever keys.
+#: How much is kept for a limit, in hits that a moving window remembers, 32 octets each; a key takes as much as ten of
+#: them. So no more than 100,000 keys, and some 40 MB, whoever comes with whatever keys.
 MAX_WEIGHT = 1_000_000
 _KEY_WEIGHT = 10
 

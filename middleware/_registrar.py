@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-from collections import OrderedDict
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
@@ -15,15 +14,15 @@ from greensmtp.middleware.credentials import (
     Credentials,
     KnowsKeys,
     KnowsPasswords,
+    Turns,
     Verdict,
-    in_pool,
 )
 from greensmtp.protocol.sasl_claims import Claim, KeysClaim, PasswordClaim, ScramKeys, SecretClaim, TokenClaim
 from greensmtp.protocol.sasl_server import Need
 from greensmtp.session import Session
 
-#: Users whose SCRAM keys are remembered.
-MAX_KEYS = 10_000
+#: Keys derived at once.
+AT_ONCE = 4
 
 
 class Registrar:
@@ -36,7 +35,7 @@ class Registrar:
     def __init__(self, backend: Backend, check_token: Check | None = None) -> None:
         self._pepper = token_bytes(32)
         self._nobody = token_urlsafe(32)
-        self._derived: OrderedDict[str, tuple[bytes, ScramKeys]] = OrderedDict()
+        self._turns = Turns(AT_ONCE)
         self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
         self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, KnowsKeys) else None
@@ -89,23 +88,15 @@ class Registrar:
 
     def _keys(self, username: str) -> ScramKeys:
         # Not random, but not to be foreseen either: an unknown user has the same salt at every try, too (RFC 5802
-        # section 9, and so that keys forgotten and derived again tell nothing).
+        # section 9).
         salt = self._digest(username)[:16]
         if self._get_keys is not None:
             found = self._get_keys(username)
             made_up = self._digest(f"\0{username}")
             return ScramKeys(salt, made_up, made_up, known=False) if found is None else _checked(found)
-        password = self._secret(username)
-        fingerprint = self._digest(password or self._nobody)
-        remembered = self._derived.get(username)
-        if remembered is not None and remembered[0] == fingerprint:
-            self._derived.move_to_end(username)
-            return remembered[1]
-        keys = in_pool(_derive, password, self._nobody, salt)
-        self._derived[username] = (fingerprint, keys)
-        while len(self._derived) > MAX_KEYS:
-            self._derived.popitem(last=False)
-        return keys
+        # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
+        # by that.
+        return self._turns.in_pool(_derive, self._secret(username), self._nobody, salt)
 
 
 def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:

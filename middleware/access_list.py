@@ -15,6 +15,7 @@ from gevent import Timeout, get_hub
 from greensmtp.chain import Proceed
 from greensmtp.middleware._addresses import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.middleware._limit_arguments import check_choice, check_number, make_refusal
+from greensmtp.middleware.credentials import check_flag
 from greensmtp.protocol.commands import CONNECT, Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
@@ -83,7 +84,7 @@ class AccessList:
         else:
             check_choice("otherwise", otherwise, ("allow", "deny"))
             self.otherwise = otherwise
-        self.allow_unix = allow_unix
+        self.allow_unix = check_flag("allow_unix", allow_unix)
         self.check_seconds = check_number("check_seconds", check_seconds)
         self._refusal = make_refusal(code, message, _DENIED)
         self._allowed, self._denied = allowed, denied

@@ -17,7 +17,7 @@ from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware._failures import Failures
+from greensmtp.middleware._failures import Failures, account_of
 from greensmtp.middleware._offer import Offer
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
@@ -39,8 +39,12 @@ logger = logging.getLogger("greensmtp")
 #: RFC 4954 section 3: the parameter of MAIL, and its room on the line.
 AUTH = Extension("AUTH", mail=frozenset({"AUTH"}), room={"MAIL": 500})
 
-#: With ``required``, these take an identity; all others are for getting one, or for leaving (RFC 4954 section 6).
-DEMANDING = ("MAIL", "RCPT", "DATA", "BDAT", "VRFY", "EXPN", "ETRN", "HELP")
+#: With ``required``, these take an identity, whoever implements them; all others of the RFCs are for getting one, or
+#: for leaving (RFC 4954 section 6).
+DEMANDING = (
+    *("MAIL", "RCPT", "DATA", "BDAT", "BURL", "SEND", "SOML", "SAML"),
+    *("VRFY", "EXPN", "ETRN", "ATRN", "TURN", "HELP"),
+)
 
 #: What a challenge raises about the answer's line -> the reply to it.
 _BAD_LINES = {
@@ -197,7 +201,8 @@ class Auth:
             reply = answer
             if reply.is_positive:
                 session.identity = identity
-        if not reply.is_permanent_failure:
+        # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)
+        if not reply.is_permanent_failure and not reply.ends_connection:
             for failures, key in taken:
                 failures.give_back(key)
         return reply
@@ -218,7 +223,7 @@ class Auth:
                     with self._patience():
                         step = exchange.send(answer)
                         while isinstance(step, Claim):
-                            _take(self._by_account, step.username.casefold(), taken)
+                            _take(self._by_account, account_of(step.username), taken)
                             step = exchange.send(self._registrar.answer(step, session))
                 except StopIteration as end:
                     identity: Identity = end.value

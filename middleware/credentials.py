@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from gevent import get_hub
+from gevent.lock import BoundedSemaphore
 
 from greensmtp.protocol.sasl_claims import Exchange, ScramKeys
 from greensmtp.session import Session
@@ -93,10 +94,30 @@ def in_pool(function: Callable[..., Result], *arguments: Any) -> Result:
 
     What is raised goes no other way: gevent would also print it, and nobody knows what an error's text holds.
     """
-    result, error = get_hub().threadpool.apply(_caught, (function, arguments))
-    if error is not None:
-        raise error
-    return cast(Result, result)
+    return cast(Result, _given(*get_hub().threadpool.apply(_caught, (function, arguments))))
+
+
+class Turns:
+    """The thread pool, for so many at once: it is there for others too, such as those who flush mail to the disk.
+
+    A turn is over when the work is, however soon somebody has had enough of waiting for it: what hangs, on a file
+    system that does not answer, is not begun again and again until no thread is left.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._free = BoundedSemaphore(at_once)
+
+    def in_pool(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """As ``in_pool``, when it is its turn."""
+        self._free.acquire()
+        try:
+            work = get_hub().threadpool.spawn(_caught, function, arguments)
+        except BaseException:
+            self._free.release()
+            raise
+        work.rawlink(lambda _: self._free.release())
+        outcome: Any = work.get()
+        return cast(Result, _given(*outcome))
 
 
 def _caught(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
@@ -106,9 +127,15 @@ def _caught(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[A
         return None, error
 
 
+def _given(result: Any, error: Exception | None) -> Any:
+    if error is not None:
+        raise error
+    return result
+
+
 def check_seconds(name: str, value: Any) -> float:
     """A time-out, in seconds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ValueError(f"{name} takes a number of seconds above 0, not {value!r}")
     return float(value)
 

@@ -11,16 +11,15 @@ from pathlib import Path
 from secrets import token_bytes
 from typing import Any, NamedTuple
 
-from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 
-from greensmtp.middleware.credentials import Credentials, Unavailable, check_path, in_pool
+from greensmtp.middleware.credentials import Credentials, Turns, Unavailable, check_path
 
 logger = logging.getLogger("greensmtp")
 
 #: Octets that the file may have.
 MAX_FILE = 16 * 1024 * 1024
-#: Hashes computed at once: the thread pool is there for others too, such as those who flush mail to the disk.
+#: Hashes computed at once.
 AT_ONCE = 4
 
 _BCRYPT = re.compile(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}")
@@ -54,7 +53,7 @@ class Htpasswd:
         self._path = Path(check_path("Htpasswd", path))
         self._verify = _verifier()
         self._pepper = token_bytes(32)
-        self._turns = BoundedSemaphore(AT_ONCE)
+        self._turns = Turns(AT_ONCE)
         #: For threads of the pool, and so the real one, in a patched process too.
         self._reading = get_original("_thread", "allocate_lock")()
         try:
@@ -68,8 +67,7 @@ class Htpasswd:
     def check_password(self, credentials: Credentials) -> bool:
         """Is this his password? Other greenlets go on meanwhile."""
         assert credentials.password is not None
-        with self._turns:
-            return in_pool(self._check, credentials.username, credentials.password)
+        return self._turns.in_pool(self._check, credentials.username, credentials.password)
 
     # In the thread pool
 
@@ -132,6 +130,9 @@ def _read(path: Path) -> _Users:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: a line is name:hash")
         if not _BCRYPT.fullmatch(hashed) and not _ARGON2.fullmatch(hashed):
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: the hash is neither bcrypt nor argon2")
+        if name in hashes:
+            # Which of them counts, programs do not agree about: an old password might live on.
+            raise ValueError(f"htpasswd: {str(path)!r}, line {number}: {name!r} is there already")
         hashes[name] = hashed
     return _Users(hashes, tuple(hashes.values()))
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
+from gevent.monkey import get_original
+
 from greensmtp.chain import Proceed
+from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
+from greensmtp.middleware.credentials import check_flag
 from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
@@ -57,6 +61,10 @@ _MAX_MOVING = 100_000
 #: A key that is longer is hashed: what a client says of itself must not fill a storage.
 _MAX_KEY = 128
 
+#: Replies to AUTH behind which there may have been a guess. (An OAuth client that is told of its token's failure by a
+#: challenge may answer what it likes, ``*`` or no base64: RFC 7628 section 3.2.3.)
+_FAILED = frozenset({421, 500, 501, 535})
+
 _GREETED = State.GREETED
 
 _numbers = itertools.count(1)
@@ -80,7 +88,9 @@ class RateLimit:
     - ``"bytes"``: 450 at MAIL when there is nothing left, or less than SIZE announces; 552 where SIZE announces more
       than would ever be left. What the message really had is counted at the end of its data; if that is more than is
       left, it is refused there, and all is spent.
-    - ``"auth_failures"``: 454 at AUTH once there were enough 535 replies.
+    - ``"auth_failures"``: 454 at AUTH once there were enough attempts that failed: with 535, with an answer that is
+      malformed, or ``*``, or because the client has gone away in the midst of it. Those under way at the moment are
+      taken for failures, so that trying many at once gets no further than one by one.
 
     ``by`` says who is counted: ``"address"``, ``"network"``, ``"identity"`` (who has authenticated), ``"sender"``,
     ``"recipient"`` (only on recipients), or a function of the session that gives a str. Who has none is not limited:
@@ -123,7 +133,7 @@ class RateLimit:
         self.on = check_choice("on", on, _SPENT)
         self.by = by if callable(by) else check_choice("by", by, _PREFIXES | dict.fromkeys(_KNOWN["recipients"]))
         self._key = self._make_key(ipv4_prefix, ipv6_prefix)
-        self.fail_open = on != "auth_failures" if fail_open is None else fail_open
+        self.fail_open = on != "auth_failures" if fail_open is None else check_flag("fail_open", fail_open)
         self._refusal = make_refusal(code, message, _SPENT[on])
         self._unknown = _UNKNOWN_AT_AUTH if on == "auth_failures" else _UNKNOWN
 
@@ -142,13 +152,18 @@ class RateLimit:
                 )
             if max(item.amount for item in self._items) > _MAX_MOVING:
                 raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; take "sliding-window-counter" for more')
-        self._store = open_store(storage, timeout)
-        self._limiter = STRATEGIES[strategy](self._store.storage)
-        if not name and storage.startswith("memory:"):
+        if not name and str(storage).startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
         #: What its keys begin with in the storage.
         self._name = f"{name}/{self.on}/{self._by_name}"
+        self._store = open_store(storage, timeout, self._name)
+        self._limiter = STRATEGIES[strategy](self._store.storage)
+
+        #: Key -> attempts to authenticate that are under way here. (The real lock, in a patched process too; never held
+        #: across a switch.)
+        self._under_way: dict[str, int] = {}
+        self._counting = get_original("_thread", "allocate_lock")()
 
         self._stages = self._make_stages()
         #: The commands that it wants to see.
@@ -234,13 +249,31 @@ class RateLimit:
         return refusal or proceed(session, command)
 
     def _count_failure(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        refusal = self._ask(session, command, self._test)
-        if refusal is not None:
-            return refusal
-        reply = proceed(session, command)
-        if reply.code == 535:
-            self._ask(session, command, self._hit)  # what is too much is told next time
-        return reply
+        key = self._key(session, command)
+        if key is None:
+            return proceed(session, command)
+        try:
+            refusal = self._ask(session, command, self._test, self._add(key, 1))
+            if refusal is not None:
+                return refusal
+            try:
+                reply = proceed(session, command)
+            except ConnectionLost:
+                self._ask(session, command, self._hit)
+                raise
+            if reply.code in _FAILED:
+                self._ask(session, command, self._hit)  # what is too much is told next time
+            return reply
+        finally:
+            self._add(key, -1)
+
+    def _add(self, key: str, number: int) -> int:
+        """Count an attempt in, or out; gives how many are under way."""
+        with self._counting:
+            count = self._under_way.pop(key, 0) + number
+            if count:
+                self._under_way[key] = count
+            return count
 
     # Questions to the storage
 

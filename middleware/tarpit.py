@@ -10,6 +10,7 @@ from greensmtp.chain import Proceed
 from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number
 from greensmtp.middleware._pauses import pause
+from greensmtp.middleware.credentials import check_flag
 from greensmtp.protocol.commands import CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
@@ -58,7 +59,7 @@ class Tarpit:
         self.maximum = check_number("maximum", maximum, most=_LONGEST)
         self.free = check_count("free", free, least=0)
         self.by = check_choice("by", by, ("session", "address"))
-        self.transient = transient
+        self.transient = check_flag("transient", transient)
         self.forget = check_number("forget", forget)
         self._from = 400 if transient else 500
         #: Address -> its errors, and when the last one was; the latest at the end.

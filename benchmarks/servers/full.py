@@ -1,45 +1,32 @@
 """greensmtp as it is deployed: Logging, RateLimit in memory, Auth (not required), receivers on five signals.
 
-Logging writes its records at its default level, one line for each session and message, to /dev/null: formatting them
-is part of the price, the disk is not.
+Logging finds what a program that has set up no logging has: a logger that wants warnings. ``--log``: it wants a line
+for each session and message, which goes to /dev/null, so that making the lines is part of the price, and the disk is
+not.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from typing import Any
 
-import greensmtp.middleware as catalogue
 from benchmarks.servers import options
 from benchmarks.servers.plain import take
 from greensmtp import SMTPServer
-from greensmtp.chain import Middleware
-
-#: Class -> how it is made. The limit is one that no workload reaches.
-STACK: dict[str, Any] = {
-    "Logging": lambda made: made(),
-    "RateLimit": lambda made: made("1000000/minute", strategy="fixed-window"),
-    "Auth": lambda made: made({"beep": "boop"}),
-}
-
-
-def stack() -> list[Middleware]:
-    """The stack, outermost first."""
-    missing = [name for name in STACK if not hasattr(catalogue, name)]
-    if missing:
-        print(f"full: without {', '.join(missing)}: not in the catalogue yet", file=sys.stderr)
-    return [make(getattr(catalogue, name)) for name, make in STACK.items() if name not in missing]
+from greensmtp.middleware import Auth, Logging, RateLimit
 
 
 def main() -> None:
     """Serve."""
-    given = options.parser(__doc__).parse_args()
-    logging.basicConfig(filename="/dev/null", level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    parser = options.parser(__doc__)
+    parser.add_argument("--log", action="store_true", help="write a line for each message to /dev/null")
+    given = parser.parse_args()
+    if given.log:
+        logging.basicConfig(filename="/dev/null", level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     server = SMTPServer(
         ("127.0.0.1", given.port),
         hostname=options.HOSTNAME,
-        middleware=stack(),
+        # The limit is one that no workload reaches.
+        middleware=[Logging(), RateLimit("1000000/minute", strategy="fixed-window"), Auth({"beep": "boop"})],
         ssl_context=options.tls_context(given),
         implicit_tls=given.tls == "implicit",
         max_connections=None,

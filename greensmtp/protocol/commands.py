@@ -57,6 +57,15 @@ class Command:
         """It is AUTH, or somebody's attempt at it, so that a password may be in it: not for logs."""
         return self.verb.startswith("AUTH") or (self.verb == UNKNOWN and "AUTH" in self.argument.upper())
 
+    @property
+    def shown_verb(self) -> str:
+        """The verb, for a log: none that nobody knows, since clients have been seen to go on with user name and
+        password where AUTH was refused, which makes verbs of them."""
+        if self.is_secret:
+            return "AUTH"
+        known = self.verb in PARSERS or self.verb in KNOWN_BUT_NOT_IMPLEMENTED or self.verb in PSEUDO_COMMANDS
+        return self.verb if known else UNKNOWN
+
     def __repr__(self) -> str:
         # This ends up in logs and tracebacks.
         shown = "AUTH ***" if self.is_secret and str(self) != "AUTH" else str(self)

@@ -59,7 +59,8 @@ def _plain(channel: Channel) -> Exchange:
     """RFC 4616."""
     authzid, name, password = parse_plain((yield b""))
     who = yield PasswordClaim(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
-    return _identity(who, authzid, "PLAIN")
+    # Whoever names himself twice wants to act as himself, by whatever name he is known.
+    return _identity(who, (who or "") if authzid == name else authzid, "PLAIN")
 
 
 def _login(channel: Channel) -> Exchange:

@@ -264,7 +264,12 @@ def test_errors_end_the_session(peer_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA", "VRFY jo", "EXPN jo", "HELP", "ETRN x"]
+    "command",
+    [
+        *("MAIL FROM:<a@example.com>", "RCPT TO:<b@example.com>", "DATA", "VRFY jo", "EXPN jo", "HELP", "ETRN x"),
+        *("BURL x", "SEND FROM:<a@example.com>", "SOML FROM:<a@example.com>", "SAML FROM:<a@example.com>"),
+        *("ATRN", "TURN"),
+    ],
 )
 def test_required(peer_of: Any, command: str) -> None:
     with peer_of(in_the_clear(required=True)) as peer:
@@ -421,6 +426,14 @@ def test_authorize(peer_of: Any) -> None:
     with peer_of(in_the_clear(authorize=lambda identity, session: 1 / 0)) as peer:
         peer.line(f"AUTH PLAIN {as_office}")
         peer.expect("454 4.7.0")
+
+
+def test_who_names_himself_twice_is_himself_by_whatever_name_he_is_known(peer_of: Any) -> None:
+    with peer_of(in_the_clear(lambda credentials: f"{credentials.username}@example.com")) as peer:
+        peer.line(f"AUTH PLAIN {b64('ann' + chr(0) + 'jo' + chr(0) + 'sesame')}")
+        peer.expect("535 5.7.8")
+        peer.line(f"AUTH PLAIN {b64('jo' + chr(0) + 'jo' + chr(0) + 'sesame')}")
+        peer.expect("235")
 
 
 # AUTH= of MAIL
@@ -737,6 +750,7 @@ def test_reprs() -> None:
         (lambda auth: auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
         (lambda auth: auth({}, timeout=0), ValueError, "timeout takes"),
         (lambda auth: auth({}, timeout=True), ValueError, "timeout takes"),
+        (lambda auth: auth({}, timeout=float("inf")), ValueError, "timeout takes"),
         (lambda auth: auth({}, required="no"), TypeError, "required takes True or False"),
         (lambda auth: auth({}, allow_plaintext=1), TypeError, "allow_plaintext takes True or False"),
         (lambda auth: auth({}, authorize="all"), TypeError, "authorize is called"),

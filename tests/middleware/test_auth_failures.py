@@ -6,7 +6,6 @@ from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import spawn
 from gevent.event import Event
 
 from greensmtp.middleware import Auth
@@ -163,12 +162,30 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
     for number, peer in enumerate(peers):
         peer.hello()
         peer.line(plain(f"user{number}", "x"))
-    spawn(open_the_gate.set)
+    peers[0].let_it_read()  # all of them are under way now
+    open_the_gate.set()
     replies = sorted(peer.reply()[:3] for peer in peers)
     for peer in peers:
         peer.close()
     assert replies == ["454"] * 5 + ["535"] * 3
     assert len(asked) == 3
+
+
+@pytest.mark.parametrize("name", ["JO", "jo ", " j\u00a0o", "jö", "j\u034fo", "\uff4a\uff4f", "j\u200bo"])
+def test_one_account_by_however_many_names(smtp_server: MakeServer, name: str) -> None:
+    """A directory may take all of these for jo."""
+    server, check = make(smtp_server, failures_by_account="1/minute")
+    assert attempt(server, "jo", "x").startswith("535")
+    assert attempt(server, name, "sesame").startswith(TOO_MANY)
+    assert check.asked == 1
+
+
+def test_a_name_of_which_nothing_is_left_counts_too(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_account="1/minute")
+    assert attempt(server, "\u200b", "x").startswith("535")
+    assert attempt(server, "\u200b", "x").startswith(TOO_MANY)
+    assert attempt(server, "jo", "sesame").startswith("235")
+    assert check.asked == 2
 
 
 # The counter

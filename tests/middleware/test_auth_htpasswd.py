@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import argon2
 import bcrypt
 import pytest
-from gevent import spawn
+from gevent import killall, spawn, with_timeout
 
 from greensmtp.middleware import Auth
 from greensmtp.middleware import htpasswd as module
-from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.credentials import Credentials, Turns
 from greensmtp.middleware.htpasswd import Htpasswd
 from greensmtp.testing import Peer, dial
 
@@ -189,6 +189,7 @@ def replace(path: Path, text: str | bytes) -> None:
         ("jo\n", "line 1: a line is name:hash"),
         ("jo:$2b$04$short\n", "line 1: the hash is neither"),
         ("jo:$argon2id$v=19$m=8,t=1\n", "line 1: the hash is neither"),
+        (f"jo:{bcrypted('x')}\n\njo:{bcrypted('y')}\n", "line 3: 'jo' is there already"),
     ],
 )
 def test_a_file_that_is_none(tmp_path: Path, text: str, message: str) -> None:
@@ -223,3 +224,27 @@ def test_without_a_library(users: Path, monkeypatch: pytest.MonkeyPatch, library
 def test_no_path(path: Any) -> None:
     with pytest.raises(TypeError, match="takes a path"):
         Htpasswd(path)
+
+
+def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
+    """A file system that hangs takes no more threads than there are turns, however many come and give up."""
+    turns = Turns(2)
+    gate = threading.Event()
+    begun: list[int] = []
+
+    def hang(number: int) -> int:
+        begun.append(number)
+        gate.wait(20)
+        return number
+
+    waiting = [spawn(turns.in_pool, hang, number) for number in range(2)]
+    for number in range(2, 6):
+        with_timeout(0.01, turns.in_pool, hang, number, timeout_value=None)
+    killall(waiting)
+    with_timeout(0.01, turns.in_pool, hang, 6, timeout_value=None)
+    assert len(begun) <= 2
+    gate.set()
+    assert turns.in_pool(hang, 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        turns.in_pool(lambda: 1 / 0)
+    assert [turns.in_pool(int, "5") for _ in range(5)] == [5] * 5

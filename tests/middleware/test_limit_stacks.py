@@ -81,6 +81,19 @@ def test_in_lmtp_too(smtp_server: MakeServer) -> None:
         check(stack_of(smtp_server, order, lmtp=True), lmtp=True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        (RateLimit, {"limit": "1/minute", "fail_open": "no"}),
+        (AccessList, {"otherwise": "allow", "allow_unix": "no"}),
+        (Tarpit, {"transient": "no"}),
+    ],
+)
+def test_a_word_is_neither_yes_nor_no(kind: type, arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match="takes True or False, not 'no'"):
+        kind(**arguments)
+
+
 @pytest.mark.parametrize("kind", [AccessList, Chaos, ConnectionLimit, EarlyTalker, RateLimit, Tarpit])
 def test_a_configuration_can_read_what_each_takes(kind: type) -> None:
     """Every argument has a type that can be looked up when the program runs."""
