@@ -1,6 +1,8 @@
 """The seed's second example: the first one's other end, command by command.
 
-Run ``python examples/local_only.py``, then this.
+    python examples/client.py [port [file]]
+
+Run ``python examples/local_only.py`` first.
 """
 
 import sys

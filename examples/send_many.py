@@ -1,6 +1,8 @@
 """A thousand messages, from a hundred greenlets, over ten connections.
 
-Run ``greensmtp serve --no-maildir --plugin ...`` or any server at port 1025, then this.
+    python examples/send_many.py [port [count]]
+
+Run ``greensmtp serve`` first, or any server at port 1025.
 """
 
 import sys

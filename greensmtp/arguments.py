@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from greensmtp.protocol.addresses import check_domain
 from greensmtp.tls import server_context
 
 
-def check_limits(given: dict[str, Any]) -> Limits:
-    """The keywords that are left over, as Limits."""
+def check_limits(given: dict[str, Any], others: Iterable[str] = ()) -> Limits:
+    """The keywords that are left over, as Limits.
+
+    :param others: those that are none, for the error where one of them was meant.
+    """
     try:
         return Limits(**given)
     except TypeError:
@@ -23,7 +27,7 @@ def check_limits(given: dict[str, Any]) -> Limits:
 
         known = [field.name for field in fields(Limits)]
         wrong = next(name for name in given if name not in known)
-        near = difflib.get_close_matches(wrong, known, 1)
+        near = difflib.get_close_matches(wrong, [*known, *others], 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
 

@@ -87,6 +87,7 @@ class SMTPClient:
         self.greeting: Reply | None = None
         #: ``login`` has succeeded.
         self.authenticated = False
+        self._unix = path is not None
         #: What ``starttls_policy`` asks for has been seen to.
         self._begun = False
         if on_secure is not None:
@@ -432,6 +433,10 @@ class SMTPClient:
                 raise TLSRefused('the peer does not offer STARTTLS, and starttls="require"')
             self._begun = True
             return reply
+        if self._unix and not required and not self._server_hostname and self._context().check_hostname:
+            # A unix socket leads to this machine, and there is no name that the certificate could be for.
+            self._begun = True
+            return reply
         answer = self.starttls()
         if answer.code == 220:
             reply = self._greet()
@@ -471,9 +476,12 @@ class SMTPClient:
             if signal.receivers:
                 signal.send(self, reply=banner)
 
+    def _context(self) -> ssl.SSLContext:
+        return self._ssl_context or securing.default_context()
+
     def _checked(self, context: ssl.SSLContext | None, server_hostname: str | None) -> ssl.SSLContext:
         """The context for a handshake that can verify what it is to verify."""
-        context = context or self._ssl_context or securing.default_context()
+        context = context or self._context()
         if context.check_hostname and not (server_hostname or self._server_hostname):
             raise TypeError("say server_hostname=: the certificate must be for a name, and there is none to connect to")
         return context

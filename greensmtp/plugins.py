@@ -20,6 +20,7 @@ from greensmtp.installed import (
     installed_plugins,
 )
 from greensmtp.log import logger
+from greensmtp.runs import never_runs
 from greensmtp.server import SMTPServer
 from greensmtp.signals import FIELDS, Signals, shared
 
@@ -143,7 +144,7 @@ class _Plugin:
         self._attribute = value.partition(":")[2]
         if self._attribute and not _takes_one(target):
             raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
-        if inspect.iscoroutinefunction(target) or inspect.isgeneratorfunction(target):
+        if never_runs(target):
             raise PluginError(
                 f"{who}: {self._attribute} must be a plain def: with async or yield, calling it runs nothing"
             )

@@ -15,15 +15,19 @@ import click
 from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
-from greensmtp.errors import ClientError, GreenSMTPError
+from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.outgoing import Sent
 from greensmtp.pool import Pool
+from greensmtp.protocol import command_lines
 
 #: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
 SENT, FAILED, TRY_LATER = 0, 1, 75
 
 #: Seconds until a progress bar is worth showing.
 PATIENCE = 1.0
+
+#: Arguments of the library, as its errors name them -> the options that set them.
+_OPTIONS = {"sender=": "--from", "recipients=": "--to", "local_hostname": "--hostname"}
 
 _UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
 _TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
@@ -87,7 +91,10 @@ def _read_url(text: str) -> dict[str, Any]:
     help="Connections at most.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), help="Seconds for every wait; RFC 5321's by default."
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="For every wait; RFC 5321's by default.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but failures.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
@@ -121,6 +128,8 @@ def send(  # noqa: PLR0917 - click passes them by name
     places = [_read_url(text) for text in servers]
     if len({(place.get("tls", False), place["lmtp"]) for place in places}) > 1:
         raise click.BadParameter("all servers must be of one kind", param_hint="'--server'")
+    for hint, addresses in (("--from", (sender,) if sender is not None else ()), ("--to", recipients)):
+        _check_addresses(addresses, hint)
     try:
         pool = Pool(
             [place["host"] for place in places],
@@ -135,8 +144,8 @@ def send(  # noqa: PLR0917 - click passes them by name
             timeout=timeout,
             local_hostname=hostname,
         )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    except (ValueError, ProtocolError) as error:
+        raise click.UsageError(_in_options(str(error))) from error
     run = _Run(pool, sender, list(recipients) or None, files, quiet=quiet)
     with pool:
         run.go(concurrency)
@@ -183,7 +192,7 @@ class _Run:
             except ClientError as error:
                 self._fail(path, str(error), TRY_LATER if error.transient and error.may_retry else FAILED)
             except (GreenSMTPError, ValueError, TypeError) as error:
-                self._fail(path, str(error), FAILED)
+                self._fail(path, _in_options(str(error)), FAILED)
             except OSError as error:
                 self._fail(path, error.strerror or str(error), FAILED)
             else:
@@ -214,8 +223,25 @@ class _Run:
             self._bar.update(1)
 
 
+def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
+    for address in addresses:
+        try:
+            (command_lines.mail if option == "--from" else command_lines.rcpt)(address)
+        except ProtocolError as error:
+            raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
+
+
+def _in_options(text: str) -> str:
+    """What the library says of its arguments, in the command line's words."""
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
+    return text
+
+
 def _read_password(user: str | None, path: Path | None) -> str | None:
     if user is None:
+        if path is not None:
+            raise click.UsageError("--password-file is of no use without --user")
         return None
     if path is None:
         password = os.environ.get("GREENSMTP_PASSWORD")
@@ -224,13 +250,19 @@ def _read_password(user: str | None, path: Path | None) -> str | None:
         return password
     try:
         with path.open(encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
+            password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"cannot read {str(path)!r}: {error}", param_hint="'--password-file'") from error
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"  # its text would have octets of it
+        raise click.BadParameter(f"cannot read {str(path)!r}: {why}", param_hint="'--password-file'") from error
+    if not password:
+        raise click.BadParameter(f"the first line of {str(path)!r} is empty", param_hint="'--password-file'")
+    return password
 
 
 def _context(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext | None:
     if not verify:
+        if ca_file is not None:
+            raise click.UsageError("--ca-file says whom to trust, and --no-verify to trust anybody: give one of them")
         context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -241,4 +273,5 @@ def _context(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext | None:
         made: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(ca_file))
         return made
     except (OSError, ssl.SSLError) as error:
-        raise click.BadParameter(f"cannot read {str(ca_file)!r}: {error}", param_hint="'--ca-file'") from error
+        why = "no PEM certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise click.BadParameter(f"cannot read {str(ca_file)!r}: {why}", param_hint="'--ca-file'") from error

@@ -84,7 +84,7 @@ class SMTPServer(StreamServer):
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = check_limits(limits)
+        self.limits = check_limits(limits, SMTPServer.__init__.__kwdefaults__ or ())
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
+from greensmtp.runs import body_of, never_runs
 from greensmtp.signals import FIELDS, handler_name
 
 
@@ -20,13 +21,13 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
         raise TypeError(f"{what} is an instance: write {given.__name__}(...), not {given.__name__}")
     if not callable(given):
         raise TypeError(f"{what} is called as {shape}; {given!r} cannot be called")
-    body = _body(given)
-    if inspect.iscoroutinefunction(body) or inspect.isasyncgenfunction(body):
+    wrong = never_runs(given)
+    if wrong == "async def":
         raise TypeError(
             f"{what} is called as {shape}, in the connection's greenlet; {handler_name(given)} is an async def, which "
             "nobody would await: write def, and wait with gevent"
         )
-    if inspect.isgeneratorfunction(body):
+    if wrong == "generator":
         raise TypeError(
             f"{what} is called as {shape}; {handler_name(given)} has a yield in it, so that calling it runs nothing: "
             f"return the {result}"
@@ -37,9 +38,10 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
         return
     names = tuple(signature.parameters)
     if "ack" in names and signature.parameters["ack"].default is inspect.Parameter.empty:
+        name = given.__name__ if body_of(given) is given else "..."
         raise TypeError(
             f"{what} is called as {shape}; {handler_name(given)} takes {signature}, as a handler of "
-            f'{_signals(names)} does: connect it with server.on("...", {given.__name__ if body is given else "..."})'
+            f'{_signals(names)} does: connect it with server.on("...", {name})'
         )
     try:
         signature.bind(*parameters)
@@ -56,15 +58,6 @@ def check_words(given: Any, owner: Any, attribute: str) -> None:
         raise TypeError(f"{attribute} of {handler_name(owner)} is an iterable of {attribute}, not one str")
     if not isinstance(given, Iterable) or iter(given) is given or not all(isinstance(word, str) for word in given):
         raise TypeError(f"{attribute} of {handler_name(owner)} is a tuple of str, or the like, not {given!r}")
-
-
-def _body(given: Any) -> Any:
-    """The function that runs when this is called."""
-    while isinstance(given, functools.partial):
-        given = given.func
-    if inspect.isfunction(given) or inspect.ismethod(given):
-        return given
-    return getattr(type(given), "__call__", given)  # noqa: B004 - the function, not whether there is one
 
 
 def _signals(names: tuple[str, ...]) -> str:

@@ -41,7 +41,22 @@ class Signal(blinker.Signal):
         self.changes = 0
 
     def connect(self, receiver: Handler, sender: Any = ANY, weak: bool = True) -> Handler:
-        """As blinker's."""
+        """As blinker's, but for receivers that would never run.
+
+        :raises TypeError: it is an ``async def`` or a generator.
+        """
+        from greensmtp.runs import never_runs  # brings inspect along, of no use to those who only send
+
+        wrong = never_runs(receiver)
+        if wrong is not None:
+            why = {
+                "async def": "is an async def, which nobody would await: write def, and wait with gevent",
+                "generator": "has a yield in it, so that calling it runs nothing: decide with the ack, and return",
+            }[wrong]
+            raise TypeError(
+                "a handler is called in the connection's greenlet, and what it returns goes nowhere; "
+                f"{handler_name(receiver)} {why}"
+            )
         connected = super().connect(receiver, sender, weak)
         self.changes += 1
         return connected

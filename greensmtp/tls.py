@@ -10,6 +10,8 @@ from gevent import ssl as gevent_ssl
 
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
+_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
+
 
 def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> ssl.SSLContext:
     """A context for a server: TLS 1.2 or later, the ciphers that Python's ssl takes for good.
@@ -29,9 +31,27 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
                 raise ValueError(f"{name}: cannot read {str(path)!r}: {error.strerror}") from error
     context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    locked = False
+
+    def no_password() -> bytes:
+        """OpenSSL asks for one, and would have asked whoever sits at the terminal, with everything standing still."""
+        nonlocal locked
+        locked = True
+        return b""
+
     try:
-        context.load_cert_chain(str(certfile), None if keyfile is None else str(keyfile))
+        context.load_cert_chain(str(certfile), None if keyfile is None else str(keyfile), no_password)
     except (ssl.SSLError, OSError) as error:
+        if locked:
+            raise ValueError(
+                f"keyfile {str(keyfile or certfile)!r} is encrypted: take the password off it (openssl pkey -in OLD "
+                "-out NEW), and let file permissions protect it"
+            ) from None
+        text = Path(certfile).read_text("latin-1")
+        if keyfile is None and _CERTIFICATE.search(text) and not _KEY.search(text):
+            raise ValueError(
+                f"certfile {str(certfile)!r} has no private key in it (PEM): give a keyfile, if it is elsewhere"
+            ) from error
         raise ValueError(
             f"certfile {str(certfile)!r} and keyfile {str(keyfile or certfile)!r} must be a certificate and its "
             f"private key, both PEM: {error}"

@@ -10,13 +10,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from greensmtp import Limits
 from greensmtp.cli import cli
 from greensmtp.serve_options import SizeType
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 Serve = Callable[..., Any]
 
@@ -239,6 +248,19 @@ def test_too_large_a_message_is_refused_and_nothing_is_left_of_it(serve: Serve) 
 # What is wrong
 
 
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Path:
+    """The current one, with PEM files in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.pem").touch()
+    (tmp_path / "cert.pem").write_bytes(certificate.certfile.read_bytes())
+    key = load_pem_private_key(certificate.keyfile.read_bytes(), None)
+    (tmp_path / "locked.pem").write_bytes(
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    )
+    return tmp_path
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -256,6 +278,11 @@ def test_too_large_a_message_is_refused_and_nothing_is_left_of_it(serve: Serve) 
         (["--tls-cert", "empty.pem"], r"--tls-cert 'empty\.pem' .*must be a certificate"),
         (["--tls-cert", "empty.pem", "--tls-key", "missing.pem"], r"--tls-key: cannot read 'missing\.pem'"),
         (["--tls-key", "empty.pem"], r"--tls-key needs a --tls-cert"),
+        (["--tls-cert", "cert.pem"], r"--tls-cert 'cert\.pem' has no private key in it \(PEM\): give a --tls-key"),
+        (
+            ["--tls-cert", "cert.pem", "--tls-key", "locked.pem"],
+            r"--tls-key 'locked\.pem' is encrypted: take the password off it",
+        ),
         (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write octets, or 500k, 32M, 1G$"),
         (["--max-size", "0"], r"'--max-size': '0' is not a size"),
         (["--log-format", "xml"], r"'--log-format': 'xml' is not one of 'text', 'json'"),
@@ -265,15 +292,13 @@ def test_too_large_a_message_is_refused_and_nothing_is_left_of_it(serve: Serve) 
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_a_wrong_option_is_named_and_explained(
-    tmp_path: Path,
+    folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     options: list[str],
     complaint: str,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("greensmtp.cli.set_up_logging", lambda *options: None)  # that of the tests is to stay
-    (tmp_path / "empty.pem").touch()
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", *options], prog_name="greensmtp")
     assert ended.value.code == 2
@@ -281,7 +306,7 @@ def test_a_wrong_option_is_named_and_explained(
     error = " ".join(said.err.split())
     assert re.search(rf"Try 'greensmtp serve --help' for help. Error: .*{complaint}", error), error
     assert said.out == ""
-    assert not (tmp_path / "maildir").exists()
+    assert not (folder / "maildir").exists()
 
 
 def test_a_wrong_option_ends_it_with_status_2_and_without_a_traceback(tmp_path: Path) -> None:

@@ -1,20 +1,29 @@
-"""The Python of limits.md, middleware.md and plugins.md is run as it stands, and does what the text says."""
+"""The Python and the TOML of docs/ are run as they stand, but for paths and ports, and do what the text says."""
 
 from __future__ import annotations
 
+import ast
+import base64
+import inspect
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import bcrypt
 import pytest
 
-from greensmtp import signals
+from greensmtp import SMTPClient, SMTPServer, connect, signals
 from greensmtp.installed import GROUPS
+from greensmtp.middleware import Auth
+from greensmtp.protocol.sasl_claims import ScramKeys
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -160,3 +169,158 @@ def test_plugging_in_from_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             peer.expect("550 5.7.1 that is my name")
     finally:
         sys.modules.pop("policy", None)
+
+
+# The other pages
+
+
+def test_all_blocks_of_the_other_pages_are_run_below() -> None:
+    counts = {page.name: len(blocks(page.name)) for page in DOCS.glob("*.md") if page.name != "performance.md"}
+    assert counts == {
+        "auth.md": 6,
+        "client.md": 2,
+        "configuration.md": 0,
+        "limits.md": 7,
+        "middleware.md": 6,
+        "names.md": 0,
+        "observability.md": 1,
+        "plugins.md": 3,
+        "security.md": 0,
+        "server.md": 2,
+    }
+    assert {page.name: n for page in DOCS.glob("*.md") if (n := len(blocks(page.name, "toml")))} == {
+        "configuration.md": 3,
+        "middleware.md": 2,
+        "plugins.md": 2,
+    }
+
+
+def defaults(source: str, called: str) -> dict[str, Any]:
+    """What a signature, written as a call, says of each argument that is given a default there."""
+    tree = ast.parse(source.replace("*, ", "").replace("*where, ", "").replace(", **limits", ""), mode="eval")
+    assert isinstance(tree.body, ast.Call)
+    assert ast.unparse(tree.body.func) == called
+    return {str(word.arg): ast.literal_eval(word.value) for word in tree.body.keywords}
+
+
+@pytest.mark.parametrize(
+    ("page", "block", "function", "words"),
+    [
+        ("auth.md", 1, Auth, ()),
+        ("server.md", 0, SMTPServer, ()),
+        # connect's are None there, since an option may come in a mapping: what it comes to is the client's default
+        ("client.md", 0, SMTPClient, ("host", "port")),
+    ],
+)
+def test_signatures_are_those_of_the_code(page: str, block: int, function: Any, words: tuple[str, ...]) -> None:
+    name = "connect" if function is SMTPClient else function.__name__
+    said = defaults(blocks(page)[block], name)
+    real = {
+        name: parameter.default
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+    for word in words:
+        del said[word], real[word]
+    assert said == real
+
+
+def test_the_submission_server_and_the_signal_auth(tmp_path: Path, certificate: Certificate) -> None:
+    page = blocks("auth.md")
+    (tmp_path / "users").write_text(f"jo:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n")
+    source = page[0].replace("/etc/mail/users", str(tmp_path / "users"))
+    for name, path in (("cert.pem", certificate.certfile), ("key.pem", certificate.keyfile)):
+        source = source.replace(f'"{name}"', repr(str(path)))
+    names = run("auth.md", source)
+    sleeping: list[str] = []
+    run("auth.md", page[2], {"server": names["server"], "asleep": sleeping.__contains__})
+    initial = base64.b64encode(b"\0jo\0secret").decode()
+    for asleep, expected in ((["jo"], "454 4.7.0 come back in the morning"), ([], "235")):
+        sleeping[:] = asleep
+        with dial(names["server"]) as peer:
+            peer.hello()
+            peer.line("MAIL FROM:<jo@example.com>", "STARTTLS")
+            peer.expect("530", "220")
+            peer.start_tls()
+            peer.line("EHLO client.example", f"AUTH PLAIN {initial}")
+            peer.expect("250", expected)
+
+
+def test_backends_of_ones_own(smtp_server: MakeServer) -> None:
+    def ldap_says_yes(username: str, password: str) -> bool:
+        return (username, password) == ("jo", "secret")
+
+    names: dict[str, Any] = {"Auth": Auth, "ldap_says_yes": ldap_says_yes}
+    for source in blocks("auth.md")[3:6]:
+        run("auth.md", source, names)
+    users = names["Users"]()
+    users.verify = ldap_says_yes
+    users.find = {"jo": ScramKeys.derive("secret")}.get
+    pooled = Auth(lambda credentials: names["in_pool"](names["check"], credentials), allow_plaintext=True)
+    for auth, mechanism in (
+        (Auth(users, allow_plaintext=True), "SCRAM-SHA-256"),
+        (Auth(users, allow_plaintext=True), "PLAIN"),
+        (Auth(names["check"], allow_plaintext=True), "LOGIN"),
+        (pooled, "PLAIN"),
+    ):
+        server = smtp_server(middleware=[auth])
+        for password, code in (("secret", 235), ("wrong", 535)):
+            with connect(*server.address, timeout=10) as mail:
+                mail.ehlo()
+                assert mail.login("jo", password, mechanism=mechanism, allow_plaintext=True).code == code
+
+
+def test_a_pipeline(smtp_server: MakeServer, capsys: pytest.CaptureFixture[str]) -> None:
+    server = smtp_server()
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with connect(*server.address, timeout=10) as mail:
+        mail.ehlo()
+        run("client.md", blocks("client.md")[1], {"mail": mail})
+        assert mail.message(b"hi\r\n").code == 250
+    assert capsys.readouterr().out.count("Reply(") == 3
+
+
+def test_logs_and_metrics() -> None:
+    (source,) = blocks("observability.md")
+    with (
+        run("observability.md", source.replace("9025", "0").replace("9100", "0"))["server"] as server,
+        dial(server) as peer,
+    ):
+        peer.hello()
+    assert re.search(r"1\. Logging.*\n2\. Metrics", str(server.stack))
+
+
+def test_lmtp_replies_for_each(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, lmtp=True)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    run("server.md", blocks("server.md")[1], {"server": server, "full": {"jo"}})
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        peer.envelope(to=["jo@example.com", "ann@example.com"])
+        peer.line("DATA", "hi", ".")
+        peer.expect("354", "452 4.2.2 mailbox full", "250")
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_the_configuration_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate, number: int
+) -> None:
+    text = blocks("configuration.md", "toml")[number]
+    if number == 2:  # two ways to give a middleware's argument
+        (tmp_path / "mail").write_text("secret\n")
+        secret = [line.partition("#")[0] for line in text.replace("/run/secrets/", "").splitlines()]
+        text = "".join(
+            f"[[middleware]]\nuse = 'Auth'\n[middleware.backend]\njo = {line.partition('=')[2]}\n" for line in secret
+        )
+    monkeypatch.setenv("MAIL_PASSWORD", "secret")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "policy", raising=False)
+    (tmp_path / "policy.py").write_text(PLUGINS[1])
+    (tmp_path / "mx.example.com.pem").write_bytes(certificate.certfile.read_bytes())
+    (tmp_path / "mx.example.com.key").write_bytes(certificate.keyfile.read_bytes())
+    (tmp_path / "greensmtp.toml").write_text(text.replace("/var/mail", str(tmp_path)))
+    command = [sys.executable, "-m", "greensmtp", "check", "--config", "greensmtp.toml"]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "secret" not in ran.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from math import inf, nan
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -121,3 +121,17 @@ def test_each_of_them_is_explained() -> None:
     for field in dataclasses.fields(Limits):
         line = next(number for number, text in enumerate(source) if text.startswith(f"    {field.name}:"))
         assert source[line - 1].startswith("    #:"), field.name
+
+
+@pytest.mark.parametrize(
+    ("wrong", "meant"),
+    [
+        ("max_mesage_size", "max_message_size"),
+        ("hostnam", "hostname"),
+        ("cert_file", "certfile"),
+        ("middlewares", "middleware"),
+    ],
+)
+def test_a_misspelt_keyword_is_refused_with_the_nearest(wrong: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=rf"^SMTPServer takes no argument '{wrong}'; did you mean '{meant}'\?$"):
+        SMTPServer("127.0.0.1:0", **{wrong: cast("Any", None)})

@@ -260,7 +260,8 @@ BROKEN = {
     "leaving": "import sys\nsys.exit('good-bye')\n",
     "needing": "import not_to_be_found\n",
     "shapes": "number = 7\ndef none(): ...\ndef two(server, more): ...\nclass Some: pass\n"
-    "async def later(server): ...\ndef parts(server):\n    yield\n",
+    "async def later(server): ...\ndef parts(server):\n    yield\n"
+    "class Caller:\n    async def __call__(self, server): ...\ncaller = Caller()\n",
     "misnamed": "def install(server):\n    server.on('recieved', print)\n",
 }
 
@@ -287,6 +288,7 @@ BROKEN = {
         ("shapes:Some", r"Some must be callable with one argument, the server$"),
         ("shapes:later", r"later must be a plain def"),
         ("shapes:parts", r"parts must be a plain def"),
+        ("shapes:caller", r"caller must be a plain def"),
         ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
     ],
 )

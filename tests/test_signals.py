@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -331,6 +331,89 @@ def test_a_handler_of_received_must_fit_the_servers_protocol(smtp_server: MakeSe
     server.on("received", lmtp_only if lmtp else smtp_only)
     with pytest.raises(TypeError, match=r"a handler of 'received' is called as .*ack\)"):
         server.on("received", smtp_only if lmtp else lmtp_only)
+
+
+async def asynchronous(session: Session, **fields: Any) -> None: ...
+
+
+async def asynchronous_generator(session: Session, **fields: Any) -> Any:
+    yield
+
+
+def generator(session: Session, **fields: Any) -> Any:
+    yield
+
+
+class Methods:
+    async def __call__(self, session: Session, **fields: Any) -> None: ...
+
+    async def method(self, session: Session, **fields: Any) -> None: ...
+
+
+CONNECTING: dict[str, Callable[[Session, Any], Any]] = {
+    "server.on": lambda session, handler: session.server.on("disconnect", handler),
+    "decorator": lambda session, handler: session.server.on("disconnect")(handler),
+    "session.on": lambda session, handler: session.on("disconnect", handler),
+    "server's signal": lambda session, handler: session.server.signals.disconnect.connect(handler),
+    "global signal": lambda session, handler: signals.disconnect.connect(handler),
+}
+
+
+@pytest.mark.parametrize("how", CONNECTING)
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (asynchronous, "asynchronous is an async def, which nobody would await: write def, and wait with gevent"),
+        (asynchronous_generator, "asynchronous_generator is an async def"),
+        (generator, "generator has a yield in it, so that calling it runs nothing: decide with the ack"),
+        (Methods(), "Methods is an async def"),
+        (Methods().method, "Methods.method is an async def"),
+        (partial(asynchronous, extra=1), "asynchronous is an async def"),
+    ],
+)
+def test_a_handler_that_would_never_run_is_refused(
+    smtp_server: MakeServer, handler: Callable[..., Any], why: str, how: str
+) -> None:
+    server = smtp_server(start=False)
+    refused: list[str] = []
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        with pytest.raises(TypeError) as raised:
+            CONNECTING[how](session, handler)
+        refused.append(str(raised.value))
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.expect("220")
+    assert why in refused[0]
+    assert not server.signals.disconnect.receivers
+    assert not signals.disconnect.receivers
+
+
+def test_a_handler_may_be_made_of_what_does_not_run_by_itself(smtp_server: MakeServer) -> None:
+    heard: list[str] = []
+
+    class Handler:
+        def __call__(self, session: Session, reason: str) -> None:
+            heard.append(reason)
+
+        async def other(self) -> None: ...
+
+    @wraps(asynchronous)
+    def bridged(session: Session, reason: str) -> None:
+        heard.append(reason)
+
+    server = smtp_server(start=False)
+    server.on("disconnect", Handler())
+    server.signals.disconnect.connect(bridged, weak=False)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("QUIT")
+        peer.expect("221")
+        peer.expect_end()
+        peer.let_it_read()
+    assert heard == ["quit", "quit"]
 
 
 def test_lmtp_gives_received_once_for_each_recipient(smtp_server: MakeServer) -> None:

@@ -94,7 +94,6 @@ def test_files(inbox: Inbox, files: list[Path]) -> None:
         (["later@x.example"], 75, "450 4.2.1 busy"),
         (["ok@x.example", "no@x.example"], 1, "<no@x.example> 550 5.1.1 unknown"),
         (["ok@x.example", "later@x.example"], 75, "<later@x.example> 450 4.2.1 busy"),
-        (["not a mailbox"], 1, "domain"),
     ],
 )
 def test_failures(inbox: Inbox, files: list[Path], to: list[str], status: int, text: str) -> None:
@@ -127,6 +126,17 @@ def test_nobody_there(files: list[Path]) -> None:
         (["--server", "smtps://a", "--server", "smtp://a", "-"], "one kind"),
         (["--user", "jo", "-"], "GREENSMTP_PASSWORD"),
         (["--user", "jo", "--password-file", "/nonexistent", "-"], "'--password-file'"),
+        (["--user", "jo", "--password-file", "/dev/null", "-"], "the first line of '/dev/null' is empty"),
+        (["--user", "jo", "--password-file", "/", "-"], "'--password-file': cannot read '/': Is a directory"),
+        (["--user", "jo", "--password-file", sys.executable, "-"], "it is not UTF-8"),
+        (["--password-file", "/dev/null", "-"], "--password-file is of no use without --user"),
+        (["--ca-file", "/nonexistent", "-"], "'--ca-file': cannot read '/nonexistent': No such file"),
+        (["--ca-file", "/dev/null", "-"], "'--ca-file': cannot read '/dev/null': no PEM certificate in it"),
+        (["--ca-file", "/dev/null", "--no-verify", "-"], "give one of them"),
+        (["--from", "not a mailbox", "-"], "'--from': an address needs a domain"),
+        (["--to", "not a mailbox", "-"], "'--to': an address needs a domain"),
+        (["--to", "", "-"], "'--to': a recipient cannot be empty"),
+        (["--hostname", "a b", "-"], "--hostname is a host name or an address literal, not 'a b'"),
         ([], "FILES"),
     ],
 )
@@ -134,6 +144,19 @@ def test_a_wrong_command_line(args: list[str], text: str) -> None:
     status, _, err = run(*args, GREENSMTP_PASSWORD="")
     assert status == 2
     assert text in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("args", "option"), [([], "--from"), (["--from", "a@b.example"], "--to")])
+def test_a_message_without_an_envelope_is_told_in_options(inbox: Inbox, args: list[str], option: str) -> None:
+    status, _, err = run("--server", inbox.url, *args, "-", stdin=b"Subject: hi\n\nho\n")
+    assert status == 1
+    assert err.endswith(f": say {option}\n")
+
+
+def test_the_null_sender(inbox: Inbox, files: list[Path]) -> None:
+    assert run("--server", inbox.url, "--from", "", files[0])[0] == 0
+    assert inbox.mails[0][0] == ""
 
 
 def test_tls(smtp_server: MakeServer, certificate: Certificate, files: list[Path]) -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Start = Callable[..., Scripted]
 
 FROM, TO = "a@example.com", "b@example.com"
+MESSAGE = b"Subject: hi\r\n\r\nho\r\n"
 
 
 def take(server: SMTPServer) -> SMTPServer:
@@ -122,6 +123,24 @@ def test_no_name_to_verify(smtp_server: MakeServer, certificate: Certificate, tm
         with pytest.raises(TypeError, match="server_hostname"):
             mail.starttls()
         assert mail.noop().code == 250  # nothing was said
+
+
+def test_send_does_not_ask_for_a_name_on_a_unix_socket(
+    smtp_server: MakeServer, certificate: Certificate, context: ssl.SSLContext, tmp_path: Any
+) -> None:
+    path = str(tmp_path / "s")
+    take(smtp_server(listener=path, certfile=certificate.certfile, keyfile=certificate.keyfile))
+    with connect(path, timeout=10) as mail:
+        assert mail.send(MESSAGE, FROM, TO).reply.code == 250
+        assert not mail.tls
+    with connect(path, timeout=10, server_hostname="mx.example.com", ssl_context=context) as mail:
+        assert mail.send(MESSAGE, FROM, TO).reply.code == 250
+        assert mail.tls
+    with connect(path, timeout=10, ssl_context=unverified()) as mail:
+        assert mail.send(MESSAGE, FROM, TO).reply.code == 250
+        assert mail.tls
+    with connect(path, timeout=10, starttls="require") as mail, pytest.raises(TypeError, match="server_hostname"):
+        mail.send(MESSAGE, FROM, TO)
 
 
 def test_a_plain_server_is_no_tls_server(smtp_server: MakeServer) -> None:
