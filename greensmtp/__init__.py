@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from greensmtp.deadlines import Timeouts
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
+    from greensmtp.thread_pool import in_thread_pool
 
 __version__ = "0.1.0"
 
@@ -98,6 +99,7 @@ __all__ = [
     "client_signals",
     "compose",
     "connect",
+    "in_thread_pool",
     "signals",
     "when",
 ]
@@ -110,6 +112,7 @@ _LATER = {
     "Timeouts": "greensmtp.deadlines",
     "compose": "greensmtp.composition",
     "connect": "greensmtp.connecting",
+    "in_thread_pool": "greensmtp.thread_pool",
     "when": "greensmtp.composition",
 }
 

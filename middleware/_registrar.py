@@ -14,12 +14,12 @@ from greensmtp.middleware.credentials import (
     Credentials,
     KnowsKeys,
     KnowsPasswords,
-    Turns,
     Verdict,
 )
 from greensmtp.protocol.sasl_claims import Claim, KeysClaim, PasswordClaim, ScramKeys, SecretClaim, TokenClaim
 from greensmtp.protocol.sasl_server import Need
 from greensmtp.session import Session
+from greensmtp.thread_pool import BoundedPool
 
 #: Keys derived at once.
 AT_ONCE = 4
@@ -35,7 +35,7 @@ class Registrar:
     def __init__(self, backend: Backend, check_token: Check | None = None) -> None:
         self._pepper = token_bytes(32)
         self._nobody = token_urlsafe(32)
-        self._turns = Turns(AT_ONCE)
+        self._pool = BoundedPool(AT_ONCE)
         self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
         self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, KnowsKeys) else None
@@ -96,7 +96,7 @@ class Registrar:
             return ScramKeys(salt, made_up, made_up, known=False) if found is None else _checked(found)
         # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
         # by that.
-        return self._turns.in_pool(_derive, self._secret(username), self._nobody, salt)
+        return self._pool.call(_derive, self._secret(username), self._nobody, salt)
 
 
 def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:

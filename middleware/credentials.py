@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
-
-from gevent import get_hub
-from gevent.lock import BoundedSemaphore
+from typing import Any, Protocol, runtime_checkable
 
 from greensmtp.protocol.sasl_claims import Exchange, ScramKeys
 from greensmtp.session import Session
-
-Result = TypeVar("Result")
 
 
 class Unavailable(Exception):
@@ -87,50 +82,6 @@ class Relays(Protocol):
 
 
 Backend = ChecksPasswords | ChecksTokens | KnowsPasswords | KnowsKeys | Relays
-
-
-def in_pool(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call it in gevent's thread pool, and give what it gives, or raise what it raises; other greenlets go on.
-
-    What is raised goes no other way: gevent would also print it, and nobody knows what an error's text holds.
-    """
-    return cast(Result, _given(*get_hub().threadpool.apply(_caught, (function, arguments))))
-
-
-class Turns:
-    """The thread pool, for so many at once: it is there for others too, such as those who flush mail to the disk.
-
-    A turn is over when the work is, however soon somebody has had enough of waiting for it: what hangs, on a file
-    system that does not answer, is not begun again and again until no thread is left.
-    """
-
-    def __init__(self, at_once: int) -> None:
-        self._free = BoundedSemaphore(at_once)
-
-    def in_pool(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """As ``in_pool``, when it is its turn."""
-        self._free.acquire()
-        try:
-            work = get_hub().threadpool.spawn(_caught, function, arguments)
-        except BaseException:
-            self._free.release()
-            raise
-        work.rawlink(lambda _: self._free.release())
-        outcome: Any = work.get()
-        return cast(Result, _given(*outcome))
-
-
-def _caught(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Exception | None]:
-    try:
-        return function(*arguments), None
-    except Exception as error:
-        return None, error
-
-
-def _given(result: Any, error: Exception | None) -> Any:
-    if error is not None:
-        raise error
-    return result
 
 
 def check_seconds(name: str, value: Any) -> float:

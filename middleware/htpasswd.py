@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from gevent.monkey import get_original
 
-from greensmtp.middleware.credentials import Credentials, Turns, Unavailable, check_path
+from greensmtp.middleware.credentials import Credentials, Unavailable, check_path
+from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
@@ -53,7 +54,7 @@ class Htpasswd:
         self._path = Path(check_path("Htpasswd", path))
         self._verify = _verifier()
         self._pepper = token_bytes(32)
-        self._turns = Turns(AT_ONCE)
+        self._pool = BoundedPool(AT_ONCE)
         #: For threads of the pool, and so the real one, in a patched process too.
         self._reading = get_original("_thread", "allocate_lock")()
         try:
@@ -67,7 +68,7 @@ class Htpasswd:
     def check_password(self, credentials: Credentials) -> bool:
         """Is this his password? Other greenlets go on meanwhile."""
         assert credentials.password is not None
-        return self._turns.in_pool(self._check, credentials.username, credentials.password)
+        return self._pool.call(self._check, credentials.username, credentials.password)
 
     # In the thread pool
 

@@ -256,7 +256,7 @@ def test_backends_of_ones_own(smtp_server: MakeServer) -> None:
     users = names["Users"]()
     users.verify = ldap_says_yes
     users.find = {"jo": ScramKeys.derive("secret")}.get
-    pooled = Auth(lambda credentials: names["in_pool"](names["check"], credentials), allow_plaintext=True)
+    pooled = Auth(lambda credentials: names["in_thread_pool"](names["check"], credentials), allow_plaintext=True)
     for auth, mechanism in (
         (Auth(users, allow_plaintext=True), "SCRAM-SHA-256"),
         (Auth(users, allow_plaintext=True), "PLAIN"),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gevent import sleep
 
-from greensmtp import Reject
+from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
-from greensmtp.middleware.credentials import Credentials, in_pool
+from greensmtp.middleware.credentials import Credentials
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
@@ -651,7 +651,7 @@ def test_a_callable_that_raises_in_the_thread_pool(
     def check(credentials: Credentials) -> bool:
         raise KeyError(credentials.password)
 
-    with peer_of(in_the_clear(lambda credentials: in_pool(check, credentials))) as peer:
+    with peer_of(in_the_clear(lambda credentials: in_thread_pool(check, credentials))) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0 Temporary")
     assert "raised KeyError" in caplog.text

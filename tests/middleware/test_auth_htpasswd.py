@@ -17,9 +17,10 @@ from gevent import killall, spawn, with_timeout
 
 from greensmtp.middleware import Auth
 from greensmtp.middleware import htpasswd as module
-from greensmtp.middleware.credentials import Credentials, Turns
+from greensmtp.middleware.credentials import Credentials
 from greensmtp.middleware.htpasswd import Htpasswd
 from greensmtp.testing import Peer, dial
+from greensmtp.thread_pool import BoundedPool
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
@@ -227,8 +228,8 @@ def test_no_path(path: Any) -> None:
 
 
 def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
-    """A file system that hangs takes no more threads than there are turns, however many come and give up."""
-    turns = Turns(2)
+    """A file system that hangs takes no more threads than there are pool, however many come and give up."""
+    pool = BoundedPool(2)
     gate = threading.Event()
     begun: list[int] = []
 
@@ -237,14 +238,14 @@ def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
         gate.wait(20)
         return number
 
-    waiting = [spawn(turns.in_pool, hang, number) for number in range(2)]
+    waiting = [spawn(pool.call, hang, number) for number in range(2)]
     for number in range(2, 6):
-        with_timeout(0.01, turns.in_pool, hang, number, timeout_value=None)
+        with_timeout(0.01, pool.call, hang, number, timeout_value=None)
     killall(waiting)
-    with_timeout(0.01, turns.in_pool, hang, 6, timeout_value=None)
+    with_timeout(0.01, pool.call, hang, 6, timeout_value=None)
     assert len(begun) <= 2
     gate.set()
-    assert turns.in_pool(hang, 7) == 7
+    assert pool.call(hang, 7) == 7
     with pytest.raises(ZeroDivisionError):
-        turns.in_pool(lambda: 1 / 0)
-    assert [turns.in_pool(int, "5") for _ in range(5)] == [5] * 5
+        pool.call(lambda: 1 / 0)
+    assert [pool.call(int, "5") for _ in range(5)] == [5] * 5
