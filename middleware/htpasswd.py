@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from secrets import token_bytes
 from typing import Any, NamedTuple
 
 from gevent.monkey import get_original
@@ -23,8 +21,13 @@ MAX_FILE = 16 * 1024 * 1024
 #: Hashes computed at once.
 AT_ONCE = 4
 
-_BCRYPT = re.compile(r"\$2[aby]\$[0-9]{2}\$[./A-Za-z0-9]{53}")
-_ARGON2 = re.compile(r"\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
+#: Kinds of hashes in one file beyond which the log says that every login computes that many.
+MANY_KINDS = 3
+
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
+_ARGON2 = re.compile(r"\$(argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+)\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
+
+_STALE = "auth: %s has changed, and what it had before counts: %s"
 
 #: What tells one state of the file from another.
 _Stamp = tuple[int, int, int]
@@ -33,8 +36,10 @@ _Stamp = tuple[int, int, int]
 class _Users(NamedTuple):
     """What was read."""
 
-    hashes: Mapping[str, str]
-    all: tuple[str, ...]
+    #: Name -> kind and hash.
+    hashes: Mapping[str, tuple[str, str]]
+    #: Each kind of hash in the file -> one hash of that kind. Two hashes of a kind take equally long to check.
+    stand_ins: Mapping[str, str]
 
 
 class Htpasswd:
@@ -53,15 +58,14 @@ class Htpasswd:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(check_path("Htpasswd", path))
         self._verify = _verifier()
-        self._pepper = token_bytes(32)
         self._pool = BoundedPool(AT_ONCE)
         #: For threads of the pool, and so the real one, in a patched process too.
         self._reading = get_original("_thread", "allocate_lock")()
         try:
             self._stamp: _Stamp | None = self._look()
             self._users = _read(self._path)
-            #: Why the file cannot be read again.
-            self._trouble = ""
+            #: What has been logged about this state of the file.
+            self._told: set[str] = set()
         except OSError as error:
             raise ValueError(f"htpasswd: cannot read {str(self._path)!r}: {error.strerror}") from error
 
@@ -73,16 +77,28 @@ class Htpasswd:
     # In the thread pool
 
     def _check(self, username: str, password: str) -> bool:
+        """Check one hash of every kind that the file has, whichever user it is and whether there is such a user.
+
+        So each attempt takes equally long. Anything less tells users apart: with one hash for each attempt, whoever is
+        answered quickly has a cheap hash, and an unknown user is sometimes slower than a known one.
+        """
         users = self._current()
-        hashed = users.hashes.get(username)
-        known = hashed is not None
-        if hashed is None:
-            if not users.all:
-                return False
-            # It takes as long as somebody does: it is checked against the hash of one of them, always the same one.
-            number = int.from_bytes(hmac.digest(self._pepper, username.encode(), "sha256")[:8])
-            hashed = users.all[number % len(users.all)]
-        return self._verify(hashed, password) and known
+        own, hashed = users.hashes.get(username, ("", ""))
+        right = False
+        for kind, stand_in in users.stand_ins.items():
+            if kind == own:
+                right = self._compute(hashed, password)
+            else:
+                self._compute(stand_in, password)
+        return right
+
+    def _compute(self, hashed: str, password: str) -> bool:
+        try:
+            return self._verify(hashed, password)
+        except Unavailable as error:
+            # Refused like a wrong password: another reply would tell that there is such a user.
+            self._complain("auth: %s: %s", str(error))
+            return False
 
     def _current(self) -> _Users:
         """The users, as the file has them now."""
@@ -92,18 +108,18 @@ class Htpasswd:
                 if stamp != self._stamp:
                     self._stamp = stamp  # once, whatever is in it
                     self._users = _read(self._path)
-                    self._trouble = ""
+                    self._told.clear()
             except ValueError as error:
-                self._complain(str(error))
+                self._complain(_STALE, str(error))
             except OSError as error:
                 self._stamp = None
-                self._complain(str(error.strerror))
+                self._complain(_STALE, str(error.strerror))
             return self._users
 
-    def _complain(self, trouble: str) -> None:
-        if trouble != self._trouble:  # once, not at every login
-            logger.error("auth: %s has changed, and what it had before counts: %s", self, trouble)
-            self._trouble = trouble
+    def _complain(self, text: str, trouble: str) -> None:
+        if trouble not in self._told:  # once, not at every login
+            self._told.add(trouble)
+            logger.error(text, self, trouble)
 
     def _look(self) -> _Stamp:
         status = self._path.stat()
@@ -118,7 +134,7 @@ def _read(path: Path) -> _Users:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
         raise ValueError(f"htpasswd: {str(path)!r} has more than {MAX_FILE} octets")
-    hashes: dict[str, str] = {}
+    hashes: dict[str, tuple[str, str]] = {}
     for number, raw in enumerate(data.split(b"\n"), 1):
         try:
             line = raw.decode().strip()
@@ -129,13 +145,21 @@ def _read(path: Path) -> _Users:
         name, colon, hashed = line.partition(":")
         if not name or not colon:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: a line is name:hash")
-        if not _BCRYPT.fullmatch(hashed) and not _ARGON2.fullmatch(hashed):
+        match = _BCRYPT.fullmatch(hashed) or _ARGON2.fullmatch(hashed)
+        if match is None:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: the hash is neither bcrypt nor argon2")
         if name in hashes:
             # Which of them counts, programs do not agree about: an old password might live on.
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: {name!r} is there already")
-        hashes[name] = hashed
-    return _Users(hashes, tuple(hashes.values()))
+        hashes[name] = match[1], hashed
+    stand_ins = dict(sorted(hashes.values()))
+    if len(stand_ins) > MANY_KINDS:
+        logger.warning(
+            "auth: %r has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
+            str(path),
+            len(stand_ins),
+        )
+    return _Users(hashes, stand_ins)
 
 
 def _verifier() -> Callable[[str, str], bool]:
@@ -151,14 +175,14 @@ def _verifier() -> Callable[[str, str], bool]:
     hasher: Any = PasswordHasher()
 
     def verify(hashed: str, password: str) -> bool:
-        if hashed.startswith("$2"):
-            # bcrypt looks at 72 octets; htpasswd cuts off what is more, as all have done.
-            return bcrypt.checkpw(password.encode()[:72], hashed.encode())
         try:
+            if hashed.startswith("$2"):
+                # bcrypt looks at 72 octets; htpasswd cuts off what is more, as all have done.
+                return bcrypt.checkpw(password.encode()[:72], hashed.encode())
             return bool(hasher.verify(hashed, password))
         except VerifyMismatchError:
             return False
-        except (InvalidHashError, VerificationError):
-            raise Unavailable("an argon2 hash in the htpasswd file cannot be computed") from None
+        except (InvalidHashError, VerificationError, ValueError):
+            raise Unavailable("a hash in the file cannot be computed") from None
 
     return verify

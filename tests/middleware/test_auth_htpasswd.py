@@ -88,38 +88,58 @@ def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
         Auth(f"htpasswd:{users}", ["PLAIN", "SCRAM-SHA-256"])
 
 
-def test_an_unknown_user_costs_one_hash_of_the_kind_there_is(
-    users: Path, log_in: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And no more of them get in than there are."""
-    computed = []
-    where = set()
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The cost of every hash that is computed: its head, up to the salt."""
+    computed: list[str] = []
+    threads = set()
     real_bcrypt, real_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
 
     def count_bcrypt(password: bytes, hashed: bytes) -> bool:
-        computed.append("bcrypt")
-        where.add(threading.get_ident())
+        computed.append(f"bcrypt {hashed.decode().split('$')[2]}")
+        threads.add(threading.get_ident())
         return real_bcrypt(password, hashed)
 
     def count_argon2(self: Any, hashed: str, password: str) -> bool:
-        computed.append("argon2")
-        where.add(threading.get_ident())
+        computed.append("argon2 " + hashed.split("$")[3])
+        threads.add(threading.get_ident())
         return bool(real_argon2(self, hashed, password))
 
     monkeypatch.setattr(bcrypt, "checkpw", count_bcrypt)
     monkeypatch.setattr(argon2.PasswordHasher, "verify", count_argon2)
+    yield computed
+    assert threading.get_ident() not in threads
+
+
+@pytest.mark.parametrize("name", ["jo", "ann", "long", "old", "nobody", "someone", "x" * 200])
+@pytest.mark.parametrize("password", ["sesame", "tahini", "wrong"])
+def test_every_attempt_computes_one_hash_of_each_kind_in_the_file(
+    users: Path, log_in: Any, computed: list[str], name: str, password: str
+) -> None:
+    with users.open("a") as file:
+        file.write(f"old:{bcrypt.hashpw(b'sesame', bcrypt.gensalt(5)).decode()}\n")
+        file.write(f"eve:{argon2.PasswordHasher(time_cost=2, memory_cost=8, parallelism=1).hash('tahini')}\n")
     auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
-    log_in(auth, "jo", "wrong")
-    log_in(auth, "ann", "wrong")
-    assert computed == ["bcrypt", "argon2"]
-    computed.clear()
-    names = [f"nobody{number}" for number in range(8)]
-    assert {log_in(auth, name, "sesame") for name in names} == {"535 5.7.8 Authentication credentials invalid"}
-    assert len(computed) == len(names)
-    first = list(computed)
-    assert {log_in(auth, name, "sesame")[:3] for name in names} == {"535"}
-    assert computed == first * 2  # always the same one for the same name
-    assert threading.get_ident() not in where
+    right = {"jo": "sesame", "old": "sesame", "ann": "tahini"}.get(name) == password
+    assert log_in(auth, name, password).startswith("235" if right else "535 5.7.8 Authentication credentials invalid")
+    assert sorted(computed) == ["argon2 m=8,t=1,p=1", "argon2 m=8,t=2,p=1", "bcrypt 04", "bcrypt 05"]
+
+
+def test_a_file_with_one_kind_of_hash_costs_one_hash(tmp_path: Path, log_in: Any, computed: list[str]) -> None:
+    path = tmp_path / "users"
+    path.write_text("".join(f"user{number}:{bcrypted('x', prefix)}\n" for number, prefix in enumerate(["$2a$", "$2y$"])))
+    auth = Auth(f"htpasswd:{path}", allow_plaintext=True)
+    for name in ("user0", "user1", "nobody"):
+        log_in(auth, name, "wrong")
+    assert computed == ["bcrypt 04"] * 3
+
+
+def test_many_kinds_of_hashes_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "users"
+    hashes = [argon2.PasswordHasher(time_cost=t, memory_cost=8, parallelism=1).hash("x") for t in (1, 2, 3, 4)]
+    path.write_text("".join(f"user{number}:{each}\n" for number, each in enumerate(hashes)))
+    Htpasswd(path)
+    assert "has 4 kinds of hashes" in caplog.text
 
 
 def test_others_go_on_while_a_hash_is_computed(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +209,8 @@ def replace(path: Path, text: str | bytes) -> None:
         ("# x\njo:$apr1$abc$def\n", "line 2: the hash is neither"),
         ("jo\n", "line 1: a line is name:hash"),
         ("jo:$2b$04$short\n", "line 1: the hash is neither"),
+        (f"jo:{bcrypted('x').replace('$04$', '$03$')}\n", "line 1: the hash is neither"),
+        (f"jo:{bcrypted('x').replace('$04$', '$99$')}\n", "line 1: the hash is neither"),
         ("jo:$argon2id$v=19$m=8,t=1\n", "line 1: the hash is neither"),
         (f"jo:{bcrypted('x')}\n\njo:{bcrypted('y')}\n", "line 3: 'jo' is there already"),
     ],
@@ -207,10 +229,17 @@ def test_a_file_that_is_too_large(users: Path, monkeypatch: pytest.MonkeyPatch) 
         Htpasswd(users)
 
 
-def test_a_hash_that_cannot_be_computed(users: Path, log_in: Any, caplog: pytest.LogCaptureFixture) -> None:
-    users.write_text(CHEAP.hash("x").replace("t=1", "t=0").join(["jo:", "\n"]))
-    assert log_in(Auth(f"htpasswd:{users}", allow_plaintext=True), "jo", "x").startswith("454 4.7.0")
-    assert "cannot be computed" in caplog.text
+def test_a_hash_that_cannot_be_computed_is_refused_like_any_other(
+    users: Path, log_in: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another reply would tell that there is such a user."""
+    with users.open("a") as file:
+        file.write(CHEAP.hash("x").replace("t=1", "t=0").join(["broken:", "\n"]))
+    auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
+    replies = {log_in(auth, name, "x") for name in ("broken", "jo", "nobody")}
+    assert replies == {"535 5.7.8 Authentication credentials invalid"}
+    assert log_in(auth, "jo", "sesame").startswith("235")
+    assert caplog.text.count("cannot be computed") == 1
     assert "$argon2" not in caplog.text
 
 
