@@ -16,7 +16,15 @@ from greensmtp.middleware.credentials import (
     KnowsPasswords,
     Verdict,
 )
-from greensmtp.protocol.sasl_claims import Claim, KeysClaim, PasswordClaim, ScramKeys, SecretClaim, TokenClaim
+from greensmtp.protocol.sasl_claims import (
+    Claim,
+    KeysClaim,
+    PasswordClaim,
+    ScramKeys,
+    SecretClaim,
+    TokenClaim,
+    prepare_password,
+)
 from greensmtp.protocol.sasl_server import Need
 from greensmtp.session import Session
 from greensmtp.thread_pool import BoundedPool
@@ -24,16 +32,24 @@ from greensmtp.thread_pool import BoundedPool
 #: Keys derived at once.
 AT_ONCE = 4
 
+#: What SASLprep works on for every user, since it looks at each character in Python: the password, and as much of this
+#: as is missing from its length.
+_FILLER = "x" * 64
+
 
 class Registrar:
     """Answers the claims of the mechanisms out of a backend.
 
     A user that does not exist costs as much as one that does: whatever is done for one is done for the other, with
     a password that nobody knows.
+
+    :param secret: what SCRAM's salts are made with. Where it is the same in several processes, an unknown user has the
+        same salt in all of them; None: a random one, of this process alone.
     """
 
-    def __init__(self, backend: Backend, check_token: Check | None = None) -> None:
+    def __init__(self, backend: Backend, check_token: Check | None = None, secret: bytes | None = None) -> None:
         self._pepper = token_bytes(32)
+        self._secret_of_salts = token_bytes(32) if secret is None else secret
         self._nobody = token_urlsafe(32)
         self._pool = BoundedPool(AT_ONCE)
         self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
@@ -86,27 +102,36 @@ class Registrar:
     def _digest(self, text: str) -> bytes:
         return hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256")
 
+    @property
+    def knows_keys(self) -> bool:
+        """The salts of known users are the backend's, so that a salt which changes is an unknown user's."""
+        return self._get_keys is not None
+
     def _keys(self, username: str) -> ScramKeys:
         # Not random, but not to be foreseen either: an unknown user has the same salt at every try, too (RFC 5802
         # section 9).
-        salt = self._digest(username)[:16]
+        salt = self._made_up("salt", username)[:16]
         if self._get_keys is not None:
             found = self._get_keys(username)
-            made_up = self._digest(f"\0{username}")
+            made_up = self._made_up("key", username)
             return ScramKeys(salt, made_up, made_up, known=False) if found is None else _checked(found)
         # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
         # by that.
         return self._pool.call(_derive, self._secret(username), self._nobody, salt)
 
+    def _made_up(self, what: str, username: str) -> bytes:
+        return hmac.digest(self._secret_of_salts, f"{what}\0{username}".encode("utf-8", "surrogatepass"), "sha256")
+
 
 def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
-    """Runs in the thread pool."""
-    if password is not None:
-        try:
-            return ScramKeys.derive(password, salt)
-        except ValueError:
-            pass  # such a password cannot be given over SCRAM: it is nobody's
-    return ScramKeys.derive(nobody, salt, known=False)
+    """Do the same work for every user. Runs in the thread pool."""
+    prepared = None
+    try:
+        prepared = prepare_password(password or "")
+    except ValueError:
+        pass  # such a password cannot be given over SCRAM: it is nobody's
+    prepare_password(_FILLER[len(password or "") :])
+    return ScramKeys.of_prepared(prepared or nobody, salt, known=bool(prepared))
 
 
 def _checked(keys: Any) -> ScramKeys:

@@ -15,10 +15,10 @@ from gevent import Timeout
 
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
-from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware._failures import Failures, account_of
+from greensmtp.middleware._failures import Attempt, AttemptLimits
 from greensmtp.middleware._offer import Offer
+from greensmtp.middleware._pauses import pause
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
 from greensmtp.middleware.dovecot import DovecotAuth
@@ -45,6 +45,9 @@ DEMANDING = (
     *("MAIL", "RCPT", "DATA", "BDAT", "BURL", "SEND", "SOML", "SAML"),
     *("VRFY", "EXPN", "ETRN", "ATRN", "TURN", "HELP"),
 )
+
+#: What a backend may raise without anything but this attempt coming to an end: ``sys.exit`` in it is a fault, too.
+_FAULTS = (Exception, SystemExit)
 
 #: What a challenge raises about the answer's line -> the reply to it.
 _BAD_LINES = {
@@ -108,8 +111,7 @@ class Auth:
         self._allow_plaintext = check_flag("allow_plaintext", allow_plaintext)
         self._authorize = authorize
         self._timeout = check_seconds("timeout", timeout)
-        self._by_client = _failures("failures_by_client", failures_by_client)
-        self._by_account = _failures("failures_by_account", failures_by_account)
+        self._limits = AttemptLimits(failures_by_client, failures_by_account)
         self._behaviours: dict[str, Callable[[Session, Command, Proceed], Reply]] = {
             "EHLO": self._greet,
             "LHLO": self._greet,
@@ -133,7 +135,7 @@ class Auth:
         try:
             with self._patience():
                 names = self._offer.usable(session, self._offer.bindings(session))
-        except Exception as error:
+        except _FAULTS as error:
             self._complain(session, error)
             return reply
         return Reply(250, *reply.lines, f"AUTH {' '.join(names)}", enhanced=None) if names else reply
@@ -170,7 +172,7 @@ class Auth:
             with self._patience():
                 bindings = self._offer.bindings(session)
                 usable = self._offer.usable(session, bindings)
-        except Exception as error:
+        except _FAULTS as error:
             self._complain(session, error)
             return standard.AUTH_UNAVAILABLE
         if name not in usable:
@@ -180,19 +182,19 @@ class Auth:
     # One exchange
 
     def _attempt(self, session: Session, name: str, channel: Channel, initial: list[str]) -> Reply:
-        taken: list[tuple[Failures, str]] = []
+        attempt = Attempt(self._limits, session.peer_host)
+        is_failure = True
         try:
             if initial and not MECHANISMS[name].takes_initial:
                 return standard.AUTH_NO_INITIAL
-            client = _network(session.peer_host)
-            if client is not None:
-                _take(self._by_client, client, taken)
+            if not attempt.begin():
+                raise Refused(standard.AUTH_TOO_MANY_FAILURES)
             responses = [b"" if word == "=" else _decode(word) for word in initial]
-            identity = self._hold(session, self._begin(session, name, channel), responses, taken)
+            identity = self._hold(session, self._begin(session, name, channel), responses, attempt)
             if identity.authzid and identity.authzid != identity.authcid and not self._authorized(identity, session):
                 raise Refused(standard.AUTH_INVALID)
         except Refused as refused:
-            reply = refused.reply
+            reply, is_failure = refused.reply, refused.is_failure
         except Reject as reject:
             reply = Reply(reject.code, reject.message or "Refused")
         else:
@@ -201,10 +203,11 @@ class Auth:
             reply = answer
             if reply.is_positive:
                 session.identity = identity
+        if reply.is_positive:
+            attempt.succeed()
         # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)
-        if not reply.is_permanent_failure and not reply.ends_connection:
-            for failures, key in taken:
-                failures.give_back(key)
+        elif not is_failure or not (reply.is_permanent_failure or reply.ends_connection):
+            attempt.give_back()
         return reply
 
     def _begin(self, session: Session, name: str, channel: Channel) -> Exchange:
@@ -212,9 +215,7 @@ class Auth:
             return self._backend.relay(name, session)
         return MECHANISMS[name].begin(channel)
 
-    def _hold(
-        self, session: Session, exchange: Exchange, responses: list[bytes], taken: list[tuple[Failures, str]]
-    ) -> Identity:
+    def _hold(self, session: Session, exchange: Exchange, responses: list[bytes], attempt: Attempt) -> Identity:
         """Pass on challenges and responses, and answer the claims, to the end."""
         answer: Any = None
         try:
@@ -222,19 +223,23 @@ class Auth:
                 try:
                     with self._patience():
                         step = exchange.send(answer)
-                        while isinstance(step, Claim):
-                            _take(self._by_account, account_of(step.username), taken)
+                    while isinstance(step, Claim):
+                        _admit(session, attempt, step)
+                        with self._patience():
                             step = exchange.send(self._registrar.answer(step, session))
                 except StopIteration as end:
                     identity: Identity = end.value
                     return identity
                 except (Refused, Reject):
                     raise
-                except Exception as error:
+                except _FAULTS as error:
                     if error is session.link.lost:
                         raise
                     self._complain(session, error)
                     raise Refused(standard.AUTH_UNAVAILABLE) from None
+                except KeyboardInterrupt as error:  # which ends the program, but does not go unexplained
+                    self._complain(session, error)
+                    raise
                 answer = responses.pop() if responses else _respond(session, step)
         finally:
             exchange.close()
@@ -245,14 +250,14 @@ class Auth:
         try:
             with self._patience():
                 return self._authorize(identity, session) is True
-        except Exception as error:
+        except _FAULTS as error:
             self._complain(session, error)
             raise Refused(standard.AUTH_UNAVAILABLE) from None
 
     def _patience(self) -> Timeout:
         return Timeout(self._timeout, Unavailable(f"no answer within {self._timeout:g} s"))
 
-    def _complain(self, session: Session, error: Exception) -> None:
+    def _complain(self, session: Session, error: BaseException) -> None:
         """Log what went wrong, and where, but not an error's text: nobody knows what it holds."""
         if isinstance(error, Unavailable):
             logger.error("%s: auth: %s: %s", session.id, self._shown, error)
@@ -282,26 +287,14 @@ def _out_of_place(session: Session) -> Reply | None:
     return None
 
 
-def _network(host: str | None) -> str | None:
-    """Whom a client's failures are counted for; None: everybody on a unix socket is trusted not to guess."""
-    if host is None:
-        return None
-    try:
-        return network_around(host, 32, 64)
-    except ValueError:
-        return host
-
-
-def _failures(name: str, limit: str | None) -> Failures | None:
-    return None if limit is None else Failures(limit, name)
-
-
-def _take(failures: Failures | None, key: str, taken: list[tuple[Failures, str]]) -> None:
-    """Count this attempt, or refuse it. (A token without a name is nobody's account.)"""
-    if failures is not None and key:
-        if not failures.take(key):
-            raise Refused(standard.AUTH_TOO_MANY_FAILURES)
-        taken.append((failures, key))
+def _admit(session: Session, attempt: Attempt, claim: Claim) -> None:
+    """Count the attempt for the account it is at; refuse it, or have it wait, where there have been too many."""
+    seconds = attempt.claim(claim.username)
+    if seconds is None:
+        raise Refused(standard.AUTH_TOO_MANY_FAILURES)
+    if seconds:
+        session.link.flush()
+        pause(session, seconds)
 
 
 def _respond(session: Session, challenge: bytes) -> bytes:

@@ -6,6 +6,8 @@ and is sent what whoever knows the users says to them; it returns the Identity, 
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from secrets import token_bytes
@@ -15,11 +17,15 @@ from greensmtp.protocol.replies import Reply
 
 
 class Refused(Exception):
-    """The exchange has come to nothing; ``reply`` says why."""
+    """The exchange has come to nothing; ``reply`` says why.
 
-    def __init__(self, reply: Reply) -> None:
+    ``is_failure`` is false where no credentials were shown, so that this attempt is no failed login.
+    """
+
+    def __init__(self, reply: Reply, *, is_failure: bool = True) -> None:
         super().__init__(str(reply))
         self.reply = reply
+        self.is_failure = is_failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +72,30 @@ class ScramKeys:
 
         :raises ValueError: the password has characters that SASLprep does not allow (RFC 4013).
         """
-        from scramp import ScramException, ScramMechanism  # type: ignore[import-untyped]
+        return cls.of_prepared(prepare_password(password), salt or token_bytes(16), iterations, known=known)
 
-        try:
-            made = ScramMechanism("SCRAM-SHA-256").make_auth_info(password, iterations, salt or token_bytes(16))
-            salt, stored_key, server_key, iterations = made
-        except ScramException:
-            raise ValueError("SCRAM does not take this password or iteration count") from None
-        return cls(salt, stored_key, server_key, iterations, known)
+    @classmethod
+    def of_prepared(cls, password: str, salt: bytes, iterations: int = 4096, *, known: bool = True) -> ScramKeys:
+        """The keys of a password that has been prepared (RFC 5802 section 3)."""
+        salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        server_key = hmac.digest(salted, b"Server Key", "sha256")
+        return cls(salt, hashlib.sha256(client_key).digest(), server_key, iterations, known)
+
+
+def prepare_password(password: str) -> str:
+    """Apply SASLprep (RFC 4013). Needs ``greensmtp[scram]``.
+
+    :raises ValueError: the password has characters that SASLprep does not allow.
+    """
+    from scramp import ScramException  # type: ignore[import-untyped]
+    from scramp.utils import saslprep  # type: ignore[import-untyped]
+
+    try:
+        prepared: str = saslprep(password)
+    except ScramException:
+        raise ValueError("SASLprep does not allow this password") from None
+    return prepared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,9 +9,18 @@ import pytest
 from gevent.event import Event
 
 from greensmtp.middleware import Auth
-from greensmtp.middleware._failures import Failures
+from greensmtp.middleware._failures import (
+    DELAY_STEP,
+    MAX_DELAY,
+    SLOW_FROM,
+    Attempt,
+    AttemptLimits,
+    Failures,
+    account_of,
+)
 from greensmtp.middleware.credentials import Credentials, Unavailable
 from greensmtp.testing import Peer, dial
+from greensmtp.thread_pool import in_thread_pool
 
 if TYPE_CHECKING:
     from greensmtp import SMTPServer
@@ -171,7 +180,38 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
     assert len(asked) == 3
 
 
-@pytest.mark.parametrize("name", ["JO", "jo ", " j\u00a0o", "jö", "j\u034fo", "\uff4a\uff4f", "j\u200bo"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "JO",
+            "jo ",
+            " j\u00a0o",
+            "jö",
+            "j\u034fo",
+            "\uff4a\uff4f",
+            "j\u200bo",
+            "jo.",
+            ".jo",
+            "j.o",
+            "jo\uff0e",
+            "jo\u3002",
+        ),
+        *(
+            "j\u043e",
+            "J\u041e",
+            "j\u03bf",
+            "j\u00f8",
+            "\u0458o",
+            "j\u3164o",
+            "j\u115fo",
+            "\U0001d423o",
+            "\u24d9\u24de",
+            "j\u2060o",
+        ),
+        *("j\u202eo", "j\ufeffo", "j\u00ado", "j\U000e0061o", "\u1d0a\u1d0f", "j\u0585", "j\u2800o"),
+    ],
+)
 def test_one_account_by_however_many_names(smtp_server: MakeServer, name: str) -> None:
     """A directory may take all of these for jo."""
     server, check = make(smtp_server, failures_by_account="1/minute")
@@ -186,6 +226,133 @@ def test_a_name_of_which_nothing_is_left_counts_too(smtp_server: MakeServer) -> 
     assert attempt(server, "\u200b", "x").startswith(TOO_MANY)
     assert attempt(server, "jo", "sesame").startswith("235")
     assert check.asked == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("stra\u00dfe", "STRASSE"),
+        ("\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2", "\u03c3\u03b9\u03c3\u03c5\u03c6\u03bf\u03c3"),
+        ("user\u0662", "user2"),
+    ],
+)
+def test_one_key(one: str, other: str) -> None:
+    assert account_of(one) == account_of(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("jo", "joe"), ("jo", "ja"), ("jo1", "jo2"), ("jo@example.com", "jo@example.org")]
+)
+def test_two_keys(one: str, other: str) -> None:
+    assert account_of(one) != account_of(other)
+
+
+# Nobody is locked out
+
+
+def test_failures_in_one_network_lock_the_account_in_no_other(smtp_server: MakeServer) -> None:
+    server, _ = make(smtp_server, failures_by_account="2/minute")
+    for number in range(4):
+        attempt(server, "jo", "x", f"192.0.2.{number}")
+    assert attempt(server, "jo", "sesame", "192.0.2.9").startswith(TOO_MANY)
+    assert attempt(server, "jo", "sesame", "198.51.100.1").startswith("235")
+    assert attempt(server, "jo", "sesame", "2001:db8::1").startswith("235")
+    for number in range(2):
+        attempt(server, "jo", "x", f"2001:db8:1::{number}")
+    assert attempt(server, "jo", "sesame", "2001:db8:1::3").startswith(TOO_MANY)
+    assert attempt(server, "jo", "sesame", "2001:db8:1:1::1").startswith("235")
+
+
+def test_an_address_that_has_logged_in_is_not_counted_with_its_network(smtp_server: MakeServer) -> None:
+    server, check = make(smtp_server, failures_by_account="2/minute")
+    assert attempt(server, "jo", "sesame", "192.0.2.1").startswith("235")
+    for _ in range(3):
+        attempt(server, "jo", "x", "192.0.2.66")
+    assert attempt(server, "jo", "sesame", "192.0.2.2").startswith(TOO_MANY)
+    assert attempt(server, "JO", "sesame", "192.0.2.1").startswith("235")
+    # It may not guess for ever either, and what it knows of one account is nothing for another.
+    for _ in range(2):
+        assert attempt(server, "jo", "x", "192.0.2.1").startswith("535")
+    asked = check.asked
+    assert attempt(server, "jo", "x", "192.0.2.1").startswith(TOO_MANY)
+    assert check.asked == asked
+    for _ in range(2):
+        assert attempt(server, "ann", "x", "192.0.2.66").startswith("535")
+    assert attempt(server, "ann", "sesame", "192.0.2.1").startswith(TOO_MANY)
+
+
+def test_failures_from_many_networks_are_slowed_down_and_not_refused(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("greensmtp.middleware.auth.pause", lambda session, seconds: waited.append(seconds))
+    server, check = make(smtp_server, failures_by_account="2/minute", timeout=0.5)
+    attempt(server, "jo", "sesame", "192.0.2.1")
+    for number in range(2 * SLOW_FROM):
+        assert attempt(server, "jo", "x", f"10.0.{number}.1").startswith("535")
+    assert waited == []
+    for number in range(3):
+        assert attempt(server, "jo", "x", f"10.1.{number}.1").startswith("535")
+    assert waited == [DELAY_STEP, 2 * DELAY_STEP, 3 * DELAY_STEP]
+    for number in range(40):
+        attempt(server, "jo", "x", f"10.2.{number}.1")
+    assert max(waited) == MAX_DELAY
+    asked = check.asked
+    waited.clear()
+    assert attempt(server, "jo", "sesame", "192.0.2.1").startswith("235")  # it is known
+    assert attempt(server, "ann", "sesame", "10.3.0.1").startswith("235")
+    assert waited == []
+    assert attempt(server, "jo", "sesame", "10.3.0.1").startswith("235")  # late, but in
+    assert waited == [MAX_DELAY]
+    assert check.asked == asked + 3
+
+
+def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
+    limits = AttemptLimits(None, "1/minute", clock=Clock())
+    seconds = {
+        name: [Attempt(limits, f"10.0.{number}.1").claim(name) for number in range(30)] for name in ("jo", "nobody")
+    }
+    assert seconds["jo"] == seconds["nobody"]
+
+
+def test_what_is_remembered_of_successes_is_bounded_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greensmtp.middleware._failures._MAX_KNOWN", 10)
+    clock = Clock()
+    limits = AttemptLimits("5/minute", "1/minute", clock=clock)
+    for number in range(50):
+        attempt = Attempt(limits, f"192.0.2.{number}")
+        assert attempt.begin()
+        assert attempt.claim("jo") == 0.0
+        attempt.succeed()
+    assert len(limits._known) == 10
+    assert limits.knows("jo", "192.0.2.49")
+    assert not limits.knows("jo", "192.0.2.1")
+    clock.now += 8 * 86400
+    assert not limits.knows("jo", "192.0.2.49")
+    for failures in (limits.by_client, limits.by_account, limits.everywhere):
+        assert failures is not None
+        assert len(failures) == 0
+
+
+@pytest.mark.parametrize("how", [SystemExit(2), SystemExit(), RuntimeError("no")])
+def test_a_backend_that_ends_the_program_ends_this_attempt_alone(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, how: BaseException
+) -> None:
+    def check(credentials: Credentials) -> bool:
+        raise how
+
+    for auth in (
+        Auth(check, allow_plaintext=True),
+        Auth(lambda credentials: in_thread_pool(check, credentials), allow_plaintext=True),
+    ):
+        caplog.clear()
+        server = smtp_server(start=False, middleware=[auth])
+        with dial(server, source=("192.0.2.1", 1)) as peer:
+            peer.hello()
+            peer.line(plain("jo", "sesame"), "NOOP")
+            peer.expect("454 4.7.0", "250")
+        assert f"raised {type(how).__name__}" in caplog.text
+        assert "sesame" not in caplog.text
 
 
 # The counter
