@@ -81,6 +81,10 @@ class Offer:
         found: dict[str, bytes] = {}
         if not session.tls or _PLUS not in self.mechanisms or self.is_relayed(_PLUS):
             return found
+        # There a client binds to tls-exporter (RFC 9266), which Python's ssl does not have: it would take -PLUS, as the
+        # strongest mechanism, and could not log in.
+        if session.socket.version() == "TLSv1.3":
+            return found
         certificate = session.server.certificate
         data = None if certificate is None else end_point_binding(certificate)
         if data is not None:

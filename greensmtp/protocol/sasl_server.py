@@ -77,7 +77,8 @@ def _cram_md5(channel: Channel) -> Exchange:
     name, digest = parse_cram_md5((yield challenge))
     secret: str | None = yield SecretClaim(username=name, mechanism="CRAM-MD5")
     # An unknown user costs as much as a known one.
-    expected = hmac.new((secret or token_hex(16)).encode(), challenge, "md5").hexdigest()
+    stand_in = token_hex(16)
+    expected = hmac.new((secret or stand_in).encode(), challenge, "md5").hexdigest()
     right = hmac.compare_digest(expected, digest)
     return _identity(name if right and secret else None, "", "CRAM-MD5")
 
@@ -97,13 +98,15 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     first = yield b""
     flag, authzid, name = parse_scram_first(first)
     binding = flag.removeprefix("p=") if flag.startswith("p=") else None
+    # None of these is a failed login: the client has shown nothing yet.
     if (binding is not None) != mechanism.endswith("-PLUS"):
-        raise Refused(standard.AUTH_INVALID)
+        raise Refused(standard.AUTH_INVALID, is_failure=False)
     if binding is not None and binding not in channel.bindings:
-        raise Refused(standard.AUTH_INVALID)
+        # RFC 5802's "unsupported-channel-binding-type"; the client may take another mechanism.
+        raise Refused(standard.AUTH_UNKNOWN_BINDING, is_failure=False)
     if flag == "y" and channel.bindings:
         # It could bind, and believes that we cannot: somebody has taken -PLUS out of our offer.
-        raise Refused(standard.AUTH_INVALID)
+        raise Refused(standard.AUTH_INVALID, is_failure=False)
     keys: ScramKeys = yield KeysClaim(username=name, mechanism=mechanism, authzid=authzid)
     stored = (keys.salt, keys.stored_key, keys.server_key, keys.iterations)
     bound = None if binding is None else (binding, channel.bindings[binding])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hmac
 import re
+import ssl
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import sleep
+from gevent import ssl as gevent_ssl
 
 from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
@@ -89,11 +91,25 @@ def test_what_a_mapping_can_do_is_offered_but_no_passwords_in_the_clear(peer_of:
     assert offered(peer.hello()) == ["SCRAM-SHA-256", "CRAM-MD5"]
 
 
-def test_everything_is_offered_in_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
+@pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
+def test_everything_is_offered_in_tls(smtp_server: MakeServer, certificate: Certificate, version: str) -> None:
+    """-PLUS is where clients can use it: not over TLS 1.3."""
     auth = Auth(USERS, check_token=lambda credentials: False)
-    with tls_peer(smtp_server, certificate, auth) as peer:
+    server = smtp_server(
+        start=False,
+        middleware=[auth],
+        implicit_tls=True,
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+    )
+    context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion[version]
+    with dial(server) as peer:
+        peer.start_tls(context)
         assert offered(peer.hello()) == [
-            "SCRAM-SHA-256-PLUS",
+            *(["SCRAM-SHA-256-PLUS"] if version == "TLSv1_2" else []),
             "SCRAM-SHA-256",
             "CRAM-MD5",
             "OAUTHBEARER",

@@ -347,7 +347,6 @@ def bound(peer: Peer, kind: str) -> Any:
 @pytest.mark.parametrize(
     ("version", "kind"),
     [
-        (ssl.TLSVersion.TLSv1_3, "tls-server-end-point"),
         (ssl.TLSVersion.TLSv1_2, "tls-server-end-point"),
         (ssl.TLSVersion.TLSv1_2, "tls-unique"),
     ],
@@ -360,7 +359,7 @@ def test_plus(
 
 
 def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) -> None:
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         header = "p=tls-server-end-point,a=jo,"
         assert log_in_as(peer, header, bound_to=b"x" * 32).startswith("535")
         data = CBindData.from_der(peer.socket.getpeercert(True)).data
@@ -369,15 +368,52 @@ def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) 
 
 def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
     """As it is with somebody in the middle who has a certificate of his own."""
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         other = ("tls-server-end-point", b"x" * 32)
         client = ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=other)
         assert log_in(peer, client, "SCRAM-SHA-256-PLUS").startswith("535 5.7.8")
 
 
-def test_no_tls_unique_in_tls_1_3(smtp_server: MakeServer, certificate: Certificate) -> None:
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
-        assert log_in(peer, bound(peer, "tls-unique"), "SCRAM-SHA-256-PLUS").startswith("535 5.7.8")
+@pytest.mark.parametrize("starttls", [False, True])
+def test_plus_is_not_offered_over_tls_1_3(smtp_server: MakeServer, certificate: Certificate, starttls: bool) -> None:
+    """There clients bind to tls-exporter, which we cannot have; all that they could do with -PLUS is fail."""
+    auth = Auth(USERS)
+    files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
+    server = smtp_server(start=False, middleware=[auth], implicit_tls=not starttls, **files)
+    with dial(server) as peer:
+        if starttls:
+            peer.hello()
+            peer.line("STARTTLS")
+            peer.expect("220")
+        peer.start_tls()
+        assert peer.socket.version() == "TLSv1.3"
+        greeting = peer.hello() if not starttls else peer.line("EHLO x") or peer.expect("250")
+        assert "SCRAM-SHA-256 CRAM-MD5" in greeting
+        assert "PLUS" not in greeting
+        for flag in ("p=tls-server-end-point", "p=tls-exporter"):
+            peer.line(f"AUTH SCRAM-SHA-256-PLUS {b64(flag + ',,n=jo,r=nonce')}")
+            peer.expect("504 5.5.4")
+        assert log_in_as(peer, "y,,").startswith("235")  # it could bind, and has not been offered to
+
+
+@pytest.mark.parametrize("flag", ["p=tls-exporter", "p=tls-unique-for-telnet", "p=x", "n", "y"])
+def test_a_binding_that_is_not_to_be_had_is_no_failed_login(
+    smtp_server: MakeServer, certificate: Certificate, flag: str
+) -> None:
+    asked = []
+
+    class Users:
+        def get_password(self, username: str) -> str | None:
+            asked.append(username)
+            return USERS.get(username)
+
+    auth = Auth(Users(), failures_by_client="1/minute", failures_by_account="1/minute")
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, auth) as peer:
+        for _ in range(3):
+            peer.line(f"AUTH SCRAM-SHA-256-PLUS {b64(flag + ',,n=jo,r=nonce')}")
+            peer.expect("504 5.5.4 Unsupported channel binding type" if flag.startswith("p=") else "535")
+        assert asked == []
+        assert log_in(peer, bound(peer, "tls-server-end-point"), "SCRAM-SHA-256-PLUS").startswith("235")
 
 
 @pytest.mark.parametrize(
@@ -388,13 +424,13 @@ def test_no_tls_unique_in_tls_1_3(smtp_server: MakeServer, certificate: Certific
         ("SCRAM-SHA-256", "p=tls-server-end-point,,", "535"),
         ("SCRAM-SHA-256-PLUS", "n,,", "535"),
         ("SCRAM-SHA-256-PLUS", "y,,", "535"),
-        ("SCRAM-SHA-256-PLUS", "p=tls-exporter,,", "535"),
+        ("SCRAM-SHA-256-PLUS", "p=tls-exporter,,", "504"),
     ],
 )
 def test_binding_flags(
     smtp_server: MakeServer, certificate: Certificate, mechanism: str, header: str, reply: str
 ) -> None:
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_3, Auth(USERS)) as peer:
+    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         peer.line(f"AUTH {mechanism} {b64(header + 'n=jo,r=nonce')}")
         peer.expect(reply)
 
