@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from greensmtp.ack import Ack
@@ -18,6 +19,7 @@ from greensmtp.delivery.maildir import Maildir
 from greensmtp.log import logger
 from greensmtp.plugins import PluginError, middleware_factory, plug_in
 from greensmtp.probing import probe_log, probe_maildir
+from greensmtp.secret_file import keep_secret
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.signals import shared
@@ -98,7 +100,7 @@ class _Assembly:
     def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
         name, arguments = entry.use, self.loaded.arguments[path]
         try:
-            made = middleware_factory(name)(**arguments)
+            made = middleware_factory(name)(**arguments, **self._secret_for(name, arguments))
             check_middleware(made)
             condition = all_of(entry.only)
             return made if condition is None else when(condition, made)
@@ -111,6 +113,25 @@ class _Assembly:
             key, text = _blame(error, arguments)
             self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
         return None
+
+    def _secret_for(self, name: str, arguments: dict[str, Any]) -> dict[str, str]:
+        """Auth's secret, where none is given and SCRAM may be offered: one for all workers, kept beside the file."""
+        if name != "Auth" or "secret" in arguments or not isinstance(arguments.get("backend"), dict):
+            return {}
+        if self.dry or not self.loaded.source.name:
+            return {}
+        path = Path(self.loaded.source.name).absolute().with_suffix(".secret")
+        try:
+            return {"secret": keep_secret(path)}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            logger.warning(
+                "auth: cannot keep a secret in %r: %s; SCRAM's salts will change with every process: "
+                'set secret = { file = "..." } for Auth',
+                str(path),
+                reason,
+            )
+            return {}
 
     # Servers
 

@@ -54,6 +54,8 @@ class Offer:
             raise ValueError("Auth without a mechanism: name some, or give a backend that serves some")
         #: All of them, the strongest first.
         self.mechanisms = tuple(sorted(names, key=_RANKS.__getitem__))
+        #: SCRAM is among them, and not relayed.
+        self.has_scram = "keys" in self._serves and not _SCRAM.isdisjoint(self.mechanisms)
         #: None of them may be used in the clear.
         self.needs_tls = not allow_plaintext and all(MECHANISMS[name].plaintext for name in self.mechanisms)
 

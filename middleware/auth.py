@@ -9,7 +9,7 @@ from binascii import Error as BadBase64
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout
 
@@ -19,6 +19,7 @@ from greensmtp.middleware._backends import Checker, Passwords, check_check, make
 from greensmtp.middleware._failures import Attempt, AttemptLimits
 from greensmtp.middleware._offer import Offer
 from greensmtp.middleware._pauses import pause
+from greensmtp.middleware._recipients import decides_recipients
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
 from greensmtp.middleware.dovecot import DovecotAuth
@@ -33,6 +34,9 @@ from greensmtp.protocol.sasl_server import MECHANISMS
 from greensmtp.protocol.states import State
 from greensmtp.protocol.xtext import decode_xtext
 from greensmtp.session import Session
+
+if TYPE_CHECKING:
+    from greensmtp.server import SMTPServer
 
 logger = logging.getLogger("greensmtp")
 
@@ -54,6 +58,9 @@ _BAD_LINES = {
     str(reply): reply
     for reply in (standard.LINE_TOO_LONG, standard.BARE_NEWLINE, standard.NOT_SMTP, standard.LINE_WITHOUT_END)
 }
+
+#: Octets in ``secret``.
+_LEAST_SECRET = 16
 
 #: May this identity act as its authzid? ``(identity, session) -> bool``
 Authorize = Callable[[Identity, Session], bool]
@@ -81,6 +88,9 @@ class Auth:
         checked: ``"10/minute"``; None: any number.
     :param failures_by_account: the same for one user, wherever they come from.
     :param timeout: seconds that the backend has for one answer, until 454.
+    :param secret: what SCRAM's salts for unknown users are made with, 16 octets or more: the same one for all
+        processes that serve the same users, and kept. A random one when not given; then a user whose salt differs
+        between two processes, or after a restart, does not exist.
     :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
     :raises ImportError: a library is missing; the text says what to install.
     """
@@ -99,15 +109,18 @@ class Auth:
         failures_by_client: str | None = "20/minute",
         failures_by_account: str | None = "20/minute",
         timeout: float = 30.0,
+        secret: bytes | str | None = None,
     ) -> None:
         if check_token is not None:
             check_check(check_token)
         if authorize is not None and not callable(authorize):
             raise TypeError("authorize is called as (identity, session) -> bool")
         self._backend = make_backend(backend)
-        self._registrar = Registrar(self._backend, check_token)
+        self._registrar = Registrar(self._backend, check_token, _check_secret(secret))
         self._offer = Offer(self._backend, self._registrar, mechanisms, allow_plaintext=allow_plaintext)
-        self._required = check_flag("required", required)
+        #: Unknown users can be told from known ones by their salts.
+        self._tells_by_salts = secret is None and self._registrar.knows_keys and self._offer.has_scram
+        self.required = check_flag("required", required)
         self._allow_plaintext = check_flag("allow_plaintext", allow_plaintext)
         self._authorize = authorize
         self._timeout = check_seconds("timeout", timeout)
@@ -120,6 +133,20 @@ class Auth:
             **(dict.fromkeys(DEMANDING[1:], self._demand) if required else {}),
         }
         self.verbs = tuple(self._behaviours)
+
+    def start(self, server: SMTPServer) -> None:
+        """Warn of what can be meant, and seldom is."""
+        if self._tells_by_salts:
+            logger.warning(
+                "auth: SCRAM without Auth(secret=...): unknown users get other salts in every process, and can be told "
+                "from known ones by that; pass the same secret in all processes"
+            )
+        if not self.required and not decides_recipients(server):
+            logger.warning(
+                "auth: nothing decides which recipients a client may send to, and clients need not authenticate "
+                "(an open relay, where accepted mail is sent on): pass required=True, or connect a handler of 'to' "
+                "that looks at session.identity"
+            )
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Answer AUTH; offer it in the reply to EHLO; ask for it where it is required."""
@@ -147,7 +174,7 @@ class Auth:
         return standard.AUTH_NEEDS_STARTTLS if hidden else standard.AUTH_REQUIRED
 
     def _mail(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        if self._required and session.identity is None:
+        if self.required and session.identity is None:
             return self._demand(session, command, proceed)
         if isinstance(command, PathCommand) and command.error is None and "AUTH" in command.address.parameters:
             try:
@@ -272,8 +299,22 @@ class Auth:
         return repr(self._backend) if ours else type(self._backend).__name__
 
     def __repr__(self) -> str:
-        flags = {"required": self._required, "allow_plaintext": self._allow_plaintext}
+        flags = {"required": self.required, "allow_plaintext": self._allow_plaintext}
         return f"Auth({', '.join([self._shown, *(f'{flag}=True' for flag, is_set in flags.items() if is_set)])})"
+
+
+def _check_secret(secret: bytes | str | None) -> bytes | None:
+    """
+    :raises TypeError, ValueError: it is none; the text shows nothing of it.
+    """
+    if secret is None:
+        return None
+    if not isinstance(secret, bytes | str):
+        raise TypeError(f"secret must be bytes or a str, not a {type(secret).__name__}")
+    octets = secret.encode() if isinstance(secret, str) else secret
+    if len(octets) < _LEAST_SECRET:
+        raise ValueError(f"secret must have at least {_LEAST_SECRET} octets, not {len(octets)}")
+    return octets
 
 
 def _out_of_place(session: Session) -> Reply | None:

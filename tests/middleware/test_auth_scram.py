@@ -304,6 +304,71 @@ def test_keys_that_cannot_be(wrong: Any) -> None:
         ScramKeys(**good | wrong)
 
 
+class Keys:
+    """Knows jo's keys, and no password."""
+
+    def get_scram_keys(self, username: str) -> ScramKeys | None:
+        return ScramKeys.derive("sesame", b"j" * 16) if username == "jo" else None
+
+
+@pytest.mark.parametrize("users", [USERS, Keys()])
+def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: MakeServer, users: Any) -> None:
+    """A user whose salt differs from worker to worker, or after a restart, would be known not to exist."""
+
+    def salts(secret: Any) -> list[str]:
+        with dial(smtp_server(start=False, middleware=[Auth(users, secret=secret)])) as peer:
+            peer.hello()
+            found = []
+            for name in ("jo", "nobody", "who"):
+                found.append(salt(first(peer, client_for(name, "x"))))
+                peer.line("*")
+                peer.expect("501")
+            assert log_in(peer, client_for("jo", "sesame")).startswith("235")
+            return found
+
+    one = salts("0123456789abcdef")
+    assert salts(b"0123456789abcdef") == one
+    assert len(set(one)) == 3
+    for other in (None, "0123456789abcdeg"):
+        assert not set(salts(other)[1:]) & set(one)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("hunter2", ValueError, "secret must have at least 16 octets, not 7"),
+        (b"", ValueError, "secret must have at least 16 octets"),
+        (1234567890123456, TypeError, "secret must be bytes or a str, not a int"),
+    ],
+)
+def test_no_secret(wrong: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        Auth(USERS, secret=wrong)
+    assert str(wrong) not in str(caught.value) or not wrong
+    assert "hunter2" not in repr(Auth(USERS, secret="hunter2hunter2hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("users", "options", "warned"),
+    [
+        (Keys(), {}, True),
+        (Keys(), {"secret": "0123456789abcdef"}, False),
+        (USERS, {}, False),  # known users' salts are made up, too
+        (lambda credentials: True, {}, False),
+    ],
+)
+def test_a_missing_secret_is_warned_of_once_at_the_start(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, users: Any, options: Any, warned: bool
+) -> None:
+    server = smtp_server(start=False, middleware=[Auth(users, required=True, allow_plaintext=True, **options)])
+    assert caplog.text == ""
+    server.start()
+    for _ in range(2):
+        with dial(server) as peer:
+            peer.hello()
+    assert caplog.text.count("SCRAM without Auth(secret=...)") == warned
+
+
 # -PLUS
 
 
@@ -387,7 +452,9 @@ def test_plus_is_not_offered_over_tls_1_3(smtp_server: MakeServer, certificate: 
             peer.expect("220")
         peer.start_tls()
         assert peer.socket.version() == "TLSv1.3"
-        greeting = peer.hello() if not starttls else peer.line("EHLO x") or peer.expect("250")
+        if starttls:
+            peer.line("EHLO x")
+        greeting = peer.expect("250") if starttls else peer.hello()
         assert "SCRAM-SHA-256 CRAM-MD5" in greeting
         assert "PLUS" not in greeting
         for flag in ("p=tls-server-end-point", "p=tls-exporter"):

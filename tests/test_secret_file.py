@@ -1,0 +1,120 @@
+"""The secret that ``greensmtp serve`` makes for Auth, and keeps."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greensmtp.assembly import assemble
+from greensmtp.config.loading import load
+from greensmtp.secret_file import keep_secret
+
+Serve = Callable[..., Any]
+
+CONFIG = """
+[delivery]
+maildir = false
+[[listeners]]
+url = "127.0.0.1:0"
+[[middleware]]
+use = "Auth"
+required = true
+backend = { beep = "boop" }
+"""
+
+
+def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    was = os.umask(0)
+    try:
+        secret = keep_secret(path)
+    finally:
+        os.umask(was)
+    assert len(secret) >= 32
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert keep_secret(path) == secret
+    assert [each.name for each in tmp_path.iterdir()] == ["secret"]
+    assert keep_secret(tmp_path / "other") != secret
+
+
+def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret"
+    real = os.link
+
+    def late(source: Any, target: Any) -> None:
+        path.write_text("another process's secret")
+        real(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert keep_secret(path) == "another process's secret"
+    assert [each.name for each in tmp_path.iterdir()] == ["secret"]
+
+
+def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> None:
+    code = "import sys, pathlib; from greensmtp.secret_file import keep_secret; sys.stdin.read(); "
+    code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
+    command = [sys.executable, "-c", code, tmp_path / "secret"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
+    for each in processes:
+        assert each.stdin is not None
+        each.stdin.close()
+        each.stdin = None
+    assert len({each.communicate(timeout=30)[0] for each in processes}) == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["secret"]
+
+
+@pytest.mark.parametrize("data", [b"", b"short\n", b"\xff" * 32, b"x" * 5000])
+def test_a_file_that_holds_no_secret_is_refused_and_left_alone(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="holds no secret") as caught:
+        keep_secret(path)
+    assert "short" not in str(caught.value)
+    assert path.read_bytes() == data
+
+
+def test_serve_keeps_a_secret_beside_its_configuration(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "mx.toml").write_text(CONFIG)
+    secrets = set()
+    for _ in range(2):
+        server = serve("--config", "mx.toml", listeners=1)
+        assert server.stop() == 0
+        secrets.add((tmp_path / "mx.secret").read_text())
+        assert server.log == ""
+    assert len(secrets) == 1
+    assert stat.S_IMODE((tmp_path / "mx.secret").stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'secret = "0123456789abcdef"',
+        'backend = "dovecot:/run/dovecot/auth-client"',
+    ],
+)
+def test_no_secret_is_made_where_one_is_given_or_none_is_of_use(tmp_path: Path, line: str) -> None:
+    text = CONFIG if line.startswith("secret") else CONFIG.replace('backend = { beep = "boop" }', "")
+    (tmp_path / "mx.toml").write_text(f"{text}{line}\n")
+    assemble(load(tmp_path / "mx.toml"))
+    assert [each.name for each in tmp_path.iterdir()] == ["mx.toml"]
+
+
+def test_check_leaves_no_secret_behind(tmp_path: Path) -> None:
+    (tmp_path / "mx.toml").write_text(CONFIG)
+    assemble(load(tmp_path / "mx.toml"), dry=True)
+    assert [each.name for each in tmp_path.iterdir()] == ["mx.toml"]
+
+
+def test_where_none_can_be_kept_the_log_says_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "mx.toml").write_text(CONFIG)
+    (tmp_path / "mx.secret").mkdir()
+    assemble(load(tmp_path / "mx.toml"))
+    assert f"cannot keep a secret in {str(tmp_path / 'mx.secret')!r}: Is a directory" in caplog.text
+    assert "set secret = { file = " in caplog.text
