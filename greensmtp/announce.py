@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from greensmtp.chain import Proceed
-from greensmtp.output import LineWriter
+from greensmtp.log_writer import LineWriter
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import END_OF_DATA, Command, EndOfData
+from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
@@ -40,8 +41,8 @@ class Announce:
                 self._say(session, [recipient for recipient, _ in accepted], accepted[-1][1])
         return reply
 
-    def _say(self, session: Session, recipients: Iterable[Address], reply: Reply) -> None:
+    def _say(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
         size = session.message.size if session.message is not None else 0
-        to = ",".join(f"<{address}>" for address in recipients)
-        said = str(reply).replace("\n", " | ")
-        self._stdout.say(f"message from=<{session.from_}> to={to} size={size}: {said}")
+        to = addresses([shown(recipient) for recipient in recipients[:LISTED]], len(recipients))
+        sender = address(shown(session.from_ or ""))
+        self._stdout.say(f"message from={sender} to={to} size={size}: {reply.code} {reply_text(reply)}")

@@ -12,7 +12,8 @@ from gevent import joinall, signal_handler, spawn
 from gevent.event import Event
 
 from greensmtp.config_cli import check
-from greensmtp.output import LineWriter, set_up_logging
+from greensmtp.log_writer import LineWriter
+from greensmtp.output import set_up_logging
 from greensmtp.plugins_cli import plugins
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options

@@ -1,63 +1,17 @@
-"""What goes into a log line: values that a peer had a hand in, bounded, on one line, and unable to pass for others."""
+"""The lines of Logging: the text of a session, a transaction and a command."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from greensmtp.protocol.commands import CONNECT
+from greensmtp.protocol.log_text import address, addresses, reply_text, shown, without_fields, word
 from greensmtp.protocol.replies import Reply
-
-#: Characters of one value. (A path has 256 octets at most, RFC 5321 section 4.5.3.1.3, a command line 512.)
-ROOM = 512
-
-#: Recipients that are named in one record; their number is told besides.
-LISTED = 100
-
-#: In the text of a line a value is one word: a quoted local part may have blanks and brackets in it, and would
-#: otherwise read like the fields that follow.
-_APART = re.compile(r"[ <>;]")
 
 #: How servers name what they have taken: ``250 2.0.0 Ok: queued as 4f2a1``.
 _QUEUED_AS = re.compile(r"\bqueued(?: mail)?(?: for delivery)?(?: as|:)? +<?([\w.@-]{1,128})>?", re.IGNORECASE)
-
-
-def shown(value: object, room: int = ROOM) -> str:
-    """The value as text that is printable and no longer than this; what is not printable is escaped."""
-    text = value if isinstance(value, str) else str(value)
-    if len(text) <= room and text.isprintable():
-        return text
-    rest = len(text) - room
-    # (Cut before it is escaped: what is escaped takes ten characters at most.)
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text[:room])
-    return f"{text}...({rest} more)" if rest > 0 else text
-
-
-def word(value: object) -> str:
-    """The value as one word of a line; ``-`` where there is none."""
-    if value is None or value == "":
-        return "-"
-    return _APART.sub(lambda match: f"\\x{ord(match[0]):02x}", str(value))
-
-
-def address(value: str) -> str:
-    """An address, in brackets."""
-    return f"<{word(value) if value else ''}>"
-
-
-def addresses(values: Sequence[str], count: int) -> str:
-    """Addresses, of which there are ``count`` in all."""
-    if not values:
-        return "-"
-    rest = count - len(values)
-    return ",".join(map(address, values)) + (f",...({rest} more)" if rest else "")
-
-
-def reply_text(reply: Reply) -> str:
-    """Enhanced code and text, on one line."""
-    text = f"{reply.enhanced} {reply.text}".rstrip(" ") if reply.enhanced else reply.text
-    return shown(text.replace("\n", " | ") if "\n" in text else text)
 
 
 def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
@@ -110,7 +64,7 @@ def command_text(facts: dict[str, Any]) -> str:
     """Of a command."""
     said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
     # The first arrow of a line is ours.
-    said = said.rstrip(" ").replace("->", r"-\x3e")
+    said = without_fields(said.rstrip(" ").replace("->", r"-\x3e"))
     return f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" ")
 
 

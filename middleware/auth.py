@@ -28,6 +28,7 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import Command, PathCommand
 from greensmtp.protocol.extensions import Extension
+from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.replies import MAX_TEXT, Reply
 from greensmtp.protocol.sasl_claims import Channel, Claim, Exchange, Identity, Refused
 from greensmtp.protocol.sasl_server import MECHANISMS
@@ -287,7 +288,7 @@ class Auth:
     def _complain(self, session: Session, error: BaseException) -> None:
         """Log what went wrong, and where, but not an error's text: nobody knows what it holds."""
         if isinstance(error, Unavailable):
-            logger.error("%s: auth: %s: %s", session.id, self._shown, error)
+            logger.error("%s: auth: %s: %s", session.id, self._shown, shown(error))
             return
         where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
         logger.error("%s: auth: %s raised %s:\n%s", session.id, self._shown, type(error).__name__, where)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from greensmtp.chain import Proceed
 from greensmtp.middleware import _log_lines as log_lines
-from greensmtp.middleware._log_lines import LISTED, shown
 from greensmtp.middleware._log_output import attach
 from greensmtp.protocol.commands import (
     CONNECT,
@@ -21,6 +20,7 @@ from greensmtp.protocol.commands import (
     UNKNOWN,
     Command,
 )
+from greensmtp.protocol.log_text import LISTED, reply_text, shown
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
@@ -151,7 +151,7 @@ class Logging:
             "octets": watch.octets,
             "reason": reason,
             "reply": None if away is None else away.code,
-            "reply_text": None if away is None else log_lines.reply_text(away),
+            "reply_text": None if away is None else reply_text(away),
         }
         self._emit(self.level, log_lines.session_text, facts)
         session.notes.pop(self, None)
@@ -264,7 +264,7 @@ class Logging:
         }
         if reply is not None:
             facts["reply"] = reply.code
-            facts["reply_text"] = log_lines.reply_text(reply)
+            facts["reply_text"] = reply_text(reply)
             facts["queue_id"] = log_lines.queue_id(reply)
         if transaction.replies:
             facts["replies"] = log_lines.replies(transaction.replies[:LISTED])
@@ -291,7 +291,7 @@ class Logging:
             "verb": shown(verb),
             "argument": shown(argument),
             "reply": reply.code,
-            "reply_text": log_lines.reply_text(reply),
+            "reply_text": reply_text(reply),
         }
         self._emit(logging.DEBUG, log_lines.command_text, facts)
         return reply

@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from greensmtp.output import MAX_WAITING, LogHandler
+from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
+from greensmtp.protocol.log_text import ROOM
 
 Serve = Callable[..., Any]
 
@@ -216,6 +217,69 @@ def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) ->
         assert json.loads(gap)["level"] == "WARNING"
 
 
+FORGED = r'<"a> to=<victim@y.z> size=1: 250 2.0.0 Ok: queued as X"@evil.test>'
+
+
+def test_no_address_passes_for_a_line_or_a_field_of_another_message(serve: Serve) -> None:
+    server = serve("-vv")
+    with server.dial() as peer:
+        peer.hello()
+        peer.line(f"MAIL FROM:{FORGED}", "RCPT TO:<size=7@example.org>", *["RCPT TO:<bob@example.org>"] * 2)
+        peer.line(*[f"RCPT TO:<{number}@example.org>" for number in range(97)])
+        peer.line("RCPT TO:<last@example.org>", "DATA", "Subject: x", ".")
+        peer.expect(*["250"] * 102, "354", "250")
+        peer.line("NOOP message from=<ann@example.com> to=<bob@example.org> size=9 peer=192.0.2.1")
+        peer.expect("250")
+    line = server.line()
+    match = re.fullmatch(r"message from=<(\S*)> to=(\S+(?: more\))?) size=(\d+): (250 2\.0\.0 Ok: queued as \w+)", line)
+    assert match, line
+    assert (
+        match[1]
+        == r'"a\x3e\x20to\x3d\x3cvictim@y.z\x3e\x20size\x3d1:\x20250\x202.0.0\x20Ok:\x20queued\x20as\x20X"@evil.test'
+    )
+    assert match[2].startswith(r"<size\x3d7@example.org>,<bob@example.org>,")
+    assert match[2].endswith("<96@example.org>,...(1 more)")
+    assert server.stop() == 0
+    assert server.lines() == []
+    for text in server.log.splitlines():
+        assert len(re.findall(r"\bfrom=", text)) == (" message from=" in text), text
+
+
+def test_a_long_address_is_cut(serve: Serve) -> None:
+    server = serve()
+    with server.dial() as peer:
+        peer.hello()
+        peer.line(f"MAIL FROM:<{'x' * 64}@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
+        peer.expect("250", "250", "354", "250")
+    assert len(server.line()) < 2 * ROOM
+    assert server.stop() == 0
+
+
+FORGING = """
+from greensmtp import signals
+
+@signals.reset.connect
+def trouble(session):
+    raise ValueError("bad\\n2026-01-01 00:00:00,000 INFO 1-1 message from=<x>\\r\\x1b[2Kgone")
+"""
+
+
+def test_only_the_first_line_of_a_record_begins_at_the_margin(serve: Serve, tmp_path: Path) -> None:
+    """What an error says may hold what a client said."""
+    (tmp_path / "forging.py").write_text(FORGING)
+    server = serve("--plugin", "forging")
+    with server.dial() as peer:
+        peer.hello()
+        peer.line("RSET")
+        peer.expect("250")
+    assert server.stop() == 0
+    first, *others = server.log.splitlines()
+    assert re.match(r"\d{4}-\d\d-\d\d .* ERROR ", first)
+    assert others
+    assert all(line.startswith("  ") for line in others)
+    assert r"  2026-01-01 00:00:00,000 INFO 1-1 message from=<x>\r\x1b[2Kgone" in others
+
+
 def test_what_the_encoding_lacks_is_escaped(serve: Serve) -> None:
     server = serve("-v", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     with server.dial() as peer:
@@ -225,3 +289,50 @@ def test_what_the_encoding_lacks_is_escaped(serve: Serve) -> None:
     assert server.line().startswith(r"message from=<jos\xe9@example.com> to=<bob@example.org> ")
     assert server.stop() == 0
     assert r"message from=<jos\xe9@example.com>" in server.log
+
+
+# The writer
+
+
+def test_a_writer_starts_no_thread_before_there_is_something_to_write() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        threads = len([*Path("/proc/self/task").iterdir()])
+        writer.finish()
+        assert len([*Path("/proc/self/task").iterdir()]) == threads
+        writer.say("tea")
+        writer.finish(20)
+    assert os.read(reading, 100) == b"tea\n"
+    os.close(reading)
+
+
+def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        writer.say("parent")
+        writer.finish(20)
+        child = os.fork()
+        if not child:
+            writer.say("child")
+            writer.finish(20)
+            os._exit(0)
+        assert os.waitpid(child, 0) == (child, 0)
+    assert os.read(reading, 100) == b"parent\nchild\n"
+    os.close(reading)
+
+
+def test_a_descriptor_that_would_block_is_waited_for() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        writer.say("x" * room + "end")
+        text = b""
+        while not text.endswith(b"\n"):
+            text += os.read(reading, 65536)
+        writer.finish(20)
+    assert text == b"x" * room + b"end\n"
+    os.close(reading)

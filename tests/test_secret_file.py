@@ -60,7 +60,7 @@ def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch
 def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
-    command = [sys.executable, "-c", code, tmp_path / "secret"]
+    command = [sys.executable, "-c", code, str(tmp_path / "secret")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
     for each in processes:
         assert each.stdin is not None

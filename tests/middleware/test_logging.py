@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -584,6 +586,32 @@ def test_text_comes_as_a_line(
     lines = capsys.readouterr().err.splitlines()
     assert any(" DEBUG " in line and " EHLO client.example -> 250 " in line for line in lines)
     assert any(" message from=<jos\u00e9@example.org> " in line for line in lines)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_standard_error_that_nothing_reads_holds_up_no_session(
+    smtp_server: MakeServer, own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, form: Any
+) -> None:
+    monkeypatch.setattr("greensmtp.log_writer.MAX_WAITING", 100)
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr("sys.stderr", stream)
+        server = smtp_server(
+            start=False, middleware=[Logging(own_logger, "DEBUG", format=form)], max_idle_commands=10_000
+        )
+        with dial(server) as peer:
+            peer.hello()
+            for number in range(2 * room // 100 + 300):
+                peer.line(f"NOOP {number} {'x' * 100}")
+                peer.expect("250")
+        (handler,) = own_logger.handlers
+        text = b""
+        while b"records dropped" not in text:
+            text += os.read(reading, 65536)
+        handler.close()
+    os.close(reading)
+    assert b"NOOP 1 x" in text
 
 
 def test_formats_that_are_none_and_two_at_once_are_refused(own_logger: logging.Logger) -> None:
