@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from gevent import get_hub, socket
 
+from greensmtp.thread_pool import in_thread_pool
+
 logger = logging.getLogger("greensmtp")
 
 #: Seconds that a connection may last, however many scrapes it brings and however slowly: pywsgi itself waits for ever.
@@ -154,7 +156,7 @@ def _app(registry: Any) -> App:
         told: list[Any] = []
         try:
             if several:  # files are read
-                body = get_hub().threadpool.apply(metrics, (environ, lambda *answer: told.append(answer)))
+                body = in_thread_pool(metrics, environ, lambda *answer: told.append(answer))
             else:
                 body = metrics(environ, lambda *answer: told.append(answer))
         except Exception:

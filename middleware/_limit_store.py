@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary, finalize
 
-from gevent import Timeout, get_hub
+from gevent import Timeout
 from gevent.monkey import is_module_patched
+
+from greensmtp.protocol.log_text import printable
+from greensmtp.thread_pool import in_thread_pool
 
 if TYPE_CHECKING:
     from limits.storage import Storage
@@ -73,7 +76,7 @@ class Store:
                 answer = self._call(partial(question, key, cost), trying)
         except Unavailable:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._has_failed(error, trying)
             raise Unavailable from None
         self._has_answered()
@@ -82,24 +85,15 @@ class Store:
     def _call(self, question: Callable[[], Answer], trying: bool) -> Answer:
         if is_module_patched("socket"):
             return question()
-        answers: list[Answer] = []
-        errors: list[Exception] = []
+        return in_thread_pool(self._attempt, question, trying)
 
-        def attempt() -> None:
-            """Raises nothing: the pool would report it."""
-            try:
-                if self._down and not trying:
-                    raise Unavailable  # it had to wait for a thread, and need not find out once more
-                answers.append(question())
-            except Exception as error:
-                errors.append(error)
+    def _attempt(self, question: Callable[[], Answer], trying: bool) -> Answer:
+        """Runs in the thread pool."""
+        if self._down and not trying:
+            raise Unavailable  # it had to wait for a thread, and need not find out once more
+        return question()
 
-        get_hub().threadpool.spawn(attempt).get()
-        if errors:
-            raise errors[0]
-        return answers[0]
-
-    def _has_failed(self, error: Exception, trying: bool) -> None:
+    def _has_failed(self, error: BaseException, trying: bool) -> None:
         if trying:
             self._pause = min(self._pause * 2, _LAST_PAUSE)
         self._try_at = monotonic() + self._pause
@@ -109,7 +103,7 @@ class Store:
                 "%s cannot be asked (%s: %s); until it can, each limit lets pass or refuses as its fail_open says",
                 self.shown,
                 type(error).__name__,
-                error,
+                printable(str(error)),
             )
 
     def _has_answered(self) -> None:

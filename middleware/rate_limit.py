@@ -45,7 +45,7 @@ _SPENT: Mapping[str, Reply] = {
     "bytes": Reply(450, "4.7.1 Too many octets in a short time, try again later"),
     "auth_failures": Reply(454, "4.7.0 Too many failed attempts to authenticate, try again later"),
 }
-_NEVER = Reply(552, "5.3.4 Message is larger than all that may be sent in a time")
+_NEVER = Reply(552, "5.3.4 Message exceeds your byte quota")
 
 #: The refusals when the storage cannot be asked and ``fail_open`` is false.
 _UNKNOWN = Reply(451, "4.3.0 Limits cannot be checked just now, try again later")

@@ -178,7 +178,7 @@ def test_octets_are_counted_at_the_end_and_refused_at_mail(smtp_server: MakeServ
     server = taking(smtp_server, RateLimit("1000/hour", on="bytes", strategy="fixed-window"))
     with greet(server) as peer:
         peer.line("MAIL FROM:<a@example.com> SIZE=1001", "MAIL FROM:<a@example.com> SIZE=x")
-        peer.expect("552 5.3.4 Message is larger than all that may be sent", "501")
+        peer.expect("552 5.3.4 Message exceeds your byte quota", "501")
         assert peer.deliver("x" * 598 + "\r\n") > "250"
         peer.line("MAIL FROM:<a@example.com> SIZE=401", "MAIL FROM:<a@example.com> SIZE=400", "RSET")
         peer.expect("450 4.7.1 Too many octets in a short time", "250", "250")
@@ -467,3 +467,20 @@ except ModuleNotFoundError as error:
 """
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert says in ran.stdout
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), RuntimeError("no\nway")])
+def test_a_storage_that_fails_in_a_thread_prints_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    """gevent's pool prints what a thread raises; the caller gets it, and the log is what tells."""
+    limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
+
+    def fail(key: str, cost: int) -> bool:
+        raise error
+
+    with pytest.raises(_limit_store.Unavailable):
+        limit._store.ask(fail, "key", 1)
+    assert capfd.readouterr().err == ""
+    assert type(error).__name__ in caplog.text
+    assert "no\nway" not in caplog.text
