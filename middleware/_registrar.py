@@ -55,6 +55,8 @@ class Registrar:
         self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
         self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, KnowsKeys) else None
+        #: What unknown users' keys are said to have been made with.
+        self._iterations = _check_iterations(getattr(backend, "scram_iterations", 4096))
         self._check_token = check_token or (backend.check_token if isinstance(backend, ChecksTokens) else None)
 
     @property
@@ -114,7 +116,7 @@ class Registrar:
         if self._get_keys is not None:
             found = self._get_keys(username)
             made_up = self._made_up("key", username)
-            return ScramKeys(salt, made_up, made_up, known=False) if found is None else _checked(found)
+            return ScramKeys(salt, made_up, made_up, self._iterations, False) if found is None else _checked(found)
         # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
         # by that.
         return self._pool.call(_derive, self._secret(username), self._nobody, salt)
@@ -132,6 +134,12 @@ def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
         pass  # such a password cannot be given over SCRAM: it is nobody's
     prepare_password(_FILLER[len(password or "") :])
     return ScramKeys.of_prepared(prepared or nobody, salt, known=bool(prepared))
+
+
+def _check_iterations(iterations: Any) -> int:
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 4096:
+        raise ValueError(f"scram_iterations must be a whole number of at least 4096, not {iterations!r}")
+    return iterations
 
 
 def _checked(keys: Any) -> ScramKeys:

@@ -64,7 +64,11 @@ class KnowsPasswords(Protocol):
 
 @runtime_checkable
 class KnowsKeys(Protocol):
-    """Serves SCRAM without knowing a password."""
+    """Serves SCRAM without knowing a password.
+
+    Where the keys are made with another number of iterations than 4096, an attribute ``scram_iterations`` says which:
+    unknown users are to look the same.
+    """
 
     def get_scram_keys(self, username: str, /) -> ScramKeys | None:
         """His keys; None: there is no such user."""

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import scramp.utils
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -309,6 +310,46 @@ class Keys:
 
     def get_scram_keys(self, username: str) -> ScramKeys | None:
         return ScramKeys.derive("sesame", b"j" * 16) if username == "jo" else None
+
+
+def test_unknown_users_have_the_iterations_that_the_backend_says(smtp_server: MakeServer) -> None:
+    class Many:
+        scram_iterations = 10_000
+
+        def get_scram_keys(self, username: str) -> ScramKeys | None:
+            return ScramKeys.derive("sesame", b"j" * 16, 10_000) if username == "jo" else None
+
+    with dial(smtp_server(start=False, middleware=[Auth(Many())])) as peer:
+        peer.hello()
+        for name in ("jo", "nobody"):
+            assert re.fullmatch(r"r=[^,]{40,},s=[A-Za-z0-9+/]{22}==,i=10000", first(peer, client_for(name, "x")))
+            peer.line("*")
+            peer.expect("501")
+    Many.scram_iterations = 1
+    with pytest.raises(ValueError, match="scram_iterations must be a whole number of at least 4096, not 1"):
+        Auth(Many())
+
+
+@pytest.mark.parametrize("name", ["jo", "ann,=x", "long", "odd", "empty", "nobody"])
+def test_saslprep_looks_at_as_many_characters_for_every_user(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is written in Python, and takes a few microseconds for each."""
+    prepared = []
+    real = scramp.utils.saslprep
+
+    def counting(text: str) -> str:
+        prepared.append(text)
+        return str(real(text))
+
+    monkeypatch.setattr("scramp.utils.saslprep", counting)
+    users = {**USERS, "long": "x" * 50, "odd": "\u0007", "empty": ""}
+    with dial(smtp_server(start=False, middleware=[Auth(users)])) as peer:
+        peer.hello()
+        said = name.translate({ord("="): "=3D", ord(","): "=2C"})
+        peer.line(f"AUTH SCRAM-SHA-256 {b64(f'n,,n={said},r=nonce')}")
+        peer.expect("334")
+    assert sum(map(len, prepared)) == 64
 
 
 @pytest.mark.parametrize("users", [USERS, Keys()])
