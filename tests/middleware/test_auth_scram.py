@@ -12,13 +12,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import scramp.utils
+import scramp.utils  # type: ignore[import-untyped]
 import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from gevent import ssl as gevent_ssl
-from scramp import ScramClient, ScramException  # type: ignore[import-untyped]
+from scramp import ScramClient, ScramException
 from scramp.core import CBindData  # type: ignore[import-untyped]
 
 from greensmtp.middleware import Auth

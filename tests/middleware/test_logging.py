@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -612,6 +613,26 @@ def test_a_standard_error_that_nothing_reads_holds_up_no_session(
         handler.close()
     os.close(reading)
     assert b"NOOP 1 x" in text
+
+
+@pytest.mark.parametrize("end", ["", "raise ValueError('the end')", "sys.exit(3)"])
+def test_what_has_been_logged_is_written_before_the_program_ends(end: str) -> None:
+    program = f"""
+import sys
+from greensmtp import SMTPServer
+from greensmtp.middleware import Logging
+from greensmtp.testing import dial
+server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", middleware=[Logging(level="DEBUG", format="text")])
+with dial(server) as peer:
+    peer.hello()
+    for number in range(90):
+        peer.line(f"NOOP {{number}}")
+        peer.expect("250")
+{end}
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    assert [f"NOOP {number} -> 250" in ran.stderr for number in range(90)] == [True] * 90
+    assert ran.stdout == ""
 
 
 def test_formats_that_are_none_and_two_at_once_are_refused(own_logger: logging.Logger) -> None:
