@@ -159,6 +159,12 @@ class LogHandler(logging.Handler):
         except Exception:
             self.handleError(record)
 
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Log that a record cannot be formatted. (logging's own way waits for standard error.)"""
+        text = f"a record of {record.name}, line {record.lineno} of {record.pathname}, cannot be formatted"
+        made = {"name": "greensmtp", "levelname": "ERROR", "msg": f"{text}: {sys.exc_info()[1]!r}"}
+        self._writer.say(self.format(logging.makeLogRecord(made)))
+
     def close(self) -> None:
         """Write what is waiting; ``logging`` calls it when the process ends."""
         self._writer.finish()

@@ -193,6 +193,19 @@ def test_mail_goes_on_when_nobody_reads_the_log(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_record_that_cannot_be_formatted_is_told_of_in_the_log(
+    capsys: pytest.CaptureFixture[str], log_format: str
+) -> None:
+    """logging prints a traceback to standard error, which would hold up the hub where nothing reads that."""
+    handler = LogHandler(log_format)
+    handler.handle(logging.makeLogRecord({"name": "tea", "msg": "%d", "args": ("sesame",), "pathname": "tea.py"}))
+    handler.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a record of tea, line 0 of tea.py, cannot be formatted: TypeError(" in line
+    assert "sesame" not in line
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
 def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) -> None:
     reading, writing = os.pipe()
     with Path(f"/dev/fd/{writing}").open("w") as stream, pytest.MonkeyPatch.context() as patch:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
@@ -353,6 +355,31 @@ def test_a_backend_that_ends_the_program_ends_this_attempt_alone(
             peer.expect("454 4.7.0", "250")
         assert f"raised {type(how).__name__}" in caplog.text
         assert "sesame" not in caplog.text
+
+
+def test_an_interrupt_in_a_backend_keeps_its_meaning_and_lets_nobody_in() -> None:
+    program = """
+from greensmtp import SMTPServer
+from greensmtp.middleware import Auth
+from greensmtp.testing import dial
+
+def check(credentials):
+    raise KeyboardInterrupt
+
+known = []
+server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", middleware=[Auth(check, allow_plaintext=True)])
+server.on("auth", lambda session, identity, ack: known.append(identity))
+try:
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("AUTH PLAIN AGpvAHNlc2FtZQ==")
+        peer.reply()
+except KeyboardInterrupt:
+    print("interrupted", known)
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    assert ran.stdout == "interrupted []\n", ran.stderr
+    assert "raised KeyboardInterrupt" in ran.stderr
 
 
 # The counter
