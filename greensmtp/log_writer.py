@@ -178,11 +178,14 @@ class LogHandler(logging.Handler):
 
 
 class _TextFormatter(logging.Formatter):
-    """Only the first line of a record begins at the margin: no text in it can pass for a record of its own."""
+    """A record begins with its time, and no further line of it does: no text can pass for another record."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if text.isprintable() else "\n  ".join(map(printable, text.split("\n")))
+        if text.isprintable():
+            return text
+        first, *others = map(printable, text.split("\n"))
+        return "\n".join((first, *(f"  {line}" if line[:1].isdigit() else line for line in others)))
 
 
 def _json_formatter() -> logging.Formatter:
