@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -126,9 +127,11 @@ def _write(descriptor: int, data: bytes) -> None:
         while data:
             try:
                 data = data[os.write(descriptor, data) :]
-            except BlockingIOError:  # somebody has made it non-blocking, and this thread may wait
-                native("select", "select")([], [descriptor], [])
-    except (OSError, ValueError):
+            except BlockingIOError:  # it is non-blocking, and this thread may wait
+                waiting = native("select", "poll")()
+                waiting.register(descriptor, select.POLLOUT)
+                waiting.poll()
+    except OSError:
         pass  # the reader is gone, or the disk is full: mail goes on
 
 

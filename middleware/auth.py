@@ -87,7 +87,8 @@ class Auth:
         anybody else when not given.
     :param failures_by_client: failed attempts from one address (IPv6: one /64) until 454, before anything is
         checked: ``"10/minute"``; None: any number.
-    :param failures_by_account: the same for one user, wherever they come from.
+    :param failures_by_account: the same for one user from one network (IPv4 /24, IPv6 /64), other networks go on; from
+        all networks together, five times as many, and further attempts wait, up to ten seconds.
     :param timeout: seconds that the backend has for one answer, until 454.
     :param secret: what SCRAM's salts for unknown users are made with, 16 octets or more: the same one for all
         processes that serve the same users, and kept. A random one when not given; then a user whose salt differs
@@ -311,7 +312,7 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
     if secret is None:
         return None
     if not isinstance(secret, bytes | str):
-        raise TypeError(f"secret must be bytes or a str, not a {type(secret).__name__}")
+        raise TypeError(f"secret must be bytes or a str, not {type(secret).__name__}")
     octets = secret.encode() if isinstance(secret, str) else secret
     if len(octets) < _LEAST_SECRET:
         raise ValueError(f"secret must have at least {_LEAST_SECRET} octets, not {len(octets)}")

@@ -62,8 +62,8 @@ class Logging:
     :param logger: where to, or its name; ``greensmtp.session`` when not given.
     :param level: of what is logged once a session or a transaction: a number, or a name like ``"INFO"``.
     :param format: None: handlers and formatters are the program's own. ``"text"`` or ``"json"`` (an object a line):
-        the logger gets a handler that writes to standard error, shows what is of ``level`` and above, and passes
-        nothing on.
+        the logger gets a handler that writes to standard error, in a thread of its own; it shows what is of ``level``
+        and above, and passes nothing on.
     :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
     :raises ModuleNotFoundError: ``"json"`` without python-json-logger; the text says how to install it.
     """

@@ -379,7 +379,7 @@ def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: Make
     [
         ("hunter2", ValueError, "secret must have at least 16 octets, not 7"),
         (b"", ValueError, "secret must have at least 16 octets"),
-        (1234567890123456, TypeError, "secret must be bytes or a str, not a int"),
+        (1234567890123456, TypeError, "secret must be bytes or a str, not int"),
     ],
 )
 def test_no_secret(wrong: Any, error: type[Exception], message: str) -> None:
