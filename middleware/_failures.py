@@ -26,6 +26,8 @@ SLOW_FROM = 5
 DELAY_STEP = 0.5
 MAX_DELAY = 10.0
 
+_A_LABEL = re.compile(r"\bxn--([a-z0-9-]{1,59})", re.IGNORECASE)
+
 #: Small letters that look like Latin ones, or that collations of databases take for them, and that Unicode does not
 #: decompose.
 _ALIKE = str.maketrans(
@@ -49,8 +51,17 @@ def account_of(name: str) -> str:
     each way to write a name would have guesses of its own. That two users may share a key does little harm, since
     their clients are told apart by address.
     """
+    name = _A_LABEL.sub(_u_label, name)
     folded = _fold(_fold(name))  # what the first round comes to may have compatibility forms of its own
     return folded or normalize("NFKC", name).casefold()
+
+
+def _u_label(match: re.Match[str]) -> str:
+    """What an A-label stands for (RFC 5891), if it is one."""
+    try:
+        return match[1].encode().decode("punycode")
+    except UnicodeError:
+        return match[0]
 
 
 def _fold(name: str) -> str:

@@ -236,6 +236,8 @@ def test_a_name_of_which_nothing_is_left_counts_too(smtp_server: MakeServer) -> 
         ("stra\u00dfe", "STRASSE"),
         ("\u03a3\u03af\u03c3\u03c5\u03c6\u03bf\u03c2", "\u03c3\u03b9\u03c3\u03c5\u03c6\u03bf\u03c3"),
         ("user\u0662", "user2"),
+        ("jo@XN--bcher-KVA.example.", "jo@b\u00fccher.example"),
+        ("jo@xn--.example", "jo@xn--.example"),
     ],
 )
 def test_one_key(one: str, other: str) -> None:
