@@ -24,8 +24,9 @@ AT_ONCE = 4
 #: Kinds of hashes in one file beyond which the log says that every login computes that many.
 MANY_KINDS = 3
 
-_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
-_ARGON2 = re.compile(r"\$(argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+)\$[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
+# The group is the kind of the hash, which tells how long it takes.
+_BCRYPT = re.compile(r"\$2[aby](\$(?:0[4-9]|[12][0-9]|3[01])\$)[./A-Za-z0-9]{53}")
+_ARGON2 = re.compile(r"(\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$)[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
 
 _STALE = "auth: %s has changed, and what it had before counts: %s"
 
@@ -38,7 +39,7 @@ class _Users(NamedTuple):
 
     #: Name -> kind and hash.
     hashes: Mapping[str, tuple[str, str]]
-    #: Each kind of hash in the file -> one hash of that kind. Two hashes of a kind take equally long to check.
+    #: Each kind of hash in the file -> a hash of that kind which is nobody's, and takes equally long to check.
     stand_ins: Mapping[str, str]
 
 
@@ -84,21 +85,22 @@ class Htpasswd:
         """
         users = self._current()
         own, hashed = users.hashes.get(username, ("", ""))
-        right = False
+        right: bool | None = False
         for kind, stand_in in users.stand_ins.items():
             if kind == own:
                 right = self._compute(hashed, password)
-            else:
+            if kind != own or right is None:
                 self._compute(stand_in, password)
-        return right
+        return right is True
 
-    def _compute(self, hashed: str, password: str) -> bool:
+    def _compute(self, hashed: str, password: str) -> bool | None:
+        """None: it cannot be computed."""
         try:
             return self._verify(hashed, password)
         except Unavailable as error:
             # Refused like a wrong password: another reply would tell that there is such a user.
             self._complain("auth: %s: %s", str(error))
-            return False
+            return None
 
     def _current(self) -> _Users:
         """The users, as the file has them now."""
@@ -152,7 +154,7 @@ def _read(path: Path) -> _Users:
             # Which of them counts, programs do not agree about: an old password might live on.
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: {name!r} is there already")
         hashes[name] = match[1], hashed
-    stand_ins = dict(sorted(hashes.values()))
+    stand_ins = {kind: _stand_in(kind) for kind in sorted({kind for kind, _ in hashes.values()})}
     if len(stand_ins) > MANY_KINDS:
         logger.warning(
             "auth: %r has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
@@ -160,6 +162,12 @@ def _read(path: Path) -> _Users:
             len(stand_ins),
         )
     return _Users(hashes, stand_ins)
+
+
+def _stand_in(kind: str) -> str:
+    if kind.startswith("$argon2"):
+        return f"{kind}{'A' * 22}${'A' * 43}"  # 16 and 32 octets of zero
+    return f"$2b{kind}{'.' * 53}"
 
 
 def _verifier() -> Callable[[str, str], bool]:
