@@ -78,7 +78,8 @@ def _cram_md5(channel: Channel) -> Exchange:
     secret: str | None = yield SecretClaim(username=name, mechanism="CRAM-MD5")
     # An unknown user costs as much as a known one.
     stand_in = token_hex(16)
-    expected = hmac.new((secret or stand_in).encode(), challenge, "md5").hexdigest()
+    key = (secret or stand_in).encode("utf-8", "surrogatepass")
+    expected = hmac.new(key, challenge, "md5").hexdigest()
     right = hmac.compare_digest(expected, digest)
     return _identity(name if right and secret else None, "", "CRAM-MD5")
 

@@ -809,3 +809,39 @@ def test_cut_at_every_octet(smtp_server: MakeServer, mechanism: str) -> None:
             peer.hello()
             peer.send(f"{said}NOOP\r\n", cut=cut)
             peer.expect(*replies, "250 2.0.0 Ok")
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_a_mapping_does_the_same_work_for_every_user(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, mechanism: str
+) -> None:
+    done: list[str] = []
+
+    def counted(name: str, real: Any) -> Any:
+        def call(*args: Any) -> Any:
+            done.append(name)
+            return real(*args)
+
+        return call
+
+    for name in ("new", "digest", "compare_digest"):
+        monkeypatch.setattr(hmac, name, counted(name, getattr(hmac, name)))
+    users = {"jo": "sesame", "empty": "", "odd": "\ud800", "long": "x" * 500}
+    work = []
+    for user in (*users, "nobody"):
+        done.clear()
+        with dial(smtp_server(start=False, middleware=[in_the_clear(users)])) as peer:
+            peer.hello()
+            peer.line(f"AUTH {mechanism}")
+            said = {
+                "PLAIN": [f"\0{user}\0wrong"],
+                "LOGIN": [user, "wrong"],
+                "CRAM-MD5": [f"{user} {'0' * 32}"],
+            }[mechanism]
+            for response in said:
+                peer.expect("334")
+                peer.line(b64encode(response.encode()).decode())
+            peer.expect("535 5.7.8")
+        work.append(list(done))
+    assert work == [work[0]] * 5
+    assert "compare_digest" in work[0]
