@@ -15,8 +15,8 @@ from gevent import Timeout
 
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
+from greensmtp.middleware._attempts import Attempt, AttemptLimits
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware._failures import Attempt, AttemptLimits
 from greensmtp.middleware._offer import Offer
 from greensmtp.middleware._pauses import pause
 from greensmtp.middleware._recipients import decides_recipients

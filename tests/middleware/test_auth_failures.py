@@ -11,15 +11,9 @@ import pytest
 from gevent.event import Event
 
 from greensmtp.middleware import Auth
-from greensmtp.middleware._failures import (
-    DELAY_STEP,
-    MAX_DELAY,
-    SLOW_FROM,
-    Attempt,
-    AttemptLimits,
-    Failures,
-    account_of,
-)
+from greensmtp.middleware._accounts import account_of
+from greensmtp.middleware._attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM, Attempt, AttemptLimits
+from greensmtp.middleware._failures import Failures
 from greensmtp.middleware.credentials import Credentials, Unavailable
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
@@ -320,7 +314,7 @@ def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
 
 
 def test_what_is_remembered_of_successes_is_bounded_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greensmtp.middleware._failures._MAX_KNOWN", 10)
+    monkeypatch.setattr("greensmtp.middleware._attempts._MAX_KNOWN", 10)
     clock = Clock()
     limits = AttemptLimits("5/minute", "1/minute", clock=clock)
     for number in range(50):
