@@ -427,7 +427,7 @@ def secured(
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.maximum_version = version
-    peer = dial(server)
+    peer = dial(server, source=("192.0.2.1", 4711))
     if starttls:
         peer.hello()
         peer.line("STARTTLS")
