@@ -474,7 +474,7 @@ def test_command_can_answer_every_verb(smtp_server: MakeServer, certificate: Cer
     @server.on("command")
     def answer(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == verb:
-            ack.accept(250, "2.0.0 mine")
+            ack.replace(250, "2.0.0 mine")
 
     with dial(server) as peer:
         peer.expect("220")
@@ -503,7 +503,7 @@ def test_quit_answered_by_a_handler_with_221_still_ends_the_connection(smtp_serv
     @server.on("command")
     def answer(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "QUIT":
-            ack.accept(221, "2.0.0 so long")
+            ack.replace(221, "2.0.0 so long")
 
     with dial(server) as peer:
         peer.hello()
