@@ -135,7 +135,8 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             except Reject as reject:
                 reply = reply_of(reject)
         except HandlerTimeout as error:
-            logger.error("%s: middleware %s ran too long: %s; answered 451", session.id, handler_name(middleware), error)
+            name = handler_name(middleware)
+            logger.error("%s: middleware %s ran too long: %s; answered 451", session.id, name, error)
             return standard.LOCAL_ERROR
         except (Exception, SystemExit) as error:
             if error is session.link.lost:

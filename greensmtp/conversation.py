@@ -16,7 +16,6 @@ from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, R
 from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
-from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
@@ -97,8 +96,8 @@ class Conversation:
         self._pending: Reply | None = None
         #: The greenlet, until DISCONNECT has been handled.
         self.greenlet: Any = None
-        #: The command that handlers and middleware are handling; None: none. Seconds that they have spent on it, as far as
-        #: the sweep has seen; how many times it has told them to stop.
+        #: The command that handlers and middleware are handling; None: none. Seconds that they have spent on it, as far
+        #: as the sweep has seen; how many times it has told them to stop.
         self.current: Command | None = None
         self.spent = _UNSEEN
         self._throws = 0

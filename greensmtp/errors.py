@@ -54,7 +54,7 @@ class Reject(GreenSMTPError):
         self.reply = None
         if isinstance(code, str) and message is None and not code.strip().isdigit():
             if _REPLY_CODE.match(code):
-                raise ValueError(f"Reject takes code and text as two arguments, like Reject(550, '5.7.1 no'), not {code!r}")
+                raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
             code, message = 550, code
         if not isinstance(code, int | str):
             if not hasattr(code, "handed_on"):
@@ -64,11 +64,11 @@ class Reject(GreenSMTPError):
             if code.code < 400:
                 raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
             self.reply = code.handed_on()
-            code, message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
-        self.code = _rejecting(code)
-        self.message = None if message is None else _text(message)
-        if self.reply is None and self.message is not None:
-            _check_text(self.code, self.message)
+            self.code, self.message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
+        else:
+            self.code, self.message = _rejecting(code), None if message is None else _text(message)
+            if self.message is not None:
+                _check_text(self.code, self.message)
         super().__init__(self.code, self.message)
 
     def __str__(self) -> str:

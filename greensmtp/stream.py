@@ -264,7 +264,7 @@ class MessageStream:
             try:
                 callback()
             except (Exception, SystemExit, Timeout, HandlerTimeout):
-                logger.exception("%s: %s, called at the end of a message, raised", self._session.id, handler_name(callback))
+                logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
 
     # Within
 

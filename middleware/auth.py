@@ -200,7 +200,7 @@ class Auth:
             assert answer is not None
             reply = answer
             if reply.is_positive:
-                session.identity = identity
+                session.stage(setattr, session, "identity", identity)
         # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)
         if not reply.is_permanent_failure and not reply.ends_connection:
             for failures, key in taken:

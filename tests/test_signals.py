@@ -12,7 +12,7 @@ import pytest
 from gevent import spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Address, Command, Reply, Session, SMTPServer, signals
+from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, signals
 from greensmtp.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -419,7 +419,11 @@ def test_a_handler_may_be_made_of_what_does_not_run_by_itself(smtp_server: MakeS
 def test_lmtp_gives_received_once_for_each_recipient(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, lmtp=True)
     seen: list[tuple[Address, bytes]] = []
-    server.on("message", lambda session, stream, ack: (ack.accept(), session.notes.update(body=stream.read())))
+
+    @server.on("message")
+    def read(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        session.notes["body"] = stream.read()
 
     @server.on("received")
     def each(session: Session, recipient: Address, ack: Ack) -> None:
