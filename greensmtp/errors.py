@@ -55,7 +55,7 @@ class Reject(GreenSMTPError):
         if isinstance(code, str) and message is None and not code.strip().isdigit():
             if _REPLY_CODE.match(code):
                 raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
-            code, message = 550, code
+            message, code = code, 550
         if not isinstance(code, int | str):
             if not hasattr(code, "handed_on"):
                 raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
