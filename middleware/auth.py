@@ -26,7 +26,7 @@ from greensmtp.middleware.htpasswd import Htpasswd
 from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import Command, PathCommand
-from greensmtp.protocol.extensions import Extension
+from greensmtp.protocol.extensions import Extension, offer
 from greensmtp.protocol.replies import MAX_TEXT, Reply
 from greensmtp.protocol.sasl_claims import Channel, Claim, Exchange, Identity, Refused
 from greensmtp.protocol.sasl_server import MECHANISMS
@@ -136,7 +136,7 @@ class Auth:
         except Exception as error:
             self._complain(session, error)
             return reply
-        return Reply(250, *reply.lines, f"AUTH {' '.join(names)}", enhanced=None) if names else reply
+        return offer(reply, "AUTH", *names) if names else reply
 
     def _demand(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         if session.identity is not None:

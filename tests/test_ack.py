@@ -54,7 +54,7 @@ def test_receivers_for_other_sessions_do_not_count_as_listeners(smtp_server: Mak
 
     @server.on("connect")
     def first_one_is_deaf(session: Session, ack: Ack) -> None:
-        server.signals.to.connect(forget, sender=other)
+        server.signals.to.connect(forget, sender=other, weak=False)
         ack.accept()
 
     def forget(session: Session, address: Address, ack: Ack) -> None:

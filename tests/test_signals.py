@@ -67,9 +67,9 @@ def test_one_connection_can_be_heard_alone(smtp_server: MakeServer, how: str) ->
             if how == "session.on":
                 session.on("reset", note)
             elif how == "server's signal":
-                server.signals.reset.connect(note, sender=session)
+                server.signals.reset.connect(note, sender=session, weak=False)
             else:
-                signals.reset.connect(note, sender=session)
+                signals.reset.connect(note, sender=session, weak=False)
         ack.accept()
 
     with dial(server) as first, dial(server) as second:
