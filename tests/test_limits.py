@@ -136,3 +136,20 @@ def test_each_of_them_is_explained() -> None:
 def test_a_misspelt_keyword_is_refused_with_the_nearest(wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^SMTPServer takes no argument '{wrong}'; did you mean '{meant}'\?$"):
         SMTPServer("127.0.0.1:0", **{wrong: cast("Any", None)})
+
+
+def test_limits_may_be_given_as_such() -> None:
+    limits = Limits(max_recipients=7)
+    assert SMTPServer(("127.0.0.1", 0), limits=limits).limits is limits
+    assert SMTPServer(("127.0.0.1", 0), limits=None).limits.max_recipients == 1_000
+
+
+def test_limits_and_their_keywords_together_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"give limits=Limits\(\.\.\.\) or its keywords \(max_errors\), not both"):
+        SMTPServer(("127.0.0.1", 0), limits=Limits(), max_errors=3)
+
+
+@pytest.mark.parametrize("wrong", [{"max_errors": 3}, 7, "7", Limits])
+def test_what_are_no_limits_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"limits must be a greensmtp\.Limits"):
+        SMTPServer(("127.0.0.1", 0), limits=wrong)
