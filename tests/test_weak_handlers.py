@@ -1,4 +1,4 @@
-"""Handlers that are connected weakly while nothing else holds them: they would be gone at once, and a warning says so."""
+"""Handlers that are connected weakly while nothing else holds them would be gone at once: a warning says so."""
 
 from __future__ import annotations
 
