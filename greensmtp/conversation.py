@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, getcurrent
+from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
@@ -68,6 +68,7 @@ class Conversation:
     """One connection's greenlet: the Link of its Session."""
 
     __slots__ = (
+        "_has_left",
         "_identity",
         "_next",
         "_pending",
@@ -103,6 +104,8 @@ class Conversation:
         self._throws = 0
         #: The session's identity before that command.
         self._identity: Any = None
+        #: DISCONNECT has come.
+        self._has_left = False
 
     def run(self) -> None:
         """Speak, to the end. Raises nothing."""
@@ -129,24 +132,33 @@ class Conversation:
             # (The middle two: where another greenlet has waited with this session.)
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
+            self.current = None
             try:
-                self.current = None
-                try:
-                    connection.close(linger=linger)
-                finally:  # whatever cuts the lingering short
-                    # First of all, so that no handler that hangs holds the place of a connection.
-                    self._server.forget(self)
-                    command = Command(DISCONNECT, reason)
-                    self._handle(command)
-                    self.session.reset()
-                    self._program.disconnect(self.session, command)
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
-                logger.exception("%s: at the end of the connection", self.session.id)
-            finally:
-                self.greenlet = self.current = self._identity = None
-                self.session.disconnect_receivers()
-                self._server.gone(self)
-                del self.session  # which knows this one, and may be kept: no cycle is left to the garbage collector
+                connection.close(linger=linger)
+            finally:  # whatever cuts the lingering short
+                self._leave(reason)
+                if self.greenlet is None:
+                    del self.session  # which knows this one, and may be kept: no cycle is left to the garbage collector
+
+    def _leave(self, reason: str) -> None:
+        """Free the place of the connection, and have the stack handle DISCONNECT, once."""
+        if self._has_left:
+            return
+        self._has_left = True
+        # First of all, so that no handler that hangs holds the place.
+        self._server.forget(self)
+        self.greenlet = getcurrent()
+        session, command = self.session, Command(DISCONNECT, reason)
+        try:
+            self._handle(command)
+            session.reset()
+            self._program.disconnect(session, command)
+        except (Exception, SystemExit, HandlerTimeout, Timeout):
+            logger.exception("%s: at the end of the connection", session.id)
+        finally:
+            self.greenlet = self.current = self._identity = None
+            session.disconnect_receivers()
+            self._server.gone(self)
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
@@ -203,11 +215,13 @@ class Conversation:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the connection under a greenlet that does not end, and forget it; it may run on without the server."""
-        self.greenlet = None
+        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub."""
+        self.greenlet = self.current = None
         self.connection.abandon()
-        self._server.forget(self)
-        self._server.gone(self)
+        if self._has_left:
+            self._server.gone(self)
+        else:
+            spawn_raw(self._leave, "error")
 
     # The loop
 
@@ -601,6 +615,7 @@ class Conversation:
                 reply = self._settle(self._blame_timeout(command.shown_verb))
             finally:
                 self.current, self.spent, session.staged = outer
+            self._identity = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply
                 if not command.size and not command.last and not self._count_idle():

@@ -291,6 +291,9 @@ def test_a_handler_that_swallows_it_loses_its_connection(
         rogues.append(getcurrent())
         ignore()
 
+    reasons: list[str] = []
+    if name != "disconnect":
+        server.on("disconnect", lambda session, reason: reasons.append(reason))
     if name != "message":
         server.on("message", take)
     server.on(name, lambda session, **fields: rogue(session)) if name == "received" else server.on(name, rogue)
@@ -301,9 +304,13 @@ def test_a_handler_that_swallows_it_loses_its_connection(
         while server.connections or "goes on after" not in caplog.text:
             sleep(0.01)
     assert "in ignore" in caplog.text
+    if name != "disconnect":
+        sleep(0)
+        assert reasons == ["error"]
     mercy.update(rogues)
     sleep(0.05)
     server.stop()
+    assert len(reasons) == (name != "disconnect")
 
 
 @pytest.mark.parametrize("end", [hang, ignore])
