@@ -71,8 +71,8 @@ class Signal(blinker.Signal):
         if weak and _vanishes(receiver, is_temporary):
             by_blinker = sys._getframe(1).f_globals.get("__name__", "").startswith("blinker.")
             warnings.warn(
-                f"{handler_name(receiver)} is connected weakly: it is gone as soon as nothing else holds it, and is then "
-                f"never called; connect it with on({self.name!r}, ...), or with connect(..., weak=False)",
+                f"{handler_name(receiver)} is connected weakly: it is gone as soon as nothing else holds it, and never "
+                f"called; connect it with on({self.name!r}, ...), or with connect(..., weak=False)",
                 RuntimeWarning,
                 stacklevel=3 if by_blinker else 2,
             )
