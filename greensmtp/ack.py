@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 from gevent import get_hub
 from gevent.hub import Waiter
 
-from greensmtp.errors import AlreadyAcknowledged
+from greensmtp.errors import AlreadyAcknowledged, ProtocolError
 from greensmtp.native import native
 from greensmtp.protocol import standard
+from greensmtp.protocol.enhanced import default_for
 from greensmtp.protocol.replies import Reply
 
 #: Guards the one step from undecided to decided, for acks decided by native threads; held for an instant, never
 #: across a switch. (The real lock, in a patched process too: gevent's would not hold off another thread's hub.)
 _deciding = native("_thread", "allocate_lock")()
 
+Code = int | str | Reply | None
 Message = str | Iterable[str] | None
 
 
@@ -33,41 +35,84 @@ class AckRules(NamedTuple):
     accept_codes: range = range(200, 300)
     #: Replies to HELO and EHLO, and the banner, carry no enhanced codes (RFC 2034 section 4).
     with_enhanced: bool = True
-    #: Not to decide is fine: the default action follows.
+    #: The signal ``command``: not deciding is fine, accepting without a reply lets the command pass, and ``replace``
+    #: answers instead of the default action.
     optional: bool = False
 
-    def accept(self, code: int | str | None, message: Message) -> Reply:
-        """The reply for ``ack.accept(code, message)``."""
+    def accept(self, code: Code, message: Message) -> Reply:
+        """Return the reply for ``ack.accept(code, message)``."""
+        if self.optional:
+            if code is None and message is None:
+                return PASS
+            raise ValueError("accept() lets the command pass and takes no reply here; to answer it, call replace")
+        if code is None and message is None:
+            return self.accepted
         number = self.accepted.code if code is None else _number(code, "accept")
         if number not in self.accept_codes:
             first, last = self.accept_codes[0], self.accept_codes[-1]
             takes = f"{first}" if first == last else f"a code from {first} to {last}"
             raise ValueError(f"accept takes {takes} here, not {number}; to refuse, call reject")
-        return self._reply(number, self.accepted, message)
+        return self._reply(code, number, self.accepted, message)
 
-    def reject(self, code: int | str | None, message: Message) -> Reply:
-        """The reply for ``ack.reject(code, message)``."""
+    def reject(self, code: Code, message: Message) -> Reply:
+        """Return the reply for ``ack.reject(code, message)``."""
         if code is None and message is None:
             return self.rejected
         number = self.rejected.code if code is None else _number(code, "reject")
         if not 400 <= number <= 599:
             raise ValueError(f"reject takes a 4xx or 5xx reply code, not {number}; to agree, call accept")
-        return self._reply(number, self.rejected, message)
+        return self._reply(code, number, self.rejected, message)
 
-    def _reply(self, code: int, usual: Reply, message: Message) -> Reply:
-        if message is None and code == usual.code:
+    def replace(self, code: Code, message: Message) -> Reply:
+        """Return the reply for ``ack.replace(code, message)``."""
+        if not self.optional:
+            raise TypeError(
+                "replace() is for the signal 'command' alone, whose default action it takes the place of; "
+                "here, call accept or reject"
+            )
+        number = _OK.code if code is None else _number(code, "replace")
+        if not (200 <= number <= 299 or 400 <= number <= 599):
+            raise ValueError(f"replace takes a 2xx, 4xx or 5xx reply code, not {number}")
+        return self._reply(code, number, self.rejected if number >= 400 else _OK, message)
+
+    def returned(self, reply: Reply) -> Reply:
+        """Return the reply for a handler that returns one.
+
+        :raises ValueError: it is neither acceptance nor rejection here.
+        """
+        if self.optional:
+            return self.replace(reply, None)
+        return self.reject(reply, None) if reply.code >= 400 else self.accept(reply, None)
+
+    def _reply(self, code: Code, number: int, usual: Reply, message: Message) -> Reply:
+        if isinstance(code, Reply):
+            if message is not None:
+                raise TypeError("a Reply has its text: give no message besides")
+            reply = code.handed_on()
+            if reply.enhanced is None and self.with_enhanced:
+                return Reply(reply.code, *reply.lines, enhanced=default_for(reply.code))
+            return reply
+        if message is None and number == usual.code:
             return usual
         lines = usual.lines if message is None else _lines(message)
-        return Reply(code, *lines, enhanced="" if self.with_enhanced else None)
+        try:
+            return Reply(number, *lines, enhanced="" if self.with_enhanced else None)
+        except ProtocolError as error:
+            raise ValueError(str(error)) from None
 
 
-def _number(code: int | str, call: str) -> int:
+def _number(code: int | str | Reply, call: str) -> int:
+    if isinstance(code, Reply):
+        return code.code
     try:
-        return int(code)
+        if not isinstance(code, float):  # int() would cut it
+            return int(code)
     except (TypeError, ValueError):
-        raise ValueError(
-            f"{call} takes a reply code first, like 250 or '250', not {code!r}; a text alone goes as message={code!r}"
-        ) from None
+        pass
+    raise ValueError(
+        f"{call} takes a reply code first, like 250 or '250', or a Reply, not {code!r}; "
+        f"a text alone goes as message={code!r}"
+    )
 
 
 def _lines(message: str | Iterable[str]) -> tuple[str, ...]:
@@ -79,6 +124,8 @@ def _lines(message: str | Iterable[str]) -> tuple[str, ...]:
 
 
 _OK = Reply(250, "Ok")
+#: ``command``: the default action follows. The client never sees it.
+PASS = Reply(250, "pass")
 _REFUSED = Reply(550, "5.7.1 Refused")
 #: The dispatcher writes the usual text, which has the client's name in it.
 _GREETED = Reply(250, "", enhanced=None)
@@ -92,7 +139,7 @@ RULES = {
         accept_codes=range(220, 221),
         with_enhanced=False,
     ),
-    "command": AckRules(_OK, _REFUSED, None, optional=True),
+    "command": AckRules(PASS, _REFUSED, None, optional=True),
     "greeting": AckRules(
         _GREETED,
         Reply(550, "5.7.1 Refused"),
@@ -118,7 +165,18 @@ RULES = {
 
 
 class HandlerTimeout(BaseException):
-    """Thrown into a receiver that has not decided in time. Not an Exception: handlers must not swallow it."""
+    """Thrown into a handler or a middleware that takes too long. Not an Exception: handlers must not swallow it.
+
+    :param limit: the limit that was exceeded: ``"ack_timeout"`` or ``"handler_timeout"``.
+    :param seconds: its value.
+    :param verb: the command that is being handled.
+    """
+
+    def __init__(self, limit: str, seconds: float, verb: str) -> None:
+        super().__init__(f"{limit} of {seconds:g} s exceeded at {verb}")
+        self.limit = limit
+        self.seconds = seconds
+        self.verb = verb
 
 
 class Decision:
@@ -141,6 +199,11 @@ class Decision:
     def __init__(self, rules: AckRules, on_accept: Callable[[Reply], None] | None = None) -> None:
         self.rules = rules
         self._on_accept = on_accept
+
+    @property
+    def waiting(self) -> bool:
+        """True if all receivers have returned, and one of them is to decide later."""
+        return self._waiter is not None
 
     def is_late(self, now: float, seconds: float) -> bool:
         """It has been undecided for longer than that, as far as the sweep has seen."""
@@ -214,27 +277,41 @@ class Ack:
         reply = self._decision.reply
         return reply is not None and reply.code < 400
 
-    def accept(self, code: int | str | None = None, message: Message = None) -> None:
-        """Agree.
+    def accept(self, code: Code = None, message: Message = None) -> None:
+        """Agree. The signal ``command``: let the command pass to its default action; no arguments are taken there.
 
-        :param code: the reply code; 250 (``connect``: 220, ``message``: 354, ``auth``: 235) when not given.
+        :param code: the reply code; 250 (``connect``: 220, ``message``: 354, ``auth``: 235) when not given. Or a Reply,
+            that of a next hop for example, whose enhanced status code is kept.
         :param message: the reply's text: a line, or several (an iterable, or one str with newlines); it may begin
             with an enhanced status code.
-        :raises ValueError: not a code that this signal accepts with.
+        :raises ValueError: not a code that this signal accepts with, or an enhanced status code of another class.
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
         decision = self._decision
         rules = decision.rules
         decision.decide(rules.accepted if code is message is None else rules.accept(code, message))
 
-    def reject(self, code: int | str | None = None, message: Message = None) -> None:
+    def reject(self, code: Code = None, message: Message = None) -> None:
         """Refuse; 550 (``connect``: 554, ``auth``: 535) when no code is given.
 
-        :raises ValueError: not a 4xx or 5xx code.
+        :param code: a 4xx or 5xx reply code; or a Reply, that of a next hop for example: its enhanced status code is
+            kept, and 421 becomes 451, since 421 would close the connection to the client.
+        :raises ValueError: not a 4xx or 5xx code, or an enhanced status code of another class.
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
         decision = self._decision
         decision.decide(decision.rules.reject(code, message))
+
+    def replace(self, code: Code = 250, message: Message = None) -> None:
+        """Answer instead of the default action, which is not taken; the signal ``command`` alone.
+
+        :param code: a 2xx, 4xx or 5xx reply code, or a Reply.
+        :raises ValueError: not such a code, or an enhanced status code of another class.
+        :raises TypeError: this is the ack of another signal.
+        :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
+        """
+        decision = self._decision
+        decision.decide(decision.rules.replace(code, message))
 
     def __repr__(self) -> str:
         reply = self._decision.reply

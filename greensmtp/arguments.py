@@ -15,11 +15,18 @@ from greensmtp.protocol.addresses import check_domain
 from greensmtp.tls import server_context
 
 
-def check_limits(given: dict[str, Any], others: Iterable[str] = ()) -> Limits:
-    """The keywords that are left over, as Limits.
+def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limits | None = None) -> Limits:
+    """The limits: those that were given as such, or the keywords that are left over.
 
-    :param others: those that are none, for the error where one of them was meant.
+    :param others: keywords that are no limits, for the error where one of them was meant.
+    :param limits: the argument of that name.
     """
+    if limits is not None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be a greensmtp.Limits, like Limits(max_recipients=10), not {limits!r}")
+        if given:
+            raise TypeError(f"give limits=Limits(...) or its keywords ({', '.join(given)}), not both")
+        return limits
     try:
         return Limits(**given)
     except TypeError:

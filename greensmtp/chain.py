@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, Protocol
 
+from greensmtp.ack import HandlerTimeout
 from greensmtp.errors import Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import Command
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.replies import Reply, reply_of
 from greensmtp.session import Session
 from greensmtp.signals import handler_name
 
@@ -55,7 +56,10 @@ def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware
         for each in middleware:
             start = getattr(each, "start", None)
             if start is not None:
-                start(server)
+                try:
+                    start(server)
+                except SystemExit as error:  # which would end the program without a word
+                    raise RuntimeError(f"start of {handler_name(each)} called sys.exit({error.code!r})") from error
             told.append(each)
     except BaseException:
         stop_each(told, server)
@@ -70,7 +74,7 @@ def stop_each(middleware: Iterable[Middleware], server: Any) -> None:
             stop = getattr(each, "stop", None)
             if stop is not None:
                 stop(server)
-        except Exception:
+        except (Exception, SystemExit):
             logger.exception("%s raised when told of the stop", handler_name(each))
 
 
@@ -129,8 +133,12 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             try:
                 reply = call(session, command, proceed)
             except Reject as reject:
-                reply = Reply(reject.code, reject.message or "Refused")
-        except Exception as error:
+                reply = reply_of(reject)
+        except HandlerTimeout as error:
+            name = handler_name(middleware)
+            logger.error("%s: middleware %s ran too long: %s; answered 451", session.id, name, error)
+            return standard.LOCAL_ERROR
+        except (Exception, SystemExit) as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             logger.exception(

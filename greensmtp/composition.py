@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from greensmtp.ack import HandlerTimeout
 from greensmtp.chain import (
     Chain,
     Composite,
@@ -123,7 +124,10 @@ class When:
             return self._applies if self.predicate(session) else self._otherwise
         except Reject:
             raise
-        except Exception as error:
+        except HandlerTimeout as error:
+            logger.error("%s: predicate %s ran too long: %s; answered 451", session.id, describe(self.predicate), error)
+            return None
+        except (Exception, SystemExit) as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             logger.exception(

@@ -429,6 +429,13 @@ class Connection:
                 # One that was never raised: a traceback knows this connection, by its frames, and would be a cycle.
                 self.lost = ConnectionLost(self.lost.reason)
 
+    def abandon(self) -> None:
+        """Close at once, while the greenlet is elsewhere and may not come back."""
+        self.greenlet = self._wake = None
+        self.mute = True
+        self._close_watcher()
+        self.socket.close()
+
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)
         self.since = 0.0

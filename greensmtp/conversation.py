@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
+import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, getcurrent
+from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp.ack import HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
@@ -15,7 +16,6 @@ from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, R
 from greensmtp.log import logger
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
-from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import (
     CONNECT,
     DISCONNECT,
@@ -30,6 +30,7 @@ from greensmtp.protocol.commands import (
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
 from greensmtp.session import Session
+from greensmtp.signals import handler_name
 from greensmtp.stream import MessageStream
 
 if TYPE_CHECKING:
@@ -49,6 +50,16 @@ _FAREWELLS = {
     "foreign": standard.NOT_SMTP,
 }
 
+#: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
+_PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+
+#: ``spent`` before a sweep has seen the command being handled.
+_UNSEEN = -1.0
+
+#: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
+_GRACE = 5.0
+_THROWS = 3
+
 #: Seconds to get a farewell to a peer that may not be reading.
 _FAREWELL_TIMEOUT = 2.0
 
@@ -57,14 +68,20 @@ class Conversation:
     """One connection's greenlet: the Link of its Session."""
 
     __slots__ = (
+        "_has_left",
+        "_identity",
         "_next",
         "_pending",
         "_program",
         "_quit",
         "_server",
+        "_throws",
         "_tls_first",
         "connection",
+        "current",
+        "greenlet",
         "session",
+        "spent",
     )
 
     def __init__(self, server: SMTPServer, program: Program, socket: Any, peer: Any, *, tls_first: bool) -> None:
@@ -78,11 +95,23 @@ class Conversation:
         self._quit = False
         #: The reply that the chunk being read will get at its end.
         self._pending: Reply | None = None
+        #: The greenlet, until DISCONNECT has been handled.
+        self.greenlet: Any = None
+        #: The command that handlers and middleware are handling; None: none. Seconds that they have spent on it, as far
+        #: as the sweep has seen; how many times it has told them to stop.
+        self.current: Command | None = None
+        self.spent = _UNSEEN
+        self._throws = 0
+        #: The session's identity before that command.
+        self._identity: Any = None
+        #: DISCONNECT has come.
+        self._has_left = False
 
     def run(self) -> None:
         """Speak, to the end. Raises nothing."""
         connection = self.connection
         connection.begin()
+        self.greenlet = getcurrent()
         reason, linger = "error", False
         try:
             if connection.encrypted:  # it was when it was adopted
@@ -99,22 +128,37 @@ class Conversation:
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
             reason = "shutdown"
-        except (Exception, Expired, HandlerTimeout, Timeout):
+        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
             # (The middle two: where another greenlet has waited with this session.)
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
+            self.current = None
             try:
-                try:
-                    connection.close(linger=linger)
-                finally:  # whatever cuts the lingering short
-                    self.session.reset()
-                    self._program.disconnect(self.session, Command(DISCONNECT, reason))
-            except (Exception, Timeout):
-                logger.exception("%s: at the end of the connection", self.session.id)
-            finally:
-                self.session.disconnect_receivers()
-                self._server.forget(self)
-                del self.session  # which knows this one, and may be kept: no cycle is left to the garbage collector
+                connection.close(linger=linger)
+            finally:  # whatever cuts the lingering short
+                self._leave(reason)
+                if self.greenlet is None:
+                    del self.session  # which knows this one, and may be kept: no cycle is left to the garbage collector
+
+    def _leave(self, reason: str) -> None:
+        """Free the place of the connection, and have the stack handle DISCONNECT, once."""
+        if self._has_left:
+            return
+        self._has_left = True
+        # First of all, so that no handler that hangs holds the place.
+        self._server.forget(self)
+        self.greenlet = getcurrent()
+        session, command = self.session, Command(DISCONNECT, reason)
+        try:
+            self._handle(command)
+            session.reset()
+            self._program.disconnect(session, command)
+        except (Exception, SystemExit, HandlerTimeout, Timeout):
+            logger.exception("%s: at the end of the connection", session.id)
+        finally:
+            self.greenlet = self.current = self._identity = None
+            session.disconnect_receivers()
+            self._server.gone(self)
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
@@ -131,28 +175,74 @@ class Conversation:
         return True
 
     def look(self, now: float, elapsed: float) -> None:
-        """The server's sweep comes by: is the peer late, or are the receivers that are deciding?"""
-        if self.connection.greenlet is None:
+        """The server's sweep comes by: is the peer late, or are the handlers?"""
+        if self.greenlet is None:
             return  # it is over
         decision = self.session.decision
         if self.connection.patience:
             self.connection.look(now, elapsed)
             if decision is not None:
                 decision.since = 0.0  # while the peer is waited for, the receivers cannot help it
-        elif decision is not None and decision.is_late(now, self._program.limits.ack_timeout):
-            self.connection.greenlet.throw(HandlerTimeout())
+            return
+        limits = self._program.limits
+        if self.spent == _UNSEEN:
+            self.spent = 0.0
+            self._throws = 0
+        elif decision is None or not decision.waiting:  # an ack that is decided elsewhere has ack_timeout alone
+            self.spent += elapsed
+        if decision is not None and decision.is_late(now, limits.ack_timeout):
+            decision.since += min(limits.ack_timeout, _GRACE)
+            self._interrupt("ack_timeout", limits.ack_timeout)
+        elif self.spent > limits.handler_timeout and self.current is not None:
+            self.spent -= min(limits.handler_timeout, _GRACE)
+            self._interrupt("handler_timeout", limits.handler_timeout)
+
+    def _interrupt(self, limit: str, seconds: float) -> None:
+        """Tell handlers and middleware to stop; leave those that do not stop to themselves."""
+        verb = "?" if self.current is None else self.current.shown_verb
+        self._throws += 1
+        if self._throws <= _THROWS:
+            self.greenlet.throw(HandlerTimeout(limit, seconds, verb))
+            return
+        where = "".join(traceback.format_stack(self.greenlet.gr_frame)).rstrip()
+        logger.error(
+            "%s: what handles %s goes on after %d HandlerTimeouts; connection closed. It is at:\n%s",
+            self.session.id,
+            verb,
+            _THROWS,
+            where,
+        )
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub."""
+        self.greenlet = self.current = None
+        self.connection.abandon()
+        if self._has_left:
+            self._server.gone(self)
+        else:
+            spawn_raw(self._leave, "error")
 
     # The loop
 
+    def _handle(self, command: Command) -> None:
+        """From here on, handlers and middleware handle this."""
+        self.current = command
+        self.spent = _UNSEEN
+        self._identity = self.session.identity
+
     def _greet(self) -> bool:
+        command = Command(CONNECT)
+        self._handle(command)
         try:
-            reply = self._program.connect(self.session, Command(CONNECT))
-        except Timeout:
+            reply = self._program.connect(self.session, command)
+        except (Timeout, HandlerTimeout):
             reply = self._blame_timeout(CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
-        elif reply.code >= 400:
+        reply = self._settle(reply)
+        if reply.code >= 400:
             # RFC 5321 section 3.1 knows two ways to turn a client away before the banner.
             reply = Reply(421 if reply.code < 500 else 554, *reply.lines, enhanced=reply.enhanced)
         self.connection.write(reply.encode())
@@ -165,16 +255,25 @@ class Conversation:
         write = self.connection.write
         routes, unknown = self._program.routes, self._program.unknown
         while True:
+            self.current = None
             command = read_command()
             handle, idle, follow = routes.get(command.verb, unknown)
+            # (As _handle does it, and so on: this runs for every command.)
+            self.current = command
+            self.spent = _UNSEEN
+            self._identity = session.identity
+            if session.from_ is None:
+                session.noted = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except Timeout:
+            except (Timeout, HandlerTimeout):
                 reply = self._blame_timeout(command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
             elif reply.code < 300:
+                if session.staged or command.verb in _PROMISES:
+                    reply = self._take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self._answer(reply):
                 return
@@ -186,6 +285,66 @@ class Conversation:
         where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
         logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
         return standard.LOCAL_ERROR
+
+    # What a command changes
+
+    def _settle(self, reply: Reply) -> Reply:
+        """Have what the current command changes take effect, if the client is told that it has worked; forget it
+        otherwise. Return the reply to send."""
+        session = self.session
+        if 300 <= reply.code < 400:
+            logger.error("%s: unexpected intermediate reply %r; replying 451", session.id, reply)
+            reply = standard.LOCAL_ERROR
+        if reply.code < 300:
+            return self._take_effect(reply)
+        self._forget_changes()
+        return reply
+
+    def _forget_changes(self) -> None:
+        """The client has been refused: nothing has changed. An identity that was given up stays given up."""
+        session = self.session
+        session.staged = ()
+        if session.identity is not self._identity and session.identity is not None:
+            session.identity = self._identity
+
+    def _take_effect(self, reply: Reply) -> Reply:
+        """The client is told that its command has worked: make the changes that were staged."""
+        session = self.session
+        command = self.current
+        assert command is not None
+        changes, greeting = session.changes, (session.greeting, session.hostname)
+        staged, session.staged = session.staged, ()
+        for change, arguments in staged:
+            try:
+                change(*arguments)
+            except (Exception, SystemExit, HandlerTimeout, Timeout):
+                logger.exception(
+                    "%s: %s, staged at %s, raised; replying 451",
+                    session.id,
+                    handler_name(change),
+                    command.shown_verb,
+                )
+                session.greeting, session.hostname = greeting
+                self._forget_changes()
+                self._drop_transaction()
+                return standard.LOCAL_ERROR
+        if session.changes == changes and command.verb in _PROMISES:
+            # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
+            logger.warning(
+                "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
+                session.id,
+                command.shown_verb,
+                reply.code,
+            )
+            self._drop_transaction()
+        return reply
+
+    def _drop_transaction(self) -> None:
+        stream = self.session.message
+        if stream is not None and stream.opened:
+            stream.fail(standard.LOCAL_ERROR)  # at its end, the client is told
+        else:
+            self.session.reset()
 
     def _read_command(self) -> Command:
         """The next command, as good as it is."""
@@ -210,21 +369,20 @@ class Conversation:
         return command
 
     def _answer(self, reply: Reply) -> bool:
-        """Write an ordinary reply; False: it was the last one."""
+        """Settle an ordinary reply, and write it; False: it was the last one."""
+        return self._tell(self._settle(reply))
+
+    def _tell(self, reply: Reply) -> bool:
+        """Write a reply that has been settled; False: it was the last one."""
         go_on = self._say(reply)
         return go_on and (reply.code < 500 or self._count_errors())
 
     def _say(self, reply: Reply) -> bool:
-        """Write a reply that is final, or 451 in its place; False: it tells the peer to go."""
-        code = reply.code
-        if code < 300:
-            self.connection.write(reply.encode())
-            return True
-        if code < 400:
-            logger.error("%s: %r promises what nobody keeps; answered 451", self.session.id, reply)
-            reply = standard.LOCAL_ERROR
+        """Write a reply that is final; False: it tells the peer to go."""
         self.connection.write(reply.encode())
-        if code >= 500:
+        if reply.code < 300:
+            return True
+        if reply.code >= 500:
             self.session.errors += 1
         return not reply.ends_connection
 
@@ -247,6 +405,7 @@ class Conversation:
     def _after_quit(self, command: Command, reply: Reply) -> bool:
         if reply.code != 221:
             return self._answer(reply)
+        self._settle(reply)
         self.connection.write(reply.encode())
         self._quit = True
         return False
@@ -254,7 +413,12 @@ class Conversation:
     def _after_starttls(self, command: Command, reply: Reply) -> bool:
         session = self.session
         requested, session.tls_requested = session.tls_requested, False
-        if not requested or reply.code != 220:
+        if not requested and reply.code == 220:
+            logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.id, reply)
+            reply = standard.TLS_UNAVAILABLE
+        elif requested and reply.code == 220:
+            reply = self._settle(reply)
+        if reply.code != 220:
             return self._answer(reply)
         self.connection.write(reply.encode())
         self.connection.flush(self._program.limits.command_timeout)
@@ -269,14 +433,18 @@ class Conversation:
         self._note_tls()
 
     def _note_tls(self) -> None:
+        self._handle(Command("STARTTLS"))
         self.session.tls = True
         self.session.emitters["tls"].notify(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
-        stream = self.session.message
+        session = self.session
+        stream = session.message
         if stream is None or not stream.opened:
             self._forget_message()
             return self._answer(reply)
+        if reply.code == standard.START_MAIL.code and session.staged:
+            reply = self._take_effect(reply)
         if reply.code != standard.START_MAIL.code:
             self._overrule(reply)
         return self._finish_body()
@@ -295,6 +463,8 @@ class Conversation:
             if go_on:
                 skip(self.connection, command.size)
             return go_on
+        if reply.is_positive and self.session.staged:
+            reply = self._take_effect(reply)
         if not reply.is_positive:
             self._overrule(reply)
         return self._finish_body()
@@ -310,6 +480,7 @@ class Conversation:
         """A middleware has refused what flows already: the peer is told at the end."""
         stream = self.session.message
         assert stream is not None
+        self._forget_changes()
         if reply.code < 400:
             logger.error("%s: %r is no reply to a message; answered 451", self.session.id, reply)
             reply = standard.LOCAL_ERROR
@@ -331,10 +502,7 @@ class Conversation:
                 return True
         if self._program.lmtp:
             return self._answer_each()
-        try:
-            reply = self._program.end_of_data(session, _END_OF_DATA)
-        except Timeout:
-            reply = self._blame_timeout(END_OF_DATA)
+        reply = self._end(_END_OF_DATA)
         session.reset()
         if reply.code >= 300:
             return self._answer(reply)
@@ -343,16 +511,26 @@ class Conversation:
         self.connection.write(reply.wire or reply.encode())
         return True
 
-    def _end_for(self, recipient: Address) -> Reply:
+    def _end(self, command: EndOfData) -> Reply:
+        """Have the chain answer the message."""
+        session = self.session
+        self.current = command
+        self.spent = _UNSEEN
+        self._identity = session.identity
         try:
-            return self._program.end_of_data(self.session, EndOfData(recipient))
-        except Timeout:
-            return self._blame_timeout(END_OF_DATA)
+            reply = self._program.end_of_data(session, command)
+        except (Timeout, HandlerTimeout):
+            reply = self._blame_timeout(END_OF_DATA)
+        failure = None if session.message is None else session.message.failure
+        if failure is not None and reply.code < 300:
+            logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
+            reply = failure
+        return self._settle(reply) if session.staged or reply.code >= 300 else reply
 
     def _answer_each(self) -> bool:
         """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
         session = self.session
-        replies = [self._end_for(recipient) for recipient in session.to]
+        replies = [self._end(EndOfData(recipient)) for recipient in session.to]
         session.reset()
         if any(reply.code < 300 for reply in replies):
             session.messages += 1
@@ -369,7 +547,7 @@ class Conversation:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except (Exception, Timeout):
+            except (Exception, SystemExit, HandlerTimeout, Timeout):
                 logger.exception("%s: a pipe of the message raised; answered 451", self.session.id)
 
     # The session's Link
@@ -427,16 +605,23 @@ class Conversation:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
+            # Whoever reads the body is handling a command, too.
+            outer = self.current, self.spent, session.staged
+            session.staged = ()
+            self._handle(command)
             try:
-                reply = route.handle(session, command)
-            except Timeout:
-                reply = self._blame_timeout(command.shown_verb)
+                reply = self._settle(route.handle(session, command))
+            except (Timeout, HandlerTimeout):
+                reply = self._settle(self._blame_timeout(command.shown_verb))
+            finally:
+                self.current, self.spent, session.staged = outer
+            self._identity = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply
                 if not command.size and not command.last and not self._count_idle():
                     raise ConnectionLost("refused")
                 return command
-            if not self._answer(reply) or (route.idle and not self._count_idle()):
+            if not self._tell(reply) or (route.idle and not self._count_idle()):
                 raise ConnectionLost("refused")
             if isinstance(command, ChunkCommand):
                 skip(self.connection, command.size)

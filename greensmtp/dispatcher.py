@@ -33,14 +33,15 @@ from greensmtp.session import Session
 from greensmtp.signals import FIELDS, Signals
 from greensmtp.stream import Body, BodyCheck, MessageStream
 
-# An Enum's member costs a good deal more to look up than a name of the module.
-_SENDER, _RECIPIENTS = State.SENDER, State.RECIPIENTS
+# Names of the module cost less to look up than a class's attributes.
+_begin, _add_recipient, _greet = Session.begin, Session.add_recipient, Session.greet
 
 
 class Dispatcher:
     """The innermost end of the chain: gives every command, pseudo-commands too, its default action.
 
-    One for each server. The state of a session changes only here, and only after acceptance.
+    One for each server. What a command changes in a session is staged here (``Session.stage``) when it has been
+    accepted, and takes effect when the whole stack has answered.
     """
 
     def __init__(
@@ -156,10 +157,7 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        # A repeated greeting ends the transaction, and nothing else (RFC 5321 section 4.1.4).
-        session.greeting = greeting.verb.lower()
-        session.hostname = greeting.hostname
-        session.reset()
+        session.stage(_greet, session, greeting.verb.lower(), greeting.hostname)
         if reply is self.emitters["greeting"].rules.accepted:  # type: ignore[union-attr]
             return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
         first, *rest = reply.lines
@@ -197,8 +195,8 @@ class Dispatcher:
         reply = self.emitters["from"].ask(session, address=address)
         assert reply is not None
         if reply.code < 300:
-            session.from_ = address
-            session.state = _SENDER
+            # As Session.stage does it, which would be one more call for every message.
+            session.staged = (*session.staged, (_begin, (session, address)))
         return reply
 
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
@@ -209,13 +207,13 @@ class Dispatcher:
                 return refusal
         if not address.isascii() and not session.smtputf8:
             return standard.NEED_SMTPUTF8
-        if len(session.to) >= self._limits.max_recipients:
+        # (A middleware may make several recipients of one.)
+        if len(session.to) + len(session.staged) >= self._limits.max_recipients:
             return standard.TOO_MANY_RECIPIENTS
         reply = self.emitters["to"].ask(session, address=address)
         assert reply is not None
         if reply.code < 300:
-            session.to.append(address)
-            session.state = _RECIPIENTS
+            session.staged = (*session.staged, (_add_recipient, (session, address)))
         return reply
 
     def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
@@ -242,9 +240,12 @@ class Dispatcher:
         return None
 
     def _rset(self, session: Session, command: Command) -> Reply:
+        session.stage(self._reset, session)
+        return standard.OK
+
+    def _reset(self, session: Session) -> None:
         session.reset()
         self.emitters["reset"].notify(session)
-        return standard.OK
 
     # The message
 

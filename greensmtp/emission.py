@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from blinker import ANY
 from gevent import Timeout
 
-from greensmtp.ack import RULES, Ack, Decision, HandlerTimeout
-from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, ProtocolError, Reject
+from greensmtp.ack import PASS, RULES, Ack, Decision, HandlerTimeout
+from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
 from greensmtp.protocol.replies import Reply
@@ -64,14 +64,19 @@ class Emitter:
             return
         for receiver in self.receivers(session):
             try:
-                receiver(session, **fields)
-            except (Exception, Timeout):
+                given = receiver(session, **fields)
+            except HandlerTimeout as error:
+                self._tell(session, "ran too long: %s", receiver, error)
+            except (Exception, SystemExit, Timeout):
                 logger.exception(
-                    "%s: %s: %s raised; nobody waits for its answer",
+                    "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
                     session.id,
-                    self.name,
                     handler_name(receiver),
+                    self.name,
                 )
+            else:
+                if given is not None:
+                    self._tell(session, "returned %s, not None", receiver, type(given).__name__)
 
     def ask(self, session: Session, on_accept: Callable[[Reply], None] | None = None, /, **fields: Any) -> Reply | None:
         """Have the receivers decide. The reply is theirs, or 451 where they failed; None where an optional ack
@@ -93,7 +98,9 @@ class Emitter:
         receiver = receivers[0]
         try:
             for receiver in receivers:
-                receiver(session, ack=ack, **fields)
+                given = receiver(session, ack=ack, **fields)
+                if given is not None:
+                    decision.decide(self._reply_of(given))
             if decision.reply is None and not rules.optional:
                 alive = decision.watch(ack)
                 del ack  # from here on, only receivers hold it
@@ -102,10 +109,13 @@ class Emitter:
                 decision.since = 0.0
                 decision.wait(alive)
         except Reject as reject:
+            # (Of a Reject the class is known, but it may have been changed since it was made.)
             try:
-                decision.reply = rules.reject(reject.code, reject.message)
-            except (ProtocolError, TypeError):
+                decision.reply = rules.reject(reject.reply or reject.code, None if reject.reply else reject.message)
+            except (ValueError, TypeError):
                 self._fault(session, decision, "%s raised what is no reply", handler_name(receiver), traceback=True)
+        except _BadResult as error:
+            self._fault(session, decision, "%s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
             pass  # told below, and once
         except IncompleteMessage as error:
@@ -114,10 +124,13 @@ class Emitter:
             if session.message is None or error is not session.message.error:
                 self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
             decision.reply = standard.LOCAL_ERROR
-        except HandlerTimeout:
-            names = ", ".join(map(handler_name, receivers))
-            self._fault(session, decision, "%s did not decide within ack_timeout", names)
-        except Exception:
+        except HandlerTimeout as error:
+            if error.limit == "ack_timeout":
+                names = ", ".join(map(handler_name, receivers))
+                self._fault(session, decision, "%s did not decide within ack_timeout", names)
+            else:
+                self._fault(session, decision, "%s ran too long: %s", handler_name(receiver), error)
+        except (Exception, SystemExit):
             self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         finally:
             session.decision = outer
@@ -127,12 +140,41 @@ class Emitter:
         elif decision.reply is None and not rules.optional:
             names = ", ".join(map(handler_name, receivers))
             self._fault(session, decision, "%s let the ack go without deciding", names)
-        return decision.reply
+        return None if decision.reply is PASS else decision.reply
 
-    def _fault(self, session: Session, decision: Decision, what: str, names: str, *, traceback: bool = False) -> None:
+    def _reply_of(self, given: Any) -> Reply:
+        """Return the reply for what a receiver has returned.
+
+        :raises _BadResult: it is no decision.
+        """
+        assert self.rules is not None
+        if not isinstance(given, Reply):
+            raise _BadResult(f"{type(given).__name__}; a handler returns None or a Reply")
+        try:
+            return self.rules.returned(given)
+        except ValueError as error:
+            raise _BadResult(f"{given!r}: {error}") from None
+
+    def _fault(
+        self, session: Session, decision: Decision, what: str, names: str, *facts: object, traceback: bool = False
+    ) -> None:
         decision.reply = standard.LOCAL_ERROR
         decision.conflict = False
-        logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, exc_info=traceback)
+        logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, *facts, exc_info=traceback)
+
+    def _tell(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
+        """Log what is wrong with a receiver of a signal without an ack."""
+        logger.error(
+            f"%s: handler %s for signal %r {what} (ignored: the signal has no ack)",
+            session.id,
+            handler_name(receiver),
+            self.name,
+            fact,
+        )
+
+
+class _BadResult(Exception):
+    """A handler returned what is no decision."""
 
 
 def _is_for_all(signal: Signal) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,22 +25,83 @@ def _unpickled(kind: type[GreenSMTPError], args: tuple[Any, ...]) -> GreenSMTPEr
     return error
 
 
+#: At the head of a text: an enhanced status code, and a reply code, which is an argument of its own.
+_ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
+_REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
+
+
 class Reject(GreenSMTPError):
     """Raise it in a signal handler or a middleware: this is the reply.
 
-    ``code`` is a 4xx or 5xx reply code; ``message`` the text, which may begin with an enhanced status code
-    (``"5.7.1 relaying denied"``) and may have several lines.
+    ``Reject(550, "5.7.1 relaying denied")``; ``Reject("5.7.1 relaying denied")``, whose code is 550; or
+    ``Reject(reply)`` with a 4xx or 5xx ``Reply``, that of a next hop for example: its enhanced status code is kept,
+    and 421 becomes 451, since 421 would close the connection to the client.
+
+    :param code: a 4xx or 5xx reply code, a Reply, or the text alone.
+    :param message: the text, which may begin with an enhanced status code; several lines as one str with newlines, or
+        as an iterable of str.
+    :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code belongs to another class.
+    :raises TypeError: the message is no text.
     """
 
-    def __init__(self, code: int = 550, message: str | None = None) -> None:
-        if not 400 <= int(code) <= 599:
-            raise ValueError(f"Reject takes a 4xx or 5xx reply code, not {code!r}")
-        super().__init__(code, message)
-        self.code = int(code)
-        self.message = message
+    code: int
+    #: The text as it was given; of a Reply, its enhanced code and its text.
+    message: str | None
+    #: The Reply, where one was given.
+    reply: Reply | None
+
+    def __init__(self, code: int | str | Reply = 550, message: str | Iterable[str] | None = None) -> None:
+        self.reply = None
+        if isinstance(code, str) and message is None and not code.strip().isdigit():
+            if _REPLY_CODE.match(code):
+                raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
+            message, code = code, 550
+        if not isinstance(code, int | str):
+            if not hasattr(code, "handed_on"):
+                raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
+            if message is not None:
+                raise TypeError("Reject(reply) takes no message besides: the reply has its text")
+            if code.code < 400:
+                raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
+            self.reply = code.handed_on()
+            self.code, self.message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
+        else:
+            self.code, self.message = _rejecting(code), None if message is None else _text(message)
+            if self.message is not None:
+                _check_text(self.code, self.message)
+        super().__init__(self.code, self.message)
 
     def __str__(self) -> str:
         return f"{self.code} {self.message}" if self.message else str(self.code)
+
+
+def _rejecting(code: int | str) -> int:
+    try:
+        number = int(code)
+    except ValueError:
+        number = 0
+    if not 400 <= number <= 599:
+        raise ValueError(f"Reject takes a 4xx or 5xx reply code, not {code!r}")
+    return number
+
+
+def _text(message: str | Iterable[str]) -> str:
+    if isinstance(message, str):
+        return message
+    try:
+        return "\n".join(message)
+    except TypeError:
+        raise TypeError(f"message must be a str, or an iterable of str, not {message!r}") from None
+
+
+def _check_text(code: int, text: str) -> None:
+    """Raise ValueError where the enhanced status code is of another class than the reply code."""
+    enhanced = _ENHANCED.match(text)
+    if enhanced is not None and enhanced[1] != str(code)[0]:
+        raise ValueError(
+            f"enhanced status code {enhanced[0].rstrip()} does not go with reply code {code}: "
+            f"its first digit must be {code // 100} (RFC 3463 section 2)"
+        )
 
 
 class AlreadyAcknowledged(GreenSMTPError):

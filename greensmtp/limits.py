@@ -37,6 +37,9 @@ class Limits:
     data_timeout: float = 180.0
     #: For the receivers of a signal to decide its ack.
     ack_timeout: float = 120.0
+    #: For handlers and middleware to handle one command, after acceptance too, and for ``disconnect`` handlers; time
+    #: that is spent waiting for the client does not count, nor does an ack that waits for a decision from elsewhere.
+    handler_timeout: float = 300.0
     #: For a TLS handshake.
     tls_timeout: float = 30.0
     #: Octets a second that a body must bring on average, of the time spent waiting for the peer; 0: any.
@@ -57,7 +60,7 @@ class Limits:
     @property
     def shortest_timeout(self) -> float:
         """The shortest time-out, in seconds."""
-        return min(self.command_timeout, self.data_timeout, self.ack_timeout, self.tls_timeout)
+        return min(self.command_timeout, self.data_timeout, self.ack_timeout, self.handler_timeout, self.tls_timeout)
 
 
 #: keyword -> the least it may be

@@ -20,6 +20,7 @@ from greensmtp.arguments import check_backlog, check_hostname, check_limits, che
 from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
+from greensmtp.limits import Limits
 from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
 from greensmtp.program import Program
@@ -55,7 +56,8 @@ class SMTPServer(StreamServer):
     :param ssl_context: instead of the files.
     :param implicit_tls: TLS from the first octet (RFC 8314), no STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
-    :param limits: the keywords of :class:`greensmtp.limits.Limits`: ``max_message_size=...`` and so on.
+    :param limits: a :class:`greensmtp.Limits`; or its keywords are given here, each by itself: ``max_message_size=...``
+        and so on.
     :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
     """
 
@@ -79,12 +81,13 @@ class SMTPServer(StreamServer):
         implicit_tls: bool = False,
         lmtp: bool = False,
         backlog: int | None = None,
-        **limits: Any,
+        limits: Limits | None = None,
+        **each_limit: Any,
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = check_limits(limits, SMTPServer.__init__.__kwdefaults__ or ())
+        self.limits = check_limits(each_limit, SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
@@ -103,7 +106,9 @@ class SMTPServer(StreamServer):
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
-        self._sweeper = Sweeper(self.connections, self.limits)
+        #: Connections that are over, whose DISCONNECT is being handled.
+        self._leaving: set[Conversation] = set()
+        self._sweeper = Sweeper((self.connections, self._leaving), self.limits)
         self._unix_path: str | None = None
         self._paused = False
         super().__init__(listener, backlog=check_backlog(backlog))
@@ -221,7 +226,20 @@ class SMTPServer(StreamServer):
         for conversation in self._others():
             self.loop.run_callback(_kill, conversation)
         self._wait_for_others(KILL_SECONDS)
+        self._end_leaving()
         self._tell_stop()
+
+    def _end_leaving(self) -> None:
+        """Give handlers of DISCONNECT a moment to end, then end them; forget what does not end at all."""
+        for end in (_kill, Conversation.abandon):
+            self._wait_for(self._left_over, KILL_SECONDS)
+            for conversation in self._left_over():
+                self.loop.run_callback(end, conversation)
+        self._wait_for(self._left_over, KILL_SECONDS)
+
+    def _left_over(self) -> list[Conversation]:
+        me = getcurrent()
+        return [each for each in (*self.connections, *self._leaving) if each.greenlet is not me]
 
     def close(self) -> None:
         """Stop listening; connections go on."""
@@ -237,11 +255,14 @@ class SMTPServer(StreamServer):
     def _others(self) -> list[Conversation]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
         me = getcurrent()
-        return [each for each in self.connections if each.connection.greenlet is not me]
+        return [each for each in self.connections if each.greenlet is not me]
 
     def _wait_for_others(self, timeout: float) -> None:
+        self._wait_for(self._others, timeout)
+
+    def _wait_for(self, which: Callable[[], list[Conversation]], timeout: float) -> None:
         deadline = monotonic() + timeout
-        while self._others() and (left := deadline - monotonic()) > 0:
+        while which() and (left := deadline - monotonic()) > 0:
             self._departure.clear()
             self._departure.wait(left)
 
@@ -311,8 +332,7 @@ class SMTPServer(StreamServer):
         except Exception:
             socket.close()
             raise
-        if not self.connections:
-            self._sweeper.start(self.loop)
+        self._sweeper.start(self.loop)
         self.connections.add(conversation)
         spawn_raw(conversation.run)
 
@@ -321,16 +341,23 @@ class SMTPServer(StreamServer):
         raise NotImplementedError
 
     def forget(self, conversation: Conversation) -> None:
-        """A connection is over."""
+        """A connection is over; its DISCONNECT is to be handled, which takes no place of another connection."""
         self.connections.discard(conversation)
-        if not self.connections:
+        self._leaving.add(conversation)
+        if self.draining:
+            self._departure.set()
+
+    def gone(self, conversation: Conversation) -> None:
+        """Nothing of a connection is left."""
+        self._leaving.discard(conversation)
+        if not self.connections and not self._leaving:
             self._sweeper.stop()
         if self.draining:
             self._departure.set()
 
 
 def _kill(conversation: Conversation) -> None:
-    greenlet = conversation.connection.greenlet
+    greenlet = conversation.greenlet
     if greenlet is not None:
         greenlet.throw(GreenletExit)
 

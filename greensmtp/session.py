@@ -27,6 +27,10 @@ _numbers = itertools.count(1)
 
 # An Enum's member costs a good deal more to look up than a name of the module.
 _CONNECTED, _GREETED = State.CONNECTED, State.GREETED
+_SENDER, _RECIPIENTS = State.SENDER, State.RECIPIENTS
+
+#: A callable, and its arguments.
+Change = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 @cache
@@ -71,6 +75,7 @@ class Session:
         "_id",
         "_notes",
         "_receivers",
+        "changes",
         "decision",
         "emitters",
         "errors",
@@ -82,8 +87,10 @@ class Session:
         "link",
         "message",
         "messages",
+        "noted",
         "peer",
         "server",
+        "staged",
         "state",
         "tls",
         "tls_requested",
@@ -121,6 +128,12 @@ class Session:
         self.decision: Decision | None = None
         #: STARTTLS has been agreed to; the handshake follows the reply.
         self.tls_requested = False
+        #: What takes effect once the client is told that its command has worked: callables and their arguments.
+        self.staged: tuple[Change, ...] = ()
+        #: How often the greeting or the transaction has changed.
+        self.changes = 0
+        #: The transaction's notes, where there are any.
+        self.noted: dict[Any, Any] | None = None
         self._id: str | None = None
         self._notes: dict[Any, Any] | None = None
         self._receivers: tuple[tuple[Signal, Callable[..., Any]], ...] = ()
@@ -144,6 +157,15 @@ class Session:
         notes = self._notes
         if notes is None:
             notes = self._notes = {}
+        return notes
+
+    @property
+    def transaction_notes(self) -> dict[Any, Any]:
+        """A place for handlers and middleware to keep things, as long as the transaction lasts: from MAIL, whose own
+        handlers may begin it, to the reply to the message, RSET, a new greeting or STARTTLS."""
+        notes = self.noted
+        if notes is None:
+            notes = self.noted = {}
         return notes
 
     @property
@@ -216,9 +238,40 @@ class Session:
         """
         return self.link.challenge(Reply(code, text))
 
+    # What a command changes
+
+    def stage(self, change: Callable[..., object], *arguments: Any) -> None:
+        """Call ``change(*arguments)`` if the client is told that the command has worked; forget it otherwise.
+
+        Whatever a command changes is staged, in the dispatcher and in middleware: ``session.identity``, say, with
+        ``session.stage(setattr, session, "identity", identity)``. The calls are made in this order when the whole stack
+        has answered, in the connection's greenlet, before the next command is read. What one raises is logged, and
+        the client gets 451.
+        """
+        self.staged = (*self.staged, (change, arguments))
+
+    def greet(self, greeting: str, hostname: str) -> None:
+        """Take a greeting. It ends the transaction (RFC 5321 section 4.1.4)."""
+        self.greeting = greeting
+        self.hostname = hostname
+        self.reset()
+
+    def begin(self, sender: Address) -> None:
+        """Begin a transaction."""
+        self.changes += 1
+        self.from_ = sender
+        self.state = _SENDER
+
+    def add_recipient(self, recipient: Address) -> None:
+        """Add a recipient to the transaction."""
+        self.changes += 1
+        self.to.append(recipient)
+        self.state = _RECIPIENTS
+
     def reset(self) -> None:
         """Forget the transaction: sender, recipients, their parameters, the body (RFC 5321 section 4.1.1.5)."""
-        self.from_ = None
+        self.changes += 1
+        self.from_ = self.noted = None
         if self.to:
             self.to = []
         if self.message is not None:

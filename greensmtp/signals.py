@@ -1,11 +1,17 @@
 """The signals. Those of this module hear every server in the process; ``server.signals`` hears one.
 
 The sender is always the ``Session``, so ``signals.to.connect(handler, sender=session)`` hears one connection.
+
+``on`` connects strongly: ``@signals.on("to")``, ``signals.on("to", handler)``. ``connect`` is blinker's, which connects
+weakly: a handler that nothing else holds is gone at once, and never called.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType
 from typing import Any, TypeVar, overload
 
 import blinker
@@ -36,12 +42,16 @@ LMTP_RECEIVED = ("recipient", "ack")
 class Signal(blinker.Signal):
     """blinker's, which counts its changes: who is to be called need not be worked out anew for every command."""
 
-    def __init__(self, doc: str | None = None) -> None:
+    def __init__(self, name: str, doc: str | None = None) -> None:
         super().__init__(doc)
+        self.name = name
         self.changes = 0
 
     def connect(self, receiver: Handler, sender: Any = ANY, weak: bool = True) -> Handler:
         """As blinker's, but for receivers that would never run.
+
+        One that is connected weakly while nothing else holds it, such as a lambda or a nested function, gets a
+        RuntimeWarning: it would be gone at once.
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
@@ -56,6 +66,15 @@ class Signal(blinker.Signal):
             raise TypeError(
                 "a handler is called in the connection's greenlet, and what it returns goes nowhere; "
                 f"{handler_name(receiver)} {why}"
+            )
+        is_temporary = sys.getrefcount(receiver) <= 2  # this function's argument, and getrefcount's
+        if weak and _vanishes(receiver, is_temporary):
+            by_blinker = sys._getframe(1).f_globals.get("__name__", "").startswith("blinker.")
+            warnings.warn(
+                f"{handler_name(receiver)} is connected weakly: it is gone as soon as nothing else holds it, and never "
+                f"called; connect it with on({self.name!r}, ...), or with connect(..., weak=False)",
+                RuntimeWarning,
+                stacklevel=3 if by_blinker else 2,
             )
         connected = super().connect(receiver, sender, weak)
         self.changes += 1
@@ -171,6 +190,18 @@ class Signals:
         return (LMTP_RECEIVED,) if self._lmtp else (FIELDS[name], LMTP_RECEIVED)
 
 
+def _vanishes(receiver: Callable[..., Any], is_temporary: bool) -> bool:
+    """Whether a receiver is likely to be gone as soon as its caller returns.
+
+    :param is_temporary: nothing but the call itself holds it.
+    """
+    if isinstance(receiver, MethodType):  # held by its object: what is left of it is the method itself, and an argument
+        return sys.getrefcount(receiver.__self__) <= 2
+    if isinstance(receiver, FunctionType):
+        return receiver.__name__ == "<lambda>" or "<locals>" in receiver.__qualname__
+    return is_temporary
+
+
 def handler_name(handler: Callable[..., Any]) -> str:
     """``module.qualified.name``, for logs."""
     function = getattr(handler, "func", handler)
@@ -185,6 +216,7 @@ def _attribute(name: str) -> str:
 #: The process-wide signals.
 shared = Signals()
 
+on = shared.on
 connect = shared.connect
 command = shared.command
 greeting = shared.greeting

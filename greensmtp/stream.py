@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gevent import Timeout, getcurrent
 
+from greensmtp.ack import HandlerTimeout
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.replies import Reply, reply_of
+from greensmtp.signals import handler_name
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
@@ -261,8 +263,8 @@ class MessageStream:
         for callback in self._at_end:
             try:
                 callback()
-            except (Exception, Timeout):
-                logger.exception("%s: cleaning up after a message", self._session.id)
+            except (Exception, SystemExit, Timeout, HandlerTimeout):
+                logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
 
     # Within
 
@@ -321,7 +323,7 @@ class MessageStream:
                 reply = standard.LOCAL_ERROR
                 if isinstance(error, Reject):
                     try:
-                        reply = Reply(error.code, error.message or "")
+                        reply = reply_of(error, "")
                     except (ProtocolError, TypeError):
                         logger.exception("%s: a pipe of the message raised what is no reply", self._session.id)
                 self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from itertools import chain
 from time import monotonic
 from typing import Any, Protocol
 
@@ -28,8 +29,8 @@ class Sweeper:
     peer is not late because a handler is slow.
     """
 
-    def __init__(self, conversations: Collection[Swept], limits: Limits) -> None:
-        self._conversations = conversations
+    def __init__(self, conversations: Iterable[Collection[Swept]], limits: Limits) -> None:
+        self._conversations = tuple(conversations)
         #: Often enough that a time-out is late by an eighth of the shortest one at most, and by two seconds.
         self.interval = min(1.0, limits.shortest_timeout / 16, (limits.data_rate_grace or 8.0) / 8)
         self._timer: Any = None
@@ -38,7 +39,9 @@ class Sweeper:
         self._last = 0.0
 
     def start(self, loop: Any) -> None:
-        """Begin; ``loop`` is that of the thread that serves."""
+        """Begin, unless it has begun; ``loop`` is that of the thread that serves."""
+        if self._timer is not None:
+            return
         self._last = monotonic()
         self._timer = loop.timer(self.interval, self.interval)
         self._timer.start(self._sweep)
@@ -57,5 +60,5 @@ class Sweeper:
         self._last = now
         self._clock += elapsed
         # (A copy: who is found late may leave at once.)
-        for conversation in tuple(self._conversations):
+        for conversation in tuple(chain.from_iterable(self._conversations)):
             conversation.look(self._clock, elapsed)

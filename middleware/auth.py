@@ -27,7 +27,7 @@ from greensmtp.middleware.htpasswd import Htpasswd
 from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.commands import Command, PathCommand
-from greensmtp.protocol.extensions import Extension
+from greensmtp.protocol.extensions import Extension, offer
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.replies import MAX_TEXT, Reply
 from greensmtp.protocol.sasl_claims import Channel, Claim, Exchange, Identity, Refused
@@ -167,7 +167,7 @@ class Auth:
         except _FAULTS as error:
             self._complain(session, error)
             return reply
-        return Reply(250, *reply.lines, f"AUTH {' '.join(names)}", enhanced=None) if names else reply
+        return offer(reply, "AUTH", *names) if names else reply
 
     def _demand(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         if session.identity is not None:
@@ -231,7 +231,7 @@ class Auth:
             assert answer is not None
             reply = answer
             if reply.is_positive:
-                session.identity = identity
+                session.stage(setattr, session, "identity", identity)
         if reply.is_positive:
             attempt.succeed()
         # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)

@@ -161,20 +161,25 @@ class Logging:
 
     def _mail(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         began = perf_counter()
-        open_already = session.from_ is not None
-        reply = proceed(session, command)
-        if open_already:
-            return reply
         if session.from_ is not None:
-            watch = self._watch(session)
-            if watch.transaction is not None:  # somebody has reset the session, and no command of the peer's
-                self._end(session, watch, "abandoned", command.verb)
-            watch.transaction = _Transaction(began, session)
+            return proceed(session, command)
+        reply = proceed(session, command)
+        if reply.code < 300:
+            session.stage(self._begin, session, began)
         elif reply.code >= 400 and reply.code != 503 and command.error is None:
             watch = self._watch(session)
             watch.transaction = _Transaction(began, session, getattr(command, "address", ""))
             self._end(session, watch, _refusal(reply), None, reply)
         return reply
+
+    def _begin(self, session: Session, began: float) -> None:
+        """A transaction has begun, if nothing further outside has refused it."""
+        if session.from_ is None:
+            return
+        watch = self._watch(session)
+        if watch.transaction is not None:  # somebody has reset the session, and no command of the peer's
+            self._end(session, watch, "abandoned", "MAIL")
+        watch.transaction = _Transaction(began, session)
 
     def _rcpt(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
@@ -230,10 +235,14 @@ class Logging:
 
     def _reset(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
+        if self._watch(session).transaction is not None:
+            session.stage(self._abandon, session, command.verb)
+        return reply
+
+    def _abandon(self, session: Session, verb: str) -> None:
         watch = self._watch(session)
         if watch.transaction is not None and session.from_ is None:
-            self._end(session, watch, "abandoned", command.verb)
-        return reply
+            self._end(session, watch, "abandoned", verb)
 
     def _end(
         self, session: Session, watch: _Watch, outcome: str, reason: str | None, reply: Reply | None = None

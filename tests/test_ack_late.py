@@ -136,7 +136,10 @@ def test_replies_keep_their_order_when_acks_come_late(smtp_server: MakeServer) -
         else:
             spawn(decide, ack, address)
 
-    server.on("message", lambda session, stream, ack: spawn(ack.accept))
+    @server.on("message")
+    def late(session: Session, stream: MessageStream, ack: Ack) -> None:
+        spawn(ack.accept)
+
     names = ["late", "now", "no", "now", "late"]
     with dial(server) as peer:
         peer.hello()

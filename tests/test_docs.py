@@ -45,7 +45,7 @@ def run(page: str, source: str, names: dict[str, Any] | None = None) -> dict[str
 
 
 def test_there_are_as_many_blocks_as_tests_below() -> None:
-    assert (len(LIMITS), len(MIDDLEWARE), len(PLUGINS)) == (7, 6, 3)
+    assert (len(LIMITS), len(MIDDLEWARE), len(PLUGINS)) == (7, 7, 3)
 
 
 def test_five_lines_answer_one_verb() -> None:
@@ -55,6 +55,17 @@ def test_five_lines_answer_one_verb() -> None:
         peer.hello()
         peer.line("VRFY jo", "NOOP")
         peer.expect("502 5.5.1 we tell nobody", "250")
+
+
+def test_what_is_staged_is_called_when_the_client_is_told_250(
+    smtp_server: MakeServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = smtp_server(start=False, middleware=[run("middleware.md", MIDDLEWARE[2])["remember_sender"]])
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "MAIL FROM:<b@example.org>")
+        peer.expect("250", "503")
+    assert re.fullmatch(r"\S+: mail from a@example\.org\n", capsys.readouterr().out)
 
 
 @pytest.fixture
@@ -95,7 +106,7 @@ def test_each_example_of_limits_can_be_made_and_stacked(
 
 
 def test_the_stopwatch_and_the_composition(capsys: pytest.CaptureFixture[str], smtp_server: MakeServer) -> None:
-    names = run("middleware.md", "".join(MIDDLEWARE[:4]))
+    names = run("middleware.md", "".join((*MIDDLEWARE[:2], *MIDDLEWARE[3:5])))
     assert re.fullmatch(
         r"1\. Logging\S* +every command\n"
         r"2\. when outside\('10\.0\.0\.0/8', 'unix'\) +every command\n"
@@ -122,8 +133,8 @@ def test_the_stopwatch_and_the_composition(capsys: pytest.CaptureFixture[str], s
 
 
 def test_the_extension_passes_its_test(tmp_path: Path) -> None:
-    (tmp_path / "once.py").write_text(MIDDLEWARE[4])
-    (tmp_path / "test_once.py").write_text(MIDDLEWARE[5])
+    (tmp_path / "once.py").write_text(MIDDLEWARE[5])
+    (tmp_path / "test_once.py").write_text(MIDDLEWARE[6])
     (tmp_path / "conftest.py").write_text('pytest_plugins = ["greensmtp.testing.fixtures"]\n')
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
@@ -136,7 +147,7 @@ def test_the_entry_points_are_those_that_are_looked_for() -> None:
     assert once["project"]["entry-points"] == {"greensmtp.middleware": {"Once": "once:Once"}}
     (entry,) = stacked["middleware"]
     assert entry.pop("use") == "Once"
-    assert repr(run("middleware.md", MIDDLEWARE[4])["Once"](**entry)) == "Once(10000)"
+    assert repr(run("middleware.md", MIDDLEWARE[5])["Once"](**entry)) == "Once(10000)"
     plugin, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
     assert plugin == {"plugins": [{"name": "vacation", "optional": True}]}
     assert policy["project"]["entry-points"].keys() == {*GROUPS.values()}
@@ -181,7 +192,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
         "client.md": 2,
         "configuration.md": 0,
         "limits.md": 7,
-        "middleware.md": 6,
+        "middleware.md": 7,
         "names.md": 0,
         "observability.md": 1,
         "plugins.md": 3,
@@ -197,7 +208,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
 
 def defaults(source: str, called: str) -> dict[str, Any]:
     """What a signature, written as a call, says of each argument that is given a default there."""
-    tree = ast.parse(source.replace("*, ", "").replace("*where, ", "").replace(", **limits", ""), mode="eval")
+    tree = ast.parse(source.replace("*, ", "").replace("*where, ", "").replace(", **each_limit", ""), mode="eval")
     assert isinstance(tree.body, ast.Call)
     assert ast.unparse(tree.body.func) == called
     return {str(word.arg): ast.literal_eval(word.value) for word in tree.body.keywords}

@@ -25,6 +25,7 @@ TABLE: dict[str, tuple[Any, Any, str]] = {
     "command_timeout": (300.0, 0.001, "a number of seconds above 0"),
     "data_timeout": (180.0, 0.001, "a number of seconds above 0"),
     "ack_timeout": (120.0, 0.001, "a number of seconds above 0"),
+    "handler_timeout": (300.0, 0.001, "a number of seconds above 0"),
     "tls_timeout": (30.0, 0.001, "a number of seconds above 0"),
     "min_data_rate": (64.0, 0, "a number of at least 0"),
     "data_rate_grace": (10.0, 0, "a number of at least 0"),
@@ -98,7 +99,7 @@ def test_limits_are_keywords_and_stay_as_they_are() -> None:
         Limits().max_errors = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["command_timeout", "data_timeout", "ack_timeout", "tls_timeout"])
+@pytest.mark.parametrize("name", ["command_timeout", "data_timeout", "ack_timeout", "handler_timeout", "tls_timeout"])
 def test_the_shortest_timeout_may_be_any_of_them(name: str) -> None:
     keywords: dict[str, Any] = {name: 0.25}
     assert Limits(**keywords).shortest_timeout == 0.25
@@ -135,3 +136,20 @@ def test_each_of_them_is_explained() -> None:
 def test_a_misspelt_keyword_is_refused_with_the_nearest(wrong: str, meant: str) -> None:
     with pytest.raises(TypeError, match=rf"^SMTPServer takes no argument '{wrong}'; did you mean '{meant}'\?$"):
         SMTPServer("127.0.0.1:0", **{wrong: cast("Any", None)})
+
+
+def test_limits_may_be_given_as_such() -> None:
+    limits = Limits(max_recipients=7)
+    assert SMTPServer(("127.0.0.1", 0), limits=limits).limits is limits
+    assert SMTPServer(("127.0.0.1", 0), limits=None).limits.max_recipients == 1_000
+
+
+def test_limits_and_their_keywords_together_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"give limits=Limits\(\.\.\.\) or its keywords \(max_errors\), not both"):
+        SMTPServer(("127.0.0.1", 0), limits=Limits(), max_errors=3)
+
+
+@pytest.mark.parametrize("wrong", [{"max_errors": 3}, 7, "7", Limits])
+def test_what_are_no_limits_is_refused(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"limits must be a greensmtp\.Limits"):
+        SMTPServer(("127.0.0.1", 0), limits=wrong)

@@ -139,7 +139,7 @@ def test_deciding_commands_ack_prevents_the_default_action(smtp_server: MakeServ
     @server.on("command")
     def override(session: Session, command: Command, ack: Ack) -> None:
         if command.verb in ("MAIL", "XYZZY", "QUIT"):
-            ack.accept(code, ["no", "default"])
+            ack.replace(code, ["no", "default"])
 
     with dial(server) as peer:
         peer.hello()

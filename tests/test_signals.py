@@ -12,7 +12,7 @@ import pytest
 from gevent import spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Address, Command, Reply, Session, SMTPServer, signals
+from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, signals
 from greensmtp.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -67,9 +67,9 @@ def test_one_connection_can_be_heard_alone(smtp_server: MakeServer, how: str) ->
             if how == "session.on":
                 session.on("reset", note)
             elif how == "server's signal":
-                server.signals.reset.connect(note, sender=session)
+                server.signals.reset.connect(note, sender=session, weak=False)
             else:
-                signals.reset.connect(note, sender=session)
+                signals.reset.connect(note, sender=session, weak=False)
         ack.accept()
 
     with dial(server) as first, dial(server) as second:
@@ -419,7 +419,11 @@ def test_a_handler_may_be_made_of_what_does_not_run_by_itself(smtp_server: MakeS
 def test_lmtp_gives_received_once_for_each_recipient(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, lmtp=True)
     seen: list[tuple[Address, bytes]] = []
-    server.on("message", lambda session, stream, ack: (ack.accept(), session.notes.update(body=stream.read())))
+
+    @server.on("message")
+    def read(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        session.notes["body"] = stream.read()
 
     @server.on("received")
     def each(session: Session, recipient: Address, ack: Ack) -> None:
@@ -474,7 +478,7 @@ def test_command_can_answer_every_verb(smtp_server: MakeServer, certificate: Cer
     @server.on("command")
     def answer(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == verb:
-            ack.accept(250, "2.0.0 mine")
+            ack.replace(250, "2.0.0 mine")
 
     with dial(server) as peer:
         peer.expect("220")
@@ -503,7 +507,7 @@ def test_quit_answered_by_a_handler_with_221_still_ends_the_connection(smtp_serv
     @server.on("command")
     def answer(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "QUIT":
-            ack.accept(221, "2.0.0 so long")
+            ack.replace(221, "2.0.0 so long")
 
     with dial(server) as peer:
         peer.hello()

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
+
+from greensmtp.protocol.replies import Reply
+
+#: RFC 5321 section 4.1.1.1: ehlo-keyword and ehlo-param.
+_KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
+_PARAMETER = re.compile(r"[!-~]+")
 
 
 class Extension(NamedTuple):
@@ -12,7 +19,7 @@ class Extension(NamedTuple):
 
     A middleware that owns an extension has a tuple of these as its attribute ``extensions``; the server then
     accepts the parameters and the longer command lines. The EHLO keyword of such an extension is the middleware's
-    to add, since only it knows when to.
+    to add, with ``offer``, since only it knows when to.
     """
 
     #: The EHLO keyword.
@@ -49,6 +56,23 @@ STANDARD = (
 
 #: RFC 6152 section 2 and RFC 3030 section 3: the values of BODY=.
 BODY_TYPES = frozenset({"7BIT", "8BITMIME", "BINARYMIME"})
+
+
+def offer(reply: Reply, keyword: str, *parameters: str) -> Reply:
+    """Return the reply to EHLO or LHLO with one more extension offered; a refusal is returned as it is.
+
+    ``offer(proceed(session, command), "XFOO")``, ``offer(reply, "AUTH", "PLAIN", "LOGIN")``.
+
+    :raises ValueError: the keyword or a parameter is not one by RFC 5321 section 4.1.1.1.
+    """
+    if not reply.is_positive:
+        return reply
+    if not _KEYWORD.fullmatch(keyword):
+        raise ValueError(f"an EHLO keyword has letters, digits and hyphens, like 'XFOO', not {keyword!r}")
+    for parameter in parameters:
+        if not _PARAMETER.fullmatch(parameter):
+            raise ValueError(f"a parameter of an EHLO keyword is printable ASCII without spaces, not {parameter!r}")
+    return Reply(reply.code, *reply.lines, " ".join((keyword, *parameters)), enhanced=None)
 
 
 def allowed_parameters(extensions: Iterable[Extension]) -> Mapping[str, frozenset[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from greensmtp.errors import ProtocolError
+from greensmtp.errors import ProtocolError, Reject
 from greensmtp.protocol import enhanced as enhanced_codes
 
 #: RFC 5321 section 4.5.3.1.5: a reply line is at most 512 octets, its code and CRLF among them. What an enhanced
@@ -83,6 +83,13 @@ class Reply:
         """5xx: no."""
         return self.code >= 500
 
+    def handed_on(self) -> Reply:
+        """Return the reply as a server may hand it on that got it from a next hop, with its enhanced code.
+
+        421 becomes 451: it would close the connection to the client, which has done nothing wrong.
+        """
+        return Reply(451, *self.lines, enhanced=self.enhanced) if self.code == 421 else self
+
     def encode(self) -> bytes:
         """The reply as it goes over the wire, CRLF and all."""
         if self.wire is None:
@@ -119,6 +126,14 @@ class Reply:
 
     def __repr__(self) -> str:
         return f"Reply({str(self)!r})"
+
+
+def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
+    """Return the reply that a raised Reject stands for.
+
+    :param usual: the text where the Reject brings none.
+    """
+    return reject.reply or Reply(reject.code, reject.message or usual)
 
 
 def _take_enhanced(code: int, texts: list[str]) -> tuple[list[str], str | None]:

@@ -210,7 +210,7 @@ def answer_bdat_commands(server: SMTPServer) -> None:
     @server.on("command")
     def command(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "BDAT":
-            ack.accept(250, "or so it says")
+            ack.replace(250, "or so it says")
 
 
 def refuse_in_middleware(server: SMTPServer) -> None:

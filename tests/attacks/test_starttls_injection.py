@@ -154,7 +154,7 @@ def test_the_session_begins_anew(tls_server: SMTPServer) -> None:
     def authenticate(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "AUTH":
             session.identity = "somebody"
-            ack.accept(235, "2.7.0 welcome")
+            ack.replace(235, "2.7.0 welcome")
 
     with dial(tls_server) as peer:
         peer.hello("evil.example")

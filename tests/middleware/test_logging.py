@@ -102,7 +102,12 @@ def test_a_message_refused_at_its_end(log: Callable[..., Log], code: int, outcom
 @pytest.mark.parametrize("verb", ["DATA", "BDAT 5"])
 def test_a_message_refused_at_its_beginning(log: Callable[..., Log], verb: str) -> None:
     it = log()
-    it.server.on("command", lambda session, command, ack: command.verb in verb and ack.reject(554, "5.7.1 no"))
+
+    @it.server.on("command")
+    def refuse(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb in verb:
+            ack.reject(554, "5.7.1 no")
+
     with it.dial() as peer:
         peer.hello()
         peer.envelope()
@@ -188,7 +193,12 @@ def test_a_chunk_that_is_refused_in_the_middle_is_told_once(log: Callable[..., L
 
 def test_a_refusal_that_ends_nothing_ends_nothing(log: Callable[..., Log]) -> None:
     it = log()
-    it.server.on("command", lambda session, command, ack: command.verb == "RSET" and ack.reject(550))
+
+    @it.server.on("command")
+    def refuse(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "RSET":
+            ack.reject(550)
+
     with it.dial() as peer:
         peer.expect("220")
         peer.line("MAIL FROM:<jo@example.org>", "EHLO client.example")
@@ -207,7 +217,7 @@ def test_one_that_a_middleware_has_ended(log: Callable[..., Log]) -> None:
         if command.verb == "NOOP":
             session.reset()
         elif command.verb == "RCPT":
-            session.to = [*session.to, *session.to]
+            session.stage(lambda: session.to.extend(session.to))
         return reply
 
     it = log(middleware=[meddling])

@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from greensmtp.protocol.extensions import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room
+from greensmtp.protocol.extensions import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room, offer
+from greensmtp.protocol.replies import Reply
 
 #: Each as its RFC has it.
 TABLE = [
@@ -64,3 +65,19 @@ def test_an_extension_needs_no_more_than_a_keyword_and_stays_as_it_is() -> None:
     assert (extension.mail, extension.rcpt, dict(extension.room)) == (frozenset(), frozenset(), {})
     with pytest.raises(AttributeError):
         extension.keyword = "X-OTHER"  # type: ignore[misc]
+
+
+def test_offer_adds_a_line_to_a_positive_reply_alone() -> None:
+    greeted = Reply(250, "mx greets x", "PIPELINING", enhanced=None)
+    assert offer(greeted, "XFOO").encode() == b"250-mx greets x\r\n250-PIPELINING\r\n250 XFOO\r\n"
+    assert offer(greeted, "AUTH", "PLAIN", "LOGIN").lines[-1] == "AUTH PLAIN LOGIN"
+    refused = Reply(550, "5.7.1 no")
+    assert offer(refused, "XFOO") is refused
+
+
+@pytest.mark.parametrize(
+    "wrong", [("",), ("X FOO",), ("X_FOO",), ("-X",), ("X\r\nEVIL",), ("X", "a b"), ("X", ""), ("X", "ü")]
+)
+def test_offer_refuses_what_is_no_keyword(wrong: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="EHLO keyword"):
+        offer(Reply(250, "hi", enhanced=None), *wrong)

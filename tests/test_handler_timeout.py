@@ -1,0 +1,399 @@
+"""``handler_timeout``: nothing that handlers or middleware do holds a connection for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from gevent import Timeout, getcurrent, sleep, spawn
+from gevent.event import Event
+
+from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, when
+from greensmtp.ack import HandlerTimeout
+from greensmtp.chain import Proceed
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
+
+SHORT = 0.1
+
+
+def hang(*args: Any, **fields: Any) -> None:
+    """What does not end by itself."""
+    Event().wait()
+
+
+def accept_and_hang(session: Session, ack: Ack, **fields: Any) -> None:
+    """It has decided, and goes on."""
+    ack.accept()
+    hang()
+
+
+@pytest.fixture(autouse=True)
+def in_time() -> Iterator[None]:
+    """Far more than any of these needs, and far less than it would take without the limit."""
+    with Timeout(20):
+        yield
+
+
+def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+    ack.accept()
+    stream.read()
+
+
+def replies_of(peer: Peer, verb: str = "EHLO") -> str:
+    """To a whole session, whatever is refused in it."""
+    replies = [peer.reply()[:3]]
+    for line in (f"{verb} x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "RSET", "QUIT"):
+        peer.line(line)
+        replies.append(peer.reply()[:3])
+        if replies[-1] == "354":
+            peer.send("text\r\n.\r\n")
+            replies.append(peer.reply()[:3])
+    peer.expect_end()
+    return " ".join(replies)
+
+
+#: signal -> the replies where its handler hangs
+CASES = {
+    "greeting": "220 451 503 503 503 250 221",
+    "from": "220 250 451 503 503 250 221",
+    "to": "220 250 250 451 503 250 221",
+    "message": "220 250 250 250 354 451 250 221",
+    "received": "220 250 250 250 354 451 250 221",
+}
+
+
+@pytest.mark.parametrize("hangs", [hang, accept_and_hang])
+@pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_handler_that_hangs_is_a_451(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, lmtp: bool, hangs: Any
+) -> None:
+    expected = CASES[name]
+    server = smtp_server(start=False, lmtp=lmtp, handler_timeout=SHORT)
+    if name != "message":
+        server.on("message", take)
+    elif hangs is hang:
+        expected = "220 250 250 250 451 250 221"
+    if name == "received" and lmtp:
+        server.on(name, lambda session, recipient, ack: hangs(session, ack=ack))
+    else:
+        server.on(name, hangs)
+    with dial(server) as peer:
+        assert replies_of(peer, "LHLO" if lmtp else "EHLO") == expected
+    assert "ran too long: handler_timeout of 0.1 s exceeded at" in caplog.text
+    assert hangs.__name__ in caplog.text or "lambda" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["reset", "quit", "tls", "disconnect"])
+def test_a_handler_of_a_signal_without_an_ack_that_hangs_is_ended(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, certificate: Any, name: str
+) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT, certfile=certificate.certfile, keyfile=certificate.keyfile)
+    after = Event()
+    server.on(name, hang)
+    server.on(name, lambda session, **fields: after.set())
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("RSET", "STARTTLS")
+        peer.expect("250", "220")
+        peer.start_tls()
+        peer.line("QUIT")
+        peer.expect("221")
+        peer.expect_end()
+        assert after.wait(10)
+    assert f"handler tests.test_handler_timeout.hang for signal {name!r} ran too long" in caplog.text
+
+
+@pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA", "END-OF-DATA", "RSET", "NOOP", "XYZZY", "QUIT"])
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+def test_a_middleware_that_hangs_is_a_451(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, verb: str, before: bool
+) -> None:
+    hung: list[str] = []
+
+    def hangs(session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.verb == verb and not hung:
+            hung.append(verb)
+            if before:
+                hang()
+            proceed(session, command)
+            hang()
+        return proceed(session, command)
+
+    server = smtp_server(start=False, handler_timeout=SHORT, middleware=[hangs])
+    server.on("message", take)
+    with dial(server) as peer:
+        peer.expect("220")
+        if verb == "EHLO":
+            peer.line("EHLO x")
+            peer.expect("451")
+        peer.line("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "NOOP")
+        peer.expect(*("451" if verb == each else "250" for each in ("HELO", "MAIL")))
+        peer.expect("451" if verb == "RCPT" else "503" if verb == "MAIL" else "250")
+        peer.expect("451" if verb == "NOOP" else "250")
+        if verb in ("DATA", "END-OF-DATA"):
+            peer.line("DATA")
+            if verb == "DATA" and before:
+                peer.expect("451")
+            else:
+                peer.expect("354")
+                peer.line("text", ".")
+                peer.expect("451")
+        elif verb in ("RSET", "XYZZY", "QUIT"):
+            peer.line(verb)
+            peer.expect("451")
+        peer.line("NOOP")
+        peer.expect("250")
+    shown = "UNKNOWN" if verb == "XYZZY" else verb
+    assert f"hangs ran too long: handler_timeout of 0.1 s exceeded at {shown}; answered 451" in caplog.text
+
+
+def test_a_predicate_that_hangs_is_a_451(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    def passes(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return proceed(session, command)
+
+    passes.verbs = ("MAIL",)  # type: ignore[attr-defined]
+    server = smtp_server(start=False, handler_timeout=SHORT, middleware=[when(hang, passes)])
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "NOOP")
+        peer.expect("451", "250")
+    assert "predicate tests.test_handler_timeout.hang ran too long" in caplog.text
+
+
+def test_a_pipe_that_hangs_fails_the_message(smtp_server: MakeServer) -> None:
+    class Stuck:
+        def write(self, data: bytes) -> None:
+            hang()
+
+    server = smtp_server(start=False, handler_timeout=SHORT)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.pipe(Stuck())
+        ack.accept()
+
+    with dial(server) as peer:
+        assert replies_of(peer) == "220 250 250 250 354 451 250 221"
+
+
+def test_a_body_that_flows_is_drained_before_the_451(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        next(stream)
+        hang()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.send("BDAT 6\r\nNOOP\r\nBDAT 6 LAST\r\nRSET\r\nNOOP\r\n")
+        peer.expect("250", "451", "250")
+
+
+def test_the_time_that_the_client_takes_does_not_count(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT)
+    server.on("message", take)
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.line("DATA")
+        peer.expect("354")
+        for _ in range(8):
+            sleep(SHORT / 2)
+            peer.line("text")
+        peer.line(".")
+        peer.expect("250")
+
+
+def test_each_command_has_the_time_for_itself(smtp_server: MakeServer) -> None:
+    def slow(session: Session, command: Command, proceed: Proceed) -> Reply:
+        sleep(0.3)
+        return proceed(session, command)
+
+    slow.verbs = ("NOOP",)  # type: ignore[attr-defined]
+    server = smtp_server(start=False, handler_timeout=0.8, middleware=[slow])
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line(*["NOOP"] * 5)
+        peer.expect(*["250"] * 5)
+
+
+def test_commands_between_two_chunks_do_not_prolong_the_readers_time(smtp_server: MakeServer) -> None:
+    ended = Event()
+    server = smtp_server(start=False, handler_timeout=0.4)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        try:
+            for _ in stream:
+                sleep(0.15)
+        except HandlerTimeout:
+            ended.set()
+            raise
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        for _ in range(8):
+            peer.send("BDAT 1\r\nxNOOP\r\n")
+        assert ended.wait(10)
+
+
+def test_an_ack_that_is_decided_elsewhere_has_ack_timeout(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT, ack_timeout=30)
+
+    @server.on("to")
+    def later(session: Session, address: Address, ack: Ack) -> None:
+        def decide() -> None:
+            sleep(3 * SHORT)
+            ack.accept()
+
+        spawn(decide)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        peer.expect("250", "250")
+
+
+# Those that do not listen
+
+
+def ignore(*args: Any, **fields: Any) -> None:
+    """Loop for ever, whatever is thrown."""
+    while True:
+        try:
+            if getcurrent() in mercy:
+                return
+            sleep(0.01)
+        except BaseException:
+            pass
+
+
+#: Greenlets whose loop ends.
+mercy: set[Any] = set()
+
+
+@pytest.mark.parametrize("name", ["to", "message", "received", "disconnect", "quit"])
+def test_a_handler_that_swallows_it_loses_its_connection(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT)
+    rogues: list[Any] = []
+
+    def rogue(session: Session, **fields: Any) -> None:
+        rogues.append(getcurrent())
+        ignore()
+
+    reasons: list[str] = []
+    if name != "disconnect":
+        server.on("disconnect", lambda session, reason: reasons.append(reason))
+    if name != "message":
+        server.on("message", take)
+    server.on(name, lambda session, **fields: rogue(session)) if name == "received" else server.on(name, rogue)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "text", ".", "QUIT")
+        peer.rest()
+        while server.connections or "goes on after" not in caplog.text:
+            sleep(0.01)
+    assert "in ignore" in caplog.text
+    if name != "disconnect":
+        sleep(0)
+        assert reasons == ["error"]
+    mercy.update(rogues)
+    sleep(0.05)
+    server.stop()
+    assert len(reasons) == (name != "disconnect")
+
+
+@pytest.mark.parametrize("end", [hang, ignore])
+def test_a_disconnect_handler_that_hangs_holds_neither_a_place_nor_the_stop(smtp_server: MakeServer, end: Any) -> None:
+    server = smtp_server(start=False, max_connections=1)
+    greenlets: list[Any] = []
+
+    @server.on("disconnect")
+    def hangs(session: Session, reason: str) -> None:
+        greenlets.append(getcurrent())
+        end()
+
+    for _ in range(3):
+        with dial(server) as peer:
+            peer.hello()
+            peer.line("QUIT")
+            peer.expect("221")
+            peer.expect_end()
+            assert not server.connections
+    server.stop()
+    mercy.update(greenlets)
+    assert len(greenlets) == 3
+
+
+@pytest.mark.parametrize("end", [hang, ignore])
+def test_stop_ends_what_hangs(smtp_server: MakeServer, end: Any) -> None:
+    server = smtp_server(start=False)
+    greenlets: list[Any] = []
+
+    @server.on("to")
+    def hangs(session: Session, address: Address, ack: Ack) -> None:
+        greenlets.append(getcurrent())
+        end()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.expect("250")
+        peer.line("RCPT TO:<b@example.com>")
+        peer.let_it_read()
+        server.stop(0.05)
+        assert not server.connections
+    mercy.update(greenlets)
+
+
+def test_a_disconnect_handler_may_stop_the_server(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    stopped = Event()
+
+    @server.on("disconnect")
+    def stop(session: Session, reason: str) -> None:
+        server.stop()
+        stopped.set()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("QUIT")
+        peer.expect("221")
+        assert stopped.wait(5)
+
+
+def test_middleware_of_disconnect_that_hangs_is_ended_and_named(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[str] = []
+    done = Event()
+
+    def outer(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        seen.append(f"{command.verb} {reply.code}")
+        if command.verb == "DISCONNECT":
+            done.set()
+        return reply
+
+    def hangs(session: Session, command: Command, proceed: Proceed) -> Reply:
+        proceed(session, command)
+        hang()
+        raise AssertionError
+
+    outer.verbs = hangs.verbs = ("DISCONNECT",)  # type: ignore[attr-defined]
+    server: SMTPServer = smtp_server(start=False, handler_timeout=SHORT, middleware=[outer, hangs])
+    with dial(server) as peer:
+        peer.hello()
+    assert done.wait(10)
+    assert seen == ["DISCONNECT 451"]
+    assert "hangs ran too long: handler_timeout of 0.1 s exceeded at DISCONNECT" in caplog.text
