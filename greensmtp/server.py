@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, overload
 
-from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
+from gevent import get_hub, getcurrent, spawn_raw
 from gevent import socket as gevent_socket
 from gevent.event import Event
 from gevent.server import StreamServer
@@ -22,6 +22,7 @@ from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
+from greensmtp.places import Places, client_key
 from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
@@ -36,8 +37,14 @@ if TYPE_CHECKING:
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-#: Seconds that ``stop`` waits for connections that it has cut off.
-KILL_SECONDS = 1.0
+#: Seconds that ``stop`` waits for connections that it has cut off, twice.
+KILL_SECONDS = 0.4
+
+#: Connections that have not got past ACCEPT, at once. They come on top of ``max_connections``.
+MAX_ARRIVING = 256
+
+#: Connections that have been told to go, and have not gone yet. They come on top of ``max_connections``, too.
+MAX_LINGERING = 100
 
 
 class SMTPServer(StreamServer):
@@ -103,6 +110,12 @@ class SMTPServer(StreamServer):
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
+        #: Those that count for ``max_connections``.
+        self._places: Places[Conversation] = Places(self.limits.max_connections)
+        #: Those that ACCEPT has not answered yet.
+        self._arriving: Places[Conversation] = Places(None if self.limits.max_connections is None else MAX_ARRIVING)
+        #: Those that have been told to go, the first one first.
+        self._lingering: dict[Conversation, None] = {}
         self._sweeper = Sweeper(self.connections, self.limits)
         self._unix_path: str | None = None
         self._paused = False
@@ -210,17 +223,18 @@ class SMTPServer(StreamServer):
         """Stop listening, let transactions in progress finish, then return.
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) is cut off. Middleware that has a ``stop`` is told last,
-        innermost first.
+        ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body and of a
+        handler, too. That takes one second more at most. Middleware that has a ``stop`` is told last, innermost first.
         """
         self.close()
         self.draining = True
         if self._others():
             self.loop.run_callback(self._dismiss_idle)
         self._wait_for_others(self.stop_timeout if timeout is None else timeout)
-        for conversation in self._others():
-            self.loop.run_callback(_kill, conversation)
-        self._wait_for_others(KILL_SECONDS)
+        for _ in range(2):  # the second time, those that still linger, and handlers that have not heard the first
+            for conversation in self._others():
+                self.loop.run_callback(conversation.cut_off, "shutdown")
+            self._wait_for_others(KILL_SECONDS)
         self._tell_stop()
 
     def close(self) -> None:
@@ -247,7 +261,7 @@ class SMTPServer(StreamServer):
 
     def _dismiss_idle(self) -> None:
         for conversation in list(self.connections):
-            if conversation.connection.awaiting_command and conversation.session.from_ is None:
+            if conversation.is_idle:
                 conversation.connection.expire("shutdown")
 
     # Accepting
@@ -299,9 +313,8 @@ class SMTPServer(StreamServer):
             self.start_accepting()
 
     def do_handle(self, socket: Any, peer: Any) -> None:
-        """Give a new connection its greenlet, or 421."""
-        limit = self.limits.max_connections
-        if limit is not None and len(self.connections) >= limit:
+        """Give a new connection its greenlet, where ACCEPT comes first."""
+        if self._arriving.is_full and not self._displace_arriving(client_key(peer)):
             _turn_away(socket, silently=self.implicit_tls)
             return
         assert self._program is not None
@@ -311,6 +324,7 @@ class SMTPServer(StreamServer):
         except Exception:
             socket.close()
             raise
+        self._arriving.take(conversation, conversation.address)
         if not self.connections:
             self._sweeper.start(self.loop)
         self.connections.add(conversation)
@@ -320,19 +334,69 @@ class SMTPServer(StreamServer):
         """gevent wants one; ``do_handle`` does the work."""
         raise NotImplementedError
 
+    # Places
+
+    def give_place(self, conversation: Conversation) -> bool:
+        """Give a connection one of the ``max_connections``; False: there is none for it.
+
+        At the limit the addresses with many connections go first: a newcomer from an address that has fewer displaces
+        a connection of the busiest address, an idle one if possible.
+        """
+        if self._places.is_full:
+            displaced = None
+            for other in self._places.crowd(conversation.address):
+                if other.is_idle:
+                    displaced = other
+                    break
+                if displaced is None and other.can_be_displaced:
+                    displaced = other
+            if displaced is None:
+                return False
+            self.take_place_back(displaced)
+            self.loop.run_callback(displaced.dismiss, "displaced")
+        self._places.take(conversation, conversation.address)
+        conversation.has_place = True
+        return True
+
+    def take_place_back(self, conversation: Conversation) -> None:
+        """A connection no longer counts for ``max_connections``."""
+        self._places.give_back(conversation, conversation.address)
+        conversation.has_place = False
+
+    def has_arrived(self, conversation: Conversation) -> None:
+        """ACCEPT has been answered."""
+        self._arriving.give_back(conversation, conversation.address)
+
+    def _displace_arriving(self, address: str) -> bool:
+        """Close a connection of the address that has most before ACCEPT's answer, for one of another address."""
+        for other in self._arriving.crowd(address):
+            self.has_arrived(other)
+            self.loop.run_callback(other.cut_off, "displaced")
+            return True
+        return False
+
+    def let_linger(self, conversation: Conversation) -> None:
+        """A connection has been told to go: it takes no place, and waits for its client to go, too.
+
+        If there are too many of those, the first of them is closed.
+        """
+        self.take_place_back(conversation)
+        if len(self._lingering) >= MAX_LINGERING:
+            first = next(iter(self._lingering))
+            del self._lingering[first]
+            self.loop.run_callback(first.dismiss, "timeout")
+        self._lingering[conversation] = None
+
     def forget(self, conversation: Conversation) -> None:
         """A connection is over."""
+        self.has_arrived(conversation)
+        self.take_place_back(conversation)
+        self._lingering.pop(conversation, None)
         self.connections.discard(conversation)
         if not self.connections:
             self._sweeper.stop()
         if self.draining:
             self._departure.set()
-
-
-def _kill(conversation: Conversation) -> None:
-    greenlet = conversation.connection.greenlet
-    if greenlet is not None:
-        greenlet.throw(GreenletExit)
 
 
 def _turn_away(socket: Any, *, silently: bool) -> None:
