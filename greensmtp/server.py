@@ -20,6 +20,7 @@ from greensmtp.arguments import check_backlog, check_hostname, check_limits, che
 from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
+from greensmtp.hub_watch import expect_hub
 from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
 from greensmtp.places import Places, client_key
@@ -72,6 +73,9 @@ class SMTPServer(StreamServer):
     #: Seconds to leave the listener alone when descriptors or memory have run out.
     accept_pause: float = 0.1
 
+    #: Seconds after ``start`` within which the hub of the thread must run; else a warning is logged. 0: no warning.
+    hub_timeout: float = 5.0
+
     backlog = 1024
 
     def __init__(
@@ -119,6 +123,8 @@ class SMTPServer(StreamServer):
         self._sweeper = Sweeper(self.connections, self.limits)
         self._unix_path: str | None = None
         self._paused = False
+        #: Ends the wait for the hub to run.
+        self._hub_runs: Callable[[], None] | None = None
         super().__init__(listener, backlog=check_backlog(backlog))
         for each in middleware:
             self.use(each)
@@ -180,6 +186,18 @@ class SMTPServer(StreamServer):
         except BaseException:
             self._tell_stop()
             raise
+        if self.hub_timeout:
+            self._hub_runs = expect_hub(self.loop, self.hub_timeout, self._warn_of_hub)
+
+    def _warn_of_hub(self) -> None:
+        """Runs in a native thread of its own."""
+        logger.warning(
+            "server on %r listens, but the gevent hub of its thread has not run in the %g s since start(): no client "
+            "gets a banner. Call server.serve_forever(), or, in a program that is not gevent's, use "
+            "server.in_thread() instead of server.start()",
+            self.address,
+            self.hub_timeout,
+        )
 
     def __enter__(self) -> SMTPServer:
         """Start; gevent's own does not. The end of the block stops it."""
@@ -239,6 +257,9 @@ class SMTPServer(StreamServer):
 
     def close(self) -> None:
         """Stop listening; connections go on."""
+        if self._hub_runs is not None:
+            self._hub_runs()
+            self._hub_runs = None
         listening = self.started
         super().close()
         if listening and self._unix_path is not None:
