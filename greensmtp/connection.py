@@ -226,7 +226,7 @@ class Connection:
             raise
 
     def say_at_once(self, reply: bytes) -> None:
-        """Send what is owed, and a last reply, as far as that can be done without waiting. For the hub."""
+        """Send what is owed, and the last reply, as far as that can be done without waiting. For the hub."""
         if self.mute:
             return
         self.mute = True
@@ -237,6 +237,9 @@ class Connection:
                 self._send_some(data)
             else:
                 self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
+                self._notify_close()
+            # Nothing may follow it, whatever the handler does. (The TLS socket's own would forget TLS.)
+            getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
         except (OSError, AttributeError):
             pass  # its buffer is full, or the client is gone
 

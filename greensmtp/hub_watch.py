@@ -19,6 +19,10 @@ class HubWatch:
     """Waits for hubs to run for the first time."""
 
     def __init__(self) -> None:
+        self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Forget all: a process that is forked off has no such thread, and its parent's locks may be held for ever."""
         #: Re-entrant: a signal handler may stop a server at any moment.
         self._lock = native("_thread", "RLock")()
         #: Held, but for the moment in which the thread is to look again.
@@ -78,15 +82,6 @@ class HubWatch:
 _watch = HubWatch()
 
 
-def _start_afresh() -> None:
-    """A process that is forked off has no such thread, and its parent's locks may be held for ever."""
-    global _watch
-    _watch = HubWatch()
-
-
-os.register_at_fork(after_in_child=_start_afresh)
-
-
-def expect_hub(loop: Any, seconds: float, complain: Callable[[], None]) -> Callable[[], None]:
-    """``HubWatch.expect`` of the process's one watch."""
-    return _watch.expect(loop, seconds, complain)
+#: The process's own.
+hub_watch = HubWatch()
+os.register_at_fork(after_in_child=hub_watch.start_afresh)

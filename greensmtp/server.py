@@ -20,7 +20,7 @@ from greensmtp.arguments import check_backlog, check_hostname, check_limits, che
 from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
-from greensmtp.hub_watch import expect_hub
+from greensmtp.hub_watch import hub_watch
 from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
 from greensmtp.places import Places, client_key
@@ -187,7 +187,7 @@ class SMTPServer(StreamServer):
             self._tell_stop()
             raise
         if self.hub_timeout:
-            self._hub_runs = expect_hub(self.loop, self.hub_timeout, self._warn_of_hub)
+            self._hub_runs = hub_watch.expect(self.loop, self.hub_timeout, self._warn_of_hub)
 
     def _warn_of_hub(self) -> None:
         """Runs in a native thread of its own."""
