@@ -49,7 +49,7 @@ def when(predicate: Condition, middleware: Middleware, otherwise: Middleware | N
     its name: neither applies, and nothing passes. Predicates are made by ``greensmtp.predicates``, or any callable.
 
     DISCONNECT is not asked about: a middleware that has seen the connection's ACCEPT or CONNECT sees its DISCONNECT,
-    so that what counts connections counts right, and no other does. (ACCEPT comes before TLS.) One that wants
+    so that what counts connections counts right, and no other does. (At ACCEPT TLS is not up yet.) One that wants
     DISCONNECT but neither of those sees it when it has seen anything at all; one that wants nothing but DISCONNECT,
     where the predicate says so then.
 

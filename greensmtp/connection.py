@@ -32,7 +32,7 @@ TLS_HANDSHAKE = b"\x16\x03"
 MAX_SKIPPED = 1024 * 1024
 
 #: Seconds in which a line with a bare LF in it must come to its CRLF. A client that ends its lines so never sends one.
-CRLF_SECONDS = 2.0
+CRLF_SECONDS = 1.0
 
 #: After the last reply of ours to a peer that may still be sending, its octets are taken for this long, and up to
 #: this many: a close with unread input would be a reset, which can destroy the reply on its way.

@@ -62,6 +62,7 @@ class Conversation:
     __slots__ = (
         "_deferred_recipients",
         "_dismissed",
+        "_has_banner",
         "_next",
         "_pending",
         "_program",
@@ -88,6 +89,8 @@ class Conversation:
         self._dismissed = ""
         #: Under implicit TLS nothing can be said before the handshake.
         self.connection.mute = tls_first and not self.connection.encrypted
+        #: It is past CONNECT.
+        self._has_banner = False
         #: RCPTs that got a 4xx behind an accepted one, since the last accepted message.
         self._deferred_recipients = 0
         #: A command that was read while a body was expected, and ended it.
@@ -177,13 +180,20 @@ class Conversation:
 
     @property
     def can_be_displaced(self) -> bool:
-        """True if it waits for its client, so that it can be closed now."""
-        return self.connection.patience > 0
+        """True if it waits for its client, or has not had its banner: nothing is lost when it is closed."""
+        return self.connection.patience > 0 or not self._has_banner
 
     @property
     def is_idle(self) -> bool:
         """True if it waits for a command outside of a transaction."""
         return self.connection.awaiting_command and self.session.from_ is None
+
+    def displace(self) -> None:
+        """Close it in favour of another. For the hub."""
+        if self._has_banner:
+            self.dismiss("displaced")
+        else:  # what pauses or looks something up before the banner must not keep the place
+            self.cut_off("displaced")
 
     def dismiss(self, reason: str) -> None:
         """Close it with 421 as soon as it waits for its client. For the hub."""
@@ -232,6 +242,7 @@ class Conversation:
         elif reply.code >= 400:
             reply = _turning_away(reply)
         self.connection.write(reply.encode())
+        self._has_banner = True
         return reply.code == 220
 
     def _converse(self) -> None:

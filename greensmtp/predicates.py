@@ -160,7 +160,9 @@ def _server_name(server: SMTPServer) -> str:
     return repr("{}:{}".format(*address[:2]) if isinstance(address, tuple) else address)
 
 
-over_tls = Predicate(lambda session: session.tls, "over_tls")
+# (Under implicit TLS it is so at ACCEPT already, which comes before the handshake: what is to see such connections sees
+# all of their life.)
+over_tls = Predicate(lambda session: session.tls or session.server.implicit_tls, "over_tls")
 
 
 # Who it is

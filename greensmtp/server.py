@@ -374,7 +374,7 @@ class SMTPServer(StreamServer):
             if displaced is None:
                 return False
             self.take_place_back(displaced)
-            self.loop.run_callback(displaced.dismiss, "displaced")
+            self.loop.run_callback(displaced.displace)
         self._places.take(conversation, conversation.address)
         conversation.has_place = True
         return True

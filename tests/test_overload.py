@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session, SMTPServer, server
 from greensmtp.chain import Proceed
 from greensmtp.composition import compose, when
-from greensmtp.middleware import AccessList, ConnectionLimit, RateLimit
+from greensmtp.middleware import AccessList, ConnectionLimit, EarlyTalker, RateLimit, Tarpit
 from greensmtp.places import Places, client_key
+from greensmtp.predicates import inside, over_tls
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -161,6 +162,29 @@ def test_address_limits_come_before_the_handshake(
         assert middleware.count(MANY) == middleware.count(OTHER) == 0
 
 
+def test_over_tls_holds_at_accept_under_implicit_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
+    """A list that is for such connections must not be passed over because it is asked before the handshake."""
+    server = smtp_server(
+        middleware=[when(over_tls, AccessList(deny=[MANY]))],
+        start=False,
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+        implicit_tls=True,
+    )
+    with dial(server, source=(MANY, 1)) as denied:
+        assert denied.rest() == b""
+    with dial(server, source=(OTHER, 1)) as peer:
+        peer.start_tls()
+        peer.hello()
+
+
+def test_a_tarpit_does_not_delay_refusals_at_accept(smtp_server: MakeServer) -> None:
+    server = smtp_server(middleware=[Tarpit(delay=30, maximum=30), AccessList(deny=[MANY])], start=False)
+    with dial(server, source=(MANY, 1), patience=5) as peer:
+        peer.expect("554 5.7.1")
+        peer.expect_end()
+
+
 def test_when_shows_disconnect_to_what_has_seen_accept(smtp_server: MakeServer) -> None:
     limit = ConnectionLimit(per_address=1)
     server = smtp_server(middleware=[when(lambda session: True, compose(limit))], start=False)
@@ -235,18 +259,46 @@ def test_a_connection_within_a_handler_is_not_displaced(smtp_server: MakeServer)
     server = smtp_server(start=False, max_connections=2)
     go_on = Event()
 
-    @server.on("connect")
-    def connect(session: Session, ack: Ack) -> None:
+    @server.on("from")
+    def sender(session: Session, address: str, ack: Ack) -> None:
         go_on.wait(10)
         ack.accept()
 
     peers = [dial(server, source=(MANY, port)) for port in range(2)]
-    sleep(0)
+    for peer in peers:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.let_it_read()
     with dial(server, source=(OTHER, 1)) as other:
         other.expect("421 4.7.0")
     go_on.set()
     for peer in peers:
-        peer.hello()
+        peer.expect("250")
+        peer.close()
+
+
+@pytest.mark.parametrize("pausing", ["connect", "EarlyTalker"])
+def test_a_connection_that_has_not_had_its_banner_is_displaced(smtp_server: MakeServer, pausing: str) -> None:
+    """Else an address that connects faster than a pause before the banner ends would hold all places."""
+    server = smtp_server(
+        middleware=[when(inside(MANY), EarlyTalker(10))] if pausing == "EarlyTalker" else [],
+        start=False,
+        max_connections=3,
+    )
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        if session.peer_host == MANY:
+            Event().wait(10)
+        ack.accept()
+
+    peers = [dial(server, source=(MANY, port)) for port in range(3)]
+    peers[0].let_it_read()
+    with dial(server, source=(OTHER, 1)) as other:
+        other.hello()
+        peers[0].expect("421 4.7.0 Too many connections from your address")
+        peers[0].expect_end()
+    for peer in peers:
         peer.close()
 
 
