@@ -35,7 +35,7 @@ def no_impostors(session: Session, greeting: Greeting, ack: Ack) -> None:
 
 # Size by sender: at MAIL by what is announced, and at the end by what has come.
 def announced_size(session: Session, address: Address, ack: Ack) -> None:
-    if int(address.parameters.get("SIZE") or 0) > LARGEST.get(address.domain.lower(), LARGE):
+    if int(address.parameters.get("SIZE") or 0) > LARGEST.get(address.domain, LARGE):
         raise Reject(552, "5.3.4 too large for your domain")
     ack.accept()
 
@@ -43,7 +43,7 @@ def announced_size(session: Session, address: Address, ack: Ack) -> None:
 def true_size(session: Session, ack: Ack) -> None:
     assert session.message is not None
     assert session.from_ is not None
-    if session.message.size > LARGEST.get(session.from_.domain.lower(), LARGE):
+    if session.message.size > LARGEST.get(session.from_.domain, LARGE):
         raise Reject(552, "5.3.4 too large for your domain")
 
 
@@ -63,7 +63,7 @@ class Greylist:
 
 # Relaying: to us from anybody, to others from those we trust.
 def local_only(session: Session, address: Address, ack: Ack) -> None:
-    if address.domain.lower() not in LOCAL and not TRUSTED(session):
+    if address.domain not in LOCAL and not TRUSTED(session):
         raise Reject(550, "5.7.1 relaying denied")
     ack.accept()
 

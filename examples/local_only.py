@@ -19,7 +19,7 @@ def make_server(port: int = 9025) -> SMTPServer:
 
     @server.on("to")
     def local_only(session: Session, address: Address, ack: Ack) -> None:
-        if address.domain.lower() == "localhost":
+        if address.domain == "localhost":
             ack.accept()
         else:
             ack.reject(550, "5.7.1 relaying denied")

@@ -23,7 +23,8 @@ class Middleware(Protocol):
     """Sees every command, and may answer it, pass it on, or change the answer.
 
     Four attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
-    ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and cost nothing.
+    ``"ACCEPT"``, ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and
+    cost nothing.
     ``extensions``, an iterable of ``protocol.extensions.Extension``: what it adds to MAIL, RCPT and line lengths.
     ``start(server)`` and ``stop(server)``: called before a server listens, and when its last connection is over. What
     ``start`` raises is raised by the server's own, which has not begun to listen then.

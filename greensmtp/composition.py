@@ -20,7 +20,7 @@ from greensmtp.chain import (
 from greensmtp.errors import Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
-from greensmtp.protocol.commands import CONNECT, DISCONNECT, Command
+from greensmtp.protocol.commands import ACCEPT, CONNECT, DISCONNECT, Command
 from greensmtp.protocol.extensions import Extension
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
@@ -49,9 +49,10 @@ def when(predicate: Condition, middleware: Middleware, otherwise: Middleware | N
     command that one of the two wants, since TLS and identity change; what it raises is a 451, and in the log under
     its name: neither applies, and nothing passes. Predicates are made by ``greensmtp.predicates``, or any callable.
 
-    DISCONNECT is not asked about: whoever has seen the connection's CONNECT sees its DISCONNECT, so that what counts
-    connections counts right, and nobody else does. One that wants DISCONNECT but not CONNECT sees it when it has seen
-    anything at all; one that wants nothing but DISCONNECT, where the predicate says so then.
+    DISCONNECT is not asked about: a middleware that has seen the connection's ACCEPT or CONNECT sees its DISCONNECT,
+    so that what counts connections counts right, and no other does. (At ACCEPT TLS is not up yet.) One that wants
+    DISCONNECT but neither of those sees it when it has seen anything at all; one that wants nothing but DISCONNECT,
+    where the predicate says so then.
 
     What it is not to see, it cannot own: a verb of its own gets what the server says by itself. The parameters of
     its extensions are allowed behind MAIL and RCPT all the same, since those are settled when the server starts.
@@ -162,6 +163,9 @@ class When:
         return f"when({', '.join(map(describe, (self.predicate, *self.members)))})"
 
 
+_BEGINNINGS = frozenset({ACCEPT, CONNECT})
+
+
 class _Branch:
     """One side of a ``when``. It is its own mark in the notes of those sessions whose end it is to see."""
 
@@ -169,12 +173,12 @@ class _Branch:
         self._chain = Chain((middleware,))
         verbs = _all_verbs(tuple(flatten((middleware,))))
         self._sees_the_end = verbs is None or DISCONNECT in verbs
-        self._sees_the_beginning = verbs is None or CONNECT in verbs
+        self._sees_the_beginning = verbs is None or not verbs.isdisjoint(_BEGINNINGS)
         self.sees_the_end_alone = verbs == frozenset({DISCONNECT})
 
     def run(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass a command through."""
-        if self._sees_the_end and (command.verb == CONNECT or not self._sees_the_beginning):
+        if self._sees_the_end and (command.verb in _BEGINNINGS or not self._sees_the_beginning):
             session.notes[self] = True
         return self._chain.compose(command.verb, proceed)(session, command)
 

@@ -22,11 +22,17 @@ BODY_PIECE = 128 * 1024
 #: Octets that a peer who brings them as fast as they are taken may have on end, under TLS.
 TURN = 128 * 1024
 
+#: Command lines of one pipelined batch that a client may have answered before other connections have their turn.
+BATCH = 50
+
 #: The first octets of a TLS ClientHello.
 TLS_HANDSHAKE = b"\x16\x03"
 
 #: How much of a line that is too long is skipped in search of its end, until the peer is given up.
 MAX_SKIPPED = 1024 * 1024
+
+#: Seconds in which a line with a bare LF in it must come to its CRLF. A client that ends its lines so never sends one.
+CRLF_SECONDS = 1.0
 
 #: After the last reply of ours to a peer that may still be sending, its octets are taken for this long, and up to
 #: this many: a close with unread input would be a reset, which can destroy the reply on its way.
@@ -59,6 +65,7 @@ class Connection:
 
     __slots__ = (
         "_at",
+        "_batch",
         "_buffer",
         "_command_timeout",
         "_data_timeout",
@@ -102,6 +109,8 @@ class Connection:
         self._use(socket)
         #: Octets that may come before others have their turn.
         self._turn = TURN
+        #: Command lines that may be taken before others have their turn.
+        self._batch = BATCH
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
@@ -216,6 +225,24 @@ class Connection:
             self.mute = True
             raise
 
+    def say_at_once(self, reply: bytes) -> None:
+        """Send what is owed, and the last reply, as far as that can be done without waiting. For the hub."""
+        if self.mute:
+            return
+        self.mute = True
+        data = b"".join((*self._out, reply))
+        self._out.clear()
+        try:
+            if self._pending is None:
+                self._send_some(data)
+            else:
+                self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
+                self._notify_close()
+            # Nothing may follow it, whatever the handler does. (The TLS socket's own would forget TLS.)
+            getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
+        except (OSError, AttributeError):
+            pass  # its buffer is full, or the client is gone
+
     # In
 
     def _next_line(self, room: int | None) -> bytes | None:
@@ -277,11 +304,16 @@ class Connection:
         :raises ConnectionLost: the peer is gone, or late.
         """
         if self._at < len(self._buffer):
+            self._batch -= 1
+            if self._batch < 0:
+                self._give_way()
             line = self._next_line(room)
             if line is not None:
                 return line
         self.since = 0.0
         self.patience = self._command_timeout
+        if self._skipped and self._skip_reply is None:
+            self.patience = min(self.patience, CRLF_SECONDS)
         self.awaiting_command = True
         try:
             while True:
@@ -292,6 +324,15 @@ class Connection:
         finally:
             self.patience = 0.0
             self.awaiting_command = False
+
+    def _give_way(self) -> None:
+        """Let the other connections run."""
+        self._batch = BATCH
+        turn = self._hub.loop.run_callback(self._wake)
+        try:
+            self._hub.switch()
+        finally:
+            turn.stop()
 
     def read(self, size: int = BODY_PIECE) -> bytes:
         """Octets of a body, up to ``size``, at least one.
@@ -363,6 +404,7 @@ class Connection:
             except BlockingIOError:
                 data = self.socket.recv(size)
             self._turn -= len(data)
+            self._batch = BATCH
         except Expired as expired:
             raise self._lose(expired.reason) from None
         except OSError as error:
@@ -417,6 +459,8 @@ class Connection:
         """
         try:
             self.flush(LINGER_SECONDS)
+            if self._pending is not None:
+                self._notify_close()
             if linger:
                 self._linger()
         except (ConnectionLost, OSError):
@@ -435,6 +479,13 @@ class Connection:
         self.mute = True
         self._close_watcher()
         self.socket.close()
+
+    def _notify_close(self) -> None:
+        """Tell a TLS client that nothing follows (RFC 8446 section 6.1), and do not wait for its answer."""
+        try:
+            self.socket._sslobj.shutdown()
+        except (OSError, AttributeError):
+            pass  # sent, and the client's own has not come yet; or the client is gone
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)

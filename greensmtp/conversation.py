@@ -14,9 +14,11 @@ from greensmtp.bodies import ChunkedBody, DataBody, skip
 from greensmtp.connection import BadLine, Connection, Expired
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.log import logger
+from greensmtp.places import client_key
 from greensmtp.program import Follow, Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.commands import (
+    ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
@@ -47,6 +49,7 @@ _FAREWELLS = {
     "timeout": standard.TIMED_OUT,
     "slow": standard.TOO_SLOW,
     "shutdown": standard.SHUTTING_DOWN,
+    "displaced": standard.DISPLACED,
     "foreign": standard.NOT_SMTP,
 }
 
@@ -68,6 +71,9 @@ class Conversation:
     """One connection's greenlet: the Link of its Session."""
 
     __slots__ = (
+        "_deferred_recipients",
+        "_dismissed",
+        "_has_banner",
         "_has_left",
         "_identity",
         "_next",
@@ -77,9 +83,11 @@ class Conversation:
         "_server",
         "_throws",
         "_tls_first",
+        "address",
         "connection",
         "current",
         "greenlet",
+        "has_place",
         "session",
         "spent",
     )
@@ -90,6 +98,18 @@ class Conversation:
         self._tls_first = tls_first
         self.connection = Connection(socket, program.limits, program.line_length, program.line_limit)
         self.session = Session(server, self, peer, program.dispatcher.emitters)
+        #: What it is counted by among the server's connections.
+        self.address = client_key(peer)
+        #: It counts for ``max_connections``.
+        self.has_place = False
+        #: The reason that it is to be closed for, as soon as it waits for its client; "": it is not.
+        self._dismissed = ""
+        #: Under implicit TLS nothing can be said before the handshake.
+        self.connection.mute = tls_first and not self.connection.encrypted
+        #: It is past CONNECT.
+        self._has_banner = False
+        #: RCPTs that got a 4xx behind an accepted one, since the last accepted message.
+        self._deferred_recipients = 0
         #: A command that was read while a body was expected, and ended it.
         self._next: Command | None = None
         self._quit = False
@@ -114,26 +134,32 @@ class Conversation:
         self.greenlet = getcurrent()
         reason, linger = "error", False
         try:
-            if connection.encrypted:  # it was when it was adopted
-                self._note_tls()
-            elif self._tls_first:
-                self._start_tls()
-            if self._greet():
-                self._converse()
-            # Whoever says QUIT closes; all others have been told to go, and may be in the middle of something.
-            reason, linger = ("quit", False) if self._quit else ("refused", True)
+            if self._admit():
+                if connection.encrypted:  # it was when it was adopted
+                    self._note_tls()
+                elif self._tls_first:
+                    self._start_tls()
+                if self._greet():
+                    self._converse()
+                # A client that says QUIT closes; others have been told to go, and may be in the middle of something.
+                reason, linger = ("quit", False) if self._quit else ("refused", True)
+            else:
+                reason = "refused"
         except ConnectionLost as lost:
             reason = lost.reason
             linger = self._say_farewell(reason)
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
-            reason = "shutdown"
+            reason = self._dismissed or "shutdown"
+            linger, self._dismissed = bool(self._dismissed), ""
         except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
             # (The middle two: where another greenlet has waited with this session.)
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             self.current = None
             try:
+                if linger:
+                    self._server.let_linger(self)
                 connection.close(linger=linger)
             finally:  # whatever cuts the lingering short
                 self._leave(reason)
@@ -180,6 +206,9 @@ class Conversation:
             return  # it is over
         decision = self.session.decision
         if self.connection.patience:
+            if self._dismissed:
+                self.dismiss(self._dismissed)
+                return
             self.connection.look(now, elapsed)
             if decision is not None:
                 decision.since = 0.0  # while the peer is waited for, the receivers cannot help it
@@ -223,6 +252,49 @@ class Conversation:
         else:
             spawn_raw(self._leave, "error")
 
+    # The place at the server
+
+    def take_place(self) -> Reply:
+        """Take one of the server's ``max_connections``; a refusal if there is none."""
+        if self.has_place or self._server.give_place(self):
+            return standard.OK
+        return standard.TOO_MANY_CONNECTIONS
+
+    @property
+    def can_be_displaced(self) -> bool:
+        """True if it waits for its client, or has not had its banner: nothing is lost when it is closed."""
+        return self.connection.patience > 0 or not self._has_banner
+
+    @property
+    def is_idle(self) -> bool:
+        """True if it waits for a command outside of a transaction."""
+        return self.connection.awaiting_command and self.session.from_ is None
+
+    def displace(self) -> None:
+        """Close it in favour of another. For the hub."""
+        if self._has_banner:
+            self.dismiss("displaced")
+        else:  # what pauses or looks something up before the banner must not keep the place
+            self.cut_off("displaced")
+
+    def dismiss(self, reason: str) -> None:
+        """Close it with 421 as soon as it waits for its client. For the hub."""
+        if self.connection.patience:
+            self._dismissed = ""
+            self.connection.expire(reason)
+        else:
+            self._dismissed = reason
+
+    def cut_off(self, reason: str) -> None:
+        """Close it with 421, in the middle of whatever it is doing (RFC 5321 section 3.8). For the hub."""
+        connection = self.connection
+        if connection.patience:
+            connection.expire(reason)
+        elif connection.greenlet is not None:
+            self._dismissed = reason
+            connection.say_at_once(_FAREWELLS[reason].encode())
+            connection.greenlet.throw(GreenletExit)
+
     # The loop
 
     def _handle(self, command: Command) -> None:
@@ -230,6 +302,25 @@ class Conversation:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
+
+    def _admit(self) -> bool:
+        """ACCEPT, before TLS: may this client stay? If not, it is told where that can be done in the clear."""
+        command = Command(ACCEPT)
+        self._handle(command)
+        try:
+            reply = self._program.accept(self.session, command)
+        except (Timeout, HandlerTimeout):
+            reply = self._blame_timeout(ACCEPT)
+        reply = self._settle(reply)
+        self._server.has_arrived(self)
+        if reply.is_positive:
+            reply = self.take_place()  # a middleware that answers by itself has not taken it
+            if reply.is_positive:
+                return True
+        self._server.take_place_back(self)
+        if not self.connection.mute:
+            self.connection.write(_turning_away(reply).encode())
+        return False
 
     def _greet(self) -> bool:
         command = Command(CONNECT)
@@ -243,9 +334,9 @@ class Conversation:
             reply = standard.SHUTTING_DOWN
         reply = self._settle(reply)
         if reply.code >= 400:
-            # RFC 5321 section 3.1 knows two ways to turn a client away before the banner.
-            reply = Reply(421 if reply.code < 500 else 554, *reply.lines, enhanced=reply.enhanced)
+            reply = _turning_away(reply)
         self.connection.write(reply.encode())
+        self._has_banner = True
         return reply.code == 220
 
     def _converse(self) -> None:
@@ -275,7 +366,7 @@ class Conversation:
                 if session.staged or command.verb in _PROMISES:
                     reply = self._take_effect(reply)
                 write(reply.wire or reply.encode())
-            elif not self._answer(reply):
+            elif not self._answer(command, reply):
                 return
             if idle and not self._count_idle():
                 return
@@ -368,14 +459,17 @@ class Conversation:
                 raise ConnectionLost("foreign")
         return command
 
-    def _answer(self, reply: Reply) -> bool:
+    def _answer(self, command: Command, reply: Reply) -> bool:
         """Settle an ordinary reply, and write it; False: it was the last one."""
-        return self._tell(self._settle(reply))
+        return self._tell(command, self._settle(reply))
 
-    def _tell(self, reply: Reply) -> bool:
+    def _tell(self, command: Command, reply: Reply) -> bool:
         """Write a reply that has been settled; False: it was the last one."""
-        go_on = self._say(reply)
-        return go_on and (reply.code < 500 or self._count_errors())
+        if not self._say(reply):
+            return False
+        if reply.code >= 500:
+            return self._count_errors()
+        return reply.code < 300 or self._count_deferral(command)
 
     def _say(self, reply: Reply) -> bool:
         """Write a reply that is final; False: it tells the peer to go."""
@@ -392,6 +486,23 @@ class Conversation:
         self.connection.write(standard.TOO_MANY_ERRORS.encode())
         return False
 
+    def _count_deferral(self, command: Command) -> bool:
+        """Count a 4xx reply as an idle command, so that a client cannot have it for ever.
+
+        RCPT in a transaction that has recipients gets ``max_recipients`` for nothing, and is an error from there on: a
+        client whose surplus is deferred must be able to send to the others.
+        """
+        limits, session = self._program.limits, self.session
+        if command.verb == "RCPT" and session.to:
+            self._deferred_recipients += 1
+            if self._deferred_recipients <= limits.max_recipients:
+                return True
+            session.errors += 1
+            return self._count_errors()
+        # (An idle command is counted as such.)
+        idle = command is not _END_OF_DATA and self._program.routes.get(command.verb, self._program.unknown).idle
+        return idle or self._count_idle()
+
     def _count_idle(self) -> bool:
         session = self.session
         session.idle_commands += 1
@@ -404,7 +515,7 @@ class Conversation:
 
     def _after_quit(self, command: Command, reply: Reply) -> bool:
         if reply.code != 221:
-            return self._answer(reply)
+            return self._answer(command, reply)
         self._settle(reply)
         self.connection.write(reply.encode())
         self._quit = True
@@ -419,7 +530,7 @@ class Conversation:
         elif requested and reply.code == 220:
             reply = self._settle(reply)
         if reply.code != 220:
-            return self._answer(reply)
+            return self._answer(command, reply)
         self.connection.write(reply.encode())
         self.connection.flush(self._program.limits.command_timeout)
         session.forget_everything()
@@ -442,7 +553,7 @@ class Conversation:
         stream = session.message
         if stream is None or not stream.opened:
             self._forget_message()
-            return self._answer(reply)
+            return self._answer(command, reply)
         if reply.code == standard.START_MAIL.code and session.staged:
             reply = self._take_effect(reply)
         if reply.code != standard.START_MAIL.code:
@@ -454,7 +565,7 @@ class Conversation:
         stream = self.session.message
         if stream is None or not stream.opened:
             self._forget_message()
-            go_on = self._answer(standard.LOCAL_ERROR if reply.code < 300 else reply)
+            go_on = self._answer(command, standard.LOCAL_ERROR if reply.code < 300 else reply)
             if go_on and not command.last and not command.size:
                 go_on = self._count_idle()
             if self.session.state > State.SENDER:
@@ -505,9 +616,9 @@ class Conversation:
         reply = self._end(_END_OF_DATA)
         session.reset()
         if reply.code >= 300:
-            return self._answer(reply)
+            return self._answer(_END_OF_DATA, reply)
         session.messages += 1
-        session.errors = session.idle_commands = 0
+        session.errors = session.idle_commands = self._deferred_recipients = 0
         self.connection.write(reply.wire or reply.encode())
         return True
 
@@ -532,11 +643,12 @@ class Conversation:
         session = self.session
         replies = [self._end(EndOfData(recipient)) for recipient in session.to]
         session.reset()
-        if any(reply.code < 300 for reply in replies):
+        accepted = any(reply.code < 300 for reply in replies)
+        if accepted:
             session.messages += 1
-            session.errors = session.idle_commands = 0
+            session.errors = session.idle_commands = self._deferred_recipients = 0
         go_on = [self._say(reply) for reply in replies]  # all of them, before one word about their number
-        return all(go_on) and self._count_errors()
+        return all(go_on) and self._count_errors() and (accepted or self._count_idle())
 
     def _drain(self, stream: MessageStream) -> None:
         """Read what the receivers have left; it still flows to the pipes."""
@@ -621,11 +733,16 @@ class Conversation:
                 if not command.size and not command.last and not self._count_idle():
                     raise ConnectionLost("refused")
                 return command
-            if not self._tell(reply) or (route.idle and not self._count_idle()):
+            if not self._tell(command, reply) or (route.idle and not self._count_idle()):
                 raise ConnectionLost("refused")
             if isinstance(command, ChunkCommand):
                 skip(self.connection, command.size)
                 raise TransactionReset("a chunk was refused")
+
+
+def _turning_away(reply: Reply) -> Reply:
+    """One of the two ways in which RFC 5321 section 3.1 has a client turned away before the banner."""
+    return Reply(554 if reply.code >= 500 else 421, *reply.lines, enhanced=reply.enhanced)
 
 
 #: Between two chunks these give the body up (RFC 3030 section 2).

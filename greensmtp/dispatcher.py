@@ -16,6 +16,7 @@ from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
 from greensmtp.protocol.body import LineLength, NoBareNewlines
 from greensmtp.protocol.commands import (
+    ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
@@ -65,7 +66,7 @@ class Dispatcher:
             self._data_checks.append(NoBareNewlines)
         if limits.max_body_line_length is not None:
             self._data_checks.append(partial(LineLength, limits.max_body_line_length))
-        self._parameters = esmtp.allowed_parameters(extensions)
+        self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
         #: EHLO's reply behind its first line, by whether TLS is up.
@@ -81,8 +82,14 @@ class Dispatcher:
 
     def terminal(self, verb: str) -> Proceed:
         """The default action for a verb, behind the ``command`` signal, the syntax and the transition table."""
-        if verb in (CONNECT, END_OF_DATA, DISCONNECT):
-            return cast(Proceed, {CONNECT: self._connect, END_OF_DATA: self._received, DISCONNECT: self._gone}[verb])
+        life = {
+            ACCEPT: self._accept,
+            CONNECT: self._connect,
+            END_OF_DATA: self._received,
+            DISCONNECT: self._gone,
+        }
+        if verb in life:
+            return cast(Proceed, life[verb])
         behaviour = self._behaviours().get(verb, self._unknown)
         refused = REFUSALS.get(verb, {})
         # By the state's number: an Enum's hash is a Python function.
@@ -124,6 +131,9 @@ class Dispatcher:
         return behaviours
 
     # The connection
+
+    def _accept(self, session: Session, command: Command) -> Reply:
+        return session.link.take_place()
 
     def _connect(self, session: Session, command: Command) -> Reply:
         reply = self.emitters["connect"].ask(session)
@@ -190,6 +200,8 @@ class Dispatcher:
             refusal = self._check_parameters(session, command) or self._check_mail(address)
             if refusal is not None:
                 return refusal
+            if session.identity is None and address.parameters.get("AUTH", "<>") != "<>":
+                address = address.with_parameters({**address.parameters, "AUTH": "<>"})
         if not address.isascii() and "SMTPUTF8" not in address.parameters:
             return standard.NEED_SMTPUTF8
         reply = self.emitters["from"].ask(session, address=address)

@@ -22,13 +22,16 @@ class Limits:
     max_auth_line_length: int = 12_288
     #: Octets in a message; None: no limit. Announced by SIZE (RFC 1870).
     max_message_size: int | None = 32 * 1024 * 1024
-    #: Accepted recipients in a transaction; one more gets 452 (RFC 5321 section 4.5.3.1.8 asks for 100 at least).
+    #: Accepted recipients in a transaction; one more gets 452 (RFC 5321 section 4.5.3.1.8 asks for 100 at least), and
+    #: counts as an error after as many again.
     max_recipients: int = 1_000
     #: 5xx replies until 421 closes the connection; an accepted message sets the count back.
     max_errors: int = 20
-    #: Commands that bring no message nearer (RSET, NOOP, VRFY, EHLO ...) until 421; set back likewise.
+    #: Commands that bring no message nearer (RSET, NOOP, VRFY, EHLO ...), and 4xx replies, until 421; set back
+    #: likewise.
     max_idle_commands: int = 100
-    #: Connections at once; one more gets 421 at once. None: no limit.
+    #: Connections that are served at once. One more gets 421 at once, or displaces one of the busiest address. None: no
+    #: limit.
     max_connections: int | None = 1_000
     #: From the moment a command is awaited until all of it is there (RFC 5321 section 4.5.3.2.7: 5 minutes).
     #: A peer that does not take its replies is dropped after this long, too.

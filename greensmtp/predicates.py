@@ -160,7 +160,13 @@ def _server_name(server: SMTPServer) -> str:
     return repr("{}:{}".format(*address[:2]) if isinstance(address, tuple) else address)
 
 
-over_tls = Predicate(lambda session: session.tls, "over_tls")
+def _is_over_tls(session: Session) -> bool:
+    # Under implicit TLS it is so at ACCEPT already, which comes before the handshake: a list of denied networks that is
+    # for such connections must not be passed over there. (A stand-in for a session may have no server.)
+    return session.tls or getattr(getattr(session, "server", None), "implicit_tls", False)
+
+
+over_tls = Predicate(_is_over_tls, "over_tls")
 
 
 # Who it is

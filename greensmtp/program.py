@@ -9,6 +9,7 @@ from greensmtp.chain import Chain, Proceed
 from greensmtp.dispatcher import Dispatcher
 from greensmtp.limits import Limits
 from greensmtp.protocol.commands import (
+    ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
@@ -67,6 +68,7 @@ class Program:
         verbs = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | chain.verbs) - PSEUDO_COMMANDS
         self.routes = {verb: Route(compose(verb), idle=verb not in _USEFUL, follow=follow.get(verb)) for verb in verbs}
         self.unknown = Route(chain.compose(None, dispatcher.terminal(UNKNOWN)), idle=True)
+        self.accept = compose(ACCEPT)
         self.connect = compose(CONNECT)
         self.end_of_data = compose(END_OF_DATA)
         self.disconnect = compose(DISCONNECT)

@@ -20,9 +20,11 @@ from greensmtp.arguments import check_backlog, check_hostname, check_limits, che
 from greensmtp.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.conversation import FOLLOW, Conversation
 from greensmtp.dispatcher import Dispatcher
+from greensmtp.hub_watch import hub_watch
 from greensmtp.limits import Limits
 from greensmtp.listeners import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.log import logger
+from greensmtp.places import Places, client_key
 from greensmtp.program import Program
 from greensmtp.protocol import standard
 from greensmtp.protocol.extensions import STANDARD, Extension, line_room
@@ -37,8 +39,14 @@ if TYPE_CHECKING:
 #: Out of descriptors or memory: not the listener's fault, and it passes.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-#: Seconds that ``stop`` waits for connections that it has cut off.
-KILL_SECONDS = 1.0
+#: Seconds that ``stop`` waits for connections that it has cut off, twice.
+KILL_SECONDS = 0.4
+
+#: Connections that have not got past ACCEPT, at once. They come on top of ``max_connections``.
+MAX_ARRIVING = 256
+
+#: Connections that have been told to go, and have not gone yet. They come on top of ``max_connections``, too.
+MAX_LINGERING = 100
 
 
 class SMTPServer(StreamServer):
@@ -66,6 +74,9 @@ class SMTPServer(StreamServer):
 
     #: Seconds to leave the listener alone when descriptors or memory have run out.
     accept_pause: float = 0.1
+
+    #: Seconds after ``start`` within which the hub of the thread must run; else a warning is logged. 0: no warning.
+    hub_timeout: float = 5.0
 
     backlog = 1024
 
@@ -106,11 +117,19 @@ class SMTPServer(StreamServer):
         self._program: Program | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
+        #: Those that count for ``max_connections``.
+        self._places: Places[Conversation] = Places(self.limits.max_connections)
+        #: Those that ACCEPT has not answered yet.
+        self._arriving: Places[Conversation] = Places(None if self.limits.max_connections is None else MAX_ARRIVING)
+        #: Those that have been told to go, the first one first.
+        self._lingering: dict[Conversation, None] = {}
         #: Connections that are over, whose DISCONNECT is being handled.
         self._leaving: set[Conversation] = set()
         self._sweeper = Sweeper((self.connections, self._leaving), self.limits)
         self._unix_path: str | None = None
         self._paused = False
+        #: Ends the wait for the hub to run.
+        self._hub_runs: Callable[[], None] | None = None
         super().__init__(listener, backlog=check_backlog(backlog))
         for each in middleware:
             self.use(each)
@@ -172,6 +191,18 @@ class SMTPServer(StreamServer):
         except BaseException:
             self._tell_stop()
             raise
+        if self.hub_timeout:
+            self._hub_runs = hub_watch.expect(self.loop, self.hub_timeout, self._warn_of_hub)
+
+    def _warn_of_hub(self) -> None:
+        """Runs in a native thread of its own."""
+        logger.warning(
+            "server on %r listens, but the gevent hub of its thread has not run in the %g s since start(): no client "
+            "gets a banner. Call server.serve_forever(), or, in a program that is not gevent's, use "
+            "server.in_thread() instead of server.start()",
+            self.address,
+            self.hub_timeout,
+        )
 
     def __enter__(self) -> SMTPServer:
         """Start; gevent's own does not. The end of the block stops it."""
@@ -215,17 +246,18 @@ class SMTPServer(StreamServer):
         """Stop listening, let transactions in progress finish, then return.
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) is cut off. Middleware that has a ``stop`` is told last,
-        innermost first.
+        ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body and of a
+        handler, too. That takes one second more at most. Middleware that has a ``stop`` is told last, innermost first.
         """
         self.close()
         self.draining = True
         if self._others():
             self.loop.run_callback(self._dismiss_idle)
         self._wait_for_others(self.stop_timeout if timeout is None else timeout)
-        for conversation in self._others():
-            self.loop.run_callback(_kill, conversation)
-        self._wait_for_others(KILL_SECONDS)
+        for _ in range(2):  # the second time, those that still linger, and handlers that have not heard the first
+            for conversation in self._others():
+                self.loop.run_callback(conversation.cut_off, "shutdown")
+            self._wait_for_others(KILL_SECONDS)
         self._end_leaving()
         self._tell_stop()
 
@@ -243,6 +275,9 @@ class SMTPServer(StreamServer):
 
     def close(self) -> None:
         """Stop listening; connections go on."""
+        if self._hub_runs is not None:
+            self._hub_runs()
+            self._hub_runs = None
         listening = self.started
         super().close()
         if listening and self._unix_path is not None:
@@ -268,7 +303,7 @@ class SMTPServer(StreamServer):
 
     def _dismiss_idle(self) -> None:
         for conversation in list(self.connections):
-            if conversation.connection.awaiting_command and conversation.session.from_ is None:
+            if conversation.is_idle:
                 conversation.connection.expire("shutdown")
 
     # Accepting
@@ -320,9 +355,8 @@ class SMTPServer(StreamServer):
             self.start_accepting()
 
     def do_handle(self, socket: Any, peer: Any) -> None:
-        """Give a new connection its greenlet, or 421."""
-        limit = self.limits.max_connections
-        if limit is not None and len(self.connections) >= limit:
+        """Give a new connection its greenlet, where ACCEPT comes first."""
+        if self._arriving.is_full and not self._displace_arriving(client_key(peer)):
             _turn_away(socket, silently=self.implicit_tls)
             return
         assert self._program is not None
@@ -332,6 +366,7 @@ class SMTPServer(StreamServer):
         except Exception:
             socket.close()
             raise
+        self._arriving.take(conversation, conversation.address)
         self._sweeper.start(self.loop)
         self.connections.add(conversation)
         spawn_raw(conversation.run)
@@ -340,8 +375,64 @@ class SMTPServer(StreamServer):
         """gevent wants one; ``do_handle`` does the work."""
         raise NotImplementedError
 
+    # Places
+
+    def give_place(self, conversation: Conversation) -> bool:
+        """Give a connection one of the ``max_connections``; False: there is none for it.
+
+        At the limit the addresses with many connections go first: a newcomer from an address that has fewer displaces
+        a connection of the busiest address, an idle one if possible.
+        """
+        if self._places.is_full:
+            displaced = None
+            for other in self._places.crowd(conversation.address):
+                if other.is_idle:
+                    displaced = other
+                    break
+                if displaced is None and other.can_be_displaced:
+                    displaced = other
+            if displaced is None:
+                return False
+            self.take_place_back(displaced)
+            self.loop.run_callback(displaced.displace)
+        self._places.take(conversation, conversation.address)
+        conversation.has_place = True
+        return True
+
+    def take_place_back(self, conversation: Conversation) -> None:
+        """A connection no longer counts for ``max_connections``."""
+        self._places.give_back(conversation, conversation.address)
+        conversation.has_place = False
+
+    def has_arrived(self, conversation: Conversation) -> None:
+        """ACCEPT has been answered."""
+        self._arriving.give_back(conversation, conversation.address)
+
+    def _displace_arriving(self, address: str) -> bool:
+        """Close a connection of the address that has most before ACCEPT's answer, for one of another address."""
+        for other in self._arriving.crowd(address):
+            self.has_arrived(other)
+            self.loop.run_callback(other.cut_off, "displaced")
+            return True
+        return False
+
+    def let_linger(self, conversation: Conversation) -> None:
+        """A connection has been told to go: it takes no place, and waits for its client to go, too.
+
+        If there are too many of those, the first of them is closed.
+        """
+        self.take_place_back(conversation)
+        if len(self._lingering) >= MAX_LINGERING:
+            first = next(iter(self._lingering))
+            del self._lingering[first]
+            self.loop.run_callback(first.dismiss, "timeout")
+        self._lingering[conversation] = None
+
     def forget(self, conversation: Conversation) -> None:
         """A connection is over; its DISCONNECT is to be handled, which takes no place of another connection."""
+        self.has_arrived(conversation)
+        self.take_place_back(conversation)
+        self._lingering.pop(conversation, None)
         self.connections.discard(conversation)
         self._leaving.add(conversation)
         if self.draining:

@@ -53,6 +53,9 @@ class Link(Protocol):
     def flush(self) -> None:
         """Send the replies that are owed."""
 
+    def take_place(self) -> Reply:
+        """Take one of the server's ``max_connections``; a refusal if there is none."""
+
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
 

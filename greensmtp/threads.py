@@ -31,8 +31,12 @@ class Bell:
         try:
             self._waiter.get()
         finally:
-            self._watcher.stop()
-            self._watcher.close()
+            self.close()
+
+    def close(self) -> None:
+        """Give its descriptor back, where it is not waited for."""
+        self._watcher.stop()
+        self._watcher.close()
 
 
 class ServerThread:
@@ -54,7 +58,11 @@ class ServerThread:
             raise RuntimeError("this server runs in its thread already")
         started = Bell()
         # The real thing, in a patched process too, where threading.Thread would be a greenlet.
-        native("_thread", "start_new_thread")(self._run, (started,))
+        try:
+            native("_thread", "start_new_thread")(self._run, (started,))
+        except BaseException:
+            started.close()
+            raise
         started.wait()
         error, self._error = self._error, None
         if error is not None:
@@ -76,8 +84,10 @@ class ServerThread:
         please_stop = Bell()
         try:
             self.server.start()
-        except BaseException as error:  # it belongs to whoever called start()
+        except BaseException as error:  # it is raised again in the thread that called start()
             self._error = error
+            please_stop.close()
+            hub.destroy(destroy_loop=True)
             started.ring()
             return
         self._please_stop = please_stop

@@ -16,7 +16,7 @@ from greensmtp.chain import Proceed
 from greensmtp.middleware._addresses import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.middleware._limit_arguments import check_choice, check_number, make_refusal
 from greensmtp.middleware.credentials import check_flag
-from greensmtp.protocol.commands import CONNECT, Command
+from greensmtp.protocol.commands import ACCEPT, Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
@@ -35,7 +35,8 @@ _COMMENTS = ("#", ";")
 
 
 class AccessList:
-    """Lets some networks in and keeps others out, with 554 5.7.1 at CONNECT.
+    """Lets some networks in and keeps others out, with 554 5.7.1 at ACCEPT: before TLS, and without a place
+    in ``max_connections``.
 
     The most specific network that holds the client's address decides; where one network is in both lists, it is
     denied. Looking an address up takes a step for each length of prefix there is, however many networks there are. An
@@ -57,7 +58,7 @@ class AccessList:
     :raises OSError: a file cannot be read.
     """
 
-    verbs = (CONNECT,)
+    verbs = (ACCEPT,)
 
     def __init__(
         self,

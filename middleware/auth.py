@@ -8,7 +8,6 @@ from base64 import b64encode
 from binascii import Error as BadBase64
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gevent import Timeout
@@ -179,10 +178,7 @@ class Auth:
         if self.required and session.identity is None:
             return self._demand(session, command, proceed)
         if isinstance(command, PathCommand) and command.error is None and "AUTH" in command.address.parameters:
-            try:
-                command = _with_submitter(command, trusted=session.identity is not None)
-            except ProtocolError as error:
-                return Reply(501, f"5.5.4 AUTH= takes a mailbox or <>: {error}")
+            command = _with_submitter(command, trusted=session.identity is not None)
         return proceed(session, command)
 
     def _auth(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -361,14 +357,16 @@ def _decode(text: str | bytes) -> bytes:
 
 
 def _with_submitter(command: PathCommand, *, trusted: bool) -> PathCommand:
-    """MAIL with its AUTH= decoded; from a client that has not authenticated it means nobody (RFC 4954 section 5).
-
-    :raises ProtocolError: it is no mailbox.
-    """
+    """MAIL with its AUTH= decoded; from a client that has not authenticated it means ``<>`` (RFC 4954 section 5), and
+    so does what is no mailbox: Dovecot's submission service sends the name that its user has logged in with."""
     address = command.address
-    submitter = decode_xtext(address.parameters["AUTH"] or "")
-    if submitter != "<>" and not Address.parse(submitter):
-        raise ProtocolError("there is none")
-    parameters = MappingProxyType({**address.parameters, "AUTH": submitter if trusted else "<>"})
-    known = Address(str(address), address.local_part, address.domain, parameters)
+    submitter = "<>"
+    if trusted:
+        try:
+            decoded = decode_xtext(address.parameters["AUTH"] or "")
+            if decoded != "<>" and Address.parse(decoded):
+                submitter = decoded
+        except ProtocolError:
+            pass
+    known = address.with_parameters({**address.parameters, "AUTH": submitter})
     return PathCommand(command.verb, command.argument, known)

@@ -9,7 +9,7 @@ from gevent.monkey import get_original
 from greensmtp.chain import Proceed
 from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._limit_arguments import check_count, make_refusal
-from greensmtp.protocol.commands import CONNECT, DISCONNECT, Command
+from greensmtp.protocol.commands import ACCEPT, DISCONNECT, Command
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
@@ -34,19 +34,19 @@ class _Place:
 class ConnectionLimit:
     """Refuses a connection, with 421 4.7.0, when its address or its network has as many open as it may have.
 
-    Counted from CONNECT to DISCONNECT, in this process, over all servers that have this object in their stack. What
-    it has refused it does not count: who knocks in vain does not prolong his wait. Clients on unix sockets are not
-    counted.
+    Counted from ACCEPT, which comes before TLS, to DISCONNECT, in this process, over all servers that have this object
+    in their stack. Connections that it has refused are not counted, so that trying again does not prolong the wait.
+    Clients on unix sockets are not counted.
 
     :param per_address: connections at once from one address; None: any number.
     :param per_network: connections at once from one network; None: any number.
     :param ipv4_prefix, ipv6_prefix: how large a network is: /24 and /64.
-    :param code, message: the reply, instead of ``421 4.7.0 ...``. (At CONNECT every 4xx goes out as 421, every 5xx as
+    :param code, message: the reply, instead of ``421 4.7.0 ...``. (At ACCEPT every 4xx goes out as 421, every 5xx as
         554.)
     :raises ValueError: an argument is out of range.
     """
 
-    verbs = (CONNECT, DISCONNECT)
+    verbs = (ACCEPT, DISCONNECT)
 
     def __init__(
         self,

@@ -11,6 +11,7 @@ from greensmtp.chain import Proceed
 from greensmtp.middleware import _log_lines as log_lines
 from greensmtp.middleware._log_output import attach
 from greensmtp.protocol.commands import (
+    ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
@@ -37,7 +38,7 @@ _GUARDED = "greensmtp.middleware.log: guarded"
 _REFUSED = 20
 
 #: The lines of a transaction and a session tell what these would.
-_TOLD_ELSEWHERE = frozenset({END_OF_DATA, DISCONNECT})
+_TOLD_ELSEWHERE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 
 
 class Logging:
@@ -87,6 +88,7 @@ class Logging:
         self._highest = max(self.level, logging.DEBUG)
         self._wanted = logger.isEnabledFor
         self._hooks = {
+            ACCEPT: self._accept,
             CONNECT: self._connect,
             "HELO": self._greet,
             "EHLO": self._greet,
@@ -124,8 +126,17 @@ class Logging:
 
     # The session
 
-    def _connect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+    def _accept(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         watch = session.notes[self] = _Watch(perf_counter())
+        reply = proceed(session, command)
+        if reply.code >= 400:
+            watch.turned_away = reply
+        return reply
+
+    def _connect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        watch = self._watch(session)
+        if watch.began is None:
+            watch.began = perf_counter()
         watch.see_tls(session)
         reply = proceed(session, command)
         if reply.code >= 400:
@@ -310,7 +321,7 @@ class Logging:
     def _watch(self, session: Session) -> _Watch:
         notes = session.notes
         watch: _Watch | None = notes.get(self)
-        if watch is None:  # no CONNECT: TLS has failed before it, or logging has been switched on since
+        if watch is None:  # no ACCEPT: logging has been switched on since
             watch = notes[self] = _Watch(None)
         return watch
 

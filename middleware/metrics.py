@@ -11,6 +11,7 @@ from greensmtp.chain import Proceed
 from greensmtp.middleware._exposition import Exposition, parse_address
 from greensmtp.middleware._metrics_numbers import Codes, Numbers, Registry, check_registry
 from greensmtp.protocol.commands import (
+    ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
@@ -28,7 +29,12 @@ from greensmtp.session import Session
 OTHER = "other"
 _VERBS = frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | PSEUDO_COMMANDS
 #: How sessions end, as ``disconnect`` tells it.
-_ENDS = frozenset({"quit", "closed", "reset", "timeout", "slow", "refused", "foreign", "shutdown", "tls", "error"})
+_ENDS = frozenset(
+    {
+        *("quit", "closed", "reset", "timeout", "slow", "refused", "displaced", "foreign", "shutdown", "tls"),
+        "error",
+    }
+)
 _TLS_VERSIONS = frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"})
 _MECHANISMS = frozenset(
     {
@@ -50,9 +56,9 @@ class Metrics:
     ===================================== =====================================================================
     ``connections_open``                  gauge
     ``connections_total``
-    ``sessions_total{end}``               quit, closed, reset, timeout, slow, refused, foreign, shutdown, tls, error
+    ``sessions_total{end}``               quit, closed, reset, timeout, slow, refused, displaced, foreign, tls ...
     ``tls_sessions_total{version}``
-    ``commands_total{verb,code}``         answered commands; CONNECT and END-OF-DATA among them
+    ``commands_total{verb,code}``         answered commands; CONNECT, END-OF-DATA, refused ACCEPT too
     ``command_seconds{verb}``             histogram; not of DATA and BDAT, whose bodies flow meanwhile
     ``messages_total{outcome}``           accepted, deferred (4xx), refused (5xx), lost (its body had begun)
     ``message_seconds``                   histogram: from MAIL to the last reply
@@ -62,8 +68,8 @@ class Metrics:
     ``refusals_total{enhanced}``          4xx and 5xx replies by enhanced status code: limits and policy are x.7.y
     ===================================== =====================================================================
 
-    Connections that ``max_connections`` turns away are never a session, and not counted. Needs prometheus-client:
-    ``pip install 'greensmtp[metrics]'``.
+    Connections that are turned away at ACCEPT are counted, also those that ``max_connections`` refuses. Needs
+    prometheus-client: ``pip install 'greensmtp[metrics]'``.
 
     :param registry: a ``prometheus_client.CollectorRegistry``; the library's own by default, which tells of the
         process besides. Several Metrics of one registry and namespace count together.
@@ -174,18 +180,37 @@ class Metrics:
             state = session.notes[self] = _State()
         return state
 
+    def _accept(self, verb: str) -> Counting:
+        """Where a connection begins. Its answer is counted if it is a refusal: nearly all go on to CONNECT."""
+        codes = Codes(self._numbers.commands, verb)
+
+        def accept(session: Session, command: Command, proceed: Proceed) -> Reply:
+            self._open(session)
+            reply = proceed(session, command)
+            if reply.code >= 400:
+                codes[reply.code]()
+                self._refused(reply)
+            return reply
+
+        return accept
+
     def _connect(self, verb: str) -> Counting:
         count = self._plain(verb)
 
         def connect(session: Session, command: Command, proceed: Proceed) -> Reply:
-            state = self._state(session)
-            state.open = True
-            self._connected()
-            self._opened()
-            self._see_tls(session, state)
+            self._see_tls(session, self._open(session))
             return count(session, command, proceed)
 
         return connect
+
+    def _open(self, session: Session) -> _State:
+        """Count the connection, once: ``when`` may keep ACCEPT from this middleware, and let CONNECT through."""
+        state = self._state(session)
+        if not state.open:
+            state.open = True
+            self._connected()
+            self._opened()
+        return state
 
     def _reset(self, verb: str) -> Counting:
         """RSET, and the greetings, which end a transaction too; TLS is up when the first is said over it."""
@@ -282,7 +307,7 @@ class Metrics:
             if state.open:
                 self._closed()
             else:
-                self._connected()  # it has not come as far as CONNECT: TLS comes first, and has failed
+                self._connected()
             self._lose_body(state)
             self._see_tls(session, state)
             self._ends.get(command.argument, self._ends[OTHER])()
@@ -304,6 +329,7 @@ class Metrics:
 
 #: verb -> what makes its counting, where there is more to it than its replies and its time
 _COUNTING: Mapping[str, Callable[[Metrics, str], Counting]] = {
+    ACCEPT: Metrics._accept,
     CONNECT: Metrics._connect,
     **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), Metrics._reset),
     "MAIL": Metrics._mail,

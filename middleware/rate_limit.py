@@ -15,7 +15,7 @@ from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware._limit_store import Unavailable, import_limits, open_store
 from greensmtp.middleware.credentials import check_flag
-from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, PathCommand
+from greensmtp.protocol.commands import ACCEPT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
 from greensmtp.session import Session
@@ -81,7 +81,7 @@ class RateLimit:
 
     ``on`` says what is counted, and so when the refusal comes:
 
-    - ``"connections"``: 421 at CONNECT.
+    - ``"connections"``: 421 at ACCEPT, which comes before TLS.
     - ``"messages"``: 450 at MAIL once there were enough. Each MAIL in its place counts, as it does in Postfix: one who
       tries addresses and never sends has had his share, too.
     - ``"recipients"``: 450 at RCPT. Those who are refused count, too: guessing addresses has its price.
@@ -192,7 +192,7 @@ class RateLimit:
     def _make_stages(self) -> Mapping[str, Callable[[Session, Command, Proceed], Reply]]:
         """Verb -> what is done then."""
         if self.on == "connections":
-            return {CONNECT: self._count}
+            return {ACCEPT: self._count}
         if self.on == "recipients":
             return {"RCPT": self._count_recipient}
         if self.on == "auth_failures":

@@ -11,7 +11,7 @@ from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number
 from greensmtp.middleware._pauses import pause
 from greensmtp.middleware.credentials import check_flag
-from greensmtp.protocol.commands import CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
+from greensmtp.protocol.commands import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.replies import Reply
 from greensmtp.session import Session
 
@@ -21,6 +21,9 @@ _LONGEST = 60.0
 
 #: Addresses that are remembered, at most; the one that has been good for longest is forgotten first.
 _MAX_ADDRESSES = 10_000
+
+#: These refusals are not delayed: their connections are closed.
+_NOT_DELAYED = frozenset({ACCEPT, CONNECT, DISCONNECT})
 
 
 class Tarpit:
@@ -72,7 +75,7 @@ class Tarpit:
             if command.verb == END_OF_DATA and self.by == "session" and reply.code < 300:
                 session.notes.pop(self, None)
             return reply
-        if command.verb in (CONNECT, DISCONNECT) or session.peer_host is None:
+        if command.verb in _NOT_DELAYED or session.peer_host is None:
             return reply
         seconds = self.delay_of(self._count(session) - self.free)
         if seconds and not _has_company(session, command):

@@ -111,7 +111,7 @@ def test_the_stopwatch_and_the_composition(capsys: pytest.CaptureFixture[str], s
         r"1\. Logging\S* +every command\n"
         r"2\. when outside\('10\.0\.0\.0/8', 'unix'\) +every command\n"
         r"   2\.1\. edge +every command\n"
-        r"      2\.1\.1\. Stopwatch\(\) +CONNECT, DISCONNECT\n"
+        r"      2\.1\.1\. Stopwatch\(\) +ACCEPT, DISCONNECT\n"
         r"      2\.1\.2\. \S*no_verify +every command\n",
         capsys.readouterr().out.replace("greensmtp.middleware.log.", ""),
     )

@@ -152,16 +152,86 @@ def test_one_recipient_too_many_gets_452_and_the_others_get_their_mail(smtp_serv
 # max_errors, max_idle_commands
 
 
-def test_only_5xx_count_as_errors(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, max_errors=2, max_recipients=1)
+def test_rcpt_beyond_the_limit_is_free_as_often_again_and_then_an_error(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, max_errors=2, max_recipients=4, max_idle_commands=3)
     with dial(server) as peer:
         peer.hello()
         peer.envelope()
-        for _ in range(10):
-            peer.line("RCPT TO:<more@example.com>")
-            peer.expect("452")
-        peer.line("WHAT", "WHAT")
-        peer.expect("500", "500", "421 4.7.0")
+        peer.line(*["RCPT TO:<more@example.com>"] * 20)
+        peer.expect(*["250"] * 3, *["452"] * 4, "452", "452", "421 4.7.0")
+        peer.expect_end()
+
+
+def test_a_message_makes_rcpt_beyond_the_limit_free_again(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, max_errors=1, max_recipients=2)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        for _ in range(5):
+            peer.envelope()
+            peer.line(*["RCPT TO:<more@example.com>"] * 3)
+            peer.expect("250", "452", "452")
+            peer.line("DATA")
+            peer.expect("354")
+            peer.line("x", ".")
+            peer.expect("250")
+
+
+@pytest.mark.parametrize(
+    "verb", ["MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "BDAT 0 LAST", "VRFY x"]
+)
+def test_a_4xx_again_and_again_gets_421(smtp_server: MakeServer, verb: str) -> None:
+    server = smtp_server(start=False, max_idle_commands=5)
+    name = verb.partition(" ")[0]
+
+    @server.use
+    def later(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return Reply(450, "4.7.1 later") if command.verb == name else proceed(session, command)
+
+    with dial(server) as peer:
+        peer.hello()
+        if name == "RCPT":
+            peer.line("MAIL FROM:<a@example.org>")
+            peer.expect("250")
+        peer.line(*[verb] * 20)
+        # (EHLO was the first idle command.)
+        peer.expect(*["450 4.7.1"] * 5, "421 4.7.0")
+        peer.expect_end()
+
+
+def test_recipients_that_are_deferred_do_not_keep_the_others_from_their_mail(smtp_server: MakeServer) -> None:
+    """They would be deferred at the next attempt, too, and so no attempt would ever succeed."""
+    server = smtp_server(start=False, max_idle_commands=5, max_errors=1)
+    server.on("message", lambda session, stream, ack: ack.accept())
+
+    @server.on("to")
+    def to(session: Session, address: str, ack: Ack) -> None:
+        if len(session.to) < 10:
+            ack.accept()
+        else:
+            ack.reject(450)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", *[f"RCPT TO:<b{n}@example.com>" for n in range(200)], "DATA")
+        peer.expect("250", *["250"] * 10, *["450"] * 190, "354")
+        peer.line("x", ".")
+        peer.expect("250")
+
+
+def test_a_message_that_is_deferred_again_and_again_gets_421(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, max_idle_commands=3)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    server.on("received", lambda session, ack: ack.reject(451))
+    with dial(server) as peer:
+        peer.hello()
+        for _ in range(3):
+            peer.envelope()
+            peer.line("DATA")
+            peer.expect("354")
+            peer.line("x", ".")
+            peer.expect("451")
+        peer.expect("421 4.7.0")
         peer.expect_end()
 
 

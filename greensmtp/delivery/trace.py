@@ -8,7 +8,7 @@ from email.utils import format_datetime
 from ipaddress import IPv6Address, ip_address
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import Address, check_domain
+from greensmtp.protocol.addresses import Address, ascii_domain, check_domain
 from greensmtp.session import Session
 
 
@@ -37,10 +37,12 @@ def received(session: Session, queue_id: str, now: datetime) -> bytes:
 
 
 def _client(session: Session) -> str:
-    name = session.hostname or "unknown"
+    name = ascii_domain(session.hostname or "unknown")
     try:
         check_domain(name)
     except ProtocolError:
+        name = "unknown"
+    if not name.isascii():
         name = "unknown"
     host = session.peer_host
     if host is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 from greensmtp.errors import ProtocolError
@@ -30,7 +31,8 @@ _ESCAPE = r"\\(.)"
 _NEEDS_ESCAPE = r'(["\\])'
 #: ``@one.example,@two.example:`` at the head of a path: to be accepted and ignored (RFC 5321 appendix C).
 _SOURCE_ROUTE = rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:"
-_GENERAL_LITERAL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x5a\x5e-\x7e]+"
+#: Without an @: readers take the last one of a path for the one before its domain.
+_GENERAL_LITERAL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x3f\x41-\x5a\x5e-\x7e]+"
 
 #: RFC 5321 section 4.5.3.1.2 and RFC 1035 section 2.3.4, octets.
 MAX_DOMAIN = 255
@@ -40,15 +42,16 @@ MAX_LABEL = 63
 class Address(str):
     """A reverse or forward path: a ``str`` (``"jo@example.com"``, ``""`` for the null sender) that knows its parts.
 
-    Source routes are dropped, and quotes that the local part does not need, so two ways to write one mailbox
-    compare equal.
+    Source routes are dropped, and quotes that the local part does not need, and the domain is in lower case, so two
+    ways to write one mailbox compare equal. The local part is as the client sent it.
     """
 
     __slots__ = ("domain", "local_part", "parameters")
 
     #: As it is meant: unquoted, unescaped.
     local_part: str
-    #: ``"example.com"``, ``"[192.0.2.1]"``, ``"[IPv6:2001:db8::1]"``; ``""`` for ``<>`` and ``<postmaster>``.
+    #: Lower case: ``"example.com"``, ``"[192.0.2.1]"``, ``"[ipv6:2001:db8::1]"``; ``""`` for ``<>`` and
+    #: ``<postmaster>``.
     domain: str
     #: What followed the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
     parameters: Parameters
@@ -85,6 +88,7 @@ class Address(str):
                 return cls._bare(text, parameters)
             if not re.fullmatch(DOT_STRING, local_part) or not is_text(local_part):
                 raise ProtocolError(f"malformed local part: {local_part!r}")
+        domain = domain.lower()  # first: a letter may take more octets in lower case
         check_domain(domain)
         return cls(f"{quote_local_part(local_part)}@{domain}", local_part, domain, parameters)
 
@@ -95,8 +99,42 @@ class Address(str):
             raise ProtocolError(f"an address needs a domain: {text!r}")
         return cls(text, text, "", parameters)
 
+    def with_parameters(self, parameters: Parameters) -> Address:
+        """The same path with other parameters."""
+        return type(self)(str(self), self.local_part, self.domain, MappingProxyType(dict(parameters)))
+
+    @property
+    def ascii_domain(self) -> str:
+        """The domain as DNS has it, with A-labels: ``"xn--bcher-kva.example"`` for ``"bücher.example"``.
+
+        The domain itself where it has no such form: an address literal, or a name that IDNA 2008 does not allow.
+        """
+        return ascii_domain(self.domain)
+
     def __reduce__(self) -> tuple[type[Address], tuple[str, str, str, Parameters]]:
         return type(self), (str(self), self.local_part, self.domain, dict(self.parameters))
+
+
+def ascii_domain(domain: str) -> str:
+    """A domain with A-labels for its U-labels (RFC 5890); as it is where it has no such form."""
+    return domain if domain.isascii() else _encode_domain(domain)
+
+
+@lru_cache(1024)
+def _encode_domain(domain: str) -> str:
+    import idna  # few addresses need it
+
+    try:
+        # (UTS 46: full-width letters and the like are mapped first. A label of ASCII may have an underscore.)
+        return idna.encode(domain, uts46=True).decode().lower()
+    except UnicodeError:  # IDNAError is one
+        pass
+    try:
+        return ".".join(
+            label if label.isascii() else idna.encode(label, uts46=True).decode() for label in domain.split(".")
+        )
+    except UnicodeError:
+        return domain
 
 
 def is_text(text: str) -> bool:

@@ -12,15 +12,16 @@ from typing import NamedTuple
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import standard
-from greensmtp.protocol.addresses import MAX_LABEL, NO_PARAMETERS, Address
+from greensmtp.protocol.addresses import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
 from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.replies import Reply
 
 #: The life of a connection goes through the middleware chain as these; no peer can send them.
+ACCEPT = "ACCEPT"
 CONNECT = "CONNECT"
 END_OF_DATA = "END-OF-DATA"
 DISCONNECT = "DISCONNECT"
-PSEUDO_COMMANDS = frozenset({CONNECT, END_OF_DATA, DISCONNECT})
+PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
 
 #: What a peer's line is called when it has no verb of its own, or one that is ours.
 UNKNOWN = "UNKNOWN"
@@ -132,7 +133,6 @@ _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
 #: A blank behind the colon is wrong, and so common that it is let through.
 _ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
-_HOSTNAME = r"[\x21-\x7e]{1,255}"
 #: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
 _CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
 
@@ -163,6 +163,7 @@ def _path_parser(path: _Path) -> Callable[[str, str], Command]:
         local_part, domain, rest = match.groups()
         if len(domain) > MAX_LABEL:
             return _parse_any_path(verb, argument, path)
+        domain = domain.lower()
         parameters = NO_PARAMETERS
         if rest is not None:
             try:
@@ -192,9 +193,11 @@ def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:
-    # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve; its form is checked no
-    # further than our own replies and log lines need.
-    error = None if re.fullmatch(_HOSTNAME, argument) else standard.NEEDS_HOSTNAME
+    # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve, and printers and PCs send
+    # names with spaces and umlauts. What shows the name escapes it.
+    if not argument.isprintable():
+        argument = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in argument)
+    error = None if 0 < len(argument) <= MAX_DOMAIN else standard.NEEDS_HOSTNAME
     return Greeting(verb, argument, argument, error)
 
 
@@ -273,5 +276,22 @@ def _malformed(line: bytes) -> Command:
     if verb in ("MAIL", "RCPT"):
         return PathCommand(verb, text, NO_ADDRESS, standard.NOT_TEXT)
     if verb in ("HELO", "EHLO", "LHLO"):
-        return Greeting(verb, text, "", standard.NOT_TEXT)
+        name = _legacy_text(line[4:])
+        return Greeting(verb, text, "", standard.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
     return Command(verb, text, standard.NOT_TEXT)
+
+
+def _legacy_text(argument: bytes) -> str | None:
+    """Read a greeting's argument that is not UTF-8: Latin-1, or escaped where it is some other code page.
+
+    None: it has control characters, or is UTF-8 and not printable.
+    """
+    argument = argument.replace(b"\t", b" ")
+    if not argument.startswith(b" ") or re.search(rb"[\x00-\x1f\x7f]", argument):
+        return None
+    try:
+        argument.decode()
+    except UnicodeDecodeError:
+        text = argument.decode("latin-1")
+        return text if text.isprintable() else argument.decode("ascii", "backslashreplace")
+    return None

@@ -42,6 +42,10 @@ SMTPUTF8 = Extension(  # RFC 6531 sections 3.1, 3.4
 STARTTLS = Extension("STARTTLS")  # RFC 3207
 ENHANCEDSTATUSCODES = Extension("ENHANCEDSTATUSCODES")  # RFC 2034
 
+#: AUTH= of MAIL, without the verb: clients send it whatever is offered, and a server that does not trust them takes
+#: it for ``AUTH=<>`` (RFC 4954 section 5). Never offered.
+SUBMITTER = Extension("AUTH", mail=frozenset({"AUTH"}))
+
 #: What the server does by itself, in the order in which EHLO's reply offers it.
 STANDARD = (
     PIPELINING,

@@ -28,7 +28,6 @@ LINES = [
             "HELO",
             "EHLO",
             "EHLO ",
-            "HELO a b",
             "DATA now",
             "RSET x",
             "QUIT now",
@@ -91,7 +90,7 @@ LINES = [
     *[(("EHLO x", MAIL, RCPT, "RSET"), line, 503) for line in (RCPT, "DATA")],
     *[(("EHLO x", MAIL, RCPT, "EHLO x"), line, 503) for line in (RCPT, "DATA")],
     # an unknown parameter is 555
-    *[(("EHLO x",), f"{MAIL} {parameter}", 555) for parameter in ("X=1", "RET=FULL", "SIZE=1 AUTH=<>", "NONSENSE")],
+    *[(("EHLO x",), f"{MAIL} {parameter}", 555) for parameter in ("X=1", "RET=FULL", "SIZE=1 ENVID=x", "NONSENSE")],
     *[(("EHLO x", MAIL), f"{RCPT} {parameter}", 555) for parameter in ("SIZE=1", "NOTIFY=NEVER", "BODY=7BIT")],
     (("HELO x",), f"{MAIL} SIZE=1", 555),
     # a bad address is 553

@@ -212,9 +212,7 @@ NAMES = [
     b"a\0b",
     b"a\x0bb",
     b"a\x1b[2Jb",
-    b"caf\xc3\xa9",
-    b"\xff\xfe",
-    b"a b",
+    b"\xff\xfe\0",
     b"x" * 256,
     b"",
     b"a\xe2\x80\xa8250 b",
@@ -232,7 +230,24 @@ def test_a_name_that_is_none_gets_one_reply_without_it(play_cut: PlayCut, verb: 
 
 
 @pytest.mark.parametrize(
-    "name", [b"[192.0.2.1]", b"[IPv6:2001:db8::1]", b"under_score", b"x" * 255, b"250-PIPELINING", b"-", b"%s"]
+    ("name", "shown"),
+    [
+        (b"caf\xc3\xa9", "caf?"),
+        (b"caf\xe9", "caf?"),
+        (b"\xff\xfe", "??"),
+        (b"b\x81ro-pc", "b\\x81ro-pc"),
+    ],
+)
+@pytest.mark.parametrize("verb", [b"EHLO", b"HELO"])
+def test_a_name_beyond_ascii_gets_one_reply_in_ascii(play_cut: PlayCut, verb: bytes, name: bytes, shown: str) -> None:
+    outcome = play_cut(verb + b" " + name + b"\r\nNOOP\r\nQUIT\r\n")
+    assert outcome.codes == [220, 250, 250, 221]
+    assert f"greets {shown}" in outcome.replies[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"[192.0.2.1]", b"[IPv6:2001:db8::1]", b"under_score", b"x" * 255, b"250-PIPELINING", b"-", b"%s", b"Copier 3000"],
 )
 @pytest.mark.parametrize("verb", [b"EHLO", b"HELO"])
 def test_an_odd_name_gets_one_reply_with_it(play: Play, verb: bytes, name: bytes) -> None:

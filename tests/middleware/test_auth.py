@@ -476,11 +476,39 @@ def test_the_submitter(smtp_server: MakeServer, value: str, known: str, stranger
     assert seen == [stranger, known]
 
 
-@pytest.mark.parametrize("value", ["", "=", "=+3", "=+zz", "=jo", "=jo+40", "=+FF@x", "=jo+0Ax@example.com", "=a=b"])
-def test_a_malformed_submitter(peer_of: Any, value: str) -> None:
+@pytest.mark.parametrize("value", ["", "=+3", "=+zz", "=jo", "=jo+40", "=+FF@x", "=jo+0Ax@example.com", "=beep"])
+@pytest.mark.parametrize("stack", [(), (in_the_clear,)], ids=["without Auth", "with Auth"])
+def test_a_submitter_that_is_no_mailbox_is_taken_as_none(smtp_server: MakeServer, stack: Any, value: str) -> None:
+    """Dovecot's submission service sends the name that its user has logged in with."""
+    server = smtp_server(middleware=[each() for each in stack], start=False)
+    seen: list[Any] = []
+    server.on("from", keeping(seen, lambda session, address: address.parameters["AUTH"]))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line(f"MAIL FROM:<a@example.com> AUTH{value}", "RSET")
+        peer.expect("250", "250")
+        if stack:
+            peer.line(f"AUTH PLAIN {PLAIN_JO}", f"MAIL FROM:<a@example.com> AUTH{value}")
+            peer.expect("235", "250")
+    assert set(seen) == {"<>"}
+
+
+@pytest.mark.parametrize("value", ["=", "=a=b"])
+def test_a_submitter_that_is_no_parameter_is_refused(peer_of: Any, value: str) -> None:
     with peer_of(in_the_clear()) as peer:
         peer.line(f"MAIL FROM:<a@example.com> AUTH{value}")
         peer.expect("501 5.5.4")
+
+
+def test_a_submitter_is_nobody_without_auth(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    seen: list[Any] = []
+    server.on("from", keeping(seen, lambda session, address: dict(address.parameters)))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.com> AUTH=<>", "RSET", "MAIL FROM:<a@example.com> SIZE=9 AUTH=jo@example.com")
+        peer.expect("250", "250", "250")
+    assert seen == [{"AUTH": "<>"}, {"SIZE": "9", "AUTH": "<>"}]
 
 
 def test_the_submitter_has_its_room_on_the_line(peer_of: Any) -> None:

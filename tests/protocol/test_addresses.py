@@ -7,7 +7,7 @@ import pickle
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
@@ -31,7 +31,7 @@ DOMAINS = NAMES | LITERALS
     ("text", "address", "local_part", "domain"),
     [
         ("jo@example.com", "jo@example.com", "jo", "example.com"),
-        ("Jo.Smith+tag@EXAMPLE.Com", "Jo.Smith+tag@EXAMPLE.Com", "Jo.Smith+tag", "EXAMPLE.Com"),
+        ("Jo.Smith+tag@EXAMPLE.Com", "Jo.Smith+tag@example.com", "Jo.Smith+tag", "example.com"),
         ("!#$%&'*+-/=?^_`{|}~@localhost", "!#$%&'*+-/=?^_`{|}~@localhost", "!#$%&'*+-/=?^_`{|}~", "localhost"),
         ("a@1.2", "a@1.2", "a", "1.2"),
         ("a@_dmarc.x-y.example", "a@_dmarc.x-y.example", "a", "_dmarc.x-y.example"),
@@ -53,9 +53,9 @@ DOMAINS = NAMES | LITERALS
         ('"@"@[192.0.2.1]', '"@"@[192.0.2.1]', "@", "[192.0.2.1]"),
         # address literals
         ("a@[192.0.2.1]", "a@[192.0.2.1]", "a", "[192.0.2.1]"),
-        ("a@[IPv6:2001:db8::1]", "a@[IPv6:2001:db8::1]", "a", "[IPv6:2001:db8::1]"),
+        ("a@[IPv6:2001:DB8::1]", "a@[ipv6:2001:db8::1]", "a", "[ipv6:2001:db8::1]"),
         ("a@[ipv6:::ffff:192.0.2.1]", "a@[ipv6:::ffff:192.0.2.1]", "a", "[ipv6:::ffff:192.0.2.1]"),
-        ("a@[X-tag:anything!]", "a@[X-tag:anything!]", "a", "[X-tag:anything!]"),
+        ("a@[X-tag:anything!]", "a@[x-tag:anything!]", "a", "[x-tag:anything!]"),
         # source routes
         ("@one.example:jo@example.com", "jo@example.com", "jo", "example.com"),
         ("@one.example,@two.example:jo@example.com", "jo@example.com", "jo", "example.com"),
@@ -197,9 +197,76 @@ def test_an_address_can_be_pickled_and_copied(text: str) -> None:
 @given(LOCAL_PARTS, DOMAINS)
 def test_every_address_round_trips(local_part: str, domain: str) -> None:
     address = Address.parse(f"{quote_local_part(local_part)}@{domain}")
-    assert (address.local_part, address.domain) == (local_part, domain)
+    assert (address.local_part, address.domain) == (local_part, domain.lower())
     again = Address.parse(address)
-    assert (again, again.local_part, again.domain) == (address, local_part, domain)
+    assert (again, again.local_part, again.domain) == (address, local_part, domain.lower())
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('@[]:".\\<>-x'), max_size=30))
+@example('"a"@[x-tag:b@c]')
+@example("a@[x-tag:b@c]")
+@example("a@\u0130.example")
+@example("a@" + "\u023a" * 63 + ".example")
+def test_whatever_is_accepted_is_written_so_that_it_is_read_again(text: str) -> None:
+    try:
+        address = Address.parse(text)
+    except ProtocolError:
+        return
+    again = Address.parse(str(address))
+    assert (again, again.local_part, again.domain) == (address, address.local_part, address.domain)
+    assert address.domain == address.domain.lower()
+    assert address.domain in address
+
+
+@pytest.mark.parametrize("path", ['"a"@[x-tag:b@c]', "a@[x-tag:b@c]"])
+def test_an_address_literal_has_no_at_sign(path: str) -> None:
+    with pytest.raises(ProtocolError):
+        Address.parse(path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("jo@Spam.Example", "jo@spam.example"),
+        ("jo@B\u00dcCHER.example", "jo@b\u00fccher.example"),
+        ("jo@[IPv6:2001:DB8::1]", "jo@[ipv6:2001:db8::1]"),
+        ('"jo"@SPAM.EXAMPLE', "jo@spam.example"),
+    ],
+)
+def test_domains_compare_without_case(one: str, other: str) -> None:
+    assert Address.parse(one) == Address.parse(other)
+    assert hash(Address.parse(one)) == hash(Address.parse(other))
+    assert Address.parse(one).domain == Address.parse(other).domain
+
+
+def test_local_parts_compare_with_case() -> None:
+    assert Address.parse("Jo@example.com") != Address.parse("jo@example.com")
+
+
+@pytest.mark.parametrize(
+    ("domain", "ascii_form"),
+    [
+        ("Example.COM", "example.com"),
+        ("B\u00dcCHER.example", "xn--bcher-kva.example"),
+        ("fa\u00df.de", "xn--fa-hia.de"),
+        ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
+        ("my_host.b\u00fccher.example", "my_host.xn--bcher-kva.example"),
+        ("[192.0.2.1]", "[192.0.2.1]"),
+        ("\u2603.example", "\u2603.example"),  # not in IDNA 2008
+    ],
+)
+def test_the_ascii_form_of_a_domain(domain: str, ascii_form: str) -> None:
+    assert Address.parse(f"jo@{domain}").ascii_domain == ascii_form
+
+
+def test_the_null_path_has_no_ascii_domain() -> None:
+    assert Address.parse("").ascii_domain == ""
+
+
+@given(NAMES)
+def test_the_ascii_form_never_raises(domain: str) -> None:
+    address = Address.parse(f"jo@{domain}")
+    assert address.ascii_domain.isascii() or address.ascii_domain == address.domain
 
 
 @given(st.lists(NAMES, min_size=1, max_size=4), LOCAL_PARTS, DOMAINS)

@@ -31,7 +31,7 @@ PATHS: list[tuple[bytes, str | int, dict[str, str | None]]] = [
     ("MAIL FROM:<jörg@bücher.example> SMTPUTF8".encode(), "jörg@bücher.example", {"SMTPUTF8": None}),
     ("MAIL FROM:<a@क्\u200dष.example> SMTPUTF8".encode(), "a@क्\u200dष.example", {"SMTPUTF8": None}),
     (b"RCPT TO:<jo@[192.0.2.1]>", "jo@[192.0.2.1]", {}),
-    (b"RCPT TO:<jo@[IPv6:2001:db8::1]> NOTIFY=NEVER", "jo@[IPv6:2001:db8::1]", {"NOTIFY": "NEVER"}),
+    (b"RCPT TO:<jo@[IPv6:2001:db8::1]> NOTIFY=NEVER", "jo@[ipv6:2001:db8::1]", {"NOTIFY": "NEVER"}),
     (b"RCPT TO:<postmaster>", "postmaster", {}),
     (b"rcpt to:<Postmaster> NOTIFY=NEVER", "Postmaster", {"NOTIFY": "NEVER"}),
     (b"RCPT TO:<a-b@c-d.example>", "a-b@c-d.example", {}),

@@ -14,7 +14,7 @@ if not DOMAINS:
 @signals.to.connect
 def allow(session: Session, address: Address, ack: Ack) -> None:
     """Decide about every recipient."""
-    if address.domain.lower() in DOMAINS:
+    if address.domain in DOMAINS:
         ack.accept()
     else:
         ack.reject(550, "5.7.1 we take no mail for that domain")
