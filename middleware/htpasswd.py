@@ -80,8 +80,8 @@ class Htpasswd:
     def _check(self, username: str, password: str) -> bool:
         """Check one hash of every kind that the file has, whichever user it is and whether there is such a user.
 
-        So each attempt takes equally long. Anything less tells users apart: with one hash for each attempt, a user that
-        is answered quickly has a cheap hash, and an unknown user is sometimes slower than a known one.
+        So each attempt takes equally long. With one hash for each attempt, a quick answer would tell of a user with a
+        cheap hash, and an unknown user would sometimes be slower than a known one.
         """
         users = self._current()
         own, hashed = users.hashes.get(username, ("", ""))
