@@ -228,10 +228,10 @@ class Auth:
             reply = answer
             if reply.is_positive:
                 session.stage(setattr, session, "identity", identity)
-        if reply.is_positive:
-            attempt.succeed()
+                # (A success that another middleware refuses stays counted as a failure.)
+                session.stage(attempt.succeed)
         # (421 is the peer's own doing: a line without end, or another protocol, in place of an answer.)
-        elif not is_failure or not (reply.is_permanent_failure or reply.ends_connection):
+        if not reply.is_positive and (not is_failure or not (reply.is_permanent_failure or reply.ends_connection)):
             attempt.give_back()
         return reply
 
