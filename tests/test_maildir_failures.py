@@ -169,13 +169,20 @@ def test_a_failure_at_the_last_moment_is_told_and_leaves_no_file(
 def interrupt(server: SMTPServer, how: str) -> None:
     """End the wait of the one connection's greenlet."""
     (conversation,) = (each for each in server.connections if each.session.message is not None)
-    greenlet: Any = conversation.connection.greenlet
-    if how == "ack_timeout":
-        greenlet.throw(HandlerTimeout())
-    elif how == "a handler's Timeout":
-        greenlet.throw(gevent.Timeout())
-    else:
-        greenlet.throw(GreenletExit)
+    error = {"ack_timeout": HandlerTimeout, "a handler's Timeout": gevent.Timeout, "kill": GreenletExit}[how]
+    throw(conversation.connection.greenlet, error())
+
+
+def throw(greenlet: Any, error: BaseException) -> None:
+    """From the hub, as a sweep and a kill do it."""
+    done = Event()
+
+    def in_the_hub() -> None:
+        done.set()
+        greenlet.throw(error)
+
+    get_hub().loop.run_callback(in_the_hub)
+    assert done.wait(10)
 
 
 INTERRUPTIONS = ["ack_timeout", "a handler's Timeout", "kill"]
@@ -237,7 +244,7 @@ def test_at_every_moment_either_a_file_or_no_250(smtp_server: MakeServer, maildi
         for conversation in list(server.connections):
             greenlet: Any = conversation.connection.greenlet
             if greenlet is not None:
-                greenlet.throw(GreenletExit)
+                throw(greenlet, GreenletExit())
         said = peer.rest()
     wait_until(lambda: list((maildir.path / "tmp").iterdir()) == [])
     assert files(maildir) == ["new"] * (b"250 2.0.0 Ok: queued" in said)
@@ -281,8 +288,6 @@ def test_the_hub_does_no_file_work(
     over = Event()
     server.on("disconnect", lambda session, reason: over.set())
     maildir.attach(server)
-    write = os.write
-    assert write is os.write
     try:
         with dial(server) as peer:
             peer.hello()

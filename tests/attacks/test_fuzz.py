@@ -305,7 +305,7 @@ garbage = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.binary(max_size=20))
 def test_garbage_has_the_same_outcome_however_it_is_cut(
     play: Play, lmtp: bool, wire: bytes, where: list[float], how: How
 ) -> None:
-    for bare_newlines in ("reject", "keep"):
+    for bare_newlines in ("normalize", "reject", "keep"):
         whole = play(wire, lmtp=lmtp, bare_newlines=bare_newlines)
         pieces = play(
             wire,
