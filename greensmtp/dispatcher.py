@@ -252,7 +252,9 @@ class Dispatcher:
     # The message
 
     def _data(self, session: Session, command: Command) -> Reply:
-        if _is_binary(session):
+        sender = session.from_
+        # (Not `if sender`: the null sender is an empty str, and has parameters all the same.)
+        if sender is not None and sender.parameters and _is_binary(sender):
             return standard.BINARY_NEEDS_BDAT
         return self._take_message(session, session.link.data_body(), binary=False)
 
@@ -261,7 +263,7 @@ class Dispatcher:
         if session.state is State.CHUNKS:
             return accepted
         session.state = State.CHUNKS
-        reply = self._take_message(session, session.link.chunked_body(command), binary=_is_binary(session))
+        reply = self._take_message(session, session.link.chunked_body(command), binary=_is_binary(session.from_))
         if reply.code == 354:
             return accepted
         # The chunks behind this one must not pass for a message (RFC 3030 section 2).
@@ -310,10 +312,6 @@ def _leave_alone() -> None:
     """There is nothing to normalize."""
 
 
-def _is_binary(session: Session) -> bool:
+def _is_binary(sender: Address | None) -> bool:
     """The client has announced a body that is not made of lines (RFC 3030 section 3)."""
-    # (The null sender is an empty str, and has parameters all the same.)
-    sender = session.from_
-    if sender is None or not sender.parameters:
-        return False
-    return (sender.parameters.get("BODY") or "").upper() == "BINARYMIME"
+    return sender is not None and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME"

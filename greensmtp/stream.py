@@ -366,7 +366,10 @@ class MessageStream:
         """Read, normalize, check, and hand to the pipes."""
         body = self._body
         if not self._begun:
-            self._begin()
+            self._begun = True
+            if self._fields:
+                self._head = self._fields
+                self._section = HeaderSection()
         while True:
             try:
                 chunk = body.read_chunk()
@@ -395,12 +398,6 @@ class MessageStream:
                 self._hand_on(self._pipes, chunk)
             if chunk or complete:
                 return chunk
-
-    def _begin(self) -> None:
-        self._begun = True
-        if self._fields:
-            self._head = self._fields
-            self._section = HeaderSection()
 
     def _check_not_begun(self, method: str) -> None:
         if self._begun:
