@@ -116,7 +116,13 @@ def test_a_mail_can_be_read_in_another_thread(smtp_server: MakeServer) -> None:
 def test_a_mail_is_gone_when_its_handler_has_returned(smtp_server: MakeServer, body: bytes) -> None:
     server = smtp_server()
     files: list[Any] = []
-    came = keep(server, lambda: files.append(came[0].open()))
+    came: list[Mail] = []
+
+    @server.on_mail
+    def handle(mail: Mail) -> None:
+        came.append(mail)
+        files.append(mail.open())
+
     with dial(server) as peer:
         peer.hello()
         assert peer.deliver(body).startswith("250")
@@ -359,7 +365,12 @@ def test_nothing_is_left_however_it_ended(smtp_server: MakeServer, end: str) -> 
     over = Event()
     sessions: list[Session] = []
     server.on("disconnect", lambda session, reason: over.set())
-    server.on("connect", lambda session, ack: sessions.append(session) or ack.accept())
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        sessions.append(session)
+        ack.accept()
+
     before = descriptors()
     with dial(server) as peer:
         peer.hello()
