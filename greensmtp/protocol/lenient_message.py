@@ -14,7 +14,7 @@ import re
 from email import policy
 from email.message import EmailMessage
 from email.parser import BytesParser
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 #: Characters of a field that are parsed: the standard library takes 0.2 s for the worst such field.
 MAX_FIELD = 8_192
@@ -26,6 +26,20 @@ _LINE_ENDS = re.compile(r"[\r\n]+")
 
 class LenientMessage(EmailMessage):
     """An ``EmailMessage`` of wild input. What it has are its octets' best reading; no method of reading raises."""
+
+    #: Parts that it is within.
+    depth = 0
+
+    def attach(self, payload: Any) -> None:
+        """Add a part.
+
+        :raises ValueError: parts are nested too deeply. (The parser's time grows with the square of the depth, and
+            what reads parts recursively would fail.)
+        """
+        if self.depth >= MAX_DEPTH:
+            raise ValueError(f"parts are nested more than {MAX_DEPTH} deep")
+        payload.depth = self.depth + 1
+        super().attach(payload)
 
     def get_content(self, *args: Any, **kwargs: Any) -> Any:
         """Return the content: text as a str, whatever its charset claims to be, and anything else as it comes."""
@@ -137,20 +151,9 @@ def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
     start = file.tell()
     try:
         message: Any = BytesParser(policy=_POLICY).parse(file, headersonly=headers_only)
-        if _is_shallow(message):
-            return message  # type: ignore[no-any-return]
-    except Exception:  # RecursionError among them, of many parts within parts
+        return cast(LenientMessage, message)
+    except Exception:
         if headers_only:
             return LenientMessage(policy=_POLICY)
     file.seek(start)
     return parse(file, headers_only=True)
-
-
-def _is_shallow(message: Any) -> bool:
-    """Parts are not nested so deeply that a recursive reader fails."""
-    level = [message]
-    for _ in range(MAX_DEPTH):
-        level = [part for each in level if each.is_multipart() for part in each.get_payload()]
-        if not level:
-            return True
-    return False
