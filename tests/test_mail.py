@@ -7,6 +7,7 @@ import errno
 import io
 import resource
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -353,8 +354,6 @@ def test_a_full_disk_is_452(smtp_server: MakeServer, capfd: pytest.CaptureFixtur
 
 
 def descriptors() -> int:
-    from pathlib import Path
-
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
