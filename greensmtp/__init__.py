@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from greensmtp.composition import compose, when
     from greensmtp.connecting import connect
     from greensmtp.deadlines import Timeouts
+    from greensmtp.mail import Mail
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
     from greensmtp.thread_pool import in_thread_pool
@@ -71,6 +72,7 @@ __all__ = [
     "HelloRefused",
     "IncompleteMessage",
     "Limits",
+    "Mail",
     "MessageRefused",
     "MessageStream",
     "Middleware",
@@ -106,6 +108,7 @@ __all__ = [
 
 #: Names that not every program needs -> the module that has them.
 _LATER = {
+    "Mail": "greensmtp.mail",
     "Pool": "greensmtp.pool",
     "SMTPClient": "greensmtp.client",
     "Sent": "greensmtp.outgoing",

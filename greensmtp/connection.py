@@ -176,8 +176,9 @@ class Connection:
             self.since = now
         if now - self.since > self.patience:
             self.expire()
-        elif self.in_body:
-            # Who drips is waited for nearly all of the time, and most sweeps find it so: no clock for each piece.
+        elif self.in_body and not self.awaiting_command:
+            # A slow sender is waiting in almost every sweep, so sampling there is accurate enough. The time until the
+            # next BDAT command is the client's to think: it has announced no octets.
             self._waited = self._waited + elapsed if self._swept else 0.0
             self._swept = True
             limits = self.limits

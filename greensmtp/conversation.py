@@ -660,7 +660,7 @@ class Conversation:
             except Reject:
                 pass  # a pipe's; the reply is settled
             except (Exception, SystemExit, HandlerTimeout, Timeout):
-                logger.exception("%s: a pipe of the message raised; answered 451", self.session.id)
+                logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
     # The session's Link
 

@@ -14,7 +14,7 @@ from greensmtp.limits import Limits
 from greensmtp.protocol import extensions as esmtp
 from greensmtp.protocol import standard
 from greensmtp.protocol.addresses import Address
-from greensmtp.protocol.body import LineLength, NoBareNewlines
+from greensmtp.protocol.body import LineLength, NoBareNewlines, NormalNewlines
 from greensmtp.protocol.commands import (
     ACCEPT,
     CONNECT,
@@ -60,12 +60,15 @@ class Dispatcher:
         self._tls = tls
         self._limits = limits
         self._max_size = inf if limits.max_message_size is None else limits.max_message_size
-        #: What makes the checks of a body that comes by DATA.
-        self._data_checks: list[Callable[[], BodyCheck]] = []
+        #: Make what normalizes and what checks a body of lines: any but BINARYMIME.
+        self._normalize: Callable[[], NormalNewlines | None] = (
+            NormalNewlines if limits.bare_newlines == "normalize" else _leave_alone
+        )
+        self._checks: list[Callable[[], BodyCheck]] = []
         if limits.bare_newlines == "reject":
-            self._data_checks.append(NoBareNewlines)
+            self._checks.append(NoBareNewlines)
         if limits.max_body_line_length is not None:
-            self._data_checks.append(partial(LineLength, limits.max_body_line_length))
+            self._checks.append(partial(LineLength, limits.max_body_line_length))
         self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
@@ -263,25 +266,30 @@ class Dispatcher:
 
     def _data(self, session: Session, command: Command) -> Reply:
         sender = session.from_
-        if sender and sender.parameters and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME":
+        # (Not `if sender`: the null sender is an empty str, and has parameters all the same.)
+        if sender is not None and sender.parameters and _is_binary(sender):
             return standard.BINARY_NEEDS_BDAT
-        return self._take_message(session, session.link.data_body(), tuple(map(call, self._data_checks)))
+        return self._take_message(session, session.link.data_body(), binary=False)
 
     def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
         accepted = Reply(250, f"2.0.0 {command.size} octets received")
         if session.state is State.CHUNKS:
             return accepted
         session.state = State.CHUNKS
-        reply = self._take_message(session, session.link.chunked_body(command), ())
+        reply = self._take_message(session, session.link.chunked_body(command), binary=_is_binary(session.from_))
         if reply.code == 354:
             return accepted
         # The chunks behind this one must not pass for a message (RFC 3030 section 2).
         session.reset()
         return reply
 
-    def _take_message(self, session: Session, body: Body, checks: tuple[BodyCheck, ...]) -> Reply:
-        """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next."""
-        stream = session.message = MessageStream(session, body, self._max_size, checks)
+    def _take_message(self, session: Session, body: Body, *, binary: bool) -> Reply:
+        """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next.
+
+        :param binary: the body is handed on unchanged and unchecked, except for its size.
+        """
+        normalize, checks = (None, ()) if binary else (self._normalize(), tuple(map(call, self._checks)))
+        stream = session.message = MessageStream(session, body, self._max_size, checks, normalize)
         reply = self.emitters["message"].ask(session, stream.open, stream=stream)
         assert reply is not None
         if reply.code == 354:
@@ -311,3 +319,12 @@ class Dispatcher:
     def _unknown(self, session: Session, command: Command) -> Reply:
         known = command.verb in KNOWN_BUT_NOT_IMPLEMENTED or command.verb == "STARTTLS"
         return standard.NOT_IMPLEMENTED if known else standard.UNKNOWN_COMMAND
+
+
+def _leave_alone() -> None:
+    """There is nothing to normalize."""
+
+
+def _is_binary(sender: Address | None) -> bool:
+    """The client has announced a body that is not made of lines (RFC 3030 section 3)."""
+    return sender is not None and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME"

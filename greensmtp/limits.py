@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-BareNewlines = Literal["reject", "keep"]
+BareNewlines = Literal["normalize", "reject", "keep"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -20,7 +20,7 @@ class Limits:
     max_line_length: int = 512
     #: Octets in AUTH's line and in each answer to a challenge (RFC 4954 section 4.3).
     max_auth_line_length: int = 12_288
-    #: Octets in a message; None: no limit. Announced by SIZE (RFC 1870).
+    #: Octets in a message as the client sends it, dots unstuffed; None: no limit. Announced by SIZE (RFC 1870).
     max_message_size: int | None = 32 * 1024 * 1024
     #: Accepted recipients in a transaction; one more gets 452 (RFC 5321 section 4.5.3.1.8 asks for 100 at least), and
     #: counts as an error after as many again.
@@ -48,12 +48,13 @@ class Limits:
     #: Octets a second that a body must bring on average, of the time spent waiting for the peer; 0: any.
     min_data_rate: float = 64.0
     #: Seconds of waiting until ``min_data_rate`` is looked at.
-    data_rate_grace: float = 10.0
-    #: A bare CR or LF in a body sent by DATA: ``"reject"`` (drained, then 554) or ``"keep"`` (content like any
-    #: other). Neither ever ends data. A body sent by BDAT is binary, and not looked at.
-    bare_newlines: BareNewlines = "reject"
-    #: Octets in a line of a body sent by DATA, CRLF included (RFC 5321 section 4.5.3.1.6 asks for 1,000); None: any,
-    #: since much real mail has longer lines, and they do no harm to a server that streams.
+    data_rate_grace: float = 60.0
+    #: A bare CR or LF in a body: ``"normalize"`` (a bare LF becomes CRLF in the content, a bare CR a space),
+    #: ``"reject"`` (drained, then 554) or ``"keep"`` (content like any other). None of them ever ends data. A body
+    #: of type BINARYMIME (RFC 3030) is binary, and handed on unchanged.
+    bare_newlines: BareNewlines = "normalize"
+    #: Octets in a line of a body that is not BINARYMIME, CRLF included (RFC 5321 section 4.5.3.1.6 asks for 1,000);
+    #: None: any, since much real mail has longer lines, and they do no harm to a server that streams.
     max_body_line_length: int | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +76,7 @@ _MAY_BE_ZERO = frozenset({"min_data_rate", "data_rate_grace"})
 def _check(name: str, value: Any) -> None:
     if name == "bare_newlines":
         if value not in get_args(BareNewlines):
-            raise ValueError(f'bare_newlines takes "reject" or "keep", not {value!r}')
+            raise ValueError(f'bare_newlines takes "normalize", "reject" or "keep", not {value!r}')
         return
     if value is None and name in _MAY_BE_NONE:
         return

@@ -34,6 +34,7 @@ from greensmtp.threads import ServerThread
 from greensmtp.tls import own_certificate
 
 if TYPE_CHECKING:
+    from greensmtp.mail import Handler as MailHandler
     from greensmtp.stack import Stack
 
 #: Out of descriptors or memory: not the listener's fault, and it passes.
@@ -168,6 +169,20 @@ class SMTPServer(StreamServer):
         :raises TypeError: the handler cannot be called with what this signal gives.
         """
         return self.signals.on(name, handler)
+
+    def on_mail(self, handler: MailHandler) -> MailHandler:
+        """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.
+
+        It is called as ``handler(mail)`` with a :class:`greensmtp.Mail` once the body has arrived. When it returns
+        None, the message is accepted; a ``Reply`` that it returns, or a ``Reject`` that it raises, decides. In LMTP it
+        may return a mapping of recipients and replies; a recipient that is missing, or has None, is accepted. It is
+        called once for a message.
+
+        :raises TypeError: the handler cannot be called so, or it is an ``async def`` or a generator.
+        """
+        from greensmtp.mail import connect_mail_handler  # not every server handles whole messages
+
+        return connect_mail_handler(self.signals, handler, lmtp=self.lmtp)
 
     # Start and stop
 

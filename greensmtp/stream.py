@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -12,6 +13,7 @@ from greensmtp.ack import HandlerTimeout
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
+from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.replies import Reply, reply_of
 from greensmtp.signals import handler_name
 
@@ -20,7 +22,19 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+    from greensmtp.protocol.body import NormalNewlines
     from greensmtp.session import Session
+    from greensmtp.spools import SpoolPipe
+
+#: The disk, the quota, or the largest file: more room may come.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def reply_to_failure(error: BaseException) -> Reply:
+    """Return what a failure to keep a message means to the client: 452 where there is no room, else 451."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return standard.NO_STORAGE
+    return standard.LOCAL_ERROR
 
 
 class Body(Protocol):
@@ -40,9 +54,9 @@ class Body(Protocol):
 
 
 class BodyCheck(Protocol):
-    """Looks at every chunk, and names the refusal when the body breaks a rule."""
+    """Looks at every chunk, and names the refusal when the body breaks a rule; ``last``: the body ends with it."""
 
-    def __call__(self, chunk: bytes) -> Reply | None: ...
+    def __call__(self, chunk: bytes, last: bool) -> Reply | None: ...
 
 
 class Writable(Protocol):
@@ -52,7 +66,8 @@ class Writable(Protocol):
 
 
 class MessageStream:
-    """One message body: dots unstuffed, CRLF kept, octet for octet what the peer sent.
+    """One message body: dots unstuffed, every line end CRLF (``bare_newlines``), else octet for octet what the client
+    sent; before it come the fields that ``add_header`` has added.
 
     It is a binary file (``read``, ``readline``, ``readinto``; ``email.message_from_binary_file`` and
     ``shutil.copyfileobj`` take it), but iterating gives chunks as they come, not lines. Reading takes octets off the
@@ -65,12 +80,22 @@ class MessageStream:
 
     # What most messages never need is an attribute of the class: one stream is made for every message.
     _pipes: tuple[Writable, ...] = ()
-    _spools: tuple[SpooledTemporaryFile[bytes], ...] = ()
+    #: Pipes that take the body alone, and put the added fields before it themselves.
+    _deliveries: tuple[Writable, ...] = ()
+    _spools: tuple[SpoolPipe, ...] = ()
+    #: The added fields, as octets; a delivery has taken them, so that no more can be added.
+    _fields = b""
+    _fields_taken = False
+    #: What is to go before the first octets that flow, and what sees to it that those do not continue it.
+    _head = b""
+    _section: HeaderSection | None = None
+    #: The body has begun to flow, or cannot flow any more.
+    _begun = False
     _at_end: tuple[Callable[[], object], ...] = ()
     _rest = b""
     #: Chunks can be had: it is open, and neither complete, nor failed, nor closed.
     _flowing = False
-    #: Octets so far.
+    #: Octets that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
     size = 0
     #: The peer may send: the ack was accepted.
     opened = False
@@ -83,34 +108,89 @@ class MessageStream:
     #: What reading raises from now on, when that is more than an early end.
     error: IncompleteMessage | None = None
 
-    def __init__(self, session: Session, body: Body, max_size: float, checks: tuple[BodyCheck, ...]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        body: Body,
+        max_size: float,
+        checks: tuple[BodyCheck, ...],
+        newlines: NormalNewlines | None,
+    ) -> None:
         """
-        :param max_size: octets that it may have; ``inf``: any number.
+        :param max_size: octets that the client may send; ``inf``: any number.
+        :param newlines: what normalizes the body before it is checked.
         """
         self._session = session
         self._body = body
         self._max_size = max_size
         self._checks = checks
+        self._newlines = newlines
         self._greenlet = getcurrent()
 
     # What receivers do with it
 
-    def pipe(self, writable: Writable) -> None:
-        """Everything that flows goes to ``writable.write`` too, whether or not anybody reads; several are allowed.
+    def pipe(self, writable: Writable, *, fields: bool = True) -> None:
+        """Write everything that flows to ``writable.write`` too, whether or not it is read; several are allowed.
 
-        What it raises is the message's failure: 451, or 452 where the disk is full.
+        What it raises is the message's failure: 452 where the disk is full, else 451.
+
+        :param fields: whether the added fields are written as well, before the body. Give False for a delivery that
+            calls ``take_fields`` at its commit, and so has those too that are added while the body flows or later.
+        :raises RuntimeError: the body has begun to flow.
         """
-        self._pipes = (*self._pipes, writable)
+        self._check_not_begun("pipe")
+        if fields:
+            self._pipes = (*self._pipes, writable)
+        else:
+            self._deliveries = (*self._deliveries, writable)
 
     def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
         """Keep the body in a file that moves from memory to disk at ``max_memory`` octets; it is complete, and at
-        its beginning, at ``received``. The caller closes it."""
-        from tempfile import SpooledTemporaryFile  # it brings a good deal along, and not every server spools
+        its beginning, at ``received``. The caller closes it. The disk is written to in the thread pool.
 
-        spooled = SpooledTemporaryFile(max_memory)  # noqa: SIM115 - it outlives this call
-        self._spools = (*self._spools, spooled)
-        self.pipe(spooled)
-        return spooled
+        :raises RuntimeError: the body has begun to flow.
+        """
+        self._check_not_begun("spool")
+        from greensmtp.spools import SpoolPipe  # it brings a good deal along, and not every server spools
+
+        pipe = SpoolPipe(max_memory)
+        self._spools = (*self._spools, pipe)
+        self.pipe(pipe)
+        return pipe.file
+
+    def add_header(self, name: str, value: str) -> None:
+        """Add a field before the body, behind those that have been added; every reader, pipe and delivery gets it.
+
+        Once the body has begun to flow, only deliveries can take it, up to their commit; a handler of ``received``
+        that stands before ``Maildir.store`` can still add what it has found out. A long value is folded; one that is
+        not ASCII is encoded (RFC 2047), unless the message is SMTPUTF8.
+
+        :param value: the text, unfolded.
+        :raises ValueError: the name is not that of a field, or the value has control characters (CR, LF). Nor can
+            Return-Path be added, which the final delivery writes.
+        :raises RuntimeError: it is too late: a reader or a delivery would miss it.
+        """
+        from greensmtp.protocol.header_field import header_field  # few messages need it
+
+        field = header_field(name, value, utf8=self._session.smtputf8)
+        if name.lower() == "return-path":
+            raise ValueError("Return-Path is written by the final delivery, from the reverse-path; use another name")
+        if self._fields_taken or (self._begun and not self._deliveries):
+            raise RuntimeError(
+                "add_header() comes too late: what has read or stored the message would miss this field; call it in a "
+                "handler of `message` before the body is read, or of `received` before a delivery stores it"
+            )
+        self._fields += field
+
+    @property
+    def fields(self) -> bytes:
+        """The fields that have been added so far, each with its CRLF."""
+        return self._fields
+
+    def take_fields(self) -> bytes:
+        """Return the added fields, each with its CRLF, for a delivery that commits now; no more can be added then."""
+        self._fields_taken = True
+        return self._fields
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Call this when the transaction is over, however it went: the place to clean up what ``received`` did not
@@ -237,7 +317,7 @@ class MessageStream:
             self.failure = reply
             self.error = error
         self._flowing = False
-        self._pipes = self._spools = ()
+        self._pipes = self._deliveries = self._spools = ()
         self._rest = b""
 
     def drain(self) -> None:
@@ -257,7 +337,7 @@ class MessageStream:
 
     def end(self) -> None:
         """The transaction is over."""
-        self.closed = True
+        self.closed = self._begun = self._fields_taken = True
         self._flowing = False
         self._rest = b""
         for callback in self._at_end:
@@ -285,26 +365,48 @@ class MessageStream:
         return b""
 
     def _take_chunk(self) -> bytes:
-        """Read, check, and hand to the pipes."""
+        """Read, normalize, check, and hand to the pipes."""
         body = self._body
-        try:
-            chunk = body.read_chunk()
-        except IncompleteMessage as error:
-            self._lose(error)
-            raise
-        if body.complete:
-            self.complete = True
-            self._flowing = False
-        self.size += len(chunk)
-        if self.size > self._max_size:
-            self._refuse(standard.TOO_LARGE)
-        for check in self._checks:
-            refusal = check(chunk)
-            if refusal is not None:
-                self._refuse(refusal)
-        if self._pipes:
-            self._hand_on(chunk)
-        return chunk
+        if not self._begun:
+            self._begun = True
+            if self._fields:
+                self._head = self._fields
+                self._section = HeaderSection()
+        while True:
+            try:
+                chunk = body.read_chunk()
+            except IncompleteMessage as error:
+                self._lose(error)
+                raise
+            complete = body.complete
+            if complete:
+                self.complete = True
+                self._flowing = False
+            self.size += len(chunk)
+            if self.size > self._max_size:
+                self._refuse(standard.TOO_LARGE)
+            if self._newlines is not None:
+                chunk = self._newlines.feed(chunk, complete)
+            for check in self._checks:
+                refusal = check(chunk, complete)
+                if refusal is not None:
+                    self._refuse(refusal)
+            if self._deliveries:
+                self._hand_on(self._deliveries, chunk)
+            if self._section is not None:
+                chunk = self._head + self._section.feed(chunk, complete)
+                self._head = b""
+            if self._pipes:
+                self._hand_on(self._pipes, chunk)
+            if chunk or complete:
+                return chunk
+
+    def _check_not_begun(self, method: str) -> None:
+        if self._begun:
+            raise RuntimeError(
+                f"{method}() comes too late: the body has begun to flow; call it in a handler of `message`, before "
+                "the body is read"
+            )
 
     def _skip_chunk(self) -> None:
         try:
@@ -314,23 +416,24 @@ class MessageStream:
             raise
         self.complete = self._body.complete
 
-    def _hand_on(self, chunk: bytes) -> None:
-        for pipe in self._pipes:
-            try:
-                pipe.write(chunk)
-            except BaseException as error:
-                # Whoever reads may swallow this, a Timeout of his own too; the message has failed all the same.
-                reply = standard.LOCAL_ERROR
-                if isinstance(error, Reject):
-                    try:
-                        reply = reply_of(error, "")
-                    except (ProtocolError, TypeError):
-                        logger.exception("%s: a pipe of the message raised what is no reply", self._session.id)
-                self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
-                raise
-        if self.complete:
-            for spooled in self._spools:
-                spooled.seek(0)
+    def _hand_on(self, pipes: tuple[Writable, ...], chunk: bytes) -> None:
+        try:
+            if chunk:
+                for pipe in pipes:
+                    pipe.write(chunk)
+            if self.complete and pipes is self._pipes:
+                for spool in self._spools:
+                    spool.finish()
+        except BaseException as error:
+            # The reader may swallow this, its own Timeout too; the message has failed all the same.
+            reply = reply_to_failure(error)
+            if isinstance(error, Reject):
+                try:
+                    reply = reply_of(error, "")
+                except (ProtocolError, TypeError):
+                    logger.exception("%s: a pipe of the message raised what is no reply", self._session.id)
+            self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
+            raise
 
     def _lose(self, error: IncompleteMessage) -> None:
         self.complete = True

@@ -7,13 +7,21 @@ traceback of an exception before it raises it in the caller; these functions onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
+from greensmtp.native import native
+
+if TYPE_CHECKING:
+    from gevent.event import AsyncResult
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+#: Held for an instant, in the hub and in native threads: gevent's would not hold off a thread.
+_lock = native("_thread", "allocate_lock")()
 
 
 def in_thread_pool(
@@ -45,15 +53,103 @@ class BoundedPool:
         self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> Result:
         """Call ``function`` in the thread pool, as ``in_thread_pool`` does, once there is a free place."""
+        outcome: Any = self.start(_caught, function, args, kwargs).get()
+        return cast(Result, _given(*outcome))
+
+    def start(self, function: Callable[..., Any], *args: Any) -> AsyncResult[Any]:
+        """Begin a call once there is a free place, and return what its result will be in.
+
+        :param function: it must not raise: gevent would print the traceback.
+        """
         self._free.acquire()
         try:
-            work = get_hub().threadpool.spawn(_caught, function, args, kwargs)
+            work = get_hub().threadpool.spawn(function, *args)
         except BaseException:
             self._free.release()
             raise
         work.rawlink(lambda _: self._free.release())
-        outcome: Any = work.get()
+        return work
+
+
+class Claim:
+    """What only the first of several threads and greenlets can settle."""
+
+    _settled: object = None
+
+    def claim(self, outcome: object) -> bool:
+        """Settle the outcome; False: another one was first."""
+        with _lock:
+            if self._settled is None:
+                self._settled = outcome
+            return self._settled == outcome
+
+
+class Steps:
+    """Blocking steps on one resource, a file most often, one after another in the thread pool.
+
+    A greenlet that waits for a step can be killed, or a timeout can end its wait, while the thread is still at work.
+    So nothing else may touch the resource then: what cleans up is given to ``end``, and runs behind that step.
+    """
+
+    def __init__(self, pool: BoundedPool | None = None) -> None:
+        """
+        :param pool: the share of the thread pool that the steps run in; None: all of it.
+        """
+        self._pool = pool
+        #: A step is running: a thread may be using the resource.
+        self.busy = False
+        self._cleanup: Callable[[], object] | None = None
+
+    def run(
+        self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
+    ) -> Result:
+        """Call ``function`` in the thread pool, and return its result.
+
+        :raises RuntimeError: ``end`` has been called, or another step is running.
+        :raises BaseException: what the function raised.
+        """
+        outcome: Any = self.start(function, *args, **kwargs).get()
         return cast(Result, _given(*outcome))
+
+    def start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Begin a step. Its result will be a pair: what the function returns, or what it raises."""
+        with _lock:
+            if self.busy or self._cleanup is not None:
+                raise RuntimeError("another step is running" if self.busy else "the steps have ended")
+            self.busy = True
+        try:
+            start = get_hub().threadpool.spawn if self._pool is None else self._pool.start
+            return start(self._step, function, args, kwargs)
+        except BaseException:
+            self.busy = False
+            raise
+
+    def _step(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, BaseException | None]:
+        outcome: tuple[Any, BaseException | None] = None, RuntimeError("the steps have ended")
+        if self._cleanup is None:
+            outcome = _caught(function, args, kwargs)
+        with _lock:
+            self.busy = False
+            cleanup = self._cleanup
+        if cleanup is not None:
+            _caught(cleanup, (), {})
+        return outcome
+
+    def end(self, cleanup: Callable[[], object]) -> AsyncResult[Any] | None:
+        """Run ``cleanup`` in the thread pool as the last step; one that is running now goes first.
+
+        :return: what can be waited for; None where a step is running.
+        """
+        with _lock:
+            if self._cleanup is not None:
+                return None
+            self._cleanup = cleanup
+            if self.busy:
+                return None
+        # (Not in its pool's share: what cleans up must not wait for a disk that does not answer.)
+        return get_hub().threadpool.spawn(_caught, cleanup, (), {})
 
 
 def _caught(

@@ -52,7 +52,7 @@ def begin(peer: Peer) -> None:
 def test_a_body_in_chunks_arrives_octet_for_octet(
     smtp_server: MakeServer, chunks: list[bytes], pipelined: bool
 ) -> None:
-    server = smtp_server(start=False)
+    server = smtp_server(start=False, bare_newlines="keep")
     bodies = take_mail(server)
     with dial(server) as peer:
         begin(peer)

@@ -88,7 +88,7 @@ WRONG: list[tuple[str, str]] = [
         "[limits]\nmax_message_size = '32X'",
         "2: limits.max_message_size: '32X' is not a size: write octets, or 500k, 32M, 1G",
     ),
-    ("[limits]\nbare_newlines = 'eat'", '2: limits.bare_newlines: takes "reject" or "keep"'),
+    ("[limits]\nbare_newlines = 'eat'", '2: limits.bare_newlines: takes "normalize", "reject" or "keep"'),
     ("[logging]\nformat = 'xml'", '2: logging.format: takes "text" or "json"'),
     (LISTENER + "backlog = -1", "3: listeners.backlog: should be greater than or equal to 0"),
     ("listeners = []", "1: listeners: takes 1 or more"),

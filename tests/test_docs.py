@@ -191,6 +191,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
         "auth.md": 6,
         "client.md": 2,
         "configuration.md": 0,
+        "delivery.md": 3,
         "limits.md": 7,
         "middleware.md": 7,
         "names.md": 0,
@@ -335,3 +336,24 @@ def test_the_configuration_is_right(
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, cwd=tmp_path)
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "secret" not in ran.stdout
+
+
+def test_the_handlers_of_delivery_do_what_the_page_says(
+    smtp_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_mail, fields, maildir = blocks("delivery.md")
+    monkeypatch.chdir(tmp_path)
+    with dial(run("delivery.md", on_mail)["server"]) as peer:
+        peer.hello()
+        assert peer.deliver(b"Subject: You won the Lottery\r\n\r\n") == "554 5.7.1 No lotteries, please"
+        assert peer.deliver(b"\r\nHi\r\n").startswith("250")
+    assert capsys.readouterr().out.endswith(" 6 6\n")
+    server = smtp_server(start=False)
+    run("delivery.md", fields + maildir, {"server": server})
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"Subject: x\r\n").startswith("250 2.0.0 Ok: queued as")
+    (stored,) = (tmp_path / "maildir" / "new").iterdir()
+    assert stored.read_bytes().endswith(
+        b"X-Network: outside\r\nAuthentication-Results: mx.example.com; dkim=none\r\nSubject: x\r\n"
+    )

@@ -28,7 +28,7 @@ TABLE: dict[str, tuple[Any, Any, str]] = {
     "handler_timeout": (300.0, 0.001, "a number of seconds above 0"),
     "tls_timeout": (30.0, 0.001, "a number of seconds above 0"),
     "min_data_rate": (64.0, 0, "a number of at least 0"),
-    "data_rate_grace": (10.0, 0, "a number of at least 0"),
+    "data_rate_grace": (60.0, 0, "a number of at least 0"),
     "max_body_line_length": (None, 78, "a whole number of at least 78, or None for no limit"),
 }
 NO_LIMIT = {"max_message_size", "max_connections", "max_body_line_length"}
@@ -79,14 +79,15 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: Any) -> None:
     assert str(caught.value) == f"{name} takes {TABLE[name][2]}, not {value!r}"
 
 
-def test_bare_newlines_are_rejected_or_kept() -> None:
-    assert Limits().bare_newlines == "reject"
+def test_bare_newlines_are_normalized_rejected_or_kept() -> None:
+    assert Limits().bare_newlines == "normalize"
+    assert Limits(bare_newlines="reject").bare_newlines == "reject"
     assert Limits(bare_newlines="keep").bare_newlines == "keep"
 
 
 @pytest.mark.parametrize("value", ["", "Reject", "allow", None, True, 1, [], b"reject"])
 def test_bare_newlines_are_nothing_else(value: Any) -> None:
-    with pytest.raises(ValueError, match=r'^bare_newlines takes "reject" or "keep", not '):
+    with pytest.raises(ValueError, match=r'^bare_newlines takes "normalize", "reject" or "keep", not '):
         Limits(bare_newlines=value)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email
 import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -145,7 +146,7 @@ def test_lmtp_stores_when_the_first_recipient_is_refused(smtp_server: MakeServer
         peer.expect("220")
         peer.line("LHLO client.example", *LMTP)
         peer.expect("250", "250", "250", "250", "354", "550 5.1.1 No Bob", "250 2.0.0 Ok: queued as")
-    assert Stored(maildir).body == b"Hi\r\n"
+    assert Stored(maildir).body == b"\r\nHi\r\n"
 
 
 def test_two_maildirs_may_take_the_mail_of_one_server(smtp_server: MakeServer, tmp_path: Path) -> None:
@@ -322,14 +323,11 @@ BINARY = bytes(range(256)) * 5000
         (b"", b""),
         (b"\r\n", b"\r\n"),
         (b"Subject: x\r\n\r\n..\r\n...x\r\n", b"Subject: x\r\n\r\n.\r\n..x\r\n"),
-        (b"no header\r\n", b"no header\r\n"),
-        (b"\xff\x00\x80\r\n", b"\xff\x00\x80\r\n"),
-        (b"long line " * 500 + b"\r\n", b"long line " * 500 + b"\r\n"),
-        (
-            b"Return-Path: <of@theirs>\r\nReceived: from them\r\n\r\n",
-            b"Return-Path: <of@theirs>\r\nReceived: from them\r\n\r\n",
-        ),
-        (b"From here on\r\n\r\nFrom there\r\n" * 50_000, b"From here on\r\n\r\nFrom there\r\n" * 50_000),
+        (b"no header\r\n", b"\r\nno header\r\n"),
+        (b"\r\n\xff\x00\x80\r\n", b"\r\n\xff\x00\x80\r\n"),
+        (b"X: long line " * 500 + b"\r\n", b"X: long line " * 500 + b"\r\n"),
+        (b"Received: from them\r\n\r\n", b"Received: from them\r\n\r\n"),
+        (b"From: here on\r\n\r\nFrom there\r\n" * 50_000, b"From: here on\r\n\r\nFrom there\r\n" * 50_000),
     ],
     ids=["empty", "one line", "dots", "no header", "octets", "long line", "trace", "1.5 MB"],
 )
@@ -345,7 +343,7 @@ def test_a_body_is_stored_octet_for_octet(smtp_server: MakeServer, maildir: Mail
     assert Stored(maildir).body == kept
 
 
-@pytest.mark.parametrize("body", [b"", b"\r\n.\r\n", b"bare\nnewlines\rand no end", BINARY], ids=range(4))
+@pytest.mark.parametrize("body", [b"", b"\r\n.\r\n", b"A: bare\nnewlines\rand no end", b"\r\n" + BINARY], ids=range(4))
 @pytest.mark.parametrize("cut", [0, 7])
 def test_a_body_in_chunks_is_stored_octet_for_octet(
     smtp_server: MakeServer, maildir: Maildir, body: bytes, cut: int
@@ -378,3 +376,140 @@ def test_what_another_handler_reads_is_stored_too(smtp_server: MakeServer, maild
         send(peer)
     assert seen == [b"Sub"]
     assert Stored(maildir).body == b"Subject: Tea\r\n"
+
+
+# What is ours in the head
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        " for <eve@example.org>;\r\n\tMon, 1 Jan 2024 00:00:00 +0000\r\nSubject: x\r\n\r\nHi\r\n",
+        "\tfolded\r\n",
+        " \r\n\r\n",
+        "no header at all\r\n",
+        "Return-Path: <gone@example.com>\r\n folded, too\r\nno header at all\r\n",
+        "Return-Path: <gone@example.com>\r\n\x0bno header at all\r\n",
+    ],
+)
+@pytest.mark.parametrize("size", [0, 600_000], ids=["small", "large"])
+def test_a_body_cannot_continue_our_fields(smtp_server: MakeServer, maildir: Maildir, body: str, size: int) -> None:
+    server = smtp_server()
+    maildir.attach(server)
+    more = "x" * 78 + "\r\n"
+    body += more * (size // 80)
+    with dial(server) as peer:
+        send(peer, body=body)
+    content = body.split("too\r\n")[-1].removeprefix("Return-Path: <gone@example.com>\r\n")
+    assert Stored(maildir).body == b"\r\n" + content.encode()
+
+
+def return_paths(maildir: Maildir) -> list[str]:
+    """As the standard library's parser sees them."""
+    stored = email.message_from_bytes(Stored(maildir).path.read_bytes())
+    return stored.get_all("Return-Path", [])
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"Return-Path: <eve@example.com>\r\n",
+        b"return-PATH \t:\r\n <eve@\r\n\texample.com>\r\n",
+        b"Return-Path:\r\nReturn-Path: <>\r\n",
+        b"Return-Path: <eve@example.com>\n",
+    ],
+)
+@pytest.mark.parametrize("before", [b"", b"Subject: x\r\n", b"Subject: x\r\n folded\r\n"])
+def test_only_our_return_path_is_stored(smtp_server: MakeServer, maildir: Maildir, field: bytes, before: bytes) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    body = b"To: y\r\n\r\nReturn-Path: <content@example.com>\r\n"
+    wire = before + field + body
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", "354")
+        for octet in wire:  # cut everywhere
+            peer.send(bytes([octet]))
+            peer.let_it_read()
+        peer.send(".\r\n")
+        peer.expect("250")
+    assert Stored(maildir).body == before + body
+    assert return_paths(maildir) == ["<ann@example.com>"]
+
+
+def test_what_keep_lets_through_brings_no_return_path_either(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False, bare_newlines="keep")
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer, body="A: 1\rReturn-Path: <eve@example.com>\rB: 2\nReturn-Path: <eve@example.com>\nC: 3\r\n\r\n")
+    assert return_paths(maildir) == ["<ann@example.com>"]
+    assert Stored(maildir).body == b"A: 1\rB: 2\nC: 3\r\n\r\n"
+
+
+# Fields that handlers add
+
+
+@pytest.mark.parametrize("size", [0, 300_000, 900_000], ids=["small", "a batch", "several batches"])
+@pytest.mark.parametrize("when", ["message", "reading", "received"])
+def test_fields_are_stored_that_are_added_before_the_commit(
+    smtp_server: MakeServer, maildir: Maildir, size: int, when: str
+) -> None:
+    server = smtp_server()
+    server.on("message", maildir.tap)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.add_header("X-First", "1")
+        ack.accept()
+        if when == "reading":
+            stream.read(max(size // 2, 10))
+            stream.add_header("X-Second", "2")
+        elif when == "message":
+            stream.add_header("X-Second", "2")
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        if when == "received":
+            assert session.message is not None
+            session.message.add_header("X-Second", "2")
+
+    server.on("message", maildir.accept)
+    server.on("received", maildir.store)
+    body = "Subject: Tea\r\n\r\n" + ("x" * 78 + "\r\n") * (size // 80)
+    with dial(server) as peer:
+        send(peer, body=body)
+    assert Stored(maildir).body.decode() == "X-First: 1\r\nX-Second: 2\r\n" + body
+
+
+def test_a_field_that_comes_after_the_commit_is_an_error(
+    smtp_server: MakeServer, maildir: Maildir, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+    errors: list[str] = []
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        assert session.message is not None
+        with pytest.raises(RuntimeError, match="comes too late") as caught:
+            session.message.add_header("X-Late", "x")
+        errors.append(str(caught.value))
+
+    with dial(server) as peer:
+        send(peer)
+    assert len(errors) == 1
+
+
+def test_an_added_field_is_not_continued_either(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    server.on("message", lambda session, stream, ack: stream.add_header("X-Spam", "no"))
+    maildir.attach(server)
+    with dial(server) as peer:
+        send(peer, body=" yes\r\n")
+    assert Stored(maildir).body == b"X-Spam: no\r\n\r\n yes\r\n"
+
+
+def test_an_empty_path_is_refused() -> None:
+    with pytest.raises(ValueError, match="the path is empty"):
+        Maildir("")

@@ -7,15 +7,19 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
+from gevent import GreenletExit, get_hub
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
+from greensmtp.ack import HandlerTimeout
 from greensmtp.delivery import Maildir
 from greensmtp.testing import Peer, dial
 
@@ -45,6 +49,13 @@ def send(peer: Peer, body: bytes = b"Subject: Tea\r\n") -> str:
     return peer.reply()
 
 
+def wait_until(so: Callable[[], bool]) -> None:
+    """What a thread does is seen some moments later."""
+    with gevent.Timeout(10):
+        while not so():
+            gevent.sleep(0.005)
+
+
 def all_is_well(peer: Peer, maildir: Maildir, before: int = 0) -> bool:
     """The same connection delivers one more message."""
     return send(peer).startswith("250 2.0.0 Ok: queued as") and files(maildir) == ["new"] * (before + 1)
@@ -61,7 +72,12 @@ class Disk:
         self.threads: set[int] = set()
         self.go_on = threading.Event()
         self.go_on.set()
+        #: Set when a step begins.
+        self.reached = Event()
+        self._hub = get_hub()
         self.fail: dict[str, int] = {}
+        #: Hold this step up.
+        self.stop_at: str | None = None
         sync, rename = os.fsync, os.rename
 
         def watched_sync(descriptor: int) -> None:
@@ -77,8 +93,12 @@ class Disk:
 
     def _step(self, what: str, path: Path) -> None:
         self.threads.add(threading.get_ident())
-        assert self.go_on.wait(20)
         where = path.parent.name if path.is_file() else path.name
+        if self.stop_at == f"{what} {where}":
+            self.stop_at = None
+            self.go_on.clear()
+        self._hub.loop.run_callback_threadsafe(self.reached.set if not self.go_on.is_set() else int)
+        assert self.go_on.wait(20)
         self.steps.append((what, where))
         if f"{what} {where}" in self.fail:
             raise OSError(self.fail[f"{what} {where}"], "as asked for")
@@ -105,6 +125,7 @@ def test_250_is_said_when_file_and_folder_are_on_the_disk_and_nobody_else_waits(
         disk.go_on.clear()
         peer.line("Subject: Tea", ".")
         other.hello()  # the hub is not held up
+        assert disk.reached.wait(10)
         assert disk.steps == []
         assert files(maildir) == ["tmp"]
         peer.line("NOOP")
@@ -142,6 +163,148 @@ def test_a_failure_at_the_last_moment_is_told_and_leaves_no_file(
     assert "Traceback" not in capfd.readouterr().err
 
 
+# What interrupts the wait for the disk
+
+
+def interrupt(server: SMTPServer, how: str) -> None:
+    """End the wait of the one connection's greenlet."""
+    (conversation,) = (each for each in server.connections if each.session.message is not None)
+    error = {"ack_timeout": HandlerTimeout, "a handler's Timeout": gevent.Timeout, "kill": GreenletExit}[how]
+    throw(conversation.connection.greenlet, error())
+
+
+def throw(greenlet: Any, error: BaseException) -> None:
+    """From the hub, as a sweep and a kill do it."""
+    done = Event()
+
+    def in_the_hub() -> None:
+        done.set()
+        greenlet.throw(error)
+
+    get_hub().loop.run_callback(in_the_hub)
+    assert done.wait(10)
+
+
+INTERRUPTIONS = ["ack_timeout", "a handler's Timeout", "kill"]
+
+
+@pytest.mark.parametrize("how", INTERRUPTIONS)
+@pytest.mark.parametrize("step", [" ".join(step) for step in STEPS])
+@pytest.mark.parametrize("size", [0, 600_000], ids=["small", "large"])
+def test_an_interruption_leaves_250_and_the_file_or_neither(
+    smtp_server: MakeServer,
+    maildir: Maildir,
+    disk: Disk,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    how: str,
+    step: str,
+    size: int,
+) -> None:
+    server = smtp_server()
+    maildir.attach(server)
+    disk.stop_at = step
+    with dial(server) as peer:
+        peer.hello()
+        begin(peer)
+        peer.send(b"Subject: Tea\r\n" + b"x\r\n" * (size // 3) + b".\r\n")
+        assert disk.reached.wait(10)
+        interrupt(server, how)
+        too_late = step != "fsync tmp"
+        if not too_late:
+            if how == "kill":
+                peer.expect_end()
+            else:
+                peer.expect("451")
+            disk.go_on.set()
+            wait_until(lambda: files(maildir) == [])
+            assert ("rename", "tmp") not in disk.steps
+            return
+        interrupt(server, how)  # nor does it help to insist
+        disk.go_on.set()
+        peer.expect("250 2.0.0 Ok: queued as")
+        assert files(maildir) == ["new"]
+        if how == "kill":
+            peer.expect_end()
+        else:
+            assert all_is_well(peer, maildir, before=1)
+
+
+@pytest.mark.parametrize("delay", range(0, 60, 3))
+def test_at_every_moment_either_a_file_or_no_250(smtp_server: MakeServer, maildir: Maildir, delay: int) -> None:
+    """A kill that comes at some moment of the commit; the disk is as fast as it is."""
+    server = smtp_server()
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        begin(peer)
+        peer.line("Subject: Tea", ".")
+        wait_until(lambda: any(each.session.message is not None for each in server.connections))
+        gevent.sleep(delay / 20_000)
+        for conversation in list(server.connections):
+            greenlet: Any = conversation.connection.greenlet
+            if greenlet is not None:
+                throw(greenlet, GreenletExit())
+        said = peer.rest()
+    wait_until(lambda: list((maildir.path / "tmp").iterdir()) == [])
+    assert files(maildir) == ["new"] * (b"250 2.0.0 Ok: queued" in said)
+
+
+def test_the_wait_for_lmtps_other_recipients_is_not_begun_again(
+    smtp_server: MakeServer, maildir: Maildir, disk: Disk
+) -> None:
+    server = smtp_server(lmtp=True)
+    maildir.attach(server)
+    disk.stop_at = "fsync tmp"
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
+        peer.expect("250", "250", "250", "250", "354")
+        assert disk.reached.wait(10)
+        interrupt(server, "ack_timeout")
+        peer.expect("451", "451 4.3.0")
+        disk.go_on.set()
+        wait_until(lambda: files(maildir) == [])
+
+
+# No file work in the hub
+
+
+@pytest.mark.parametrize("size", [0, 300_000, 900_000])
+@pytest.mark.parametrize("end", [b".\r\n", b""], ids=["stored", "abandoned"])
+def test_the_hub_does_no_file_work(
+    smtp_server: MakeServer, maildir: Maildir, monkeypatch: pytest.MonkeyPatch, size: int, end: bytes
+) -> None:
+    hub = threading.get_ident()
+    done: list[str] = []
+
+    def audit(event: str, arguments: Any) -> None:
+        if watching and threading.get_ident() == hub and event in ("open", "os.rename", "os.remove", "os.mkdir"):
+            done.append(f"{event} {arguments}")
+
+    watching = False
+    sys.addaudithook(audit)
+    server = smtp_server()
+    over = Event()
+    server.on("disconnect", lambda session, reason: over.set())
+    maildir.attach(server)
+    try:
+        with dial(server) as peer:
+            peer.hello()
+            begin(peer)
+            watching = True
+            peer.send(b"Subject: Tea\r\n" + b"x\r\n" * (size // 3) + end)
+            if end:
+                peer.expect("250 2.0.0 Ok: queued as")
+            else:
+                peer.close()
+            assert end or over.wait(10)
+    finally:
+        watching = False
+    assert done == []
+    assert files(maildir) == ["new"] * bool(end)
+
+
 # Messages that fail for other reasons
 
 
@@ -174,7 +337,7 @@ def greet_again(peer: Peer) -> None:
 
 @pytest.mark.parametrize("fail", [vanish, exceed, smuggle, give_up, greet_again])
 def test_half_a_message_leaves_nothing(smtp_server: MakeServer, maildir: Maildir, fail: Callable[[Peer], None]) -> None:
-    server = smtp_server(start=False, max_message_size=1500)
+    server = smtp_server(start=False, max_message_size=1500, bare_newlines="reject")
     over = Event()
     server.on("disconnect", lambda session, reason: over.set())
     maildir.attach(server)
@@ -344,8 +507,7 @@ def test_a_disk_that_is_not_writable_is_451_and_an_error_at_once_for_a_new_maild
     with dial(server) as peer:
         peer.hello()
         subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
-        peer.expect("250", "250", "451 4.3.0")
+        assert send(peer).startswith("451 4.3.0")
         with pytest.raises(ValueError, match=r"^maildir: cannot write to '.*/maildir/tmp'$"):
             Maildir(maildir.path)
         with pytest.raises(ValueError, match=r"^maildir: cannot make '.*/another': Read-only file system$"):
@@ -379,20 +541,14 @@ def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server:
     assert files(maildir) == []
 
 
-@pytest.mark.parametrize(("missing", "reply_to_data"), [("tmp", "451 4.3.0"), ("new", "354"), (".", "451 4.3.0")])
-def test_a_folder_that_is_gone_is_451_until_it_is_back(
-    smtp_server: MakeServer, maildir: Maildir, missing: str, reply_to_data: str
-) -> None:
+@pytest.mark.parametrize("missing", ["tmp", "new", "."])
+def test_a_folder_that_is_gone_is_451_until_it_is_back(smtp_server: MakeServer, maildir: Maildir, missing: str) -> None:
     server = smtp_server(start=False)
     maildir.attach(server)
     shutil.rmtree(maildir.path / missing)
     with dial(server) as peer:
         peer.hello()
-        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
-        peer.expect("250", "250", reply_to_data)
-        if reply_to_data == "354":
-            peer.line("Subject: Tea", ".")
-            peer.expect("451 4.3.0")
+        assert send(peer).startswith("451 4.3.0")
         peer.line("RSET")
         peer.expect("250")
         assert files(maildir) == []

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import email
 import email.policy
+import errno
 import io
+import resource
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from email.parser import BytesParser
 from typing import Any
 
 import pytest
-from gevent import spawn
+from gevent import GreenletExit, Timeout, get_hub, sleep, spawn
 from gevent.event import Event
 from gevent.queue import Queue
 
-from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
+from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer, spools
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -381,3 +384,285 @@ def test_abort_takes_codes_that_refuse(smtp_server: MakeServer, code: int) -> No
     with dial(server) as peer:
         peer.hello()
         assert peer.deliver().startswith("250")
+
+
+# Too late
+
+
+def use_pipe(stream: MessageStream) -> None:
+    stream.pipe(io.BytesIO())
+
+
+def use_spool(stream: MessageStream) -> None:
+    stream.spool()
+
+
+def use_add_header(stream: MessageStream) -> None:
+    stream.add_header("X-Late", "x")
+
+
+@pytest.mark.parametrize("use", [use_pipe, use_spool, use_add_header])
+@pytest.mark.parametrize("when", ["a read", "the whole body", "received", "the end"])
+@pytest.mark.parametrize("body", [b"", b"one\r\ntwo\r\n"])
+def test_what_comes_after_the_body_has_begun_to_flow_is_an_error_that_says_what_to_do(
+    smtp_server: MakeServer, use: Callable[[MessageStream], None], when: str, body: bytes
+) -> None:
+    server = smtp_server(start=False)
+    streams: list[MessageStream] = []
+
+    def check(stream: MessageStream, now: str) -> None:
+        if now == when:
+            with pytest.raises(RuntimeError, match=r"comes too late: .* in a handler of `message`"):
+                use(stream)
+            streams.append(stream)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        stream.readline()
+        check(stream, "a read")
+        stream.read()
+        check(stream, "the whole body")
+        stream.at_end(lambda: spawn(check, stream, "the end"))
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        assert session.message is not None
+        check(session.message, "received")
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(body).startswith("250")
+        peer.line("NOOP")
+        peer.expect("250")
+    assert len(streams) == 1
+
+
+def test_a_handler_that_pipes_too_late_is_a_451(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+    server = smtp_server(start=False)
+    server.on("message", lambda session, stream, ack: ack.accept())
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        assert session.message is not None
+        session.message.pipe(io.BytesIO())
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver().startswith("451 4.3.0")
+    assert "comes too late" in caplog.text
+
+
+# add_header
+
+FIELDS = b"X-One: 1\r\nX-Two: 2\r\n"
+
+
+@pytest.mark.parametrize("reader", [*READERS, None])
+@pytest.mark.parametrize(
+    ("body", "seam"),
+    [
+        (b"Subject: x\r\n\r\nHello\r\n", b""),
+        (b"\r\nHello there\r\n", b""),
+        (b" continues\r\nnothing\r\n", b"\r\n"),
+        (b"no header, just text\r\n", b"\r\n"),
+    ],
+)
+def test_added_fields_come_first_to_every_reader_and_pipe(
+    smtp_server: MakeServer, reader: Reader | None, body: bytes, seam: bytes
+) -> None:
+    server = smtp_server(start=False)
+    results: list[Any] = []
+    piped = io.BytesIO()
+    spooled: list[bytes] = []
+    sizes: list[int] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.add_header("X-One", "1")
+        stream.pipe(piped)
+        session.notes["spool"] = stream.spool(10)
+        ack.accept()
+        stream.add_header("X-Two", "2")
+        results.append(None if reader is None else reader(stream))
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        with session.notes["spool"] as file:
+            spooled.append(file.read())
+        assert session.message is not None
+        sizes.append(session.message.size)
+        ack.accept()
+
+    with dial(server) as peer:
+        begin_data(peer)
+        for octet in body + b".\r\n":
+            peer.send(bytes([octet]))
+            peer.let_it_read()
+        peer.expect("250")
+    whole = FIELDS + seam + body
+    assert results == [None if reader is None else whole]
+    assert piped.getvalue() == whole
+    assert spooled == [whole]
+    assert sizes == [len(body)]  # what the client has sent
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("X", "a\r\nBcc: b@c"),
+        ("X", "a\nb"),
+        ("X", "a\r b"),
+        ("X", "\0"),
+        ("X: y", "z"),
+        ("", "x"),
+        ("X\r\n", "y"),
+        ("return-path", "<a@b>"),
+    ],
+)
+def test_a_field_that_is_none_is_refused(smtp_server: MakeServer, name: str, value: str) -> None:
+    server = smtp_server(start=False)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        with pytest.raises(ValueError, match=r"field's name|control character|Return-Path"):
+            stream.add_header(name, value)
+        ack.accept()
+        assert stream.read() == b"fine\r\n"
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"fine\r\n").startswith("250")
+
+
+def test_a_field_beyond_ascii_is_encoded_unless_the_message_is_smtputf8(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    results: list[bytes] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.add_header("X-Note", "caf\u00e9")
+        ack.accept()
+        results.append(stream.readline())
+
+    with dial(server) as peer:
+        peer.hello()
+        for parameter in ("", " SMTPUTF8"):
+            peer.line(f"MAIL FROM:<a@example.org>{parameter}", "RCPT TO:<b@example.com>", "DATA", "x: y", ".")
+            peer.expect("250", "250", "354", "250")
+    assert results == [b"X-Note: =?utf-8?b?Y2Fmw6k=?=\r\n", "X-Note: caf\u00e9\r\n".encode()]
+
+
+# Full disks, and the hub
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+@pytest.mark.parametrize("when", ["unread", "while it is read"])
+def test_a_disk_that_is_full_behind_a_pipe_is_452(smtp_server: MakeServer, number: int, when: str) -> None:
+    server = smtp_server(start=False)
+
+    class Full:
+        def write(self, data: bytes) -> None:
+            raise OSError(number, "secret path")
+
+    def pipe_and_read(stream: MessageStream) -> None:
+        stream.pipe(Full())
+        if when != "unread":
+            stream.read()
+
+    read_with(server, pipe_and_read)
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x\r\n" * 1000) == "452 4.3.1 Insufficient storage, try again later"
+
+
+@pytest.fixture
+def no_large_files() -> Iterator[None]:
+    """The kernel lets no file grow beyond 200,000 octets, which looks like a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.usefixtures("no_large_files")
+@pytest.mark.parametrize("size", [300_000, 900_000])
+def test_a_disk_that_is_full_behind_a_spool_is_452(
+    smtp_server: MakeServer, capfd: pytest.CaptureFixture[str], size: int
+) -> None:
+    server = smtp_server(start=False)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(stream.spool(max_memory=1000).close)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x\r\n" * (size // 3)).startswith("452 4.3.1")
+        assert peer.deliver(b"x\r\n").startswith("250")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_spool_writes_to_the_disk_in_the_thread_pool(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = smtp_server(start=False)
+    threads: set[int] = set()
+    rollover = spools.SpooledFile.rollover
+
+    def watched(self: spools.SpooledFile) -> None:
+        threads.add(threading.get_ident())
+        rollover(self)
+
+    monkeypatch.setattr(spools.SpooledFile, "rollover", watched)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(stream.spool(max_memory=0).close)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x\r\n" * 300_000).startswith("250")
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_a_spool_that_is_closed_while_a_thread_writes_is_closed_behind_that(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = smtp_server()
+    at_work, go_on = Event(), threading.Event()
+    loop = get_hub().loop
+    rollover = spools.SpooledFile.rollover
+    files: list[Any] = []
+
+    def slow(self: spools.SpooledFile) -> None:
+        loop.run_callback_threadsafe(at_work.set)
+        assert go_on.wait(10)
+        rollover(self)
+
+    monkeypatch.setattr(spools.SpooledFile, "rollover", slow)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        files.append(stream.spool(max_memory=0))
+        stream.at_end(files[0].close)
+        ack.accept()
+
+    with dial(server) as peer:
+        begin_data(peer)
+        peer.send(b"x\r\n" * 100_000 + b".\r\n")
+        assert at_work.wait(10)
+        (conversation,) = server.connections
+        greenlet: Any = conversation.connection.greenlet
+        loop.run_callback(greenlet.throw, GreenletExit)
+        peer.expect_end()
+        assert not files[0].closed
+        go_on.set()
+        with Timeout(10):
+            while not files[0].closed:
+                sleep(0.005)

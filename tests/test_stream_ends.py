@@ -107,7 +107,7 @@ def test_a_reader_that_swallows_the_refusal_changes_nothing(smtp_server: MakeSer
 
 
 def test_bare_newlines_are_told_to_the_reader(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False)
+    server = smtp_server(start=False, bare_newlines="reject")
     results = read_with(server, at_once)
     with dial(server) as peer:
         begin_data(peer)

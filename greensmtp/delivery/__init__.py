@@ -1,5 +1,6 @@
-"""Where accepted mail can go."""
+"""Where accepted mail can go, and the trace fields that a delivery puts before it."""
 
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.delivery.trace import received_field, return_path
 
-__all__ = ["Maildir"]
+__all__ = ["Maildir", "received_field", "return_path"]

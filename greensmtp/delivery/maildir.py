@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
-import errno
-import itertools
 import logging
 import os
+import shutil
 import time
-from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-from gevent import get_hub
+from gevent import GreenletExit, get_hub, getcurrent
 
 from greensmtp.ack import Ack
 from greensmtp.delivery import trace
 from greensmtp.errors import Reject
 from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
-from greensmtp.stream import MessageStream
+from greensmtp.stream import MessageStream, reply_to_failure
+from greensmtp.thread_pool import BoundedPool, Claim, Steps
 
 if TYPE_CHECKING:
     from greensmtp.server import SMTPServer
 
 logger = logging.getLogger("greensmtp")
 
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
-_numbers = itertools.count(1)
+#: Octets that are collected in memory before the thread pool writes them.
+BATCH = 256 * 1024
 
-#: The disk, the quota, or the largest file: more room may come.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: Threads, of gevent's ten, that one Maildir may use at the same time.
+_THREADS = 8
+
+#: Seconds that a connection waits for an abandoned file to be removed.
+_CLEANING_SECONDS = 5.0
+
+_FULL = (452, "4.3.1 Insufficient storage, try again later")
+_UNWRITABLE = (451, "4.3.0 The mailbox cannot be written to, try again later")
 
 
 class Maildir:
     """One Maildir that takes every message: ``Maildir("maildir").attach(server)``.
 
-    The body goes to a file in ``tmp/`` as it arrives, behind Return-Path, Envelope-To and Received. At ``received``
-    the file is flushed to the disk, moved to ``new/``, and the folder flushed, all in the thread pool; then the reply
-    is ``250 2.0.0 Ok: queued as ID``, where ID is in the Received line and in the file's name. A message that fails
-    leaves no file: 452 where there is no room, 451 for any other trouble with the folder.
+    Before the body come Return-Path, Envelope-To, Received, and the fields that ``stream.add_header`` has added. A
+    Return-Path that the message brings is left out, for only the final delivery writes one (RFC 5321 section 4.4).
+    The file is written in ``tmp/``, flushed to the disk, moved to ``new/``, and the folder flushed, all in the thread
+    pool; then the reply is ``250 2.0.0 Ok: queued as ID``, where ID is in the Received line and in the file's name. A
+    small message is one step there, a large one is written piece by piece while it arrives.
 
-    Where other handlers have decided already, the Maildir goes by what they said: a message that one of them has
+    A message that fails leaves no file: 452 where there is no room, 451 for any other trouble with the folder. Where
+    ``ack_timeout`` or a kill comes before the move, the message is abandoned; from the move on, the client is told 250.
+
+    Where other handlers have decided already, the Maildir goes by their decision: a message that one of them has
     refused is not stored, and one that they have accepted is, under their reply.
 
     :param path: the folder; it is made, with ``tmp``, ``new`` and ``cur``, when it is not there.
@@ -49,6 +61,8 @@ class Maildir:
     """
 
     def __init__(self, path: str | Path) -> None:
+        if not str(path):
+            raise ValueError("maildir: the path is empty; pass the folder's name ('.' for the current one)")
         self.path = Path(path).absolute()
         is_new = not self.path.exists()
         try:
@@ -62,6 +76,8 @@ class Maildir:
         for name in ("tmp", "new"):
             if not os.access(self.path / name, os.W_OK | os.X_OK):
                 raise ValueError(f"maildir: cannot write to {str(self.path / name)!r}")
+        #: Some threads of the pool stay free for others when this disk does not answer.
+        self._pool = BoundedPool(_THREADS)
 
     def attach(self, server: SMTPServer) -> None:
         """Take the mail of this server.
@@ -74,140 +90,202 @@ class Maildir:
         server.on("received", self.store)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """A handler of ``message``: have the body flow into a file, as soon as it flows.
+        """A handler of ``message``: have the body flow to the Maildir, as soon as it flows.
 
         :raises RuntimeError: some of it has flowed already.
         """
-        if stream.size:
-            raise RuntimeError("connect Maildir.tap before the handlers that read the body")
-        delivery = _Delivery(self.path, session)
+        delivery = _Delivery(self.path, self._pool, session, stream)
+        try:
+            stream.pipe(delivery, fields=False)
+        except RuntimeError:
+            raise RuntimeError("connect Maildir.tap before the handlers that read the body") from None
         session.notes[self] = delivery
-        stream.at_end(delivery.discard)
-        stream.pipe(delivery)
+        stream.at_end(partial(self._end, session, delivery))
 
     def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """A handler of ``message``: accept, unless somebody else has decided.
-
-        :raises Reject: the file cannot be made.
-        """
+        """A handler of ``message``: accept, unless another handler has decided."""
         if not ack.decided:
-            self._delivery(session).open()
             ack.accept()
 
     def store(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """A handler of ``received``: make it permanent, unless somebody else has refused it.
+        """A handler of ``received``: make it permanent, unless another handler has refused it.
 
-        (LMTP asks for each recipient: one file is stored for all.)
+        LMTP asks for each recipient: one file is stored for all, at the first that is not refused, and each is told
+        the same.
 
         :raises Reject: it cannot be stored.
         """
         if ack.decided and not ack.accepted:
             return
-        delivery = self._delivery(session)
+        delivery: _Delivery = session.notes[self]
         delivery.store()
         if not ack.decided:
             ack.accept(250, f"2.0.0 Ok: queued as {delivery.queue_id}")
 
-    def _delivery(self, session: Session) -> _Delivery:
-        delivery: _Delivery = session.notes[self]
-        return delivery
+    def _end(self, session: Session, delivery: _Delivery) -> None:
+        session.notes.pop(self, None)
+        delivery.discard()
 
 
 class _Delivery:
-    """One message on its way into the folder."""
+    """One message on its way into the folder.
 
-    def __init__(self, path: Path, session: Session) -> None:
-        microseconds = time.time_ns() // 1000
-        #: Unique on this host: time, process, count (as https://cr.yp.to/proto/maildir.html asks for). Without dots,
-        #: for Received takes an atom (RFC 5321 section 4.4).
-        self.queue_id = f"{microseconds:X}P{os.getpid()}Q{next(_numbers)}"
+    All work on the file is done in the thread pool, one step after another. The last step claims the message as
+    stored before it renames the file; a greenlet that is interrupted while it waits claims it as abandoned. One of the
+    two is first: either there is a file, and the client is told 250, or there is none.
+    """
+
+    _file: BinaryIO | None = None
+    #: How much of the stream's added fields is in the file.
+    _fields_written = 0
+    _stored = False
+    #: The arguments of Reject, for this is shared: an exception that is raised again keeps its old frames.
+    _failure: tuple[int, str] | None = None
+
+    def __init__(self, path: Path, pool: BoundedPool, session: Session, stream: MessageStream) -> None:
+        self.queue_id = trace.new_queue_id()
         host = session.server.hostname.replace("/", "_").replace(":", "_")[:100]
-        name = f"{microseconds // 1_000_000}.{self.queue_id}.{host}"
+        name = f"{time.time_ns() // 1_000_000_000}.{self.queue_id}.{host}"
         self._partial = path / "tmp" / name
         self._final = path / "new" / name
         self._head = (
-            trace.return_path(session)
-            + trace.envelope_to(session.to)
-            + trace.received(session, self.queue_id, datetime.now().astimezone())
+            trace.return_path(session) + trace.envelope_to(session.to) + trace.received_field(session, self.queue_id)
         )
-        self._file: BinaryIO | None = None
-        self._handed_over = False
-        self._stored = False
-        self._failure: Reject | None = None
-
-    def open(self) -> BinaryIO:
-        """Make the file, with the trace information in it; the first write does, too.
-
-        :raises Reject: this delivery has failed.
-        """
-        if self._failure is not None:
-            raise self._failure
-        if self._file is None:
-            try:
-                self._file = os.fdopen(os.open(self._partial, _CREATE, 0o600), "wb")
-                self._file.write(self._head)
-            except OSError as error:
-                raise self._fail(error) from error
-        return self._file
+        self._stream = stream
+        self._section = HeaderSection(without=b"return-path")
+        self._batch = bytearray()
+        self._steps = Steps(pool)
+        #: ``"stored"`` or ``"abandoned"``, whichever is first.
+        self._outcome = Claim()
 
     def write(self, data: bytes, /) -> None:
-        """The next piece of the message.
+        """Take the next piece of the message.
 
         :raises Reject: this delivery has failed.
         """
-        file = self.open()
-        try:
-            file.write(data)
-        except OSError as error:
-            raise self._fail(error) from error
+        self._batch += self._section.feed(data)
+        if len(self._batch) >= BATCH:
+            batch, self._batch = self._batch, bytearray()
+            head = b""
+            if self._file is None:
+                fields = self._stream.fields
+                head = self._head + fields
+                self._fields_written = len(fields)
+            try:
+                self._steps.run(self._append, head, batch)
+            except OSError as error:
+                raise self._fail(error) from error
 
     def store(self) -> None:
-        """Flush and move, once.
+        """Make the file permanent, once.
 
         :raises Reject: this delivery has failed, now or before.
         """
-        file = self.open()
+        if self._failure is not None:
+            raise Reject(*self._failure)
         if self._stored:
             return
-        self._handed_over = True
-        error = get_hub().threadpool.apply(self._commit, (file,))
-        if error is not None:
+        self._batch += self._section.feed(b"", last=True)
+        work = self._steps.start(self._commit, self._stream.take_fields())
+        killed: GreenletExit | None = None
+        while True:
+            try:
+                outcome: Any = work.get()
+                break
+            except BaseException as interruption:
+                if self._outcome.claim("abandoned"):
+                    self._failure = _UNWRITABLE
+                    raise
+                # The rename is the point of no return: the file is there, or will be in an instant, and to say
+                # anything but 250 now would make a duplicate. So a timeout comes too late, and a kill has to wait.
+                if isinstance(interruption, GreenletExit):
+                    killed = interruption
+        if killed is not None:
+            get_hub().loop.run_callback(getcurrent().throw, killed)
+        _, error = outcome
+        if isinstance(error, OSError):
             raise self._fail(error) from error
+        if error is not None:
+            raise error
         self._stored = True
 
-    def _commit(self, file: BinaryIO) -> OSError | None:
-        """In a native thread, for it waits for the disk. What it raised would be printed there: it is given back."""
+    # In a native thread, for it waits for the disk
+
+    def _open(self) -> BinaryIO:
+        self._file = os.fdopen(os.open(self._partial, _CREATE, 0o600), "w+b", buffering=0)
+        return self._file
+
+    def _append(self, head: bytes, batch: bytearray) -> None:
+        file = self._file or self._open()
+        if head:
+            batch[:0] = head
+        _write_all(file, batch)
+
+    def _commit(self, fields: bytes) -> None:
+        """The last step: what is left, to the disk, to its place."""
         try:
-            with file:
-                file.flush()
-                os.fsync(file.fileno())
+            if self._file is None:
+                self._append(self._head + fields, self._batch)
+            else:
+                _write_all(self._file, self._batch)
+                if len(fields) > self._fields_written:
+                    self._insert(fields)
+            file = self._file
+            assert file is not None
+            os.fsync(file.fileno())
+            file.close()
+            if not self._outcome.claim("stored"):
+                return  # abandoned; what follows this step cleans up
             self._partial.rename(self._final)
             _flush_folder(self._final.parent)
-        except OSError as error:
-            for path in (self._partial, self._final):
-                _remove(path)
-            return error
-        return None
+        except OSError:
+            _remove(self._partial, self._final)
+            raise
+
+    def _insert(self, fields: bytes) -> None:
+        """Write the file again, since fields have been added after its head was written."""
+        written = self._file
+        assert written is not None
+        self._partial.unlink()
+        with written:
+            file = self._open()
+            _write_all(file, self._head + fields)
+            written.seek(len(self._head) + self._fields_written)
+            shutil.copyfileobj(written, file, BATCH)
+
+    def _clean_up(self) -> None:
+        if self._file is not None:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # what was buffered does not fit on the disk either
+            _remove(self._partial)
+
+    # In the connection's greenlet
 
     def discard(self) -> None:
-        """The transaction is over; what was not stored leaves no trace. (The thread that stores cleans up itself.)"""
-        if self._file is None or self._handed_over:
+        """The transaction is over; what was not stored leaves no trace."""
+        self._batch = bytearray()
+        if self._stored or (self._file is None and not self._steps.busy):
             return
-        try:
-            self._file.close()
-        except OSError:
-            pass  # what was buffered does not fit on the disk either
-        _remove(self._partial)
+        cleaning = self._steps.end(self._clean_up)
+        if cleaning is not None:
+            cleaning.wait(_CLEANING_SECONDS)
 
     def _fail(self, error: OSError) -> Reject:
-        """Give up, for good, and tell the peer what a full or broken disk means to it."""
+        """Give up, for good, and tell the client what a full or broken disk means to it."""
         logger.error("maildir: %s", error)
         self.discard()
-        if error.errno in _FULL:
-            self._failure = Reject(452, "4.3.1 Insufficient storage, try again later")
-        else:
-            self._failure = Reject(451, "4.3.0 The mailbox cannot be written to, try again later")
-        return self._failure
+        self._failure = _FULL if reply_to_failure(error).code == _FULL[0] else _UNWRITABLE
+        return Reject(*self._failure)
+
+
+def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:
+    """Write to an unbuffered file, which may take less at once."""
+    with memoryview(data) as view:
+        done = 0
+        while done < len(view):
+            done += file.write(view[done:])
 
 
 def _flush_folder(folder: Path) -> None:
@@ -218,8 +296,9 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        logger.error("maildir: %s", error)
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.error("maildir: %s", error)

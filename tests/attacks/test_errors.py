@@ -244,7 +244,8 @@ def test_what_is_only_odd_is_let_through(play: Play, line: str) -> None:
 @pytest.mark.parametrize("body", [b"bare\nlf\r\n", b"bare\rcr\r\n", b"x\r\n\n\r\n", b"x\r\r\n", b"\n", b"\r"], ids=repr)
 def test_a_bare_newline_in_a_body_is_drained_and_refused_once(play_cut: PlayCut, body: bytes) -> None:
     envelope = b"EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n"
-    outcome = play_cut(envelope + body + b"MAIL FROM:<evil@example.net>\r\n.\r\nNOOP\r\nQUIT\r\n", start=len(envelope))
+    wire = envelope + body + b"MAIL FROM:<evil@example.net>\r\n.\r\nNOOP\r\nQUIT\r\n"
+    outcome = play_cut(wire, start=len(envelope), bare_newlines="reject")
     assert outcome.codes == [220, 250, 250, 250, 354, 554, 250, 221]
     assert outcome.senders == ["a@example.org"]
     assert outcome.messages == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -52,6 +53,11 @@ def unstuffed(body: bytes) -> bytes:
     return b"\r\n".join(line.removeprefix(b".") for line in body.split(b"\r\n"))
 
 
+def normalized(body: bytes) -> bytes:
+    """As Postfix 3.9 does it: a bare LF ends a line, and a bare CR is a space."""
+    return re.sub(rb"\r(?!\n)", b" ", re.sub(rb"\r{0,3}\n", b"\r\n", body))
+
+
 def is_clean(body: bytes) -> bool:
     """Every CR is followed by LF, every LF follows a CR."""
     rest = body.replace(b"\r\n", b"")
@@ -69,7 +75,7 @@ def wire_of(outer: bytes, vector: bytes) -> bytes:
     return ENVELOPE + b"DATA\r\n" + outer + vector + INNER + b".\r\nQUIT\r\n"
 
 
-@pytest.mark.parametrize("bare_newlines", ["reject", "keep"])
+@pytest.mark.parametrize("bare_newlines", ["normalize", "reject", "keep"])
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 def test_no_mix_of_cr_lf_and_nul_around_a_dot_ends_data(play: Play, late: bool, bare_newlines: str) -> None:
     assert len(VECTORS) > 400
@@ -79,16 +85,18 @@ def test_no_mix_of_cr_lf_and_nul_around_a_dot_ends_data(play: Play, late: bool, 
             continue
         outcome = play(wire_of(outer, vector), late=late, bare_newlines=bare_newlines)
         assert outcome.senders == ["sender@example.org"], vector
-        if bare_newlines == "keep" or is_clean(unstuffed(body)):
+        if bare_newlines != "reject" or is_clean(unstuffed(body)):
             assert outcome.codes == [220, 250, 250, 250, 354, 250, 221], vector
-            assert outcome.messages == [unstuffed(body)], vector
+            content = unstuffed(body)
+            assert outcome.messages == [normalized(content) if bare_newlines == "normalize" else content], vector
+            assert bare_newlines == "keep" or is_clean(outcome.messages[0]), vector
             assert outcome.envelopes == [("sender@example.org", ("recipient@example.com",))], vector
         else:
             assert outcome.codes == [220, 250, 250, 250, 354, 554, 221], vector
             assert outcome.messages == [], vector
 
 
-@pytest.mark.parametrize("bare_newlines", ["reject", "keep"])
+@pytest.mark.parametrize("bare_newlines", ["normalize", "reject", "keep"])
 @pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize(
     "vector",
@@ -115,7 +123,7 @@ def test_no_cut_makes_an_end_of_what_is_none(play_cut: PlayCut, late: bool, bare
     dot = len(ENVELOPE + b"DATA\r\nOuter")
     outcome = play_cut(wire, start=dot - 1, stop=dot + len(vector) + 2, late=late, bare_newlines=bare_newlines)
     assert outcome.senders == ["sender@example.org"]
-    assert len(outcome.messages) == (bare_newlines == "keep" or is_clean(unstuffed(b"Outer" + vector + INNER)))
+    assert len(outcome.messages) == (bare_newlines != "reject" or is_clean(unstuffed(b"Outer" + vector + INNER)))
 
 
 @pytest.mark.parametrize("vector", [b".\n", b".\r", b".\0\r\n", b"\n.\r\n", b"\r.\r\n", b"..\r\n"], ids=repr)
@@ -128,7 +136,7 @@ def test_no_cut_makes_an_end_of_a_first_line_that_is_none(play_cut: PlayCut, vec
     assert outcome.senders == ["sender@example.org"]
 
 
-@pytest.mark.parametrize("bare_newlines", ["reject", "keep"])
+@pytest.mark.parametrize("bare_newlines", ["normalize", "reject", "keep"])
 @pytest.mark.parametrize("how", [{}, {"late": True}, {"lazy": True}], ids=["at once", "late", "lazy"])
 def test_two_messages_in_one_batch_are_two_at_every_cut(
     play_cut: PlayCut, how: dict[str, bool], bare_newlines: str
@@ -148,7 +156,7 @@ def test_a_refused_body_ends_at_its_true_end_at_every_cut(play_cut: PlayCut) -> 
         ENVELOPE + b"DATA\r\nbare\nnewline\n.\nRSET\r\n.\r\n"
         b"MAIL FROM:<next@example.org>\r\nRCPT TO:<recipient@example.com>\r\nDATA\r\nnext\r\n.\r\nQUIT\r\n"
     )
-    outcome = play_cut(wire, start=len(ENVELOPE))
+    outcome = play_cut(wire, start=len(ENVELOPE), bare_newlines="reject")
     assert outcome.codes == [220, 250, 250, 250, 354, 554, 250, 250, 354, 250, 221]
     assert outcome.messages == [b"next\r\n"]
 
@@ -174,3 +182,67 @@ def test_data_itself_ended_by_something_else_starts_no_body(play: Play, newline:
     outcome = play(ENVELOPE + b"DATA" + newline + b"Subject: no body\r\n.\r\nQUIT\r\n")
     assert 354 not in outcome.codes
     assert outcome.messages == []
+
+
+CHUNKED = b"Subject: x\r\n\r\nOuter\n.\nInner\rend\r\n"
+
+
+def in_chunks(body: bytes, parameter: bytes = b"", first: int = 20) -> bytes:
+    """The body in two chunks, and a transaction behind it."""
+    envelope = ENVELOPE.replace(b"example.org>", b"example.org>" + parameter)
+    return (
+        envelope
+        + b"BDAT %d\r\n%bBDAT %d LAST\r\n%b" % (first, body[:first], len(body) - first, body[first:])
+        + b"MAIL FROM:<next@example.org>\r\nRCPT TO:<b@example.com>\r\nBDAT 4 LAST\r\nok\r\nQUIT\r\n"
+    )
+
+
+@pytest.mark.parametrize("parameter", [b"", b" BODY=7BIT", b" BODY=8BITMIME", b" body=8bitmime"])
+@pytest.mark.parametrize("bare_newlines", ["normalize", "reject", "keep"])
+def test_bare_newlines_in_chunks_are_treated_like_those_in_data_at_every_cut(
+    play_cut: PlayCut, bare_newlines: str, parameter: bytes
+) -> None:
+    outcome = play_cut(in_chunks(CHUNKED, parameter), start=len(ENVELOPE), step=3, bare_newlines=bare_newlines)
+    refused = bare_newlines == "reject"
+    assert outcome.codes == [220, 250, 250, 250, 250, 554 if refused else 250, 250, 250, 250, 221]
+    content = normalized(CHUNKED) if bare_newlines == "normalize" else CHUNKED
+    assert outcome.messages == [*([] if refused else [content]), b"ok\r\n"]
+
+
+@pytest.mark.parametrize("bare_newlines", ["normalize", "reject", "keep"])
+@pytest.mark.parametrize("parameter", [b" BODY=BINARYMIME", b" body=binarymime"])
+def test_a_binary_body_is_handed_on_unchanged(play_cut: PlayCut, bare_newlines: str, parameter: bytes) -> None:
+    outcome = play_cut(
+        in_chunks(CHUNKED, parameter),
+        start=len(ENVELOPE),
+        step=5,
+        bare_newlines=bare_newlines,
+        max_body_line_length=78,
+    )
+    assert outcome.codes == [220, 250, 250, 250, 250, 250, 250, 250, 250, 221]
+    assert outcome.messages == [CHUNKED, b"ok\r\n"]
+
+
+@pytest.mark.parametrize("body", [b"abc\r", b"\r", b"abc\r\r", b"a\r\n\r"])
+def test_a_cr_at_the_very_end_of_a_chunked_body_is_a_bare_one(play_cut: PlayCut, body: bytes) -> None:
+    for bare_newlines, code in (("normalize", 250), ("reject", 554)):
+        outcome = play_cut(in_chunks(body, first=1), start=len(ENVELOPE), step=2, bare_newlines=bare_newlines)
+        assert outcome.codes == [220, 250, 250, 250, 250, code, 250, 250, 250, 221]
+        assert all(map(is_clean, outcome.messages))
+
+
+def test_a_line_too_long_is_refused_in_chunks_too(play_cut: PlayCut) -> None:
+    outcome = play_cut(in_chunks(b"x" * 100 + b"\r\n"), start=len(ENVELOPE), step=7, max_body_line_length=78)
+    assert outcome.codes == [220, 250, 250, 250, 250, 554, 250, 250, 250, 221]
+    assert outcome.messages == [b"ok\r\n"]
+
+
+@pytest.mark.parametrize("sender", [b"<>", b"<a@example.org>"])
+def test_data_cannot_carry_a_binary_body_whatever_the_sender(play: Play, sender: bytes) -> None:
+    outcome = play(
+        b"EHLO x\r\nMAIL FROM:"
+        + sender
+        + b" BODY=BINARYMIME\r\nRCPT TO:<b@example.com>\r\nDATA\r\nBDAT 2 LAST\r\nokQUIT\r\n"
+    )
+    assert outcome.codes == [220, 250, 250, 250, 503, 250, 221]
+    assert outcome.messages == [b"ok"]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.protocol import standard
-from greensmtp.protocol.body import LineLength, NoBareNewlines
+from greensmtp.protocol.body import LineLength, NoBareNewlines, NormalNewlines
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.transparency import DotDecoder
 
@@ -127,3 +127,62 @@ def test_the_shortest_lines_are_measured_alike_at_all_cuts() -> None:
 @given(st.lists(st.sampled_from([b"\r\n", b"x", b"yyyy", b"z" * 9])).map(b"".join), CUTS, st.integers(2, 30))
 def test_lines_are_measured_as_the_slow_way_measures_them(body: bytes, places: list[int], limit: int) -> None:
     assert (verdict(LineLength(limit), cut(body, places)) is not None) is too_long(body, limit)
+
+
+# What is made of bare newlines
+
+
+def normal(pieces: Iterable[bytes]) -> bytes:
+    newlines, whole = NormalNewlines(), list(pieces)
+    return b"".join(newlines.feed(piece, number == len(whole)) for number, piece in enumerate(whole, 1))
+
+
+def normal_slowly(body: bytes) -> bytes:
+    """Up to three CRs belong to the LF behind them; any other CR is a space."""
+    return re.sub(rb"\r(?!\n)", b" ", re.sub(rb"\r{0,3}\n", b"\r\n", body))
+
+
+@pytest.mark.parametrize(
+    ("body", "content"),
+    [
+        (b"", b""),
+        (b"a\r\nb\r\n", b"a\r\nb\r\n"),
+        (b"a\nb\n", b"a\r\nb\r\n"),
+        (b"a\rb\r\n", b"a b\r\n"),
+        (b"a\n.\nb\r\n", b"a\r\n.\r\nb\r\n"),
+        (b"a\r\r\nb", b"a\r\nb"),
+        (b"a\r\r\r\r\nb", b"a \r\nb"),
+        (b"a\n\rb", b"a\r\n b"),
+        (b"a\r\n\nb", b"a\r\n\r\nb"),
+        (b"a\r", b"a "),
+        (b"\r\r\r\r\r", b"     "),
+        (b"a\r\0\nb", b"a \0\r\nb"),
+        (b"Subject: x\rBcc: y\r\n", b"Subject: x Bcc: y\r\n"),
+    ],
+)
+def test_bare_newlines_are_made_normal_at_every_cut(body: bytes, content: bytes) -> None:
+    for first, second in itertools.combinations_with_replacement(range(len(body) + 1), 2):
+        assert normal(cut(body, [first, second])) == content
+    assert normal([*(body[index : index + 1] for index in range(len(body))), b""]) == content
+
+
+def test_the_shortest_bodies_are_made_normal_alike_at_all_cuts() -> None:
+    for length in range(8):
+        for octets in itertools.product(b"\r\na", repeat=length):
+            body = bytes(octets)
+            expected = normal_slowly(body)
+            assert not has_bare_newline(expected)
+            assert all(normal(pieces) == expected for pieces in all_cuts(body)), body
+
+
+@given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"x", b"text"])).map(b"".join), CUTS)
+def test_any_body_is_made_normal(body: bytes, places: list[int]) -> None:
+    assert normal(cut(body, places)) == normal_slowly(body)
+    assert not has_bare_newline(normal(cut(body, places)))
+
+
+def test_a_clean_chunk_is_handed_on_uncopied_also_behind_a_dirty_one() -> None:
+    newlines, chunk = NormalNewlines(), b"x" * 76 + b"\r\n"
+    assert newlines.feed(chunk) is chunk
+    assert newlines.feed(b"a\nb\r\n") == b"a\r\nb\r\n"
+    assert newlines.feed(chunk) is chunk
