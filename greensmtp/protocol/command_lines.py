@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.addresses import MAX_LABEL, Address
 from greensmtp.protocol.parameters import parse_parameters
 
 #: What stands behind MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
@@ -67,7 +67,8 @@ def mailbox(address: str) -> str:
     :raises ProtocolError: it is no mailbox.
     """
     check(address, "an address")
-    if _USUAL.fullmatch(address):
+    # A domain no longer than a label may be has no label that is longer.
+    if _USUAL.fullmatch(address) and len(address) - address.index("@") <= MAX_LABEL + 1:
         return address
     if address.startswith("<") and address.endswith(">"):
         address = address[1:-1]
@@ -82,7 +83,7 @@ def parameters(ext: Ext) -> str:
     if not ext:
         return ""
     if not isinstance(ext, str):
-        words = [keyword if value in (None, True) else f"{keyword}={value}" for keyword, value in ext.items()]
+        words = [keyword if value is None or value is True else f"{keyword}={value}" for keyword, value in ext.items()]
         for word in words:
             if " " in word:
                 raise ProtocolError(f"a parameter cannot have a space in it: {word[:40]!r} (write it as xtext: +20)")

@@ -63,3 +63,21 @@ def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
             continue
         assert line.endswith(b"\r\n")
         assert not set(line[:-2]) & {0, 10, 13}
+
+
+@pytest.mark.parametrize(
+    "domain", [f"{'x' * 64}.com", f"a.{'x' * 64}", "x" * 64, ".".join(["x" * 63] * 4), f"mail.{'x' * 70}.example"]
+)
+def test_a_label_of_more_than_63_octets_is_refused(domain: str) -> None:
+    for make in (command_lines.mail, command_lines.rcpt):
+        with pytest.raises(ProtocolError, match="too long"):
+            make(f"jo@{domain}")
+
+
+def test_long_domains_of_short_labels_are_fine() -> None:
+    domain = ".".join(["x" * 63] * 3)
+    assert command_lines.rcpt(f"jo@{domain}") == f"RCPT TO:<jo@{domain}>\r\n".encode()
+
+
+def test_a_parameter_whose_value_is_the_number_1_keeps_it() -> None:
+    assert command_lines.mail("jo@example.com", {"SIZE": 1}) == b"MAIL FROM:<jo@example.com> SIZE=1\r\n"
