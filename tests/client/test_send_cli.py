@@ -151,7 +151,7 @@ def test_a_wrong_command_line(args: list[str], text: str) -> None:
 def test_a_message_without_an_envelope_is_told_in_options(inbox: Inbox, args: list[str], option: str) -> None:
     status, _, err = run("--server", inbox.url, *args, "-", stdin=b"Subject: hi\n\nho\n")
     assert status == 1
-    assert err.endswith(f": say {option}\n")
+    assert err.endswith(f"; pass {option}\n")
 
 
 def test_the_null_sender(inbox: Inbox, files: list[Path]) -> None:
