@@ -30,10 +30,13 @@ from greensmtp.protocol.transparency import with_crlf
 #: Octets in a line, without its end (RFC 5322 section 2.1.1).
 MAX_LINE = 998
 
+TOO_DEEP = "the message cannot be written: its parts are nested too deeply"
+
 _ENVELOPE_FIELDS = headers.ADDRESS_FIELDS | {"resent-date"}
 _NAME = re.compile(r"[!-9;-~]+")
 #: A field's text as it may stand in a message: every further line begins with a blank.
 _RAW = re.compile(r"(?:[^\r\n\0]++|(?:\r\n|\r|\n)(?=[ \t]))*+")
+_ONE_FIELD = re.compile(rb"(?:[^\r\n\0]++|\r\n(?=[ \t]))*+\r\n")
 _RAW_UTF8 = SMTPUTF8.clone(max_line_length=0)
 
 
@@ -54,12 +57,18 @@ def is_signed(message: Message[Any, Any]) -> bool:
 
 
 def size(message: Message[Any, Any]) -> int:
-    """Return about how many characters there are to write."""
+    """Return about how many characters there are to write.
+
+    :raises ProtocolError: the parts are nested too deeply.
+    """
     total = 0
-    for part in message.walk():
-        payload = getattr(part, "_payload", "")
-        total += len(payload) if isinstance(payload, str) else 0
-        total += sum(len(value) for _, value in part.raw_items() if isinstance(value, str))
+    try:
+        for part in message.walk():
+            payload = getattr(part, "_payload", "")
+            total += len(payload) if isinstance(payload, str) else 0
+            total += sum(len(value) for _, value in part.raw_items() if isinstance(value, str))
+    except RecursionError:
+        raise ProtocolError(TOO_DEEP) from None
     return total
 
 
@@ -98,7 +107,7 @@ def render(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool = 
             own["MIME-Version"] = "1.0"
         _Writer(octets, mangle_from_=False, policy=_policy(message.policy, utf8)).flatten(own)
     except RecursionError:
-        raise ProtocolError("the message cannot be written: its parts are nested too deeply") from None
+        raise ProtocolError(TOO_DEEP) from None
     except (MessageError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ProtocolError(f"the message cannot be written: {type(error).__name__}: {error}") from error
     return octets.getvalue()
@@ -158,6 +167,16 @@ def _encode_body(part: Message[Any, Any]) -> None:
         part["Content-Transfer-Encoding"] = encoding
 
 
+def _fold(name: str, value: Any, policy: Any) -> bytes:
+    """
+    :raises ValueError: what the policy makes of it is not one field.
+    """
+    octets: bytes = with_crlf(policy.fold_binary(name, value))
+    if not _ONE_FIELD.fullmatch(octets):
+        raise ValueError(f"the {name} field would end before its value does")
+    return octets
+
+
 class _Writer(BytesGenerator):
     """The email package's generator, but for fields that have been parsed and for bodies that are binary."""
 
@@ -191,8 +210,7 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
             if isinstance(policy, EmailPolicy) or max(map(len, octets.splitlines())) <= MAX_LINE:
                 return with_crlf(octets)
     if getattr(policy, "utf8", False):
-        folded: bytes = policy.fold_binary(name, value)
-        return folded
+        return _fold(name, value, policy)
     if (hasattr(value, "addresses") or name.lower() in headers.ADDRESS_FIELDS) and not str(value).isascii():
         # The email package writes encoded words into addresses, and drops the quotes around a name with a comma.
         text = _text(value)
@@ -201,8 +219,7 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
         except ProtocolError:
             if _is_readable(text, name):
                 return f"{name}: {text}\r\n".encode()  # which needs SMTPUTF8
-    folded = policy.fold_binary(name, value)
-    return folded
+    return _fold(name, value, policy)
 
 
 def _is_readable(text: str, name: str) -> bool:

@@ -333,6 +333,8 @@ def _with_submitter(command: PathCommand, *, trusted: bool) -> PathCommand:
     submitter = decode_xtext(address.parameters["AUTH"] or "")
     if submitter != "<>" and not Address.parse(submitter):
         raise ProtocolError("there is none")
-    parameters = MappingProxyType({**address.parameters, "AUTH": submitter if trusted else "<>"})
+    parameters = MappingProxyType(
+        {**address.parameters, "AUTH": Address.parse(submitter) if trusted and submitter != "<>" else "<>"}
+    )
     known = Address(str(address), address.local_part, address.domain, parameters)
     return PathCommand(command.verb, command.argument, known)
