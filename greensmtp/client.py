@@ -154,6 +154,13 @@ class SMTPClient:
         """A transaction was begun, and has not come to its end: ``send`` says RSET before it begins another."""
         return self._dialogue.open_transaction
 
+    def trace(self, show: Callable[[str], object] | None) -> None:
+        """Call ``show`` with every line of the dialogue from now on: ``"> RSET"``, ``"< 250 2.0.0 Ok"``; None: no more.
+
+        Passwords, tokens and what answers a challenge are ``***``; of a message only its size is shown.
+        """
+        self._dialogue.trace = show
+
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...
     @overload

@@ -493,6 +493,7 @@ def test_an_mbox_line_is_dropped(inbox: Inbox, kind: Any) -> None:
 
 
 def sources(octets: bytes, tmp_path: Path) -> Iterator[tuple[str, Any]]:
+    file: Any
     path = tmp_path / "message"
     path.write_bytes(octets)
     ours, theirs = socket.socketpair()
