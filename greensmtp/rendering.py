@@ -11,6 +11,7 @@ import copy
 import io
 import re
 import secrets
+import socket
 from base64 import encodebytes
 from binascii import b2a_qp
 from email.errors import MessageError
@@ -36,7 +37,9 @@ _ENVELOPE_FIELDS = headers.ADDRESS_FIELDS | {"resent-date"}
 _NAME = re.compile(r"[!-9;-~]+")
 #: A field's text as it may stand in a message: every further line begins with a blank.
 _RAW = re.compile(r"(?:[^\r\n\0]++|(?:\r\n|\r|\n)(?=[ \t]))*+")
+_HOST_NAME = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _ONE_FIELD = re.compile(rb"(?:[^\r\n\0]++|\r\n(?=[ \t]))*+\r\n")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _RAW_UTF8 = SMTPUTF8.clone(max_line_length=0)
 
 
@@ -86,9 +89,15 @@ def missing_fields(message: Message[Any, Any], sender: str) -> bytes:
     if "date" not in message:
         lines.append(f"Date: {formatdate(localtime=True)}\r\n")
     if "message-id" not in message:
-        domain = address_list.a_labels(sender.strip("<>").rpartition("@")[2]) or "localhost"
-        lines.append(f"Message-ID: <{secrets.token_hex(16)}@{domain}>\r\n")
+        domain = address_list.a_labels(sender.rpartition("@")[2]) if "@" in sender else _own_name()
+        lines.append(f"Message-ID: <{secrets.token_hex(16)}@{domain or _own_name()}>\r\n")
     return "".join(lines).encode()
+
+
+def _own_name() -> str:
+    """This machine's name, where that can be the right side of a Message-ID."""
+    name = socket.gethostname()
+    return name if _HOST_NAME.fullmatch(name) else "localhost"
 
 
 def render(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool = False) -> bytes:
@@ -130,8 +139,15 @@ def _copy(message: Message[Any, Any], *, seven_bit: bool) -> Message[Any, Any]:
         own.set_payload([_copy(part, seven_bit=seven_bit) for part in parts])
         if seven_bit and _encoding(own) in ("8bit", "binary"):
             own.replace_header("Content-Transfer-Encoding", "7bit")
-    elif seven_bit:
-        _encode_body(own)
+    else:
+        text = getattr(own, "_payload", None)
+        if isinstance(text, str) and not text.isascii() and not _SURROGATE.search(text):
+            # Parsed from text rather than bytes: what the generator cannot write.
+            charset = own.get_content_charset("utf-8")
+            octets = text.encode("utf-8" if charset == "us-ascii" else charset)
+            own.set_payload(octets.decode("ascii", "surrogateescape"))
+        if seven_bit:
+            _encode_body(own)
     return own
 
 
@@ -172,6 +188,10 @@ def _fold(name: str, value: Any, policy: Any) -> bytes:
     :raises ValueError: what the policy makes of it is not one field.
     """
     octets: bytes = with_crlf(policy.fold_binary(name, value))
+    text = str(value)
+    if text.isascii() and "=?" not in text and (b"=?" in octets or not _ONE_FIELD.fullmatch(octets)):
+        # The email package makes encoded words of a long token (a signature, say), or puts an empty line before it.
+        octets = headers.folded(name, text)
     if not _ONE_FIELD.fullmatch(octets):
         raise ValueError(f"the {name} field would end before its value does")
     return octets
@@ -201,14 +221,12 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
         raise ValueError(f"a header field cannot be called {name[:40]!r}")
     is_source = isinstance(value, str) and not hasattr(value, "name")
     if is_source and _RAW.fullmatch(value):
-        try:
-            octets = f"{name}: {value}\r\n".encode("ascii", "surrogateescape")
-        except UnicodeEncodeError:
-            pass  # composed, not parsed
-        else:
-            # (The old policy keeps what was composed as text, too: a line that is too long can only be of that kind.)
-            if isinstance(policy, EmailPolicy) or max(map(len, octets.splitlines())) <= MAX_LINE:
-                return with_crlf(octets)
+        octets = f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
+        # The old policy keeps what was composed as text, too: what is too long or beyond ASCII is of that kind.
+        if isinstance(policy, EmailPolicy) or (
+            (value.isascii() or _SURROGATE.search(value)) and max(map(len, octets.splitlines())) <= MAX_LINE
+        ):
+            return with_crlf(octets)
     if getattr(policy, "utf8", False):
         return _fold(name, value, policy)
     if (hasattr(value, "addresses") or name.lower() in headers.ADDRESS_FIELDS) and not str(value).isascii():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list
@@ -194,7 +194,7 @@ def _encoded(name: str, value: str) -> bytes:
     beyond = [number for number, word in enumerate(words) if not word.isascii()]
     first, last = beyond[0], beyond[-1] + 1
     text = address_list.encoded_words(" ".join(words[first:last]))
-    return _folded(name, [*words[:first], *text.split(" "), *words[last:]])
+    return folded(name, " ".join([*words[:first], text, *words[last:]]))
 
 
 def folded_list(name: str, value: str) -> bytes:
@@ -202,14 +202,14 @@ def folded_list(name: str, value: str) -> bytes:
 
     :raises ProtocolError: see ``address_list.encode``.
     """
-    return _folded(name, address_list.encode(value, name).split(" "))
+    return folded(name, address_list.encode(value, name))
 
 
-def _folded(name: str, words: Iterable[str], width: int = 76) -> bytes:
-    """A field, in lines of so many characters as far as blanks allow it."""
+def folded(name: str, text: str, width: int = 76) -> bytes:
+    """Return a field in ASCII, in lines of so many characters as far as blanks allow it."""
     lines: list[str] = []
     line, length = [f"{name}:"], len(name) + 1
-    for word in words:
+    for word in text.split(" "):
         # (A line of blanks alone would be an obsolete form: the word goes on in this one.)
         if length + 1 + len(word) > width and word and any(line[1:]):
             lines.append(" ".join(line))

@@ -6,9 +6,10 @@ import gzip
 import io
 import os
 import re
+import socket as stdlib_socket
 import time
 from collections.abc import Callable, Iterator
-from email import message_from_bytes, policy
+from email import message_from_bytes, message_from_string, policy
 from email.headerregistry import Address as NamedAddress
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
@@ -352,7 +353,8 @@ def test_date_and_message_id_are_added_where_they_are_missing(inbox: Inbox) -> N
     inbox.send(composed(From=FROM, To=TO, Date="Mon, 01 Jan 2024 00:00:00 +0000", Message_ID="<x@y>"))
     assert inbox.bodies[-1].count(b"Date:") == inbox.bodies[-1].count(b"Message-ID:") == 1
     inbox.send(composed(From=FROM, To=TO), sender="")
-    assert b"@localhost>\r\n" in inbox.bodies[-1]
+    own_name = stdlib_socket.gethostname().encode()
+    assert re.search(rb"^Message-ID: <[0-9a-f]{32}@" + re.escape(own_name) + rb">\r$", inbox.bodies[-1], re.M)
     signed = composed(From=FROM, To=TO, DKIM_Signature="v=1")
     inbox.send(signed)
     assert b"Date:" not in inbox.bodies[-1]
@@ -665,3 +667,34 @@ def test_one_pool_sends_one_object_from_many_greenlets(inbox: Inbox) -> None:
     assert len(inbox.bodies) == 8
     assert message.policy is before
     assert all(part.policy is before for part in message.iter_parts())
+
+
+@pytest.mark.parametrize("name", ["DKIM-Signature", "Message-ID", "References", "List-Unsubscribe", "X-Token"])
+def test_no_long_token_becomes_an_encoded_word(inbox: Inbox, name: str) -> None:
+    value = f"v=1; <{'QUJD' * 60}@example.com> {'x' * 200}"
+    message = composed(From=FROM, To=TO)
+    message[name] = value
+    inbox.send(message)
+    assert b"=?" not in inbox.bodies[0]
+    assert message_from_bytes(inbox.bodies[0])[name].replace("\r\n", "") == value
+
+
+@pytest.mark.parametrize("parse_as", [policy.compat32, policy.default])
+@pytest.mark.parametrize("charset", ["utf-8", "iso-8859-1"])
+def test_a_message_that_was_parsed_from_text(inbox: Inbox, scripted: Start, parse_as: Any, charset: str) -> None:
+    text = (
+        f"From: {FROM}\nTo: J\u00f6 <{TO}>\nSubject: gr\u00fc\u00dfe\nContent-Type: text/plain; charset={charset}\n\n"
+        "gr\u00fc\u00dfe\n"
+    )
+    message = message_from_string(text, policy=parse_as)
+    script, bodies, _ = take()
+    inbox.send(message)
+    with scripted(script).connect() as mail:
+        mail.send(message)
+    assert inbox.bodies[0].endswith("\r\n\r\ngr\u00fc\u00dfe\r\n".encode(charset))
+    for octets in (*inbox.bodies, *bodies):
+        parsed = message_from_bytes(octets, policy=policy.default)
+        assert isinstance(parsed, EmailMessage)
+        assert (parsed["Subject"], parsed["To"]) == ("gr\u00fc\u00dfe", f"J\u00f6 <{TO}>")
+        assert parsed.get_content().strip() == "gr\u00fc\u00dfe"
+    assert bodies[0].isascii()
