@@ -15,6 +15,8 @@ Fields = Sequence[tuple[str, str]]
 ADDRESS_FIELDS = frozenset(
     f"{resent}{name}" for resent in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
 )
+#: A message that has one of these was resent (RFC 5322 section 3.6.6).
+_RESENT = frozenset(f"resent-{name}" for name in ("date", "from", "sender", "to", "cc", "bcc"))
 #: What signs the header section, or a part of it: such a message is sent as it is, or not at all.
 SIGNATURES = frozenset({"dkim-signature", "domainkey-signature", "arc-seal", "arc-message-signature"})
 SIGNED_TYPES = frozenset({"multipart/signed", "multipart/encrypted", "application/pkcs7-mime"})
@@ -141,12 +143,10 @@ def recipients(fields: Fields) -> list[str]:
 
 
 def _prefix(fields: Fields) -> str:
-    counts = [
-        sum(name == f"resent-{each}" for name, _ in fields) for each in ("date", "from", "sender", "to", "cc", "bcc")
-    ]
-    if max(counts) > 1:
+    resent = [name for name, _ in fields if name in _RESENT]
+    if len(resent) != len(set(resent)):
         raise ProtocolError("the message was resent more than once; pass sender= and recipients=")
-    return "Resent-" if any(counts) else ""
+    return "Resent-" if resent else ""
 
 
 def _mailboxes(fields: Fields, name: str) -> list[str]:
