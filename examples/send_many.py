@@ -15,7 +15,7 @@ from greensmtp import ClientError, Pool
 
 
 def letter(number: int) -> EmailMessage:
-    """One of them."""
+    """One of them. (``send`` adds Date and Message-ID.)"""
     message = EmailMessage()
     message["From"] = "Newsletter <news@example.com>"
     message["To"] = f"reader{number}@localhost"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import cast
 
 from greensmtp.dialogue import Dialogue, verdict
 from greensmtp.errors import ProtocolError
-from greensmtp.outgoing import Readable, read_piece
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.transparency import DotEncoder
+from greensmtp.sources import Readable, Source
 
 #: Octets that are gathered before they are written.
 GATHER = 64 * 1024
@@ -91,8 +90,9 @@ def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) 
         yield bytes(source)
     elif isinstance(source, str):
         raise TypeError("a message is made of bytes, not str: encode it")
-    elif hasattr(source, "read"):
-        while piece := read_piece(cast("Readable", source)):
+    elif hasattr(source, "read") or hasattr(source, "recv"):
+        file = Source(source)
+        while piece := file.read():
             yield piece
     else:
         yield from source

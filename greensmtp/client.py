@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, overload
 
 from greensmtp import client_signals, dialing, securing
@@ -22,12 +22,13 @@ from greensmtp.errors import (
     TLSRefused,
 )
 from greensmtp.login import authenticate, check_credential
-from greensmtp.outgoing import Outgoing, Readable, Sendable, Sent
+from greensmtp.outgoing import Outgoing, Sendable, Sent
 from greensmtp.pipeline import Pipeline
 from greensmtp.protocol import command_lines, offers, sasl
 from greensmtp.protocol.command_lines import Ext
 from greensmtp.protocol.replies import Reply
 from greensmtp.sending import transact
+from greensmtp.sources import Readable
 from greensmtp.wire import Wire
 
 #: Whether ``send`` steps up to TLS: or fails; or does without; or does not try.
@@ -152,6 +153,13 @@ class SMTPClient:
     def needs_reset(self) -> bool:
         """A transaction was begun, and has not come to its end: ``send`` says RSET before it begins another."""
         return self._dialogue.open_transaction
+
+    def trace(self, show: Callable[[str], object] | None) -> None:
+        """Call ``show`` with every line of the dialogue from now on: ``"> RSET"``, ``"< 250 2.0.0 Ok"``; None: no more.
+
+        Passwords, tokens and what answers a challenge are ``***``; of a message only its size is shown.
+        """
+        self._dialogue.trace = show
 
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...
@@ -385,16 +393,20 @@ class SMTPClient:
         recipients: str | Iterable[str] | None = None,
         *,
         from_ext: Ext = None,
-        to_ext: Ext = None,
+        to_ext: Ext | Sequence[Ext] = None,
         raise_on_partial: bool = False,
     ) -> Sent:
         """Send a message; greet and step up to TLS first, as ``starttls=`` says, where that has not happened.
 
-        :param message: an EmailMessage, bytes, or a binary file, which is read from where it stands.
+        :param message: an EmailMessage, bytes, or a binary file, which is read from its current position. What was
+            parsed goes out as it was read; an EmailMessage that was composed gets Date and Message-ID if it lacks them.
         :param sender: None: the message's Sender or From.
         :param recipients: None: the message's To, Cc and Bcc. Bcc is removed then, and from an EmailMessage always.
-        :param from_ext: parameters for MAIL besides SIZE, BODY and SMTPUTF8, which are seen to: ``{"RET": "HDRS"}``.
-        :param to_ext: parameters for each RCPT: ``"NOTIFY=FAILURE"``.
+        :param from_ext: parameters for MAIL, such as ``{"RET": "HDRS"}`` or a session's ``from_ext``. SIZE, BODY and
+            SMTPUTF8 are always set by what the message needs; DSN's and AUTH are left out where they are not offered.
+        :param to_ext: parameters for every RCPT: ``"NOTIFY=FAILURE"``; or a sequence of them, one for each recipient,
+            such as a session's ``to_ext``.
+        :raises ProtocolError: an address, parameter or address field of the message is malformed.
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else that is in the result.
         :raises SenderRefused, RecipientsRefused, DataRefused: nobody took it; their base is Refused.
         :raises NotOffered: the message needs an extension that the peer does not have.

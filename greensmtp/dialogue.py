@@ -20,6 +20,9 @@ MAX_GROUP = 100
 #: Octets up to which a chunk goes in one piece with its BDAT.
 SMALL_CHUNK = 16 * 1024
 
+#: The reply that asks for the next line of AUTH.
+AUTH_CONTINUES = 334
+
 NO_EXTENSIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -45,6 +48,7 @@ class Dialogue:
         "open_transaction",
         "replies",
         "timeouts",
+        "trace",
         "wire",
         "writing",
     )
@@ -67,6 +71,8 @@ class Dialogue:
         self.writing = False
         #: The replies to the last message.
         self.replies: tuple[Reply, ...] = ()
+        #: Is given each line of the dialogue, without secrets; see ``SMTPClient.trace``.
+        self.trace: Callable[[str], object] | None = None
 
     # Commands
 
@@ -93,7 +99,12 @@ class Dialogue:
             self.check_ready()
         wire = self.wire
         wire.check_silence()
+        secret = go_on == AUTH_CONTINUES
+        if self.trace is not None:
+            self._trace_lines([line], secret=secret)
         reply = wire.exchange(line, 1, self.timeouts.command, seconds)[0]
+        if self.trace is not None:
+            self._trace_replies([reply], secret=secret)
         if 300 <= reply.code < 400 and reply.code != go_on:
             raise self.broken(f"the command was answered {reply}")
         if reply.code == 421:
@@ -112,6 +123,8 @@ class Dialogue:
         wire.check_silence()
         count = len(lines)
         with_data = lines[-1] == b"DATA\r\n"
+        if self.trace is not None:
+            self._trace_lines(lines)
         last_seconds = timeouts.data_start if with_data else timeouts.command
         if count <= MAX_GROUP:
             replies = wire.exchange(b"".join(lines), count, timeouts.command, last_seconds, meanwhile=meanwhile)
@@ -122,6 +135,8 @@ class Dialogue:
                 replies += wire.exchange(b"".join(group), len(group), timeouts.command, last_seconds)
                 if replies[-1].code == 421:
                     break
+        if self.trace is not None:
+            self._trace_replies(replies)
         if replies[-1].code == 421:
             wire.close()
             replies += [replies[-1]] * (count - len(replies))
@@ -208,10 +223,14 @@ class Dialogue:
 
     def send_body(self, data: bytes) -> None:
         """A piece of it, that is not the last."""
+        if self.trace is not None:
+            self.trace(f"> ({len(data)} bytes of the message)")
         self.wire.send(data, self.timeouts.data)
 
     def end_message(self, data: bytes) -> list[Reply]:
         """The last piece, and what is said to the message: one reply; in LMTP one for each recipient."""
+        if self.trace is not None:
+            self.trace(f"> ({len(data)} bytes of the message, and its end)")
         if len(data) > SEND_PIECE:
             self.wire.send(data[:-SEND_PIECE], self.timeouts.data)
             data = data[-SEND_PIECE:]
@@ -222,6 +241,8 @@ class Dialogue:
         wire, seconds = self.wire, self.timeouts.final
         count = self.accepted if self.lmtp and self.accepted > 1 else 1
         replies = wire.exchange(data, count, seconds, seconds, ends_message=self.timeouts.data)
+        if self.trace is not None:
+            self._trace_replies(replies)
         for reply in replies:
             if 300 <= reply.code < 400:
                 raise self.broken(f"a message was answered {reply}")
@@ -240,6 +261,8 @@ class Dialogue:
         final = len(chunks) - 1
         for number, chunk in enumerate(chunks):
             head = f"BDAT {len(chunk)}{' LAST' if last and number == final else ''}\r\n".encode()
+            if self.trace is not None:
+                self._trace_lines([head])
             if len(chunk) <= SMALL_CHUNK:
                 wire.send(head + chunk, timeouts.data)
             else:
@@ -250,6 +273,8 @@ class Dialogue:
         reply: Reply | None = None
         for _ in chunks[: final if last else None]:
             reply = wire.reply(timeouts.command)
+            if self.trace is not None:
+                self._trace_replies([reply])
             if reply.is_intermediate:
                 raise self.broken(f"BDAT was answered {reply}")
             if reply.code == 421:
@@ -270,11 +295,38 @@ class Dialogue:
         assert said is not None
         return [said]
 
+    def _trace_lines(self, lines: Sequence[bytes], *, secret: bool = False) -> None:
+        """
+        :param secret: of AUTH, only the mechanism is shown, and nothing of what answers a challenge.
+        """
+        assert self.trace is not None
+        for line in lines:
+            text = line.decode("utf-8", "backslashreplace").rstrip("\r\n")
+            if secret:
+                words = text.split(" ")
+                text = " ".join([*words[:2], *["***"] * (len(words) > 2)]) if words[0] == "AUTH" else "***"
+            self.trace(f"> {text}")
+
+    def _trace_replies(self, replies: Sequence[Reply], *, secret: bool = False) -> None:
+        assert self.trace is not None
+        for reply in replies:
+            for text in trace_lines(reply, secret=secret):
+                self.trace(text)
+
     def broken(self, text: str, *, after_content: bool = False) -> PeerProtocolError:
         """Hang up; what is to be raised."""
         error = PeerProtocolError(text, after_content=after_content or self.wire.committed)
         self.wire.close(error)
         return error
+
+
+def trace_lines(reply: Reply, *, secret: bool = False) -> list[str]:
+    """A reply as it came, a line each, behind ``< ``; of a challenge only its code."""
+    if secret and reply.is_intermediate:
+        return [f"< {reply.code} ***"]
+    enhanced = f"{reply.enhanced} " if reply.enhanced else ""
+    last = len(reply.lines) - 1
+    return [f"< {reply.code}{'-' if number < last else ' '}{enhanced}{line}" for number, line in enumerate(reply.lines)]
 
 
 def verdict(replies: Sequence[Reply]) -> Reply:

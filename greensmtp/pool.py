@@ -169,7 +169,7 @@ class Pool:
         recipients: str | Iterable[str] | None = None,
         *,
         from_ext: Ext = None,
-        to_ext: Ext = None,
+        to_ext: Ext | Sequence[Ext] = None,
         raise_on_partial: bool = False,
     ) -> Sent:
         """As ``SMTPClient.send``, by a connection of the pool; waits while all are busy.

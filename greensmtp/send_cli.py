@@ -6,19 +6,28 @@ import os
 import re
 import ssl
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from itertools import count
 from pathlib import Path
 from signal import SIGINT
 from time import monotonic
-from typing import Any
+from typing import Any, get_args
+from weakref import WeakKeyDictionary
 
 import click
 from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
+from greensmtp import client_signals
+from greensmtp.client import SMTPClient, StartTLS
+from greensmtp.dialogue import trace_lines
 from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.outgoing import Sent
 from greensmtp.pool import Pool
 from greensmtp.protocol import command_lines
+from greensmtp.protocol.replies import Reply
 
 #: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
 SENT, FAILED, TRY_LATER = 0, 1, 75
@@ -27,7 +36,13 @@ SENT, FAILED, TRY_LATER = 0, 1, 75
 PATIENCE = 1.0
 
 #: Arguments of the library, as its errors name them -> the options that set them.
-_OPTIONS = {"sender=": "--from", "recipients=": "--to", "local_hostname": "--hostname"}
+_OPTIONS = {
+    r"sender=": "--from",
+    r"recipients=": "--to",
+    r"local_hostname": "--hostname",
+    r"allow_plaintext=True": "--allow-plaintext",
+    r'starttls="(\w+)"(?: to connect)?': r"--starttls \1",
+}
 
 _UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
 _TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
@@ -65,44 +80,48 @@ def _read_url(text: str) -> dict[str, Any]:
     help="Where to: host[:port], smtp://, smtps://, lmtp://, unix:/path or lmtp+unix:/path; several, of one kind, for "
     "fail-over.",
 )
-@click.option("--from", "sender", help="The sender; by default what the message's Sender or From says.")
+@click.option("--from", "sender", help="Envelope sender, by default the message's Sender or From; '' is the null one.")
 @click.option(
-    "--to", "recipients", multiple=True, help="A recipient; may be given several times. By default To, Cc and Bcc."
+    "--to",
+    "recipients",
+    multiple=True,
+    help="Envelope recipient, by default To, Cc and Bcc; may be repeated.",
 )
 @click.option(
     "--starttls",
-    type=click.Choice(["require", "offered", "never"]),
-    default="offered",
-    show_default=True,
-    help="Whether to step up to TLS.",
+    type=click.Choice(get_args(StartTLS)),
+    help="Whether to use STARTTLS. By default where it is offered; with --user it may be required.",
 )
-@click.option("--ca-file", type=click.Path(path_type=Path), help="PEM: trust these authorities, not the system's.")
-@click.option("--no-verify", is_flag=True, help="Take any certificate: this protects from eavesdroppers alone.")
-@click.option("--user", help="Log in; the password is in --password-file or in $GREENSMTP_PASSWORD.")
+@click.option(
+    "--ca-file", type=click.Path(path_type=Path), help="PEM file of the authorities to trust instead of the system's."
+)
+@click.option("--no-verify", is_flag=True, help="Accept any certificate: protects against passive eavesdroppers only.")
+@click.option("--user", help="Log in as this user; the password is read from --password-file or $GREENSMTP_PASSWORD.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="A file whose first line is the password.")
-@click.option("--allow-plaintext", is_flag=True, help="Send the password without TLS too.")
-@click.option("--hostname", help="What EHLO says; this machine's own name by default.")
+@click.option("--allow-plaintext", is_flag=True, help="Send the password even without TLS.")
+@click.option("--hostname", help="Name to send in EHLO; by default this machine's own.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
     default=4,
     show_default=True,
     metavar="N",
-    help="Connections at most.",
+    help="Maximum number of connections.",
 )
 @click.option(
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="For every wait; RFC 5321's by default.",
+    help="Timeout for every wait; by default those of RFC 5321.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but failures.")
+@click.option("-v", "--verbose", is_flag=True, help="Show the dialogue with the server, without passwords and bodies.")
+@click.option("-q", "--quiet", is_flag=True, help="Show failures only.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
 def send(  # noqa: PLR0917 - click passes them by name
     servers: tuple[str, ...],
     sender: str | None,
     recipients: tuple[str, ...],
-    starttls: str,
+    starttls: str | None,
     ca_file: Path | None,
     no_verify: bool,
     user: str | None,
@@ -111,25 +130,35 @@ def send(  # noqa: PLR0917 - click passes them by name
     hostname: str | None,
     concurrency: int,
     timeout: float | None,
+    verbose: bool,
     quiet: bool,
     files: tuple[Path, ...],
 ) -> None:
-    """Send messages, each a file (.eml), or standard input.
+    """Send messages: each FILE is one (.eml), and "-" is standard input.
 
-    A line on standard error for each that was not sent, and for each recipient that was refused. The exit status is 0
-    when all were sent to all, 75 when what is left may be taken later, 1 when something never will be, 2 when the
-    command line is wrong.
+    Every message that cannot be sent, and every recipient that is refused, is reported in a line on standard error;
+    the other messages are sent all the same. A "From " line of an mbox file in front of a message is dropped.
+
+    \b
+    Exit status:
+      0   all messages were sent to all recipients
+      75  some were not, and may be accepted later
+      1   some were refused for good, or cannot be sent
+      2   the command line is wrong
 
     \b
     Try it:
       greensmtp serve &
-      printf 'From: me@example.com\\nTo: you@example.com\\n\\nhi\\n' | greensmtp send -
+      printf 'From: me@example.com\\nTo: you@example.com\\nSubject: hi\\n\\nhello\\n' | greensmtp send -v -
     """
+    if verbose and quiet:
+        raise click.UsageError("--verbose and --quiet exclude each other")
     places = [_read_url(text) for text in servers]
     if len({(place.get("tls", False), place["lmtp"]) for place in places}) > 1:
         raise click.BadParameter("all servers must be of one kind", param_hint="'--server'")
     for hint, addresses in (("--from", (sender,) if sender is not None else ()), ("--to", recipients)):
         _check_addresses(addresses, hint)
+    options: dict[str, Any] = {} if starttls is None else {"starttls": starttls}
     try:
         pool = Pool(
             [place["host"] for place in places],
@@ -140,14 +169,14 @@ def send(  # noqa: PLR0917 - click passes them by name
             tls=places[0].get("tls", False),
             lmtp=places[0]["lmtp"],
             ssl_context=_context(ca_file, verify=not no_verify),
-            starttls=starttls,
             timeout=timeout,
             local_hostname=hostname,
+            **options,
         )
     except (ValueError, ProtocolError) as error:
         raise click.UsageError(_in_options(str(error))) from error
-    run = _Run(pool, sender, list(recipients) or None, files, quiet=quiet)
-    with pool:
+    run = _Run(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
+    with _shown(several=min(concurrency, len(files)) > 1) if verbose else nullcontext(), pool:
         run.go(concurrency)
     sys.exit(run.status)
 
@@ -156,13 +185,21 @@ class _Run:
     """All the files of one command line."""
 
     def __init__(
-        self, pool: Pool, sender: str | None, recipients: list[str] | None, files: tuple[Path, ...], *, quiet: bool
+        self,
+        pool: Pool,
+        sender: str | None,
+        recipients: list[str] | None,
+        files: tuple[Path, ...],
+        *,
+        verbose: bool,
+        quiet: bool,
     ) -> None:
         self._pool = pool
         self._sender = sender
         self._recipients = recipients
         self._files = files
         self._left = iter(files)
+        self._verbose = verbose
         self._quiet = quiet
         self._done = 0
         self._began = monotonic()
@@ -182,7 +219,7 @@ class _Run:
             interrupt.cancel()
         if self._bar is not None:
             self._bar.render_finish()
-        if not self._quiet and len(self._files) > 1:
+        if self._verbose or (not self._quiet and len(self._files) > 1):
             click.echo(f"{self._done} of {len(self._files)} sent", err=True)
 
     def _work(self) -> None:
@@ -195,6 +232,9 @@ class _Run:
                 self._fail(path, _in_options(str(error)), FAILED)
             except OSError as error:
                 self._fail(path, error.strerror or str(error), FAILED)
+            except Exception as error:
+                # Whatever is wrong with one message, the others are sent.
+                self._fail(path, f"{type(error).__name__}: {error}", FAILED)
             else:
                 self._done += 1
                 for recipient, reply in sent.refused.items():
@@ -210,17 +250,54 @@ class _Run:
     def _fail(self, path: Path, why: str, status: int) -> None:
         if self._bar is not None:
             click.echo("\r\x1b[K", err=True, nl=False)
-        click.echo(f"{path}: {' | '.join(why.splitlines())}", err=True)
+        # (A name need not be UTF-8.)
+        click.echo(f"{click.format_filename(path)}: {' | '.join(why.splitlines())}", err=True)
         self.status = FAILED if FAILED in (self.status, status) else status
 
     def _progress(self) -> None:
-        if self._quiet or not sys.stderr.isatty():
+        if self._quiet or self._verbose or not sys.stderr.isatty():
             return
         if self._bar is None and monotonic() - self._began > PATIENCE:
             self._bar = click.progressbar(length=len(self._files), label="Sending", file=sys.stderr)
             self._bar.update(self._done)
         elif self._bar is not None:
             self._bar.update(1)
+
+
+@contextmanager
+def _shown(*, several: bool) -> Iterator[None]:
+    """Show on standard error what is said on every connection; where there are several, each line with its number."""
+    numbers = count(1)
+    shows: WeakKeyDictionary[SMTPClient, Callable[[str], None]] = WeakKeyDictionary()
+
+    def greeting(client: SMTPClient, reply: Reply) -> None:
+        prefix = f"[{next(numbers)}] " if several else ""
+        show = shows[client] = partial(_show, prefix)
+        show(f"= connected to {_peer(client)}{f', {client.socket.version()}' if client.tls else ''}")
+        for line in trace_lines(reply):
+            show(line)
+        client.trace(show)
+
+    def tls(client: SMTPClient) -> None:
+        if client in shows:  # else it is told with the banner
+            shows[client](f"= {client.socket.version()}")
+
+    client_signals.greeting.connect(greeting)
+    client_signals.tls.connect(tls)
+    try:
+        yield
+    finally:
+        client_signals.greeting.disconnect(greeting)
+        client_signals.tls.disconnect(tls)
+
+
+def _show(prefix: str, text: str) -> None:
+    click.echo(f"{prefix}{text}", err=True)
+
+
+def _peer(client: SMTPClient) -> str:
+    name = client.socket.getpeername()
+    return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else f"{name!s}"
 
 
 def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
@@ -234,7 +311,7 @@ def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
 def _in_options(text: str) -> str:
     """What the library says of its arguments, in the command line's words."""
     for argument, option in _OPTIONS.items():
-        text = text.replace(argument, option)
+        text = re.sub(argument, option, text)
     return text
 
 

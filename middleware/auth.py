@@ -364,8 +364,8 @@ def _with_submitter(command: PathCommand, *, trusted: bool) -> PathCommand:
     if trusted:
         try:
             decoded = decode_xtext(address.parameters["AUTH"] or "")
-            if decoded != "<>" and Address.parse(decoded):
-                submitter = decoded
+            if decoded != "<>" and (mailbox := Address.parse(decoded)):
+                submitter = mailbox  # not a plain str: the client knows by it that xtext has been decoded
         except ProtocolError:
             pass
     known = address.with_parameters({**address.parameters, "AUTH": submitter})

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.addresses import MAX_LABEL, Address
 from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.xtext import encode_xtext, is_xtext
 
 #: What stands behind MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
 Ext = str | Mapping[str, str | int | None] | None
@@ -67,7 +68,8 @@ def mailbox(address: str) -> str:
     :raises ProtocolError: it is no mailbox.
     """
     check(address, "an address")
-    if _USUAL.fullmatch(address):
+    # A domain no longer than a label may be has no label that is longer.
+    if _USUAL.fullmatch(address) and len(address) - address.index("@") <= MAX_LABEL + 1:
         return address
     if address.startswith("<") and address.endswith(">"):
         address = address[1:-1]
@@ -82,7 +84,10 @@ def parameters(ext: Ext) -> str:
     if not ext:
         return ""
     if not isinstance(ext, str):
-        words = [keyword if value in (None, True) else f"{keyword}={value}" for keyword, value in ext.items()]
+        words = [
+            keyword if value is None or value is True else f"{keyword}={_value(keyword, value)}"
+            for keyword, value in ext.items()
+        ]
         for word in words:
             if " " in word:
                 raise ProtocolError(f"a parameter cannot have a space in it: {word[:40]!r} (write it as xtext: +20)")
@@ -90,3 +95,19 @@ def parameters(ext: Ext) -> str:
     check(ext, "a parameter")
     parse_parameters(ext)
     return f" {ext.strip()}"
+
+
+#: Parameters whose value is xtext, behind such a prefix (RFC 3461 sections 4.2 and 4.4, RFC 4954 section 5).
+_XTEXT_PARAMETERS = {"ENVID": "", "AUTH": "", "ORCPT": ";"}
+
+
+def _value(keyword: str, value: object) -> object:
+    """A parameter's value as it goes on the wire. As a session had it, it is xtext already, but for what is an Address,
+    which has been decoded; of what a program gives, that which is no xtext is encoded."""
+    separator = _XTEXT_PARAMETERS.get(keyword.upper())
+    if separator is None or not isinstance(value, str) or value == "<>":
+        return value
+    check(value, f"the parameter {keyword}")
+    prefix = value[: value.index(separator) + 1] if separator and separator in value else ""
+    text = value[len(prefix) :]
+    return value if is_xtext(text) and not isinstance(value, Address) else prefix + encode_xtext(text)

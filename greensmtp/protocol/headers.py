@@ -1,83 +1,235 @@
-"""A message's header section, as far as an envelope needs it (RFC 5322 section 3.6, RFC 5321 appendix B)."""
+"""A message's header section, as far as sending needs it (RFC 5322 section 3.6, RFC 5321 appendix B)."""
 
 from __future__ import annotations
 
 import re
-from email import policy
-from email.message import Message
-from email.parser import HeaderParser
-from email.utils import getaddresses
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from greensmtp.errors import ProtocolError
+from greensmtp.protocol import address_list
 
-#: The end of the header section: an empty line, however lines end.
-END = re.compile(rb"(?:\A|\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
+#: Names of header fields in lower case, and their text as it stands in the message.
+Fields = Sequence[tuple[str, str]]
 
-_FIELDS = policy.SMTPUTF8
-_BCC = re.compile(
-    rb"(?:\A|(?<=\n)|(?<=\r)(?!\n))(?:resent-)?bcc[ \t]*:[^\r\n]*(?:\r\n|\r|\n)?(?:[ \t][^\r\n]*(?:\r\n|\r|\n)?)*", re.I
+#: The header fields that hold address lists. (Those of the envelope are read, in all of them names may be encoded.)
+ADDRESS_FIELDS = frozenset(
+    f"{resent}{name}" for resent in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
 )
+#: A message that has one of these was resent (RFC 5322 section 3.6.6).
+_RESENT = frozenset(f"resent-{name}" for name in ("date", "from", "sender", "to", "cc", "bcc"))
+#: What signs the header section, or a part of it: such a message is sent as it is, or not at all.
+SIGNATURES = frozenset({"dkim-signature", "domainkey-signature", "arc-seal", "arc-message-signature"})
+SIGNED_TYPES = frozenset({"multipart/signed", "multipart/encrypted", "application/pkcs7-mime"})
+
+#: Header fields that RFC 5322, MIME and their kin give a grammar without place for encoded words; all others are
+#: unstructured text, or address lists.
+_STRUCTURED = re.compile(
+    r"(?:resent-)?(?:date|message-id)|in-reply-to|references|received(?:-spf)?|return-path|mime-version"
+    r"|content-(?!description).*|list-.*|dkim-.*|domainkey-.*|arc-.*|auto-submitted|authentication-results"
+    r"|autocrypt(?:-.*)?|disposition-notification-options|feedback-id|delivered-to|x-original-to"
+)
+
+_END_OF_LINE = rb"(?:\r\n|\r|\n)"
+#: A field, with the lines that continue it.
+_FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:((?:[^\r\n]++|%(end)s(?=[ \t]))*+)(?:%(end)s|\Z)" % {b"end": _END_OF_LINE})
+_BCC = re.compile(
+    rb"(?:\A|(?<=\n)|(?<=\r)(?!\n))(?:resent-)?bcc[ \t]*+:[^\r\n]*+%(end)s?(?:[ \t][^\r\n]*+%(end)s?)*+"
+    % {b"end": _END_OF_LINE},
+    re.I,
+)
+_MBOX_LINE = re.compile(rb"From [^\r\n]*+" + _END_OF_LINE)
+_FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
 
 
 def split(message: bytes) -> int:
-    """Where the header section ends: the offset of the body, or the length where there is none."""
-    end = END.search(message)
-    return len(message) if end is None else end.end()
+    """Return where the header section ends: the offset of the body, or the length where there is none.
+
+    The end is an empty line, however lines end.
+    """
+    if message[:1] in (b"\r", b"\n"):
+        return 2 if message.startswith(b"\r\n") else 1
+    # Two ends of lines, one behind the other, always have one of these pairs in them. (``find`` is many times faster
+    # than a pattern, and all of a large message may be looked through.)
+    first = len(message)
+    for pair in (b"\n\n", b"\n\r", b"\r\r"):
+        found = message.find(pair, 0, first + 1)
+        if found >= 0:
+            first = found
+    end = first + 2
+    if end > len(message):
+        return len(message)
+    return end + (message[first + 1] == 13 and message[end : end + 1] == b"\n")
+
+
+def without_mbox_line(message: bytes) -> bytes:
+    """Return the message without the ``From `` line that an mbox file puts in front of it (RFC 4155)."""
+    found = _MBOX_LINE.match(message)
+    return message if found is None else message[found.end() :]
 
 
 def without_bcc(head: bytes) -> bytes:
-    """The header section without Bcc and Resent-Bcc; every other octet stays."""
+    """Return the header section without Bcc and Resent-Bcc; every other octet stays."""
     return _BCC.sub(b"", head) if b"bcc" in head.lower() else head
 
 
-def parse(head: bytes) -> Message[str, str]:
-    """The fields; UTF-8 in them stays what it is (RFC 6532)."""
+def is_signed(head: bytes) -> bool:
+    """True if a signature covers the header section or the body."""
+    for name, value in _read(head):
+        if name in SIGNATURES:
+            return True
+        if name == "content-type" and value.partition(b";")[0].strip().lower().decode("latin-1") in SIGNED_TYPES:
+            return True
+    return False
+
+
+def parse(head: bytes) -> Fields:
+    """Return the fields.
+
+    :raises ProtocolError: a line between them is no header field, so that what follows might be missed.
+    """
+    found = [(name, text_of(value)) for name, value in _read(head)]
+    if found:
+        consumed = _consumed(head)
+        left = head[consumed:].strip(b"\r\n")
+        if left:
+            line = left.splitlines()[0][:60]
+            raise ProtocolError(f"the header section has a line that is no header field: {line!r}")
+    return found
+
+
+def is_utf8(octets: bytes) -> bool:
+    """True if these octets are UTF-8."""
     try:
-        text = head.decode()
+        octets.decode()
     except UnicodeDecodeError:
-        text = head.decode("latin-1")
-    return HeaderParser(policy=_FIELDS).parsestr(text)
+        return False
+    return True
 
 
-def sender(message: Message[Any, Any]) -> str:
-    """The mailbox that Sender names, or the first in From.
+def text_of(value: bytes) -> str:
+    """Return a field's text: UTF-8 (RFC 6532), or else Latin-1, of which every octet is a character."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
+
+
+def sender(fields: Fields) -> str:
+    """Return the mailbox that Sender names, or the first in From.
 
     A message that was resent (RFC 5322 section 3.6.6) has both in its Resent fields.
 
-    :raises ProtocolError: there is none, or there is more than one set of Resent fields.
+    :raises ProtocolError: there is none, it cannot be read, or there is more than one set of Resent fields.
     """
-    prefix = _prefix(message)
-    senders = _mailboxes(message, f"{prefix}Sender") or _mailboxes(message, f"{prefix}From")
+    prefix = _prefix(fields)
+    senders = _mailboxes(fields, f"{prefix}Sender") or _mailboxes(fields, f"{prefix}From")
     if not senders:
-        raise ProtocolError("the message has neither From nor Sender: say sender=")
+        raise ProtocolError(f"the message has no {prefix}From or {prefix}Sender header; pass sender=")
     return senders[0]
 
 
-def recipients(message: Message[Any, Any]) -> list[str]:
-    """The mailboxes that To, Cc and Bcc name, each once; of a message that was resent, the Resent fields.
+def recipients(fields: Fields) -> list[str]:
+    """Return the mailboxes that To, Cc and Bcc name, each once; of a message that was resent, the Resent fields.
 
-    :raises ProtocolError: there is none, or there is more than one set of Resent fields.
+    :raises ProtocolError: there is none, one cannot be read, or there is more than one set of Resent fields.
     """
-    prefix = _prefix(message)
-    found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in _mailboxes(message, f"{prefix}{name}")]
+    prefix = _prefix(fields)
+    found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in _mailboxes(fields, f"{prefix}{name}")]
     if not found:
-        raise ProtocolError("the message has no To, Cc or Bcc: say recipients=")
+        raise ProtocolError(
+            f"the message names no recipient in {prefix}To, {prefix}Cc or {prefix}Bcc; pass recipients="
+        )
     return list(dict.fromkeys(found))
 
 
-def _prefix(message: Message[Any, Any]) -> str:
-    resent = len(message.get_all("Resent-Date", ()))
-    if resent > 1:
-        raise ProtocolError("the message was resent more than once: say sender= and recipients=")
+def _prefix(fields: Fields) -> str:
+    resent = [name for name, _ in fields if name in _RESENT]
+    if len(resent) != len(set(resent)):
+        raise ProtocolError("the message was resent more than once; pass sender= and recipients=")
     return "Resent-" if resent else ""
 
 
-def _mailboxes(message: Message[Any, Any], name: str) -> list[str]:
-    found: list[str] = []
-    for field in message.get_all(name, ()):
-        if hasattr(field, "addresses"):
-            found += [address.addr_spec for address in field.addresses if address.addr_spec not in ("", "<>")]
-        else:  # a message of the old kind, whose fields are strings
-            found += [address for _, address in getaddresses([str(field)]) if address]
-    return found
+def _mailboxes(fields: Fields, name: str) -> list[str]:
+    wanted = name.lower()
+    return [mailbox for field, text in fields if field == wanted for mailbox in address_list.read(text, name)]
+
+
+# ASCII
+
+
+def in_ascii(head: bytes) -> bytes | None:
+    """Return the header section with what is raw UTF-8 in it encoded (RFC 2047), for servers without SMTPUTF8.
+
+    Fields in ASCII are not touched. None: a field cannot be encoded without a change to what it means, or the header
+    section is signed.
+    """
+    if is_signed(head):
+        return None
+    pieces: list[bytes] = []
+    at = 0
+    for found in _FIELD.finditer(head):
+        if found.start() != at:
+            return None
+        at = found.end()
+        field = found[0]
+        if not field.isascii():
+            try:
+                field = _encoded(found[1].decode(), found[2].decode())
+            except (ProtocolError, UnicodeDecodeError):
+                return None
+        pieces.append(field)
+    rest = head[at:]
+    return b"".join([*pieces, rest]) if rest.isascii() else None
+
+
+def _encoded(name: str, value: str) -> bytes:
+    value = _FOLD.sub("", value).strip(" \t")
+    lower = name.lower()
+    if lower in ADDRESS_FIELDS:
+        return folded_list(name, value)
+    if _STRUCTURED.fullmatch(lower) or "=?" in value:
+        raise ProtocolError(f"the {name} field cannot be encoded")
+    # From the first word beyond ASCII to the last: a reader drops the blanks between two encoded words.
+    words = value.split(" ")
+    beyond = [number for number, word in enumerate(words) if not word.isascii()]
+    first, last = beyond[0], beyond[-1] + 1
+    text = address_list.encoded_words(" ".join(words[first:last]))
+    return folded(name, " ".join([*words[:first], text, *words[last:]]))
+
+
+def folded_list(name: str, value: str) -> bytes:
+    """Return an address field in ASCII, folded.
+
+    :raises ProtocolError: see ``address_list.encode``.
+    """
+    return folded(name, address_list.encode(value, name))
+
+
+def folded(name: str, text: str, width: int = 76) -> bytes:
+    """Return a field in ASCII, in lines of so many characters as far as blanks allow it."""
+    lines: list[str] = []
+    line, length = [f"{name}:"], len(name) + 1
+    for word in text.split(" "):
+        # (A line of blanks alone would be an obsolete form: the word goes on in this one.)
+        if length + 1 + len(word) > width and word and any(line[1:]):
+            lines.append(" ".join(line))
+            line, length = ["", word], 1 + len(word)
+        else:
+            line.append(word)
+            length += 1 + len(word)
+    return "\r\n".join([*lines, " ".join(line), ""]).encode()
+
+
+def _read(head: bytes) -> Iterator[tuple[str, bytes]]:
+    """The fields, up to the first line that is none."""
+    at = 0
+    while (found := _FIELD.match(head, at)) is not None:
+        at = found.end()
+        yield found[1].decode().lower(), found[2]
+
+
+def _consumed(head: bytes) -> int:
+    at = 0
+    while (found := _FIELD.match(head, at)) is not None:
+        at = found.end()
+    return at

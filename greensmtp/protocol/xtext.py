@@ -8,6 +8,17 @@ from greensmtp.errors import ProtocolError
 
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _HEXCHAR = re.compile(r"\+(..)")
+_NOT_PLAIN = re.compile(rb"[^!-*,-<>-~]")
+
+
+def is_xtext(text: str) -> bool:
+    """True if this is xtext already."""
+    return _XTEXT.fullmatch(text) is not None
+
+
+def encode_xtext(text: str) -> str:
+    """``"jo+x@example.com"`` -> ``"jo+2Bx@example.com"``; characters beyond ASCII as octets of UTF-8."""
+    return _NOT_PLAIN.sub(lambda match: b"+%02X" % match[0][0], text.encode()).decode()
 
 
 def decode_xtext(text: str) -> str:

@@ -151,7 +151,7 @@ def test_a_wrong_command_line(args: list[str], text: str) -> None:
 def test_a_message_without_an_envelope_is_told_in_options(inbox: Inbox, args: list[str], option: str) -> None:
     status, _, err = run("--server", inbox.url, *args, "-", stdin=b"Subject: hi\n\nho\n")
     assert status == 1
-    assert err.endswith(f": say {option}\n")
+    assert err.endswith(f"; pass {option}\n")
 
 
 def test_the_null_sender(inbox: Inbox, files: list[Path]) -> None:
@@ -246,3 +246,96 @@ def test_a_progress_bar_on_a_terminal_when_it_takes_long(inbox: Inbox, files: li
     os.close(ours)
     assert "Sending" in shown
     assert "100%" in shown
+
+
+# Verbose
+
+
+def test_verbose_shows_the_dialogue(inbox: Inbox, files: list[Path]) -> None:
+    status, out, err = run("--server", inbox.url, "-v", "--to", "you@example.com", "--to", "no@example.com", files[0])
+    assert (status, out) == (1, "")
+    lines = err.splitlines()
+    assert lines[0] == f"= connected to 127.0.0.1 port {inbox.url.rpartition(':')[2]}"
+    assert lines[1].startswith("< 220 ")
+    for shown in (
+        "> RCPT TO:<no@example.com>",
+        "< 550 5.1.1 unknown",
+        "> DATA",
+        "< 250 2.0.0 Ok: message accepted",
+        "1 of 1 sent",
+        "> QUIT",
+    ):
+        assert shown in lines
+    assert any(line.startswith("> MAIL FROM:<me@example.com> SIZE=") for line in lines)
+    assert any(line.startswith("> (") and "bytes of the message" in line for line in lines)
+    assert "hi" not in lines  # bodies are not shown
+
+
+def test_verbose_numbers_the_lines_of_several_connections(inbox: Inbox, files: list[Path]) -> None:
+    status, _, err = run("--server", inbox.url, "--verbose", "--concurrency", "2", *files)
+    assert status == 0
+    assert {line[:4] for line in err.splitlines() if line.startswith("[")} == {"[1] ", "[2] "}
+    assert "5 of 5 sent" in err.splitlines()
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
+def test_verbose_shows_no_secret(scripted: Any, files: list[Path], mechanism: str) -> None:
+    challenges = {"PLAIN": [], "LOGIN": ["VXNlcm5hbWU6", "UGFzc3dvcmQ6"], "CRAM-MD5": ["PDEuMkB4Pg=="]}[mechanism]
+    heard: list[str] = []
+
+    def script(script: Any) -> None:
+        script.greet(f"AUTH {mechanism}")
+        heard.append(script.hear().rpartition(" ")[2])
+        for challenge in challenges:
+            script.say(f"334 {challenge}")
+            heard.append(script.hear())
+        script.say("535 5.7.8 no")
+        script.rest()
+
+    server = scripted(script)
+    options = ["--server", f"127.0.0.1:{server.port}", "--user", "jo", "--allow-plaintext", "-v"]
+    status, _, err = run(*options, files[0], GREENSMTP_PASSWORD="topsecret")
+    assert status == 1
+    assert f"> AUTH {mechanism}" in err
+    assert "< 535 5.7.8 no" in err
+    assert err.count("***") == len(challenges) * 2 + (mechanism == "PLAIN")
+    for secret in {"topsecret", *heard, *challenges} - {mechanism}:
+        assert secret not in err
+
+
+def test_verbose_tells_of_tls(smtp_server: MakeServer, certificate: Certificate, files: list[Path]) -> None:
+    inbox = Inbox(smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile))
+    status, _, err = run("--server", inbox.url, "--no-verify", "-v", files[0])
+    assert status == 0
+    lines = err.splitlines()
+    assert lines.index("> STARTTLS") < lines.index("= TLSv1.3") < lines.index("1 of 1 sent")
+
+
+def test_verbose_and_quiet_exclude_each_other() -> None:
+    status, _, err = run("-v", "-q", "-")
+    assert status == 2
+    assert "exclude each other" in err
+
+
+# Bad messages
+
+
+def test_bad_messages_do_not_keep_the_others(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
+    bad = {
+        b"quote.eml": b'From: a@example.com\nTo: you@example.com, "\n\nhi\n',
+        b"\xff.eml": b"From: a@example.com\nTo: ((((\n\nhi\n",
+        b"empty.eml": b"",
+        b"nul.eml": b"From: a@example.com\nTo: a\0b@example.com\n\nhi\n",
+        b"garbage.eml": bytes(range(256)) * 100,
+    }
+    paths = [tmp_path / os.fsdecode(name) for name in bad]
+    for path, octets in zip(paths, bad.values(), strict=True):
+        path.write_bytes(octets)
+    status, _, err = run("--server", inbox.url, "--concurrency", "1", *paths, tmp_path, *files)
+    assert status == 1
+    assert len(inbox.mails) == len(files)
+    assert "Traceback" not in err
+    assert "quote.eml: the To field cannot be read" in err
+    assert f"{tmp_path}: Is a directory" in err
+    assert err.splitlines()[-1] == "5 of 11 sent"
+    assert len(err.splitlines()) == 7

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import command_lines
+from greensmtp.protocol.addresses import Address
 
 
 @pytest.mark.parametrize(
@@ -63,3 +64,46 @@ def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
             continue
         assert line.endswith(b"\r\n")
         assert not set(line[:-2]) & {0, 10, 13}
+
+
+@pytest.mark.parametrize(
+    "domain", [f"{'x' * 64}.com", f"a.{'x' * 64}", "x" * 64, ".".join(["x" * 63] * 5), f"mail.{'x' * 70}.example"]
+)
+def test_a_label_of_more_than_63_octets_is_refused(domain: str) -> None:
+    for make in (command_lines.mail, command_lines.rcpt):
+        with pytest.raises(ProtocolError, match="too long"):
+            make(f"jo@{domain}")
+
+
+def test_long_domains_of_short_labels_are_fine() -> None:
+    domain = ".".join(["x" * 63] * 3)
+    assert command_lines.rcpt(f"jo@{domain}") == f"RCPT TO:<jo@{domain}>\r\n".encode()
+
+
+def test_a_parameter_whose_value_is_the_number_1_keeps_it() -> None:
+    assert command_lines.mail("jo@example.com", {"SIZE": 1}) == b"MAIL FROM:<jo@example.com> SIZE=1\r\n"
+
+
+@pytest.mark.parametrize(
+    ("ext", "expected"),
+    [
+        ({"ENVID": "a+20b"}, " ENVID=a+20b"),
+        ({"ENVID": "a b=c"}, " ENVID=a+20b+3Dc"),
+        ({"envid": "a+b"}, " envid=a+2Bb"),
+        ({"AUTH": "<>"}, " AUTH=<>"),
+        ({"AUTH": "jo+2BAB@example.com"}, " AUTH=jo+2BAB@example.com"),
+        ({"AUTH": Address.parse("jo+AB@example.com")}, " AUTH=jo+2BAB@example.com"),
+        ({"AUTH": Address.parse('"a b"@example.com')}, ' AUTH="a+20b"@example.com'),
+        ({"ORCPT": "rfc822;jo+2Bx@example.com"}, " ORCPT=rfc822;jo+2Bx@example.com"),
+        ({"ORCPT": "rfc822;jo+x@example.com"}, " ORCPT=rfc822;jo+2Bx@example.com"),
+        ("AUTH=jo+2BAB@example.com", " AUTH=jo+2BAB@example.com"),
+    ],
+)
+def test_xtext_is_encoded_once(ext: Any, expected: str) -> None:
+    assert command_lines.parameters(ext) == expected
+
+
+@pytest.mark.parametrize("text", ["a\r\nb", "a\0", "a\x7f"])
+def test_xtext_hides_no_control_characters(text: str) -> None:
+    with pytest.raises(ProtocolError):
+        command_lines.parameters({"ENVID": text})
