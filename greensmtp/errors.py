@@ -217,5 +217,11 @@ class PeerProtocolError(ClientError, ProtocolError):
         self.may_retry = not after_content
 
 
+class PoolTimeout(ClientError, TimeoutError):
+    """All connections of the pool have been busy for ``acquire_timeout`` seconds."""
+
+    transient = True
+
+
 class PoolClosed(GreenSMTPError, RuntimeError):
     """This pool has been closed."""

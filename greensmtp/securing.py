@@ -21,6 +21,7 @@ _RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the 
 _FORGOTTEN = Reply(554, "5.7.0 it let the ack go without deciding")
 
 _default_context: ssl.SSLContext | None = None
+_any_context: ssl.SSLContext | None = None
 
 
 def default_context() -> ssl.SSLContext:
@@ -30,6 +31,16 @@ def default_context() -> ssl.SSLContext:
         _default_context = gevent_ssl.create_default_context()
         _default_context.minimum_version = ssl.TLSVersion.TLSv1_2
     return _default_context
+
+
+def any_context() -> ssl.SSLContext:
+    """The TLS context of opportunistic TLS (RFC 7435): any certificate, for any name."""
+    global _any_context  # noqa: PLW0603 - as above
+    if _any_context is None:
+        _any_context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _any_context.check_hostname = False
+        _any_context.verify_mode = ssl.CERT_NONE
+    return _any_context
 
 
 def step_up(client: SMTPClient, wire: Wire, context: ssl.SSLContext, server_hostname: str | None) -> None:

@@ -60,14 +60,14 @@ def test_login_mechanism(scripted: Start) -> None:
         assert not mail.authenticated
 
 
-def test_cram_md5_is_preferred_and_needs_no_tls(scripted: Start) -> None:
+def test_cram_md5_is_used_without_tls_where_it_is_named(scripted: Start) -> None:
     turns = [
         ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
         (encoded("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
-        assert mail.login("tim", "tanstaaftanstaaf").code == 235
+        assert mail.login("tim", "tanstaaftanstaaf", "CRAM-MD5").code == 235
 
 
 @pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
