@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket as stdlib_socket
 import ssl
 from collections import deque
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-from gevent import Timeout, socket, spawn
+from gevent import Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
@@ -24,6 +25,8 @@ PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
 STAGGER = 0.25
 #: Addresses of one host that are tried at most.
 MAX_ADDRESSES = 16
+
+_pid = os.getpid()
 
 #: Family, protocol, address.
 _Address = tuple[int, int, Any]
@@ -94,6 +97,7 @@ def dial(
     :param seconds: for all of it together, name look-up included.
     :raises CannotConnect: no address accepts a connection in time.
     """
+    _reinit_after_fork()
     name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
     late = Timeout(seconds)
     try:
@@ -115,10 +119,25 @@ def dial(
         raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _reinit_after_fork() -> None:
+    """Without ``gevent.reinit``, which a plain ``os.fork`` does not call, name look-ups in the child never end."""
+    global _pid  # noqa: PLW0603 - the process is one
+    if os.getpid() != _pid:
+        _pid = os.getpid()
+        reinit()
+
+
 def _addresses(host: str | None, port: int | None) -> list[_Address]:
     """Look up the host; the address families take turns (RFC 8305 section 4), so that none has to fail as a whole."""
     families: dict[int, list[_Address]] = {}
-    for family, _, protocol, _, address in socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM):
+    try:
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except socket.gaierror:
+        # A final dot keeps DNS from trying search domains. /etc/hosts does not know it.
+        if host is None or not host.endswith("."):
+            raise
+        found = socket.getaddrinfo(host[:-1], port, 0, socket.SOCK_STREAM)
+    for family, _, protocol, _, address in found:
         families.setdefault(family, []).append((family, protocol, address))
     turns = zip_longest(*families.values())
     return [address for turn in turns for address in turn if address is not None][:MAX_ADDRESSES]

@@ -352,8 +352,8 @@ class _Connections:
         #: The one used last is taken first, so that those too many grow old.
         self._idle: deque[_Member] = deque()
         self._busy: set[_Member] = set()
-        #: Greenlets that are waiting for a connection to be made.
-        self._connecting: set[Any] = set()
+        #: Greenlets that are waiting for a place, or for a connection to be made.
+        self._waiting: set[Any] = set()
         #: Held by the one that tries credentials which have not been accepted yet.
         self._trying = Semaphore(1)
         self._goodbyes: set[Any] = set()
@@ -407,7 +407,7 @@ class _Connections:
             self._abandoned = True
             for _ in range(taken):
                 self._free.release()
-            for greenlet in self._connecting:
+            for greenlet in self._waiting:
                 self.hub.loop.run_callback(self._give_up, greenlet)
             for member in list(self._busy):
                 member.client.close()
@@ -448,8 +448,14 @@ class _Connections:
         """Wait for a place: one for each connection that may be busy. To be released by the caller."""
         pool = self._pool
         pool._check_open()
-        if not self._free.acquire(timeout=pool.acquire_timeout):
-            raise PoolTimeout(f"all {pool.size} connections have been busy for {pool.acquire_timeout:g} s")
+        if not self._free.acquire(blocking=False):
+            greenlet = getcurrent()
+            self._waiting.add(greenlet)
+            try:
+                if not self._free.acquire(timeout=pool.acquire_timeout):
+                    raise PoolTimeout(f"all {pool.size} connections have been busy for {pool.acquire_timeout:g} s")
+            finally:
+                self._waiting.discard(greenlet)
         try:
             pool._check_open()
             if self.pid != os.getpid():
@@ -550,7 +556,7 @@ class _Connections:
     def _connect(self, failed: Set[_Host]) -> _Member:
         """To the first host that lets us in; those that did not of late are asked last."""
         greenlet = getcurrent()
-        self._connecting.add(greenlet)
+        self._waiting.add(greenlet)
         try:
             login = self._login
             if login is None:
@@ -563,7 +569,7 @@ class _Connections:
                 login.check()
                 return self._connect_to_any(failed)
         finally:
-            self._connecting.discard(greenlet)
+            self._waiting.discard(greenlet)
 
     def _connect_to_any(self, failed: Set[_Host]) -> _Member:
         now = monotonic()
@@ -593,8 +599,8 @@ class _Connections:
         raise failure
 
     def _give_up(self, greenlet: Any) -> None:
-        """End its wait for a connection. Only in the hub."""
-        if greenlet in self._connecting:
+        """End its wait. Only in the hub."""
+        if greenlet in self._waiting:
             greenlet.throw(PoolClosed(CLOSED))
 
     def _open(self, host: _Host) -> SMTPClient:

@@ -346,7 +346,7 @@ class Wire:
             return
         self.ended = why
         try:
-            os.close(self.socket.detach())
+            os.close(self._detach())
             waiting = self._alarm.greenlet
             if waiting is not None:
                 self._hub.loop.run_callback(self._alarm.interrupt, waiting, _forked())
@@ -354,6 +354,12 @@ class Wire:
             self._close_watcher()
         except Exception:  # the hub has been destroyed, and its watchers with it
             pass
+
+    def _detach(self) -> int:
+        try:
+            return int(self.socket.detach())
+        except Exception:  # the hub has been destroyed; gevent's socket wants it to cancel its watchers
+            return int(self.socket._sock.detach())
 
     def _check_open(self) -> None:
         if self.ended == _FORKED:
