@@ -165,7 +165,7 @@ class SenderRefused(Refused):
 
 
 class RecipientsRefused(Refused):
-    """Nobody is left to send to; ``transient`` where one of them may be taken later."""
+    """All recipients were rejected; ``transient`` where one of them may be accepted later."""
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
         super().__init__(what, reply, recipients)

@@ -71,10 +71,9 @@ def _read_url(text: str) -> dict[str, Any]:
 )
 @click.option(
     "--starttls",
-    type=click.Choice(["require", "offered", "never"]),
-    default="offered",
-    show_default=True,
-    help="Whether to step up to TLS.",
+    type=click.Choice(["require", "offered", "opportunistic", "never"]),
+    help="Whether to step up to TLS: \"offered\" by default, and \"require\" with --user. \"opportunistic\" takes any "
+    "certificate, and goes on without TLS when the handshake fails.",
 )
 @click.option("--ca-file", type=click.Path(path_type=Path), help="PEM: trust these authorities, not the system's.")
 @click.option("--no-verify", is_flag=True, help="Take any certificate: this protects from eavesdroppers alone.")
@@ -102,7 +101,7 @@ def send(  # noqa: PLR0917 - click passes them by name
     servers: tuple[str, ...],
     sender: str | None,
     recipients: tuple[str, ...],
-    starttls: str,
+    starttls: str | None,
     ca_file: Path | None,
     no_verify: bool,
     user: str | None,

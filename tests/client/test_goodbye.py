@@ -173,7 +173,7 @@ def peer(certificate: Certificate) -> Any:
 @pytest.mark.parametrize("module", [ssl, gevent_ssl])
 def test_the_end_is_said(peer: Peer, certificate: Certificate, end: str, module: Any) -> None:
     context = module.create_default_context(cafile=str(certificate.authority))
-    port: int = peer.server.address[1]
+    port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=5)
     mail.ehlo()
     if end == "with":
@@ -190,7 +190,7 @@ def test_a_peer_that_does_not_read_does_not_hold_up_close(peer: Peer, certificat
     """Its window is full: nothing more can be said to it."""
     peer.reading = False
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
-    port: int = peer.server.address[1]
+    port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
     sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
     with pytest.raises(Timeout), Timeout(0.3):
@@ -205,7 +205,7 @@ def test_a_peer_that_does_not_read_does_not_hold_up_close(peer: Peer, certificat
 def test_a_kill_in_the_middle_of_a_message_does_not_wait_either(peer: Peer, certificate: Certificate) -> None:
     peer.reading = False
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
-    port: int = peer.server.address[1]
+    port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
     sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
     with pytest.raises(Timeout), Timeout(0.3):

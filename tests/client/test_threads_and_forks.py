@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gevent import get_hub, spawn
@@ -76,7 +77,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
     """The lines that the program prints; the warnings of Python's development mode are errors."""
-    address: tuple[str, int] = server.address
+    address: Any = server.address
     ran = subprocess.run(
         [sys.executable, "-X", "dev", "-c", PRELUDE + program, mode, str(address[1])],
         check=False,
