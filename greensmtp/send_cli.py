@@ -72,7 +72,7 @@ def _read_url(text: str) -> dict[str, Any]:
 @click.option(
     "--starttls",
     type=click.Choice(["require", "offered", "opportunistic", "never"]),
-    help="Whether to step up to TLS: \"offered\" by default, and \"require\" with --user. \"opportunistic\" takes any "
+    help='Whether to step up to TLS: "offered" by default, and "require" with --user. "opportunistic" takes any '
     "certificate, and goes on without TLS when the handshake fails.",
 )
 @click.option("--ca-file", type=click.Path(path_type=Path), help="PEM: trust these authorities, not the system's.")
