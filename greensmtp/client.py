@@ -551,7 +551,9 @@ class SMTPClient:
     def _context(self) -> ssl.SSLContext:
         if self._ssl_context is not None:
             return self._ssl_context
-        return securing.any_context() if self.starttls_policy == "opportunistic" else securing.default_context()
+        if self.starttls_policy == "opportunistic":
+            return securing.any_context()
+        return securing.default_context()
 
     def _checked(self, context: ssl.SSLContext | None, server_hostname: str | None) -> ssl.SSLContext:
         """The context for a handshake that can verify what it is to verify."""

@@ -93,7 +93,7 @@ class Dialogue:
             self.check_ready()
         wire = self.wire
         wire.check_silence()
-        reply = wire.exchange(line, 1, self.timeouts.command, seconds)[0]
+        reply = wire.exchange(line, 1, seconds, seconds)[0]
         if 300 <= reply.code < 400 and reply.code != go_on:
             raise self.broken(f"the command was answered {reply}")
         if reply.code == 421:
