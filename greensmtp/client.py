@@ -128,7 +128,7 @@ class SMTPClient:
             self._wire.close(error)
             raise
 
-    # Who is there
+    # State
 
     @property
     def tls(self) -> bool:

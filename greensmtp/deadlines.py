@@ -57,7 +57,7 @@ class Expired(BaseException):
 
 
 class Alarm:
-    """A deadline that costs the assignment of a number.
+    """One deadline for one connection. Starting it is two attribute assignments.
 
     Its one timer is not moved with the deadline: when it rings too early it is set again, and when nothing is
     waited for it stays silent. So a timer is started once in a time-out, not once in a wait.

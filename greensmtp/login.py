@@ -7,7 +7,7 @@ from binascii import Error as BadBase64
 from collections.abc import Callable, Iterable
 
 from greensmtp.dialogue import Dialogue
-from greensmtp.errors import AuthenticationFailed, Disconnected, ProtocolError
+from greensmtp.errors import AuthenticationFailed, ClientError, Disconnected, ProtocolError
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.sasl import MECHANISMS, Mechanism
 from greensmtp.thread_pool import in_thread_pool
@@ -21,7 +21,7 @@ MAX_CHALLENGES = 5
 #: least; or the server has no verifier of its kind for this user, which it says as if the password were wrong.
 MECHANISM_REFUSED = frozenset({504, 534, 535})
 
-#: Where the secret itself was sent, this is not the mechanism's fault.
+#: A wrong password; or one that the server cannot check by this mechanism, but where it was sent as it is.
 WRONG_PASSWORD = 535
 SETTLING = frozenset(name for name, kind in MECHANISMS.items() if kind.exposes > 1)
 
@@ -55,9 +55,14 @@ def log_in(
         )
     refusal: Reply | None = None
     while True:
-        reply = authenticate(dialogue, mechanism)
-        # "504 no such mechanism" says less than the refusal of one that there is.
-        if refusal is None or reply.code != 504:
+        try:
+            reply = authenticate(dialogue, mechanism)
+        except ClientError:
+            if refusal is None or refusal.code != WRONG_PASSWORD:
+                raise
+            return refusal
+        # A wrong password remains one whatever else is refused behind it, and "504 no such mechanism" says the least.
+        if refusal is None or reply.is_positive or (refusal.code != WRONG_PASSWORD and reply.code != 504):
             refusal = reply
         if wanted is not None or reply.code not in MECHANISM_REFUSED or dialogue.wire.closed:
             return refusal

@@ -113,12 +113,14 @@ class _Login:
         """
         :raises AuthenticationFailed: these credentials have been refused of late.
         """
-        if self._refusal is None:
+        refusal = self._refusal
+        if refusal is None:
             return
         if monotonic() < self._refused_until and self._current() == self._refused:
-            raise _refused(self._refusal)
-        self._refusal = None
-        self._refused = (None, None)
+            raise _refused(refusal)
+        if refusal is self._refusal:  # a callable may have let other greenlets run
+            self._refusal = None
+            self._refused = (None, None)
 
     def log_in(self, client: SMTPClient) -> None:
         """
@@ -314,8 +316,9 @@ class Pool:
         self._check_open()
         if before is not None:  # of the process that was forked, or of a hub that was destroyed
             before.abandon()
-            self._everywhere.discard(before)
-        self._everywhere = set(self._living())
+        # (One by one: another native thread may be adding its own at the moment.)
+        for connections in set(self._everywhere).difference(self._living()):
+            self._everywhere.discard(connections)
         mine = _Connections(self)
         self._everywhere.add(mine)
         self._here.connections = mine
@@ -488,6 +491,8 @@ class _Connections:
         self._acquire()
         try:
             while True:
+                if self._abandoned:
+                    self._pool._check_open()
                 member, fresh = self._take(frozenset())
                 self._busy.add(member)
                 try:

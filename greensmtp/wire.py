@@ -376,7 +376,7 @@ class Wire:
         if isinstance(error, Expired):
             error = Disconnected("timeout")
         elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_foreign(error):
-            # Who refuses in the middle of a body may say so and hang up: the refusal is worth more than the reset.
+            # A server that refuses in the middle of a body may say so and hang up: its reply says more than the reset.
             error = Disconnected("reset", reply=self._last_words() if sending else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
             error.after_content = self.committed

@@ -484,3 +484,31 @@ def test_hashing_that_finds_no_free_thread_ends_by_the_timeout(
         assert mail.closed
     finally:
         go.set()
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 later", "421 4.7.0 too many", "504 no", "538 5.7.11 no"])
+def test_a_wrong_password_remains_one_whatever_follows(secure_dialogue: Any, answer: str) -> None:
+    """A pool goes by it: it must not go on to the next host."""
+    answers = {"SCRAM-SHA-256": ["535 5.7.8 no"], "PLAIN": [answer]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "secret").code == 535
+    assert secure_dialogue.tried == ["SCRAM-SHA-256", "PLAIN"]
+
+
+def test_a_wrong_password_remains_one_when_the_server_hangs_up_behind_it(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH PLAIN LOGIN")
+        script.expect("AUTH PLAIN ")
+        script.say("534 5.7.9 too weak")
+        script.expect("AUTH LOGIN")
+
+    mail = scripted(script).connect()
+    with pytest.raises(Disconnected):  # 534 says nothing of the password
+        mail.login("jo", "secret", allow_plaintext=True)
+
+    def wrong(script: Script) -> None:
+        script.greet("AUTH OAUTHBEARER XOAUTH2 PLAIN")
+        script.expect("AUTH OAUTHBEARER ")
+        script.say("535 5.7.8 no")
+
+    mail = scripted(wrong).connect()
+    assert mail.login("jo", token="t", allow_plaintext=True).code == 535
