@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar, overload
 
 from greensmtp import client_signals, dialing, securing
@@ -19,20 +22,25 @@ from greensmtp.errors import (
     HelloRefused,
     NotOffered,
     ProtocolError,
+    TLSFailed,
     TLSRefused,
+    TLSUnverified,
 )
-from greensmtp.login import authenticate, check_credential
+from greensmtp.login import check_credential, log_in
 from greensmtp.outgoing import Outgoing, Sendable, Sent
 from greensmtp.pipeline import Pipeline
-from greensmtp.protocol import command_lines, offers, sasl
+from greensmtp.protocol import command_lines, hosts, offers, sasl
 from greensmtp.protocol.command_lines import Ext
 from greensmtp.protocol.replies import Reply
 from greensmtp.sending import transact
 from greensmtp.sources import Readable
 from greensmtp.wire import Wire
 
-#: Whether ``send`` steps up to TLS: or fails; or does without; or does not try.
-StartTLS = Literal["require", "offered", "never"]
+logger = logging.getLogger("greensmtp")
+
+#: Whether ``send`` steps up to TLS: or fails; or does without; or takes any certificate and does without; or does not
+#: try.
+StartTLS = Literal["require", "offered", "opportunistic", "never"]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -67,22 +75,27 @@ class SMTPClient:
         source_address: tuple[str, int] | None = None,
         local_hostname: str | None = None,
         on_secure: Callable[..., Any] | None = None,
-        starttls: StartTLS = "offered",
+        starttls: StartTLS | None = None,
         lmtp: bool = False,
+        ignore: str | Iterable[str] = (),
     ) -> None:
         """See ``connect``."""
         self.timeouts = Timeouts.of(timeout)
-        check_policy(starttls)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
+        check_policy(starttls, tls=bool(tls), ssl_context=ssl_context)
         if stream is None and path is None:
-            host = command_lines.check(host or "localhost", "a host")
-            port = dialing.check_port(port or dialing.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"])
+            host, port = dialing.read_place(host or "localhost", port)
+            if port is None:
+                port = dialing.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
             dialing.check_name(local_hostname, "local_hostname")
+        self._ignored = offers.check_ignored(ignore)
         self._ssl_context = ssl_context
-        self._server_hostname = command_lines.check(server_hostname or host or "", "server_hostname") or None
-        self.starttls_policy: StartTLS = starttls
+        name = server_hostname or host
+        self._server_hostname = hosts.fit_for_tls(name) if name else None
+        self._starttls_given = starttls
+        self.starttls_policy: StartTLS = starttls or "offered"
         self.signals = ClientSignals()
         #: The banner.
         self.greeting: Reply | None = None
@@ -93,11 +106,15 @@ class SMTPClient:
         self._begun = False
         if on_secure is not None:
             self.signals.secure.connect(on_secure, weak=False)
+        #: Gives another connection to the same server, where there can be one.
+        self._dial: Callable[[], Any] | None = None
         if stream is None:
-            sock = dialing.dial(host, port, path, source_address, self.timeouts.connect)
-        else:
-            sock = dialing.adopt(stream)
+            self._dial = partial(dialing.dial, host, port, path, source_address, self.timeouts.connect)
+        pid = os.getpid()
+        sock = dialing.adopt(stream) if self._dial is None else self._dial()
         try:
+            if os.getpid() != pid:
+                raise RuntimeError("this process was forked while it connected: connect() in the child")
             self.local_hostname = local_hostname or dialing.own_name(sock)
             self._wire = Wire(sock)
         except BaseException:
@@ -112,7 +129,7 @@ class SMTPClient:
             self._wire.close(error)
             raise
 
-    # Who is there
+    # State
 
     @property
     def tls(self) -> bool:
@@ -161,6 +178,11 @@ class SMTPClient:
         """
         self._dialogue.trace = show
 
+    @property
+    def expects_message(self) -> bool:
+        """DATA was accepted, and the message has not been sent to its end: only ``message`` or ``close`` can follow."""
+        return self._dialogue.message_expected or self._dialogue.writing
+
     @overload
     def on(self, name: str, handler: Handler) -> Handler: ...
     @overload
@@ -205,7 +227,7 @@ class SMTPClient:
         if reply.is_positive:
             dialogue = self._dialogue
             dialogue.hello = reply
-            dialogue.extensions = NO_EXTENSIONS if verb == "HELO" else offers.read(reply)
+            dialogue.extensions = NO_EXTENSIONS if verb == "HELO" else offers.read(reply, self._ignored)
             dialogue.lmtp = dialogue.lmtp or verb == "LHLO"
             dialogue.forget_transaction()
         return reply
@@ -221,7 +243,9 @@ class SMTPClient:
         """
         if self.tls:
             raise ProtocolError("TLS is up already")
-        context = self._checked(ssl_context, command_lines.check(server_hostname or "", "server_hostname"))
+        if server_hostname:
+            server_hostname = hosts.fit_for_tls(server_hostname)
+        context = self._checked(ssl_context, server_hostname)
         reply = self._ask("STARTTLS")
         if reply.code == 220:
             self._ssl_context = context
@@ -245,12 +269,17 @@ class SMTPClient:
         token: str | None = None,
         allow_plaintext: bool = False,
     ) -> Reply:
-        """AUTH. The reply is 235 when the credentials are good.
+        """AUTH; EHLO and TLS first, as ``begin`` does, where EHLO has not been said. The reply is 235 when the
+        credentials are good.
+
+        Credentials need TLS (or a unix socket), unless ``starttls="offered"`` or ``"never"`` was given to ``connect``,
+        or EHLO was said by hand. Then SCRAM is used without it too, and CRAM-MD5 where ``mechanism`` names it.
 
         :param mechanism: SCRAM-SHA-256, CRAM-MD5, PLAIN, LOGIN, OAUTHBEARER or XOAUTH2; None: the strongest offered
-            that the credentials fit.
+            that the credentials fit. Where the server turns it down (504, 534, 535), the next one is tried; without
+            TLS, never one that exposes more to eavesdroppers.
         :param token: an OAuth access token, in place of a password.
-        :param allow_plaintext: without TLS, too, send what anybody on the way could use: PLAIN, LOGIN, tokens.
+        :param allow_plaintext: without TLS, too, send what an eavesdropper could use: PLAIN, LOGIN, CRAM-MD5, tokens.
         :raises AuthenticationFailed: no mechanism is fit, the server makes no sense (the exchange was cancelled with
             ``*``), or it could not prove that it knows the password.
         """
@@ -259,12 +288,23 @@ class SMTPClient:
         if password is None and token is None:
             raise TypeError("login takes a password or a token")
         self._dialogue.check_ready()
-        chosen = sasl.choose(self.extensions.get("AUTH", "").split(), mechanism, username, password, token)
-        if chosen.plaintext and not self.tls and not allow_plaintext:
+        if self.starttls_policy == "opportunistic":
+            raise AuthenticationFailed('starttls="opportunistic" verifies no server, so no credentials are sent to any')
+        policy = self._starttls_given or ("offered" if allow_plaintext or self._unix else "require")
+        if self.hello is None:
+            self._begin(policy)
+        # (A caller that has said EHLO itself sees to TLS itself.)
+        if policy == "require" and not self.tls and (self._begun or self._starttls_given is not None):
             raise AuthenticationFailed(
-                f"{chosen.name} would send the secret in the clear: starttls() first, or say allow_plaintext=True"
+                'the credentials would be sent in the clear: starttls() first, or pass starttls="offered" to connect'
             )
-        reply = authenticate(self._dialogue, chosen)
+        reply = log_in(
+            self._dialogue,
+            lambda offered: sasl.choose(offered, mechanism, username, password, token),
+            mechanism,
+            secure=self.tls or self._unix,
+            allow_plaintext=allow_plaintext,
+        )
         self.authenticated = self.authenticated or reply.is_positive
         return reply
 
@@ -367,6 +407,10 @@ class SMTPClient:
         """Hang up without a word; closing twice is fine."""
         self._wire.close()
 
+    def _abandon(self) -> None:
+        """Close the descriptor, and say nothing to the server: for a native thread or a process that is not its own."""
+        self._wire.abandon("abandon()")
+
     def __enter__(self) -> SMTPClient:
         return self
 
@@ -435,29 +479,57 @@ class SMTPClient:
         :raises HelloRefused: the greeting was refused.
         :raises TLSRefused: TLS is required, and not to be had.
         """
+        return self._begin(self.starttls_policy)
+
+    def _begin(self, policy: StartTLS) -> Reply:
         reply = self._greet() if self.hello is None else self.hello
-        if self.tls or self.starttls_policy == "never":
-            self._begun = True
-            return reply
-        required = self.starttls_policy == "require"
+        if not self.tls and policy != "never":
+            reply = self._step_up(policy, reply)
+        self._begun = True
+        return reply
+
+    def _step_up(self, policy: StartTLS, reply: Reply) -> Reply:
+        """STARTTLS, as the policy says; the reply to the greeting that counts then."""
+        required = policy == "require"
         if "STARTTLS" not in self.extensions:
             if required:
                 raise TLSRefused('the peer does not offer STARTTLS, and starttls="require"')
-            self._begun = True
             return reply
         if self._unix and not required and not self._server_hostname and self._context().check_hostname:
             # A unix socket leads to this machine, and there is no name that the certificate could be for.
-            self._begun = True
             return reply
-        answer = self.starttls()
-        if answer.code == 220:
-            reply = self._greet()
-        elif required:
-            raise TLSRefused(f'the peer refuses STARTTLS, and starttls="require": {answer}', answer)
-        elif self.closed:
-            raise TLSRefused(f"the peer refuses STARTTLS: {answer}", answer)
-        self._begun = True
+        try:
+            answer = self.starttls()
+            if answer.code == 220:
+                return self._greet()
+            if required:
+                raise TLSRefused(f'the peer refuses STARTTLS, and starttls="require": {answer}', answer)
+            if self.closed:
+                raise TLSRefused(f"the peer refuses STARTTLS: {answer}", answer)
+        except (TLSFailed, Disconnected) as error:
+            # RFC 7435: some protection is tried for, and the message goes without rather than not at all.
+            if policy != "opportunistic" or self._dial is None or isinstance(error, TLSUnverified):
+                raise
+            logger.debug("no TLS with %r: %s; reconnecting without", self, error)
+            self._reconnect(self._dial)
+            return self._greet()
         return reply
+
+    def _reconnect(self, dial: Callable[[], Any]) -> None:
+        """Start again on another connection to the same server."""
+        lmtp = self.lmtp
+        sock = dial()
+        try:
+            self._wire = Wire(sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._dialogue = Dialogue(self._wire, self.timeouts, lmtp=lmtp)
+        try:
+            self._read_banner()
+        except BaseException as error:
+            self._wire.close(error)
+            raise
 
     # What the methods stand on
 
@@ -489,7 +561,11 @@ class SMTPClient:
                 signal.send(self, reply=banner)
 
     def _context(self) -> ssl.SSLContext:
-        return self._ssl_context or securing.default_context()
+        if self._ssl_context is not None:
+            return self._ssl_context
+        if self.starttls_policy == "opportunistic":
+            return securing.any_context()
+        return securing.default_context()
 
     def _checked(self, context: ssl.SSLContext | None, server_hostname: str | None) -> ssl.SSLContext:
         """The context for a handshake that can verify what it is to verify."""
@@ -499,12 +575,17 @@ class SMTPClient:
         return context
 
 
-def check_policy(policy: str) -> None:
+def check_policy(policy: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:
     """
-    :raises ValueError: it is none.
+    :raises ValueError: it is none, or contradicts the rest.
     """
-    if policy not in ("require", "offered", "never"):
-        raise ValueError(f'starttls is "require", "offered" or "never", not {policy!r}')
+    if policy not in (None, "require", "offered", "opportunistic", "never"):
+        raise ValueError(f'starttls must be "require", "offered", "opportunistic" or "never", not {policy!r}')
+    if policy == "opportunistic":
+        if tls:
+            raise ValueError('starttls="opportunistic" falls back to no TLS, and tls=True does not: give one of them')
+        if ssl_context is not None and ssl_context.verify_mode != ssl.CERT_NONE:
+            raise ValueError('starttls="opportunistic" takes any certificate, and this ssl_context does not: give one')
 
 
 __all__ = ["SMTPClient", "StartTLS"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from greensmtp import dialing
@@ -26,6 +26,7 @@ def connect(
     on_secure: Callable[..., Any] | None = None,
     starttls: StartTLS | None = None,
     lmtp: bool | None = None,
+    ignore: str | Iterable[str] | None = None,
 ) -> SMTPClient:
     """Connect, and read the banner: ``connect("localhost", 25)``.
 
@@ -33,7 +34,8 @@ def connect(
     begins with ``.`` or ``/``), ``(host, port)``, a connected socket, an SSLContext, Timeouts, a handler for
     ``secure``, a mapping of the options below.
 
-    :param host: ``localhost`` when nothing is said.
+    :param host: a name, an address, or either with its port: ``"mx.example.com:2525"``, ``"[::1]:2525"``;
+        ``localhost`` by default.
     :param port: 25 when not given; 465 with ``tls``, 24 with ``lmtp``.
     :param stream: a connected gevent socket (a plain one of the standard library's is taken over).
     :param tls: TLS from the first octet (RFC 8314): True, or an SSLContext.
@@ -45,10 +47,15 @@ def connect(
     :param local_hostname: what EHLO says; this machine's name where it has a domain, else its address.
     :param on_secure: called with the client and an ack when TLS is up: accept or reject the peer. (The context has
         verified it before, unless that context does not: pinning, for one, wants a context with CERT_NONE.)
-    :param starttls: what ``send`` does before the first message: ``"require"`` TLS, take it where it is
-        ``"offered"`` (the default), or ``"never"``. The low-level calls never do anything by themselves.
+    :param starttls: what ``send`` does before the first message, and ``login`` before it sends credentials:
+        ``"require"`` TLS (the default of ``login``), take it where it is ``"offered"`` (the default of ``send``), or
+        ``"never"``. ``"opportunistic"`` is for delivery to an MX (RFC 7435): the server is not verified, a failed
+        handshake means that the client reconnects without TLS, and ``login`` is refused. The low-level calls never do
+        anything by themselves.
     :param lmtp: this is LMTP (RFC 2033): ``send`` says LHLO and reads a reply for each recipient.
-    :raises CannotConnect: nobody there, no banner, or one that refuses service.
+    :param ignore: extensions that the server offers but breaks at: ``("CHUNKING", "PIPELINING")``.
+    :raises CannotConnect: no connection, no banner, or one that refuses service.
+    :raises ValueError: no host can have that name, or an option is out of range.
     :raises TLSFailed: with ``tls``.
     :raises PeerProtocolError: that is no SMTP server.
     :raises TypeError: arguments that contradict each other.
@@ -69,6 +76,7 @@ def connect(
             "on_secure": on_secure,
             "starttls": starttls,
             "lmtp": lmtp,
+            "ignore": ignore,
         },
     )
     places = [name for name in ("host", "path", "stream") if name in said]

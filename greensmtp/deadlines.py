@@ -1,4 +1,4 @@
-"""How long the peer may take: the time-outs, and the one timer that sees to them."""
+"""Client timeouts, enforced by a single timer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import Any
 
-from gevent import getcurrent
+from gevent import get_hub, getcurrent
 
 from greensmtp.errors import Disconnected
 
@@ -17,7 +17,8 @@ from greensmtp.errors import Disconnected
 class Timeouts:
     """How long the peer may take, in seconds; the defaults are those of RFC 5321 section 4.5.3.2."""
 
-    #: Name look-up and TCP handshake, for all of a host's addresses together. (Not in RFC 5321.)
+    #: Name look-up and TCP handshake, for all of a host's addresses together, which are tried side by side. (Not in
+    #: RFC 5321.)
     connect: float = 60.0
     #: The TLS handshake. (Not in RFC 5321.)
     tls: float = 60.0
@@ -56,16 +57,16 @@ class Expired(BaseException):
 
 
 class Alarm:
-    """A deadline that costs the assignment of a number.
+    """One deadline for one connection. Starting it is two attribute assignments.
 
     Its one timer is not moved with the deadline: when it rings too early it is set again, and when nothing is
     waited for it stays silent. So a timer is started once in a time-out, not once in a wait.
     """
 
-    __slots__ = ("_deadline", "_due", "_loop", "_timer", "greenlet")
+    __slots__ = ("_deadline", "_due", "_hub", "_timer", "greenlet")
 
-    def __init__(self, loop: Any) -> None:
-        self._loop = loop
+    def __init__(self, hub: Any) -> None:
+        self._hub = hub
         self._deadline = inf
         self._due = inf
         self._timer: Any = None
@@ -75,10 +76,10 @@ class Alarm:
     def set(self, seconds: float) -> None:
         """The current greenlet is going to wait, for so long at most.
 
-        :raises RuntimeError: another one is waiting.
+        :raises RuntimeError: another one is waiting, or this is another native thread.
         """
-        if self.greenlet is not None:
-            raise in_use()
+        if self.greenlet is not None or get_hub() is not self._hub:
+            raise in_use(self._hub)
         self.greenlet = getcurrent()
         self._deadline = deadline = monotonic() + seconds
         if deadline < self._due:
@@ -94,10 +95,10 @@ class Alarm:
         """The wait is over."""
         self.greenlet = None
 
-    def interrupt(self, greenlet: Any) -> None:
+    def interrupt(self, greenlet: Any, error: BaseException | None = None) -> None:
         """End its wait, if it still waits. Only in the hub."""
         if self.greenlet is greenlet:
-            greenlet.throw(Disconnected("shutdown"))
+            greenlet.throw(error or Disconnected("shutdown"))
 
     def close(self) -> None:
         """It will not be needed any more."""
@@ -110,7 +111,7 @@ class Alarm:
         self.close()
         self._due = monotonic() + seconds
         # Without a reference: a connection that nobody waits for must not keep the loop alive.
-        self._timer = self._loop.timer(seconds, ref=False)
+        self._timer = self._hub.loop.timer(seconds, ref=False)
         # A loop's clock stands still while greenlets run.
         self._timer.start(self._ring, update=True)
 
@@ -126,8 +127,12 @@ class Alarm:
             greenlet.throw(Expired())
 
 
-def in_use() -> RuntimeError:
-    """What to raise at a second greenlet."""
+def in_use(hub: Any) -> RuntimeError:
+    """What to raise at a second greenlet, or in another native thread than the one whose hub the connection has."""
+    if get_hub() is not hub:
+        return RuntimeError(
+            "this connection belongs to the native thread that made it: connect() in each thread, or use a Pool"
+        )
     return RuntimeError("this connection is in use by another greenlet: use one for each, or a Pool")
 
 

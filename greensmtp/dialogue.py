@@ -102,7 +102,7 @@ class Dialogue:
         secret = go_on == AUTH_CONTINUES
         if self.trace is not None:
             self._trace_lines([line], secret=secret)
-        reply = wire.exchange(line, 1, self.timeouts.command, seconds)[0]
+        reply = wire.exchange(line, 1, seconds, seconds)[0]
         if self.trace is not None:
             self._trace_replies([reply], secret=secret)
         if 300 <= reply.code < 400 and reply.code != go_on:

@@ -227,7 +227,7 @@ class SenderRefused(Refused):
 
 
 class RecipientsRefused(Refused):
-    """Nobody is left to send to; ``transient`` where one of them may be taken later."""
+    """All recipients were rejected; ``transient`` where one of them may be accepted later."""
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
         super().__init__(what, reply, recipients)
@@ -277,6 +277,12 @@ class PeerProtocolError(ClientError, ProtocolError):
         super().__init__(text)
         self.after_content = after_content
         self.may_retry = not after_content
+
+
+class PoolTimeout(ClientError, TimeoutError):
+    """All connections of the pool have been busy for ``acquire_timeout`` seconds."""
+
+    transient = True
 
 
 class PoolClosed(GreenSMTPError, RuntimeError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING
 
+from gevent import Timeout
 from gevent import ssl as gevent_ssl
 
 from greensmtp import client_signals
 from greensmtp.ack import Ack, AckRules, Decision
-from greensmtp.errors import Reject, TLSUnverified
+from greensmtp.errors import Reject, TLSFailed, TLSUnverified
 from greensmtp.protocol.replies import Reply
+from greensmtp.thread_pool import in_thread_pool
 from greensmtp.wire import Wire
 
 if TYPE_CHECKING:
@@ -20,16 +22,42 @@ _UNHEARD = Reply(250, "Ok")
 _RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), unheard=_UNHEARD)
 _FORGOTTEN = Reply(554, "5.7.0 it let the ack go without deciding")
 
+#: Seconds for reading the system's certificate authorities, in the thread pool, once.
+AUTHORITIES_SECONDS = 60.0
+
 _default_context: ssl.SSLContext | None = None
+_any_context: ssl.SSLContext | None = None
 
 
 def default_context() -> ssl.SSLContext:
-    """The TLS context of clients that are given none: the system's authorities, names checked, TLS 1.2 or later."""
+    """The TLS context of clients that are given none: the system's authorities, names checked, TLS 1.2 or later.
+
+    :raises TLSFailed: the authorities could not be read in time.
+    """
     global _default_context  # noqa: PLW0603 - reading the authorities takes tens of milliseconds: once is enough
     if _default_context is None:
-        _default_context = gevent_ssl.create_default_context()
-        _default_context.minimum_version = ssl.TLSVersion.TLSv1_2
+        late = Timeout(AUTHORITIES_SECONDS)
+        try:
+            with late:
+                context = in_thread_pool(gevent_ssl.create_default_context)
+        except Timeout as expired:
+            if expired is not late:
+                raise
+            why = f"the system's certificate authorities could not be read within {AUTHORITIES_SECONDS:g} s"
+            raise TLSFailed(why) from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        _default_context = context
     return _default_context
+
+
+def any_context() -> ssl.SSLContext:
+    """The TLS context of opportunistic TLS (RFC 7435): any certificate, for any name."""
+    global _any_context  # noqa: PLW0603 - as above
+    if _any_context is None:
+        _any_context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        _any_context.check_hostname = False
+        _any_context.verify_mode = ssl.CERT_NONE
+    return _any_context
 
 
 def step_up(client: SMTPClient, wire: Wire, context: ssl.SSLContext, server_hostname: str | None) -> None:

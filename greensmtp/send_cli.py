@@ -90,7 +90,8 @@ def _read_url(text: str) -> dict[str, Any]:
 @click.option(
     "--starttls",
     type=click.Choice(get_args(StartTLS)),
-    help="Whether to use STARTTLS. By default where it is offered; with --user it may be required.",
+    help='Whether to use STARTTLS: "offered" by default, and "require" with --user. "opportunistic" accepts any '
+    "certificate, and continues without TLS when the handshake fails.",
 )
 @click.option(
     "--ca-file", type=click.Path(path_type=Path), help="PEM file of the authorities to trust instead of the system's."

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from collections.abc import Callable
-from select import POLLIN, poll
+from select import POLLIN
 from typing import Any
+from weakref import WeakSet
 
 from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
+from gevent.socket import wait_read
 
 from greensmtp.deadlines import Alarm, Expired, in_use, is_foreign
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
+from greensmtp.native import native
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.reply_reader import ReplyReader
 
@@ -21,13 +25,21 @@ PIECE = 16 * 1024
 SEND_PIECE = 256 * 1024
 #: Replies that are looked at for the reason why a peer has hung up on us.
 MAX_LAST_WORDS = 64
+#: Seconds in which a peer that says good-bye hangs up, too.
+GOODBYE_CLOSES_WITHIN = 0.1
+
+#: What has ended a connection in a child process, which has inherited it.
+_FORKED = "a fork"
+
+# gevent's poll, in a patched process, would let other greenlets run where nothing is waited for.
+poll = native("select", "poll")
 
 
 class Wire:
     """One connected socket, used by one greenlet at a time. Whatever goes wrong closes it: there is no way back into
     step with a peer that was cut off in the middle of something."""
 
-    __slots__ = ("_alarm", "_hub", "_poll", "_reader", "_watcher", "committed", "ended", "socket", "tls")
+    __slots__ = ("__weakref__", "_alarm", "_hub", "_poll", "_reader", "_watcher", "committed", "ended", "socket", "tls")
 
     def __init__(self, socket: Any) -> None:
         """
@@ -38,7 +50,7 @@ class Wire:
         self.socket = socket
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
-        self._alarm = Alarm(self._hub.loop)
+        self._alarm = Alarm(self._hub)
         self._reader = ReplyReader()
         self._poll = poll()
         self._poll.register(socket.fileno(), POLLIN)
@@ -47,6 +59,7 @@ class Wire:
         self.committed = False
         #: What has ended the connection. (Its text: the error itself would hold on to all that its frames hold.)
         self.ended: str | None = None
+        _wires.add(self)
 
     @property
     def closed(self) -> bool:
@@ -173,12 +186,13 @@ class Wire:
 
         :raises Disconnected: the peer has hung up, perhaps with a 421, which is the error's ``reply``.
         :raises PeerProtocolError: it has said something else: it would pass for the reply to the command.
-        :raises RuntimeError: another greenlet waits for a reply, which would pass for a reply unasked.
+        :raises RuntimeError: another greenlet waits for a reply, which would pass for a reply unasked; or this is not
+            the native thread, or not the process, that has made the connection.
         """
         if self.ended is not None:
             self._check_open()
-        if self._alarm.greenlet is not None:
-            raise in_use()
+        if self._alarm.greenlet is not None or get_hub() is not self._hub:
+            raise in_use(self._hub)
         if not self._reader.pending:
             if not self._poll.poll(0):
                 return
@@ -188,17 +202,33 @@ class Wire:
             if not data:
                 raise self._fail(Disconnected("closed"))
             self._reader.feed(data)
-        raise self._fail(self._unasked())
+        raise self._fail(self._unasked(idle=True))
 
-    def _unasked(self) -> ClientError:
+    def _unasked(self, *, idle: bool = False) -> ClientError:
         try:
             reply = self._reader.next_reply()
         except PeerProtocolError as error:
             return error
-        # 421 is the one reply that may come at any time (RFC 5321 section 3.8).
-        if reply is not None and reply.code == 421:
+        # 421 is the one reply that may come at any time (RFC 5321 section 3.8). But there are servers that say 451 or
+        # 554 to an idle client before they hang up.
+        if reply is not None and (reply.code == 421 or (idle and reply.code >= 400 and self._hangs_up())):
             return Disconnected("closed", reply=reply)
         return PeerProtocolError(f"a reply that nothing was said to: {'half a line' if reply is None else reply}")
+
+    def _hangs_up(self) -> bool:
+        """The peer says nothing else, and closes the connection, now or in a moment."""
+        if self._reader.pending:
+            return False
+        try:
+            data = self._recv_now()
+            if data is None:
+                wait_read(self.socket.fileno(), GOODBYE_CLOSES_WITHIN)
+                data = self._recv_now()
+            return data == b""
+        except TimeoutError:
+            return False
+        except Disconnected:
+            return True  # with a reset
 
     def _recv_now(self) -> bytes | None:
         """What has come; None: nothing. (In TLS, records that are the handshake's own make a socket readable.)"""
@@ -274,18 +304,66 @@ class Wire:
     # The end
 
     def close(self, why: BaseException | None = None) -> None:
-        """Hang up; closing twice is fine. A greenlet that waits for the peer gets Disconnected."""
-        if self.ended is None:
-            # (What is not ours may say what it should not.)
-            self.ended = str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
+        """Hang up; closing twice is fine. A greenlet that waits for the peer gets Disconnected.
+
+        In another native thread than the connection's own, this only asks that thread to do so.
+        """
+        if self.ended is not None:
+            return
+        if get_hub() is not self._hub:
+            self._close_elsewhere()
+            return
+        # (What is not ours may say what it should not.)
+        self.ended = str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
+        waiting = self._alarm.greenlet
+        if waiting is not None and waiting is not getcurrent():
+            self._hub.loop.run_callback(self._alarm.interrupt, waiting)
+        elif self.tls:
+            self._say_close_notify()
+        self._alarm.close()
+        self._close_watcher()
+        self.socket.close()
+
+    def _close_elsewhere(self) -> None:
+        loop = self._hub.loop
+        try:
+            loop.run_callback_threadsafe(self.close)
+        except Exception:  # that thread has destroyed its hub: nothing can run there any more
+            self.abandon("close()")
+
+    def _say_close_notify(self) -> None:
+        """RFC 8446 section 6.1. What the kernel does not take at once is not sent, and no answer is waited for."""
+        try:
+            self.socket.settimeout(0.0)
+            self.socket.unwrap()
+        except (OSError, ValueError):
+            pass
+
+    def abandon(self, why: str) -> None:
+        """Close the descriptor, and say nothing to the peer. For a process or a thread in which the connection's hub
+        does not run; a greenlet that has been copied into this process while it waited gets RuntimeError."""
+        if self.ended is not None:
+            return
+        self.ended = why
+        try:
+            os.close(self._detach())
             waiting = self._alarm.greenlet
-            if waiting is not None and waiting is not getcurrent():
-                self._hub.loop.run_callback(self._alarm.interrupt, waiting)
+            if waiting is not None:
+                self._hub.loop.run_callback(self._alarm.interrupt, waiting, _forked())
             self._alarm.close()
             self._close_watcher()
-            self.socket.close()
+        except Exception:  # the hub has been destroyed, and its watchers with it
+            pass
+
+    def _detach(self) -> int:
+        try:
+            return int(self.socket.detach())
+        except Exception:  # the hub has been destroyed; gevent's socket wants it to cancel its watchers
+            return int(self.socket._sock.detach())
 
     def _check_open(self) -> None:
+        if self.ended == _FORKED:
+            raise _forked()
         if self.ended is not None:
             error = Disconnected("closed")
             error.add_note(f"This connection ended before, with {self.ended}")
@@ -293,10 +371,12 @@ class Wire:
 
     def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:
         """Close, and give what is to be raised."""
+        if self.ended == _FORKED:
+            return _forked()
         if isinstance(error, Expired):
             error = Disconnected("timeout")
         elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_foreign(error):
-            # Who refuses in the middle of a body may say so and hang up: the refusal is worth more than the reset.
+            # A server that refuses in the middle of a body may say so and hang up: its reply says more than the reset.
             error = Disconnected("reset", reply=self._last_words() if sending else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
             error.after_content = self.committed
@@ -318,3 +398,20 @@ class Wire:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
+
+
+#: Every connection of this process.
+_wires: WeakSet[Wire] = WeakSet()
+
+
+def _forked() -> RuntimeError:
+    return RuntimeError("this connection belongs to the process that was forked: connect() in the child, or use a Pool")
+
+
+def _let_go_in_child() -> None:
+    # A child that kept them would hold the parent's connections open, and two processes would speak on each.
+    for wire in list(_wires):
+        wire.abandon(_FORKED)
+
+
+os.register_at_fork(after_in_child=_let_go_in_child)

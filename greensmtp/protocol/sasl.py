@@ -14,12 +14,15 @@ class Mechanism:
     """One exchange. ``initial`` is what may go along with AUTH, or None; ``respond`` answers a challenge."""
 
     name = ""
-    #: Whoever reads along can log in.
-    plaintext = True
+    #: What an eavesdropper gets: 0 a proof that is slow to guess from, 1 a digest that is fast to guess from, 2 the
+    #: secret itself. Only 0 goes out in the clear without ``allow_plaintext``.
+    exposes = 2
     #: Takes an OAuth token instead of a password.
     takes_token = False
     #: ``respond`` computes for long: not where others wait.
     slow = False
+    #: What the challenges say is not looked at, so they need not be base64 either.
+    reads_challenges = True
 
     def __init__(self, username: str, secret: str) -> None:
         self._username = username
@@ -55,7 +58,7 @@ class ScramSHA256(Mechanism):
     """RFC 7677: neither side tells the password, and both prove that they know it. Needs ``greensmtp[scram]``."""
 
     name = "SCRAM-SHA-256"
-    plaintext = False
+    exposes = 0
     slow = True
 
     def __init__(self, username: str, secret: str) -> None:
@@ -89,8 +92,8 @@ class ScramSHA256(Mechanism):
         iterations = int(self._client.iterations)
         if iterations not in SCRAM_ITERATIONS:
             raise AuthenticationFailed(
-                f"{self.name}: the server wants the password hashed {iterations} times; "
-                f"{SCRAM_ITERATIONS[0]} to {SCRAM_ITERATIONS[-1]} can be had"
+                f"{self.name}: server requested {iterations} SCRAM iterations; "
+                f"allowed: {SCRAM_ITERATIONS[0]} to {SCRAM_ITERATIONS[-1]}"
             )
         final: str = self._client.get_client_final()
         return final.encode()
@@ -109,7 +112,7 @@ class CramMD5(Mechanism):
     """RFC 2195."""
 
     name = "CRAM-MD5"
-    plaintext = False
+    exposes = 1
     _answered = False
 
     def respond(self, challenge: bytes) -> bytes:
@@ -133,6 +136,7 @@ class Login(Mechanism):
     """Never standardised: the server asks for the name, then for the password, in words of its own."""
 
     name = "LOGIN"
+    reads_challenges = False
 
     def __init__(self, username: str, secret: str) -> None:
         super().__init__(username, secret)
@@ -208,6 +212,7 @@ def choose(
         except ModuleNotFoundError as error:
             raise ImportError(f"{kind.name} needs {error.name}: pip install 'greensmtp[scram]'") from error
     names = {name.upper() for name in offered}
+    failure = AuthenticationFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
     for name, kind in MECHANISMS.items():
         secret = token if kind.takes_token else password
         if name in names and secret is not None:
@@ -215,4 +220,6 @@ def choose(
                 return kind(username, secret)
             except ModuleNotFoundError:
                 continue  # the next strongest
-    raise AuthenticationFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
+            except AuthenticationFailed as error:  # it cannot express these credentials; the next one may
+                failure = error
+    raise failure

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from base64 import b64decode, b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from threading import Event as ThreadEvent
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -13,10 +15,22 @@ import pytest
 from gevent import get_hub, spawn
 from gevent.event import Event
 
-from greensmtp import AuthenticationFailed, ProtocolError
+from greensmtp import (
+    AuthenticationFailed,
+    Command,
+    Disconnected,
+    Proceed,
+    ProtocolError,
+    Reply,
+    Session,
+    SMTPClient,
+    SMTPServer,
+    connect,
+)
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
+    from tests.conftest import Certificate
 
     Start = Callable[..., Scripted]
 
@@ -60,14 +74,14 @@ def test_login_mechanism(scripted: Start) -> None:
         assert not mail.authenticated
 
 
-def test_cram_md5_is_preferred_and_needs_no_tls(scripted: Start) -> None:
+def test_cram_md5_is_used_without_tls_where_it_is_named(scripted: Start) -> None:
     turns = [
         ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
         (encoded("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
-        assert mail.login("tim", "tanstaaftanstaaf").code == 235
+        assert mail.login("tim", "tanstaaftanstaaf", "CRAM-MD5").code == 235
 
 
 @pytest.mark.parametrize("mechanism", ["XOAUTH2", "OAUTHBEARER"])
@@ -308,3 +322,193 @@ def test_the_secret_is_not_shown(scripted: Start) -> None:
         with pytest.raises(ProtocolError) as caught:
             mail.login("jo", "hunter2\r\n", allow_plaintext=True)
         assert "hunter2" not in str(caught.value)
+
+
+# The next mechanism
+
+
+@pytest.mark.parametrize("prompt", ["Username:", "334", "", "VXNlcm5hbWU6", "not base64!", "\u00dc"])
+def test_login_does_not_look_at_its_prompts(scripted: Start, prompt: str) -> None:
+    turns = [
+        ("AUTH LOGIN", f"334 {prompt}"),
+        (encoded("jo"), f"334 {prompt}"),
+        (encoded("secret"), "235 in"),
+    ]
+    with scripted(dialogue(*turns)).connect() as mail:
+        mail.ehlo()
+        assert mail.login("jo", "secret", "LOGIN", allow_plaintext=True).code == 235
+
+
+def test_login_says_ehlo_itself(scripted: Start) -> None:
+    turns = [(f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")]
+    with scripted(dialogue(*turns, offers="AUTH PLAIN")).connect() as mail:
+        assert mail.login("jo", "secret", allow_plaintext=True).code == 235
+        assert mail.hello is not None
+
+
+@pytest.fixture
+def secure_dialogue(certificate: Certificate) -> Iterator[Callable[..., SMTPClient]]:
+    """A client over TLS of a server that answers each AUTH as it is told."""
+    context = ssl.create_default_context(cafile=str(certificate.authority))
+    stack = ExitStack()
+
+    def start(offers: str, answers: dict[str, list[str]]) -> SMTPClient:
+        def answer(session: Session, command: Command, proceed: Proceed) -> Reply:
+            if command.verb == "EHLO":
+                return Reply(250, "mx", f"AUTH {offers}")
+            if command.verb == "AUTH":
+                name = str(command.argument).split()[0]
+                tried.append(name)
+                code, _, text = answers[name].pop(0).partition(" ")
+                return Reply(int(code), text)
+            return proceed(session, command)
+
+        server = SMTPServer(
+            ("127.0.0.1", 0),
+            certfile=certificate.certfile,
+            keyfile=certificate.keyfile,
+            implicit_tls=True,
+            middleware=[answer],
+        )
+        server.start()
+        stack.callback(server.stop, 1)
+        mail = connect(*server.address, tls=True, ssl_context=context, server_hostname="localhost", timeout=5)
+        stack.callback(mail.close)
+        return mail
+
+    tried: list[str] = []
+    start.tried = tried  # type: ignore[attr-defined]
+    with stack:
+        yield start
+
+
+@pytest.mark.parametrize("code", [504, 534, 535])
+def test_over_tls_a_mechanism_that_is_turned_down_is_followed_by_the_next(secure_dialogue: Any, code: int) -> None:
+    answers = {"SCRAM-SHA-256": [f"{code} no"], "PLAIN": ["235 in"]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "secret").code == 235
+    assert secure_dialogue.tried == ["SCRAM-SHA-256", "PLAIN"]
+
+
+def test_a_wrong_password_is_two_failed_logins_at_most(secure_dialogue: Any) -> None:
+    answers = {name: ["535 5.7.8 no"] for name in ("SCRAM-SHA-256", "PLAIN")}
+    reply = secure_dialogue("LOGIN PLAIN CRAM-MD5 SCRAM-SHA-256", answers).login("jo", "secret")
+    assert reply.code == 535
+    assert secure_dialogue.tried == ["SCRAM-SHA-256", "PLAIN"]
+
+
+def test_a_named_mechanism_is_followed_by_no_other(secure_dialogue: Any) -> None:
+    answers = {"SCRAM-SHA-256": ["504 no"]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "secret", "SCRAM-SHA-256").code == 504
+    assert secure_dialogue.tried == ["SCRAM-SHA-256"]
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 later", "530 5.7.0 no", "421 4.3.2 bye", "432 4.7.12 new password"])
+def test_other_refusals_end_it(secure_dialogue: Any, answer: str) -> None:
+    answers = {"SCRAM-SHA-256": [answer]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "secret").code == int(answer[:3])
+    assert secure_dialogue.tried == ["SCRAM-SHA-256"]
+
+
+def test_a_refusal_says_more_than_no_such_mechanism(secure_dialogue: Any) -> None:
+    answers = {"SCRAM-SHA-256": ["535 5.7.8 no"], "PLAIN": ["504 no"], "LOGIN": ["504 no"]}
+    assert secure_dialogue("PLAIN LOGIN SCRAM-SHA-256", answers).login("jo", "secret").code == 535
+
+
+def test_a_password_that_scram_cannot_express_goes_by_the_next(secure_dialogue: Any) -> None:
+    answers = {"PLAIN": ["235 in"]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "\u0221\ue000secret").code == 235
+    assert secure_dialogue.tried == ["PLAIN"]
+
+
+@pytest.mark.parametrize("code", [504, 534, 535])
+def test_in_the_clear_nothing_weaker_follows(scripted: Start, code: int) -> None:
+    """An attacker on the way can turn SCRAM down."""
+
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256 CRAM-MD5 PLAIN LOGIN")
+        script.expect("AUTH SCRAM-SHA-256 ")
+        script.say(f"{code} no")
+        script.expect("NOOP")
+        script.say("250 Ok")
+        script.rest()
+
+    with scripted(script).connect(starttls="never") as mail:
+        assert mail.login("jo", "secret").code == code
+        assert mail.noop().code == 250
+
+
+def test_in_the_clear_what_exposes_the_same_follows(scripted: Start) -> None:
+    plain = f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}"
+    turns = [(plain, "504 no"), ("AUTH LOGIN", "334 "), (encoded("jo"), "334 "), (encoded("secret"), "235 in")]
+    with scripted(dialogue(*turns, offers="AUTH PLAIN LOGIN")).connect() as mail:
+        assert mail.login("jo", "secret", allow_plaintext=True).code == 235
+
+
+@pytest.mark.parametrize("challenge", ["not base64!", encoded("r=other,s=AAAA,i=4096"), encoded("\xff\xfe")])
+def test_a_bad_scram_challenge_prints_no_traceback(
+    scripted: Start, challenge: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    turns = ["501 5.7.0 cancelled"]
+
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256")
+        script.hear()
+        script.say(f"334 {challenge}")
+        script.expect("*")
+        script.say(*turns)
+        script.rest()
+
+    with scripted(script).connect(starttls="never") as mail, pytest.raises(AuthenticationFailed, match="cancelled"):
+        mail.login("jo", "secret")
+    assert capfd.readouterr().err == ""
+
+
+def test_hashing_that_finds_no_free_thread_ends_by_the_timeout(
+    scripted: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from greensmtp.protocol.sasl import ScramSHA256
+
+    go = ThreadEvent()
+    monkeypatch.setattr(ScramSHA256, "respond", lambda *_: go.wait(20) and b"")
+
+    def script(script: Script) -> None:
+        script.greet("AUTH SCRAM-SHA-256")
+        script.hear()
+        script.say("334 AAAA")
+        assert script.rest() == b""
+
+    mail = scripted(script).connect(timeout=0.2, starttls="never")
+    try:
+        with pytest.raises(Disconnected, match="timeout"):
+            mail.login("jo", "secret")
+        assert mail.closed
+    finally:
+        go.set()
+
+
+@pytest.mark.parametrize("answer", ["454 4.7.0 later", "421 4.7.0 too many", "504 no", "538 5.7.11 no"])
+def test_a_wrong_password_remains_one_whatever_follows(secure_dialogue: Any, answer: str) -> None:
+    """A pool goes by it: it must not go on to the next host."""
+    answers = {"SCRAM-SHA-256": ["535 5.7.8 no"], "PLAIN": [answer]}
+    assert secure_dialogue("PLAIN SCRAM-SHA-256", answers).login("jo", "secret").code == 535
+    assert secure_dialogue.tried == ["SCRAM-SHA-256", "PLAIN"]
+
+
+def test_a_wrong_password_remains_one_when_the_server_hangs_up_behind_it(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("AUTH PLAIN LOGIN")
+        script.expect("AUTH PLAIN ")
+        script.say("534 5.7.9 too weak")
+        script.expect("AUTH LOGIN")
+
+    mail = scripted(script).connect()
+    with pytest.raises(Disconnected):  # 534 says nothing of the password
+        mail.login("jo", "secret", allow_plaintext=True)
+
+    def wrong(script: Script) -> None:
+        script.greet("AUTH OAUTHBEARER XOAUTH2 PLAIN")
+        script.expect("AUTH OAUTHBEARER ")
+        script.say("535 5.7.8 no")
+
+    mail = scripted(wrong).connect()
+    assert mail.login("jo", token="t", allow_plaintext=True).code == 535

@@ -95,7 +95,7 @@ def test_a_cancelled_auth_must_be_refused(scripted: Start, reply: str) -> None:
     mail = scripted(answering("334 not base64!", reply)).connect()
     mail.ehlo()
     with pytest.raises(PeerProtocolError):
-        mail.login("jo", "secret", "LOGIN", allow_plaintext=True)
+        mail.login("jo", "secret", "CRAM-MD5")
     assert mail.closed
     assert not mail.authenticated
 

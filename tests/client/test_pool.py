@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -12,11 +13,13 @@ from gevent.event import Event
 
 from greensmtp import (
     Ack,
+    AuthenticationFailed,
     CannotConnect,
     Disconnected,
     MessageStream,
     Pool,
     PoolClosed,
+    PoolTimeout,
     RecipientsRefused,
     SenderRefused,
     Session,
@@ -539,3 +542,214 @@ def test_options_that_are_none(name: str) -> None:
 
 def test_the_password_is_in_no_repr() -> None:
     assert "secret" not in repr(Pool(username="jo", password="secret", token="secret"))
+
+
+# Credentials that are refused
+
+
+def refusing(reply: str, tried: list[str]) -> Callable[[Script], None]:
+    def script(script: Script) -> None:
+        script.greet("AUTH PLAIN")
+        tried.append(script.hear())
+        script.say(reply)
+        while transaction(script):
+            pass
+
+    return script
+
+
+def test_a_wrong_password_is_tried_once(scripted: Start) -> None:
+    """Not on the next host, and not by the next send: an account may be locked by that."""
+    tried: list[str] = []
+    hosts = [scripted(refusing("535 5.7.8 no", tried)) for _ in "ab"]
+    places = [f"127.0.0.1:{host.port}" for host in hosts]
+    with Pool(places, username="jo", password="wrong", allow_plaintext=True, timeout=5) as pool:
+        for _ in range(3):
+            with pytest.raises(AuthenticationFailed, match="535") as caught:
+                pool.send(b"x", FROM, TO)
+            assert caught.value.reply is not None
+            assert not caught.value.transient
+        with pytest.raises(AuthenticationFailed), pool.connection():
+            pass
+        assert pool.busy == 0
+    assert len(tried) == 1
+    assert [host.connections for host in hosts] == [1, 0]
+
+
+def test_a_wrong_password_is_tried_once_by_many_greenlets(scripted: Start) -> None:
+    tried: list[str] = []
+    server = scripted(refusing("535 5.7.8 no", tried))
+    with pool_of(server, 10, username="jo", password="wrong", allow_plaintext=True) as pool:
+        greenlets = [spawn(pool.send, b"x", FROM, TO) for _ in range(30)]
+        for greenlet in greenlets:
+            with pytest.raises(AuthenticationFailed):
+                greenlet.get(timeout=10)
+    assert len(tried) == 1
+
+
+def test_other_credentials_are_tried_at_once(scripted: Start) -> None:
+    tried: list[str] = []
+    server = scripted(refusing("535 5.7.8 no", tried), refusing("235 in", tried))
+    passwords = ["wrong"]
+    with pool_of(server, username="jo", password=lambda: passwords[-1], allow_plaintext=True) as pool:
+        for _ in range(2):
+            with pytest.raises(AuthenticationFailed):
+                pool.send(b"x", FROM, TO)
+        passwords.append("right")
+        assert pool.send(b"x", FROM, TO).reply.code == 250
+    assert len(tried) == 2
+
+
+def test_the_same_credentials_are_tried_again_in_a_while(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greensmtp.pool.REFUSED_SECONDS", 0.0)
+    tried: list[str] = []
+    server = scripted(refusing("535 5.7.8 no", tried), refusing("235 in", tried))
+    with pool_of(server, username="jo", password="right", allow_plaintext=True) as pool:
+        with pytest.raises(AuthenticationFailed):
+            pool.send(b"x", FROM, TO)
+        assert pool.send(b"x", FROM, TO).reply.code == 250
+
+
+def test_a_host_that_cannot_check_credentials_now_is_failed_over(scripted: Start) -> None:
+    tried: list[str] = []
+    hosts = [scripted(refusing(reply, tried)) for reply in ("454 4.7.0 later", "235 in")]
+    places = [f"127.0.0.1:{host.port}" for host in hosts]
+    with Pool(places, username="jo", password="x", allow_plaintext=True, timeout=5) as pool:
+        assert pool.send(b"x", FROM, TO).reply.code == 250
+    assert len(tried) == 2
+
+
+# Lent connections
+
+
+def test_a_connection_is_lent(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, 1) as pool:
+        with pool.connection() as mail:
+            assert pool.busy == 1
+            assert "PIPELINING" in mail.extensions
+            assert mail.noop().code == 250
+            mail.send(b"x", FROM, TO)
+            mail.send(b"y", FROM, TO)
+        assert (pool.busy, pool.idle) == (0, 1)
+        pool.send(b"z", FROM, TO)
+    assert counter.bodies == [b"x\r\n", b"y\r\n", b"z\r\n"]
+    assert counter.connections == 1
+
+
+def test_a_transaction_that_was_left_open_is_reset(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, 1) as pool:
+        with pool.connection() as mail:
+            mail.from_(FROM)
+            mail.to(TO)
+        assert counter.commands[-1] == "RSET"
+        assert pool.idle == 1
+        with suppress(KeyError), pool.connection() as mail:
+            mail.from_(FROM)
+            raise KeyError
+        assert counter.commands[-1] == "RSET"
+        assert pool.idle == 1
+    assert counter.connections == 1
+
+
+@pytest.mark.parametrize("end", ["data", "quit", "close", "timeout"])
+def test_a_lent_connection_that_is_out_of_step_is_not_kept(server: SMTPServer, counter: Counter, end: str) -> None:
+    with pool_of(server, 1) as pool:
+        try:
+            with pool.connection() as mail:
+                mail.from_(FROM)
+                mail.to(TO)
+                if end == "data":
+                    assert mail.data().code == 354
+                elif end == "timeout":
+                    raise gevent.Timeout(1)
+                else:
+                    getattr(mail, end)()
+        except gevent.Timeout:
+            assert end == "timeout"
+        assert mail.closed
+        assert (pool.busy, pool.idle) == (0, 0)
+        pool.send(b"x", FROM, TO)
+    assert counter.bodies[-1] == b"x\r\n"
+
+
+def test_a_dead_connection_is_not_lent(scripted: Start) -> None:
+    server = scripted(session(after=1), session(after=1, goodbye="451 4.4.2 idle"), for_ever)
+    with pool_of(server, 1) as pool:
+        for _ in range(2):
+            pool.send(b"x", FROM, TO)
+        with pool.connection() as mail:
+            assert mail.send(b"x", FROM, TO).reply.code == 250
+        assert pool.idle == 1
+    assert server.connections == 3
+
+
+def test_a_greenlet_that_is_killed_with_a_connection_leaves_nothing(server: SMTPServer, counter: Counter) -> None:
+    there = Event()
+
+    def work() -> None:
+        with pool.connection() as mail:
+            mail.from_(FROM)
+            there.set()
+            Event().wait()
+
+    with pool_of(server, 1) as pool:
+        greenlet = spawn(work)
+        assert there.wait(10)
+        greenlet.kill()
+        assert (pool.busy, pool.idle) == (0, 0)
+        assert pool.send(b"x", FROM, TO).reply.code == 250
+
+
+def test_close_takes_lent_connections_away(server: SMTPServer, counter: Counter) -> None:
+    pool = pool_of(server, 1)
+    with pool.connection() as mail:
+        pool.close(timeout=0.01)
+        with pytest.raises(Disconnected):
+            mail.noop()
+    assert (pool.busy, pool.idle) == (0, 0)
+    with pytest.raises(PoolClosed), pool.connection():
+        pass
+
+
+def test_close_ends_the_wait_for_a_connection_that_is_not_given_back(server: SMTPServer, counter: Counter) -> None:
+    pool = pool_of(server, 1)
+    with pool.connection():
+        waiting = spawn(pool.send, b"x", FROM, TO)
+        gevent.sleep(0)
+        pool.close(timeout=0.01)
+        with pytest.raises(PoolClosed):
+            waiting.get(timeout=10)
+
+
+# The wait for a connection
+
+
+def test_acquire_timeout(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, 1, acquire_timeout=0.01) as pool:
+        with pool.connection():
+            with pytest.raises(PoolTimeout, match=r"0\.01 s") as caught:
+                pool.send(b"x", FROM, TO)
+            assert caught.value.transient
+            assert caught.value.may_retry
+            with pytest.raises(PoolTimeout), pool.connection():
+                pass
+        assert pool.send(b"x", FROM, TO).reply.code == 250
+        assert pool.busy == 0
+
+
+@pytest.mark.parametrize("seconds", [0, -1])
+def test_acquire_timeout_is_more_than_nothing(seconds: float) -> None:
+    with pytest.raises(ValueError, match="acquire_timeout"):
+        Pool(acquire_timeout=seconds)
+
+
+def test_a_wait_that_is_interrupted_takes_no_place_with_it(server: SMTPServer, counter: Counter) -> None:
+    with pool_of(server, 1) as pool:
+        with pool.connection():
+            waiting = spawn(pool.send, b"x", FROM, TO)
+            gevent.sleep(0)
+            waiting.kill()
+            with pytest.raises(gevent.Timeout), gevent.Timeout(0.01):
+                pool.send(b"x", FROM, TO)
+        assert pool.busy == 0
+        assert pool.send(b"x", FROM, TO).reply.code == 250

@@ -19,6 +19,7 @@ from greensmtp import (
     MessageStream,
     NotOffered,
     PartiallyRefused,
+    Pool,
     ProtocolError,
     RecipientsRefused,
     Refused,
@@ -597,3 +598,54 @@ def test_lmtp_by_hand(lmtp: SMTPServer) -> None:
         assert mail.message(b"x").code == 452
         assert [reply.code for reply in mail.replies] == [452, 250]
         assert mail.noop().code == 250
+
+
+# Extensions that a server offers and breaks at
+
+
+def deaf_to_groups(script: Script) -> None:
+    """It offers PIPELINING and CHUNKING, and takes neither."""
+    script.greet("PIPELINING", "CHUNKING", "8BITMIME", "SIZE")
+    for verb in ("MAIL FROM:<a@example.com>", "RCPT", "DATA"):
+        script.expect(verb)
+        assert not script._buffer
+        script.say("354 go" if verb == "DATA" else "250 Ok")
+    script.body()
+    script.say("250 Ok")
+    script.rest()
+
+
+@pytest.mark.parametrize("ignore", [("CHUNKING", "PIPELINING"), ["chunking", "Pipelining"], {"PIPELINING", "CHUNKING"}])
+def test_extensions_are_ignored(scripted: Start, ignore: Any) -> None:
+    body = b"x" * (CHUNKING_PAYS + 1)
+    with scripted(deaf_to_groups).connect(ignore=ignore) as mail:
+        assert mail.send(body, FROM, TO).reply.code == 250
+        assert set(mail.extensions) == {"8BITMIME", "SIZE"}
+        with pytest.raises(NotOffered):
+            mail.bdat(b"x")
+    server = scripted(deaf_to_groups)
+    with Pool("127.0.0.1", server.port, ignore=ignore, timeout=5) as pool:
+        assert pool.send(body, FROM, TO).reply.code == 250
+
+
+def test_one_extension_is_ignored(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING", "STARTTLS")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 1", "250 2", "354 go")
+        script.body()
+        script.say("250 Ok")
+        script.rest()
+
+    with scripted(script).connect(ignore="starttls") as mail:
+        assert mail.send(b"x", FROM, TO).reply.code == 250
+
+
+@pytest.mark.parametrize(
+    ("ignore", "hint"),
+    [("CHUNKNIG", "did you mean 'CHUNKING'"), (["PIPELINE"], "'PIPELINING'"), ("X-MAGIC", "SMTPUTF8")],
+)
+def test_extensions_that_are_none_cannot_be_ignored(ignore: Any, hint: str) -> None:
+    for call in (lambda: connect("127.0.0.1", 1, ignore=ignore), lambda: Pool(ignore=ignore)):
+        with pytest.raises(ValueError, match=hint):
+            call()

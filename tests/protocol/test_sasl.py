@@ -96,7 +96,7 @@ def test_scram_does_not_hash_as_often_as_a_server_likes(iterations: int) -> None
     """Too few give the password away to who plays the server; too many are work for hours."""
     client = sasl.ScramSHA256("jo", "secret")
     nonce = client.initial().decode().rpartition("r=")[2]
-    with pytest.raises(AuthenticationFailed, match=r"hashed \d+ times|must not be"):  # scramp has bounds of its own
+    with pytest.raises(AuthenticationFailed, match=r"requested \d+ SCRAM|must not be"):  # scramp has bounds of its own
         client.respond(f"r={nonce}x,s=AAAAAAAAAAAAAAAAAAAA,i={iterations}".encode())
 
 

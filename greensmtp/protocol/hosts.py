@@ -1,0 +1,95 @@
+"""Host names as callers write them: one form for the resolver, one for TLS, and a host together with its port."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import AddressValueError, IPv6Address
+
+import idna
+
+from greensmtp.protocol import command_lines
+
+#: RFC 1123 section 2.1, and the underscore, which real host names have.
+_LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::([0-9]+))?")
+MAX_LENGTH = 253
+
+
+def read(place: str) -> tuple[str, int | None]:
+    """Read ``host``, ``host:port``, ``[::1]``, ``[::1]:port`` or ``::1``: the host, as ``fit`` makes it, and the port.
+
+    Brackets may stand around a name too, as in Postfix's ``relayhost``.
+
+    :raises ValueError: it is none of these.
+    :raises ProtocolError: it has CR, LF, NUL or another control character in it.
+    """
+    _check_text(place)
+    bracketed = _BRACKETED.fullmatch(place)
+    if bracketed is not None:
+        host, port = bracketed[1], bracketed[2]
+    elif place.count(":") == 1:
+        host, _, port = place.partition(":")
+        if not (port.isascii() and port.isdigit()):
+            raise _not_a_host(place)
+    else:
+        host, port = place, None
+    return fit(host), None if port is None else check_port(int(port[:6]))
+
+
+def fit(host: str) -> str:
+    """Make a host name or address fit for the resolver: in ASCII, an IPv6 address without brackets.
+
+    A name in other characters becomes its A-label form (RFC 5891). An IPv6 address may have a zone: ``fe80::1%eth0``.
+
+    :raises ValueError: no host can be named like that.
+    """
+    _check_text(host)
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if ":" in bare:
+        try:
+            IPv6Address(bare)
+        except AddressValueError:
+            raise _not_a_host(host) from None
+        if not (bare.isascii() and bare.isprintable()):  # the zone, which ipaddress does not look at
+            raise _not_a_host(host)
+        return bare
+    if not bare.isascii():
+        try:
+            bare = idna.encode(bare, uts46=True).decode("ascii")
+        except UnicodeError as error:  # idna's errors are UnicodeErrors
+            raise _not_a_host(host, str(error)) from None
+    name = bare.removesuffix(".")
+    if len(name) > MAX_LENGTH or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise _not_a_host(host)
+    return bare
+
+
+def fit_for_tls(host: str) -> str:
+    """The same for SNI and for the name in a certificate: without the final dot, and without an IPv6 zone.
+
+    :raises ValueError: no host can be named like that.
+    """
+    return fit(host).partition("%")[0].removesuffix(".")
+
+
+def check_port(port: object) -> int:
+    """Return the port.
+
+    :raises ValueError: it is not a number from 1 to 65535.
+    """
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
+        raise ValueError(f"port must be 1 to 65535, not {port!r}")
+    return int(port)
+
+
+def _check_text(host: object) -> None:
+    if not isinstance(host, str):
+        raise TypeError(f"host must be a str, not {host!r}")
+    if not host:
+        raise ValueError("host must not be empty")
+    command_lines.check(host, "a host")
+
+
+def _not_a_host(host: str, why: str = "") -> ValueError:
+    reason = f" ({why[:80]})" if why else ""
+    return ValueError(f"host must be a name or an address, like 'mx.example.com' or '::1', not {host[:80]!r}{reason}")

@@ -1,0 +1,215 @@
+"""How a connection ends: what a server may say before it hangs up, and what TLS wants said."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from gevent import Timeout, socket, spawn
+from gevent import ssl as gevent_ssl
+from gevent.event import Event
+from gevent.server import StreamServer
+
+from greensmtp import Disconnected, PeerProtocolError, Pool, connect
+
+if TYPE_CHECKING:
+    from tests.client.conftest import Converse, Script, Scripted
+    from tests.conftest import Certificate
+
+    Start = Callable[..., Scripted]
+
+MESSAGE = (b"x", "a@example.com", "b@example.com")
+
+GOODBYES = ["421 4.4.2 idle for too long", "451 4.4.2 timeout", "554 5.4.0 too many errors"]
+
+
+# An idle client
+
+
+def says(goodbye: str, gone: Event, *, hang_up: bool = True) -> Callable[[Script], None]:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.say(goodbye)
+        if hang_up:
+            script.socket.shutdown(socket.SHUT_WR)
+        gone.set()
+        script.rest()
+
+    return script
+
+
+@pytest.mark.parametrize("goodbye", GOODBYES)
+def test_a_refusal_of_nothing_before_a_close_is_a_goodbye(scripted: Start, goodbye: str) -> None:
+    gone = Event()
+    mail = scripted(says(goodbye, gone)).connect()
+    mail.ehlo()
+    assert gone.wait(5)
+    socket.wait_read(mail.socket.fileno(), 5)
+    with pytest.raises(Disconnected) as caught:
+        mail.noop()
+    assert str(caught.value.reply) == goodbye
+    assert caught.value.may_retry
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("goodbye", GOODBYES)
+def test_the_same_cut_anywhere(converse: Converse, goodbye: str) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.say(goodbye)
+        script.socket.shutdown(socket.SHUT_WR)
+
+    def client(mail: Any) -> None:
+        mail.ehlo()
+        mail.socket.recv(1, socket.MSG_PEEK)
+        with pytest.raises((Disconnected, PeerProtocolError)):
+            mail.noop()
+        assert mail.closed
+
+    converse.at_every_cut(script, client)
+
+
+def test_what_is_said_while_the_connection_stays_open_is_no_goodbye(scripted: Start) -> None:
+    gone = Event()
+    mail = scripted(says("451 4.4.2 nothing was asked", gone, hang_up=False)).connect()
+    mail.ehlo()
+    assert gone.wait(5)
+    socket.wait_read(mail.socket.fileno(), 5)
+    with Timeout(3), pytest.raises(PeerProtocolError, match="nothing was said to"):
+        mail.noop()
+
+
+@pytest.mark.parametrize("goodbye", GOODBYES)
+@pytest.mark.parametrize("offers", ["PIPELINING", "HELP"])
+def test_a_pool_uses_a_fresh_connection_behind_a_goodbye(scripted: Start, goodbye: str, offers: str) -> None:
+    """Said while it was idle, or in the very moment in which it is used again."""
+
+    def transaction(script: Script, *, goodbye_at: str = "") -> None:
+        while line := script.hear():
+            if goodbye_at and line.startswith(goodbye_at):
+                script.say(goodbye)
+                return
+            if line == "DATA":
+                script.say("354 go")
+                script.body()
+            script.say("250 Ok")
+            if line == "DATA":
+                return
+
+    gone = Event()
+
+    def idle(script: Script) -> None:
+        script.greet(offers)
+        transaction(script)
+        script.say(goodbye)
+        script.socket.close()
+        gone.set()
+
+    def used_again(script: Script) -> None:
+        script.greet(offers)
+        transaction(script)
+        transaction(script, goodbye_at="RSET")
+
+    def live(script: Script) -> None:
+        script.greet(offers)
+        transaction(script)
+        script.rest()
+
+    server = scripted(idle, used_again, live)
+    with Pool("127.0.0.1", server.port, 1, timeout=5) as pool:
+        assert pool.send(*MESSAGE).reply.code == 250
+        assert gone.wait(5)
+        for _ in range(2):
+            assert pool.send(*MESSAGE).reply.code == 250
+    assert server.connections == 3
+
+
+# close_notify (RFC 8446 section 6.1)
+
+
+class Peer:
+    """A server over TLS that notes whether the end of the connection was said, or only happened."""
+
+    def __init__(self, certificate: Certificate) -> None:
+        self._context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._context.load_cert_chain(certificate.certfile, certificate.keyfile)
+        self.ends: list[str] = []
+        self.over = Event()
+        self.reading = True
+        self.server = StreamServer(("127.0.0.1", 0), self._serve)
+        self.server.start()
+
+    def _serve(self, sock: Any, _address: Any) -> None:
+        # (Not suppressing what a connection without close_notify ends with.)
+        secure = gevent_ssl.SSLSocket(sock=sock, server_side=True, suppress_ragged_eofs=False, _context=self._context)
+        secure.sendall(b"220 mx\r\n")
+        try:
+            while self.reading:
+                data = secure.recv(1000)
+                if not data:
+                    self.ends.append("close_notify")
+                    break
+                secure.sendall(b"221 bye\r\n" if data.startswith(b"QUIT") else b"250 mx\r\n")
+            else:
+                self.over.wait(20)
+        except OSError as error:
+            self.ends.append(type(error).__name__)
+        finally:
+            self.over.set()
+            secure.close()
+
+
+@pytest.fixture
+def peer(certificate: Certificate) -> Any:
+    made = Peer(certificate)
+    yield made
+    made.over.set()
+    made.server.stop(1)
+
+
+@pytest.mark.parametrize("end", ["quit", "close", "with"])
+@pytest.mark.parametrize("module", [ssl, gevent_ssl])
+def test_the_end_is_said(peer: Peer, certificate: Certificate, end: str, module: Any) -> None:
+    context = module.create_default_context(cafile=str(certificate.authority))
+    port: Any = peer.server.address[1]
+    mail = connect("localhost", port, tls=True, ssl_context=context, timeout=5)
+    mail.ehlo()
+    if end == "with":
+        with mail:
+            pass
+    else:
+        getattr(mail, end)()
+    assert peer.over.wait(5)
+    assert peer.ends == ["close_notify"]
+    assert mail.closed
+
+
+def test_a_peer_that_does_not_read_does_not_hold_up_close(peer: Peer, certificate: Certificate) -> None:
+    """Its window is full: nothing more can be said to it."""
+    peer.reading = False
+    context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
+    port: Any = peer.server.address[1]
+    mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
+    sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
+    with pytest.raises(Timeout), Timeout(0.3):
+        sending.get()
+    with Timeout(2):
+        mail.close()
+        assert mail.closed
+        with pytest.raises(Disconnected):
+            sending.get()
+
+
+def test_a_kill_in_the_middle_of_a_message_does_not_wait_either(peer: Peer, certificate: Certificate) -> None:
+    peer.reading = False
+    context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
+    port: Any = peer.server.address[1]
+    mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
+    sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
+    with pytest.raises(Timeout), Timeout(0.3):
+        sending.get()
+    with Timeout(2):
+        sending.kill()
+    assert mail.closed
