@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from greensmtp.deadlines import Timeouts
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
+    from greensmtp.running import run
     from greensmtp.thread_pool import in_thread_pool
 
 __version__ = "0.1.0"
@@ -100,6 +101,7 @@ __all__ = [
     "compose",
     "connect",
     "in_thread_pool",
+    "run",
     "signals",
     "when",
 ]
@@ -113,6 +115,7 @@ _LATER = {
     "compose": "greensmtp.composition",
     "connect": "greensmtp.connecting",
     "in_thread_pool": "greensmtp.thread_pool",
+    "run": "greensmtp.running",
     "when": "greensmtp.composition",
 }
 

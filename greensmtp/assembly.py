@@ -26,17 +26,23 @@ from greensmtp.urls import Listen
 
 Made = TypeVar("Made")
 
+_Stack = list[tuple[KeyPath, str, Middleware]]
+
 #: SMTPServer's arguments, and the keys they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
 
 
 @dataclass(slots=True)
 class Serving:
-    """One server, where it is to listen, and the path of that in the configuration."""
+    """One server, where it is to listen, and the path of that in the configuration.
+
+    ``stack`` has the path, the name and the object of each of its middleware.
+    """
 
     server: SMTPServer
     listen: Listen
     path: KeyPath
+    stack: _Stack
 
 
 def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
@@ -85,14 +91,14 @@ class _Assembly:
 
     # Middleware
 
-    def _stacks(self) -> Iterator[tuple[KeyPath, list[Middleware]]]:
+    def _stacks(self) -> Iterator[tuple[KeyPath, _Stack]]:
         """Each stack by its path."""
         for path, stack in self.loaded.config.stacks():
             made = []
             for number, entry in enumerate(stack):
                 middleware = self._middleware((*path, number), entry)
                 if middleware is not None:
-                    made.append(middleware)
+                    made.append(((*path, number), entry.use, middleware))
             yield path, made
 
     def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
@@ -114,9 +120,7 @@ class _Assembly:
 
     # Servers
 
-    def _server(
-        self, number: int, listener: ListenerSection, stacks: dict[KeyPath, list[Middleware]]
-    ) -> Serving | None:
+    def _server(self, number: int, listener: ListenerSection, stacks: dict[KeyPath, _Stack]) -> Serving | None:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
@@ -135,14 +139,14 @@ class _Assembly:
                 lmtp=listen.lmtp,
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
-                middleware=[*([] if self.outermost is None else [self.outermost]), *stack],
+                middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
                 **files,
                 **(config.limits.given() | listener.limits.given()),
             )
         except (ValueError, TypeError) as error:
             self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
             return None
-        return Serving(server, listen, (*path, "url"))
+        return Serving(server, listen, (*path, "url"), stack)
 
     def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
         """Where the argument that an error begins with has been given."""

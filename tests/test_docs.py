@@ -186,7 +186,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
         "observability.md": 1,
         "plugins.md": 3,
         "security.md": 0,
-        "server.md": 2,
+        "server.md": 3,
     }
     assert {page.name: n for page in DOCS.glob("*.md") if (n := len(blocks(page.name, "toml")))} == {
         "configuration.md": 3,
@@ -299,6 +299,21 @@ def test_lmtp_replies_for_each(smtp_server: MakeServer) -> None:
         peer.envelope(to=["jo@example.com", "ann@example.com"])
         peer.line("DATA", "hi", ".")
         peer.expect("354", "452 4.2.2 mailbox full", "250")
+
+
+def test_a_server_in_a_thread(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+
+    def say_hello() -> None:
+        with dial(server) as peer:
+            peer.hello()
+
+    run(
+        "server.md",
+        blocks("server.md")[2].replace("...  ", "say_hello()  "),
+        {"server": server, "say_hello": say_hello},
+    )
+    assert not server.started
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

@@ -23,7 +23,7 @@ def test_there_are_as_many_blocks_as_tests_below() -> None:
 
 def test_the_example_takes_mail_for_localhost(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     names: dict[str, SMTPServer] = {}
-    source = BLOCKS[0].replace("9025", "0").replace("server.serve_forever()", "server.start()")
+    source = BLOCKS[0].replace("9025", "0").replace("greensmtp.run(server)", "server.start()")
     exec(compile(source, "README.md", "exec"), names)
     with names["server"] as server, dial(server) as peer:
         peer.hello()
@@ -59,7 +59,7 @@ def test_the_test_of_ones_own_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("block", [3, 4])
 def test_the_client_sends_to_the_example(block: int, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     names: dict[str, SMTPServer] = {}
-    source = BLOCKS[0].replace("9025", "0").replace("server.serve_forever()", "server.start()")
+    source = BLOCKS[0].replace("9025", "0").replace("greensmtp.run(server)", "server.start()")
     exec(compile(source, "README.md", "exec"), names)
     with names["server"] as server:
         exec(
