@@ -187,6 +187,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
         "plugins.md": 3,
         "security.md": 0,
         "server.md": 3,
+        "testing.md": 1,
     }
     assert {page.name: n for page in DOCS.glob("*.md") if (n := len(blocks(page.name, "toml")))} == {
         "configuration.md": 3,
@@ -314,6 +315,14 @@ def test_a_server_in_a_thread(smtp_server: MakeServer) -> None:
         {"server": server, "say_hello": say_hello},
     )
     assert not server.started
+
+
+def test_the_tests_with_a_sink_pass(tmp_path: Path) -> None:
+    (tmp_path / "test_sending.py").write_text(blocks("testing.md")[0])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 passed" in ran.stdout
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
