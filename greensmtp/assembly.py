@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from greensmtp.ack import Ack
@@ -11,13 +12,13 @@ from greensmtp.chain import Middleware, check_middleware
 from greensmtp.composition import when
 from greensmtp.config.conditions import all_of
 from greensmtp.config.lines import KeyPath
-from greensmtp.config.loading import Loaded
+from greensmtp.config.loading import Loaded, read_options
 from greensmtp.config.mistakes import Mistake
-from greensmtp.config.model import ListenerSection, MiddlewareSection
+from greensmtp.config.model import ListenerSection, MiddlewareSection, PluginSection
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.log import logger
-from greensmtp.plugins import PluginError, middleware_factory, plug_in
-from greensmtp.probing import probe_log, probe_maildir
+from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
+from greensmtp.probing import probe_log, probe_maildir, probe_socket
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.signals import shared
@@ -65,8 +66,11 @@ class _Assembly:
     mistakes: list[Mistake] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
     maildir: Maildir | None = None
+    #: Where the servers so far are to listen.
+    places: set[tuple[str, int] | str] = field(default_factory=set)
 
     def assemble(self) -> list[Serving]:
+        warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
         stacks = dict(self._stacks())
         serving = [
             made
@@ -84,7 +88,7 @@ class _Assembly:
             if self.mistakes:
                 shared.message.disconnect(self._tap)
         if self.dry:
-            self._try("logging", "target", probe_log, self.loaded.config.logging.target)
+            self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
         if self.mistakes:
             raise self.loaded.source.error(self.mistakes)
         return serving
@@ -146,7 +150,20 @@ class _Assembly:
         except (ValueError, TypeError) as error:
             self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
             return None
+        self._check_place((*path, "url"), listen)
         return Serving(server, listen, (*path, "url"), stack)
+
+    def _check_place(self, path: KeyPath, listen: Listen) -> None:
+        """Could it listen there, as far as that can be told without trying?"""
+        address = listen.address
+        if isinstance(address, str):
+            if self.dry:
+                self._try(path, probe_socket, address)
+        elif address[1] == 0:
+            return  # any free port
+        if address in self.places:
+            self.mistakes.append(Mistake(path, f"another listener has {listen.url()} already"))
+        self.places.add(address)
 
     def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
         """Where the argument that an error begins with has been given."""
@@ -167,29 +184,58 @@ class _Assembly:
         is not stored, and what they leave undecided is accepted."""
         for number, plugin in enumerate(self.loaded.config.plugins):
             try:
-                plug_in(plugin.name, self.servers, optional=plugin.optional)
+                plug_in(
+                    plugin.name,
+                    self.servers,
+                    optional=plugin.optional,
+                    options=dict.fromkeys(plugin.options),
+                    check=partial(self._read_options, ("plugins", number), plugin.name, self.loaded.plugins[number]),
+                )
+            except _Mistaken as error:
+                self.mistakes += error.mistakes
             except PluginError as error:
                 self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+
+    def _read_options(
+        self, path: KeyPath, name: str, entry: dict[str, Any], target: Callable[..., Any], _: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A plugin's options, read as a middleware's are."""
+        without_server = partial(target, None)
+        options, mistakes = read_options(
+            path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
+        )
+        if mistakes:
+            raise _Mistaken(mistakes)
+        self.loaded.arguments[path] = options
+        return options
 
     def _deliver(self) -> None:
         folder = self.loaded.config.delivery.maildir
         if folder is None:
             return
         if self.dry or self.mistakes:
-            self._try("delivery", "maildir", probe_maildir, folder)
+            self._try(("delivery", "maildir"), probe_maildir, folder)
             return
-        self.maildir = self._try("delivery", "maildir", Maildir, folder)
+        self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
         if self.maildir is not None:
             for server in self.servers:
                 server.on("message", self.maildir.accept)
                 server.on("received", self.maildir.store)
 
-    def _try(self, section: str, key: str, make: Callable[[str], Made], value: str) -> Made | None:
+    def _try(self, path: KeyPath, make: Callable[[str], Made], value: str) -> Made | None:
         try:
             return make(value)
         except ValueError as error:
-            self.mistakes.append(Mistake((section, key), str(error)))
+            self.mistakes.append(Mistake(path, str(error)))
             return None
+
+
+class _Mistaken(WrongOptions):
+    """A plugin's options are wrong, with the place of each."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        super().__init__("wrong options")
+        self.mistakes = mistakes
 
 
 def _blame(error: Exception, arguments: dict[str, Any]) -> tuple[str | None, str]:

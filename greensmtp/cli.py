@@ -14,6 +14,7 @@ from greensmtp.installed import describe_error
 from greensmtp.log import logger
 from greensmtp.output import LineWriter, set_up_logging
 from greensmtp.plugins_cli import plugins
+from greensmtp.probing import probe_special_log
 from greensmtp.running import run
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options
@@ -71,10 +72,13 @@ def _start_logging(loaded: Loaded) -> None:
 
     log = loaded.config.logging
     try:
+        probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
     except OSError as error:
         mistake = Mistake(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
         raise loaded.source.error([mistake]) from error
+    except ValueError as error:
+        raise loaded.source.error([Mistake(("logging", "target"), str(error))]) from error
 
 
 def _run(serving: list[Serving], source: Source, stdout: LineWriter) -> None:

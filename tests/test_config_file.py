@@ -66,7 +66,7 @@ WRONG: list[tuple[str, str]] = [
     ("[[plugins]]\nname = 'a'\noptionl = true", "3: plugins.optionl: there is no such key; did you mean optional?"),
     # types
     ("hostname = 3", "1: hostname: takes text, not a whole number"),
-    ("hostname = true", "1: hostname: takes a value, or false for none; true says nothing"),
+    ("hostname = true", "1: hostname: expected a value, or false to disable; got true"),
     ("limits = 3", "1: limits: takes a table, not a whole number"),
     ("listeners = 3", "1: listeners: takes a list, not a whole number"),
     ('listeners = ["127.0.0.1:25"]', "1: listeners: takes a table, not text"),

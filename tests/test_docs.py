@@ -137,7 +137,8 @@ def test_the_entry_points_are_those_that_are_looked_for() -> None:
     (entry,) = stacked["middleware"]
     assert entry.pop("use") == "Once"
     assert repr(run("middleware.md", MIDDLEWARE[4])["Once"](**entry)) == "Once(10000)"
-    plugin, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
+    plugin, with_options, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
+    assert with_options["plugins"][0].keys() == {"name", "aliases"}
     assert plugin == {"plugins": [{"name": "vacation", "optional": True}]}
     assert policy["project"]["entry-points"].keys() == {*GROUPS.values()}
 
@@ -165,8 +166,8 @@ def test_plugging_in_from_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names = run("plugins.md", PLUGINS[2])
         with dial(names["server"]) as peer:
             peer.expect("220")
-            peer.line("EHLO mx.example.com")
-            peer.expect("550 5.7.1 that is my name")
+            peer.line("EHLO mx.example.com", "EHLO mail.example.com")
+            peer.expect("550 5.7.1 that is my name", "550 5.7.1 that is my name")
     finally:
         sys.modules.pop("policy", None)
 
@@ -192,7 +193,7 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
     assert {page.name: n for page in DOCS.glob("*.md") if (n := len(blocks(page.name, "toml")))} == {
         "configuration.md": 3,
         "middleware.md": 2,
-        "plugins.md": 2,
+        "plugins.md": 3,
     }
 
 
