@@ -227,7 +227,9 @@ class _Assembly:
             return make(value)
         except ValueError as error:
             self.mistakes.append(Mistake(path, str(error)))
-            return None
+        except OSError as error:
+            self.mistakes.append(Mistake(path, f"cannot use {value!r}: {error.strerror or error}"))
+        return None
 
 
 class _Mistaken(WrongOptions):

@@ -53,7 +53,7 @@ def plugins(check: bool, options: bool) -> None:
             *((each, RESERVED) for each in first.shadowed),
         )
     ]
-    for line in _lines(rows, columns=sys.stdout.isatty()):
+    for line in _lines(rows, columns=sys.stdout is not None and sys.stdout.isatty()):
         click.echo(line)
     if not any(each.kind == "plugin" for each in found):
         click.echo(_NONE, err=True)

@@ -87,8 +87,8 @@ _OPTIONS = (
         type=FileType(),
         default=Path(DEFAULT_MAILDIR),
         show_default=True,
-        help="The Maildir that takes the mail; made when it is not there. Over LMTP, too, a message is one file for all "
-        "of its recipients.",
+        help="The Maildir that takes the mail; made when it is not there. Over LMTP, too, it stores one file for "
+        "all recipients of a message.",
     ),
     click.option(
         "--no-maildir", is_flag=True, help="Store nothing: plugins decide what becomes of messages; without any, 554."

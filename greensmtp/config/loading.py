@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,15 @@ from pydantic import BaseModel, ValidationError
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.lines import KeyPath, TomlError, TomlText
 from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain, no_such_key
-from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, known_keys
+from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory
 
 #: Octets in a configuration file.
 MAX_OCTETS = 1024 * 1024
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: What the command line sets holds everywhere: what is removed, also from each listener, before it is set. (A key
 #: belongs to its certificate.)
@@ -78,6 +81,9 @@ def load(
         _override(data, override)
         places[override.path] = override.option
     source = Source(name, text, places, references.values)
+    broken = [*_broken_text(data)]
+    if broken:  # nothing else can be made of it
+        raise source.error([*references.mistakes, *broken])
     config, mistakes = _validate(Config, data, known_keys(), ())
     mistakes += _plugin_keys(data)
     arguments: dict[KeyPath, dict[str, Any]] = {}
@@ -86,9 +92,8 @@ def load(
         arguments[place] = given
         mistakes += wrong
     # What could not be had has been replaced by something that may be wrong in its place.
-    first = [*references.mistakes, *_nul_characters(data)]
-    settled = {mistake.path for mistake in first}
-    mistakes = [*first, *(mistake for mistake in mistakes if mistake.path not in settled)]
+    missing = {mistake.path for mistake in references.mistakes}
+    mistakes = [*references.mistakes, *(mistake for mistake in mistakes if mistake.path not in missing)]
     if mistakes or config is None:
         raise source.error(mistakes)
     # (What an option has overridden is the option's, and no secret.)
@@ -180,7 +185,10 @@ def _value_at(read: Any, path: KeyPath) -> Any:
         if isinstance(read, BaseModel):
             names = {field.alias or name: name for name, field in type(read).model_fields.items()}
             extra = read.model_extra or {}
-            read = extra[key] if key in extra else getattr(read, names.get(str(key), ""), None)
+            if key in extra:  # of a section of ours: an option, which is looked at by itself
+                read = None if isinstance(read, Section) else extra[key]
+            else:
+                read = getattr(read, names.get(str(key), ""), None)
         elif isinstance(read, dict):
             read = read.get(key)
         elif isinstance(read, list | tuple) and isinstance(key, int) and key < len(read):
@@ -190,13 +198,17 @@ def _value_at(read: Any, path: KeyPath) -> Any:
     return read
 
 
-def _nul_characters(data: Any, path: KeyPath = ()) -> Iterator[Mistake]:
-    """No text has one: it ends a path, a host name or a password for the system's C functions."""
+def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Mistake]:
+    """A NUL ends a path, a host name or a password for the system's C functions. Surrogates stand for octets of the
+    command line that are no UTF-8: what is printed as TOML could not have them."""
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from _nul_characters(value, (*path, key))
-    elif isinstance(data, str) and "\0" in data:
-        yield Mistake(path, "must not have a NUL character in it")
+            yield from _broken_text(value, (*path, key))
+    elif isinstance(data, str):
+        if "\0" in data:
+            yield Mistake(path, "must not have a NUL character in it")
+        elif _SURROGATE.search(data):
+            yield Mistake(path, "must be UTF-8")
 
 
 def _plugin_keys(data: dict[str, Any]) -> Iterator[Mistake]:
