@@ -7,7 +7,8 @@ brings gevent along, and imports it only when a fixture is used. Nothing is patc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,16 +21,8 @@ def make_smtp_sink() -> Iterator[Callable[..., SMTPSink]]:
     """Make sinks with options: ``make_smtp_sink(tls="starttls", users={"jo": "secret"})``; see ``SMTPSink``."""
     from greensmtp.testing import SMTPSink
 
-    sinks: list[SMTPSink] = []
-
-    def make(**options: Any) -> SMTPSink:
-        sink = SMTPSink(**options)
-        sinks.append(sink)
-        return sink.start()
-
-    yield make
-    for sink in sinks:
-        sink.stop()
+    with ExitStack() as sinks:
+        yield lambda **options: sinks.enter_context(SMTPSink(**options))
 
 
 @pytest.fixture

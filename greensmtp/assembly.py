@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
+from gevent import Timeout
+
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, check_middleware
 from greensmtp.composition import when
@@ -117,7 +119,7 @@ class _Assembly:
                 logger.info("without %s, which is in the default stack: %s", name, error)
                 return None
             self.mistakes.append(Mistake(path, f"{name}: {error}"))
-        except Exception as error:
+        except (Exception, SystemExit, Timeout) as error:
             key, text = _blame(error, arguments)
             self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
         return None
@@ -204,6 +206,9 @@ class _Assembly:
         options, mistakes = read_options(
             path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
         )
+        if mistakes and self.loaded.source.option(path) is not None:
+            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text.removeprefix(f'{name}: ')}" for mistake in mistakes)
+            raise WrongOptions(f"{name}: {wrong}: name it in a configuration file, with its options")
         if mistakes:
             raise _Mistaken(mistakes)
         self.loaded.arguments[path] = options
@@ -240,7 +245,7 @@ class _Mistaken(WrongOptions):
         self.mistakes = mistakes
 
 
-def _blame(error: Exception, arguments: dict[str, Any]) -> tuple[str | None, str]:
+def _blame(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
     """The argument that an error is about, if that can be told, and what it says."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         about = (key for key, value in arguments.items() if str(value) == str(error.filename))

@@ -7,6 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
+from gevent import Timeout
 
 from greensmtp.chain import start_each
 from greensmtp.config_cli import check
@@ -90,7 +91,7 @@ def _run(serving: list[Serving], source: Source, stdout: LineWriter) -> None:
 
     try:
         run(*waiting, started=announce)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, Timeout) as error:
         if not waiting:
             raise
         # They are started in this order, and none after the one that fails.

@@ -12,6 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from gevent import Timeout
+
 from greensmtp.errors import GreenSMTPError
 from greensmtp.log import logger
 
@@ -160,7 +162,7 @@ def import_object(value: str, who: str) -> Any:
     module_name, _, attribute = value.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, Timeout) as error:
         raise PluginError(f"{who}: cannot import {module_name}: {describe_error(error)}") from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(target, part):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gevent import Timeout
+
 from greensmtp.chain import Middleware
 from greensmtp.installed import (
     Found,
@@ -202,7 +204,7 @@ class _Plugin:
             return
         try:
             self._target(server, **self.options)
-        except Exception as error:
+        except (Exception, SystemExit, Timeout) as error:
             raise PluginError(f"{self._who}: {self._attribute} failed: {describe_error(error)}") from error
 
     def __str__(self) -> str:

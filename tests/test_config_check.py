@@ -78,6 +78,17 @@ class Misshapen:
 
 def install(server):
     raise RuntimeError("not on this one")
+
+def leave(server):
+    raise SystemExit("usage: none")
+
+def take_leave():
+    raise SystemExit("usage: none")
+
+def wait(server):
+    import gevent
+    with gevent.Timeout(0.001):
+        gevent.sleep(1)
 """
 
 
@@ -101,6 +112,12 @@ def install(server):
             "[[plugins]]\nname = 'broken:install'",
             "2: plugins.name: 'broken:install': install failed: RuntimeError: ",
         ),
+        (
+            "[[plugins]]\nname = 'broken:leave'",
+            "2: plugins.name: 'broken:leave': leave failed: SystemExit: usage: none",
+        ),
+        ("[[plugins]]\nname = 'broken:wait'", "2: plugins.name: 'broken:wait': wait failed: Timeout: 0.001 seconds"),
+        ("[[middleware]]\nuse = 'broken:take_leave'", "1: middleware: broken:take_leave: usage: none"),
         ("hostname = 'a b'", "1: hostname: takes a domain name or an address literal"),
         ("\ntls_cert = 'missing.pem'", "2: tls_cert: cannot read 'missing.pem': No such file or directory"),
         ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: cannot read 'missing.pem'"),
@@ -173,6 +190,15 @@ def test_wrong_options_of_a_plugin_are_told_with_their_line(
     (tmp_path / "policy.py").write_text(PLUGIN)
     (line,) = complaints(check(f"[[plugins]]\n{text}"))
     assert line.startswith(f"greensmtp.toml:{complaint}")
+    sys.modules.pop("policy", None)
+
+
+def test_a_plugin_that_needs_options_is_named_in_a_file(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "policy.py").write_text(PLUGIN)
+    result = check(None, "--plugin", "policy:install")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "'--plugin': policy:install: delay must be given: name it in a configuration file, with its options" in said
     sys.modules.pop("policy", None)
 
 

@@ -219,6 +219,9 @@ def test_a_wrong_refusal_is_an_error_at_once(smtp_sink: SMTPSink, arguments: tup
 
 def test_starttls_with_a_certificate_of_its_own(make_smtp_sink: MakeSink) -> None:
     sink = make_smtp_sink(tls="starttls")
+    sink.refuse("STARTTLS", 454, times=1)
+    with client(sink) as smtp, pytest.raises(smtplib.SMTPResponseException, match="454"):
+        smtp.starttls(context=sink.client_context())
     with smtplib.SMTP("localhost", sink.port, timeout=10) as smtp, pytest.raises(ssl.SSLCertVerificationError):
         smtp.starttls(context=ssl.create_default_context())
     with smtplib.SMTP("localhost", sink.port, timeout=10) as smtp:
