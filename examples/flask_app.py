@@ -8,17 +8,17 @@ Both are gevent servers, so each connection is a greenlet, of a browser or of a 
 mailbox below without a lock: nothing in this file waits while it holds it.
 """
 
-import signal
 import sys
 from collections import deque
 from dataclasses import dataclass
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from typing import Any
 
-import gevent
 from flask import Flask, render_template_string
 from gevent.pywsgi import WSGIServer
 
+import greensmtp
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Logging
 
@@ -93,18 +93,17 @@ def plain_text(message: EmailMessage) -> str:
 
 
 def main(port: int = 9025, web_port: int | None = None) -> None:
-    """Serve until Ctrl-C."""
+    """Serve until Ctrl-C or SIGTERM."""
     mailbox: Mailbox = deque(maxlen=KEPT)
     if web_port is None:
         web_port = 8025 if port else 0
     web = WSGIServer(("127.0.0.1", web_port), make_app(mailbox), log=None)
-    with make_server(mailbox, port) as server:
-        web.start()
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        print("the page is at http://{}:{}/".format(*web.address), flush=True)
-        server.serve_forever()
-    web.stop()
+
+    def tell(server: Any) -> None:
+        place = "the page is at http://{}:{}/" if server is web else "listening on {}:{}"
+        print(place.format(*server.address), flush=True)
+
+    greensmtp.run(make_server(mailbox, port), web, started=tell)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,13 @@ they have no objection they return, and the last one accepts. They are heard in 
 
 import email
 import itertools
-import signal
 import sys
 import time
 from email.message import Message
 
 import gevent
 
+import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer
 from greensmtp.predicates import authenticated, inside
 from greensmtp.protocol.commands import Greeting
@@ -112,11 +112,11 @@ def make_server(port: int = 9025, delay: float = 60.0) -> SMTPServer:
 
 
 def main(port: int = 9025, delay: float = 60.0) -> None:
-    """Serve until Ctrl-C."""
-    with make_server(port, delay) as server:
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        server.serve_forever()
+    """Serve until Ctrl-C or SIGTERM."""
+    greensmtp.run(
+        make_server(port, delay),
+        started=lambda server: print("listening on {}:{}".format(*server.address), flush=True),
+    )
 
 
 if __name__ == "__main__":

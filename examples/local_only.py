@@ -5,11 +5,9 @@
 Then, elsewhere: ``swaks --server 127.0.0.1:9025 --to you@localhost``. Port 0 is any free one.
 """
 
-import signal
 import sys
 
-import gevent
-
+import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 
 
@@ -36,11 +34,11 @@ def make_server(port: int = 9025) -> SMTPServer:
 
 
 def main(port: int = 9025) -> None:
-    """Serve until Ctrl-C."""
-    with make_server(port) as server:
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        server.serve_forever()
+    """Serve until Ctrl-C or SIGTERM."""
+    greensmtp.run(
+        make_server(port),
+        started=lambda server: print("listening on {}:{}".format(*server.address), flush=True),
+    )
 
 
 if __name__ == "__main__":

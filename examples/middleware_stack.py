@@ -6,11 +6,9 @@ From the outside in: what is cheap and refuses most comes first. Then, elsewhere
 you@localhost``. Port 0 is any free one. Needs ``pip install 'greensmtp[ratelimit]'``.
 """
 
-import signal
 import sys
 
-import gevent
-
+import greensmtp
 from greensmtp import Ack, Address, Middleware, Session, SMTPServer
 from greensmtp.middleware import AccessList, ConnectionLimit, EarlyTalker, Logging, RateLimit, Tarpit
 
@@ -44,11 +42,11 @@ def make_server(port: int = 9025) -> SMTPServer:
 
 
 def main(port: int = 9025) -> None:
-    """Serve until Ctrl-C."""
-    with make_server(port) as server:
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        server.serve_forever()
+    """Serve until Ctrl-C or SIGTERM."""
+    greensmtp.run(
+        make_server(port),
+        started=lambda server: print("listening on {}:{}".format(*server.address), flush=True),
+    )
 
 
 if __name__ == "__main__":

@@ -6,11 +6,9 @@ Whatever is connected with ``session.on`` hears that one connection, as long as 
 handlers that know who is there: they print its mail, and tell how it ended. Port 0 is any free one.
 """
 
-import signal
 import sys
 
-import gevent
-
+import greensmtp
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 
 #: Some of the reasons that ``disconnect`` gives, in words.
@@ -46,11 +44,11 @@ def make_server(port: int = 9025, idle: float = 60.0) -> SMTPServer:
 
 
 def main(port: int = 9025, idle: float = 60.0) -> None:
-    """Serve until Ctrl-C."""
-    with make_server(port, idle) as server:
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        server.serve_forever()
+    """Serve until Ctrl-C or SIGTERM."""
+    greensmtp.run(
+        make_server(port, idle),
+        started=lambda server: print("listening on {}:{}".format(*server.address), flush=True),
+    )
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ Without a certificate there is no STARTTLS, and only what does not send the pass
 Port 0 is any free one.
 """
 
-import signal
 import sys
 
-import gevent
-
+import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
@@ -53,11 +51,11 @@ def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | No
 
 
 def main(port: str = "9587", certfile: str | None = None, keyfile: str | None = None) -> None:
-    """Serve until Ctrl-C."""
-    with make_server(int(port), certfile, keyfile) as server:
-        gevent.signal_handler(signal.SIGINT, server.stop)
-        print("listening on {}:{}".format(*server.address), flush=True)
-        server.serve_forever()
+    """Serve until Ctrl-C or SIGTERM."""
+    greensmtp.run(
+        make_server(int(port), certfile, keyfile),
+        started=lambda server: print("listening on {}:{}".format(*server.address), flush=True),
+    )
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from greensmtp.mail import Mail
     from greensmtp.outgoing import Sent
     from greensmtp.pool import Pool
+    from greensmtp.running import run
     from greensmtp.thread_pool import in_thread_pool
 
 __version__ = "0.1.0"
@@ -104,6 +105,7 @@ __all__ = [
     "compose",
     "connect",
     "in_thread_pool",
+    "run",
     "signals",
     "when",
 ]
@@ -118,6 +120,7 @@ _LATER = {
     "compose": "greensmtp.composition",
     "connect": "greensmtp.connecting",
     "in_thread_pool": "greensmtp.thread_pool",
+    "run": "greensmtp.running",
     "when": "greensmtp.composition",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -17,6 +18,12 @@ def main() -> None:
         from greensmtp.cli import cli
 
         cli(prog_name="greensmtp")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
+            raise
+        # What could not be written would be tried again at the end, and complained of.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(f"greensmtp: cannot write: {error.strerror}")
     except ModuleNotFoundError as error:
         if (name := (error.name or "").partition(".")[0]) not in ("click", "pydantic", "pythonjsonlogger"):
             raise

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
+
+from gevent import Timeout
 
 from greensmtp.ack import Ack
 from greensmtp.chain import Middleware, check_middleware
 from greensmtp.composition import when
 from greensmtp.config.conditions import all_of
 from greensmtp.config.lines import KeyPath
-from greensmtp.config.loading import Loaded
+from greensmtp.config.loading import Loaded, read_options
 from greensmtp.config.mistakes import Mistake
-from greensmtp.config.model import ListenerSection, MiddlewareSection
+from greensmtp.config.model import ListenerSection, MiddlewareSection, PluginSection
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.log import logger
-from greensmtp.plugins import PluginError, middleware_factory, plug_in
-from greensmtp.probing import probe_log, probe_maildir
+from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
+from greensmtp.probing import probe_log, probe_maildir, probe_socket
 from greensmtp.secret_file import keep_secret
 from greensmtp.server import SMTPServer
 from greensmtp.session import Session
@@ -28,17 +31,23 @@ from greensmtp.urls import Listen
 
 Made = TypeVar("Made")
 
+_Stack = list[tuple[KeyPath, str, Middleware]]
+
 #: SMTPServer's arguments, and the keys they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
 
 
 @dataclass(slots=True)
 class Serving:
-    """One server, where it is to listen, and the path of that in the configuration."""
+    """One server, where it is to listen, and the path of that in the configuration.
+
+    ``stack`` has the path, the name and the object of each of its middleware.
+    """
 
     server: SMTPServer
     listen: Listen
     path: KeyPath
+    stack: _Stack
 
 
 def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
@@ -61,8 +70,11 @@ class _Assembly:
     mistakes: list[Mistake] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
     maildir: Maildir | None = None
+    #: Where the servers so far are to listen.
+    places: set[tuple[str, int] | str] = field(default_factory=set)
 
     def assemble(self) -> list[Serving]:
+        warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
         stacks = dict(self._stacks())
         serving = [
             made
@@ -80,21 +92,21 @@ class _Assembly:
             if self.mistakes:
                 shared.message.disconnect(self._tap)
         if self.dry:
-            self._try("logging", "target", probe_log, self.loaded.config.logging.target)
+            self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
         if self.mistakes:
             raise self.loaded.source.error(self.mistakes)
         return serving
 
     # Middleware
 
-    def _stacks(self) -> Iterator[tuple[KeyPath, list[Middleware]]]:
+    def _stacks(self) -> Iterator[tuple[KeyPath, _Stack]]:
         """Each stack by its path."""
         for path, stack in self.loaded.config.stacks():
             made = []
             for number, entry in enumerate(stack):
                 middleware = self._middleware((*path, number), entry)
                 if middleware is not None:
-                    made.append(middleware)
+                    made.append(((*path, number), entry.use, middleware))
             yield path, made
 
     def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
@@ -109,7 +121,7 @@ class _Assembly:
                 logger.info("without %s, which is in the default stack: %s", name, error)
                 return None
             self.mistakes.append(Mistake(path, f"{name}: {error}"))
-        except Exception as error:
+        except (Exception, SystemExit, Timeout) as error:
             key, text = _blame(error, arguments)
             self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
         return None
@@ -135,9 +147,7 @@ class _Assembly:
 
     # Servers
 
-    def _server(
-        self, number: int, listener: ListenerSection, stacks: dict[KeyPath, list[Middleware]]
-    ) -> Serving | None:
+    def _server(self, number: int, listener: ListenerSection, stacks: dict[KeyPath, _Stack]) -> Serving | None:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
@@ -156,14 +166,27 @@ class _Assembly:
                 lmtp=listen.lmtp,
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
-                middleware=[*([] if self.outermost is None else [self.outermost]), *stack],
+                middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
                 **files,
                 **(config.limits.given() | listener.limits.given()),
             )
         except (ValueError, TypeError) as error:
             self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
             return None
-        return Serving(server, listen, (*path, "url"))
+        self._check_place((*path, "url"), listen)
+        return Serving(server, listen, (*path, "url"), stack)
+
+    def _check_place(self, path: KeyPath, listen: Listen) -> None:
+        """Could it listen there, as far as that can be told without trying?"""
+        address = listen.address
+        if isinstance(address, str):
+            if self.dry:
+                self._try(path, probe_socket, address)
+        elif address[1] == 0:
+            return  # any free port
+        if address in self.places:
+            self.mistakes.append(Mistake(path, f"another listener has {listen.url()} already"))
+        self.places.add(address)
 
     def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
         """Where the argument that an error begins with has been given."""
@@ -184,32 +207,66 @@ class _Assembly:
         is not stored, and what they leave undecided is accepted."""
         for number, plugin in enumerate(self.loaded.config.plugins):
             try:
-                plug_in(plugin.name, self.servers, optional=plugin.optional)
+                plug_in(
+                    plugin.name,
+                    self.servers,
+                    optional=plugin.optional,
+                    options=dict.fromkeys(plugin.options),
+                    check=partial(self._read_options, ("plugins", number), plugin.name, self.loaded.plugins[number]),
+                )
+            except _Mistaken as error:
+                self.mistakes += error.mistakes
             except PluginError as error:
                 self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+
+    def _read_options(
+        self, path: KeyPath, name: str, entry: dict[str, Any], target: Callable[..., Any], _: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A plugin's options, read as a middleware's are."""
+        without_server = partial(target, None)
+        options, mistakes = read_options(
+            path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
+        )
+        if mistakes and self.loaded.source.option(path) is not None:
+            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text.removeprefix(f'{name}: ')}" for mistake in mistakes)
+            raise WrongOptions(f"{name}: {wrong}: name it in a configuration file, with its options")
+        if mistakes:
+            raise _Mistaken(mistakes)
+        self.loaded.arguments[path] = options
+        return options
 
     def _deliver(self) -> None:
         folder = self.loaded.config.delivery.maildir
         if folder is None:
             return
         if self.dry or self.mistakes:
-            self._try("delivery", "maildir", probe_maildir, folder)
+            self._try(("delivery", "maildir"), probe_maildir, folder)
             return
-        self.maildir = self._try("delivery", "maildir", Maildir, folder)
+        self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
         if self.maildir is not None:
             for server in self.servers:
                 server.on("message", self.maildir.accept)
                 server.on("received", self.maildir.store)
 
-    def _try(self, section: str, key: str, make: Callable[[str], Made], value: str) -> Made | None:
+    def _try(self, path: KeyPath, make: Callable[[str], Made], value: str) -> Made | None:
         try:
             return make(value)
         except ValueError as error:
-            self.mistakes.append(Mistake((section, key), str(error)))
-            return None
+            self.mistakes.append(Mistake(path, str(error)))
+        except OSError as error:
+            self.mistakes.append(Mistake(path, f"cannot use {value!r}: {error.strerror or error}"))
+        return None
 
 
-def _blame(error: Exception, arguments: dict[str, Any]) -> tuple[str | None, str]:
+class _Mistaken(WrongOptions):
+    """A plugin's options are wrong, with the place of each."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        super().__init__("wrong options")
+        self.mistakes = mistakes
+
+
+def _blame(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
     """The argument that an error is about, if that can be told, and what it says."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         about = (key for key, value in arguments.items() if str(value) == str(error.filename))

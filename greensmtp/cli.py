@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
-from gevent import joinall, signal_handler, spawn
-from gevent.event import Event
+from gevent import Timeout
 
+from greensmtp.chain import start_each
 from greensmtp.config_cli import check
+from greensmtp.installed import describe_error
+from greensmtp.log import logger
 from greensmtp.log_writer import LineWriter
 from greensmtp.output import set_up_logging
 from greensmtp.plugins_cli import plugins
+from greensmtp.probing import probe_special_log
+from greensmtp.running import run
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options
 
@@ -22,9 +25,7 @@ if TYPE_CHECKING:
     from greensmtp.assembly import Serving
     from greensmtp.config.loading import Loaded
     from greensmtp.config.mistakes import Source
-
-#: Seconds that transactions in progress get when the server is told to stop.
-DRAIN_SECONDS = 30.0
+    from greensmtp.server import SMTPServer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,7 +47,7 @@ def serve(context: click.Context, /, **options: Any) -> None:
 
     A line on standard output for each listener when it is ready, and for each message that was accepted; the log is
     on standard error. SIGTERM or Ctrl-C lets transactions in progress finish, up to 30 seconds; a second one ends at
-    once.
+    once. SIGHUP is ignored: restart to apply a changed configuration.
 
     \b
     Try it:
@@ -73,34 +74,45 @@ def _start_logging(loaded: Loaded) -> None:
 
     log = loaded.config.logging
     try:
+        probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
     except OSError as error:
         mistake = Mistake(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
         raise loaded.source.error([mistake]) from error
+    except ValueError as error:
+        raise loaded.source.error([Mistake(("logging", "target"), str(error))]) from error
 
 
 def _run(serving: list[Serving], source: Source, stdout: LineWriter) -> None:
-    stopping = Event()
+    waiting = {each.server: each for each in serving}
 
-    def stop() -> None:
-        if stopping.is_set():
-            os._exit(1)
-        stopping.set()
+    def announce(server: SMTPServer) -> None:
+        listen = waiting.pop(server).listen
+        stdout.say(f"listening {listen.url(server.address)}")
 
-    # Before the first listener is announced: whoever waits for that line may send a signal next.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal_handler(number, stop)
     try:
-        for each in serving:
-            try:
-                each.server.start()
-            except OSError as error:
-                # (Without the address, which is behind a colon: it is in the URL.)
-                reason = (error.strerror or str(error)).partition(":")[0]
-                place = source.place(each.path)
-                raise click.ClickException(f"{place}: cannot listen on {each.listen.url()}: {reason}") from error
-            stdout.say(f"listening {each.listen.url(each.server.address)}")
-        stopping.wait()
+        run(*waiting, started=announce)
+    except (Exception, SystemExit, Timeout) as error:
+        if not waiting:
+            raise
+        # They are started in this order, and none after the one that fails.
+        failed = next(iter(waiting.values()))
+        logger.debug("cannot start", exc_info=error)
+        raise click.ClickException(_explain(error, failed, source)) from error
     finally:
-        joinall([spawn(each.server.stop, DRAIN_SECONDS) for each in serving])
         stdout.finish()
+
+
+def _explain(error: BaseException, failed: Serving, source: Source) -> str:
+    """Why a server did not start, in one line: its address, or one of its middleware."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code is start_each.__code__:
+            middleware = frame.f_locals["each"]
+            path, name = next(((path, use) for path, use, made in failed.stack if made is middleware), ((), ""))
+            return f"{source.place(path)}: {name}: cannot start: {' '.join(describe_error(error).split())}"
+    place = source.place(failed.path)
+    if not isinstance(error, OSError):
+        return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
+    # (Without the address, which is behind a colon: it is in the URL.)
+    reason = (error.strerror or str(error)).partition(":")[0]
+    return f"{place}: cannot listen on {failed.listen.url()}: {reason}"

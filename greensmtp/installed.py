@@ -12,7 +12,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from gevent import Timeout
+
 from greensmtp.errors import GreenSMTPError
+from greensmtp.log import logger
 
 Kind = Literal["plugin", "middleware"]
 
@@ -32,7 +35,8 @@ class Found:
     """One thing that is installed.
 
     ``value`` is the object, as ``MODULE`` or ``MODULE:ATTRIBUTE``; ``rivals`` are those of other packages that claim
-    the same name, so that none of them can be had by it.
+    the same name, so that none of them can be had by it. ``shadowed`` are those that claim a name of the catalogue:
+    the catalogue's wins.
     """
 
     kind: Kind
@@ -41,6 +45,7 @@ class Found:
     distribution: str
     version: str
     rivals: tuple[Found, ...] = ()
+    shadowed: tuple[Found, ...] = ()
 
     def load(self) -> Any:
         """Import it; give the module, or the object in it.
@@ -76,15 +81,45 @@ def installed_plugins() -> dict[str, Found]:
 
 
 def installed_middleware() -> dict[str, Found]:
-    """The middleware that is installed, the catalogue's among it, by name, in the order of their names."""
-    return _by_name([*_catalogue(), *_entry_points("middleware")])
+    """The middleware that is installed, the catalogue's among it, by name, in the order of their names.
+
+    The catalogue's names are reserved: another package's middleware of such a name is ``shadowed``.
+    """
+    ours = {each.name: each for each in _catalogue()}
+    others = _by_name(_entry_points("middleware"))
+    for name in ours.keys() & others.keys():
+        first = others.pop(name)
+        ours[name] = replace(ours[name], shadowed=(replace(first, rivals=()), *first.rivals))
+    return dict(sorted((ours | others).items()))
 
 
 def _entry_points(kind: Kind) -> Iterator[Found]:
-    for point in metadata.entry_points(group=GROUPS[kind]):
-        value = "".join(point.value.partition("[")[0].split())  # without extras, which nothing here installs
-        package = point.dist
-        yield Found(kind, point.name, value, package.name if package else "?", package.version if package else "")
+    """What the distributions offer. (``metadata.entry_points`` raises when one of them, whichever, is broken.)"""
+    seen = set()
+    for distribution in metadata.distributions():
+        try:
+            key = getattr(distribution, "_normalized_name", None) or distribution.name
+            if key in seen:  # hidden by one that comes earlier on sys.path
+                continue
+            seen.add(key)
+            points = [
+                (point.name, "".join(point.value.partition("[")[0].split()))  # without extras: nothing installs them
+                for point in distribution.entry_points.select(group=GROUPS[kind])
+            ]
+        except Exception as error:
+            # At DEBUG: there are many packages, and most of them have nothing for us.
+            logger.debug("skipped a package whose metadata cannot be read: %r", error)
+            continue
+        for name, value in points:
+            yield Found(kind, name, value, *_origin(distribution, str(key or "?")))
+
+
+def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]:
+    """Name and version; the name of its folder where its metadata cannot be read."""
+    try:
+        return distribution.name or folder, distribution.version or ""
+    except Exception:
+        return folder, ""
 
 
 def _catalogue() -> Iterator[Found]:
@@ -127,7 +162,7 @@ def import_object(value: str, who: str) -> Any:
     module_name, _, attribute = value.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit, Timeout) as error:
         raise PluginError(f"{who}: cannot import {module_name}: {describe_error(error)}") from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(target, part):

@@ -53,7 +53,7 @@ def listen(address: Any, backlog: int, family: int) -> Any:
         listener.setblocking(False)
     except OSError as error:
         listener.close()
-        raise OSError(error.errno, f"{error.strerror}: {address!r}") from error
+        raise OSError(error.errno, f"{error.strerror or error}: {address!r}") from error
     return listener
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from gevent import Timeout
 
 from greensmtp.chain import Middleware
 from greensmtp.installed import (
@@ -29,15 +31,20 @@ __all__ = [
     "Found",
     "Plugin",
     "PluginError",
+    "WrongOptions",
     "installed_middleware",
     "installed_plugins",
     "load_plugin",
     "middleware_factory",
     "plug_in",
     "read_option",
+    "warn_of_shadowed",
 ]
 
 Plugin = Callable[[SMTPServer], Any]
+
+#: ``(callable, options) -> options``
+CheckOptions = Callable[[Callable[..., Any], dict[str, Any]], dict[str, Any]]
 
 #: Stands for every installed plugin, in the order of their names.
 ALL = "all"
@@ -48,43 +55,61 @@ _OPTIONAL = ",optional"
 _plugged: weakref.WeakKeyDictionary[SMTPServer, set[str]] = weakref.WeakKeyDictionary()
 
 
+class WrongOptions(PluginError):
+    """A plugin takes no such options. Being optional does not excuse that."""
+
+
 def read_option(text: str) -> tuple[str, bool]:
     """A plugin as the command line writes it: its name, and whether it is optional (``vacation,optional``)."""
     name = text.strip()
     return (name.removesuffix(_OPTIONAL).rstrip(), True) if name.endswith(_OPTIONAL) else (name, False)
 
 
-def plug_in(name: str, servers: Sequence[SMTPServer], *, optional: bool = False) -> None:
+def plug_in(
+    name: str,
+    servers: Sequence[SMTPServer],
+    *,
+    optional: bool = False,
+    options: Mapping[str, Any] | None = None,
+    check: CheckOptions | None = None,
+) -> None:
     """Load a plugin and put it into these servers, wholly or not at all: where it fails, the handlers that it has
     connected by then are disconnected again.
 
     :param name: as ``load_plugin`` takes it, or ``ALL``, for those that are installed and not in yet.
-    :param optional: one that fails is skipped, with a warning in the log.
+    :param optional: one that fails is skipped, with a warning in the log; but wrong options are an error all the same.
+    :param options: what the plugin's callable is given besides the server: ``install(server, delay=3)``.
+    :param check: reads the options before they are used, see ``load_plugin``.
     :raises PluginError: it cannot be loaded, or fails; or it is optional, but has stacked middleware before it failed,
         which stays.
     """
+    if name == ALL and options:
+        raise WrongOptions(f"{ALL!r} takes no options: name each plugin that has some")
     for each in installed_plugins() if name == ALL else (name,):
         undo = _Undo(servers)
         try:
-            plugin = load_plugin(each)
+            plugin = load_plugin(each, options, check)
             for server in servers:
                 _plug(plugin, server)
         except PluginError as error:
             undo()
-            if not optional:
+            if not optional or isinstance(error, WrongOptions):
                 raise
             if undo.stacked:
                 raise PluginError(f"{error} (it is optional, but has stacked middleware, which stays)") from error
             logger.warning("skipped an optional plugin: %s", error)
 
 
-def load_plugin(name: str) -> Plugin:
+def load_plugin(name: str, options: Mapping[str, Any] | None = None, check: CheckOptions | None = None) -> Plugin:
     """Import an installed plugin by its name, or ``MODULE`` or ``MODULE:CALLABLE``; give what is to be called with
     each server.
 
     Modules in the current folder are found. A module alone has done its work when it is imported: its handlers are
     connected to ``greensmtp.signals``.
 
+    :param options: what the callable is given besides the server.
+    :param check: given the callable and the options, it returns them as the callable is to get them, or raises
+        ``WrongOptions``.
     :raises PluginError: no such plugin, module or callable, or importing it failed; calling what is given raises it
         too.
     """
@@ -97,7 +122,7 @@ def load_plugin(name: str) -> Plugin:
     found = None if colon else installed_plugins().get(name)
     if found is not None:
         _check_folder(found)
-        return _Plugin(found.load(), found.value, str(found))
+        return _make_plugin(found.load(), found.value, str(found), options, check)
     _look_here()
     try:
         target = import_object(name, repr(name))
@@ -106,7 +131,7 @@ def load_plugin(name: str) -> Plugin:
             hint = did_you_mean(name, installed_plugins())
             raise PluginError(f"{error}; no plugin of that name is installed either{hint}") from error.__cause__
         raise
-    return _Plugin(target, name, repr(name))
+    return _make_plugin(target, name, repr(name), options, check)
 
 
 def middleware_factory(name: str) -> Callable[..., Middleware]:
@@ -134,16 +159,41 @@ def middleware_factory(name: str) -> Callable[..., Middleware]:
     return made
 
 
+def warn_of_shadowed(names: Iterable[str]) -> None:
+    """Log where another package offers middleware by one of these names, which are the catalogue's."""
+    installed = installed_middleware()
+    for name in dict.fromkeys(names):
+        for each in installed[name].shadowed if name in installed else ():
+            logger.warning("%s is not used: that name is reserved for greensmtp's own; write %r", each, each.value)
+
+
+def _make_plugin(
+    target: Any, value: str, who: str, options: Mapping[str, Any] | None, check: CheckOptions | None
+) -> _Plugin:
+    given = dict(options or {})
+    if not value.partition(":")[2]:
+        if given:
+            raise WrongOptions(f"{who} takes no options: it is a module; name a callable in it, MODULE:CALLABLE")
+    elif check is not None and callable(target):
+        given = check(target, given)
+    return _Plugin(target, value, who, given)
+
+
 class _Plugin:
     """What is to be called with each server."""
 
-    def __init__(self, target: Any, value: str, who: str) -> None:
+    def __init__(self, target: Any, value: str, who: str, options: dict[str, Any]) -> None:
         self.value = value
+        self.options = options
         self._target = target
         self._who = who
         self._attribute = value.partition(":")[2]
-        if self._attribute and not _takes_one(target):
-            raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
+        if self._attribute and not _takes(target, options):
+            wrong = next((name for name in options if not _takes(target, {name: None}, partial=True)), None)
+            if wrong is None:
+                raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
+            hint = did_you_mean(wrong, _option_names(target))
+            raise WrongOptions(f"{who}: {self._attribute} takes no option {wrong!r}{hint}")
         if never_runs(target):
             raise PluginError(
                 f"{who}: {self._attribute} must be a plain def: with async or yield, calling it runs nothing"
@@ -153,9 +203,12 @@ class _Plugin:
         if not self._attribute:
             return
         try:
-            self._target(server)
-        except Exception as error:
+            self._target(server, **self.options)
+        except (Exception, SystemExit, Timeout) as error:
             raise PluginError(f"{self._who}: {self._attribute} failed: {describe_error(error)}") from error
+
+    def __str__(self) -> str:
+        return self._who
 
 
 def _plug(plugin: Plugin, server: SMTPServer) -> None:
@@ -164,6 +217,8 @@ def _plug(plugin: Plugin, server: SMTPServer) -> None:
     if value not in inside:
         plugin(server)
         inside.add(value)
+    elif getattr(plugin, "options", None):
+        raise WrongOptions(f"{plugin} is in this server already: name it once, with its options, and before {ALL!r}")
 
 
 class _Undo:
@@ -194,16 +249,23 @@ def _connected(signals: Signals) -> dict[tuple[str, Any], Any]:
     return {(name, key): it for name in FIELDS for key, it in signals.named(name).receivers.items()}
 
 
-def _takes_one(target: Any) -> bool:
+def _takes(target: Any, options: Mapping[str, Any], *, partial: bool = False) -> bool:
+    """It can be called with a server and these options; with ``partial``, and perhaps more of them."""
     if not callable(target):
         return False
     try:
-        inspect.signature(target).bind(None)
+        signature = inspect.signature(target)
+        (signature.bind_partial if partial else signature.bind)(None, **options)
     except TypeError:
         return False
     except ValueError:  # something built in: it tells nothing
         pass
     return True
+
+
+def _option_names(target: Any) -> list[str]:
+    """The names of what it takes besides the server."""
+    return [*inspect.signature(target).parameters][1:]
 
 
 def _look_here() -> None:

@@ -244,6 +244,8 @@ class _Run:
 
     def _send(self, path: Path) -> Sent:
         if str(path) == "-":
+            if sys.stdin is None:
+                raise OSError("standard input is closed")
             return self._pool.send(sys.stdin.buffer, self._sender, self._recipients)
         with path.open("rb") as file:
             return self._pool.send(file, self._sender, self._recipients)

@@ -51,11 +51,24 @@ class SizeType(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class FileType(click.Path):
+    """A path, which is not empty: that would be the current folder."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it, or say what it takes."""
+        if value == "":
+            self.fail("takes a path, not an empty text", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 _OPTIONS = (
     click.option(
         "-c",
         "--config",
-        type=click.Path(path_type=Path),
+        type=FileType(),
         metavar="FILE",
         help="A TOML file, see docs/configuration.md; the options below override what it says.",
     ),
@@ -71,16 +84,17 @@ _OPTIONS = (
     click.option("--hostname", help="The name in the banner and in Received; this machine's own by default."),
     click.option(
         "--maildir",
-        type=click.Path(path_type=Path),
+        type=FileType(),
         default=Path(DEFAULT_MAILDIR),
         show_default=True,
-        help="The Maildir that takes the mail; made when it is not there.",
+        help="The Maildir that takes the mail; made when it is not there. Over LMTP, too, it stores one file for "
+        "all recipients of a message.",
     ),
     click.option(
         "--no-maildir", is_flag=True, help="Store nothing: plugins decide what becomes of messages; without any, 554."
     ),
-    click.option("--tls-cert", type=click.Path(path_type=Path), help="PEM certificate chain; with it, STARTTLS."),
-    click.option("--tls-key", type=click.Path(path_type=Path), help="PEM private key; in --tls-cert by default."),
+    click.option("--tls-cert", type=FileType(), help="PEM certificate chain; with it, STARTTLS."),
+    click.option("--tls-key", type=FileType(), help="PEM private key; in --tls-cert by default."),
     click.option(
         "--plugin",
         "plugins",
@@ -142,6 +156,8 @@ def load_given(context: click.Context) -> Loaded:
     # Here, and not above: it takes its time, and the other commands do without it.
     from greensmtp.config.loading import Override, load
 
+    if context.params["no_maildir"] and context.get_parameter_source("maildir") is not ParameterSource.DEFAULT:
+        raise click.UsageError("--maildir and --no-maildir exclude each other", context)
     given = [
         Override(option, path, convert(context.params[name]))
         for name, (option, path, convert) in _SETS.items()
@@ -156,9 +172,6 @@ class WrongConfig(click.ClickException):
 
     exit_code = 2
 
-    def __init__(self, error: ConfigError) -> None:
-        super().__init__("\n".join(error.lines))
-
     def show(self, file: Any = None) -> None:
         """As click does, line by line."""
         for line in self.message.splitlines():
@@ -167,6 +180,8 @@ class WrongConfig(click.ClickException):
 
 def refuse(error: ConfigError) -> NoReturn:
     """End the command with what is wrong: status 2."""
+    # Keys and values may hold anything; here nothing breaks the line, or commands the terminal.
+    lines = "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in error.lines)
     if error.options:
-        raise click.UsageError("\n".join(error.lines), click.get_current_context()) from error
-    raise WrongConfig(error) from error
+        raise click.UsageError(lines, click.get_current_context()) from error
+    raise WrongConfig(lines) from error

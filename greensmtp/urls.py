@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any
 
 _UNIX = re.compile(r"(lmtp\+)?unix:(?://)?(/[^/].*)")
 _TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]*)\]|([^\s:/\[\]]+)):([0-9]{1,5})/?")
+
+#: Octets in the path of a unix socket, which sockaddr_un bounds.
+MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103
 
 HELP = (
     "127.0.0.1:1025, [::1]:1025, smtps://127.0.0.1:1465, lmtp://127.0.0.1:1024, unix:/run/mail.sock "
@@ -32,6 +37,8 @@ class Listen:
         """
         unix = _UNIX.fullmatch(text)
         if unix is not None:
+            if len(os.fsencode(unix[2])) > MAX_UNIX_PATH:
+                raise ValueError(f"cannot listen on {text!r}: the path is longer than {MAX_UNIX_PATH} octets")
             return cls(unix[2], lmtp=unix[1] is not None)
         tcp = _TCP.fullmatch(text)
         if tcp is None or int(tcp[4]) > 65535:

@@ -19,7 +19,8 @@ from hypothesis import settings
 
 from greensmtp.testing import Peer
 
-pytest_plugins = ["greensmtp.testing.fixtures"]
+# (The second comes by its entry point, too, where this checkout is installed.)
+pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 
 # What is slow is measured by tests of its own; how long one example takes on a busy machine means nothing.
 settings.register_profile("unhurried", deadline=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import smtplib
 import socket
@@ -348,3 +349,49 @@ def test_a_name_that_is_no_host_is_an_error(serve: Serve) -> None:
     assert server.wait() == 1
     assert server.log.startswith("Error: --listen: cannot listen on smtp://nowhere.invalid:0: ")
     assert len(server.log.splitlines()) == 1
+
+
+def test_two_listeners_at_one_address_end_it_before_it_listens(serve: Serve) -> None:
+    server = serve("--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1", wait=False)
+    assert server.wait() == 2
+    assert "another listener has smtp://127.0.0.1:1 already" in server.log
+    assert server.lines() == []
+
+
+def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
+    server = serve("--listen", f"unix:/tmp/{'x' * 103}", wait=False)
+    assert server.wait() == 2
+    assert "the path is longer than 107 octets" in server.log
+    assert "None" not in server.log
+
+
+# Odd surroundings
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "complaint"),
+    [
+        ("check >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
+        ("plugins >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
+        ("--help >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
+        ("check >&-", 0, ""),
+        ("plugins >&- 2>&-", 0, ""),
+        ("check <&- >&- 2>&-", 0, ""),
+        ("check --hostname \"$(printf '\\377')\"", 2, "Error: Invalid value for '--hostname': must be UTF-8"),
+        ("check --config .", 2, "Error: .: Is a directory"),
+        ("check --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
+        ("serve --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
+        ("serve --config pipe --listen 127.0.0.1:0", 2, "Error: pipe:2: "),
+        ("send --server smtp://127.0.0.1:1 --from a@b --to c@d - <&-", 1, "-: standard input is closed"),
+    ],
+)
+def test_in_odd_surroundings_there_is_one_line_and_no_traceback(
+    tmp_path: Path, command: str, status: int, complaint: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    script = f"(printf '\\n=\\n' >pipe) & {SCRIPT} {command}; status=$?; kill $! 2>/dev/null; exit $status"
+    shell = ["sh", "-c", script]
+    ran = subprocess.run(shell, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=20)
+    assert ran.returncode == status, ran.stderr
+    assert complaint in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import sys
 import tomllib
 from collections.abc import Callable
@@ -76,6 +78,17 @@ class Misshapen:
 
 def install(server):
     raise RuntimeError("not on this one")
+
+def leave(server):
+    raise SystemExit("usage: none")
+
+def take_leave():
+    raise SystemExit("usage: none")
+
+def wait(server):
+    import gevent
+    with gevent.Timeout(0.001):
+        gevent.sleep(1)
 """
 
 
@@ -99,6 +112,12 @@ def install(server):
             "[[plugins]]\nname = 'broken:install'",
             "2: plugins.name: 'broken:install': install failed: RuntimeError: ",
         ),
+        (
+            "[[plugins]]\nname = 'broken:leave'",
+            "2: plugins.name: 'broken:leave': leave failed: SystemExit: usage: none",
+        ),
+        ("[[plugins]]\nname = 'broken:wait'", "2: plugins.name: 'broken:wait': wait failed: Timeout: 0.001 seconds"),
+        ("[[middleware]]\nuse = 'broken:take_leave'", "1: middleware: broken:take_leave: usage: none"),
         ("hostname = 'a b'", "1: hostname: takes a domain name or an address literal"),
         ("\ntls_cert = 'missing.pem'", "2: tls_cert: cannot read 'missing.pem': No such file or directory"),
         ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: cannot read 'missing.pem'"),
@@ -125,6 +144,159 @@ def test_what_cannot_be_made_is_told_with_its_line(check: Check, tmp_path: Path,
     (line,) = complaints(check(text))
     assert line.startswith(f"greensmtp.toml:{complaint}")
     sys.modules.pop("broken", None)
+
+
+PLUGIN = """
+from pathlib import Path
+from typing import Literal
+calls = []
+def install(server, *, delay: float, words: list[str] = [], path: Path = Path(), mode: Literal["a", "b"] = "a"):
+    calls.append({"delay": delay, "words": words, "path": path, "mode": mode})
+def anything(server, **options):
+    calls.append(options)
+def plain(server):
+    calls.append({})
+class Policy:
+    def __init__(self, server, delay: int = 0):
+        calls.append({"delay": delay})
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "name = 'policy:install'\ndelay = 1\nwrds = ['a']",
+            "4: plugins.wrds: policy:install: there is no such key; di",
+        ),
+        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: takes a number, not text"),
+        ("name = 'policy:install'\ndelay = 1979-05-27", "3: plugins.delay: policy:install: takes a number, not text"),
+        ("name = 'policy:install'\ndelay = 1\nwords = [1]", "4: plugins.words: policy:install: takes text, not a w"),
+        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: takes "a" or "b"'),
+        ("name = 'policy:install'", "1: plugins.delay: policy:install: must be given"),
+        (
+            "name = 'policy:install'\noptional = true\ndelay = []",
+            "4: plugins.delay: policy:install: takes a number, no",
+        ),
+        ("name = 'policy:plain'\ndelay = 1", "3: plugins.delay: policy:plain: there is no such key"),
+        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: takes a whole number, not a n"),
+        ("name = 'policy'\ndelay = 1", "2: plugins.name: 'policy' takes no options: it is a module; name a callable"),
+        ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
+    ],
+)
+def test_wrong_options_of_a_plugin_are_told_with_their_line(
+    check: Check, tmp_path: Path, text: str, complaint: str
+) -> None:
+    (tmp_path / "policy.py").write_text(PLUGIN)
+    (line,) = complaints(check(f"[[plugins]]\n{text}"))
+    assert line.startswith(f"greensmtp.toml:{complaint}")
+    sys.modules.pop("policy", None)
+
+
+def test_a_plugin_that_needs_options_is_named_in_a_file(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "policy.py").write_text(PLUGIN)
+    result = check(None, "--plugin", "policy:install")
+    assert result.exit_code == 2
+    said = " ".join(result.stderr.split())
+    assert "'--plugin': policy:install: delay must be given: name it in a configuration file, with its options" in said
+    sys.modules.pop("policy", None)
+
+
+def test_a_plugin_gets_its_options(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "policy.py").write_text(PLUGIN)
+    monkeypatch.setenv("WORD", "sesame")
+    text = (
+        "[[plugins]]\nname = 'policy:install'\ndelay = 3\nwords = ['a', { env = 'WORD' }]\npath = 'sub'\n"
+        "[[plugins]]\nname = 'policy:anything'\npassword = 'boop'\nusers = { jo = 'boop' }\n"
+        "[[plugins]]\nname = 'policy:Policy'\ndelay = 1\n"
+        "[[listeners]]\nurl = '127.0.0.1:0'\n[[listeners]]\nurl = '127.0.0.1:0'\n"
+    )
+    result = check(text)
+    assert sys.modules["policy"].calls == [
+        *[{"delay": 3, "words": ["a", "sesame"], "path": Path("sub"), "mode": "a"}] * 2,
+        *[{"password": "boop", "users": {"jo": "boop"}}] * 2,
+        *[{"delay": 1}] * 2,
+    ]
+    assert printed(result)["plugins"] == [
+        {
+            **{"name": "policy:install", "optional": False, "delay": 3, "path": str(tmp_path / "sub")},
+            "words": ["a", {"env": "WORD"}],
+        },
+        {"name": "policy:anything", "optional": False, "password": "***", "users": {"jo": "***"}},
+        {"name": "policy:Policy", "optional": False, "delay": 1},
+    ]
+    sys.modules.pop("policy", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "complaint"),
+    [
+        ("missing/socket", "'{}/missing': no such folder"),
+        ("file/socket", "'{}/file': not a folder"),
+        ("file", "it is there already, and no socket"),
+        (".", "it is there already, and no socket"),
+        ("x" * 107, "the path is longer than 107 octets"),
+    ],
+)
+def test_a_unix_path_that_cannot_be_bound_is_told_with_its_line(
+    check: Check, tmp_path: Path, path: str, complaint: str
+) -> None:
+    (tmp_path / "file").touch()
+    (line,) = complaints(check(f"[[listeners]]\nurl = 'unix:{tmp_path}/{path}'"))
+    assert line.startswith("greensmtp.toml:2: listeners.url: cannot listen on ")
+    assert line.endswith(complaint.format(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_unix_path_in_a_folder_that_cannot_be_written_to(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    (line,) = complaints(check(f"[[listeners]]\nurl = 'unix:{tmp_path}/locked/socket'"))
+    assert line.endswith(f"cannot write to '{tmp_path}/locked'")
+
+
+def test_what_a_dead_server_left_is_no_mistake(check: Check, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "socket"))
+    assert check(f"[[listeners]]\nurl = 'unix:{tmp_path}/socket'").exit_code == 0
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:2525", "unix:{}/socket"])
+def test_two_listeners_at_one_address_are_told(check: Check, tmp_path: Path, url: str) -> None:
+    url = url.format(tmp_path)
+    (line,) = complaints(check(f"[[listeners]]\nurl = '{url}'\n[[listeners]]\nurl = '{url}'"))
+    assert line.startswith("greensmtp.toml:4: listeners.url: another listener has ")
+    assert check("[[listeners]]\nurl = '127.0.0.1:0'\n[[listeners]]\nurl = '127.0.0.1:0'").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("[delivery]\nmaildir = '{0}'", "2: delivery.maildir: cannot make '{0}': File name too long"),
+        (
+            "[logging]\ntarget = 'pipe'",
+            "2: logging.target: cannot write to 'pipe': it is a pipe or a socket, not a file",
+        ),
+    ],
+)
+def test_a_path_that_the_system_does_not_take(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (line,) = complaints(check(text.format("x" * 300)))
+    assert line == f"greensmtp.toml:{complaint.format('x' * 300)}"
+
+
+def test_what_would_break_the_line_is_escaped(check: Check) -> None:
+    (line,) = complaints(check('"a\\nb\\u001b[31m" = 1'))
+    assert line.startswith("greensmtp.toml:1: a\\nb\\x1b[31m: there is no such key")
+
+
+def test_options_that_contradict_each_other(check: Check) -> None:
+    result = check(None, "--maildir", "x", "--no-maildir")
+    assert result.exit_code == 2
+    assert "Error: --maildir and --no-maildir exclude each other" in result.stderr
+    for option in ("--maildir", "--config", "--tls-cert", "--tls-key"):
+        result = check(None, option, "")
+        assert result.exit_code == 2
+        assert "takes a path, not an empty text" in result.stderr
 
 
 def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
@@ -202,12 +374,12 @@ def test_the_defaults_are_all_printed(check: Check, tmp_path: Path) -> None:
     assert {"use": "Logging"} in data["middleware"]
 
 
-def test_options_are_in_it(check: Check) -> None:
+def test_options_are_in_it(check: Check, tmp_path: Path) -> None:
     options = [
         "--listen",
         "lmtp://[::1]:0",
         "--listen",
-        "unix:/run/x",
+        f"unix:{tmp_path}/x",
         "--hostname",
         "o.example",
         "--no-maildir",
@@ -215,7 +387,7 @@ def test_options_are_in_it(check: Check) -> None:
         "3k",
     ]
     data = printed(check("hostname = 'f.example'", *options, "--log-format", "json", "-vv"))
-    assert data["listeners"] == [{"url": "lmtp://[::1]:0"}, {"url": "unix:/run/x"}]
+    assert data["listeners"] == [{"url": "lmtp://[::1]:0"}, {"url": f"unix:{tmp_path}/x"}]
     assert (data["hostname"], data["delivery"]["maildir"]) == ("o.example", False)
     assert data["limits"]["max_message_size"] == 3072
     assert (data["logging"]["format"], data["logging"]["level"]) == ("json", "debug")

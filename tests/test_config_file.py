@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import sys
@@ -66,7 +67,7 @@ WRONG: list[tuple[str, str]] = [
     ("[[plugins]]\nname = 'a'\noptionl = true", "3: plugins.optionl: there is no such key; did you mean optional?"),
     # types
     ("hostname = 3", "1: hostname: takes text, not a whole number"),
-    ("hostname = true", "1: hostname: takes a value, or false for none; true says nothing"),
+    ("hostname = true", "1: hostname: expected a value, or false to disable; got true"),
     ("limits = 3", "1: limits: takes a table, not a whole number"),
     ("listeners = 3", "1: listeners: takes a list, not a whole number"),
     ('listeners = ["127.0.0.1:25"]', "1: listeners: takes a table, not text"),
@@ -125,6 +126,42 @@ WRONG: list[tuple[str, str]] = [
         "[[middleware]]\nuse = 'Logging'\nonyl = []",
         "3: middleware.onyl: Logging: there is no such key; did you mean only?",
     ),
+    # dates, times and numbers for text
+    ("hostname = 1979-05-27", "1: hostname: takes text, not a date: put it in quotes"),
+    ("[logging]\ntarget = 07:32:00", "2: logging.target: takes text, not a time: put it in quotes"),
+    ("[delivery]\nmaildir = 1979-05-27T07:32:00Z", "2: delivery.maildir: takes text, not a date: put it in quotes"),
+    ("[[plugins]]\nname = 1979-05-27", "2: plugins.name: takes text, not a date: put it in quotes"),
+    (LISTENER + "tls_cert = 1979-05-27", "3: listeners.tls_cert: takes text, not a date: put it in quotes"),
+    (
+        "[[middleware]]\nuse = 'Logging'\nlogger = 1979-05-27",
+        "3: middleware.logger: Logging: takes text, not a date: put it in quotes",
+    ),
+    (
+        "[[middleware]]\nuse = 'AccessList'\nallow = ['10.0.0.1',\n 1979-05-27]",
+        "3: middleware.allow: AccessList: takes text, not a date: put it in quotes",
+    ),
+    ("hostname = 1.5", "1: hostname: takes text, not a number with a fraction"),
+    ("hostname = inf", "1: hostname: takes text, not a number with a fraction"),
+    # texts that no path, name or password can be
+    ('[logging]\ntarget = "a\\u0000b"', "2: logging.target: must not have a NUL character in it"),
+    ('[delivery]\nmaildir = "\\u0000"', "2: delivery.maildir: must not have a NUL character in it"),
+    ('tls_cert = "\\u0000"', "1: tls_cert: must not have a NUL character in it"),
+    ('[[listeners]]\nurl = "unix:/tmp/\\u0000"', "2: listeners.url: must not have a NUL character in it"),
+    ('[[plugins]]\nname = "a\\u0000:b"', "2: plugins.name: must not have a NUL character in it"),
+    ('[[plugins]]\nname = "a"\nx = ["\\u0000"]', "3: plugins.x: must not have a NUL character in it"),
+    ('[[middleware]]\nuse = "a\\u0000:b"', "2: middleware.use: must not have a NUL character in it"),
+    (
+        '[[middleware]]\nuse = "Auth"\nbackend = { a = "\\u0000" }',
+        "3: middleware.backend.a: must not have a NUL character in it",
+    ),
+    ("[delivery]\nmaildir = ''", "2: delivery.maildir: takes a path, not an empty text"),
+    ("[logging]\ntarget = ''", "2: logging.target: takes a path, not an empty text"),
+    ("tls_key = ''", "1: tls_key: takes a path, not an empty text"),
+    (
+        f"[[listeners]]\nurl = 'unix:/{'x' * 107}'",
+        f"2: listeners.url: cannot listen on 'unix:/{'x' * 107}': the path is longer than 107 octets",
+    ),
+    (LISTENER + "backlog = 100000000000000000000", "3: listeners.backlog: should be less than or equal to 2147483647"),
     # no TOML
     ("a = 1\nb = ", "2: invalid value"),
     ("\n[a]\n[a]", "3: cannot declare ('a',) twice"),
@@ -156,6 +193,30 @@ def test_a_file_that_is_no_text(write: Write, content: bytes, complaint: str) ->
     path = write("")
     path.write_bytes(content)
     assert mistakes(path) == [complaint]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(write: Write) -> None:
+    path = write("\ufeff# saved by some editor\nhostname = 'mx.example.com'\n[logging]\nlevel = 1\n")
+    assert mistakes(path) == ['greensmtp.toml:4: logging.level: takes "debug", "info", "warning" or "error"']
+    path = write("\ufeffhostname = 'mx.example.com'\n")
+    assert load(path).config.hostname == "mx.example.com"
+
+
+def test_a_date_is_one_where_a_middleware_takes_it(write: Write) -> None:
+    Path("dated.py").write_text(
+        "import datetime\ndef make(day: datetime.date, at: list[datetime.time], word: str = ''): ...\n"
+    )
+    text = "[[middleware]]\nuse = 'dated:make'\nday = 1979-05-27\nat = [07:32:00]\n"
+    loaded = load(write(text))
+    ((_, arguments),) = loaded.arguments.items()
+    assert arguments == {"day": datetime.date(1979, 5, 27), "at": [datetime.time(7, 32)]}
+
+
+def test_what_is_not_utf_8_on_the_command_line_is_an_error(write: Write) -> None:
+    """As POSIX hands it over; it could not be printed as TOML."""
+    for name in ("hostname", "tls_cert"):
+        override = Override(f"--{name}", (name,), "\udcff")
+        assert mistakes(write(""), override) == [f"Invalid value for '--{name}': must be UTF-8"]
 
 
 def test_a_file_that_cannot_be_read(write: Write) -> None:

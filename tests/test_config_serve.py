@@ -312,3 +312,29 @@ def test_a_port_in_use_is_told_with_its_line(serve: Serve, tmp_path: Path) -> No
     assert server.log == (
         f"Error: greensmtp.toml:3: listeners.url: cannot listen on smtp://127.0.0.1:{port}: Address already in use\n"
     )
+
+
+FAILING = """
+class Failing:
+    def __init__(self, error: str) -> None:
+        self.error = error
+    def start(self, server):
+        raise OSError(98, self.error)
+    def __call__(self, session, command, proceed):
+        return proceed(session, command)
+"""
+
+
+def test_a_middleware_that_does_not_start_is_one_line_with_its_place(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    (tmp_path / "greensmtp.toml").write_text(
+        '[[listeners]]\nurl = "127.0.0.1:0"\n[[middleware]]\nuse = "Logging"\n[[middleware]]\n'
+        'use = "failing:Failing"\nerror = "no\\nsuch port"\nonly = ["not over_tls"]\n'
+    )
+    server = serve("--config", "greensmtp.toml", wait=False, listeners=1)
+    assert server.wait() == 1
+    assert server.log == (
+        "Error: greensmtp.toml:5: middleware: failing:Failing: cannot start: OSError: [Errno 98] no such port "
+        f"({tmp_path}/failing.py, line 6)\n"
+    )
+    assert server.lines() == []

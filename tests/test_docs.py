@@ -148,7 +148,8 @@ def test_the_entry_points_are_those_that_are_looked_for() -> None:
     (entry,) = stacked["middleware"]
     assert entry.pop("use") == "Once"
     assert repr(run("middleware.md", MIDDLEWARE[5])["Once"](**entry)) == "Once(10000)"
-    plugin, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
+    plugin, with_options, policy = map(tomllib.loads, blocks("plugins.md", "toml"))
+    assert with_options["plugins"][0].keys() == {"name", "aliases"}
     assert plugin == {"plugins": [{"name": "vacation", "optional": True}]}
     assert policy["project"]["entry-points"].keys() == {*GROUPS.values()}
 
@@ -176,8 +177,8 @@ def test_plugging_in_from_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         names = run("plugins.md", PLUGINS[2])
         with dial(names["server"]) as peer:
             peer.expect("220")
-            peer.line("EHLO mx.example.com")
-            peer.expect("550 5.7.1 that is my name")
+            peer.line("EHLO mx.example.com", "EHLO mail.example.com")
+            peer.expect("550 5.7.1 that is my name", "550 5.7.1 that is my name")
     finally:
         sys.modules.pop("policy", None)
 
@@ -198,12 +199,13 @@ def test_all_blocks_of_the_other_pages_are_run_below() -> None:
         "observability.md": 1,
         "plugins.md": 3,
         "security.md": 0,
-        "server.md": 2,
+        "server.md": 3,
+        "testing.md": 1,
     }
     assert {page.name: n for page in DOCS.glob("*.md") if (n := len(blocks(page.name, "toml")))} == {
         "configuration.md": 3,
         "middleware.md": 2,
-        "plugins.md": 2,
+        "plugins.md": 3,
     }
 
 
@@ -311,6 +313,29 @@ def test_lmtp_replies_for_each(smtp_server: MakeServer) -> None:
         peer.envelope(to=["jo@example.com", "ann@example.com"])
         peer.line("DATA", "hi", ".")
         peer.expect("354", "452 4.2.2 mailbox full", "250")
+
+
+def test_a_server_in_a_thread(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+
+    def say_hello() -> None:
+        with dial(server) as peer:
+            peer.hello()
+
+    run(
+        "server.md",
+        blocks("server.md")[2].replace("...  ", "say_hello()  "),
+        {"server": server, "say_hello": say_hello},
+    )
+    assert not server.started
+
+
+def test_the_tests_with_a_sink_pass(tmp_path: Path) -> None:
+    (tmp_path / "test_sending.py").write_text(blocks("testing.md")[0])
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "3 passed" in ran.stdout
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

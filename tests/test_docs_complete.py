@@ -15,6 +15,7 @@ from greensmtp import Ack, Address, MessageStream, Pool, Reply, Sent, Session, S
 from greensmtp import middleware as catalogue
 from greensmtp.cli import cli
 from greensmtp.limits import Limits
+from greensmtp.testing import Attachment, SinkMessage, SMTPSink
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path.read_text("utf-8") for path in (ROOT / "docs").glob("*.md")}
@@ -70,6 +71,15 @@ def test_what_handlers_are_given_is_described(given: Any) -> None:
 @pytest.mark.parametrize("name", catalogue.__all__)
 def test_every_option_of_a_middleware_is_on_its_page(name: str) -> None:
     assert missing(arguments(getattr(catalogue, name)), PAGES[PAGE_OF[name]]) == []
+
+
+def test_everything_about_the_sink_is_described() -> None:
+    def own(given: type) -> list[str]:
+        return [name for name in (*vars(given), *given.__annotations__) if not name.startswith("_")]
+
+    internal = {"start", "stop"}
+    names = [*own(SMTPSink), *own(SinkMessage), *own(Attachment), *arguments(SMTPSink)]
+    assert missing(set(names) - internal - {"host", "hostname", "options"}, PAGES["testing.md"]) == []
 
 
 def test_every_option_of_server_and_client_is_on_their_pages() -> None:

@@ -33,7 +33,7 @@ def settings() -> dict[str, Any]:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built once and from a copy: a build leaves its traces beside the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "LICENSE", "pytest_greensmtp.py"):
         shutil.copy(ROOT / name, source)
     for name in ("greensmtp", "middleware"):
         ignore = shutil.ignore_patterns("__pycache__")
@@ -68,7 +68,7 @@ def test_the_wheel_holds_the_tree_and_nothing_else(wheel: Path) -> None:
     assert catalogue
     with ZipFile(wheel) as archive:
         shipped = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert shipped == sources | catalogue | {"greensmtp/py.typed"}
+    assert shipped == sources | catalogue | {"greensmtp/py.typed", "pytest_greensmtp.py"}
 
 
 IMPORT_ALL = """
@@ -91,6 +91,19 @@ def test_the_command_is_there(installed: Path, tmp_path: Path) -> None:
     ran = run(sys.executable, installed / "bin" / "greensmtp", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert ran.returncode == 0, ran.stderr
     assert "serve" in ran.stdout
+
+
+def test_pytest_finds_the_fixtures_of_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """By its entry point, and without importing the package."""
+    (tmp_path / "test_it.py").write_text(
+        "import sys\ndef test_first():\n    assert not {'gevent', 'greensmtp'} & sys.modules.keys()\n"
+        "def test_second(smtp_sink):\n    assert smtp_sink.port\n"
+        f"    assert sys.modules['greensmtp'].__file__.startswith({str(installed)!r})\n"
+        f"    assert sys.modules['pytest_greensmtp'].__file__.startswith({str(installed)!r})\n"
+    )
+    command = (sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "test_it.py")
+    ran = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_the_catalogue_has_one_name_only() -> None:

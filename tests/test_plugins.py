@@ -26,6 +26,7 @@ from greensmtp.plugins import (
     middleware_factory,
     plug_in,
     read_option,
+    warn_of_shadowed,
 )
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -404,8 +405,10 @@ def test_all_means_each_that_is_installed_once_in_the_order_of_their_names(
 def test_a_name_that_two_packages_claim_is_an_error_with_both_when_it_is_used(
     package: Package, smtp_server: MakeServer
 ) -> None:
-    package.add("acme", "1.0", WELCOMING, plugins="tea = acme:install", middleware="Logging = acme:install")
-    package.add("bolt", "2.0", WELCOMING, plugins="tea = bolt:install\ncoffee = bolt:install")
+    package.add("acme", "1.0", WELCOMING, plugins="tea = acme:install", middleware="Milk = acme:install")
+    package.add(
+        "bolt", "2.0", WELCOMING, plugins="tea = bolt:install\ncoffee = bolt:install", middleware="Milk = bolt:install"
+    )
     server = smtp_server()
     claim = r"'tea' is claimed by several packages, acme 1\.0 \(acme:install\) and bolt 2\.0 \(bolt:install\)"
     for use in (lambda: plug_in("tea", [server]), lambda: load_plugin("tea"), lambda: plug_in("all", [smtp_server()])):
@@ -414,9 +417,54 @@ def test_a_name_that_two_packages_claim_is_an_error_with_both_when_it_is_used(
     plug_in("acme:install", [server])
     assert "acme was here" in first_reply(server)
     load_plugin("coffee")
-    with pytest.raises(PluginError, match=r"middleware 'Logging' is claimed .*acme 1\.0 .* and greensmtp [\d.]+ "):
-        middleware_factory("Logging")
-    assert middleware_factory("greensmtp.middleware:Logging") is Logging
+    with pytest.raises(PluginError, match=r"middleware 'Milk' is claimed .*acme 1\.0 .* and bolt 2\.0 "):
+        middleware_factory("Milk")
+
+
+def test_the_names_of_the_catalogue_are_reserved(package: Package, caplog: pytest.LogCaptureFixture) -> None:
+    package.add("acme", "1.0", "Tarpit = Logging = 7", middleware="Logging = acme:Logging\nTarpit = acme:Tarpit")
+    package.add("bolt", "2.0", "Logging = 8", middleware="Logging = bolt:Logging")
+    assert middleware_factory("Logging") is Logging
+    assert [each.distribution for each in installed_middleware()["Logging"].shadowed] == ["acme", "bolt"]
+    warn_of_shadowed(["Logging", "RateLimit", "unheard:of"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "middleware 'Logging' of acme 1.0 is not used: that name is reserved for greensmtp's own; write 'acme:Logging'",
+        "middleware 'Logging' of bolt 2.0 is not used: that name is reserved for greensmtp's own; write 'bolt:Logging'",
+    ]
+    status, out, _ = listing("--check")
+    assert status == 0
+    rows = [line.split("\t") for line in out.splitlines() if line.startswith("Logging\t")]
+    assert [(row[2], row[5][:20]) for row in rows] == [
+        *(("greensmtp", "ok"), ("acme", "the name is reserved")),
+        ("bolt", "the name is reserved"),
+    ]
+
+
+def test_a_package_that_is_broken_harms_no_other(
+    package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    package.add("acme", "1.0", WELCOMING, plugins="acme = acme:install")
+    for name, metadata, points in (
+        ("broken_points", b"Metadata-Version: 2.1\nName: x\n", b"\xff\xfe"),
+        ("no_value", b"Metadata-Version: 2.1\nName: y\n", b"[greensmtp.plugins]\nnothing\n"),
+        ("no_name", b"", b"[greensmtp.plugins]\nnameless = acme:install\n"),
+        ("broken_metadata", b"\xff", b"[greensmtp.middleware]\nBroken = acme:install\n"),
+        ("empty_value", b"Metadata-Version: 2.1\nName: z\n", b"[greensmtp.plugins]\nempty =\n"),
+    ):
+        information = package.folder / f"{name}-1.dist-info"
+        information.mkdir()
+        (information / "METADATA").write_bytes(metadata)
+        (information / "entry_points.txt").write_bytes(points)
+    assert {"acme", "nameless"} <= installed_plugins().keys()
+    assert installed_middleware()["Broken"].distribution == "broken_metadata"
+    assert middleware_factory("Logging") is Logging
+    server = smtp_server()
+    plug_in("acme", [server])
+    assert "acme was here" in first_reply(server)
+    assert not [record for record in caplog.records if record.levelname != "DEBUG"]
+    _, out, _ = listing("--check")
+    assert "acme\tplugin\tacme\t1.0\tacme:install\tok" in out.splitlines()
+    assert "Traceback" not in out
 
 
 def test_a_name_that_is_a_file_here_too_is_an_error_with_both(package: Package, tmp_path: Path) -> None:
@@ -457,6 +505,45 @@ def test_an_installed_one_that_fails_is_told_with_package_and_place(
     assert (record.levelname, record.getMessage()[:27]) == ("WARNING", "skipped an optional plugin:")
     assert re.search(complaint, record.getMessage())
     assert "bolt was here" in first_reply(server)
+
+
+OPTIONS = """
+def install(server, delay: float = 1.0, *, word="please"):
+    server.on("from", lambda session, address, ack: ack.accept(250, f"{word} wait {delay}"))
+class Slow:
+    def __init__(self, delay: float = 1.0, words: list[str] | None = None): ...
+    def __call__(self, session, command, proceed): ...
+"""
+
+
+def test_a_plugin_is_given_options(package: Package, smtp_server: MakeServer) -> None:
+    package.add("acme", "1.0", OPTIONS, plugins="acme = acme:install", middleware="Slow = acme:Slow")
+    server, other = smtp_server(), smtp_server()
+    plug_in("acme", [server], options={"delay": 3, "word": "now"})
+    assert first_reply(server) == "250 2.0.0 now wait 3"
+    plug_in("all", [server])
+    (package.folder / "acme_module.py").touch()
+    with pytest.raises(PluginError, match=r"plugin 'acme' of acme 1\.0 is in this server already: name it once"):
+        plug_in("acme", [server], options={"delay": 3})
+    for optional in (False, True):
+        with pytest.raises(PluginError, match=r"install takes no option 'dealy'; did you mean 'delay'\?"):
+            plug_in("acme", [other], options={"dealy": 3}, optional=optional)
+        with pytest.raises(PluginError, match="'all' takes no options"):
+            plug_in("all", [other], options={"delay": 3}, optional=optional)
+        with pytest.raises(PluginError, match="'acme_module' takes no options: it is a module"):
+            plug_in("acme_module", [other], options={"delay": 3}, optional=optional)
+    assert first_reply(other) == "250 2.1.0 Ok"
+
+
+def test_the_options_are_listed(package: Package) -> None:
+    package.add("acme", "1.0", OPTIONS, plugins="acme = acme:install\nbroken = acme:no", middleware="Slow = acme:Slow")
+    status, out, _ = listing("--options")
+    assert status == 0
+    rows = {line.split("\t")[0]: line.split("\t")[5:] for line in out.splitlines()}
+    assert rows["acme"] == ["", "delay=1.0, word='please'"]
+    assert rows["Slow"] == ["", "delay=1.0, words=None"]
+    assert rows["broken"] == []
+    assert rows["EarlyTalker"][1].startswith("pause=")
 
 
 HALF = """

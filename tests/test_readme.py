@@ -23,7 +23,7 @@ def test_there_are_as_many_blocks_as_tests_below() -> None:
 
 def test_the_example_takes_mail_for_localhost(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     names: dict[str, SMTPServer] = {}
-    source = BLOCKS[0].replace("9025", "0").replace("server.serve_forever()", "server.start()")
+    source = BLOCKS[0].replace("9025", "0").replace("greensmtp.run(server)", "server.start()")
     exec(compile(source, "README.md", "exec"), names)
     with names["server"] as server, dial(server) as peer:
         peer.hello()
@@ -46,20 +46,20 @@ def test_the_tarpit_delays_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [2]
 
 
-def test_the_test_of_ones_own_passes(tmp_path: Path) -> None:
+def test_the_tests_of_ones_own_pass(tmp_path: Path) -> None:
     setup, test = BLOCKS[2].split("\n\n", 1)
     (tmp_path / "conftest.py").write_text(setup)
     (tmp_path / "test_own.py").write_text(test)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50, cwd=tmp_path)
     assert run.returncode == 0, run.stdout + run.stderr
-    assert "1 passed" in run.stdout
+    assert "2 passed" in run.stdout
 
 
 @pytest.mark.parametrize("block", [3, 4])
 def test_the_client_sends_to_the_example(block: int, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     names: dict[str, SMTPServer] = {}
-    source = BLOCKS[0].replace("9025", "0").replace("server.serve_forever()", "server.start()")
+    source = BLOCKS[0].replace("9025", "0").replace("greensmtp.run(server)", "server.start()")
     exec(compile(source, "README.md", "exec"), names)
     with names["server"] as server:
         exec(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import difflib
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,16 @@ from pydantic import BaseModel, ValidationError
 
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.lines import KeyPath, TomlError, TomlText
-from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain
-from greensmtp.config.model import PATHS, Config, MiddlewareSection, known_keys
+from greensmtp.config.mistakes import ConfigError, Mistake, Source, explain, no_such_key
+from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory
 
 #: Octets in a configuration file.
 MAX_OCTETS = 1024 * 1024
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 #: What the command line sets holds everywhere: what is removed, also from each listener, before it is set. (A key
 #: belongs to its certificate.)
@@ -48,8 +53,12 @@ class Loaded:
     source: Source
     #: Where values stood in the environment or in files.
     references: dict[KeyPath, dict[str, str]]
-    #: The arguments of each middleware, by its path.
+    #: The arguments of each middleware, by its path; of each plugin, too, once it has been loaded.
     arguments: dict[KeyPath, dict[str, Any]] = field(default_factory=dict)
+    #: Each plugin's entry as it was written, with references resolved: its options can be read only when it is loaded.
+    plugins: list[dict[str, Any]] = field(default_factory=list)
+    #: Where paths begin.
+    folder: Path = field(default_factory=Path)
 
 
 def load(
@@ -72,7 +81,11 @@ def load(
         _override(data, override)
         places[override.path] = override.option
     source = Source(name, text, places, references.values)
+    broken = [*_broken_text(data)]
+    if broken:  # nothing else can be made of it
+        raise source.error([*references.mistakes, *broken])
     config, mistakes = _validate(Config, data, known_keys(), ())
+    mistakes += _plugin_keys(data)
     arguments: dict[KeyPath, dict[str, Any]] = {}
     for place, entry in _middleware(data):
         given, wrong = _arguments(place, entry, folder)
@@ -85,7 +98,7 @@ def load(
         raise source.error(mistakes)
     # (What an option has overridden is the option's, and no secret.)
     found = {key: value for key, value in references.found.items() if source.option(key) is None}
-    return Loaded(config, source, found, arguments)
+    return Loaded(config, source, found, arguments, data.get("plugins", []), folder)
 
 
 def _read(path: Path) -> TomlText:
@@ -93,11 +106,11 @@ def _read(path: Path) -> TomlText:
         with path.open("rb") as file:
             octets = file.read(MAX_OCTETS + 1)
     except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror}"]) from None
+        raise ConfigError([f"{path}: {error.strerror or error}"]) from None
     if len(octets) > MAX_OCTETS:
         raise ConfigError([f"{path}: too long for a configuration: more than {MAX_OCTETS} octets"])
     try:
-        return TomlText(octets.decode("utf-8"))
+        return TomlText(octets.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
         line = octets.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{path}:{line}: this is not UTF-8"]) from None
@@ -144,9 +157,70 @@ def _validate(
 ) -> tuple[Any, list[Mistake]]:
     # As JSON: there, strict means what a file can say (a list for a tuple, a text for a path) and nothing looser.
     try:
-        return model.model_validate_json(json.dumps(data, default=str)), []
+        read = model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         return None, explain(error, data, known, path)
+    mistakes = [
+        Mistake((*path, *place), f"takes text, not a {kind}: put it in quotes")
+        for place, kind in _moments(data)
+        if isinstance(_value_at(read, place), str)
+    ]
+    return (None, mistakes) if mistakes else (read, [])
+
+
+def _moments(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where TOML has a date or a time, which JSON has to write as text."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _moments(value, (*path, key))
+    elif isinstance(data, datetime.time):
+        yield path, "time"
+    elif isinstance(data, datetime.date):
+        yield path, "date"
+
+
+def _value_at(read: Any, path: KeyPath) -> Any:
+    """What has been made of the value at this place; None where that cannot be told."""
+    for key in path:
+        if isinstance(read, BaseModel):
+            names = {field.alias or name: name for name, field in type(read).model_fields.items()}
+            extra = read.model_extra or {}
+            if key in extra:  # of a section of ours: an option, which is looked at by itself
+                read = None if isinstance(read, Section) else extra[key]
+            else:
+                read = getattr(read, names.get(str(key), ""), None)
+        elif isinstance(read, dict):
+            read = read.get(key)
+        elif isinstance(read, list | tuple) and isinstance(key, int) and key < len(read):
+            read = read[key]
+        else:
+            return None
+    return read
+
+
+def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Mistake]:
+    """A NUL ends a path, a host name or a password for the system's C functions. Surrogates stand for octets of the
+    command line that are no UTF-8: what is printed as TOML could not have them."""
+    if isinstance(data, dict | list):
+        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
+            yield from _broken_text(value, (*path, key))
+    elif isinstance(data, str):
+        if "\0" in data:
+            yield Mistake(path, "must not have a NUL character in it")
+        elif _SURROGATE.search(data):
+            yield Mistake(path, "must be UTF-8")
+
+
+def _plugin_keys(data: dict[str, Any]) -> Iterator[Mistake]:
+    """Keys of plugins that cannot be options, which else are known only once the plugin has been loaded: misspelled
+    ones of ours, and those of an entry that names no plugin."""
+    ours = PluginSection.model_fields
+    plugins = data.get("plugins")
+    for number, entry in enumerate(plugins if isinstance(plugins, list) else ()):
+        for key in entry.keys() - ours.keys() if isinstance(entry, dict) else ():
+            if not isinstance(entry.get("name"), str) or difflib.get_close_matches(key, ours, 1, 0.9):
+                text = no_such_key(key, ("plugins",), {("plugins",): ours})
+                yield Mistake(("plugins", number, key), text)
 
 
 def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
@@ -170,13 +244,26 @@ def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict
         factory = middleware_factory(entry["use"])
     except PluginError as error:
         return {}, [Mistake((*path, "use"), str(error))]
+    return read_options(path, entry["use"], factory, entry, section=MiddlewareSection, folder=folder)
+
+
+def read_options(
+    path: KeyPath,
+    name: str,
+    factory: Callable[..., Any],
+    entry: dict[str, Any],
+    *,
+    section: type[BaseModel],
+    folder: Path,
+) -> tuple[dict[str, Any], list[Mistake]]:
+    """The keys of an entry that are not the section's own, as arguments of ``factory``, checked by its annotations."""
     model = option_model(factory, folder)
-    ours = MiddlewareSection.model_fields.keys()
+    ours = section.model_fields.keys()
     names = [*ours, *(each.alias or name for name, each in model.model_fields.items())]
     options = {key: value for key, value in entry.items() if key not in ours}
     found, mistakes = _validate(model, options, {(): names}, path)
     if found is None:
-        return {}, [Mistake(each.path, f"{entry['use']}: {each.text}") for each in mistakes]
+        return {}, [Mistake(each.path, f"{name}: {each.text}") for each in mistakes]
     return _given(found), []
 
 

@@ -146,7 +146,7 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
             continue  # of a union, the form that was meant has been entered
         if several[0]["type"] == "extra_forbidden":
             table = tuple(key for key in place[:-1] if isinstance(key, str))
-            text = _no_such_key(str(place[-1]), table, known)
+            text = no_such_key(str(place[-1]), table, known)
         elif several[0]["type"] == "missing":
             text = "must be given"
         else:
@@ -155,7 +155,7 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
     return mistakes
 
 
-def _no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Iterable[str]]) -> str:
+def no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Iterable[str]]) -> str:
     """A wrong name, and the nearest right one; where none is near, the table that has it, or all there are."""
     names = sorted(known.get(table, ()))
     elsewhere = sorted((path for path, there in known.items() if name in there), key=len)

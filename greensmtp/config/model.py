@@ -17,12 +17,12 @@ from greensmtp.urls import Listen
 
 
 def none_for_false(value: Any) -> Any:
-    """TOML has no word for nothing; ``false`` is it here.
+    """TOML has no null; ``false`` stands for it here.
 
     :raises ValueError: it is ``true``.
     """
     if value is True:
-        raise ValueError("takes a value, or false for none; true says nothing")
+        raise ValueError("expected a value, or false to disable; got true")
     return None if value is False else value
 
 
@@ -40,12 +40,18 @@ def _check_condition(text: str) -> str:
     return text
 
 
+def _check_path(text: str | None) -> str | None:
+    if text == "":
+        raise ValueError("takes a path, not an empty text")
+    return text
+
+
 def _check_name(name: str | None) -> str | None:
     return None if name is None else check_hostname(name)
 
 
 Hostname = Annotated[str | None, OrFalse, AfterValidator(_check_name)]
-OptionalText = Annotated[str | None, OrFalse]
+OptionalPath = Annotated[str | None, OrFalse, AfterValidator(_check_path)]
 
 
 class Section(BaseModel):
@@ -70,16 +76,23 @@ class MiddlewareSection(Section):
 
 
 class PluginSection(Section):
-    """A plugin."""
+    """A plugin: the name, and the options of what it names."""
+
+    model_config = ConfigDict(extra="allow")
 
     name: str
     optional: bool = False
+
+    @property
+    def options(self) -> frozenset[str]:
+        """The names of the options."""
+        return frozenset(self.model_extra or ())
 
 
 class DeliverySection(Section):
     """Where accepted mail goes."""
 
-    maildir: OptionalText = DEFAULT_MAILDIR
+    maildir: OptionalPath = DEFAULT_MAILDIR
 
 
 class LoggingSection(Section):
@@ -87,7 +100,7 @@ class LoggingSection(Section):
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "warning"
-    target: str = "stderr"
+    target: Annotated[str, AfterValidator(_check_path)] = "stderr"
 
 
 def _limit(name: str, annotation: Any) -> Any:
@@ -132,9 +145,9 @@ class ListenerSection(Section):
     url: Annotated[str, AfterValidator(_check_url)]
     hostname: Hostname = None
     tls: bool = True
-    tls_cert: OptionalText = None
-    tls_key: OptionalText = None
-    backlog: Annotated[int | None, OrFalse, Field(ge=0)] = None
+    tls_cert: OptionalPath = None
+    tls_key: OptionalPath = None
+    backlog: Annotated[int | None, OrFalse, Field(ge=0, le=2**31 - 1)] = None
     limits: LimitsSection = Field(default_factory=LimitsSection)
     middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
 
@@ -143,8 +156,8 @@ class Config(Section):
     """All of it."""
 
     hostname: Hostname = None
-    tls_cert: OptionalText = None
-    tls_key: OptionalText = None
+    tls_cert: OptionalPath = None
+    tls_key: OptionalPath = None
     listeners: list[ListenerSection] = Field(default_factory=lambda: [ListenerSection(url=DEFAULT_URL)], min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     middleware: list[MiddlewareSection] = Field(

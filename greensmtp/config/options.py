@@ -60,6 +60,18 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     ]
 
 
+def describe_options(factory: Callable[..., Any]) -> str:
+    """What a file can say to it, as its signature has it: ``text, delay=3``; ``...`` for any others."""
+    told = []
+    for parameter in _parameters(factory):
+        if parameter.kind is parameter.VAR_KEYWORD:
+            told.append("...")
+        elif parameter.kind in _NAMED and sayable(parameter.annotation) is not UNSAYABLE:
+            required = parameter.default is parameter.empty
+            told.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
+    return ", ".join(" ".join(each.split()) for each in told)
+
+
 def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
     try:
         return inspect.signature(factory, eval_str=True).parameters.values()

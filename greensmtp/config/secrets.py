@@ -84,7 +84,7 @@ def _from_file(name: str) -> str:
 
 def hide(data: Any, references: dict[KeyPath, dict[str, str]], path: KeyPath = ()) -> Any:
     """The data without its secrets: references as they were written, and ``***`` for what goes by a secret's name, for
-    texts in a table of a middleware's (users and their passwords), and before the @ of a URL."""
+    texts in a table of a middleware's or a plugin's (users and their passwords), and before the @ of a URL."""
     if path in references:
         return references[path]
     if isinstance(data, dict):
@@ -93,7 +93,7 @@ def hide(data: Any, references: dict[KeyPath, dict[str, str]], path: KeyPath = (
         return [hide(value, references, (*path, number)) for number, value in enumerate(data)]
     if not isinstance(data, str):
         return HIDDEN if _named_secret(path) and not isinstance(data, bool | None) else data
-    if _named_secret(path) or _in_a_middlewares_table(path):
+    if _named_secret(path) or _in_a_table_of_options(path):
         return HIDDEN
     return _SECRET_PARAMETER.sub(rf"\g<1>{HIDDEN}", _USER_INFO.sub(f"{HIDDEN}@", data))
 
@@ -103,6 +103,7 @@ def _named_secret(path: KeyPath) -> bool:
     return any(isinstance(key, str) and _SECRET_KEY.fullmatch(key) is not None for key in path)
 
 
-def _in_a_middlewares_table(path: KeyPath) -> bool:
+def _in_a_table_of_options(path: KeyPath) -> bool:
     keys = [key for key in path if isinstance(key, str)]
-    return "middleware" in keys and len(keys) - keys.index("middleware") > 2
+    start = next((number for number, key in enumerate(keys) if key in ("middleware", "plugins")), len(keys))
+    return len(keys) - start > 2

@@ -36,7 +36,7 @@ def effective(loaded: Loaded) -> dict[str, Any]:
         _make_absolute(data, place)
     for path, arguments in loaded.arguments.items():
         entry = _at(data, path)
-        if not entry["only"]:
+        if entry.get("only") == []:
             del entry["only"]
         entry |= {key: str(value.absolute()) for key, value in arguments.items() if isinstance(value, Path)}
     return data

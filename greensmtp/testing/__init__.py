@@ -27,5 +27,7 @@ The fixture, which starts servers and stops them, is opt-in: ``pytest_plugins = 
 """
 
 from greensmtp.testing.peer import DialogueError, Peer, dial
+from greensmtp.testing.sink import MessageNotReceived, SMTPSink
+from greensmtp.testing.sink_message import Attachment, SinkMessage
 
-__all__ = ["DialogueError", "Peer", "dial"]
+__all__ = ["Attachment", "DialogueError", "MessageNotReceived", "Peer", "SMTPSink", "SinkMessage", "dial"]

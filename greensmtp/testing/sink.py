@@ -1,0 +1,490 @@
+"""``SMTPSink``: a server that keeps what it gets, for tests of code that sends mail.
+
+The code under test may block its thread (smtplib, Django, Celery), and so may the test that waits for it. The sink
+therefore runs in a native thread with a hub of its own, whether or not this process is patched. What both sides touch
+is kept under one native lock, which is never held while something waits.
+"""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+from gevent import with_timeout
+from gevent._hub_local import get_hub_if_exists
+from gevent.hub import Waiter
+
+from greensmtp.ack import Ack
+from greensmtp.chain import Proceed
+from greensmtp.middleware.auth import Auth
+from greensmtp.native import native
+from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, EndOfData, Greeting, PathCommand
+from greensmtp.protocol.replies import Reply
+from greensmtp.server import SMTPServer
+from greensmtp.session import Session
+from greensmtp.stream import MessageStream
+from greensmtp.testing.sink_message import SinkMessage
+from greensmtp.threads import ServerThread
+
+#: Verb -> the stage that ``refuse`` takes for it.
+_STAGES = {
+    CONNECT: CONNECT,
+    "HELO": "EHLO",
+    "EHLO": "EHLO",
+    "LHLO": "EHLO",
+    "STARTTLS": "STARTTLS",
+    "AUTH": "AUTH",
+    "MAIL": "MAIL",
+    "RCPT": "RCPT",
+    "DATA": "DATA",
+    "BDAT": "DATA",
+    END_OF_DATA: END_OF_DATA,
+}
+
+#: Replies to these have no enhanced status code (RFC 2034 section 4).
+_PLAIN = frozenset({CONNECT, "EHLO"})
+
+_FULL = Reply(452, "4.3.1 This sink is full: clear() it, or give it more max_messages or max_total_size")
+
+#: Entries that a failing ``wait_for`` shows of each kind.
+_SHOWN = 20
+
+
+class MessageNotReceived(AssertionError, TimeoutError):
+    """No such message came in time; the text lists what did come, and what was refused."""
+
+
+class Refusal:
+    """What ``SMTPSink.refuse`` gives: one rule.
+
+    ``hits`` counts the commands that it has refused; ``cancel()`` ends it.
+    """
+
+    def __init__(self, stage: str, reply: Reply, matching: str | None, times: int | None) -> None:
+        self.stage = stage
+        self.reply = reply
+        self.matching = matching
+        #: How many more it refuses; None: all.
+        self.left = times
+        self.hits = 0
+
+    def cancel(self) -> None:
+        """Refuse no more."""
+        self.left = 0
+
+    def __repr__(self) -> str:
+        return f"<Refusal {self.stage} {self.reply} hits={self.hits}>"
+
+
+class SMTPSink:
+    """A mail server for tests of code that *sends*: it accepts everything, and keeps it for the test to look at.
+
+    ::
+
+        with SMTPSink() as sink:
+            send_welcome_mail("jo@example.com", smtp=(sink.host, sink.port))
+            mail = sink.wait_for(to="jo@example.com", subject="Welcome")
+            assert mail.links() == ["https://example.com/confirm?token=1"]
+
+    It runs in a native thread with its own gevent hub, so the code under test may block: smtplib, Django, Flask-Mail, a
+    Celery worker in another thread. Nothing is patched. The methods may be called from any thread and from greenlets.
+
+    :param host, port: where to listen; port 0 is a free one.
+    :param hostname: the server's name, in the banner and the greeting.
+    :param users: users and their passwords: AUTH is offered, and required for mail unless ``auth_required=False``.
+        Without TLS too, since it is a test.
+    :param tls: ``"starttls"`` offers STARTTLS, ``"implicit"`` has TLS from the first octet. The certificate is made for
+        this sink, by the trustme library; ``ca_file`` and ``client_context()`` are for clients that verify it.
+    :param certfile, keyfile: PEM files, instead of a certificate of its own.
+    :param max_messages, max_total_size: what is kept, in messages and octets; what is beyond gets 452.
+    :param options: what ``SMTPServer`` takes besides: ``lmtp=True``, limits, ``middleware``.
+    """
+
+    def __init__(
+        self,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        hostname: str = "sink.example",
+        users: dict[str, str] | None = None,
+        auth_required: bool = True,
+        tls: Literal["starttls", "implicit"] | None = None,
+        certfile: str | Path | None = None,
+        keyfile: str | Path | None = None,
+        max_messages: int = 1000,
+        max_total_size: int = 256 * 1024 * 1024,
+        **options: Any,
+    ) -> None:
+        if tls not in (None, "starttls", "implicit"):
+            raise ValueError(f'tls takes "starttls", "implicit" or None, not {tls!r}')
+        self.max_messages = max_messages
+        self.max_total_size = max_total_size
+        #: The certificates' authority (PEM), for clients that verify; None without ``tls``.
+        self.ca_file: Path | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        if tls is not None and certfile is None:
+            certfile = self._make_certificate(hostname, host)
+        elif certfile is not None:
+            self.ca_file = Path(certfile)
+        middleware = [self._watch, *options.pop("middleware", ())]
+        if users is not None:
+            middleware.insert(1, Auth(dict(users), required=auth_required, allow_plaintext=True))
+        self.server = SMTPServer(
+            (host, port),
+            hostname=hostname,
+            certfile=certfile,
+            keyfile=keyfile,
+            implicit_tls=tls == "implicit",
+            middleware=middleware,
+            **options,
+        )
+        self.server.on("message", self._take)
+        self.server.on("received", self._keep)
+        if users is not None:
+            self.server.on("auth", self._admit)
+        self._thread: ServerThread | None = None
+        # The real thing, in a patched process too: the two sides are native threads.
+        self._lock: Any = native("_thread", "allocate_lock")()
+        self._messages: list[SinkMessage] = []
+        self._waiting: list[_Alarm] = []
+        self._refusals: list[Refusal] = []
+        self._refused: deque[str] = deque(maxlen=_SHOWN)
+        self._connections = 0
+        #: Octets of the messages that are kept or on their way.
+        self._size = 0
+
+    # Its life
+
+    def start(self) -> SMTPSink:
+        """Listen; returns when clients can connect.
+
+        :raises OSError: the address cannot be bound.
+        """
+        if self._thread is None:
+            thread = self.server.in_thread()
+            thread.start()
+            self._thread = thread
+        return self
+
+    def stop(self) -> None:
+        """Stop listening, and cut off the clients that are still there. The messages stay."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop(timeout=1.0)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def __enter__(self) -> SMTPSink:
+        return self.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop()
+
+    @property
+    def host(self) -> str:
+        """The address that it listens on."""
+        return str(self.server.address[0])
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        return int(self.server.address[1])
+
+    def client_context(self) -> ssl.SSLContext:
+        """A context for a client, which trusts the sink's certificate and nothing else.
+
+        :raises RuntimeError: the sink has no TLS.
+        """
+        if self.ca_file is None:
+            raise RuntimeError('this sink has no TLS: make it with tls="starttls" or tls="implicit"')
+        return ssl.create_default_context(cafile=str(self.ca_file))
+
+    # What has come
+
+    @property
+    def messages(self) -> list[SinkMessage]:
+        """The messages so far, oldest first, as a list of your own."""
+        with self._lock:
+            return list(self._messages)
+
+    def clear(self) -> None:
+        """Forget the messages. Refusals stay; end one by its ``cancel()``."""
+        with self._lock:
+            self._size -= sum(len(message.raw) for message in self._messages)
+            self._messages.clear()
+            self._refused.clear()
+
+    def wait_for(self, to: str | None = None, subject: str | None = None, timeout: float = 10.0) -> SinkMessage:
+        """Return the first message that fits, among those that have come and those that will.
+
+        In a greenlet other greenlets go on meanwhile; in a thread without a hub the thread waits.
+
+        :param to: one of the envelope's recipients, in any case; ``*`` stands for anything: ``"*@example.com"``.
+        :param subject: a part of the subject, in any case; or all of it with ``*`` in it.
+        :param timeout: seconds.
+        :raises MessageNotReceived: none came; an AssertionError and a TimeoutError.
+        """
+        deadline = monotonic() + timeout
+        while True:
+            alarm = _make_alarm()
+            try:
+                with self._lock:
+                    self._waiting.append(alarm)
+                    messages = list(self._messages)
+                for message in messages:
+                    if _fits(message, to, subject):
+                        return message
+                left = deadline - monotonic()
+                if left <= 0:
+                    raise MessageNotReceived(self._explain(to, subject, timeout))
+                alarm.wait(left)
+            finally:
+                with self._lock:
+                    self._waiting.remove(alarm)
+                    alarm.close()
+
+    def refuse(
+        self,
+        stage: str,
+        code: int = 550,
+        message: str | None = None,
+        *,
+        matching: str | None = None,
+        times: int | None = None,
+    ) -> Refusal:
+        """Have commands refused from now on.
+
+        :param stage: ``"CONNECT"``, ``"EHLO"`` (HELO and LHLO too), ``"STARTTLS"``, ``"AUTH"``, ``"MAIL"``, ``"RCPT"``,
+            ``"DATA"`` or ``"END-OF-DATA"``.
+        :param code: 4xx or 5xx; 421 closes the connection as well.
+        :param message: the reply's text.
+        :param matching: refuse only where this fits, in any case, with ``*`` for anything: the recipient (RCPT),
+            one of the recipients (DATA, END-OF-DATA), the sender (MAIL), the client's name (EHLO) or address (CONNECT),
+            the user who has logged in (AUTH).
+        :param times: refuse so many, then accept; None: all.
+        """
+        name = _STAGES.get(str(stage).upper().replace("_", "-"))
+        if name is None:
+            stages = ", ".join(dict.fromkeys(_STAGES.values()))
+            raise ValueError(f"stage must be one of {stages}, not {stage!r}")
+        if not 400 <= int(code) <= 599:
+            raise ValueError(f"a refusal has a 4xx or 5xx reply code, not {code!r}")
+        if times is not None and times < 1:
+            raise ValueError(f"times must be at least 1, or None for every time, not {times!r}")
+        text = message if message is not None else "Refused, as the test has asked for"
+        reply = Reply(int(code), text, enhanced=None) if name in _PLAIN else Reply(int(code), text)
+        refusal = Refusal(name, reply, matching, times)
+        with self._lock:
+            self._refusals.append(refusal)
+        return refusal
+
+    # In the sink's thread
+
+    def _watch(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """The outermost middleware: refuses what is to be refused, and notes what was."""
+        if command.verb == CONNECT:
+            self._connections += 1
+        reply = self._refusal_of(session, command) or proceed(session, command)
+        if reply.code >= 400:
+            what = command.verb if command.is_secret else str(command)
+            with self._lock:
+                self._refused.append(f"{what[:200]}: {str(reply)[:200]}")
+        return reply
+
+    def _refusal_of(self, session: Session, command: Command) -> Reply | None:
+        stage = _STAGES.get(command.verb)
+        if stage is None or command.error is not None or (command.verb == "BDAT" and session.message is not None):
+            return None
+        return self._find_refusal(stage, lambda: _matched(session, command))
+
+    def _find_refusal(self, stage: str, names: Callable[[], list[str] | None]) -> Reply | None:
+        """The reply of the first rule that applies, which is counted."""
+        with self._lock:
+            self._refusals = [refusal for refusal in self._refusals if refusal.left != 0]
+            for refusal in self._refusals:
+                if refusal.stage == stage and _applies(refusal.matching, names()):
+                    refusal.hits += 1
+                    if refusal.left is not None:
+                        refusal.left -= 1
+                    return refusal.reply
+        return None
+
+    def _admit(self, session: Session, identity: Any, ack: Ack) -> None:
+        """A handler of ``auth``: only here the user is known."""
+        reply = self._find_refusal("AUTH", lambda: [str(identity)])
+        if reply is None:
+            ack.accept()
+        else:
+            ack.reject(reply.code, f"{reply.enhanced} {reply.text}" if reply.enhanced else reply.text)
+
+    def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        """A handler of ``message``."""
+        with self._lock:
+            full = len(self._messages) >= self.max_messages or self._size >= self.max_total_size
+        if full:
+            ack.reject(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
+            return
+        pieces: list[bytes] = []
+        session.notes[self] = pieces
+        stream.at_end(lambda: self._forget(session))
+        ack.accept()
+        for chunk in stream:
+            pieces.append(chunk)
+            with self._lock:
+                self._size += len(chunk)
+                full = self._size > self.max_total_size
+            if full:
+                stream.abort(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
+
+    def _keep(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
+        """A handler of ``received``; in LMTP for each recipient, all of them one message."""
+        pieces = session.notes[self]
+        if isinstance(pieces, SinkMessage):
+            pieces.recipients.append(str(recipient))
+        else:
+            recipients = session.to if recipient is None else [recipient]
+            session.notes[self] = message = SinkMessage(
+                sender=str(session.from_),
+                recipients=[str(each) for each in recipients],
+                raw=b"".join(pieces),
+                tls=session.tls,
+                username=None if session.identity is None else str(session.identity),
+                client_hostname=session.hostname,
+            )
+            with self._lock:
+                self._messages.append(message)
+        with self._lock:
+            for alarm in self._waiting:
+                alarm.ring()
+        ack.accept()
+
+    def _forget(self, session: Session) -> None:
+        """The transaction is over: what was not kept is not counted."""
+        pieces = session.notes.pop(self, ())
+        if not isinstance(pieces, SinkMessage):
+            with self._lock:
+                self._size -= sum(map(len, pieces))
+
+    # Within
+
+    def _make_certificate(self, *names: str) -> Path:
+        try:
+            import trustme
+        except ImportError:
+            raise RuntimeError(
+                "a sink with TLS needs a certificate: pip install trustme, which makes one, or give certfile= and "
+                "keyfile="
+            ) from None
+        self._folder = tempfile.TemporaryDirectory(prefix="greensmtp-sink-")
+        folder = Path(self._folder.name)
+        authority = trustme.CA()
+        issued = authority.issue_cert(*dict.fromkeys((*names, "localhost", "127.0.0.1", "::1")))
+        issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+        self.ca_file = folder / "authority.pem"
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        return folder / "server.pem"
+
+    def _explain(self, to: str | None, subject: str | None, timeout: float) -> str:
+        wanted = " and".join(
+            f" {word} {value!r}" for word, value in (("to", to), ("with subject", subject)) if value is not None
+        )
+        with self._lock:
+            came, refused = self._messages[-_SHOWN:], list(self._refused)
+        lines = [f"no message{wanted} came within {timeout:g} s"]
+        lines.append(f"Messages that did come ({len(came)}):" if came else "No message came at all.")
+        lines += [f"  to {', '.join(each.recipients)}: {each.subject!r}" for each in came]
+        if refused:
+            lines += ["Commands that were refused:", *(f"  {each}" for each in refused)]
+        elif not came:
+            lines.append(f"Connections so far: {self._connections}.")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        state = f"at {self.host}:{self.port}" if self._thread is not None else "stopped"
+        return f"<SMTPSink {state}, {len(self._messages)} messages>"
+
+
+def _matched(session: Session, command: Command) -> list[str] | None:
+    """What a rule's ``matching`` is compared with at this command; None: it cannot be known yet."""
+    if isinstance(command, PathCommand):
+        return [str(command.address)]
+    if isinstance(command, Greeting):
+        return [command.hostname]
+    if isinstance(command, EndOfData) and command.recipient is not None:
+        return [str(command.recipient)]
+    if command.verb in (END_OF_DATA, "DATA", "BDAT"):
+        return [str(each) for each in session.to]
+    if command.verb == CONNECT:
+        return [session.peer_host or ""]
+    return None
+
+
+def _applies(matching: str | None, names: list[str] | None) -> bool:
+    if matching is None:
+        return True
+    return names is not None and any(_glob(name, matching) for name in names)
+
+
+def _glob(text: str, pattern: str) -> bool:
+    # (Of fnmatch's language only the asterisk: brackets and question marks stand in subjects and addresses.)
+    escaped = "".join(f"[{char}]" if char in "[?" else char for char in pattern.casefold())
+    return fnmatchcase(text.casefold(), escaped)
+
+
+def _fits(message: SinkMessage, to: str | None, subject: str | None) -> bool:
+    if to is not None and not any(_glob(recipient, to) for recipient in message.recipients):
+        return False
+    return subject is None or subject.casefold() in message.subject.casefold() or _glob(message.subject, subject)
+
+
+# How one thread wakes another
+
+
+class _Alarm:
+    """Rung from the sink's thread, under its lock, which also guards ``close``. For a thread without a hub."""
+
+    def __init__(self) -> None:
+        self._rung: Any = native("_thread", "allocate_lock")()
+        self._rung.acquire()
+
+    def ring(self) -> None:
+        if self._rung.locked():
+            self._rung.release()
+
+    def wait(self, seconds: float) -> None:
+        """Until it is rung, or so long."""
+        self._rung.acquire(timeout=min(seconds, 1e6))
+
+    def close(self) -> None:
+        """It will not be rung any more."""
+
+
+class _GreenletAlarm(_Alarm):
+    """The same in a thread that has a hub: other greenlets go on."""
+
+    def __init__(self, hub: Any) -> None:
+        self._waiter: Waiter[None] = Waiter(hub)
+        self._watcher = hub.loop.async_()
+        self._watcher.start(self._waiter.switch, None)
+
+    def ring(self) -> None:
+        self._watcher.send()
+
+    def wait(self, seconds: float) -> None:
+        with_timeout(seconds, self._waiter.get, timeout_value=None)
+
+    def close(self) -> None:
+        self._watcher.stop()
+        self._watcher.close()
+
+
+def _make_alarm() -> _Alarm:
+    hub = get_hub_if_exists()
+    return _Alarm() if hub is None else _GreenletAlarm(hub)

@@ -1,0 +1,35 @@
+"""The pytest plugin that comes with greensmtp: the fixtures ``smtp_sink`` and ``make_smtp_sink``.
+
+pytest imports this module in every run, wherever greensmtp is installed. So it stands beside the package, whose import
+brings gevent along, and imports it only when a fixture is used. Nothing is patched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from greensmtp.testing import SMTPSink
+
+
+@pytest.fixture
+def make_smtp_sink() -> Iterator[Callable[..., SMTPSink]]:
+    """Make sinks with options: ``make_smtp_sink(tls="starttls", users={"jo": "secret"})``; see ``SMTPSink``."""
+    from greensmtp.testing import SMTPSink
+
+    with ExitStack() as sinks:
+        yield lambda **options: sinks.enter_context(SMTPSink(**options))
+
+
+@pytest.fixture
+def smtp_sink(make_smtp_sink: Callable[..., SMTPSink]) -> SMTPSink:
+    """A mail server on a free port of 127.0.0.1 that keeps what it gets, for tests of code that sends mail.
+
+    ``.host``, ``.port``, ``.messages``, ``.wait_for(to=, subject=)``, ``.refuse("RCPT", 451)``; see ``SMTPSink``. It
+    listens when the test begins.
+    """
+    return make_smtp_sink()
