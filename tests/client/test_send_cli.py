@@ -204,6 +204,28 @@ def test_the_password(scripted: Any, files: list[Path], tmp_path: Path, where: s
     assert "secret" not in err
 
 
+def test_a_password_requires_tls(scripted: Any, files: list[Path]) -> None:
+    heard: list[Any] = []
+
+    def script(script: Any) -> None:
+        heard.append(script)
+        script.greet("AUTH CRAM-MD5 SCRAM-SHA-256")
+        script.rest()
+
+    place = f"127.0.0.1:{scripted(script).port}"
+    status, _, err = run("--server", place, "--user", "jo", files[0], GREENSMTP_PASSWORD="secret")
+    assert status == 1
+    assert "does not offer STARTTLS" in err
+    assert b"AUTH" not in heard[0].heard
+
+
+def test_opportunistic_tls_takes_no_password(files: list[Path]) -> None:
+    args = ("--server", "127.0.0.1:1", "--user", "jo", "--starttls", "opportunistic", files[0])
+    status, _, err = run(*args, GREENSMTP_PASSWORD="secret")
+    assert status == 2
+    assert "opportunistic" in err
+
+
 def test_an_interrupt_waits_for_nobody(inbox: Inbox, files: list[Path]) -> None:
     there, go = Event(), Event()
 

@@ -79,7 +79,18 @@ def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
     """The lines that the program prints; the warnings of Python's development mode are errors."""
     address: Any = server.address
     ran = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", PRELUDE + program, mode, str(address[1])],
+        # (Python 3.12 warns of every fork in a process that has threads.)
+        [
+            sys.executable,
+            "-X",
+            "dev",
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            PRELUDE + program,
+            mode,
+            str(address[1]),
+        ],
         check=False,
         cwd=folder,
         capture_output=True,
