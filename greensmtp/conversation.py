@@ -73,7 +73,6 @@ class Conversation:
     __slots__ = (
         "_deferred_recipients",
         "_dismissed",
-        "_has_banner",
         "_has_left",
         "_identity",
         "_next",
@@ -106,8 +105,6 @@ class Conversation:
         self._dismissed = ""
         #: Under implicit TLS nothing can be said before the handshake.
         self.connection.mute = tls_first and not self.connection.encrypted
-        #: It is past CONNECT.
-        self._has_banner = False
         #: RCPTs that got a 4xx behind an accepted one, since the last accepted message.
         self._deferred_recipients = 0
         #: A command that was read while a body was expected, and ended it.
@@ -261,20 +258,27 @@ class Conversation:
         return standard.TOO_MANY_CONNECTIONS
 
     @property
-    def can_be_displaced(self) -> bool:
-        """True if it waits for its client, or has not had its banner: nothing is lost when it is closed."""
-        return self.connection.patience > 0 or not self._has_banner
-
-    @property
     def is_idle(self) -> bool:
         """True if it waits for a command outside of a transaction."""
         return self.connection.awaiting_command and self.session.from_ is None
 
+    @property
+    def displaceable(self) -> int:
+        """How little is lost when it is closed: 3: it is idle; 2: it waits for its client; 1: handlers are at work, and
+        there is no message yet; 0: handlers have a message, which may be stored already."""
+        if self.is_idle:
+            return 3
+        if self.connection.patience:
+            return 2
+        return 1 if self.session.message is None else 0
+
     def displace(self) -> None:
         """Close it in favour of another. For the hub."""
-        if self._has_banner:
+        if self.connection.greenlet is None:
+            return  # it is over
+        if self.connection.patience or self.session.message is not None:
             self.dismiss("displaced")
-        else:  # what pauses or looks something up before the banner must not keep the place
+        else:  # what pauses or looks something up must not keep the place
             self.cut_off("displaced")
 
     def dismiss(self, reason: str) -> None:
@@ -336,7 +340,6 @@ class Conversation:
         if reply.code >= 400:
             reply = _turning_away(reply)
         self.connection.write(reply.encode())
-        self._has_banner = True
         return reply.code == 220
 
     def _converse(self) -> None:

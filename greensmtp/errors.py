@@ -117,7 +117,8 @@ class IncompleteMessage(GreenSMTPError, OSError):
 
 
 class ConnectionLost(IncompleteMessage, ConnectionError):
-    """The peer is gone. ``reason`` says how: ``closed``, ``reset``, ``timeout``, ``slow``, ``shutdown``."""
+    """The peer is gone. ``reason`` says how: ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
+    ``shutdown``."""
 
     def __init__(self, reason: str = "closed") -> None:
         super().__init__(f"connection lost: {reason}")

@@ -399,13 +399,13 @@ class SMTPServer(StreamServer):
         a connection of the busiest address, an idle one if possible.
         """
         if self._places.is_full:
-            displaced = None
+            displaced, best = None, 0
             for other in self._places.crowd(conversation.address):
-                if other.is_idle:
-                    displaced = other
-                    break
-                if displaced is None and other.can_be_displaced:
-                    displaced = other
+                displaceable = other.displaceable
+                if displaceable > best:
+                    displaced, best = other, displaceable
+                    if best == 3:
+                        break
             if displaced is None:
                 return False
             self.take_place_back(displaced)

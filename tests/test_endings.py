@@ -203,7 +203,7 @@ def test_a_client_that_does_not_answer_close_notify_is_not_waited_for(
         peer.start_tls()
         peer.hello()
         peer.line("QUIT")
-        assert gone.wait(0.5)  # and it has read nothing
+        assert gone.wait(1.5)  # and it has read nothing
 
 
 # A line with a bare LF
