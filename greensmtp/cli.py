@@ -20,6 +20,7 @@ from greensmtp.probing import probe_special_log
 from greensmtp.running import run
 from greensmtp.send_cli import send
 from greensmtp.serve_options import load_given, refuse, serve_options
+from greensmtp.signals import handler_name
 
 if TYPE_CHECKING:
     from greensmtp.assembly import Serving
@@ -108,8 +109,9 @@ def _explain(error: BaseException, failed: Serving, source: Source) -> str:
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is start_each.__code__:
             middleware = frame.f_locals["each"]
-            path, name = next(((path, use) for path, use, made in failed.stack if made is middleware), ((), ""))
-            return f"{source.place(path)}: {name}: cannot start: {' '.join(describe_error(error).split())}"
+            places = (f"{source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
+            place = next(places, f"middleware {handler_name(middleware)}")  # which a plugin has stacked
+            return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
     place = source.place(failed.path)
     if not isinstance(error, OSError):
         return f"{place}: cannot start: {' '.join(describe_error(error).split())}"

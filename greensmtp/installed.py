@@ -102,6 +102,8 @@ def _entry_points(kind: Kind) -> Iterator[Found]:
             if key in seen:  # hidden by one that comes earlier on sys.path
                 continue
             seen.add(key)
+            if GROUPS[kind] not in (distribution.read_text("entry_points.txt") or ""):
+                continue  # as most of them; reading is cheaper than parsing
             points = [
                 (point.name, "".join(point.value.partition("[")[0].split()))  # without extras: nothing installs them
                 for point in distribution.entry_points.select(group=GROUPS[kind])

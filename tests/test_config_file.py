@@ -265,6 +265,7 @@ def test_nothing_said_means_the_defaults(write: Write) -> None:
 
 
 def test_false_is_none_and_sizes_have_units(write: Write) -> None:
+    assert load(write(LISTENER + "backlog = false")).config.listeners[0].backlog is None
     text = "[limits]\nmax_connections = false\nmax_message_size = '3k'\nmin_data_rate = 0\n[delivery]\nmaildir = false"
     config = load(write(text)).config
     assert config.limits.given() == {"max_connections": None, "max_message_size": 3072, "min_data_rate": 0}

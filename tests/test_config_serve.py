@@ -338,3 +338,13 @@ def test_a_middleware_that_does_not_start_is_one_line_with_its_place(serve: Serv
         f"({tmp_path}/failing.py, line 6)\n"
     )
     assert server.lines() == []
+
+
+def test_so_is_one_that_a_plugin_has_stacked(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "failing.py").write_text(f"{FAILING}\ndef install(server):\n    server.use(Failing('no such port'))\n")
+    server = serve("--plugin", "failing:install", wait=False)
+    assert server.wait() == 1
+    assert re.fullmatch(
+        r"Error: middleware \S*Failing\S*: cannot start: OSError: \[Errno 98\] no such port \(.*, line 6\)\n",
+        server.log,
+    ), server.log

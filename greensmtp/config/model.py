@@ -147,7 +147,7 @@ class ListenerSection(Section):
     tls: bool = True
     tls_cert: OptionalPath = None
     tls_key: OptionalPath = None
-    backlog: Annotated[int | None, OrFalse, Field(ge=0, le=2**31 - 1)] = None
+    backlog: Annotated[Annotated[int, Field(ge=0, le=2**31 - 1)] | None, OrFalse] = None
     limits: LimitsSection = Field(default_factory=LimitsSection)
     middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
 
