@@ -698,3 +698,45 @@ def test_a_message_that_was_parsed_from_text(inbox: Inbox, scripted: Start, pars
         assert (parsed["Subject"], parsed["To"]) == ("gr\u00fc\u00dfe", f"J\u00f6 <{TO}>")
         assert parsed.get_content().strip() == "gr\u00fc\u00dfe"
     assert bodies[0].isascii()
+
+
+@pytest.mark.parametrize("size", [10, MAX_MEMORY])
+def test_a_stream_that_is_being_received_is_sent_on(smtp_server: MakeServer, inbox: Inbox, size: int) -> None:
+    first = smtp_server()
+    octets = ENVELOPE + b"\r\n" + b"x" * 98 + b"\r\n" + b"y\r\n" * (size // 3)
+
+    @first.on("message")
+    def forward(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        inbox.send(stream, session.from_, session.to)
+
+    with connect(*first.address, timeout=20) as mail:
+        mail.send(octets, FROM, TO)
+    assert inbox.bodies == [octets]
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"x" * (MAX_MEMORY + 10) + b"\r\n",
+        b"A: b\r\n\r\n" + b".y\r\n" * (MAX_MEMORY // 4 + 10),
+        b"A: b\r\n\r\n" + b"\0\r\n" * (MAX_MEMORY // 3 + 10),
+    ],
+    ids=["no head", "text", "binary"],
+)
+def test_large_bytes_hold_up_no_other_greenlet(octets: bytes, inbox: Inbox) -> None:
+    turns = 0
+
+    def take_turns() -> None:
+        nonlocal turns
+        while True:
+            sleep(0.0001)
+            turns += 1
+
+    turning = spawn(take_turns)
+    outgoing = Outgoing(octets, FROM, TO)
+    turning.kill()
+    assert turns > 5
+    assert outgoing.size == len(octets)
+    inbox.send(octets, FROM, TO)
+    assert inbox.bodies == [octets]
