@@ -270,7 +270,9 @@ def _text(value: Any) -> str:
     """
     try:
         if isinstance(value, Header):
-            return value.encode(maxlinelen=0)
+            text = value.encode(maxlinelen=0)
+            # Header("Jo <jo@example.com>", "utf-8") hides the address in an encoded word.
+            return text if "@" in text else str(value)
         if getattr(value, "defects", ()):
             # What could not be parsed is missing in its str(), but goes out.
             folded: str = value.fold(policy=_RAW_UTF8)

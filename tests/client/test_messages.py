@@ -10,6 +10,7 @@ import socket as stdlib_socket
 import time
 from collections.abc import Callable, Iterator
 from email import message_from_bytes, message_from_string, policy
+from email.header import Header
 from email.headerregistry import Address as NamedAddress
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
@@ -740,3 +741,17 @@ def test_large_bytes_hold_up_no_other_greenlet(octets: bytes, inbox: Inbox) -> N
     assert outgoing.size == len(octets)
     inbox.send(octets, FROM, TO)
     assert inbox.bodies == [octets]
+
+
+def test_an_address_within_an_old_header_object(inbox: Inbox) -> None:
+    message = MIMEText("hi")
+    message["From"] = FROM
+    message["To"] = Header(f"J\u00f6 <{TO}>", "utf-8")  # type: ignore[assignment]
+    cc = Header("Doe, J\u00f6", "utf-8")
+    cc.append("<c@example.com>", "us-ascii")
+    message["Cc"] = cc  # type: ignore[assignment]
+    inbox.send(message)
+    assert inbox.recipients == [[TO, "c@example.com"]]
+    parsed = message_from_bytes(inbox.bodies[0], policy=policy.default)
+    assert [address.addr_spec for address in parsed["To"].addresses] == [TO]
+    assert [address.display_name for address in parsed["Cc"].addresses] == ["Doe, J\u00f6"]
