@@ -121,8 +121,10 @@ class MimeLines:
             self._binary = _BINARY.search(head) is not None
         elif kind[1].lower().startswith(b"message"):
             self._head, self._head_size = [], 0
-        elif (boundary := _BOUNDARY.search(kind[2])) is not None:
-            self._boundaries.append(re.sub(rb"\\(.)", rb"\1", boundary[1]) if boundary[1] else boundary[2])
+        elif (found := _BOUNDARY.search(kind[2])) is not None:
+            boundary = found[2] or re.sub(rb"\\(.)", rb"\1", found[1])
+            if boundary:
+                self._boundaries.append(boundary)
 
     def _is_delimiter(self, text: bytes) -> bool:
         """Whether this line, behind its hyphens, ends a part; then the next one begins."""
