@@ -242,6 +242,8 @@ PARSED = [
     ENVELOPE + b"Content-Type: message/rfc822\r\n\r\n" + LONG + b"\r\nhi\r\n",
     ENVELOPE + "Subject: gr\u00fc\u00dfe\r\n\r\nhi\r\n".encode(),
     ENVELOPE + b"Content-Type: text/plain; charset=nonsense\r\n\r\n\xff\xfe\r\n",
+    ENVELOPE + b"Content-Type: multipart/mixed; boundary=missing\r\n\r\n\xff\xfe no parts\r\n",
+    ENVELOPE + b'Content-Type: multipart/signed; boundary=""\r\n\r\n--x\r\n\xff\r\n',
 ]
 
 
