@@ -187,6 +187,8 @@ class Outgoing:
         head = b""
         if derived or self._file is not None or eight_bit or len(content) > MAX_MEMORY:
             end = headers.split(content)
+            if end > MAX_HEAD and not derived:
+                end = 0  # text without a header section
             head = content[:end]
             if self._file is None and len(content) > MAX_MEMORY and end <= MAX_HEAD:
                 # Piece by piece, as a file: each step over all of it would hold up every other greenlet.

@@ -223,6 +223,13 @@ class _Writer(BytesGenerator):
         if lines:
             self._fp.write(with_crlf(lines.encode("ascii", "surrogateescape")))
 
+    def _dispatch(self, msg: Any) -> None:
+        # A body that is one text is written as such, also where its type promises parts that could not be found.
+        if msg.is_multipart():
+            super()._dispatch(msg)  # type: ignore[misc]
+        else:
+            self._handle_text(msg)
+
     def _handle_text(self, msg: Any) -> None:
         if _encoding(msg) == "binary" and not msg.is_multipart():
             self._fp.write(msg.get_payload(decode=True) or b"")
@@ -270,7 +277,9 @@ def _text(value: Any) -> str:
     """
     try:
         if isinstance(value, Header):
-            return value.encode(maxlinelen=0)
+            text = value.encode(maxlinelen=0)
+            # Header("Jo <jo@example.com>", "utf-8") hides the address in an encoded word.
+            return text if "@" in text else str(value)
         if getattr(value, "defects", ()):
             # What could not be parsed is missing in its str(), but goes out.
             folded: str = value.fold(policy=_RAW_UTF8)

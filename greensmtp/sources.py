@@ -14,6 +14,9 @@ from greensmtp.thread_pool import in_thread_pool
 #: Octets of a file that are read at once.
 PIECE = 256 * 1024
 
+#: Seconds: longer than no time, for which gevent would not look at sockets and timers.
+_MOMENT = 1e-6
+
 #: Objects that are looked at to find out what a file stands on.
 _MAX_LAYERS = 64
 
@@ -55,7 +58,7 @@ class Source:
         else:
             piece = self.file.read(PIECE)
             if self._in_memory and len(piece) == PIECE:
-                sleep(0)  # a large one has many pieces, and other greenlets have work too
+                sleep(_MOMENT)  # a large one has many pieces, and other greenlets have work too
         if not isinstance(piece, (bytes, bytearray, memoryview)):
             # None, which a non-blocking file gives, would pass for its end, and half the message for all of it.
             what = "open it with 'rb'" if isinstance(piece, str) else f"its read() gave {type(piece).__name__}"
@@ -97,10 +100,10 @@ def rewindable(source: Source, seen: bytes) -> BinaryIO:
 
 
 def _is_gevents(file: Any) -> bool:
-    """True if this file, or one that it stands on, is gevent's: it waits in the hub, which another thread cannot."""
+    """True if this file, or one below it, is gevent's or a MessageStream: another thread cannot wait for it."""
     layers = [file]
     for layer in layers:
-        if any(kind.__module__.partition(".")[0] == "gevent" for kind in type(layer).__mro__):
+        if any(kind.__module__.partition(".")[0] in ("gevent", "greensmtp") for kind in type(layer).__mro__):
             return True
         if len(layers) > _MAX_LAYERS or isinstance(layer, (str, bytes, bytearray, int, float, type)):
             continue

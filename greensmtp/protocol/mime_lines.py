@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+from greensmtp.protocol.transparency import with_crlf
+
 #: Octets of a part's header section that are looked at.
 MAX_HEAD = 64 * 1024
 #: Octets in a delimiter line: hyphens, a boundary of up to 70 (RFC 2046 section 5.1.1), blanks. A longer line is none,
@@ -17,6 +19,8 @@ MAX_DELIMITER = 128
 #: Multipart entities in one another; what is deeper is text.
 MAX_DEPTH = 50
 
+_LINE = re.compile(rb"([^\r\n]*+)(\r\n|\r|\n|\Z)")
+_CANDIDATE = re.compile(rb"(?<=[\r\n])--")
 _FOLD = re.compile(rb"(?:\r\n|\r|\n)(?=[ \t])")
 _BINARY = re.compile(rb"^content-transfer-encoding[ \t]*+:[ \t]*+binary\b", re.I | re.M)
 _TYPE = re.compile(rb"^content-type[ \t]*+:[ \t]*+(multipart/|message/(?:rfc822|global)\b)([^\r\n]*+)", re.I | re.M)
@@ -47,48 +51,66 @@ class MimeLines:
 
     def feed(self, data: bytes) -> bytes:
         """Return the next octets as they go over the wire."""
-        lines = (self._held + data).splitlines(keepends=True)
-        self._held = b""
-        # (A CR at the end may be half of a CRLF.)
-        if lines and not lines[-1].endswith(b"\n"):
-            last = lines.pop()
-            bound = MAX_DELIMITER if self._head is None else MAX_HEAD
-            if len(last) <= bound or last.endswith(b"\r"):
-                self._held = last
-            else:
-                lines.append(last)
-        return b"".join([piece for line in lines for piece in self._line(line)])
+        data = self._held + data
+        # The last line may be part of a delimiter; a CR at its end may be half of a CRLF.
+        end = data.rfind(b"\n") + 1
+        bound = MAX_DELIMITER if self._head is None else MAX_HEAD
+        if len(data) - end > bound and not data.endswith(b"\r"):
+            end = len(data)
+        self._held = data[end:]
+        return self._take(data[:end] if self._held else data)
 
     def finish(self) -> bytes:
         """Return what was held back, and the end of the last line, where that is text."""
-        pieces = list(self._line(self._held)) if self._held else []
-        self._held = b""
+        rest, self._held = self._take(self._held), b""
         if self._binary:
-            pieces.append(self._ending)
             self.needs_binary = self.needs_binary or self._ending != b"\r\n"
-        elif not self._at_line_start:
-            pieces.append(b"\r\n")
+            return rest + self._ending
+        return rest if self._at_line_start else rest + b"\r\n"
+
+    def _take(self, data: bytes) -> bytes:
+        pieces: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end:
+            if self._head is not None or (self._at_line_start and data.startswith(b"--", at)):
+                found = _LINE.match(data, at)
+                assert found is not None
+                stop = found.end()
+                pieces += self._line(found[1], found[2])
+            else:
+                # All up to the next line that may be a delimiter.
+                candidate = _CANDIDATE.search(data, at + 1) if self._boundaries else None
+                stop = end if candidate is None else candidate.start()
+                pieces += self._body(data[at:stop])
+            at = stop
         return b"".join(pieces)
 
-    def _line(self, line: bytes) -> tuple[bytes, ...]:
-        text = line.rstrip(b"\r\n")
-        ending = line[len(text) :]
-        began, self._at_line_start = self._at_line_start, bool(ending)
-        if self._head is not None:
+    def _line(self, text: bytes, ending: bytes) -> tuple[bytes, ...]:
+        """A line of a header section, or one that may be a delimiter."""
+        if self._head is None:
+            if not self._is_delimiter(text[2:].rstrip(b" \t")):
+                return self._body(text + ending)
+            before, self._ending = b"\r\n" if self._ending else b"", b""
+        else:
+            before = b""
             if self._head_size < MAX_HEAD:
-                self._head.append(line)
-                self._head_size += len(line)
+                self._head.append(text + ending)
+                self._head_size += len(text) + len(ending)
             if not text and ending:
                 self._begin_body(b"".join(self._head))
-            return text, b"\r\n" if ending else b""
-        if began and text.startswith(b"--") and self._is_delimiter(text[2:].rstrip(b" \t")):
-            held, self._ending = self._ending, b""
-            return b"\r\n" if held else b"", text, b"\r\n" if ending else b""
+        self._at_line_start = bool(ending)
+        return before, text, b"\r\n" if ending else b""
+
+    def _body(self, octets: bytes) -> tuple[bytes, ...]:
+        """Lines of a body; the last may be a part of one."""
+        self._at_line_start = octets.endswith((b"\n", b"\r"))
         if not self._binary:
-            return text, b"\r\n" if ending else b""
-        held, self._ending = self._ending, ending
-        self.needs_binary = self.needs_binary or held in (b"\n", b"\r") or b"\0" in text
-        return held, text
+            return (with_crlf(octets),)
+        size = 2 if octets.endswith(b"\r\n") else int(self._at_line_start)
+        octets = self._ending + octets
+        octets, self._ending = octets[: len(octets) - size], octets[len(octets) - size :]
+        self.needs_binary = self.needs_binary or b"\0" in octets or with_crlf(octets) is not octets
+        return (octets,)
 
     def _begin_body(self, head: bytes) -> None:
         head = _FOLD.sub(b"", head)
@@ -99,8 +121,10 @@ class MimeLines:
             self._binary = _BINARY.search(head) is not None
         elif kind[1].lower().startswith(b"message"):
             self._head, self._head_size = [], 0
-        elif (boundary := _BOUNDARY.search(kind[2])) is not None:
-            self._boundaries.append(re.sub(rb"\\(.)", rb"\1", boundary[1]) if boundary[1] else boundary[2])
+        elif (found := _BOUNDARY.search(kind[2])) is not None:
+            boundary = found[2] or re.sub(rb"\\(.)", rb"\1", found[1])
+            if boundary:
+                self._boundaries.append(boundary)
 
     def _is_delimiter(self, text: bytes) -> bool:
         """Whether this line, behind its hyphens, ends a part; then the next one begins."""

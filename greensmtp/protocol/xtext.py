@@ -17,8 +17,15 @@ def is_xtext(text: str) -> bool:
 
 
 def encode_xtext(text: str) -> str:
-    """``"jo+x@example.com"`` -> ``"jo+2Bx@example.com"``; characters beyond ASCII as octets of UTF-8."""
-    return _NOT_PLAIN.sub(lambda match: b"+%02X" % match[0][0], text.encode()).decode()
+    """``"jo+x@example.com"`` -> ``"jo+2Bx@example.com"``; characters beyond ASCII as octets of UTF-8.
+
+    :raises ProtocolError: it has lone surrogates in it.
+    """
+    try:
+        octets = text.encode()
+    except UnicodeEncodeError:
+        raise ProtocolError(f"xtext cannot have lone surrogates in it: {text[:60]!r}") from None
+    return _NOT_PLAIN.sub(lambda match: b"+%02X" % match[0][0], octets).decode()
 
 
 def decode_xtext(text: str) -> str:

@@ -10,6 +10,7 @@ import socket as stdlib_socket
 import time
 from collections.abc import Callable, Iterator
 from email import message_from_bytes, message_from_string, policy
+from email.header import Header
 from email.headerregistry import Address as NamedAddress
 from email.message import EmailMessage, Message
 from email.mime.text import MIMEText
@@ -241,6 +242,8 @@ PARSED = [
     ENVELOPE + b"Content-Type: message/rfc822\r\n\r\n" + LONG + b"\r\nhi\r\n",
     ENVELOPE + "Subject: gr\u00fc\u00dfe\r\n\r\nhi\r\n".encode(),
     ENVELOPE + b"Content-Type: text/plain; charset=nonsense\r\n\r\n\xff\xfe\r\n",
+    ENVELOPE + b"Content-Type: multipart/mixed; boundary=missing\r\n\r\n\xff\xfe no parts\r\n",
+    ENVELOPE + b'Content-Type: multipart/signed; boundary=""\r\n\r\n--x\r\n\xff\r\n',
 ]
 
 
@@ -698,3 +701,59 @@ def test_a_message_that_was_parsed_from_text(inbox: Inbox, scripted: Start, pars
         assert (parsed["Subject"], parsed["To"]) == ("gr\u00fc\u00dfe", f"J\u00f6 <{TO}>")
         assert parsed.get_content().strip() == "gr\u00fc\u00dfe"
     assert bodies[0].isascii()
+
+
+@pytest.mark.parametrize("size", [10, MAX_MEMORY])
+def test_a_stream_that_is_being_received_is_sent_on(smtp_server: MakeServer, inbox: Inbox, size: int) -> None:
+    first = smtp_server()
+    octets = ENVELOPE + b"\r\n" + b"x" * 98 + b"\r\n" + b"y\r\n" * (size // 3)
+
+    @first.on("message")
+    def forward(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        inbox.send(stream, session.from_, session.to)
+
+    with connect(*first.address, timeout=20) as mail:
+        mail.send(octets, FROM, TO)
+    assert inbox.bodies == [octets]
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        b"x" * (MAX_MEMORY + 10) + b"\r\n",
+        b"A: b\r\n\r\n" + b".y\r\n" * (MAX_MEMORY // 4 + 10),
+        b"A: b\r\n\r\n" + b"\0\r\n" * (MAX_MEMORY // 3 + 10),
+    ],
+    ids=["no head", "text", "binary"],
+)
+def test_large_bytes_hold_up_no_other_greenlet(octets: bytes, inbox: Inbox) -> None:
+    turns = 0
+
+    def take_turns() -> None:
+        nonlocal turns
+        while True:
+            sleep(0.0001)
+            turns += 1
+
+    turning = spawn(take_turns)
+    outgoing = Outgoing(octets, FROM, TO)
+    turning.kill()
+    assert turns > 5
+    assert outgoing.size == len(octets)
+    inbox.send(octets, FROM, TO)
+    assert inbox.bodies == [octets]
+
+
+def test_an_address_within_an_old_header_object(inbox: Inbox) -> None:
+    message = MIMEText("hi")
+    message["From"] = FROM
+    message["To"] = Header(f"J\u00f6 <{TO}>", "utf-8")  # type: ignore[assignment]
+    cc = Header("Doe, J\u00f6", "utf-8")
+    cc.append("<c@example.com>", "us-ascii")
+    message["Cc"] = cc  # type: ignore[assignment]
+    inbox.send(message)
+    assert inbox.recipients == [[TO, "c@example.com"]]
+    parsed = message_from_bytes(inbox.bodies[0], policy=policy.default)
+    assert [address.addr_spec for address in parsed["To"].addresses] == [TO]
+    assert [address.display_name for address in parsed["Cc"].addresses] == ["Doe, J\u00f6"]

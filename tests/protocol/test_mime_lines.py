@@ -42,6 +42,12 @@ CASES = [
     (MIXED, MIXED_LINES, True),
     (NESTED, NESTED_LINES, True),
     (b"x", b"x\r\n", False),
+    (
+        b'Content-Type: multipart/mixed; boundary=""\n\n--\n\n',
+        b'Content-Type: multipart/mixed; boundary=""\r\n\r\n--\r\n\r\n',
+        False,
+    ),
+    (b"Content-Type: multipart/mixed\n\n--\n", b"Content-Type: multipart/mixed\r\n\r\n--\r\n", False),
     (b"", b"", False),
 ]
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.xtext import decode_xtext
+from greensmtp.protocol.xtext import decode_xtext, encode_xtext, is_xtext
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,21 @@ def test_anything(text: str) -> None:
         decode_xtext(text)
     except ProtocolError:
         pass
+
+
+@given(st.text())
+def test_encoded_and_decoded(text: str) -> None:
+    try:
+        encoded = encode_xtext(text)
+    except ProtocolError:
+        assert any("\ud800" <= character <= "\udfff" for character in text)
+        return
+    assert is_xtext(encoded)
+    assert decode_xtext(encoded) == text
+
+
+def test_what_is_xtext() -> None:
+    assert is_xtext("jo+2Bx@example.com")
+    assert not is_xtext("jo+x@example.com")
+    assert not is_xtext("a b")
+    assert not is_xtext("a=b")
