@@ -29,7 +29,7 @@ from greensmtp.protocol.commands import (
 )
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
-from greensmtp.session import Session
+from greensmtp.session import Change, Session
 from greensmtp.signals import handler_name
 from greensmtp.stream import MessageStream
 
@@ -52,6 +52,9 @@ _FAREWELLS = {
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
 _PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+
+#: What is staged before a command is handled.
+_NOTHING: tuple[Change, ...] = ()
 
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
@@ -230,6 +233,7 @@ class Conversation:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
+        self.session.staged = ()
 
     def _greet(self) -> bool:
         command = Command(CONNECT)
@@ -262,6 +266,7 @@ class Conversation:
             self.current = command
             self.spent = _UNSEEN
             self._identity = session.identity
+            session.staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
             if session.from_ is None:
                 session.noted = None  # what was noted before belongs to no transaction
             try:
@@ -317,7 +322,9 @@ class Conversation:
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+                if error is self.connection.lost:
+                    raise  # there is nobody to answer
                 logger.exception(
                     "%s: %s, staged at %s, raised; replying 451",
                     session.id,
@@ -607,7 +614,6 @@ class Conversation:
             route = self._program.routes.get(command.verb, self._program.unknown)
             # Whoever reads the body is handling a command, too.
             outer = self.current, self.spent, session.staged
-            session.staged = ()
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
