@@ -612,7 +612,7 @@ class Conversation:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
-            # Whoever reads the body is handling a command, too.
+            # The handler that reads the body is handling a command, too.
             outer = self.current, self.spent, session.staged
             self._handle(command)
             try:
