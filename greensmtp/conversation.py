@@ -31,7 +31,7 @@ from greensmtp.protocol.commands import (
 )
 from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.states import State
-from greensmtp.session import Session
+from greensmtp.session import Change, Session
 from greensmtp.signals import handler_name
 from greensmtp.stream import MessageStream
 
@@ -55,6 +55,9 @@ _FAREWELLS = {
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
 _PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+
+#: What is staged before a command is handled.
+_NOTHING: tuple[Change, ...] = ()
 
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
@@ -306,6 +309,7 @@ class Conversation:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
+        self.session.staged = ()
 
     def _admit(self) -> bool:
         """ACCEPT, before TLS: may this client stay? If not, it is told where that can be done in the clear."""
@@ -356,6 +360,7 @@ class Conversation:
             self.current = command
             self.spent = _UNSEEN
             self._identity = session.identity
+            session.staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
             if session.from_ is None:
                 session.noted = None  # what was noted before belongs to no transaction
             try:
@@ -411,7 +416,9 @@ class Conversation:
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+                if error is self.connection.lost:
+                    raise  # there is nobody to answer
                 logger.exception(
                     "%s: %s, staged at %s, raised; replying 451",
                     session.id,
@@ -720,9 +727,8 @@ class Conversation:
                 self._next = command
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
-            # Whoever reads the body is handling a command, too.
+            # The handler that reads the body is handling a command, too.
             outer = self.current, self.spent, session.staged
-            session.staged = ()
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gevent import Timeout, spawn
+from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer, compose, when
 from greensmtp.chain import Proceed
@@ -341,6 +342,61 @@ def test_a_staged_change_that_fails_is_a_451_and_drops_the_transaction(
             ("MAIL FROM:<a@example.org>", "250"),
         )
     assert "broken, staged at RCPT, raised" in caplog.text
+
+
+def test_what_is_staged_too_late_is_forgotten(smtp_server: MakeServer) -> None:
+    sessions: list[Session] = []
+    made: list[str] = []
+    server = smtp_server(start=False)
+
+    @server.on("connect")
+    def note(session: Session, ack: Ack) -> None:
+        sessions.append(session)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        sessions[0].stage(made.append, "too late")
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
+    assert made == []
+
+
+def test_a_challenge_that_is_staged_may_lose_the_connection(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        if command.verb == "MAIL":
+            session.stage(session.challenge, "well?")
+        return reply
+
+    reasons: list[str] = []
+    over = Event()
+    server = smtp_server(start=False, middleware=[asks])
+
+    @server.on("disconnect")
+    def note(session: Session, reason: str) -> None:
+        reasons.append(reason)
+        over.set()
+
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "334"))
+    assert over.wait(5)
+    assert reasons[0] in ("closed", "reset")
+    assert not caplog.records
+
+
+def test_a_reset_between_two_chunks_ends_the_body_even_where_it_is_refused(smtp_server: MakeServer) -> None:
+    """RFC 3030 section 2: the client has given the body up, and what follows must not pass for it."""
+    server = smtp_server(start=False, middleware=[Turn("RSET", refuse)])
+    box = Box(server)
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.send("BDAT 2\r\nhiRSET\r\nBDAT 2 LAST\r\nhoNOOP\r\n")
+        peer.expect("250", "451", "503", "250")
+    assert box.mail == []
 
 
 def test_one_recipient_may_become_several(smtp_server: MakeServer) -> None:
