@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import PeerProtocolError, ProtocolError
-from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.enhanced import LEADING
+from greensmtp.protocol.replies import Reply
 from greensmtp.protocol.reply_reader import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyReader
 
 
