@@ -15,7 +15,7 @@ from email.message import Message
 import gevent
 
 import greensmtp
-from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer
+from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, in_thread_pool
 from greensmtp.predicates import authenticated, inside
 from greensmtp.protocol.commands import Greeting
 
@@ -77,8 +77,7 @@ def spool(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 # Reject by header or by attachment. Parsing may compute for a while: not in the hub, where others wait for it.
 def by_content(session: Session, ack: Ack) -> None:
-    pool = gevent.get_hub().threadpool
-    message: Message = pool.apply(email.message_from_binary_file, (session.notes["message"],))
+    message: Message = in_thread_pool(email.message_from_binary_file, session.notes["message"])
     if "From" not in message:
         raise Reject(554, "5.6.0 a message has a From field")
     for part in message.walk():

@@ -28,7 +28,7 @@ _may_be_name = re.compile(rb"[!-9;-~]*[ \t]*").fullmatch
 _search_field_end = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?=[^ \t])").search
 _line_end_at_end = re.compile(rb"(?:\r\n|\r|\n)\Z").search
 
-_Step = Callable[["HeaderSection", bytes, list[bytes], bool], bytes]
+_Step = Callable[["HeaderSection", bytes, int, list[bytes], bool], int]
 
 
 class HeaderSection:
@@ -45,9 +45,9 @@ class HeaderSection:
         if without is not None:
             event += rb"|[\r\n]" + re.escape(without) + rb"(?:[ \t]*:|[ \t]{%d})" % _MAX_NAME
         self._search_event = re.compile(event, re.IGNORECASE).search
-        self._held = b""
         #: The two octets before those that come next: a line end, perhaps.
         self._before = b""
+        self._held = b""
         #: What takes the next octets, and what does so once a field has been left out.
         self._step: _Step = HeaderSection._begin
         self._resume: _Step = HeaderSection._begin
@@ -61,73 +61,69 @@ class HeaderSection:
         """
         if self.over:
             return data
-        if self._held:
-            data = self._held + data
-            self._held = b""
+        at = len(self._before)
+        data = self._before + self._held + data
+        self._held = b""
         kept: list[bytes] = []
-        while data and not self.over:
-            data = self._step(self, data, kept, last)
-        kept.append(data)
+        while at < len(data) and not self.over:
+            at = self._step(self, data, at, kept, last)
+        kept.append(data[at:])
+        self._before = data[: len(data) - len(self._held)][-2:]
         return b"".join(kept)
 
-    # Each step takes what it can tell, and returns the rest; what it cannot tell yet it holds.
+    # Each step begins at a place in the data, and returns where the next one begins. What it cannot tell yet it holds.
 
-    def _begin(self, data: bytes, kept: list[bytes], last: bool) -> bytes:
+    def _begin(self, data: bytes, at: int, kept: list[bytes], last: bool) -> int:
         """The first line decides whether there is a header section at all."""
-        found = _match_field(data, 0, _MAX_NAME + 1)
+        found = _match_field(data, at, at + _MAX_NAME + 1)
         if found is not None:
             is_left_out = self._is_name(found[0][:-1])
             self._step = HeaderSection._drop if is_left_out else HeaderSection._pass
-            return data
-        if data.startswith((b"\r\n", b"\n")):
+            return at
+        if data.startswith((b"\r\n", b"\n"), at):
             self.over = True
-            return data
-        if not last and len(data) <= _MAX_NAME and (data == b"\r" or _may_be_name(data)):
-            self._held = data
-            return b""
+            return at
+        if not last and len(data) - at <= _MAX_NAME and (data[at:] == b"\r" or _may_be_name(data, at)):
+            self._held = data[at:]
+            return len(data)
         kept.append(b"\r\n")
         self.over = True
-        return data
+        return at
 
-    def _pass(self, data: bytes, kept: list[bytes], last: bool) -> bytes:
+    def _pass(self, data: bytes, at: int, kept: list[bytes], last: bool) -> int:
         """Pass lines on, to the empty one or to a field that is left out."""
-        before = self._before
-        seen = before + data
-        found = self._search_event(seen)
+        found = self._search_event(data, max(at - 2, 0))
         if found is None:
-            end = len(data) if last or self._name is None else self._begun_name(seen) - len(before)
+            end = len(data) if last or self._name is None else self._begun_name(data, at)
             self._held = data[end:]
-            self._before = seen[: len(before) + end][-2:]
-            kept.append(data[:end])
-            return b""
+            kept.append(data[at:end])
+            return len(data)
         if found[0].endswith(b"\n"):
             self.over = True
-            return data
-        start = found.start() + 1 - len(before)
-        kept.append(data[:start])
+            return at
+        kept.append(data[at : found.start() + 1])
         self._step, self._resume = HeaderSection._drop, HeaderSection._pass
-        self._before = b"\n"
-        return data[start:]
+        return found.start() + 1
 
-    def _begun_name(self, seen: bytes) -> int:
+    def _begun_name(self, data: bytes, at: int) -> int:
         """Where the name that is left out begins, if the octets may end within it; else their length."""
         assert self._name is not None
-        start = max(seen.rfind(b"\n"), seen.rfind(b"\r")) + 1
-        if not start or len(seen) - start >= len(self._name) + _MAX_NAME:
-            return len(seen)
-        begun = seen[start:].lower()
-        return start if self._name.startswith(begun) or self._is_name(begun) else len(seen)
+        start = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        if start < max(at, 1) or len(data) - start >= len(self._name) + _MAX_NAME:
+            return len(data)
+        begun = data[start:].lower()
+        return start if self._name.startswith(begun) or self._is_name(begun) else len(data)
 
-    def _drop(self, data: bytes, kept: list[bytes], last: bool) -> bytes:
+    def _drop(self, data: bytes, at: int, kept: list[bytes], last: bool) -> int:
         """Leave a field out, up to a line that does not continue it."""
-        found = _search_field_end(data)
+        found = _search_field_end(data, at)
         if found is None:
             # The next octet tells whether this line end is the field's.
-            end = _line_end_at_end(data)
+            end = _line_end_at_end(data, at)
             self._held = b"" if last or end is None else end[0]
-            return b""
+            return len(data)
         self._step = self._resume
-        return data[found.end() :]
+        return found.end()
 
     def _is_name(self, octets: bytes) -> bool:
         return octets.rstrip(b" \t").lower() == self._name

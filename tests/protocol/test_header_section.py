@@ -38,30 +38,25 @@ def passed_at_every_cut(body: bytes, without: bytes | None = NAME) -> bytes:
 
 def slowly(body: bytes) -> bytes:
     """The same, line by line, of the whole body."""
-    lines = re.findall(rb"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", body)
     kept: list[bytes] = []
-    dropping, over, before = False, False, b""
-    for number, line in enumerate(lines):
-        is_empty = line in (b"\r\n", b"\n") and (not kept or before.endswith(b"\n"))
-        if over:
-            kept.append(line)
+    before, dropping, over = b"\n", False, False
+    for line in re.findall(rb"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", body):
+        if over or (dropping and line[:1] in (b" ", b"\t")):
+            kept += [line] * over
             continue
-        if dropping and line[:1] in (b" ", b"\t"):
-            continue
-        was_dropping, dropping = dropping, False
+        if dropping:
+            before, dropping = b"\n", False
         field = re.match(rb"([!-9;-~]+)[ \t]*:", line)
-        if line in (b"\r\n", b"\n") and (not kept or was_dropping or before.endswith(b"\n")):
+        if line in (b"\r\n", b"\n") and before.endswith(b"\n"):
             over = True
         elif field is not None and field[1].lower() == NAME:
             dropping = True
             continue
-        elif not kept and field is None:
+        elif field is None and not kept:
             kept.append(b"\r\n")
             over = True
         kept.append(line)
         before = line
-        assert number >= 0
-        assert is_empty in (True, False)
     return b"".join(kept)
 
 
