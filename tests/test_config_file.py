@@ -250,6 +250,39 @@ def test_an_unknown_key_is_always_told_with_its_line(
     assert "there is no such key" in said[0]
 
 
+KEYS = [(path, name) for path, names in known_keys().items() for name in names]
+HEADS = {
+    (): "",
+    ("listeners",): LISTENER,
+    ("listeners", "limits"): LISTENER + "[listeners.limits]\n",
+    ("listeners", "middleware"): LISTENER + "[[listeners.middleware]]\n",
+    ("plugins",): "[[plugins]]\n",
+    ("middleware",): "[[middleware]]\n",
+}
+ODD = [
+    *('""', '"x"', '"/"', '"a b"', '"\\u0000"', '"\\n"', f'"{"x" * 5000}"', '"\U0001f4a5"', '"all"', '"stderr"'),
+    *("0", "-1", "1", "10000000000000000000000000", "1.5", "-0.0", "inf", "nan", "1e308", "true", "false"),
+    *("[]", "[[]]", "{}", "[1]", '["a"]', "{ a = 1 }", "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z"),
+    *('{ env = "" }', '{ file = "/" }', '{ file = "" }'),
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(KEYS), st.sampled_from(ODD))
+def test_no_value_is_a_traceback(write: Write, place: tuple[tuple[str | int, ...], str], value: str) -> None:
+    path, name = place
+    assert all(isinstance(key, str) for key in path)
+    head = HEADS.get(tuple(map(str, path)), f"[{'.'.join(map(str, path))}]\n")
+    if f"\n{name} = " in head:
+        head = head.partition("url")[0]
+    lines = []
+    try:
+        load(write(f"{head}{name} = {value}\n"))
+    except ConfigError as error:
+        lines = error.lines
+    assert all(line.startswith("greensmtp.toml:") for line in lines)
+
+
 # What is right
 
 
