@@ -199,7 +199,7 @@ def _fold(name: str, value: Any, policy: Any) -> bytes:
     if _ONE_FIELD.fullmatch(octets) and b"=?" not in octets:
         return octets
     octets = with_crlf(octets)
-    text = str(value)
+    text = _text(value)
     if text.isascii() and "=?" not in text:
         # The email package makes encoded words of a long token (a signature, say), or puts an empty line before it.
         octets = headers.folded(name, text)
@@ -252,9 +252,9 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
             return with_crlf(octets)
     if getattr(policy, "utf8", False):
         return _fold(name, value, policy)
-    if (hasattr(type(value), "addresses") or name.lower() in headers.ADDRESS_FIELDS) and not str(value).isascii():
+    is_list = hasattr(type(value), "addresses") or name.lower() in headers.ADDRESS_FIELDS
+    if is_list and not (text := _text(value)).isascii():
         # The email package writes encoded words into addresses, and drops the quotes around a name with a comma.
-        text = _text(value)
         try:
             return headers.folded_list(name, text)
         except ProtocolError:

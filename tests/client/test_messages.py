@@ -1,4 +1,4 @@
-"""What ``send`` makes of a message before it goes: who it goes to, and which octets."""
+"""What ``send`` makes of a message before it goes: its envelope, and which octets go out."""
 
 from __future__ import annotations
 
@@ -164,25 +164,15 @@ def test_a_list_that_cannot_be_read_sends_nothing(inbox: Inbox, name: str, wrong
     assert inbox.recipients == [[TO]]
 
 
-def test_hostile_fields_do_not_hold_up_other_greenlets() -> None:
+def test_hostile_fields_take_milliseconds() -> None:
     octets = b"From: a@example.com\r\nTo: " + b"a@b.c (" * 7_000 + b"\r\n\r\nhi\r\n"
-    ticks = 0
-
-    def tick() -> None:
-        nonlocal ticks
-        while True:
-            sleep(0.001)
-            ticks += 1
-
-    ticking = spawn(tick)
     began = time.thread_time()
     for message in (octets, message_from_bytes(octets), octets.replace(b"(", b", ")):
         try:
             Outgoing(message).close()
         except ProtocolError:
             pass
-    ticking.kill()
-    assert time.thread_time() - began < 2
+    assert time.thread_time() - began < 1
 
 
 def test_two_thousand_recipients(inbox: Inbox) -> None:
