@@ -12,8 +12,6 @@ import sys
 import time
 from email.message import Message
 
-import gevent
-
 import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, in_thread_pool
 from greensmtp.predicates import authenticated, inside
