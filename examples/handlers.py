@@ -15,7 +15,7 @@ from email.message import Message
 import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, in_thread_pool
 from greensmtp.predicates import authenticated, inside
-from greensmtp.protocol.commands import Greeting
+from greensmtp.protocol.command import Greeting
 
 #: Our domains; networks that may send to any; octets that a sender's domain may send, and all others.
 LOCAL = {"localhost", "example.com"}

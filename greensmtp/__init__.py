@@ -8,8 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from greensmtp import signals
-from greensmtp.ack import Ack
-from greensmtp.chain import Middleware, Proceed
+from greensmtp.chain.chain import Middleware, Proceed
 from greensmtp.errors import (
     AlreadyAcknowledged,
     AuthenticationFailed,
@@ -37,24 +36,25 @@ from greensmtp.errors import (
     TLSUnverified,
     TransactionReset,
 )
-from greensmtp.limits import Limits
-from greensmtp.protocol.addresses import Address
-from greensmtp.protocol.commands import Command
-from greensmtp.protocol.replies import Reply
-from greensmtp.server import SMTPServer
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.command import Command
+from greensmtp.protocol.reply import Reply
+from greensmtp.server.limits import Limits
+from greensmtp.server.server import SMTPServer
 from greensmtp.session import Session
-from greensmtp.stream import MessageStream
+from greensmtp.session.ack import Ack
+from greensmtp.session.stream import MessageStream
 
 if TYPE_CHECKING:
-    from greensmtp import client_signals
-    from greensmtp.client import SMTPClient
-    from greensmtp.composition import compose, when
-    from greensmtp.connecting import connect
-    from greensmtp.deadlines import Timeouts
-    from greensmtp.mail import Mail
-    from greensmtp.outgoing import Sent
-    from greensmtp.pool import Pool
-    from greensmtp.running import run
+    from greensmtp.chain.compose import compose, when
+    from greensmtp.client import signals as client_signals
+    from greensmtp.client.client import SMTPClient
+    from greensmtp.client.connect import connect
+    from greensmtp.client.deadlines import Timeouts
+    from greensmtp.client.message import Sent
+    from greensmtp.client.pool import Pool
+    from greensmtp.server.run import run
+    from greensmtp.session.mail import Mail
     from greensmtp.thread_pool import in_thread_pool
 
 __version__ = "0.1.0"
@@ -112,16 +112,16 @@ __all__ = [
 
 #: Names that not every program needs -> the module that has them.
 _LATER = {
-    "Mail": "greensmtp.mail",
-    "Pool": "greensmtp.pool",
-    "SMTPClient": "greensmtp.client",
-    "Sent": "greensmtp.outgoing",
-    "Timeouts": "greensmtp.deadlines",
-    "compose": "greensmtp.composition",
-    "connect": "greensmtp.connecting",
+    "Mail": "greensmtp.session.mail",
+    "Pool": "greensmtp.client.pool",
+    "SMTPClient": "greensmtp.client.client",
+    "Sent": "greensmtp.client.message",
+    "Timeouts": "greensmtp.client.deadlines",
+    "compose": "greensmtp.chain.compose",
+    "connect": "greensmtp.client.connect",
     "in_thread_pool": "greensmtp.thread_pool",
-    "run": "greensmtp.running",
-    "when": "greensmtp.composition",
+    "run": "greensmtp.server.run",
+    "when": "greensmtp.chain.compose",
 }
 
 
@@ -130,7 +130,7 @@ if not TYPE_CHECKING:  # which would take every name for one of these
     def __getattr__(name: str) -> Any:
         """Import what has been left for later (PEP 562)."""
         if name == "client_signals":
-            return import_module("greensmtp.client_signals")
+            return import_module("greensmtp.client.signals")
         if name not in _LATER:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         globals()[name] = found = getattr(import_module(_LATER[name]), name)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greensmtp.outgoing import Sent
-    from greensmtp.protocol.replies import Reply
+    from greensmtp.client.message import Sent
+    from greensmtp.protocol.reply import Reply
 
 
 class GreenSMTPError(Exception):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakSet
 
-from greensmtp.native import native
+from greensmtp._native import native
 from greensmtp.protocol.log_text import printable
 
 #: Lines that may wait for whatever reads them; more are dropped, and counted.

@@ -11,11 +11,11 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
+from greensmtp.chain.validate import check_callable, describe
 from greensmtp.session import Session
-from greensmtp.shapes import check_callable, describe
 
 if TYPE_CHECKING:
-    from greensmtp.server import SMTPServer
+    from greensmtp.server.server import SMTPServer
 
 #: How many clients' addresses a predicate remembers its answer for.
 REMEMBERED = 4096

@@ -55,7 +55,7 @@ class Signal(blinker.Signal):
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
-        from greensmtp.runs import never_runs  # brings inspect along, of no use to those who only send
+        from greensmtp._callables import never_runs  # brings inspect along, of no use to those who only send
 
         wrong = never_runs(receiver)
         if wrong is not None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from gevent import get_hub
 from gevent.lock import BoundedSemaphore
 
-from greensmtp.native import native
+from greensmtp._native import native
 
 if TYPE_CHECKING:
     from gevent.event import AsyncResult

@@ -12,12 +12,12 @@ from typing import Literal
 
 from gevent import Timeout, get_hub
 
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._addresses import IPAddress, IPNetwork, client_address, read_network
-from greensmtp.middleware._limit_arguments import check_choice, check_number, make_refusal
-from greensmtp.middleware.credentials import check_flag
-from greensmtp.protocol.commands import ACCEPT, Command
-from greensmtp.protocol.replies import Reply
+from greensmtp.middleware._validate import check_choice, check_number, make_refusal
+from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.protocol.command import ACCEPT, Command
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
 logger = logging.getLogger("greensmtp.access")

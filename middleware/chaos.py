@@ -9,11 +9,11 @@ from random import Random
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Any, Literal, cast
 
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
-from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number, make_refusal
-from greensmtp.middleware._pauses import pause
-from greensmtp.protocol.commands import (
+from greensmtp.middleware._pause import pause
+from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
+from greensmtp.protocol.command import (
     CONNECT,
     END_OF_DATA,
     KNOWN_BUT_NOT_IMPLEMENTED,
@@ -21,10 +21,10 @@ from greensmtp.protocol.commands import (
     ChunkCommand,
     Command,
 )
-from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.states import State
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.state import State
 from greensmtp.session import Link, Session
-from greensmtp.stream import Body
+from greensmtp.session.stream import Body
 
 #: In the midst of a body, which no command marks.
 BODY = "BODY"

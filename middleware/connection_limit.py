@@ -6,11 +6,11 @@ from collections import deque
 
 from gevent.monkey import get_original
 
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._addresses import client_address, network_of
-from greensmtp.middleware._limit_arguments import check_count, make_refusal
-from greensmtp.protocol.commands import ACCEPT, DISCONNECT, Command
-from greensmtp.protocol.replies import Reply
+from greensmtp.middleware._validate import check_count, make_refusal
+from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
 _TOO_MANY = Reply(421, "4.7.0 Too many connections at once from where you are, try again later")

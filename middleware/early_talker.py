@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from socket import MSG_PEEK
 
-from greensmtp.chain import Proceed
-from greensmtp.middleware._limit_arguments import check_number, make_refusal
-from greensmtp.middleware._pauses import hears
-from greensmtp.protocol.commands import CONNECT, Command
-from greensmtp.protocol.replies import Reply
+from greensmtp.chain.chain import Proceed
+from greensmtp.middleware._pause import hears
+from greensmtp.middleware._validate import check_number, make_refusal
+from greensmtp.protocol.command import CONNECT, Command
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
 #: Clients wait five minutes for the banner (RFC 5321 section 4.5.3.2.1); none should have to wait for much of that.

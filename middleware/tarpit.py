@@ -6,13 +6,13 @@ from collections import OrderedDict
 from time import monotonic
 from typing import Literal
 
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._addresses import client_address, network_of
-from greensmtp.middleware._limit_arguments import check_choice, check_count, check_number
-from greensmtp.middleware._pauses import pause
-from greensmtp.middleware.credentials import check_flag
-from greensmtp.protocol.commands import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
-from greensmtp.protocol.replies import Reply
+from greensmtp.middleware._pause import pause
+from greensmtp.middleware._validate import check_choice, check_count, check_number
+from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
 #: The least that a client has to wait for any reply is two minutes (RFC 5321 section 4.5.3.2); half of that leaves

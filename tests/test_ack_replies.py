@@ -11,7 +11,7 @@ from gevent import spawn
 from gevent.monkey import get_original
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

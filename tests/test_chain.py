@@ -10,8 +10,8 @@ from gevent import Greenlet, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, ConnectionLost, ProtocolError, Reply, Session
-from greensmtp.chain import Proceed
-from greensmtp.protocol.extensions import Extension
+from greensmtp.chain.chain import Proceed
+from greensmtp.protocol.esmtp import Extension
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

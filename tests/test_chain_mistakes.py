@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

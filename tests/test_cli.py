@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from greensmtp import Limits
 from greensmtp.cli import cli
-from greensmtp.serve_options import SizeType
+from greensmtp.cli.options import SizeType
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -299,7 +299,7 @@ def test_a_wrong_option_is_named_and_explained(
     options: list[str],
     complaint: str,
 ) -> None:
-    monkeypatch.setattr("greensmtp.cli.set_up_logging", lambda *options: None)  # that of the tests is to stay
+    monkeypatch.setattr("greensmtp.cli.main.set_up_logging", lambda *options: None)  # that of the tests is to stay
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", *options], prog_name="greensmtp")
     assert ended.value.code == 2

@@ -10,9 +10,9 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Command, Reject, Reply, Session, SMTPServer, compose, when
-from greensmtp.chain import Chain, Proceed
+from greensmtp.chain.chain import Chain, Proceed
 from greensmtp.predicates import authenticated, over_tls
-from greensmtp.protocol.extensions import Extension
+from greensmtp.protocol.esmtp import Extension
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

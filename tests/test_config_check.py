@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp import signals
-from greensmtp.assembly import assemble
 from greensmtp.cli import cli
-from greensmtp.config.loading import Override, load
-from greensmtp.config.mistakes import ConfigError
-from greensmtp.config.writing import effective, toml
+from greensmtp.config.build import assemble
+from greensmtp.config.dump import effective, toml
+from greensmtp.config.load import Override, load
+from greensmtp.config.problems import ConfigError
 
 Check = Callable[..., Result]
 
@@ -335,7 +335,7 @@ def test_what_is_missing_for_the_default_stack_is_left_out(
 ) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     stack = ({"use": "broken:Fussy", "rate": "poor"}, {"use": "Logging"})
-    monkeypatch.setattr("greensmtp.config.loading.DEFAULT_STACK", stack)
+    monkeypatch.setattr("greensmtp.config.load.DEFAULT_STACK", stack)
     monkeypatch.setattr("greensmtp.config.model.DEFAULT_STACK", stack)
     with caplog.at_level("INFO", "greensmtp"):
         assert check("").exit_code == 0

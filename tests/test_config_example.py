@@ -14,12 +14,12 @@ import pytest
 
 import greensmtp.middleware
 from greensmtp.config.defaults import DEFAULT_STACK
-from greensmtp.config.loading import load
-from greensmtp.config.mistakes import ConfigError
+from greensmtp.config.dump import effective
+from greensmtp.config.load import load
 from greensmtp.config.model import Config, known_keys
 from greensmtp.config.options import option_names
-from greensmtp.config.writing import effective
-from greensmtp.limits import Limits
+from greensmtp.config.problems import ConfigError
+from greensmtp.server.limits import Limits
 
 Serve = Callable[..., Any]
 

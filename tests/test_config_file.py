@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from greensmtp.config.conditions import all_of, read_condition
 from greensmtp.config.defaults import DEFAULT_STACK
-from greensmtp.config.loading import MAX_OCTETS, Loaded, Override, load
-from greensmtp.config.mistakes import ConfigError
+from greensmtp.config.load import MAX_OCTETS, Loaded, Override, load
 from greensmtp.config.model import known_keys
-from greensmtp.limits import Limits
+from greensmtp.config.problems import ConfigError
+from greensmtp.server.limits import Limits
 
 Write = Callable[[str], Path]
 

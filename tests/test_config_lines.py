@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.config.lines import KeyPath, TomlError, TomlText
+from greensmtp.config.locations import KeyPath, TomlError, TomlText
 
 TEXT = '''\
 # a comment

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import pytest
 
-from greensmtp.config.loading import load
-from greensmtp.config.mistakes import ConfigError
+from greensmtp.config.load import load
 from greensmtp.config.options import UNSAYABLE, option_names, sayable
+from greensmtp.config.problems import ConfigError
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -77,7 +77,7 @@ class Unread:
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """What a factory would be called with, for these lines in the file."""
     factories = {"probe": Probe, "keywords": keywords, "unread": Unread, "builtin": dict}
-    monkeypatch.setattr("greensmtp.config.loading.middleware_factory", factories.__getitem__)
+    monkeypatch.setattr("greensmtp.config.load.middleware_factory", factories.__getitem__)
 
     def read(lines: str, use: str = "probe") -> dict[str, Any]:
         path = tmp_path / "greensmtp.toml"

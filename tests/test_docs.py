@@ -16,9 +16,9 @@ import bcrypt
 import pytest
 
 from greensmtp import SMTPClient, SMTPServer, connect, signals
-from greensmtp.installed import GROUPS
 from greensmtp.middleware import Auth
-from greensmtp.protocol.sasl_claims import ScramKeys
+from greensmtp.plugins.discovery import GROUPS
+from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

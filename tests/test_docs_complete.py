@@ -14,7 +14,7 @@ import greensmtp.testing
 from greensmtp import Ack, Address, MessageStream, Pool, Reply, Sent, Session, SMTPServer, Timeouts, connect
 from greensmtp import middleware as catalogue
 from greensmtp.cli import cli
-from greensmtp.limits import Limits
+from greensmtp.server.limits import Limits
 from greensmtp.testing import Attachment, SinkMessage, SMTPSink
 
 ROOT = Path(__file__).resolve().parent.parent

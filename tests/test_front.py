@@ -10,8 +10,8 @@ import pytest
 
 import greensmtp
 from greensmtp import errors
-from greensmtp.outgoing import Sent
-from greensmtp.protocol.replies import Reply
+from greensmtp.client.message import Sent
+from greensmtp.protocol.reply import Reply
 
 NO = Reply(550, "5.7.1 no")
 SENT = Sent("a@example.org", {"b@example.com": NO}, Reply(250, "Ok"))

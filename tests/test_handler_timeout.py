@@ -10,8 +10,8 @@ from gevent import Timeout, getcurrent, sleep, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, when
-from greensmtp.ack import HandlerTimeout
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
+from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

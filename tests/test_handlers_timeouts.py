@@ -8,7 +8,7 @@ import pytest
 from gevent import Timeout, sleep
 
 from greensmtp import Ack, Command, MessageStream, Reply, Session
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

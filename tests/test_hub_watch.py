@@ -15,7 +15,7 @@ import pytest
 from gevent import get_hub, sleep
 
 from greensmtp import SMTPServer
-from greensmtp.hub_watch import HubWatch
+from greensmtp.server.hub_watch import HubWatch
 from greensmtp.testing.fixtures import MakeServer
 
 WARNING = "no client gets a banner"

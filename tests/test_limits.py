@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-import greensmtp.limits
+import greensmtp.server.limits
 from greensmtp import SMTPServer
-from greensmtp.limits import Limits
+from greensmtp.server.limits import Limits
 
 #: keyword -> default, the least, what an error says that it takes
 TABLE: dict[str, tuple[Any, Any, str]] = {
@@ -119,7 +119,7 @@ def test_a_server_takes_each_of_them(name: str) -> None:
 
 def test_each_of_them_is_explained() -> None:
     """The comment before a field is its documentation."""
-    source = inspect.getsource(greensmtp.limits.Limits).splitlines()
+    source = inspect.getsource(greensmtp.server.limits.Limits).splitlines()
     for field in dataclasses.fields(Limits):
         line = next(number for number, text in enumerate(source) if text.startswith(f"    {field.name}:"))
         assert source[line - 1].startswith("    #:"), field.name

@@ -12,7 +12,7 @@ from gevent import sleep
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, ProtocolError, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Logging
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer

@@ -19,8 +19,8 @@ from gevent import GreenletExit, get_hub
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
-from greensmtp.ack import HandlerTimeout
 from greensmtp.delivery import Maildir
+from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import Peer, dial
 
 MakeServer = Callable[..., SMTPServer]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from greensmtp import Command, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -13,12 +13,13 @@ from greenlet import greenlet
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session, SMTPServer, server
-from greensmtp.chain import Proceed
-from greensmtp.composition import compose, when
+from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session, SMTPServer
+from greensmtp.chain.chain import Proceed
+from greensmtp.chain.compose import compose, when
 from greensmtp.middleware import AccessList, ConnectionLimit, EarlyTalker, RateLimit, Tarpit
-from greensmtp.places import Places, client_key
 from greensmtp.predicates import inside, over_tls
+from greensmtp.server import server
+from greensmtp.server.places import Places, client_key
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

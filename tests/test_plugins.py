@@ -16,7 +16,6 @@ from click.testing import CliRunner
 
 from greensmtp import SMTPServer
 from greensmtp.cli import cli
-from greensmtp.installed import is_middleware_class
 from greensmtp.middleware import Logging
 from greensmtp.plugins import (
     PluginError,
@@ -28,6 +27,7 @@ from greensmtp.plugins import (
     read_option,
     warn_of_shadowed,
 )
+from greensmtp.plugins.discovery import is_middleware_class
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greensmtp import Command, Reply, Session, when
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.predicates import (
     Predicate,
     authenticated,

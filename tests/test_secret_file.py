@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from greensmtp.assembly import assemble
-from greensmtp.config.loading import load
-from greensmtp.secret_file import keep_secret
+from greensmtp.config.build import assemble
+from greensmtp.config.load import load
+from greensmtp.config.secret_file import keep_secret
 
 Serve = Callable[..., Any]
 
@@ -58,7 +58,7 @@ def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch
 
 
 def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> None:
-    code = "import sys, pathlib; from greensmtp.secret_file import keep_secret; sys.stdin.read(); "
+    code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
     command = [sys.executable, "-c", code, str(tmp_path / "secret")]
     processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]

@@ -11,7 +11,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from greensmtp import Ack, Address, Command, MessageStream, Session, SMTPServer
-from greensmtp.protocol.commands import Greeting
+from greensmtp.protocol.command import Greeting
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

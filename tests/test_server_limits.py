@@ -16,7 +16,7 @@ from gevent import socket as gevent_socket
 from gevent.event import Event
 
 from greensmtp import Ack, Command, MessageRefused, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Logging
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer

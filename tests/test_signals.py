@@ -13,7 +13,7 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, signals
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

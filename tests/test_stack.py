@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from greensmtp import Command, Reply, Session, compose, when
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Logging
 from greensmtp.predicates import outside
 from greensmtp.testing.fixtures import MakeServer

@@ -11,9 +11,9 @@ from gevent import Timeout, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer, compose, when
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Auth, Logging
-from greensmtp.protocol.commands import PathCommand
+from greensmtp.protocol.command import PathCommand
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

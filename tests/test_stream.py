@@ -18,7 +18,8 @@ from gevent import GreenletExit, Timeout, get_hub, sleep, spawn
 from gevent.event import Event
 from gevent.queue import Queue
 
-from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer, spools
+from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
+from greensmtp.session import spool
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -611,13 +612,13 @@ def test_a_spool_writes_to_the_disk_in_the_thread_pool(
 ) -> None:
     server = smtp_server(start=False)
     threads: set[int] = set()
-    rollover = spools.SpooledFile.rollover
+    rollover = spool.SpooledFile.rollover
 
-    def watched(self: spools.SpooledFile) -> None:
+    def watched(self: spool.SpooledFile) -> None:
         threads.add(threading.get_ident())
         rollover(self)
 
-    monkeypatch.setattr(spools.SpooledFile, "rollover", watched)
+    monkeypatch.setattr(spool.SpooledFile, "rollover", watched)
 
     @server.on("message")
     def message(session: Session, stream: MessageStream, ack: Ack) -> None:
@@ -637,15 +638,15 @@ def test_a_spool_that_is_closed_while_a_thread_writes_is_closed_behind_that(
     server = smtp_server()
     at_work, go_on = Event(), threading.Event()
     loop = get_hub().loop
-    rollover = spools.SpooledFile.rollover
+    rollover = spool.SpooledFile.rollover
     files: list[Any] = []
 
-    def slow(self: spools.SpooledFile) -> None:
+    def slow(self: spool.SpooledFile) -> None:
         loop.run_callback_threadsafe(at_work.set)
         assert go_on.wait(10)
         rollover(self)
 
-    monkeypatch.setattr(spools.SpooledFile, "rollover", slow)
+    monkeypatch.setattr(spool.SpooledFile, "rollover", slow)
 
     @server.on("message")
     def message(session: Session, stream: MessageStream, ack: Ack) -> None:

@@ -11,7 +11,7 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Command, ConnectionLost, MessageRefused, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -11,7 +11,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from greensmtp import Ack, Command, MessageStream, Reply, Session, compose, when
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -12,7 +12,7 @@ import pytest
 from gevent import sleep, spawn
 
 from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

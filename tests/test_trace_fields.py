@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from greensmtp import Ack, MessageStream, Session
 from greensmtp.delivery import received_field, return_path
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.address import Address
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

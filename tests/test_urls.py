@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.urls import HELP, Listen
+from greensmtp.config.urls import HELP, Listen
 
 #: what is written, what it means, how it is written back
 FORMS: list[tuple[str, Listen, str]] = [

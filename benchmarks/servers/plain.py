@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.servers import options
 from greensmtp import SMTPServer
-from greensmtp.ack import Ack
 from greensmtp.session import Session
-from greensmtp.stream import MessageStream
+from greensmtp.session.ack import Ack
+from greensmtp.session.stream import MessageStream
 
 
 def take(session: Session, stream: MessageStream, ack: Ack) -> None:

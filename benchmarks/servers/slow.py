@@ -7,9 +7,9 @@ import gevent
 from benchmarks.servers import options
 from benchmarks.servers.plain import take
 from greensmtp import SMTPServer
-from greensmtp.ack import Ack
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.address import Address
 from greensmtp.session import Session
+from greensmtp.session.ack import Ack
 
 #: Whose RCPT takes so long.
 SLOW = "slow"

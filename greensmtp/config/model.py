@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
-from greensmtp.arguments import check_hostname
 from greensmtp.config.conditions import read_condition
 from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
-from greensmtp.config.lines import KeyPath
-from greensmtp.limits import Limits
-from greensmtp.urls import Listen
+from greensmtp.config.locations import KeyPath
+from greensmtp.config.urls import Listen
+from greensmtp.server.limits import Limits
+from greensmtp.server.options import check_hostname
 
 
 def none_for_false(value: Any) -> Any:
@@ -126,7 +126,7 @@ _LIMITS: dict[str, Any] = {
 
 
 class _LimitsSection(Section):
-    """Every field of :class:`greensmtp.limits.Limits`."""
+    """Every field of :class:`greensmtp.server.limits.Limits`."""
 
     def given(self) -> dict[str, Any]:
         """Those that are said."""

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from greensmtp.config.lines import KeyPath
-from greensmtp.config.mistakes import Mistake
+from greensmtp.config.locations import KeyPath
+from greensmtp.config.problems import Mistake
 
 #: Octets in a file that holds a value.
 MAX_OCTETS = 64 * 1024

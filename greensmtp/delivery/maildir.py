@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gevent import GreenletExit, get_hub, getcurrent
 
-from greensmtp.ack import Ack
 from greensmtp.delivery import trace
 from greensmtp.errors import Reject
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
-from greensmtp.stream import MessageStream, reply_to_failure
+from greensmtp.session.ack import Ack
+from greensmtp.session.stream import MessageStream, reply_to_failure
 from greensmtp.thread_pool import BoundedPool, Claim, Steps
 
 if TYPE_CHECKING:
-    from greensmtp.server import SMTPServer
+    from greensmtp.server.server import SMTPServer
 
 logger = logging.getLogger("greensmtp")
 

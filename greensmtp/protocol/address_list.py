@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import Address, quote_local_part
+from greensmtp.protocol.address import Address, quote_local_part
 
 #: Characters of the leftover that an error shows.
 MAX_SHOWN = 60

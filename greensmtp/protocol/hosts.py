@@ -7,7 +7,7 @@ from ipaddress import AddressValueError, IPv6Address
 
 import idna
 
-from greensmtp.protocol import command_lines
+from greensmtp.protocol import command_builder
 
 #: RFC 1123 section 2.1, and the underscore, which real host names have.
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
@@ -87,7 +87,7 @@ def _check_text(host: object) -> None:
         raise TypeError(f"host must be a str, not {host!r}")
     if not host:
         raise ValueError("host must not be empty")
-    command_lines.check(host, "a host")
+    command_builder.check(host, "a host")
 
 
 def _not_a_host(host: str, why: str = "") -> ValueError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.reply import Reply
 
 #: Characters of one value. (A path has 256 octets at most, RFC 5321 section 4.5.3.1.3, a command line 512.)
 ROOM = 512

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from greensmtp.protocol.transparency import with_crlf
+from greensmtp.protocol.dot_stuffing import with_crlf
 
 #: Octets of a part's header section that are looked at.
 MAX_HEAD = 64 * 1024

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from greensmtp.server import SMTPServer
+from greensmtp.server.server import SMTPServer
 
 
 class MakeServer(Protocol):

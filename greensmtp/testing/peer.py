@@ -12,7 +12,7 @@ from typing import Any
 from gevent import Timeout, idle, socket, with_timeout
 from gevent import ssl as gevent_ssl
 
-from greensmtp.server import SMTPServer
+from greensmtp.server.server import SMTPServer
 
 #: Seconds that a reply may take.
 PATIENCE = 10.0

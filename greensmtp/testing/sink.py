@@ -20,18 +20,18 @@ from gevent import with_timeout
 from gevent._hub_local import get_hub_if_exists
 from gevent.hub import Waiter
 
-from greensmtp.ack import Ack
-from greensmtp.chain import Proceed
+from greensmtp._native import native
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.auth import Auth
-from greensmtp.native import native
-from greensmtp.protocol.addresses import Address
-from greensmtp.protocol.commands import CONNECT, END_OF_DATA, Command, EndOfData, Greeting, PathCommand
-from greensmtp.protocol.replies import Reply
-from greensmtp.server import SMTPServer
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, Greeting, PathCommand
+from greensmtp.protocol.reply import Reply
+from greensmtp.server.server import SMTPServer
+from greensmtp.server.thread import ServerThread
 from greensmtp.session import Session
-from greensmtp.stream import MessageStream
+from greensmtp.session.ack import Ack
+from greensmtp.session.stream import MessageStream
 from greensmtp.testing.sink_message import SinkMessage
-from greensmtp.threads import ServerThread
 
 #: Verb -> the stage that ``refuse`` takes for it.
 _STAGES = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greensmtp import Ack, Address, Command, Reject, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -10,7 +10,7 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -13,7 +13,8 @@ import pytest
 from gevent import Timeout, socket, spawn
 from gevent import sleep as switch
 
-from greensmtp import CannotConnect, Pool, SMTPServer, connect, dialing
+from greensmtp import CannotConnect, Pool, SMTPServer, connect
+from greensmtp.client import dial
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def test_a_dead_address_does_not_hide_a_live_one(
 def test_the_next_address_is_tried_at_once_when_one_refuses(
     server: SMTPServer, addresses: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dialing, "STAGGER", 30)
+    monkeypatch.setattr(dial, "STAGGER", 30)
     addresses += [closed(), closed(), server.address]
     with Timeout(10), connect("mx.example.com", timeout=60) as mail:
         assert mail.ehlo().code == 250
@@ -211,7 +212,7 @@ def test_the_address_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> Non
     six, four = socket.AF_INET6, socket.AF_INET
     found = [(family, 1, 6, "", (str(number), 25)) for number, family in enumerate([six, six, six, four])]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
-    assert [(family, address[0]) for family, _, address in dialing._addresses("x", 25)] == [
+    assert [(family, address[0]) for family, _, address in dial._addresses("x", 25)] == [
         (six, "0"),
         (four, "3"),
         (six, "1"),
@@ -221,14 +222,14 @@ def test_the_address_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def made_and_closed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
-    connected = dialing._connected
+    connected = dial._connected
 
     def note(*arguments: Any) -> Any:
         sock = connected(*arguments)
         made.append(sock)
         return sock
 
-    monkeypatch.setattr(dialing, "_connected", note)
+    monkeypatch.setattr(dial, "_connected", note)
     return made
 
 
@@ -236,7 +237,7 @@ def test_the_attempts_that_lose_leave_no_socket_open(
     server: SMTPServer, addresses: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them connect, and one is used."""
-    monkeypatch.setattr(dialing, "STAGGER", 0)
+    monkeypatch.setattr(dial, "STAGGER", 0)
     made = made_and_closed(monkeypatch)
     addresses += [server.address] * 5
     with connect("mx.example.com", timeout=10) as mail:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from greensmtp import DataRefused, Disconnected, PartiallyRefused, Pool
-from greensmtp.outgoing import CHUNKING_PAYS
+from greensmtp.client.message import CHUNKING_PAYS
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted

@@ -235,7 +235,7 @@ def test_nothing_in_common(scripted: Start) -> None:
 
 def test_hashing_holds_up_nobody(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is done in a thread; a login that is killed meanwhile closes the connection."""
-    from greensmtp.protocol.sasl import ScramSHA256
+    from greensmtp.protocol.sasl.client import ScramSHA256
 
     threads: list[int] = []
     respond = ScramSHA256.respond
@@ -264,7 +264,7 @@ def test_what_cannot_be_encoded_is_not_shown_either(scripted: Start, text: str) 
 
 
 def test_killed_while_the_password_is_hashed(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    from greensmtp.protocol.sasl import ScramSHA256
+    from greensmtp.protocol.sasl.client import ScramSHA256
 
     there, go = get_hub().loop.async_(), ThreadEvent()
     hashing = Event()
@@ -466,7 +466,7 @@ def test_a_bad_scram_challenge_prints_no_traceback(
 def test_hashing_that_finds_no_free_thread_ends_by_the_timeout(
     scripted: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from greensmtp.protocol.sasl import ScramSHA256
+    from greensmtp.protocol.sasl.client import ScramSHA256
 
     go = ThreadEvent()
     monkeypatch.setattr(ScramSHA256, "respond", lambda *_: go.wait(20) and b"")

@@ -33,10 +33,10 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
+from greensmtp.client.message import MAX_MEMORY, Outgoing
 from greensmtp.middleware import Auth
-from greensmtp.outgoing import MAX_MEMORY, Outgoing
-from greensmtp.protocol import headers
-from greensmtp.protocol.transparency import with_crlf
+from greensmtp.protocol import header_envelope
+from greensmtp.protocol.dot_stuffing import with_crlf
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
@@ -758,7 +758,8 @@ def test_an_encoded_word_hides_no_recipient(inbox: Inbox, name: str) -> None:
     inbox.send(composed(From=FROM, To=f"{name}<{TO}>"))
     assert inbox.recipients == [[TO]]
     assert [
-        str(address) for address in headers.recipients(headers.parse(inbox.bodies[0].partition(b"\r\n\r\n")[0]))
+        str(address)
+        for address in header_envelope.recipients(header_envelope.parse(inbox.bodies[0].partition(b"\r\n\r\n")[0]))
     ] == [TO]
     with pytest.raises(ProtocolError, match="the To field cannot be read"):
         inbox.send(composed(From=FROM, To=f"a@example.com; {name}<{TO}>"))

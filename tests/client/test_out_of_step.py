@@ -18,7 +18,7 @@ from greensmtp import (
     SMTPClient,
     connect,
 )
-from greensmtp.outgoing import CHUNKING_PAYS
+from greensmtp.client.message import CHUNKING_PAYS
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted

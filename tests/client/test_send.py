@@ -28,7 +28,7 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.outgoing import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:

@@ -278,7 +278,7 @@ def test_checking_for_unasked_replies_lets_no_other_greenlet_run() -> None:
 from gevent import monkey
 monkey.patch_all()
 from select import poll as patched
-from greensmtp.wire import poll
+from greensmtp.client.transport import poll
 print(poll is monkey.get_original("select", "poll"), poll is patched)
 """
     ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=40)

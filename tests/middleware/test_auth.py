@@ -15,7 +15,7 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
-from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
@@ -721,7 +721,7 @@ def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureF
 
 def test_the_password_of_nobody_lets_nobody_in(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unknown users are checked against is random; were it known, it would be of no use."""
-    monkeypatch.setattr("greensmtp.middleware._registrar.token_urlsafe", lambda octets: "guessed")
+    monkeypatch.setattr("greensmtp.middleware.auth.resolver.token_urlsafe", lambda octets: "guessed")
     with peer_of(in_the_clear()) as peer:
         peer.line(f"AUTH PLAIN {b64(chr(0) + 'nobody' + chr(0) + 'guessed')}")
         peer.expect("535 5.7.8")

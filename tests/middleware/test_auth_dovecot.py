@@ -12,8 +12,8 @@ from gevent import sleep, socket
 from gevent.server import StreamServer
 
 from greensmtp.middleware import Auth
-from greensmtp.middleware import dovecot as module
-from greensmtp.middleware.dovecot import DovecotAuth
+from greensmtp.middleware.auth import dovecot as module
+from greensmtp.middleware.auth.dovecot import DovecotAuth
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from gevent.event import Event
 
 from greensmtp.middleware import Auth
 from greensmtp.middleware._accounts import account_of
-from greensmtp.middleware._attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM, Attempt, AttemptLimits
-from greensmtp.middleware._failures import Failures
-from greensmtp.middleware.credentials import Credentials, Unavailable
+from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM, Attempt, AttemptLimits
+from greensmtp.middleware.auth.credentials import Credentials, Unavailable
+from greensmtp.middleware.auth.failure_counter import Failures
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
 
@@ -283,7 +283,7 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("greensmtp.middleware.auth.pause", lambda session, seconds: waited.append(seconds))
+    monkeypatch.setattr("greensmtp.middleware.auth.auth.pause", lambda session, seconds: waited.append(seconds))
     server, check = make(smtp_server, failures_by_account="2/minute", timeout=0.5)
     attempt(server, "jo", "sesame", "192.0.2.1")
     for number in range(2 * SLOW_FROM):
@@ -314,7 +314,7 @@ def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
 
 
 def test_what_is_remembered_of_successes_is_bounded_and_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greensmtp.middleware._attempts._MAX_KNOWN", 10)
+    monkeypatch.setattr("greensmtp.middleware.auth.attempts._MAX_KNOWN", 10)
     clock = Clock()
     limits = AttemptLimits("5/minute", "1/minute", clock=clock)
     for number in range(50):

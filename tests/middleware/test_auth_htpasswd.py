@@ -16,9 +16,9 @@ import pytest
 from gevent import killall, spawn, with_timeout
 
 from greensmtp.middleware import Auth
-from greensmtp.middleware import htpasswd as module
-from greensmtp.middleware.credentials import Credentials
-from greensmtp.middleware.htpasswd import Htpasswd
+from greensmtp.middleware.auth import htpasswd as module
+from greensmtp.middleware.auth.credentials import Credentials
+from greensmtp.middleware.auth.htpasswd import Htpasswd
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import BoundedPool
 

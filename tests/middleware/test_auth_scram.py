@@ -22,8 +22,8 @@ from scramp import ScramClient, ScramException
 from scramp.core import CBindData  # type: ignore[import-untyped]
 
 from greensmtp.middleware import Auth
-from greensmtp.protocol.channel_binding import end_point_binding
-from greensmtp.protocol.sasl_claims import ScramKeys
+from greensmtp.protocol.sasl.channel_binding import end_point_binding
+from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def test_authorize(smtp_server: MakeServer) -> None:
 def test_the_password_of_nobody_lets_nobody_in(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str, password: str
 ) -> None:
-    monkeypatch.setattr("greensmtp.middleware._registrar.token_urlsafe", lambda octets: "guessed")
+    monkeypatch.setattr("greensmtp.middleware.auth.resolver.token_urlsafe", lambda octets: "guessed")
     users = {"jo": "sesame", "odd": "\u0007", "empty": ""}
     with dial(smtp_server(start=False, middleware=[Auth(users)])) as peer:
         peer.hello()

@@ -10,7 +10,7 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Command, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import ConnectionLimit
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer

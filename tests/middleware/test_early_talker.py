@@ -11,7 +11,7 @@ from gevent import socket, spawn
 from gevent.event import Event
 
 from greensmtp import Command, Reply, Session
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import EarlyTalker
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer

@@ -15,8 +15,8 @@ from limits.storage import MemoryStorage as Reference
 from limits.storage import memory as reference
 from limits.strategies import STRATEGIES
 
-from greensmtp.middleware import _memory_storage
-from greensmtp.middleware._memory_storage import MemoryStorage
+from greensmtp.middleware.rate_limit import memory
+from greensmtp.middleware.rate_limit.memory import MemoryStorage
 
 
 class Clock:
@@ -32,8 +32,8 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(_memory_storage, "monotonic", clock.time)
-    monkeypatch.setattr(_memory_storage, "time", clock.time)
+    monkeypatch.setattr(memory, "monotonic", clock.time)
+    monkeypatch.setattr(memory, "time", clock.time)
     monkeypatch.setattr(reference, "time", clock)
     return clock
 

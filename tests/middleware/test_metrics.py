@@ -17,9 +17,9 @@ from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Metrics
-from greensmtp.middleware import _exposition as exposition
+from greensmtp.middleware.metrics import http as exposition
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from greensmtp import Ack, Command, Reply, Session, SMTPServer
-from greensmtp.chain import Proceed
-from greensmtp.middleware import RateLimit, _limit_store, _memory_storage
+from greensmtp.chain.chain import Proceed
+from greensmtp.middleware import RateLimit
+from greensmtp.middleware.rate_limit import memory, store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -31,7 +32,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(_memory_storage, "monotonic", clock)
+    monkeypatch.setattr(memory, "monotonic", clock)
     return clock
 
 
@@ -442,7 +443,7 @@ def test_no_secret_is_shown() -> None:
     with pytest.raises(ValueError, match="storage is not a URI that can be read") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@local\u2100host:1/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
-    assert _limit_store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
+    assert store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
 
 
 def test_its_repr_is_short() -> None:
@@ -479,7 +480,7 @@ def test_a_storage_that_fails_in_a_thread_prints_nothing(
     def fail(key: str, cost: int) -> bool:
         raise error
 
-    with pytest.raises(_limit_store.Unavailable):
+    with pytest.raises(store.Unavailable):
         limit._store.ask(fail, "key", 1)
     assert capfd.readouterr().err == ""
     assert type(error).__name__ in caplog.text

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from greensmtp import SMTPServer, compose, when
 from greensmtp.middleware import Auth, ConnectionLimit, Logging, Metrics, RateLimit, Tarpit
-from greensmtp.middleware.credentials import Credentials
+from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.predicates import outside, over_tls
 from greensmtp.testing import Peer, dial
 

@@ -16,7 +16,8 @@ import pytest
 from gevent import sleep, socket, spawn
 
 from greensmtp import SMTPServer
-from greensmtp.middleware import RateLimit, _limit_store
+from greensmtp.middleware import RateLimit
+from greensmtp.middleware.rate_limit import store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -165,7 +166,7 @@ class Complaints:
 def complaints(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Complaints:
     caplog.set_level(logging.INFO, "greensmtp.limits")
     complaints = Complaints(caplog)
-    monkeypatch.setattr(_limit_store, "monotonic", lambda: complaints.now)
+    monkeypatch.setattr(store, "monotonic", lambda: complaints.now)
     return complaints
 
 
@@ -226,7 +227,7 @@ def test_while_it_is_down_it_is_left_alone(
     monkeypatch.setattr(limit._store, "_call", counted)
     redis.stop()
     for _ in range(1000):
-        with pytest.raises(_limit_store.Unavailable):
+        with pytest.raises(store.Unavailable):
             limit._store.ask(limit._test, "192.0.2.1", 1)
         complaints.now += 0.25
     gaps = [round(after - before) for before, after in pairwise(tries)]

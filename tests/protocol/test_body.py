@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.protocol import standard
-from greensmtp.protocol.body import LineLength, NoBareNewlines, NormalNewlines
-from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.transparency import DotDecoder
+from greensmtp.protocol import canned
+from greensmtp.protocol.content_checks import LineLength, NoBareNewlines, NormalNewlines
+from greensmtp.protocol.dot_stuffing import DotDecoder
+from greensmtp.protocol.reply import Reply
 
 Check = Callable[[bytes], Reply | None]
 
@@ -62,7 +62,7 @@ def has_bare_newline(body: bytes) -> bool:
 )
 def test_a_bare_newline_is_found_at_every_cut(body: bytes) -> None:
     for first, second in itertools.combinations_with_replacement(range(len(body) + 1), 2):
-        assert verdict(NoBareNewlines(), cut(body, [first, second])) is standard.BARE_NEWLINE_IN_DATA
+        assert verdict(NoBareNewlines(), cut(body, [first, second])) is canned.BARE_NEWLINE_IN_DATA
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_bare_newline_is_found_behind_the_dots_of_data() -> None:
     decoder, check = DotDecoder(), NoBareNewlines()
     body = [decoder.feed(piece) for piece in (b"a\r\n.", b"\nb\r\n.\r\n")]
     assert decoder.complete
-    assert verdict(check, body) is standard.BARE_NEWLINE_IN_DATA
+    assert verdict(check, body) is canned.BARE_NEWLINE_IN_DATA
 
 
 def too_long(body: bytes, limit: int) -> bool:
@@ -107,13 +107,13 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(limit: int) -> None:
     for place in (0, 1, limit - 2, limit - 1, limit):
         assert verdict(LineLength(limit), cut(longest, [place])) is None
         assert verdict(LineLength(limit), cut(longest * 3, [place, place + limit])) is None
-        assert verdict(LineLength(limit), cut(b"x" + longest, [place])) is standard.BODY_LINE_TOO_LONG
-        assert verdict(LineLength(limit), cut(longest * 2 + b"x" + longest, [place])) is standard.BODY_LINE_TOO_LONG
+        assert verdict(LineLength(limit), cut(b"x" + longest, [place])) is canned.BODY_LINE_TOO_LONG
+        assert verdict(LineLength(limit), cut(longest * 2 + b"x" + longest, [place])) is canned.BODY_LINE_TOO_LONG
 
 
 def test_a_line_without_end_is_refused_before_its_end() -> None:
     check = LineLength(1000)
-    assert [check(b"x" * 500) for _ in range(3)] == [None, None, standard.BODY_LINE_TOO_LONG]
+    assert [check(b"x" * 500) for _ in range(3)] == [None, None, canned.BODY_LINE_TOO_LONG]
 
 
 def test_the_shortest_lines_are_measured_alike_at_all_cuts() -> None:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol import command_lines
-from greensmtp.protocol.addresses import Address
+from greensmtp.protocol import command_builder
+from greensmtp.protocol.address import Address
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from greensmtp.protocol.addresses import Address
     ],
 )
 def test_mail(address: str, ext: Any, expected: bytes) -> None:
-    assert command_lines.mail(address, ext) == expected
+    assert command_builder.mail(address, ext) == expected
 
 
 BAD = ["a@b.c\r\nRCPT TO:<x@y.z>", "a@b.c\n", "a@b.c\r", "a@b.c\0", "a@b.c> SIZE=1", "a b@c.d", "a", "<a@b.c", "@b.c"]
@@ -37,9 +37,9 @@ BAD = ["a@b.c\r\nRCPT TO:<x@y.z>", "a@b.c\n", "a@b.c\r", "a@b.c\0", "a@b.c> SIZE
 @pytest.mark.parametrize("address", BAD)
 def test_no_mailbox(address: str) -> None:
     with pytest.raises(ProtocolError):
-        command_lines.mail(address)
+        command_builder.mail(address)
     with pytest.raises(ProtocolError):
-        command_lines.rcpt(address)
+        command_builder.rcpt(address)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +47,17 @@ def test_no_mailbox(address: str) -> None:
 )
 def test_no_parameters(ext: Any) -> None:
     with pytest.raises(ProtocolError):
-        command_lines.mail("a@b.c", ext)
+        command_builder.mail("a@b.c", ext)
 
 
 def test_a_recipient_is_somebody() -> None:
     with pytest.raises(ProtocolError):
-        command_lines.rcpt("")
+        command_builder.rcpt("")
 
 
 @given(st.text(max_size=30))
 def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
-    for make in (command_lines.mail, command_lines.rcpt, lambda text: command_lines.line("NOOP", text)):
+    for make in (command_builder.mail, command_builder.rcpt, lambda text: command_builder.line("NOOP", text)):
         try:
             line = make(text)
         except ProtocolError:
@@ -70,18 +70,18 @@ def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
     "domain", [f"{'x' * 64}.com", f"a.{'x' * 64}", "x" * 64, ".".join(["x" * 63] * 5), f"mail.{'x' * 70}.example"]
 )
 def test_a_label_of_more_than_63_octets_is_refused(domain: str) -> None:
-    for make in (command_lines.mail, command_lines.rcpt):
+    for make in (command_builder.mail, command_builder.rcpt):
         with pytest.raises(ProtocolError, match="too long"):
             make(f"jo@{domain}")
 
 
 def test_long_domains_of_short_labels_are_fine() -> None:
     domain = ".".join(["x" * 63] * 3)
-    assert command_lines.rcpt(f"jo@{domain}") == f"RCPT TO:<jo@{domain}>\r\n".encode()
+    assert command_builder.rcpt(f"jo@{domain}") == f"RCPT TO:<jo@{domain}>\r\n".encode()
 
 
 def test_a_parameter_whose_value_is_the_number_1_keeps_it() -> None:
-    assert command_lines.mail("jo@example.com", {"SIZE": 1}) == b"MAIL FROM:<jo@example.com> SIZE=1\r\n"
+    assert command_builder.mail("jo@example.com", {"SIZE": 1}) == b"MAIL FROM:<jo@example.com> SIZE=1\r\n"
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a_parameter_whose_value_is_the_number_1_keeps_it() -> None:
     ],
 )
 def test_xtext_is_encoded_once(ext: Any, expected: str) -> None:
-    assert command_lines.parameters(ext) == expected
+    assert command_builder.parameters(ext) == expected
 
 
 @pytest.mark.parametrize("text", ["a\r\nb", "a\0", "a\x7f"])
 def test_xtext_hides_no_control_characters(text: str) -> None:
     with pytest.raises(ProtocolError):
-        command_lines.parameters({"ENVID": text})
+        command_builder.parameters({"ENVID": text})

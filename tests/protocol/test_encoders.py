@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.protocol.transparency import DotDecoder, DotEncoder, LineEncoder, stuffed, with_crlf
+from greensmtp.protocol.dot_stuffing import DotDecoder, DotEncoder, LineEncoder, stuffed, with_crlf
 
 _bodies = st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"a", b"\0"]), max_size=12).map(b"".join)
 

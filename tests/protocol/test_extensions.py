@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from greensmtp.protocol.extensions import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room, offer
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.esmtp import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room, offer
+from greensmtp.protocol.reply import Reply
 
 #: Each as its RFC has it.
 TABLE = [

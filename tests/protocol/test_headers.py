@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol import headers
+from greensmtp.protocol import header_envelope
 
 END = re.compile(rb"(?:\A|\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 
@@ -19,19 +19,19 @@ END = re.compile(rb"(?:\A|\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"a", b"\r\n"]), max_size=10).map(b"".join))
 def test_the_head_ends_with_the_first_empty_line(octets: bytes) -> None:
     end = END.search(octets)
-    assert headers.split(octets) == (len(octets) if end is None else end.end())
+    assert header_envelope.split(octets) == (len(octets) if end is None else end.end())
 
 
 def test_a_long_text_without_an_empty_line_is_searched_quickly() -> None:
     began = time.thread_time()
-    assert headers.split(b"x\n" * 5_000_000) == 10_000_000
+    assert header_envelope.split(b"x\n" * 5_000_000) == 10_000_000
     assert time.thread_time() - began < 0.5
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
 def test_fields(newline: bytes) -> None:
     head = newline.join([b"From: a@b.c", b"TO : x", b"\ty", b"X-A:", b"", b""])
-    assert [(name, text.split()) for name, text in headers.parse(head)] == [
+    assert [(name, text.split()) for name, text in header_envelope.parse(head)] == [
         ("from", ["a@b.c"]),
         ("to", ["x", "y"]),
         ("x-a", []),
@@ -40,7 +40,7 @@ def test_fields(newline: bytes) -> None:
 
 def test_a_line_that_is_no_field_is_an_error_since_recipients_may_stand_behind_it() -> None:
     with pytest.raises(ProtocolError, match="no header field: b'garbage'"):
-        headers.parse(b"To: a@b.c\ngarbage\nCc: d@e.f\n\n")
+        header_envelope.parse(b"To: a@b.c\ngarbage\nCc: d@e.f\n\n")
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_a_line_that_is_no_field_is_an_error_since_recipients_may_stand_behind_i
     ],
 )
 def test_envelopes(head: bytes, sender: str, recipients: list[str]) -> None:
-    fields = headers.parse(head)
-    assert headers.sender(fields) == sender
-    assert headers.recipients(fields) == recipients
+    fields = header_envelope.parse(head)
+    assert header_envelope.sender(fields) == sender
+    assert header_envelope.recipients(fields) == recipients
 
 
 @pytest.mark.parametrize(
@@ -72,23 +72,23 @@ def test_envelopes(head: bytes, sender: str, recipients: list[str]) -> None:
     ],
 )
 def test_no_envelope(head: bytes, text: str) -> None:
-    fields = headers.parse(head)
+    fields = header_envelope.parse(head)
     with pytest.raises(ProtocolError, match=text):
-        (headers.sender(fields), headers.recipients(fields))
+        (header_envelope.sender(fields), header_envelope.recipients(fields))
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
 @pytest.mark.parametrize("name", [b"Bcc", b"bCC ", b"RESENT-BCC", b"resent-bcc\t"])
 def test_bcc_is_taken_out_whole(newline: bytes, name: bytes) -> None:
     lines = [b"A: b", name + b": x@y.z,", b" a@b.c,", b"\t", b" d@e.f", b"X-Bcc: stays", b"", b""]
-    assert headers.without_bcc(newline.join(lines)) == newline.join(lines[:1] + lines[5:])
+    assert header_envelope.without_bcc(newline.join(lines)) == newline.join(lines[:1] + lines[5:])
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
 def test_an_mbox_line_goes(newline: bytes) -> None:
     message = newline.join([b"From jo@example.com Mon Jan  1 00:00:00 2024", b"From: a@b.c", b"", b"From here on"])
-    assert headers.without_mbox_line(message) == message.partition(newline)[2]
-    assert headers.without_mbox_line(message.partition(newline)[2]) == message.partition(newline)[2]
+    assert header_envelope.without_mbox_line(message) == message.partition(newline)[2]
+    assert header_envelope.without_mbox_line(message.partition(newline)[2]) == message.partition(newline)[2]
 
 
 def test_raw_utf8_is_encoded_field_by_field() -> None:
@@ -97,7 +97,7 @@ def test_raw_utf8_is_encoded_field_by_field() -> None:
         'Received: from x\r\n\tby y\r\nFrom: "D, \u00f6" <jo@b\u00fccher.example>\r\nX-Odd:   kept \r\n'
         f"Subject: one  {long}ends\r\nX-Thing: \u00f6\r\n\r\n"
     ).encode()
-    ascii_head = headers.in_ascii(head)
+    ascii_head = header_envelope.in_ascii(head)
     assert ascii_head is not None
     assert ascii_head.isascii()
     assert ascii_head.startswith(b"Received: from x\r\n\tby y\r\n")
@@ -124,8 +124,8 @@ def test_raw_utf8_is_encoded_field_by_field() -> None:
     ],
 )
 def test_what_cannot_be_encoded_safely_is_not(field: str) -> None:
-    assert headers.in_ascii(f"{field}\r\n\r\n".encode()) is None
+    assert header_envelope.in_ascii(f"{field}\r\n\r\n".encode()) is None
 
 
 def test_latin_1_is_not_utf8() -> None:
-    assert headers.in_ascii(b"Subject: \xf6\r\n\r\n") is None
+    assert header_envelope.in_ascii(b"Subject: \xf6\r\n\r\n") is None

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greensmtp.protocol.dot_stuffing import with_crlf
 from greensmtp.protocol.mime_lines import MAX_DELIMITER, MAX_DEPTH, MimeLines, may_be_binary
-from greensmtp.protocol.transparency import with_crlf
 
 QUOTED = b"Subject: x\n\nContent-Transfer-Encoding: binary\n\nthat was a quote\n"
 ROOT = b"Content-Transfer-Encoding: binary\n\n\0\n\r\xff."

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.addresses import Address
-from greensmtp.protocol.commands import PathCommand, parse_command
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.command import PathCommand, parse_command
 
 JO = "jo@example.com"
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol import standard
-from greensmtp.protocol.enhanced import DEFAULTS, default_for
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol import canned
+from greensmtp.protocol.enhanced_status import DEFAULTS, default_for
+from greensmtp.protocol.reply import Reply
 
 #: what a handler says -> what the peer reads
 WIRE: list[tuple[tuple[Any, ...], bytes]] = [
@@ -131,7 +131,7 @@ def test_two_codes_end_the_connection() -> None:
 
 
 def test_equal_replies_are_equal() -> None:
-    assert Reply(250, "2.0.0 Ok") == Reply(250, "Ok") == standard.OK
+    assert Reply(250, "2.0.0 Ok") == Reply(250, "Ok") == canned.OK
     assert hash(Reply(250, "2.0.0 Ok")) == hash(Reply(250, "Ok"))
     assert len({Reply(250, "a\nb"), Reply(250, "a", "b"), Reply(250, "a b"), Reply(251, "a b")}) == 3
     assert Reply(250, "Ok") != Reply(250, "Ok", enhanced=None)
@@ -218,7 +218,7 @@ def test_every_usual_enhanced_code_is_of_its_replys_class() -> None:
         assert enhanced is None or re.fullmatch(rf"{code // 100}\.\d+\.\d+", enhanced)
 
 
-NAMED = {name: value for name, value in vars(standard).items() if isinstance(value, Reply)}
+NAMED = {name: value for name, value in vars(canned).items() if isinstance(value, Reply)}
 
 
 @pytest.mark.parametrize("name", NAMED)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import PeerProtocolError, ProtocolError
-from greensmtp.protocol.enhanced import LEADING
-from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.reply_reader import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyReader
+from greensmtp.protocol.enhanced_status import LEADING
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.reply_parser import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyReader
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from greensmtp.errors import AuthenticationFailed, ProtocolError
-from greensmtp.protocol import sasl
+from greensmtp.protocol.sasl import client as sasl
 
 
 def test_plain() -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.protocol import sasl, sasl_messages
-from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.sasl_claims import (
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.sasl import client as sasl
+from greensmtp.protocol.sasl import messages
+from greensmtp.protocol.sasl.exchange import (
     Channel,
     Claim,
     Identity,
@@ -24,7 +25,7 @@ from greensmtp.protocol.sasl_claims import (
     SecretClaim,
     TokenClaim,
 )
-from greensmtp.protocol.sasl_server import MECHANISMS
+from greensmtp.protocol.sasl.server import MECHANISMS
 
 CHANNEL = Channel("mx.example.com")
 JO = ScramKeys.derive("sesame", b"s" * 16)
@@ -91,8 +92,8 @@ def test_every_mechanism_of_our_client_is_here() -> None:
 
 
 def test_plain_as_in_rfc_4616() -> None:
-    assert sasl_messages.parse_plain(b"\0tim\0tanstaaftanstaaf") == ("", "tim", "tanstaaftanstaaf")
-    assert sasl_messages.parse_plain(b"Ursel\0Kurt\0xipj3plmq") == ("Ursel", "Kurt", "xipj3plmq")
+    assert messages.parse_plain(b"\0tim\0tanstaaftanstaaf") == ("", "tim", "tanstaaftanstaaf")
+    assert messages.parse_plain(b"Ursel\0Kurt\0xipj3plmq") == ("Ursel", "Kurt", "xipj3plmq")
 
 
 def test_oauthbearer_as_in_rfc_7628() -> None:
@@ -100,13 +101,13 @@ def test_oauthbearer_as_in_rfc_7628() -> None:
         b"n,a=user@example.com,\x01host=server.example.com\x01port=143\x01"
         b"auth=Bearer vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==\x01\x01"
     )
-    name, token = sasl_messages.parse_oauthbearer(said)
+    name, token = messages.parse_oauthbearer(said)
     assert (name, token) == ("user@example.com", "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==")
 
 
 def test_names_with_escapes() -> None:
-    assert sasl_messages.parse_scram_first(b"y,a=a=2Cb,n=j=3Do,r=x")[:3] == ("y", "a,b", "j=o")
-    assert sasl_messages.parse_oauthbearer(b"n,a=j=2Co=3D,\x01auth=Bearer t\x01\x01") == ("j,o=", "t")
+    assert messages.parse_scram_first(b"y,a=a=2Cb,n=j=3Do,r=x")[:3] == ("y", "a,b", "j=o")
+    assert messages.parse_oauthbearer(b"n,a=j=2Co=3D,\x01auth=Bearer t\x01\x01") == ("j,o=", "t")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_names_with_escapes() -> None:
     ],
 )
 def test_bearer(said: bytes, token: str) -> None:
-    assert sasl_messages.parse_xoauth2(b"user=jo\x01" + said + b"\x01") == ("jo", token)
+    assert messages.parse_xoauth2(b"user=jo\x01" + said + b"\x01") == ("jo", token)
 
 
 def test_a_challenge_is_answered_within_its_connection_alone() -> None:
@@ -186,14 +187,14 @@ def test_the_name_in_any_octets(mechanism: str, said: bytes) -> None:
     if isinstance(got, Reply):
         assert got.code in (501, 535)
     else:
-        assert len(got.encode()) <= sasl_messages.MAX_NAME
+        assert len(got.encode()) <= messages.MAX_NAME
         assert not set(got) & set("\0\r\n\t\x01")
 
 
 @given(name=st.text(min_size=1, max_size=60), password=st.text(min_size=1, max_size=60))
 def test_plain_gives_back_what_was_said(name: str, password: str) -> None:
     said = f"\0{name}\0{password}".encode("utf-8", "surrogatepass")
-    got = outcome(lambda: sasl_messages.parse_plain(said))
+    got = outcome(lambda: messages.parse_plain(said))
     if isinstance(got, Reply):
         assert re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name + password)
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from greensmtp.protocol import standard
-from greensmtp.protocol.commands import PARSERS
-from greensmtp.protocol.replies import Reply
-from greensmtp.protocol.states import REFUSALS, State
+from greensmtp.protocol import canned
+from greensmtp.protocol.command import PARSERS
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.state import REFUSALS, State
 
 #: "ok", or why not: no greeting yet, no or one transaction, no recipient, a body in chunks.
 GRID = """
@@ -30,11 +30,11 @@ STARTTLS  hello      ok       ok       ok          chunks
 
 REASONS: dict[str, Reply | None] = {
     "ok": None,
-    "hello": standard.SAY_HELLO_FIRST,
-    "nested": standard.NESTED_MAIL,
-    "mail": standard.NEED_MAIL,
-    "rcpt": standard.NEED_RCPT,
-    "chunks": standard.IN_CHUNKS,
+    "hello": canned.SAY_HELLO_FIRST,
+    "nested": canned.NESTED_MAIL,
+    "mail": canned.NEED_MAIL,
+    "rcpt": canned.NEED_RCPT,
+    "chunks": canned.IN_CHUNKS,
 }
 
 STATES, *ROWS = (line.split() for line in GRID.strip().splitlines())

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from greensmtp.protocol.transparency import DotDecoder, DotEncoder
+from greensmtp.protocol.dot_stuffing import DotDecoder, DotEncoder
 
 #: Bodies made of what matters here, and of runs of something else.
 BODIES = st.lists(st.sampled_from([b"\r", b"\n", b".", b"\r\n", b"\r\n.", b"\0", b"a", b"some text"])).map(b"".join)

@@ -1,0 +1,74 @@
+"""What a callable must look like to be a middleware or a predicate, and an error that shows it where it does not."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from greensmtp._callables import body_of, never_runs
+from greensmtp.signals import FIELDS, handler_name
+
+
+def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: str) -> None:
+    """Raise TypeError unless it can be called with these, in this order, and gives its result when it is.
+
+    :param what: what it is to be, for the error: ``"a middleware"``.
+    """
+    shape = f"({', '.join(parameters)}) -> {result}"
+    if inspect.isclass(given):
+        raise TypeError(f"{what} is an instance: write {given.__name__}(...), not {given.__name__}")
+    if not callable(given):
+        raise TypeError(f"{what} is called as {shape}; {given!r} cannot be called")
+    wrong = never_runs(given)
+    if wrong == "async def":
+        raise TypeError(
+            f"{what} is called as {shape}, in the connection's greenlet; {handler_name(given)} is an async def, which "
+            "nobody would await: write def, and wait with gevent"
+        )
+    if wrong == "generator":
+        raise TypeError(
+            f"{what} is called as {shape}; {handler_name(given)} has a yield in it, so that calling it runs nothing: "
+            f"return the {result}"
+        )
+    try:
+        signature = inspect.signature(given)
+    except ValueError:  # something built in: it tells nothing
+        return
+    names = tuple(signature.parameters)
+    if "ack" in names and signature.parameters["ack"].default is inspect.Parameter.empty:
+        name = given.__name__ if body_of(given) is given else "..."
+        raise TypeError(
+            f"{what} is called as {shape}; {handler_name(given)} takes {signature}, as a handler of "
+            f'{_signals(names)} does: connect it with server.on("...", {name})'
+        )
+    try:
+        signature.bind(*parameters)
+    except TypeError:
+        raise TypeError(f"{what} is called as {shape}; {handler_name(given)} takes {signature}") from None
+
+
+def check_words(given: Any, owner: Any, attribute: str) -> None:
+    """Raise TypeError unless an attribute is an iterable of str that can be read again and again.
+
+    (One that is used up by the first who reads it would leave the next without a word.)
+    """
+    if isinstance(given, str):
+        raise TypeError(f"{attribute} of {handler_name(owner)} is an iterable of {attribute}, not one str")
+    if not isinstance(given, Iterable) or iter(given) is given or not all(isinstance(word, str) for word in given):
+        raise TypeError(f"{attribute} of {handler_name(owner)} is a tuple of str, or the like, not {given!r}")
+
+
+def _signals(names: tuple[str, ...]) -> str:
+    """The signals whose handlers have such parameters."""
+    found = [repr(name) for name, fields in FIELDS.items() if fields == names[1:]]
+    return f"the signal {' or '.join(found)}" if found else "a signal"
+
+
+def describe(given: Any) -> str:
+    """A callable as people know it: by the repr of its own class, or by its name."""
+    kind: Any = type(given)
+    if kind.__repr__ is object.__repr__ or isinstance(given, functools.partial) or hasattr(given, "__get__"):
+        return handler_name(given)
+    return " ".join(repr(given).split())

@@ -1,0 +1,5 @@
+"""The ``greensmtp`` command."""
+
+from greensmtp.cli.main import cli
+
+__all__ = ["cli"]

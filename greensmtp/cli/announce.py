@@ -1,0 +1,48 @@
+"""A line for every message that was accepted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from greensmtp.chain.chain import Proceed
+from greensmtp.log_writer import LineWriter
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.command import END_OF_DATA, Command, EndOfData
+from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+
+
+class Announce:
+    """A line for every message that was accepted, for whichever recipients."""
+
+    verbs = (END_OF_DATA,)
+
+    def __init__(self, stdout: LineWriter) -> None:
+        self._stdout = stdout
+
+    def __repr__(self) -> str:
+        return "Announce()"
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Say it once the reply is settled; LMTP settles one for each recipient in turn."""
+        assert isinstance(command, EndOfData)
+        reply = proceed(session, command)
+        if command.recipient is None:
+            if reply.is_positive:
+                self._say(session, session.to, reply)
+            return reply
+        accepted = session.notes.setdefault(self, [])
+        if reply.is_positive:
+            accepted.append((command.recipient, reply))
+        if command.recipient is session.to[-1]:
+            del session.notes[self]
+            if accepted:
+                self._say(session, [recipient for recipient, _ in accepted], accepted[-1][1])
+        return reply
+
+    def _say(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
+        size = session.message.size if session.message is not None else 0
+        to = addresses([shown(recipient) for recipient in recipients[:LISTED]], len(recipients))
+        sender = address(shown(session.from_ or ""))
+        self._stdout.say(f"message from={sender} to={to} size={size}: {reply.code} {reply_text(reply)}")

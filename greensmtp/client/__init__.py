@@ -1,0 +1,1 @@
+"""The client: one connection, whole messages, a pool of connections."""

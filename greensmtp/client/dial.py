@@ -1,0 +1,243 @@
+"""Where a client connects to, and the connected socket."""
+
+from __future__ import annotations
+
+import os
+import socket as stdlib_socket
+import ssl
+from collections import deque
+from collections.abc import Mapping
+from itertools import zip_longest
+from typing import Any
+
+from gevent import Timeout, reinit, socket, spawn
+from gevent import ssl as gevent_ssl
+from gevent.queue import Empty, Queue
+
+from greensmtp.client.deadlines import Timeouts, is_foreign
+from greensmtp.errors import CannotConnect, ProtocolError
+from greensmtp.protocol import command_builder, hosts
+
+#: Implicit TLS (RFC 8314), LMTP's customary port, and everybody else's.
+PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
+
+#: Seconds until the next address is tried beside one that has not answered yet (RFC 8305 section 5).
+STAGGER = 0.25
+#: Addresses of one host that are tried at most.
+MAX_ADDRESSES = 16
+
+_pid = os.getpid()
+
+#: Family, protocol, address.
+_Address = tuple[int, int, Any]
+
+
+def sort_out(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Tell ``connect``'s positional arguments apart by their type, and put them among its keywords.
+
+    :raises TypeError: one is of no type that we know, or says what another one says.
+    """
+    sorted_out = {name: value for name, value in options.items() if value is not None}
+    for argument in where:
+        for name, value in _named(argument).items():
+            if name in sorted_out:
+                raise TypeError(f"connect got two values for {name}: {sorted_out[name]!r} and {value!r}")
+            if name not in options:
+                raise TypeError(f"connect has no option {name!r} (it has: {', '.join(options)})")
+            sorted_out[name] = value
+    return sorted_out
+
+
+def _named(argument: Any) -> Mapping[str, Any]:
+    if isinstance(argument, str):
+        return {"path" if argument.startswith((".", "/")) else "host": argument}
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        return {"port": argument}
+    if isinstance(argument, tuple) and len(argument) >= 2:
+        return {"host": argument[0], "port": argument[1]}
+    if isinstance(argument, ssl.SSLContext):
+        return {"ssl_context": argument}
+    if isinstance(argument, Timeouts):
+        return {"timeout": argument}
+    if isinstance(argument, Mapping):
+        return argument
+    if hasattr(argument, "recv") and hasattr(argument, "send"):
+        return {"stream": argument}
+    if callable(argument):
+        return {"on_secure": argument}
+    raise TypeError(
+        "connect takes a host name, a port, a unix path (it begins with . or /), a connected socket, an SSLContext, "
+        f"Timeouts, a handler for secure, or a mapping of options, not {argument!r}"
+    )
+
+
+def read_place(host: str, port: int | None) -> tuple[str, int | None]:
+    """Return the host, fit for ``dial``, and the port, which may stand behind the host.
+
+    :raises ValueError: no host can have that name, or no port that number.
+    :raises TypeError: two ports are given.
+    """
+    name, own_port = hosts.read(host)
+    if port is not None:
+        hosts.check_port(port)
+    if own_port is not None and port is not None and port != own_port:
+        raise TypeError(f"two ports are given: {host!r} and {port!r}")
+    return name, port if own_port is None else own_port
+
+
+def dial(
+    host: str | None, port: int | None, path: str | None, source_address: tuple[str, int] | None, seconds: float
+) -> Any:
+    """Return a connected gevent socket.
+
+    A host's addresses are tried as in RFC 8305 ("Happy Eyeballs"): the next attempt begins when one has failed or has
+    taken ``STAGGER`` seconds, and the first that succeeds is used. So a dead address does not hide a live one.
+
+    :param host: as ``protocol.hosts.fit`` makes it.
+    :param seconds: for all of it together, name look-up included.
+    :raises CannotConnect: no address accepts a connection in time.
+    """
+    _reinit_after_fork()
+    name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
+    late = Timeout(seconds)
+    try:
+        with late:
+            if path is not None:
+                return _connected(socket.AF_UNIX, 0, path, None)
+            sock = _connect_to_any(_addresses(host, port), source_address)
+            if sock is None:
+                raise CannotConnect(f"cannot connect to {name}: it has no address")
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            return sock
+    except Timeout as expired:
+        if expired is not late:
+            raise
+        raise CannotConnect(f"cannot connect to {name}: no answer within {seconds:g} s") from None
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, CannotConnect) or is_foreign(error):
+            raise
+        raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _reinit_after_fork() -> None:
+    """Without ``gevent.reinit``, which a plain ``os.fork`` does not call, name look-ups in the child never end."""
+    global _pid  # noqa: PLW0603 - the process is one
+    if os.getpid() != _pid:
+        _pid = os.getpid()
+        reinit()
+
+
+def _addresses(host: str | None, port: int | None) -> list[_Address]:
+    """Look up the host; the address families take turns (RFC 8305 section 4), so that none has to fail as a whole."""
+    families: dict[int, list[_Address]] = {}
+    try:
+        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+    except socket.gaierror:
+        # A final dot keeps DNS from trying search domains. /etc/hosts does not know it.
+        if host is None or not host.endswith("."):
+            raise
+        found = socket.getaddrinfo(host[:-1], port, 0, socket.SOCK_STREAM)
+    for family, _, protocol, _, address in found:
+        families.setdefault(family, []).append((family, protocol, address))
+    turns = zip_longest(*families.values())
+    return [address for turn in turns for address in turn if address is not None][:MAX_ADDRESSES]
+
+
+def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] | None) -> Any:
+    """Return the first connected socket; None if there is no address."""
+    if len(addresses) < 2:
+        return _connected(*addresses[0], source_address) if addresses else None
+    waiting = deque(addresses)
+    outcomes: Any = Queue()
+    attempts: list[Any] = []
+    winner: Any = None
+    over = 0
+    try:
+        while True:
+            if waiting:
+                attempts.append(spawn(_attempt, *waiting.popleft(), source_address))
+                attempts[-1].rawlink(outcomes.put)
+            try:
+                done = outcomes.get(timeout=STAGGER if waiting else None)
+            except Empty:
+                continue
+            over += 1
+            if not isinstance(done.value, Exception):
+                winner = done
+                return done.value
+            if over == len(attempts) and not waiting:
+                raise done.value
+    finally:
+        for attempt in attempts:
+            if attempt is not winner:
+                attempt.kill(block=False)
+                attempt.rawlink(_discard)  # it may have connected in the meantime
+
+
+def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
+    """A socket, or the error: returned, since gevent would print what a greenlet raises."""
+    try:
+        return _connected(family, protocol, address, source_address)
+    except Exception as error:
+        return error
+
+
+def _discard(attempt: Any) -> None:
+    if isinstance(attempt.value, socket.socket):
+        attempt.value.close()
+
+
+def _connected(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
+    """One attempt. (``create_connection`` leaves the socket open when a greenlet is killed in it.)"""
+    source: Any = None
+    if source_address is not None:
+        # Looked up here, because a name given to bind() would block the hub.
+        host, port = source_address[:2]
+        source = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0][4]
+    sock = socket.socket(family, socket.SOCK_STREAM, protocol)
+    try:
+        sock.settimeout(None)
+        if source is not None:
+            sock.bind(source)
+        sock.connect(address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def adopt(stream: Any) -> Any:
+    """The caller's connected socket, as a gevent socket; a socket of the standard library's is taken over.
+
+    :raises TypeError: that cannot be.
+    """
+    if isinstance(stream, (socket.socket, gevent_ssl.SSLSocket)):
+        return stream
+    if isinstance(stream, ssl.SSLSocket):
+        raise TypeError("stream= takes gevent's SSLSocket: the standard library's would block the hub")
+    if isinstance(stream, stdlib_socket.socket):
+        family, kind, number = stream.family, stream.type, stream.proto
+        return socket.socket(family, kind, number, fileno=stream.detach())
+    raise TypeError(f"stream= takes a connected socket, not {stream!r}")
+
+
+def own_name(sock: Any) -> str:
+    """RFC 5321 section 4.1.4: a name with a domain, or an address literal. No look-up: that could take long."""
+    name = socket.gethostname()
+    if "." in name and name.isascii() and name.isprintable() and " " not in name:
+        return str(name)
+    address = sock.getsockname()
+    if isinstance(address, tuple) and address:
+        host = address[0].partition("%")[0]
+        return f"[IPv6:{host}]" if ":" in host else f"[{host}]"
+    return "localhost"
+
+
+def check_name(name: str, what: str) -> str:
+    """Give it back: what EHLO can say.
+
+    :raises ProtocolError: it is empty, or has a space or a control character in it.
+    """
+    if not command_builder.check(name, what) or " " in name:
+        raise ProtocolError(f"{what} is a host name or an address literal, not {name!r}")
+    return name

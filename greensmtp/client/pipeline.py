@@ -1,0 +1,73 @@
+"""Groups of commands in one write (RFC 2920)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from greensmtp.client.exchange import Dialogue, Step
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol.command_builder import Ext
+from greensmtp.protocol.reply import Reply
+
+
+class Pipeline:
+    """``with mail.pipeline() as batch:`` gathers commands; leaving the block sends them, and ``batch.replies`` has the
+    replies, in order. Leaving it by an exception sends nothing. Each call gives the index of its reply.
+
+    Where the peer does not offer PIPELINING, the same commands go one by one.
+    """
+
+    def __init__(self, dialogue: Dialogue) -> None:
+        self._dialogue = dialogue
+        self._steps: list[Step] = []
+        self._closed_by: str | None = None
+        #: Filled when the block has been left.
+        self.replies: list[Reply] = []
+
+    def from_(self, address: str, ext: Ext = None) -> int:
+        """MAIL."""
+        return self._add(self._dialogue.mail(address, ext))
+
+    def to(self, address: str, ext: Ext = None) -> int:
+        """RCPT."""
+        return self._add(self._dialogue.rcpt(address, ext))
+
+    def reset(self) -> int:
+        """RSET."""
+        return self._add(self._dialogue.reset())
+
+    def data(self) -> int:
+        """DATA; nothing can follow it."""
+        return self._add(self._dialogue.data(), last="DATA")
+
+    def verify(self, username: str) -> int:
+        """VRFY; nothing can follow it."""
+        return self._add(self._dialogue.plain("VRFY", username), last="VRFY")
+
+    def noop(self) -> int:
+        """NOOP; nothing can follow it."""
+        return self._add(self._dialogue.plain("NOOP"), last="NOOP")
+
+    def _add(self, step: Step, last: str | None = None) -> int:
+        # RFC 2920 section 3.1: their replies may decide what comes next.
+        if self._closed_by is not None:
+            raise ProtocolError(f"{self._closed_by} must be the last command of a group (RFC 2920 section 3.1)")
+        self._closed_by = last
+        self._steps.append(step)
+        return len(self._steps) - 1
+
+    def __getitem__(self, index: int) -> Reply:
+        return self.replies[index]
+
+    def __iter__(self) -> Iterator[Reply]:
+        return iter(self.replies)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None and self._steps:
+            self.replies = self._dialogue.ask_all(self._steps)

@@ -1,0 +1,276 @@
+"""A configuration becomes servers, ready to start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gevent import Timeout
+
+from greensmtp._log import logger
+from greensmtp.chain.chain import Middleware, check_middleware
+from greensmtp.chain.compose import when
+from greensmtp.config.conditions import all_of
+from greensmtp.config.load import Loaded, read_options
+from greensmtp.config.locations import KeyPath
+from greensmtp.config.model import ListenerSection, MiddlewareSection, PluginSection
+from greensmtp.config.probe import probe_log, probe_maildir, probe_socket
+from greensmtp.config.problems import Mistake
+from greensmtp.config.secret_file import keep_secret
+from greensmtp.config.urls import Listen
+from greensmtp.delivery.maildir import Maildir
+from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
+from greensmtp.server.server import SMTPServer
+from greensmtp.session import Session
+from greensmtp.session.ack import Ack
+from greensmtp.session.stream import MessageStream
+from greensmtp.signals import shared
+
+Made = TypeVar("Made")
+
+_Stack = list[tuple[KeyPath, str, Middleware]]
+
+#: SMTPServer's arguments, and the keys they come from.
+_KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
+
+
+@dataclass(slots=True)
+class Serving:
+    """One server, where it is to listen, and the path of that in the configuration.
+
+    ``stack`` has the path, the name and the object of each of its middleware.
+    """
+
+    server: SMTPServer
+    listen: Listen
+    path: KeyPath
+    stack: _Stack
+
+
+def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
+    """Make the servers: their stacks, their certificates, then the Maildir and the plugins.
+
+    A stack that several listeners have in common is made once: what it counts, it counts for all of them.
+
+    :param outermost: stands before every stack.
+    :param dry: leave no trace: nothing is made on the disk, and no handler of ours is connected.
+    :raises ConfigError: something cannot be made; with everything that could not.
+    """
+    return _Assembly(loaded, outermost, dry).assemble()
+
+
+@dataclass
+class _Assembly:
+    loaded: Loaded
+    outermost: Middleware | None
+    dry: bool
+    mistakes: list[Mistake] = field(default_factory=list)
+    servers: list[SMTPServer] = field(default_factory=list)
+    maildir: Maildir | None = None
+    #: Where the servers so far are to listen.
+    places: set[tuple[str, int] | str] = field(default_factory=set)
+
+    def assemble(self) -> list[Serving]:
+        warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
+        stacks = dict(self._stacks())
+        serving = [
+            made
+            for number, listener in enumerate(self.loaded.config.listeners)
+            if (made := self._server(number, listener, stacks)) is not None
+        ]
+        self.servers = [each.server for each in serving]
+        if self.loaded.config.delivery.maildir is not None and not self.dry:
+            # Before the plugins: process-wide handlers come before a server's own, in the order of connecting.
+            shared.on("message", self._tap)
+        try:
+            self._plug_in()
+            self._deliver()
+        finally:
+            if self.mistakes:
+                shared.message.disconnect(self._tap)
+        if self.dry:
+            self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
+        if self.mistakes:
+            raise self.loaded.source.error(self.mistakes)
+        return serving
+
+    # Middleware
+
+    def _stacks(self) -> Iterator[tuple[KeyPath, _Stack]]:
+        """Each stack by its path."""
+        for path, stack in self.loaded.config.stacks():
+            made = []
+            for number, entry in enumerate(stack):
+                middleware = self._middleware((*path, number), entry)
+                if middleware is not None:
+                    made.append(((*path, number), entry.use, middleware))
+            yield path, made
+
+    def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
+        name, arguments = entry.use, self.loaded.arguments[path]
+        try:
+            made = middleware_factory(name)(**arguments, **self._secret_for(name, arguments))
+            check_middleware(made)
+            condition = all_of(entry.only)
+            return made if condition is None else when(condition, made)
+        except ImportError as error:
+            if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
+                logger.info("without %s, which is in the default stack: %s", name, error)
+                return None
+            self.mistakes.append(Mistake(path, f"{name}: {error}"))
+        except (Exception, SystemExit, Timeout) as error:
+            key, text = _blame(error, arguments)
+            self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
+        return None
+
+    def _secret_for(self, name: str, arguments: dict[str, Any]) -> dict[str, str]:
+        """Auth's secret, where none is given and SCRAM may be offered: one for all workers, kept beside the file."""
+        if name != "Auth" or "secret" in arguments or not isinstance(arguments.get("backend"), dict):
+            return {}
+        if self.dry or not self.loaded.source.name:
+            return {}
+        path = Path(self.loaded.source.name).absolute().with_suffix(".secret")
+        try:
+            return {"secret": keep_secret(path)}
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            logger.warning(
+                "auth: cannot keep a secret in %r: %s; SCRAM's salts will change with every process: "
+                'set secret = { file = "..." } for Auth',
+                str(path),
+                reason,
+            )
+            return {}
+
+    # Servers
+
+    def _server(self, number: int, listener: ListenerSection, stacks: dict[KeyPath, _Stack]) -> Serving | None:
+        config = self.loaded.config
+        path: KeyPath = ("listeners", number)
+        listen = Listen.parse(listener.url)
+        own = listener.tls_cert is not None
+        tls = listener if own else config
+        files: dict[str, Any] = {"certfile": tls.tls_cert, "keyfile": tls.tls_key}
+        if not listener.tls:
+            files = {}
+        elif not own and listener.tls_key is not None:
+            files = {"keyfile": listener.tls_key}
+        stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
+        try:
+            server = SMTPServer(
+                listen.address,
+                hostname=config.hostname if listener.hostname is None else listener.hostname,
+                lmtp=listen.lmtp,
+                implicit_tls=listen.implicit_tls,
+                backlog=listener.backlog,
+                middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
+                **files,
+                **(config.limits.given() | listener.limits.given()),
+            )
+        except (ValueError, TypeError) as error:
+            self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
+            return None
+        self._check_place((*path, "url"), listen)
+        return Serving(server, listen, (*path, "url"), stack)
+
+    def _check_place(self, path: KeyPath, listen: Listen) -> None:
+        """Could it listen there, as far as that can be told without trying?"""
+        address = listen.address
+        if isinstance(address, str):
+            if self.dry:
+                self._try(path, probe_socket, address)
+        elif address[1] == 0:
+            return  # any free port
+        if address in self.places:
+            self.mistakes.append(Mistake(path, f"another listener has {listen.url()} already"))
+        self.places.add(address)
+
+    def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
+        """Where the argument that an error begins with has been given."""
+        first = text.partition(" ")[0].rstrip(":")
+        key = _KEYS.get(first)
+        if key is None:
+            return (*path, "url")
+        return (*path, key) if key in listener.model_fields_set else (key,)
+
+    # Delivery and plugins
+
+    def _tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        if self.maildir is not None and session.server in self.servers:
+            self.maildir.tap(session, stream, ack)
+
+    def _plug_in(self) -> None:
+        """Plugins are heard between the two halves of the Maildir: what they read flows into it too, what they refuse
+        is not stored, and what they leave undecided is accepted."""
+        for number, plugin in enumerate(self.loaded.config.plugins):
+            try:
+                plug_in(
+                    plugin.name,
+                    self.servers,
+                    optional=plugin.optional,
+                    options=dict.fromkeys(plugin.options),
+                    check=partial(self._read_options, ("plugins", number), plugin.name, self.loaded.plugins[number]),
+                )
+            except _Mistaken as error:
+                self.mistakes += error.mistakes
+            except PluginError as error:
+                self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+
+    def _read_options(
+        self, path: KeyPath, name: str, entry: dict[str, Any], target: Callable[..., Any], _: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A plugin's options, read as a middleware's are."""
+        without_server = partial(target, None)
+        options, mistakes = read_options(
+            path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
+        )
+        if mistakes and self.loaded.source.option(path) is not None:
+            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text.removeprefix(f'{name}: ')}" for mistake in mistakes)
+            raise WrongOptions(f"{name}: {wrong}: name it in a configuration file, with its options")
+        if mistakes:
+            raise _Mistaken(mistakes)
+        self.loaded.arguments[path] = options
+        return options
+
+    def _deliver(self) -> None:
+        folder = self.loaded.config.delivery.maildir
+        if folder is None:
+            return
+        if self.dry or self.mistakes:
+            self._try(("delivery", "maildir"), probe_maildir, folder)
+            return
+        self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
+        if self.maildir is not None:
+            for server in self.servers:
+                server.on("message", self.maildir.accept)
+                server.on("received", self.maildir.store)
+
+    def _try(self, path: KeyPath, make: Callable[[str], Made], value: str) -> Made | None:
+        try:
+            return make(value)
+        except ValueError as error:
+            self.mistakes.append(Mistake(path, str(error)))
+        except OSError as error:
+            self.mistakes.append(Mistake(path, f"cannot use {value!r}: {error.strerror or error}"))
+        return None
+
+
+class _Mistaken(WrongOptions):
+    """A plugin's options are wrong, with the place of each."""
+
+    def __init__(self, mistakes: list[Mistake]) -> None:
+        super().__init__("wrong options")
+        self.mistakes = mistakes
+
+
+def _blame(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
+    """The argument that an error is about, if that can be told, and what it says."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        about = (key for key, value in arguments.items() if str(value) == str(error.filename))
+        return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
+    text = str(error) or type(error).__name__
+    first = text.partition(" ")[0].rstrip(":")  # as our own errors have it
+    return first if first in arguments else None, text

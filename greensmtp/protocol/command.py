@@ -1,0 +1,297 @@
+"""Commands (RFC 5321 section 4.1): a line in, an object out, by a table of verb and parser.
+
+Parsing never raises: a line that is not well formed becomes a command whose ``error`` is the reply it has earned,
+so that the middleware chain sees what the peer sent, whatever that was.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol import canned
+from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
+from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.reply import Reply
+
+#: The life of a connection goes through the middleware chain as these; no peer can send them.
+ACCEPT = "ACCEPT"
+CONNECT = "CONNECT"
+END_OF_DATA = "END-OF-DATA"
+DISCONNECT = "DISCONNECT"
+PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
+
+#: What a peer's line is called when it has no verb of its own, or one that is ours.
+UNKNOWN = "UNKNOWN"
+
+#: Verbs of the RFCs that get 502 when nobody has taken them over, rather than 500 (RFC 5321 section 4.2.4).
+KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
+    {"AUTH", "ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"}
+)
+
+#: The first words of protocols that must not be answered as if they were mail: HTTP's methods (a browser made to
+#: post to a mail port), and the first bytes of a TLS handshake.
+_FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
+
+
+class Command:
+    """What the peer said: a verb and its argument.
+
+    The verb is in upper case; ``argument`` is everything behind the first space, stripped. ``error`` is the reply
+    that the dispatcher gives when the line is not well formed, else None. One that has no argument may be shared by
+    all connections: do not change it.
+    """
+
+    __slots__ = ("argument", "error", "verb")
+
+    def __init__(self, verb: str, argument: str = "", error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.error = error
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.argument}" if self.argument else self.verb
+
+    @property
+    def is_secret(self) -> bool:
+        """It is AUTH, or somebody's attempt at it, so that a password may be in it: not for logs."""
+        return self.verb.startswith("AUTH") or (self.verb == UNKNOWN and "AUTH" in self.argument.upper())
+
+    @property
+    def shown_verb(self) -> str:
+        """The verb, for a log: none that nobody knows, since clients have been seen to go on with user name and
+        password where AUTH was refused, which makes verbs of them."""
+        if self.is_secret:
+            return "AUTH"
+        known = self.verb in PARSERS or self.verb in KNOWN_BUT_NOT_IMPLEMENTED or self.verb in PSEUDO_COMMANDS
+        return self.verb if known else UNKNOWN
+
+    def __repr__(self) -> str:
+        # This ends up in logs and tracebacks.
+        shown = "AUTH ***" if self.is_secret and str(self) != "AUTH" else str(self)
+        return f"<{type(self).__name__} {shown!r}>"
+
+
+class Greeting(Command):
+    """HELO, EHLO or LHLO, with the name the client gives itself."""
+
+    __slots__ = ("hostname",)
+
+    def __init__(self, verb: str, argument: str, hostname: str, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.hostname = hostname
+        self.error = error
+
+
+class PathCommand(Command):
+    """MAIL or RCPT, with its path. (``address`` is the null path when ``error`` says that it could not be read.)"""
+
+    __slots__ = ("address",)
+
+    def __init__(self, verb: str, argument: str, address: Address, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.address = address
+        self.error = error
+
+
+class ChunkCommand(Command):
+    """BDAT (RFC 3030): ``size`` octets follow it; the ``last`` one ends the message."""
+
+    __slots__ = ("last", "size")
+
+    def __init__(self, verb: str, argument: str, size: int, last: bool, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.size = size
+        self.last = last
+        self.error = error
+
+
+class EndOfData(Command):
+    """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
+
+    __slots__ = ("recipient",)
+
+    def __init__(self, recipient: Address | None = None) -> None:
+        self.verb = END_OF_DATA
+        self.argument = recipient or ""
+        self.error = None
+        self.recipient = recipient
+
+
+NO_ADDRESS = Address("", "", "")
+
+#: ``FROM:<local@domain> parameters``, as nearly every client writes it, found in one step; what it does not match, or
+#: what has dots and hyphens side by side, takes the long way round. Runs of one class are all that it is made of,
+#: and letters in both cases: alternatives, repetition of groups and IGNORECASE are what makes a pattern slow.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+_ATOMS = _ATOM.replace("[", "[.")
+_USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
+#: A blank behind the colon is wrong, and so common that it is let through.
+_ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
+#: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
+_CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
+
+
+class _Path(NamedTuple):
+    """How one verb's path is read."""
+
+    usual: re.Pattern[str]
+    word: str
+    syntax: Reply
+    malformed: Reply
+    #: ``<>`` is a path.
+    may_be_null: bool
+
+
+_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", canned.SAY_FROM, canned.BAD_SENDER, True)
+_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", canned.SAY_TO, canned.BAD_RECIPIENT, False)
+
+
+def _path_parser(path: _Path) -> Callable[[str, str], Command]:
+    """What reads one verb's path and its parameters. (A function of its own for each: see ``parse_command``.)"""
+    usual = path.usual.fullmatch
+
+    def parse(verb: str, argument: str) -> Command:
+        match = usual(argument)
+        if match is None or ".." in argument or ("-" in argument and ("-." in argument or ".-" in argument)):
+            return _parse_any_path(verb, argument, path)
+        local_part, domain, rest = match.groups()
+        if len(domain) > MAX_LABEL:
+            return _parse_any_path(verb, argument, path)
+        domain = domain.lower()
+        parameters = NO_PARAMETERS
+        if rest is not None:
+            try:
+                parameters = parse_parameters(rest)
+            except ProtocolError as error:
+                return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+        return PathCommand(verb, argument, Address(f"{local_part}@{domain}", local_part, domain, parameters))
+
+    return parse
+
+
+def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
+    """The long way round."""
+    match = re.fullmatch(_ANY_PATH, argument, re.IGNORECASE)
+    if match is None or match[1].upper() != path.word:
+        return PathCommand(verb, argument, NO_ADDRESS, path.syntax)
+    try:
+        parameters = parse_parameters(match[3] or "")
+    except ProtocolError as error:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+    try:
+        address = Address.parse(match[2], parameters)
+    except ProtocolError as error:
+        malformed = path.malformed
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
+    return PathCommand(verb, argument, address, None if address or path.may_be_null else path.malformed)
+
+
+def _parse_greeting(verb: str, argument: str) -> Command:
+    # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve, and printers and PCs send
+    # names with spaces and umlauts. What shows the name escapes it.
+    if not argument.isprintable():
+        argument = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in argument)
+    error = None if 0 < len(argument) <= MAX_DOMAIN else canned.NEEDS_HOSTNAME
+    return Greeting(verb, argument, argument, error)
+
+
+def _parse_bdat(verb: str, argument: str) -> Command:
+    match = re.fullmatch(_CHUNK, argument)
+    if match is None:
+        return ChunkCommand(verb, argument, 0, False, canned.SAY_SIZE)
+    return ChunkCommand(verb, argument, int(match[1] or 0), match[2] is not None)
+
+
+def _parse_lone(verb: str, argument: str) -> Command:
+    return Command(verb, argument, canned.NO_ARGUMENT if argument else None)
+
+
+def _parse_with_argument(verb: str, argument: str) -> Command:
+    return Command(verb, argument, None if argument else canned.NEEDS_ARGUMENT)
+
+
+#: How each verb's argument is read; NOOP and HELP may be followed by anything (RFC 5321 sections 4.1.1.8, 4.1.1.9).
+PARSERS: Mapping[str, Callable[[str, str], Command]] = {
+    "HELO": _parse_greeting,
+    "EHLO": _parse_greeting,
+    "LHLO": _parse_greeting,
+    "MAIL": _path_parser(_MAIL),
+    "RCPT": _path_parser(_RCPT),
+    "DATA": _parse_lone,
+    "BDAT": _parse_bdat,
+    "RSET": _parse_lone,
+    "NOOP": Command,
+    "VRFY": _parse_with_argument,
+    "EXPN": _parse_with_argument,
+    "HELP": Command,
+    "QUIT": _parse_lone,
+    "STARTTLS": _parse_lone,
+}
+
+
+def is_foreign(data: bytes) -> bool:
+    """This is the beginning of another protocol's, which must not be answered as if it were mail."""
+    return re.match(_FOREIGN, data, re.IGNORECASE) is not None
+
+
+def parse_command(line: bytes) -> Command:
+    """Read one command line, given without its CRLF."""
+    try:
+        text = line.decode()
+    except UnicodeDecodeError:
+        return _malformed(line)
+    if not text.isprintable():
+        # A tab is not in the grammar, but people's scripts have it; any other control character is an attempt at
+        # something.
+        text = text.replace("\t", " ")
+        # The joiner and the non-joiner are not printable, and letters of Persian and Indic domains (RFC 5892 A.1, A.2).
+        if not text.replace("\u200c", "").replace("\u200d", "").isprintable():
+            return _malformed(line)
+    verb, _, argument = text.partition(" ")
+    if not verb.isascii():
+        return Command(UNKNOWN, text)  # upper() would make MAIL of "ma\u0131l"
+    verb = verb.upper()
+    parser = PARSERS.get(verb)
+    if parser is not None:
+        return parser(verb, argument.strip())
+    if verb in PSEUDO_COMMANDS or not verb:
+        return Command(UNKNOWN, text)
+    return Command(verb, argument.strip())
+
+
+def _malformed(line: bytes) -> Command:
+    """Keep the verb where it can be read: a malformed AUTH must be redacted like any other."""
+    verb = line[:4].decode("ascii", "replace").upper()
+    verb = verb if verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED else UNKNOWN
+    argument = line if verb == UNKNOWN else line[4:].strip(b" \t")
+    text = repr(argument)[2:-1]  # escaped: this goes into logs
+    if verb == "BDAT":
+        return ChunkCommand(verb, text, 0, False, canned.NOT_TEXT)
+    if verb in ("MAIL", "RCPT"):
+        return PathCommand(verb, text, NO_ADDRESS, canned.NOT_TEXT)
+    if verb in ("HELO", "EHLO", "LHLO"):
+        name = _legacy_text(line[4:])
+        return Greeting(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
+    return Command(verb, text, canned.NOT_TEXT)
+
+
+def _legacy_text(argument: bytes) -> str | None:
+    """Read a greeting's argument that is not UTF-8: Latin-1, or escaped where it is some other code page.
+
+    None: it has control characters, or is UTF-8 and not printable.
+    """
+    argument = argument.replace(b"\t", b" ")
+    if not argument.startswith(b" ") or re.search(rb"[\x00-\x1f\x7f]", argument):
+        return None
+    try:
+        argument.decode()
+    except UnicodeDecodeError:
+        text = argument.decode("latin-1")
+        return text if text.isprintable() else argument.decode("ascii", "backslashreplace")
+    return None

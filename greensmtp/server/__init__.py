@@ -1,0 +1,1 @@
+"""The server: listening, one greenlet per connection, commands in and replies out."""

@@ -1,0 +1,76 @@
+"""The two framings of a body over a connection: DATA's dots, and BDAT's counted chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from greensmtp.protocol.command import ChunkCommand
+from greensmtp.protocol.dot_stuffing import DotDecoder
+from greensmtp.protocol.reply import Reply
+from greensmtp.server.transport import BODY_PIECE, Connection
+
+
+class DataBody(DotDecoder):
+    """What follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def open(self, reply: Reply) -> None:
+        """Send 354."""
+        self._connection.ask_for_body(reply.wire or reply.encode())
+
+    def read_chunk(self) -> bytes:
+        """The next octets; ``b""`` only at the end."""
+        connection = self._connection
+        while True:
+            chunk = self.feed(connection.read())
+            if self.complete:
+                connection.in_body = False
+                if self.rest:
+                    connection.unread(self.rest)
+                return chunk
+            if chunk:
+                return chunk
+
+
+class ChunkedBody:
+    """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
+
+    __slots__ = ("_connection", "_last", "_left", "_next", "complete")
+
+    def __init__(self, connection: Connection, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
+        """
+        :param next_chunk: answers the chunk that has ended, and gives the command that goes on with the body; it
+            raises TransactionReset when the peer does not go on.
+        """
+        self._connection = connection
+        self._left = first.size
+        self._last = first.last
+        self._next = next_chunk
+        self.complete = False
+
+    def open(self, reply: Reply) -> None:
+        """The peer does not wait to be asked."""
+        self._connection.begin_body()
+
+    def read_chunk(self) -> bytes:
+        """The next octets; ``b""`` only at the end."""
+        while not self._left and not self._last:
+            command = self._next()
+            self._left, self._last = command.size, command.last
+        connection = self._connection
+        data = connection.read(min(self._left, BODY_PIECE)) if self._left else b""
+        self._left -= len(data)
+        if self._last and not self._left:
+            self.complete = True
+            connection.in_body = False
+        return data
+
+
+def skip(connection: Connection, octets: int) -> None:
+    """Read the octets of a chunk that nobody wants, so that none of them is taken for a command."""
+    connection.begin_body()
+    while octets:
+        octets -= len(connection.read(min(octets, BODY_PIECE)))
+    connection.in_body = False

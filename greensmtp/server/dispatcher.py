@@ -1,0 +1,329 @@
+"""What each verb does: its checks, its signal, and the state that its acceptance changes. No sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import inf
+from operator import call
+from typing import Any, cast
+
+from greensmtp.chain.chain import Proceed
+from greensmtp.protocol import canned, esmtp
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.command import (
+    ACCEPT,
+    CONNECT,
+    DISCONNECT,
+    END_OF_DATA,
+    KNOWN_BUT_NOT_IMPLEMENTED,
+    ChunkCommand,
+    Command,
+    EndOfData,
+    Greeting,
+    PathCommand,
+)
+from greensmtp.protocol.content_checks import LineLength, NoBareNewlines, NormalNewlines
+from greensmtp.protocol.esmtp import Extension
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.state import REFUSALS, State
+from greensmtp.server.limits import Limits
+from greensmtp.session import Session
+from greensmtp.session.emitter import Emitter
+from greensmtp.session.stream import Body, BodyCheck, MessageStream
+from greensmtp.signals import FIELDS, Signals
+
+# Names of the module cost less to look up than a class's attributes.
+_begin, _add_recipient, _greet = Session.begin, Session.add_recipient, Session.greet
+
+
+class Dispatcher:
+    """The innermost end of the chain: gives every command, pseudo-commands too, its default action.
+
+    One for each server. What a command changes in a session is staged here (``Session.stage``) when it has been
+    accepted, and takes effect when the whole stack has answered.
+    """
+
+    def __init__(
+        self,
+        *,
+        hostname: str,
+        lmtp: bool,
+        tls: bool,
+        limits: Limits,
+        signals: Signals,
+        extensions: Iterable[Extension],
+    ) -> None:
+        self._hostname = hostname
+        self._lmtp = lmtp
+        self._tls = tls
+        self._limits = limits
+        self._max_size = inf if limits.max_message_size is None else limits.max_message_size
+        #: Make what normalizes and what checks a body of lines: any but BINARYMIME.
+        self._normalize: Callable[[], NormalNewlines | None] = (
+            NormalNewlines if limits.bare_newlines == "normalize" else _leave_alone
+        )
+        self._checks: list[Callable[[], BodyCheck]] = []
+        if limits.bare_newlines == "reject":
+            self._checks.append(NoBareNewlines)
+        if limits.max_body_line_length is not None:
+            self._checks.append(partial(LineLength, limits.max_body_line_length))
+        self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
+        self.emitters = {name: Emitter(name, signals) for name in FIELDS}
+        self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
+        #: EHLO's reply behind its first line, by whether TLS is up.
+        self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
+        self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 RFC 5321 tells the rest")
+
+    @property
+    def verbs(self) -> tuple[str, ...]:
+        """The verbs that this server implements by itself."""
+        greetings = ("LHLO",) if self._lmtp else ("HELO", "EHLO")
+        rest = ("MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "EXPN", "HELP", "QUIT")
+        return (*greetings, *rest, *(("STARTTLS",) if self._tls else ()))
+
+    def terminal(self, verb: str) -> Proceed:
+        """The default action for a verb, behind the ``command`` signal, the syntax and the transition table."""
+        life = {
+            ACCEPT: self._accept,
+            CONNECT: self._connect,
+            END_OF_DATA: self._received,
+            DISCONNECT: self._gone,
+        }
+        if verb in life:
+            return cast(Proceed, life[verb])
+        behaviour = self._behaviours().get(verb, self._unknown)
+        refused = REFUSALS.get(verb, {})
+        # By the state's number: an Enum's hash is a Python function.
+        refusals = tuple(refused.get(state) for state in State)
+        emitter = self.emitters["command"]
+        shared, own = emitter.signals
+
+        def act(session: Session, command: Command) -> Reply:
+            if own.receivers or shared.receivers:
+                reply = emitter.ask(session, command=command)
+                if reply is not None:
+                    return reply
+            return command.error or refusals[session.state] or behaviour(session, command)
+
+        return act
+
+    def _behaviours(self) -> dict[str, Callable[[Session, Any], Reply]]:
+        # RFC 2033 section 4.1: LMTP has LHLO, and neither HELO nor EHLO.
+        helo, ehlo, lhlo = (
+            (self._say_lhlo, self._say_lhlo, self._ehlo) if self._lmtp else (self._helo, self._ehlo, self._say_ehlo)
+        )
+        behaviours: dict[str, Callable[[Session, Any], Reply]] = {
+            "HELO": helo,
+            "EHLO": ehlo,
+            "LHLO": lhlo,
+            "MAIL": self._mail,
+            "RCPT": self._rcpt,
+            "DATA": self._data,
+            "BDAT": self._bdat,
+            "RSET": self._rset,
+            "NOOP": lambda session, command: canned.OK,
+            "VRFY": lambda session, command: canned.CANNOT_VERIFY,
+            "EXPN": lambda session, command: canned.CANNOT_EXPAND,
+            "HELP": lambda session, command: self._help,
+            "QUIT": self._quit,
+        }
+        if self._tls:
+            behaviours["STARTTLS"] = self._starttls
+        return behaviours
+
+    # The connection
+
+    def _accept(self, session: Session, command: Command) -> Reply:
+        return session.link.take_place()
+
+    def _connect(self, session: Session, command: Command) -> Reply:
+        reply = self.emitters["connect"].ask(session)
+        assert reply is not None
+        if reply.code >= 400:
+            return reply
+        first, *rest = reply.lines
+        if reply.code != 220 or (first == "ESMTP" and not rest):
+            return self._banner
+        protocol = "LMTP" if self._lmtp and first == "ESMTP" else first
+        return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
+
+    def _gone(self, session: Session, command: Command) -> Reply:
+        self.emitters["disconnect"].notify(session, reason=command.argument)
+        return canned.BYE
+
+    def _quit(self, session: Session, command: Command) -> Reply:
+        self.emitters["quit"].notify(session)
+        return canned.BYE
+
+    # The greeting
+
+    def _helo(self, session: Session, greeting: Greeting) -> Reply:
+        return self._greet(session, greeting, ())
+
+    def _ehlo(self, session: Session, greeting: Greeting) -> Reply:
+        return self._greet(session, greeting, self._offers[session.tls])
+
+    def _greet(self, session: Session, greeting: Greeting, offers: tuple[str, ...]) -> Reply:
+        reply = self.emitters["greeting"].ask(session, greeting=greeting)
+        assert reply is not None
+        if reply.code >= 400:
+            return reply
+        session.stage(_greet, session, greeting.verb.lower(), greeting.hostname)
+        if reply is self.emitters["greeting"].rules.accepted:  # type: ignore[union-attr]
+            return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
+        first, *rest = reply.lines
+        return Reply(250, f"{self._hostname} {first}".rstrip(), *rest, *offers, enhanced=None)
+
+    def _offer(self, *, tls_is_up: bool) -> Iterable[str]:
+        for extension in esmtp.STANDARD:
+            if extension is esmtp.SIZE:
+                yield f"SIZE {self._limits.max_message_size or 0}"
+            elif extension is not esmtp.STARTTLS or (self._tls and not tls_is_up):
+                yield extension.keyword
+
+    def _say_lhlo(self, session: Session, command: Command) -> Reply:
+        return canned.LMTP_SPOKEN_HERE
+
+    def _say_ehlo(self, session: Session, command: Command) -> Reply:
+        return canned.SMTP_SPOKEN_HERE
+
+    def _starttls(self, session: Session, command: Command) -> Reply:
+        if session.tls:
+            return canned.TLS_ALREADY
+        session.tls_requested = True
+        return canned.START_TLS
+
+    # The envelope
+
+    def _mail(self, session: Session, command: PathCommand) -> Reply:
+        address = command.address
+        if address.parameters:
+            refusal = self._check_parameters(session, command) or self._check_mail(address)
+            if refusal is not None:
+                return refusal
+            if session.identity is None and address.parameters.get("AUTH", "<>") != "<>":
+                address = address.with_parameters({**address.parameters, "AUTH": "<>"})
+        if not address.isascii() and "SMTPUTF8" not in address.parameters:
+            return canned.NEED_SMTPUTF8
+        reply = self.emitters["from"].ask(session, address=address)
+        assert reply is not None
+        if reply.code < 300:
+            # As Session.stage does it, which would be one more call for every message.
+            session.staged = (*session.staged, (_begin, (session, address)))
+        return reply
+
+    def _rcpt(self, session: Session, command: PathCommand) -> Reply:
+        address = command.address
+        if address.parameters:
+            refusal = self._check_parameters(session, command)
+            if refusal is not None:
+                return refusal
+        if not address.isascii() and not session.smtputf8:
+            return canned.NEED_SMTPUTF8
+        # (A middleware may make several recipients of one.)
+        if len(session.to) + len(session.staged) >= self._limits.max_recipients:
+            return canned.TOO_MANY_RECIPIENTS
+        reply = self.emitters["to"].ask(session, address=address)
+        assert reply is not None
+        if reply.code < 300:
+            session.staged = (*session.staged, (_add_recipient, (session, address)))
+        return reply
+
+    def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
+        # A client that said HELO has not seen the offer (RFC 5321 section 4.1.1.1).
+        allowed = self._parameters[command.verb] if session.greeting != "helo" else frozenset()
+        for keyword in command.address.parameters:
+            if keyword not in allowed:
+                return Reply(555, f"5.5.4 Unsupported parameter: {keyword}")
+        return None
+
+    def _check_mail(self, address: Address) -> Reply | None:
+        """The values of the parameters that the server itself offers."""
+        parameters = address.parameters
+        if "SIZE" in parameters:
+            size = parameters["SIZE"]
+            if size is None or not size.isascii() or not size.isdigit() or len(size) > 20:
+                return Reply(501, "5.5.4 SIZE takes a number of octets")
+            if self._limits.max_message_size is not None and int(size) > self._limits.max_message_size:
+                return canned.TOO_LARGE
+        if "BODY" in parameters and (parameters["BODY"] or "").upper() not in esmtp.BODY_TYPES:
+            return Reply(501, "5.5.4 BODY takes 7BIT, 8BITMIME or BINARYMIME")
+        if parameters.get("SMTPUTF8") is not None:
+            return Reply(501, "5.5.4 SMTPUTF8 takes no value")
+        return None
+
+    def _rset(self, session: Session, command: Command) -> Reply:
+        session.stage(self._reset, session)
+        return canned.OK
+
+    def _reset(self, session: Session) -> None:
+        session.reset()
+        self.emitters["reset"].notify(session)
+
+    # The message
+
+    def _data(self, session: Session, command: Command) -> Reply:
+        sender = session.from_
+        # (Not `if sender`: the null sender is an empty str, and has parameters all the same.)
+        if sender is not None and sender.parameters and _is_binary(sender):
+            return canned.BINARY_NEEDS_BDAT
+        return self._take_message(session, session.link.data_body(), binary=False)
+
+    def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
+        accepted = Reply(250, f"2.0.0 {command.size} octets received")
+        if session.state is State.CHUNKS:
+            return accepted
+        session.state = State.CHUNKS
+        reply = self._take_message(session, session.link.chunked_body(command), binary=_is_binary(session.from_))
+        if reply.code == 354:
+            return accepted
+        # The chunks behind this one must not pass for a message (RFC 3030 section 2).
+        session.reset()
+        return reply
+
+    def _take_message(self, session: Session, body: Body, *, binary: bool) -> Reply:
+        """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next.
+
+        :param binary: the body is handed on unchanged and unchecked, except for its size.
+        """
+        normalize, checks = (None, ()) if binary else (self._normalize(), tuple(map(call, self._checks)))
+        stream = session.message = MessageStream(session, body, self._max_size, checks, normalize)
+        reply = self.emitters["message"].ask(session, stream.open, stream=stream)
+        assert reply is not None
+        if reply.code == 354:
+            if not stream.opened:
+                stream.open(reply)  # it was accepted elsewhere, and 354 is sent by this greenlet only
+        elif stream.opened:
+            # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
+            stream.fail(reply)
+        else:
+            stream.end()
+            session.message = None
+            return reply
+        return canned.START_MAIL
+
+    def _received(self, session: Session, command: EndOfData) -> Reply:
+        stream = session.message
+        assert stream is not None
+        if stream.failure is not None:
+            return stream.failure
+        fields = {} if command.recipient is None else {"recipient": command.recipient}
+        reply = self.emitters["received"].ask(session, **fields)
+        assert reply is not None
+        return reply
+
+    # The rest
+
+    def _unknown(self, session: Session, command: Command) -> Reply:
+        known = command.verb in KNOWN_BUT_NOT_IMPLEMENTED or command.verb == "STARTTLS"
+        return canned.NOT_IMPLEMENTED if known else canned.UNKNOWN_COMMAND
+
+
+def _leave_alone() -> None:
+    """There is nothing to normalize."""
+
+
+def _is_binary(sender: Address | None) -> bool:
+    """The client has announced a body that is not made of lines (RFC 3030 section 3)."""
+    return sender is not None and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME"

@@ -1,0 +1,141 @@
+"""``server.on_mail``: calls a handler with each whole message, and makes a decision of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from greensmtp._log import logger
+from greensmtp.chain.validate import check_callable
+from greensmtp.errors import Reject
+from greensmtp.protocol import canned
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.session.ack import Ack
+from greensmtp.session.mail import Mail, Verdict
+from greensmtp.session.session import Session
+from greensmtp.session.spool import Spool
+from greensmtp.session.stream import MessageStream, reply_to_failure
+from greensmtp.signals import Signals, handler_name
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+
+def connect_mail_handler(signals: Signals, handler: Handler, *, lmtp: bool) -> Handler:
+    """Connect a handler that is called as ``(mail)``.
+
+    :raises TypeError: it cannot be called so, or it is an ``async def`` or a generator.
+    """
+    check_callable(handler, "a handler of on_mail", ("mail",), "None or a Reply")
+    receiver = _MailReceiver(handler, lmtp=lmtp)
+    signals.on("message", receiver.accept)
+    signals.on("received", receiver.receive_each if lmtp else receiver.receive)
+    return handler
+
+
+class _MailReceiver:
+    """Keeps each message while it arrives, then has the handler decide."""
+
+    def __init__(self, handler: Callable[[Mail], Verdict], *, lmtp: bool) -> None:
+        self._handler = handler
+        self._lmtp = lmtp
+
+    def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        """Accept the message, unless another handler has decided, and have the body flow into a spool."""
+        if ack.decided and not ack.accepted:
+            return
+        spool = Spool()
+        try:
+            stream.pipe(spool, fields=False)
+        except RuntimeError:
+            name = handler_name(self._handler)
+            raise RuntimeError(f"call server.on_mail({name}) before connecting handlers that read the body") from None
+        message = session.notes[self] = _Message(spool)
+
+        def end() -> None:
+            if session.notes.get(self) is message:
+                del session.notes[self]
+            spool.close()
+
+        stream.at_end(end)
+        if not ack.decided:
+            ack.accept()
+
+    def receive(self, session: Session, ack: Ack) -> None:
+        """Decide for the whole message."""
+        if ack.decided and not ack.accepted:
+            return
+        verdict = self._ask(session)
+        if isinstance(verdict, Mapping):
+            raise self._wrong(verdict, "None or a Reply; replies for each recipient are LMTP's")
+        self._decide(ack, verdict)
+
+    def receive_each(self, session: Session, ack: Ack, recipient: Address) -> None:
+        """LMTP: decide for one recipient; the handler is called for the first, and has decided for all."""
+        if ack.decided and not ack.accepted:
+            return
+        message: _Message = session.notes[self]
+        if not message.asked:
+            # What is raised meanwhile is raised for the first recipient; the others are told that something was.
+            message.asked, message.verdict = True, canned.LOCAL_ERROR
+            try:
+                message.verdict = self._checked(self._ask(session), session)
+            except Reject as reject:
+                message.verdict = reply_of(reject, "5.7.1 Message refused")
+        verdict = message.verdict
+        self._decide(ack, verdict.get(recipient) if isinstance(verdict, Mapping) else verdict)
+
+    def _ask(self, session: Session) -> Verdict:
+        stream = session.message
+        assert stream is not None
+        spool = session.notes[self].spool
+        try:
+            spool.finish()
+            return self._handler(Mail(session, stream, spool))
+        except OSError as error:
+            reply = reply_to_failure(error)
+            if reply is not canned.NO_STORAGE:
+                raise
+            logger.error("%s: %s: %s; replying 452", session.id, handler_name(self._handler), error)
+            raise Reject(reply.code, f"{reply.enhanced} {reply.text}") from error
+
+    def _checked(self, verdict: Verdict, session: Session) -> Verdict:
+        """A mapping with a reply for an address that is no recipient is a mistake, and may lose mail."""
+        if isinstance(verdict, Mapping):
+            unknown = [str(key) for key in verdict if key not in session.to]
+            if unknown:
+                raise ValueError(f"{handler_name(self._handler)} replied for {unknown}, not among the recipients")
+            for reply in verdict.values():
+                if reply is not None and not isinstance(reply, Reply):
+                    raise self._wrong(reply, "None or a Reply for each recipient")
+        return verdict
+
+    def _decide(self, ack: Ack, verdict: Any) -> None:
+        """Make a decision of what the handler returned; where another handler has accepted, its reply stands."""
+        if verdict is None:
+            if not ack.decided:
+                ack.accept()
+            return
+        if not isinstance(verdict, Reply):
+            raise self._wrong(verdict, "None, a Reply, or in LMTP a mapping of recipients and replies")
+        lines = verdict.lines
+        if verdict.enhanced:
+            lines = (f"{verdict.enhanced} {lines[0]}", *lines[1:])
+        if verdict.code >= 400:
+            # A next hop that closes its connection to us does not close ours to the client.
+            raise Reject(451 if verdict.code == 421 else verdict.code, "\n".join(lines))
+        if not ack.decided:
+            ack.accept(verdict.code, lines)
+
+    def _wrong(self, given: object, expected: str) -> TypeError:
+        return TypeError(f"a handler of on_mail returns {expected}; {handler_name(self._handler)} returned {given!r}")
+
+
+class _Message:
+    """One message, and in LMTP what has been decided about it."""
+
+    asked = False
+    verdict: Verdict = None
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool

@@ -1,0 +1,87 @@
+"""SMTPServer's arguments: what each may be, and an error that says so where it is something else."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from greensmtp.errors import ProtocolError
+from greensmtp.protocol.address import check_domain
+from greensmtp.server.limits import Limits
+from greensmtp.server.tls import server_context
+
+
+def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limits | None = None) -> Limits:
+    """The limits: those that were given as such, or the keywords that are left over.
+
+    :param others: keywords that are no limits, for the error where one of them was meant.
+    :param limits: the argument of that name.
+    """
+    if limits is not None:
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be a greensmtp.Limits, like Limits(max_recipients=10), not {limits!r}")
+        if given:
+            raise TypeError(f"give limits=Limits(...) or its keywords ({', '.join(given)}), not both")
+        return limits
+    try:
+        return Limits(**given)
+    except TypeError:
+        import difflib
+
+        known = [field.name for field in fields(Limits)]
+        wrong = next(name for name in given if name not in known)
+        near = difflib.get_close_matches(wrong, [*known, *others], 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
+
+
+def check_backlog(value: Any) -> int | None:
+    """Connections that the kernel keeps until they are accepted."""
+    if value is not None and (not isinstance(value, int) or value < 0):
+        raise ValueError(f"backlog takes a whole number, or None for the usual, not {value!r}")
+    return value
+
+
+def check_hostname(name: str | None) -> str:
+    """The server's name: a domain or an address literal, in ASCII; None: the machine's, if it is one."""
+    if name is None:
+        name = socket.gethostname()
+        try:
+            check_domain(name)
+        except ProtocolError:
+            name = "localhost"
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"hostname takes a str, not {name!r}")
+    try:
+        check_domain(name)
+    except ProtocolError as error:
+        raise ValueError(
+            f"hostname takes a domain name or an address literal, like 'mx.example.com': {error}"
+        ) from None
+    if not name.isascii():
+        raise ValueError(f"hostname takes ASCII; write {name!r} in its xn-- form")
+    return name
+
+
+def check_tls_context(
+    certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
+) -> ssl.SSLContext | None:
+    """The context of STARTTLS or implicit TLS, None where there is no certificate."""
+    if context is not None:
+        if certfile is not None or keyfile is not None:
+            raise ValueError("give ssl_context, or certfile and keyfile, not both")
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError(f"ssl_context takes an ssl.SSLContext, not {context!r}")
+        return context
+    if certfile is not None:
+        return server_context(certfile, keyfile)
+    if keyfile is not None:
+        raise ValueError("keyfile needs a certfile with it")
+    if implicit:
+        raise ValueError("implicit_tls needs a certificate: give certfile and keyfile, or ssl_context")
+    return None

@@ -1,0 +1,115 @@
+"""``greensmtp.run``: serve until a signal says stop, then drain."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeVar
+
+from gevent import joinall, signal_handler, spawn, wait
+from gevent.baseserver import BaseServer
+from gevent.event import Event
+
+from greensmtp._log import logger
+
+
+class GeventServer(Protocol):
+    """Any of gevent's servers. (Their base class has parameters that would say nothing here.)"""
+
+    def start(self) -> None: ...
+    def stop(self, timeout: float | None = ...) -> None: ...
+
+
+Server = TypeVar("Server", bound=GeventServer)
+
+
+def run(*servers: Server, started: Callable[[Server], object] | None = None) -> None:
+    """Start the servers, serve until SIGINT or SIGTERM, let transactions in progress finish, and return.
+
+    Each server gets its own ``stop_timeout`` seconds to drain, all at the same time. A second SIGINT or SIGTERM ends
+    the process at once, with exit status 1. SIGHUP is ignored, and the log says so: there is nothing to reload yet.
+    ``run`` also returns when every server has been stopped some other way. The signal handlers that were there before
+    are put back.
+
+    :param servers: any of gevent's servers; those that have started already go on.
+    :param started: called with each server once it listens: the place to print its address.
+    :raises RuntimeError: this is not the main thread, where alone Python handles signals.
+    :raises OSError: an address cannot be bound. Whatever ``start`` raises, the servers that have started are stopped
+        first.
+    """
+    for server in servers:
+        if not isinstance(server, BaseServer):
+            raise TypeError(f"run takes servers, each an argument of its own, not {server!r}")
+    if not servers:
+        raise TypeError("run needs at least one server")
+    _check_thread()
+    stopping = Event()
+    running: list[Server] = []
+    with _signals(stopping):
+        try:
+            for server in dict.fromkeys(servers):
+                server.start()
+                running.append(server)
+                if started is not None:
+                    started(server)
+            _wait(stopping, running)
+        finally:
+            joinall([spawn(server.stop) for server in running])
+
+
+def _wait(stopping: Event, servers: list[Server]) -> None:
+    """Wait for a signal, or until every server has been stopped by other means."""
+
+    def wait_for_each() -> None:
+        for server in servers:
+            waiting: Any = server
+            waiting._stop_event.wait()  # what gevent's own serve_forever waits for
+
+    all_stopped = spawn(wait_for_each)
+    either: list[Any] = [stopping, all_stopped]
+    try:
+        wait(either, count=1)
+    finally:
+        all_stopped.kill()
+
+
+def _check_thread() -> None:
+    try:
+        # This asks Python itself, by a call that it grants the main thread alone; identifiers of threads are
+        # greenlets' in a patched process, and stale after a fork.
+        signal.set_wakeup_fd(signal.set_wakeup_fd(-1))
+    except ValueError:
+        raise RuntimeError(
+            "greensmtp.run handles signals, so call it in the main thread; in another thread use "
+            "server.serve_forever(), or server.in_thread() from the main one"
+        ) from None
+
+
+@contextmanager
+def _signals(stopping: Event) -> Iterator[None]:
+    """Have SIGINT and SIGTERM set the event, the second of them end the process, and SIGHUP do nothing."""
+
+    def stop() -> None:
+        if stopping.is_set():
+            os._exit(1)
+        stopping.set()
+
+    wanted: dict[int, Callable[[], object]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (*wanted, signal.SIGHUP)}
+    if before[signal.SIGHUP] is not signal.SIG_IGN:  # as nohup has it
+        wanted[signal.SIGHUP] = _ignore_hangup
+    # gevent's, not signal.signal: its handlers wake a loop that waits.
+    watchers = [(number, signal_handler(number, handler)) for number, handler in wanted.items()]
+    try:
+        yield
+    finally:
+        for number, watcher in watchers:
+            watcher.cancel()
+            if before[number] is not None:  # None: not set by Python, so Python cannot put it back
+                signal.signal(number, before[number])
+
+
+def _ignore_hangup() -> None:
+    logger.warning("SIGHUP ignored: the configuration cannot be reloaded; restart the server to apply changes")

@@ -1,0 +1,65 @@
+"""What the limiting middleware has in common about its arguments: numbers, and the reply of a refusal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from greensmtp.protocol.enhanced_status import LEADING
+from greensmtp.protocol.reply import Reply
+
+
+def check_number(name: str, value: float, *, least: float = 0.0, most: float | None = None) -> float:
+    """A number of seconds, a factor, a probability.
+
+    :raises ValueError: it is none, or out of range; the text says what is taken.
+    """
+    # (Put so that NaN, of which no comparison is true, fails it.)
+    if _is_number(value, (int, float)) and value >= least and (most is None or value <= most) and value < float("inf"):
+        return value
+    upto = "" if most is None else f" and at most {most:g}"
+    raise ValueError(f"{name} takes a number of at least {least:g}{upto}, not {value!r}")
+
+
+def check_count(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
+    """A whole number.
+
+    :raises ValueError: it is none, or out of range.
+    """
+    if _is_number(value, (int,)) and value >= least and (most is None or value <= most):
+        return value
+    upto = "" if most is None else f" and at most {most}"
+    raise ValueError(f"{name} takes a whole number of at least {least}{upto}, not {value!r}")
+
+
+def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
+    """One of several words.
+
+    :raises ValueError: another one.
+    """
+    choices = tuple(choices)
+    if value in choices:
+        return value
+    raise ValueError(f"{name} takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+
+
+def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:
+    """The reply of a refusal: the usual one, unless the user has his own code or text.
+
+    A text without an enhanced status code gets the usual one, in the class of the code.
+
+    :raises ValueError: not a 4xx or 5xx code.
+    :raises ProtocolError: the text brings an enhanced status code of another class.
+    """
+    if code is None and message is None:
+        return usual
+    number = check_count("code", usual.code if code is None else code, least=400, most=599)
+    text = usual.text if message is None else message
+    reply = Reply(number, text)
+    brings_its_own = message is not None and LEADING.match(message)
+    if not brings_its_own and usual.enhanced is not None:
+        reply = Reply(number, text, enhanced=str(number)[0] + usual.enhanced[1:])
+    return reply
+
+
+def _is_number(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

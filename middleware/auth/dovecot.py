@@ -1,0 +1,259 @@
+"""Dovecot's auth socket: Dovecot holds the SASL exchange, we pass it on."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from base64 import b64decode, b64encode
+from binascii import Error as BadBase64
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from secrets import randbelow
+from time import monotonic
+from typing import Any
+
+from gevent import Timeout, socket
+from gevent.lock import BoundedSemaphore
+
+from greensmtp.middleware.auth.credentials import Unavailable, check_path, check_seconds
+from greensmtp.protocol import canned
+from greensmtp.protocol.sasl.exchange import Claim, Exchange, Identity, Refused
+from greensmtp.protocol.sasl.server import MECHANISMS
+from greensmtp.session import Session
+
+#: The version of the auth protocol that is spoken: the same major number, any minor one.
+MAJOR, MINOR = 1, 2
+#: Octets in a line to Dovecot (its own limit is 8192), in one of its, and in all of its handshake.
+MAX_SENT = 8000
+MAX_LINE = 16 * 1024
+MAX_HANDSHAKE = 64 * 1024
+#: Challenges in one exchange; no mechanism has more.
+MAX_STEPS = 10
+#: When Dovecot is only asked what it offers, the client waits for its reply to EHLO: seconds that it may take, and
+#: seconds to leave it alone when it did not answer.
+ASKING = 5.0
+PAUSE = 2.0
+
+#: Channel binding is beyond this protocol.
+_RELAYED = frozenset(MECHANISMS) - {"SCRAM-SHA-256-PLUS"}
+
+_WORD = re.compile(r"[A-Za-z0-9-]{1,32}")
+
+#: ``\001`` and a letter stand for what a field may not have.
+_ESCAPES = {"0": "\0", "1": "\001", "t": "\t", "r": "\r", "n": "\n"}
+
+
+class DovecotAuth:
+    """Dovecot's users, by its auth-client protocol over a unix socket.
+
+    ::
+
+        service auth {
+          unix_listener auth-client { mode = 0660 ... }
+        }
+
+    Those mechanisms are offered that Dovecot offers, and that are known here; -PLUS is not among them. Each exchange
+    has a connection of its own. Who is known by what name, and who may act as whom, is up to Dovecot.
+
+    :param path: of the socket: ``/run/dovecot/auth-client``.
+    :param timeout: seconds that Dovecot has for each answer. (It takes up to 17 to say no, on purpose:
+        ``auth_failure_delay``, and the penalty of an address with many failures.)
+    :param service: what Dovecot calls us in its rules and logs.
+    """
+
+    def __init__(self, path: str | Path, timeout: float = 25.0, service: str = "smtp") -> None:
+        if not _WORD.fullmatch(service):
+            raise ValueError(f"service takes a word of letters and digits, not {service!r}")
+        self._path = check_path("DovecotAuth", path)
+        self._timeout = check_seconds("timeout", timeout)
+        self._service = service
+        self._offered: frozenset[str] = frozenset()
+        self._asking = BoundedSemaphore(1)
+        #: When it may be asked again what it offers.
+        self._again = 0.0
+
+    def offered_mechanisms(self) -> Collection[str]:
+        """As the last handshake had it; when there was none, now is the time for it.
+
+        :raises Unavailable: nobody knows.
+        """
+        if not self._offered:
+            with self._asking:  # one for all who want to know
+                if not self._offered:
+                    self._ask()
+        return self._offered
+
+    def _ask(self) -> None:
+        if monotonic() < self._again:
+            raise Unavailable(f"{self._path}: no answer a moment ago")
+        try:
+            with self._connected(min(self._timeout, ASKING)):
+                pass
+        except Unavailable:
+            self._again = monotonic() + PAUSE
+            raise
+
+    def relay(self, mechanism: str, session: Session) -> Exchange:
+        """Hold one exchange; the name in it is claimed before Dovecot is told anything."""
+        row = MECHANISMS[mechanism]
+        request = [*self._request(mechanism, session)]
+        client_first = row.takes_initial and mechanism != "LOGIN"
+        if client_first:
+            response = yield b""
+            yield Claim(username=row.name_in(response), mechanism=mechanism)
+            request.append(f"resp={_encode(response)}")  # the last field, always
+        with self._connected(self._timeout) as line:
+            if mechanism not in self._offered:
+                raise Refused(canned.AUTH_UNKNOWN_MECHANISM)
+            line.send(*request)
+            for step in range(MAX_STEPS):
+                word, fields = line.answer()
+                if word == "OK":
+                    return Identity(_user(fields), "", mechanism)
+                if word == "FAIL":
+                    raise Refused(_refusal(fields))
+                response = yield _decode(fields[0] if fields else "")
+                if step == 0 and not client_first:
+                    yield Claim(username=row.name_in(response), mechanism=mechanism)
+                line.send("CONT", "1", _encode(response))
+            raise Unavailable(f"{self._path}: challenges without end")
+
+    def _request(self, mechanism: str, session: Session) -> Iterator[str]:
+        yield from ("AUTH", "1", mechanism, f"service={self._service}", "nologin")
+        if session.tls:
+            yield "secured=tls"
+        for name, address in (("r", session.peer), ("l", _local(session))):
+            if isinstance(address, tuple):
+                try:
+                    yield f"{name}ip={ipaddress.ip_address(address[0].partition('%')[0])}"
+                    yield f"{name}port={int(address[1])}"
+                except (ValueError, AttributeError):
+                    pass  # no address: somebody has put something else there
+
+    @contextmanager
+    def _connected(self, timeout: float) -> Iterator[_Line]:
+        """A connection with its handshake done, which may take that long, like each answer.
+
+        :raises Unavailable: there is none.
+        """
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            line = _Line(sock, self._path, timeout)
+            self._offered = line.shake_hands() or self._offered
+            yield line
+
+    def __repr__(self) -> str:
+        return f"DovecotAuth({self._path!r})"
+
+
+class _Line:
+    """One connection: lines of fields between tabs."""
+
+    def __init__(self, sock: Any, path: str, timeout: float) -> None:
+        self._socket = sock
+        self._path = path
+        self._timeout = timeout
+        self._buffer = b""
+
+    def shake_hands(self) -> frozenset[str]:
+        """Connect; give the mechanisms that there are on both sides."""
+        with self._patience():
+            try:
+                self._socket.connect(self._path)
+            except OSError as error:
+                raise Unavailable(f"{self._path}: {error.strerror}") from None
+            # The number tells connections apart; it need not be a process's, but no two may have the same.
+            self.send("VERSION", str(MAJOR), str(MINOR))
+            self.send("CPID", str(randbelow(2**31 - 1) + 1))
+            found = set()
+            octets = 0
+            while True:
+                line = self._line()
+                octets += len(line)
+                word, *fields = line.split("\t")
+                if word == "VERSION" and fields[:1] != [str(MAJOR)]:
+                    raise Unavailable(f"{self._path}: it speaks another version of the auth protocol")
+                if word == "MECH" and fields:
+                    found.add(fields[0].upper())
+                if word == "DONE":
+                    return frozenset(found) & _RELAYED
+                if octets > MAX_HANDSHAKE:
+                    raise Unavailable(f"{self._path}: a handshake without end")
+
+    def send(self, *fields: str) -> None:
+        """Send a line. None of the fields is anybody's text: names of ours, numbers, addresses, base64."""
+        line = "\t".join(fields).encode()
+        if len(line) > MAX_SENT:
+            raise Refused(canned.AUTH_MALFORMED)
+        with self._patience():
+            self._try(self._socket.sendall, line + b"\n")
+
+    def answer(self) -> tuple[str, list[str]]:
+        """The next answer to our request: ``OK``, ``CONT`` or ``FAIL``, and what follows the request's number."""
+        with self._patience():
+            for _ in range(MAX_STEPS):
+                word, *fields = self._line().split("\t")
+                if word in ("OK", "CONT", "FAIL") and fields[:1] == ["1"]:
+                    return word, fields[1:]
+        raise Unavailable(f"{self._path}: it says what nobody asked for")
+
+    def _line(self) -> str:
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > MAX_LINE:
+                raise Unavailable(f"{self._path}: a line without end")
+            piece = self._try(self._socket.recv, 4096)
+            if not piece:
+                raise Unavailable(f"{self._path}: it has closed the connection")
+            self._buffer += piece
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode("utf-8", "replace")
+
+    def _try(self, call: Any, argument: Any) -> Any:
+        try:
+            return call(argument)
+        except OSError as error:
+            raise Unavailable(f"{self._path}: {error.strerror}") from None
+
+    def _patience(self) -> Timeout:
+        return Timeout(self._timeout, Unavailable(f"{self._path}: no answer within {self._timeout:g} s"))
+
+
+def _local(session: Session) -> Any:
+    try:
+        return session.socket.getsockname()
+    except OSError:
+        return None
+
+
+def _user(fields: list[str]) -> str:
+    name = _parameters(fields).get("user", "")
+    if not name:
+        raise Unavailable("dovecot says OK, but not to whom")
+    return name
+
+
+def _refusal(fields: list[str]) -> Any:
+    parameters = _parameters(fields)
+    if "temp" in parameters or parameters.get("code") == "temp_fail":
+        return canned.AUTH_UNAVAILABLE
+    return canned.AUTH_INVALID
+
+
+def _parameters(fields: list[str]) -> Mapping[str, str]:
+    return {name: _unescape(value) for name, _, value in (field.partition("=") for field in fields)}
+
+
+def _unescape(text: str) -> str:
+    first, *rest = text.split("\001")
+    return first + "".join(_ESCAPES.get(piece[:1], "") + piece[1:] for piece in rest)
+
+
+def _encode(response: bytes) -> str:
+    return b64encode(response).decode()
+
+
+def _decode(text: str) -> bytes:
+    try:
+        return b64decode(text, validate=True)
+    except BadBase64:
+        raise Unavailable("dovecot's challenge is not base64") from None

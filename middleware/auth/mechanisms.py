@@ -1,0 +1,132 @@
+"""Which SASL mechanisms there are, and which of them may be used on a connection as it is."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from greensmtp.middleware.auth.credentials import Backend, Relays
+from greensmtp.middleware.auth.resolver import Registrar
+from greensmtp.protocol import canned
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.sasl.channel_binding import END_POINT, UNIQUE, end_point_binding
+from greensmtp.protocol.sasl.server import MECHANISMS, Need
+from greensmtp.session import Session
+
+_PLUS = "SCRAM-SHA-256-PLUS"
+_SCRAM = frozenset({_PLUS, "SCRAM-SHA-256"})
+_RANKS = {name: rank for rank, name in enumerate(MECHANISMS)}
+
+#: What is missing, where a mechanism cannot be had.
+_NEEDS: Mapping[Need, str] = {
+    "check": "somebody who checks passwords",
+    "token": "check_token",
+    "secret": "the passwords themselves",
+    "keys": "the passwords themselves, or SCRAM's keys",
+}
+
+
+class Offer:
+    """The mechanisms of one Auth.
+
+    :param wanted: the names that the user has asked for; None: all that can be had.
+    :raises ValueError, TypeError: one that there is not, or that cannot be had from this backend; or there is none.
+    :raises ImportError: SCRAM was asked for, and scramp is missing.
+    """
+
+    def __init__(
+        self, backend: Backend, registrar: Registrar, wanted: Iterable[str] | None, *, allow_plaintext: bool
+    ) -> None:
+        self._relays = backend if isinstance(backend, Relays) else None
+        self._serves = registrar.serves
+        self._allow_plaintext = allow_plaintext
+        able = [name for name, row in MECHANISMS.items() if row.needs in self._serves or self._relays is not None]
+        names = able if wanted is None else _check_names(wanted)
+        for name in names:
+            if name not in able:
+                raise ValueError(f"mechanisms: this backend cannot serve {name}, which needs {_NEEDS[_needs(name)]}")
+        if self._serves & {"keys"} and not _SCRAM.isdisjoint(names) and not _have_scramp():
+            if wanted is not None:
+                raise ModuleNotFoundError("SCRAM needs scramp: pip install 'greensmtp[scram]'", name="scramp")
+            names = [name for name in names if name not in _SCRAM]
+        if not names:
+            raise ValueError("Auth without a mechanism: name some, or give a backend that serves some")
+        #: All of them, the strongest first.
+        self.mechanisms = tuple(sorted(names, key=_RANKS.__getitem__))
+        #: SCRAM is among them, and not relayed.
+        self.has_scram = "keys" in self._serves and not _SCRAM.isdisjoint(self.mechanisms)
+        #: None of them may be used in the clear.
+        self.needs_tls = not allow_plaintext and all(MECHANISMS[name].plaintext for name in self.mechanisms)
+
+    def is_relayed(self, name: str) -> bool:
+        """The backend holds this exchange itself."""
+        return self._relays is not None and _needs(name) not in self._serves
+
+    def usable(self, session: Session, bindings: Mapping[str, bytes]) -> list[str]:
+        """The mechanisms that may be used on this connection, the strongest first.
+
+        Whatever a backend that is asked for its mechanisms raises comes through.
+        """
+        relayed = frozenset() if self._relays is None else self._relays.offered_mechanisms()
+        secure = session.tls or self._allow_plaintext
+        return [
+            name
+            for name in self.mechanisms
+            if (secure or not MECHANISMS[name].plaintext)
+            and (bindings or name != _PLUS)
+            and (name in relayed or not self.is_relayed(name))
+        ]
+
+    def bindings(self, session: Session) -> Mapping[str, bytes]:
+        """The channel bindings of this connection, where -PLUS is to be had."""
+        found: dict[str, bytes] = {}
+        if not session.tls or _PLUS not in self.mechanisms or self.is_relayed(_PLUS):
+            return found
+        # There a client binds to tls-exporter (RFC 9266), which Python's ssl does not have: it would take -PLUS, as the
+        # strongest mechanism, and could not log in.
+        if session.socket.version() == "TLSv1.3":
+            return found
+        certificate = session.server.certificate
+        data = None if certificate is None else end_point_binding(certificate)
+        if data is not None:
+            found[END_POINT] = data
+        # TLS 1.3 has done away with what this one is made of (RFC 8446 appendix C.5).
+        if session.socket.version() == "TLSv1.2":
+            unique = session.socket.get_channel_binding(UNIQUE)
+            if unique:
+                found[UNIQUE] = unique
+        return found
+
+    def refusal(self, session: Session, name: str) -> Reply:
+        """What a client gets that asks for a mechanism which is not usable."""
+        if name in self.mechanisms and MECHANISMS[name].plaintext and not session.tls and not self._allow_plaintext:
+            return canned.AUTH_NEEDS_TLS
+        # Weaker than all that we would have: left out on purpose.
+        if _RANKS.get(name, -1) > max(map(_RANKS.__getitem__, self.mechanisms)):
+            return canned.AUTH_TOO_WEAK
+        return canned.AUTH_UNKNOWN_MECHANISM
+
+
+def _needs(name: str) -> Need:
+    return MECHANISMS[name].needs
+
+
+def _check_names(wanted: Any) -> list[str]:
+    if isinstance(wanted, str) or not isinstance(wanted, Iterable):
+        raise TypeError(f"mechanisms takes several names, like ['PLAIN', 'LOGIN'], not {wanted!r}")
+    names = [str(name).upper() for name in wanted]
+    for name in names:
+        if name not in MECHANISMS:
+            near = difflib.get_close_matches(name, MECHANISMS, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"mechanisms takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
+    return list(dict.fromkeys(names))
+
+
+def _have_scramp() -> bool:
+    try:
+        import scramp  # type: ignore[import-untyped]  # noqa: F401
+    except ModuleNotFoundError:
+        return False
+    return True

@@ -1,0 +1,162 @@
+"""Answers to the claims of SASL mechanisms, out of a backend; an unknown user costs as much as a known one."""
+
+from __future__ import annotations
+
+import hmac
+from secrets import token_bytes, token_urlsafe
+from typing import Any
+
+from greensmtp.middleware.auth.credentials import (
+    Backend,
+    Check,
+    ChecksPasswords,
+    ChecksTokens,
+    Credentials,
+    KnowsKeys,
+    KnowsPasswords,
+    Verdict,
+)
+from greensmtp.protocol.sasl.exchange import (
+    Claim,
+    KeysClaim,
+    PasswordClaim,
+    ScramKeys,
+    SecretClaim,
+    TokenClaim,
+    prepare_password,
+)
+from greensmtp.protocol.sasl.server import Need
+from greensmtp.session import Session
+from greensmtp.thread_pool import BoundedPool
+
+#: Keys derived at once.
+AT_ONCE = 4
+
+#: What SASLprep works on for every user, since it looks at each character in Python: the password, and as much of this
+#: as is missing from its length.
+_FILLER = "x" * 64
+
+
+class Registrar:
+    """Answers the claims of the mechanisms out of a backend.
+
+    A user that does not exist costs as much as one that does: whatever is done for one is done for the other, with
+    a password that nobody knows.
+
+    :param secret: what SCRAM's salts are made with. Where it is the same in several processes, an unknown user has the
+        same salt in all of them; None: a random one, of this process alone.
+    """
+
+    def __init__(self, backend: Backend, check_token: Check | None = None, secret: bytes | None = None) -> None:
+        self._pepper = token_bytes(32)
+        self._secret_of_salts = token_bytes(32) if secret is None else secret
+        self._nobody = token_urlsafe(32)
+        self._pool = BoundedPool(AT_ONCE)
+        self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
+        self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
+        self._get_keys = backend.get_scram_keys if isinstance(backend, KnowsKeys) else None
+        #: What unknown users' keys are said to have been made with.
+        self._iterations = _check_iterations(getattr(backend, "scram_iterations", 4096))
+        self._check_token = check_token or (backend.check_token if isinstance(backend, ChecksTokens) else None)
+
+    @property
+    def serves(self) -> frozenset[Need]:
+        """What it can answer."""
+        can: dict[Need, bool] = {
+            "check": self._check is not None or self._get_password is not None,
+            "token": self._check_token is not None,
+            "secret": self._get_password is not None,
+            "keys": self._get_keys is not None or self._get_password is not None,
+        }
+        return frozenset(need for need, it_can in can.items() if it_can)
+
+    def answer(self, claim: Claim, session: Session) -> Any:
+        """What the mechanism is to be sent for its claim.
+
+        Whatever the backend raises comes through.
+        """
+        if isinstance(claim, PasswordClaim):
+            if self._check is None:
+                return self._compare(claim)
+            return _name(claim, self._check(_credentials(claim, session, password=claim.password)))
+        if isinstance(claim, TokenClaim):
+            assert self._check_token is not None
+            return _name(claim, self._check_token(_credentials(claim, session, token=claim.token)))
+        if isinstance(claim, SecretClaim):
+            return self._secret(claim.username)
+        if isinstance(claim, KeysClaim):
+            return self._keys(claim.username)
+        return None
+
+    def _secret(self, username: str) -> str | None:
+        assert self._get_password is not None
+        password = self._get_password(username)
+        if password is not None and not isinstance(password, str):
+            raise TypeError(f"a password is a str, or None, not a {type(password).__name__}")
+        return password or None
+
+    def _compare(self, claim: PasswordClaim) -> str | None:
+        password = self._secret(claim.username)
+        # Of digests, which are of one length, with a key that nobody knows.
+        expected, given = (self._digest(text) for text in (password or self._nobody, claim.password))
+        return claim.username if hmac.compare_digest(expected, given) and password is not None else None
+
+    def _digest(self, text: str) -> bytes:
+        return hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256")
+
+    @property
+    def knows_keys(self) -> bool:
+        """The salts of known users are the backend's, so that a salt which changes is an unknown user's."""
+        return self._get_keys is not None
+
+    def _keys(self, username: str) -> ScramKeys:
+        # Not random, but not to be foreseen either: an unknown user has the same salt at every try, too (RFC 5802
+        # section 9).
+        salt = self._made_up("salt", username)[:16]
+        if self._get_keys is not None:
+            found = self._get_keys(username)
+            made_up = self._made_up("key", username)
+            return ScramKeys(salt, made_up, made_up, self._iterations, False) if found is None else _checked(found)
+        # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
+        # by that.
+        return self._pool.call(_derive, self._secret(username), self._nobody, salt)
+
+    def _made_up(self, what: str, username: str) -> bytes:
+        return hmac.digest(self._secret_of_salts, f"{what}\0{username}".encode("utf-8", "surrogatepass"), "sha256")
+
+
+def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
+    """Do the same work for every user. Runs in the thread pool."""
+    prepared = None
+    try:
+        prepared = prepare_password(password or "")
+    except ValueError:
+        pass  # such a password cannot be given over SCRAM: it is nobody's
+    prepare_password(_FILLER[len(password or "") :])
+    return ScramKeys.of_prepared(prepared or nobody, salt, known=bool(prepared))
+
+
+def _check_iterations(iterations: Any) -> int:
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 4096:
+        raise ValueError(f"scram_iterations must be a whole number of at least 4096, not {iterations!r}")
+    return iterations
+
+
+def _checked(keys: Any) -> ScramKeys:
+    if not isinstance(keys, ScramKeys):
+        raise TypeError(f"get_scram_keys gives ScramKeys, or None, not a {type(keys).__name__}")
+    return keys
+
+
+def _credentials(claim: Claim, session: Session, password: str | None = None, token: str | None = None) -> Credentials:
+    return Credentials(claim.username, password, token, claim.mechanism, claim.authzid, session)
+
+
+def _name(claim: Claim, verdict: Verdict) -> str | None:
+    """The name that a check has come to; anything but a clear answer is an error, not a yes."""
+    if verdict is False or verdict is None or verdict == "":
+        return None
+    name: Any = claim.username if verdict is True else verdict
+    if not isinstance(name, str) or not name:
+        raise TypeError("a check gives True, False or a name, and for a token that comes without a name, the name")
+    return name

@@ -1,0 +1,95 @@
+"""The lines of Logging: the text of a session, a transaction and a command."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from greensmtp.protocol.command import CONNECT
+from greensmtp.protocol.log_text import address, addresses, reply_text, shown, without_fields, word
+from greensmtp.protocol.reply import Reply
+
+#: How servers name what they have taken: ``250 2.0.0 Ok: queued as 4f2a1``.
+_QUEUED_AS = re.compile(r"\bqueued(?: mail)?(?: for delivery)?(?: as|:)? +<?([\w.@-]{1,128})>?", re.IGNORECASE)
+
+
+def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
+    """What became of each recipient: ``{"recipient": ..., "reply": 250, "reply_text": ...}``."""
+    return [
+        {"recipient": shown(recipient), "reply": reply.code, "reply_text": reply_text(reply)}
+        for recipient, reply in given
+    ]
+
+
+def queue_id(*given: Reply) -> str | None:
+    """What the first of these replies that says so calls the message."""
+    for reply in given:
+        if reply.code < 300 and "queued" in reply.text.lower():
+            match = _QUEUED_AS.search(reply.text)
+            if match is not None:
+                return match[1]
+    return None
+
+
+class Line:
+    """A record's message, written when somebody wants to read it: many loggers have it in JSON, or not at all."""
+
+    __slots__ = ("_facts", "_text")
+
+    def __init__(self, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
+        self._text = text
+        self._facts = facts
+
+    def __str__(self) -> str:
+        facts = self._facts
+        seconds = facts["seconds"]
+        took = "-" if seconds is None else f"{seconds * 1000:.1f} ms"
+        return f"{facts['session']} {self._text(facts)} ({took})"
+
+
+def session_text(facts: dict[str, Any]) -> str:
+    """Of a session."""
+    secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
+    hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
+    away = "" if facts["reply"] is None else f": {facts['reply']} {facts['reply_text']}"
+    return (
+        f"session peer={word(facts['peer'])} tls={secure} greeting={hello} identity={word(facts['identity'])} "
+        f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
+        f"-> {facts['reason']}{away}"
+    )
+
+
+def command_text(facts: dict[str, Any]) -> str:
+    """Of a command."""
+    said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
+    # The first arrow of a line is ours.
+    said = without_fields(said.rstrip(" ").replace("->", r"-\x3e"))
+    return f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" ")
+
+
+def transaction_text(facts: dict[str, Any]) -> str:
+    """Of a transaction."""
+    words = [
+        f"message from={address(facts['sender'])}",
+        f"to={addresses(facts['recipients'], facts['recipient_count'])}",
+    ]
+    if facts["refused"]:
+        each = (f"{address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
+        rest = facts["refused_count"] - len(facts["refused"])
+        words.append(f"refused={','.join(each)}" + (f",...({rest} more)" if rest else ""))
+    words += (f"size={facts['size']}", f"peer={word(facts['peer'])}")
+    words += (f"{name}={word(facts[name])}" for name in ("tls", "identity") if facts[name])
+    if "replies" in facts:
+        each = (
+            f"{address(one['recipient'])} {one['reply']} {one['reply_text'].replace(';', ',')}"
+            for one in facts["replies"]
+        )
+        end = "; ".join(each)
+    elif facts["reply"] is not None:
+        end = f"{facts['reply']} {facts['reply_text']}"
+    else:
+        end = facts["outcome"]
+    if facts["reason"] is not None:
+        end += f", {facts['reason']}"
+    return f"{' '.join(words)} -> {end}"
