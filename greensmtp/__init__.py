@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from greensmtp.client.client import SMTPClient
     from greensmtp.client.connect import connect
     from greensmtp.client.deadlines import Timeouts
-    from greensmtp.client.message import Sent
+    from greensmtp.client.message import SendResult
     from greensmtp.client.pool import Pool
     from greensmtp.server.run import run
     from greensmtp.session.mail import Mail
@@ -92,8 +92,8 @@ __all__ = [
     "Reply",
     "SMTPClient",
     "SMTPServer",
+    "SendResult",
     "SenderRefused",
-    "Sent",
     "Session",
     "TLSFailed",
     "TLSRefused",
@@ -115,7 +115,7 @@ _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
     "SMTPClient": "greensmtp.client.client",
-    "Sent": "greensmtp.client.message",
+    "SendResult": "greensmtp.client.message",
     "Timeouts": "greensmtp.client.deadlines",
     "compose": "greensmtp.chain.compose",
     "connect": "greensmtp.client.connect",

@@ -7,7 +7,7 @@ import inspect
 from typing import Any, Literal
 
 
-def never_runs(given: Any) -> Literal["async def", "generator"] | None:
+def require_plain_function(given: Any) -> Literal["async def", "generator"] | None:
     """Why calling this runs nothing; None: it does run.
 
     What is behind methods, ``functools.partial`` and instances with a ``__call__`` is looked at.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from greensmtp.client.message import Sent
+    from greensmtp.client.message import SendResult
     from greensmtp.protocol.reply import Reply
 
 
@@ -148,13 +148,13 @@ class ClientError(GreenSMTPError):
     """The base of what the client raises about its peer.
 
     What a program wants to know of each: is it worth another try later (``transient``), and can another try
-    make a second copy of the message (``may_retry`` is false then)?
+    make a second copy of the message (``safe_to_retry`` is false then)?
     """
 
     #: Another try, later, may succeed.
     transient: bool = False
     #: Nobody can have taken the message: it may be sent again, now and to another host, without a duplicate.
-    may_retry: bool = True
+    safe_to_retry: bool = True
     #: The reply that says so, where there is one.
     reply: Reply | None = None
 
@@ -243,9 +243,9 @@ class DataRefused(Refused):
 class PartiallyRefused(Refused):
     """With ``raise_on_partial``: the message was sent, but not to all. ``result`` is what ``send`` would return."""
 
-    may_retry = False
+    safe_to_retry = False
 
-    def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply], result: Sent) -> None:
+    def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply], result: SendResult) -> None:
         super().__init__(what, reply, recipients)
         self.result = result
 
@@ -264,7 +264,7 @@ class Disconnected(ClientError, ConnectionLost):
     def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
         super().__init__(reason)
         self.after_content = after_content
-        self.may_retry = not after_content
+        self.safe_to_retry = not after_content
         #: What it said last before it went: ``421`` most often.
         self.reply = reply
         #: LMTP: what each recipient's message was answered, as far as that came.
@@ -277,7 +277,7 @@ class PeerProtocolError(ClientError, ProtocolError):
     def __init__(self, text: str, *, after_content: bool = False) -> None:
         super().__init__(text)
         self.after_content = after_content
-        self.may_retry = not after_content
+        self.safe_to_retry = not after_content
 
 
 class PoolTimeout(ClientError, TimeoutError):

@@ -55,9 +55,11 @@ class Signal(blinker.Signal):
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
-        from greensmtp._callables import never_runs  # brings inspect along, of no use to those who only send
+        from greensmtp._callables import (
+            require_plain_function,  # brings inspect along, of no use to those who only send
+        )
 
-        wrong = never_runs(receiver)
+        wrong = require_plain_function(receiver)
         if wrong is not None:
             why = {
                 "async def": "is an async def, which nobody would await: write def, and wait with gevent",

@@ -71,7 +71,7 @@ class BoundedPool:
         return work
 
 
-class Claim:
+class CredentialQuery:
     """What only the first of several threads and greenlets can settle."""
 
     _settled: object = None

@@ -16,7 +16,7 @@ from greensmtp.session import Session
 _TOO_MANY = Reply(421, "4.7.0 Too many connections at once from where you are, try again later")
 
 
-class _Place:
+class _Slot:
     """What one connection takes up; given back once, at the latest when its session is no more."""
 
     __slots__ = ("_forgotten", "keys")
@@ -102,10 +102,10 @@ class ConnectionLimit:
                 return False
             for key in keys:
                 self._counts[key] = self._counts.get(key, 0) + 1
-        session.notes[self] = _Place(keys, self._forgotten)
+        session.notes[self] = _Slot(keys, self._forgotten)
         return True
 
-    def _give_back(self, place: _Place) -> None:
+    def _give_back(self, place: _Slot) -> None:
         with self._counting:
             keys, place.keys = place.keys, ()
             self._count_out(keys)

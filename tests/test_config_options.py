@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import pytest
 
 from greensmtp.config.load import load
-from greensmtp.config.options import UNSAYABLE, option_names, sayable
+from greensmtp.config.options import NOT_IN_TOML, option_names, sayable
 from greensmtp.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -182,11 +182,11 @@ def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..
         (Mapping[str, Sequence[str]], dict[str, list[str]]),
         (dict, dict),
         (list, list),
-        (Backend, UNSAYABLE),
-        (Backend | Callable[[], int], UNSAYABLE),
-        (list[Backend], UNSAYABLE),
-        (dict[str, Backend], UNSAYABLE),
-        (tuple[int, Backend], UNSAYABLE),
+        (Backend, NOT_IN_TOML),
+        (Backend | Callable[[], int], NOT_IN_TOML),
+        (list[Backend], NOT_IN_TOML),
+        (dict[str, Backend], NOT_IN_TOML),
+        (tuple[int, Backend], NOT_IN_TOML),
         (None, None),
         (object, Any),
         (Annotated[int, "more"], int),

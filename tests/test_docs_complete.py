@@ -11,7 +11,7 @@ import pytest
 
 import greensmtp
 import greensmtp.testing
-from greensmtp import Ack, Address, MessageStream, Pool, Reply, Sent, Session, SMTPServer, Timeouts, connect
+from greensmtp import Ack, Address, MessageStream, Pool, Reply, SendResult, Session, SMTPServer, Timeouts, connect
 from greensmtp import middleware as catalogue
 from greensmtp.cli import cli
 from greensmtp.server.limits import Limits
@@ -49,11 +49,11 @@ def test_every_public_name_is_in_docs() -> None:
     assert missing(greensmtp.testing.__all__, text) == []
 
 
-@pytest.mark.parametrize("given", [Session, Ack, Address, MessageStream, Reply, Sent])
+@pytest.mark.parametrize("given", [Session, Ack, Address, MessageStream, Reply, SendResult])
 def test_what_handlers_are_given_is_described(given: Any) -> None:
     # What only the framework uses, or every binary file has.
     internal = {
-        "decision disconnect_receivers emitters forget_everything idle_commands link state tls_requested",
+        "decision disconnect_receivers emitters reset_all idle_commands link state tls_requested",
         "add_recipient begin changes greet noted staged",
         "close closed complete drain failure end fail fileno flush isatty open opened readable readinto1 readlines",
         "seek seekable tell truncate writable writelines encode ends_connection wire parse",

@@ -10,11 +10,11 @@ import pytest
 
 import greensmtp
 from greensmtp import errors
-from greensmtp.client.message import Sent
+from greensmtp.client.message import SendResult
 from greensmtp.protocol.reply import Reply
 
 NO = Reply(550, "5.7.1 no")
-SENT = Sent("a@example.org", {"b@example.com": NO}, Reply(250, "Ok"))
+SENT = SendResult("a@example.org", {"b@example.com": NO}, Reply(250, "Ok"))
 
 ERRORS: list[errors.GreenSMTPError] = [
     errors.Reject(451, "later"),

@@ -181,7 +181,7 @@ def test_over_tls_holds_at_accept_under_implicit_tls(smtp_server: MakeServer, ce
 
 def test_a_tarpit_does_not_delay_refusals_at_accept(smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[Tarpit(delay=30, maximum=30), AccessList(deny=[MANY])], start=False)
-    with dial(server, source=(MANY, 1), patience=5) as peer:
+    with dial(server, source=(MANY, 1), timeout=5) as peer:
         peer.expect("554 5.7.1")
         peer.expect_end()
 

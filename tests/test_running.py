@@ -38,7 +38,7 @@ print("drained", flush=True)
 PATCH = "from gevent import monkey; monkey.patch_all()"
 
 
-class Program:
+class Routes:
     """A process that runs two servers."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -56,11 +56,11 @@ class Program:
 
 
 @contextmanager
-def running(patch: str = "") -> Iterator[Program]:
+def running(patch: str = "") -> Iterator[Routes]:
     command = [sys.executable, "-c", PROGRAM.format(patch=patch)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield Program(process)
+            yield Routes(process)
         finally:
             process.kill()
 

@@ -18,7 +18,7 @@ def peer_of(wire: bytes) -> Peer:
     ours, theirs = socket.socketpair()
     theirs.sendall(wire)
     theirs.close()
-    return Peer(ours, patience=5)
+    return Peer(ours, timeout=5)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_dialogue_has_two_speakers(smtp_server: MakeServer) -> None:
 
 
 def test_patience_ends(smtp_server: MakeServer) -> None:
-    with dial(smtp_server(start=False), patience=0.1) as peer:
+    with dial(smtp_server(start=False), timeout=0.1) as peer:
         peer.hello()
         with pytest.raises(DialogueError, match="no patience left: waiting for a reply") as raised:
             peer.reply()

@@ -23,7 +23,7 @@ from greensmtp.server.run import run
 from greensmtp.signals import handler_name
 
 if TYPE_CHECKING:
-    from greensmtp.config.build import Serving
+    from greensmtp.config.build import ConfiguredServer
     from greensmtp.config.load import Loaded
     from greensmtp.config.problems import Source
     from greensmtp.server.server import SMTPServer
@@ -71,20 +71,20 @@ def serve(context: click.Context, /, **options: Any) -> None:
 
 
 def _start_logging(loaded: Loaded) -> None:
-    from greensmtp.config.problems import Mistake
+    from greensmtp.config.problems import Problem
 
     log = loaded.config.logging
     try:
         probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
     except OSError as error:
-        mistake = Mistake(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
+        mistake = Problem(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
         raise loaded.source.error([mistake]) from error
     except ValueError as error:
-        raise loaded.source.error([Mistake(("logging", "target"), str(error))]) from error
+        raise loaded.source.error([Problem(("logging", "target"), str(error))]) from error
 
 
-def _run(serving: list[Serving], source: Source, stdout: LineWriter) -> None:
+def _run(serving: list[ConfiguredServer], source: Source, stdout: LineWriter) -> None:
     waiting = {each.server: each for each in serving}
 
     def announce(server: SMTPServer) -> None:
@@ -104,7 +104,7 @@ def _run(serving: list[Serving], source: Source, stdout: LineWriter) -> None:
         stdout.finish()
 
 
-def _explain(error: BaseException, failed: Serving, source: Source) -> str:
+def _explain(error: BaseException, failed: ConfiguredServer, source: Source) -> str:
     """Why a server did not start, in one line: its address, or one of its middleware."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is start_each.__code__:

@@ -9,7 +9,7 @@ from functools import partial
 import click
 
 from greensmtp.plugins import load_plugin, middleware_factory
-from greensmtp.plugins.discovery import Found, PluginError, installed_middleware, installed_plugins
+from greensmtp.plugins.discovery import EntryPoint, PluginError, installed_middleware, installed_plugins
 
 #: What --check says of one that can be loaded.
 OK = "ok"
@@ -61,7 +61,7 @@ def plugins(check: bool, options: bool) -> None:
         sys.exit(1)
 
 
-def _status(found: Found, *, check: bool) -> str:
+def _status(found: EntryPoint, *, check: bool) -> str:
     if found.rivals:
         return "claimed by several packages"
     if not check:
@@ -74,7 +74,7 @@ def _status(found: Found, *, check: bool) -> str:
     return OK
 
 
-def _options(found: Found) -> str:
+def _options(found: EntryPoint) -> str:
     """What a file may give it: ``text, delay=3``; nothing where it cannot be imported, which --check tells."""
     from greensmtp.config.options import describe_options
 

@@ -23,7 +23,7 @@ from gevent import ssl as gevent_ssl
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
 from greensmtp.client.exchange import trace_lines
-from greensmtp.client.message import Sent
+from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
 from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
@@ -228,7 +228,7 @@ class _Run:
             try:
                 sent = self._send(path)
             except ClientError as error:
-                self._fail(path, str(error), TRY_LATER if error.transient and error.may_retry else FAILED)
+                self._fail(path, str(error), TRY_LATER if error.transient and error.safe_to_retry else FAILED)
             except (GreenSMTPError, ValueError, TypeError) as error:
                 self._fail(path, _in_options(str(error)), FAILED)
             except OSError as error:
@@ -242,7 +242,7 @@ class _Run:
                     self._fail(path, f"<{recipient}> {reply}", TRY_LATER if reply.is_transient_failure else FAILED)
             self._progress()
 
-    def _send(self, path: Path) -> Sent:
+    def _send(self, path: Path) -> SendResult:
         if str(path) == "-":
             if sys.stdin is None:
                 raise OSError("standard input is closed")

@@ -6,7 +6,7 @@ from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Callable, Iterable
 
-from greensmtp.client.exchange import Dialogue
+from greensmtp.client.exchange import CommandExchange
 from greensmtp.errors import AuthenticationFailed, ClientError, Disconnected, ProtocolError
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.client import MECHANISMS, Mechanism
@@ -27,7 +27,7 @@ SETTLING = frozenset(name for name, kind in MECHANISMS.items() if kind.exposes >
 
 
 def log_in(
-    dialogue: Dialogue,
+    dialogue: CommandExchange,
     choose: Callable[[Iterable[str]], Mechanism],
     wanted: str | None,
     *,
@@ -81,7 +81,7 @@ def log_in(
             return refusal
 
 
-def authenticate(dialogue: Dialogue, mechanism: Mechanism) -> Reply:
+def authenticate(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
     """Hold the exchange. The reply is the one that ends it, 4xx and 5xx too.
 
     :raises AuthenticationFailed: the server makes no sense, and the exchange has been cancelled; or it says yes, and
@@ -98,7 +98,7 @@ def authenticate(dialogue: Dialogue, mechanism: Mechanism) -> Reply:
         raise
 
 
-def _exchange(dialogue: Dialogue, mechanism: Mechanism) -> Reply:
+def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
     seconds = dialogue.timeouts.command
     try:
         initial = mechanism.initial()
@@ -136,7 +136,7 @@ def _exchange(dialogue: Dialogue, mechanism: Mechanism) -> Reply:
     return reply
 
 
-def _respond(dialogue: Dialogue, mechanism: Mechanism, text: str, seconds: float) -> bytes:
+def _respond(dialogue: CommandExchange, mechanism: Mechanism, text: str, seconds: float) -> bytes:
     if not mechanism.reads_challenges:
         return mechanism.respond(b"")
     challenge = b64decode(text, validate=True)
@@ -144,7 +144,7 @@ def _respond(dialogue: Dialogue, mechanism: Mechanism, text: str, seconds: float
         return mechanism.respond(challenge)
     outcome: list[bytes | Exception] = []
     # The pool's threads may all be taken by what never ends.
-    if not dialogue.wire.timed(seconds, lambda: outcome.append(in_thread_pool(_outcome, mechanism, challenge))):
+    if not dialogue.wire.with_deadline(seconds, lambda: outcome.append(in_thread_pool(_outcome, mechanism, challenge))):
         raise Disconnected("timeout")
     answer = outcome[0]
     if isinstance(answer, Exception):

@@ -13,14 +13,14 @@ from greensmtp.client import dial, signals
 from greensmtp.client import tls as client_tls
 from greensmtp.client.auth import check_credential, log_in
 from greensmtp.client.deadlines import Timeouts
-from greensmtp.client.exchange import NO_EXTENSIONS, Dialogue, verdict
-from greensmtp.client.message import Outgoing, Sendable, Sent
+from greensmtp.client.exchange import NO_EXTENSIONS, CommandExchange, verdict
+from greensmtp.client.message import PreparedMessage, Sendable, SendResult
 from greensmtp.client.message_writer import BodyWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.signals import ClientSignals
 from greensmtp.client.sources import Readable
 from greensmtp.client.transaction import transact
-from greensmtp.client.transport import Wire
+from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import (
     AuthenticationFailed,
     CannotConnect,
@@ -118,14 +118,14 @@ class SMTPClient:
             if os.getpid() != pid:
                 raise RuntimeError("this process was forked while it connected: connect() in the child")
             self.local_hostname = local_hostname or dial.own_name(sock)
-            self._wire = Wire(sock)
+            self._wire = ClientTransport(sock)
         except BaseException:
             sock.close()
             raise
-        self._dialogue = Dialogue(self._wire, self.timeouts, lmtp=lmtp)
+        self._dialogue = CommandExchange(self._wire, self.timeouts, lmtp=lmtp)
         try:
             if tls and not self._wire.tls:
-                client_tls.step_up(self, self._wire, self._checked(None, None), self._server_hostname)
+                client_tls.upgrade(self, self._wire, self._checked(None, None), self._server_hostname)
             self._read_banner()
         except BaseException as error:
             self._wire.close(error)
@@ -257,7 +257,7 @@ class SMTPClient:
             dialogue.hello = None
             dialogue.extensions = NO_EXTENSIONS
             dialogue.forget_transaction()
-            client_tls.step_up(self, self._wire, context, self._server_hostname)
+            client_tls.upgrade(self, self._wire, context, self._server_hostname)
         elif not reply.code >= 400:
             raise self._dialogue.broken(f"STARTTLS was answered {reply}")
         return reply
@@ -441,7 +441,7 @@ class SMTPClient:
         from_ext: Ext = None,
         to_ext: Ext | Sequence[Ext] = None,
         raise_on_partial: bool = False,
-    ) -> Sent:
+    ) -> SendResult:
         """Send a message; greet and step up to TLS first, as ``starttls=`` says, where that has not happened.
 
         :param message: an EmailMessage, bytes, or a binary file, which is read from its current position. What was
@@ -456,16 +456,18 @@ class SMTPClient:
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else that is in the result.
         :raises SenderRefused, RecipientsRefused, DataRefused: nobody took it; their base is Refused.
         :raises NotOffered: the message needs an extension that the peer does not have.
-        :raises Disconnected: with ``may_retry`` false where the peer may have the message.
+        :raises Disconnected: with ``safe_to_retry`` false where the peer may have the message.
         :raises ClientError: the base of all of them.
         """
-        outgoing = Outgoing(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
+        outgoing = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
         try:
             return self.send_prepared(outgoing, raise_on_partial=raise_on_partial)
         finally:
             outgoing.close()
 
-    def send_prepared(self, outgoing: Outgoing, *, raise_on_partial: bool = False, reset_first: bool = False) -> Sent:
+    def send_prepared(
+        self, outgoing: PreparedMessage, *, raise_on_partial: bool = False, reset_first: bool = False
+    ) -> SendResult:
         """``send``, of what can be sent several times.
 
         :param reset_first: RSET goes before the rest, in the same write.
@@ -522,11 +524,11 @@ class SMTPClient:
         lmtp = self.lmtp
         sock = dial()
         try:
-            self._wire = Wire(sock)
+            self._wire = ClientTransport(sock)
         except BaseException:
             sock.close()
             raise
-        self._dialogue = Dialogue(self._wire, self.timeouts, lmtp=lmtp)
+        self._dialogue = CommandExchange(self._wire, self.timeouts, lmtp=lmtp)
         try:
             self._read_banner()
         except BaseException as error:

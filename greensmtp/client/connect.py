@@ -60,7 +60,7 @@ def connect(
     :raises PeerProtocolError: that is no SMTP server.
     :raises TypeError: arguments that contradict each other.
     """
-    said = dial.sort_out(
+    said = dial.parse_arguments(
         where,
         {
             "host": host,

@@ -32,7 +32,7 @@ _pid = os.getpid()
 _Address = tuple[int, int, Any]
 
 
-def sort_out(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     """Tell ``connect``'s positional arguments apart by their type, and put them among its keywords.
 
     :raises TypeError: one is of no type that we know, or says what another one says.

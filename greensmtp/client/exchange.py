@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from greensmtp.client.deadlines import Timeouts
-from greensmtp.client.transport import SEND_PIECE, Wire
+from greensmtp.client.transport import SEND_PIECE, ClientTransport
 from greensmtp.errors import PeerProtocolError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.command_builder import Ext
@@ -32,10 +32,10 @@ class Step(NamedTuple):
     line: bytes
     seconds: float
     note: Callable[[Reply], None]
-    go_on: int = 0
+    expected_3xx: int = 0
 
 
-class Dialogue:
+class CommandExchange:
     """The commands and replies of one connection. A reply that cannot be the answer ends it, since nobody knows then
     what the next one would answer; so does 421, behind which nothing comes."""
 
@@ -53,7 +53,7 @@ class Dialogue:
         "writing",
     )
 
-    def __init__(self, wire: Wire, timeouts: Timeouts, *, lmtp: bool) -> None:
+    def __init__(self, wire: ClientTransport, timeouts: Timeouts, *, lmtp: bool) -> None:
         self.wire = wire
         self.timeouts = timeouts
         self.lmtp = lmtp
@@ -89,33 +89,33 @@ class Dialogue:
         if self.message_expected and not self.wire.closed:
             raise ProtocolError("the peer waits for a message: call message(), or close()")
 
-    def ask(self, line: bytes, seconds: float, go_on: int = 0) -> Reply:
+    def ask(self, line: bytes, seconds: float, expected_3xx: int = 0) -> Reply:
         """Say one command, and give its reply.
 
-        :param go_on: the 3xx code that may answer it.
+        :param expected_3xx: the 3xx code that may answer it.
         :raises PeerProtocolError: another one does.
         """
         if self.data_reply is not None:
             self.check_ready()
         wire = self.wire
         wire.check_silence()
-        secret = go_on == AUTH_CONTINUES
+        secret = expected_3xx == AUTH_CONTINUES
         if self.trace is not None:
             self._trace_lines([line], secret=secret)
         reply = wire.exchange(line, 1, seconds, seconds)[0]
         if self.trace is not None:
             self._trace_replies([reply], secret=secret)
-        if 300 <= reply.code < 400 and reply.code != go_on:
+        if 300 <= reply.code < 400 and reply.code != expected_3xx:
             raise self.broken(f"the command was answered {reply}")
         if reply.code == 421:
             wire.close()
         return reply
 
-    def ask_lines(self, lines: Sequence[bytes], meanwhile: Callable[[], object] | None = None) -> list[Reply]:
+    def ask_lines(self, lines: Sequence[bytes], while_waiting: Callable[[], object] | None = None) -> list[Reply]:
         """Say several in one write; their replies, in order. Where 421 is one of them, it answers all the rest.
 
         :param lines: the last may be DATA, and no other.
-        :param meanwhile: see ``Wire.exchange``.
+        :param while_waiting: see ``ClientTransport.exchange``.
         """
         if self.data_reply is not None:
             self.check_ready()
@@ -127,7 +127,7 @@ class Dialogue:
             self._trace_lines(lines)
         last_seconds = timeouts.data_start if with_data else timeouts.command
         if count <= MAX_GROUP:
-            replies = wire.exchange(b"".join(lines), count, timeouts.command, last_seconds, meanwhile=meanwhile)
+            replies = wire.exchange(b"".join(lines), count, timeouts.command, last_seconds, while_waiting=while_waiting)
         else:
             replies = []
             for start in range(0, count, MAX_GROUP):
@@ -147,7 +147,7 @@ class Dialogue:
                 raise self.broken(f"a command was answered {reply}")
         return replies
 
-    def ask_all(self, steps: Sequence[Step]) -> list[Reply]:
+    def send_pipelined(self, steps: Sequence[Step]) -> list[Reply]:
         """The same for a group of steps, each of which notes its reply; one by one where there is no PIPELINING."""
         if "PIPELINING" in self.extensions:
             replies = self.ask_lines([step.line for step in steps])
@@ -164,7 +164,7 @@ class Dialogue:
 
     def take(self, step: Step) -> Reply:
         """One step."""
-        reply = self.ask(step.line, step.seconds, step.go_on)
+        reply = self.ask(step.line, step.seconds, step.expected_3xx)
         step.note(reply)
         return reply
 
@@ -246,7 +246,7 @@ class Dialogue:
         for reply in replies:
             if 300 <= reply.code < 400:
                 raise self.broken(f"a message was answered {reply}")
-        wire.committed = False
+        wire.message_sent = False
         self.forget_transaction()
         if replies[-1].code == 421:
             wire.close()
@@ -268,7 +268,7 @@ class Dialogue:
             else:
                 wire.send(head, timeouts.command)
                 wire.send(chunk, timeouts.data)
-        wire.committed = last
+        wire.message_sent = last
         refusal: Reply | None = None
         reply: Reply | None = None
         for _ in chunks[: final if last else None]:
@@ -278,7 +278,7 @@ class Dialogue:
             if reply.is_intermediate:
                 raise self.broken(f"BDAT was answered {reply}")
             if reply.code == 421:
-                wire.committed = False
+                wire.message_sent = False
                 wire.close()
                 return [refusal or reply]
             if refusal is None and not reply.is_positive:
@@ -315,7 +315,7 @@ class Dialogue:
 
     def broken(self, text: str, *, after_content: bool = False) -> PeerProtocolError:
         """Hang up; what is to be raised."""
-        error = PeerProtocolError(text, after_content=after_content or self.wire.committed)
+        error = PeerProtocolError(text, after_content=after_content or self.wire.message_sent)
         self.wire.close(error)
         return error
 

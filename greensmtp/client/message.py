@@ -55,7 +55,7 @@ Sendable = Union["Message[Any, Any]", bytes, bytearray, memoryview, Readable]  #
 
 
 @dataclass(frozen=True)
-class Sent:
+class SendResult:
     """What became of a message that at least one recipient's server took."""
 
     sender: str
@@ -96,7 +96,7 @@ class _Form:
     stuffed: tuple[bytes, ...] | None = None
 
 
-class Outgoing:
+class PreparedMessage:
     """One message and its envelope. Building it raises all that can be known to be wrong without a server."""
 
     def __init__(
@@ -152,7 +152,7 @@ class Outgoing:
                 for value in given.values()
             )
         )
-        self._find_out(content, derived=derived)
+        self._analyse(content, derived=derived)
 
     def close(self) -> None:
         """Let go of the copy of a file that could not go back; the caller's own file stays open."""
@@ -179,7 +179,7 @@ class Outgoing:
 
     # What it is
 
-    def _find_out(self, content: bytes, *, derived: bool) -> None:
+    def _analyse(self, content: bytes, *, derived: bool) -> None:
         """Find out what it needs. (A file: its head is in ``content`` now, the rest is looked through.)"""
         if self._message is not None:
             content = self._render()

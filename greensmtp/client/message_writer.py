@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from greensmtp.client.exchange import Dialogue, verdict
+from greensmtp.client.exchange import CommandExchange, verdict
 from greensmtp.client.sources import Readable, Source
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.dot_stuffing import DotEncoder
@@ -22,7 +22,7 @@ class BodyWriter:
     pass for a whole one.
     """
 
-    def __init__(self, dialogue: Dialogue, refusal: Reply | None) -> None:
+    def __init__(self, dialogue: CommandExchange, refusal: Reply | None) -> None:
         if dialogue.writing:
             raise ProtocolError("a message is being written already: finish that one first")
         self._dialogue = dialogue

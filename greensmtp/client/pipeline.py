@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from greensmtp.client.exchange import Dialogue, Step
+from greensmtp.client.exchange import CommandExchange, Step
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
@@ -17,7 +17,7 @@ class Pipeline:
     Where the peer does not offer PIPELINING, the same commands go one by one.
     """
 
-    def __init__(self, dialogue: Dialogue) -> None:
+    def __init__(self, dialogue: CommandExchange) -> None:
         self._dialogue = dialogue
         self._steps: list[Step] = []
         self._closed_by: str | None = None
@@ -70,4 +70,4 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None and self._steps:
-            self.replies = self._dialogue.ask_all(self._steps)
+            self.replies = self._dialogue.send_pipelined(self._steps)

@@ -21,7 +21,7 @@ from greensmtp.client import dial
 from greensmtp.client.client import GOODBYE_SECONDS, SMTPClient, check_policy
 from greensmtp.client.connect import connect
 from greensmtp.client.deadlines import Timeouts
-from greensmtp.client.message import Outgoing, Sendable, Sent
+from greensmtp.client.message import PreparedMessage, Sendable, SendResult
 from greensmtp.errors import (
     AuthenticationFailed,
     CannotConnect,
@@ -248,14 +248,14 @@ class Pool:
         from_ext: Ext = None,
         to_ext: Ext | Sequence[Ext] = None,
         raise_on_partial: bool = False,
-    ) -> Sent:
+    ) -> SendResult:
         """As ``SMTPClient.send``, by a connection of the pool; waits while all are busy.
 
         :raises PoolClosed: ``close`` has been called.
         :raises PoolTimeout: all connections have been busy for ``acquire_timeout`` seconds.
         :raises CannotConnect: no host lets us in; or what the last of them said.
         """
-        outgoing = Outgoing(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
+        outgoing = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
         try:
             return self._mine().send(outgoing, raise_on_partial=raise_on_partial)
         finally:
@@ -420,7 +420,7 @@ class _Connections:
 
     # One message
 
-    def send(self, outgoing: Outgoing, *, raise_on_partial: bool) -> Sent:
+    def send(self, outgoing: PreparedMessage, *, raise_on_partial: bool) -> SendResult:
         """See ``Pool.send``."""
         self._acquire()
         try:
@@ -434,7 +434,7 @@ class _Connections:
                     return self._send(member, outgoing, fresh=fresh, raise_on_partial=raise_on_partial)
                 except (Disconnected, PeerProtocolError, Refused) as error:
                     gone = not isinstance(error, Refused) or (error.reply is not None and error.reply.code == 421)
-                    if not gone or not error.may_retry:
+                    if not gone or not error.safe_to_retry:
                         raise
                     # A connection from before may have been given up at any time, and is no reason to give up. A new
                     # one means something: it is the next host's turn.
@@ -469,7 +469,7 @@ class _Connections:
             self._free.release()
             raise
 
-    def _send(self, member: _Member, outgoing: Outgoing, *, fresh: bool, raise_on_partial: bool) -> Sent:
+    def _send(self, member: _Member, outgoing: PreparedMessage, *, fresh: bool, raise_on_partial: bool) -> SendResult:
         client = member.client
         self._busy.add(member)
         try:

@@ -9,17 +9,17 @@ from gevent import Timeout
 from gevent import ssl as gevent_ssl
 
 from greensmtp.client import signals
-from greensmtp.client.transport import Wire
+from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import Reject, TLSFailed, TLSUnverified
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import Ack, AckRules, Decision
+from greensmtp.session.ack import Ack, AckRules, AckState
 from greensmtp.thread_pool import in_thread_pool
 
 if TYPE_CHECKING:
     from greensmtp.client.client import SMTPClient
 
 _UNHEARD = Reply(250, "Ok")
-_RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), unheard=_UNHEARD)
+_RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), default=_UNHEARD)
 _FORGOTTEN = Reply(554, "5.7.0 it let the ack go without deciding")
 
 #: Seconds for reading the system's certificate authorities, in the thread pool, once.
@@ -60,7 +60,7 @@ def any_context() -> ssl.SSLContext:
     return _any_context
 
 
-def step_up(client: SMTPClient, wire: Wire, context: ssl.SSLContext, server_hostname: str | None) -> None:
+def upgrade(client: SMTPClient, wire: ClientTransport, context: ssl.SSLContext, server_hostname: str | None) -> None:
     """The handshake, and what ``secure`` says to it. Whatever goes wrong closes the connection.
 
     :raises TLSUnverified: the peer is not who it should be.
@@ -79,7 +79,7 @@ def step_up(client: SMTPClient, wire: Wire, context: ssl.SSLContext, server_host
             signal.send(client)
 
 
-def _ask(client: SMTPClient, wire: Wire) -> Reply:
+def _ask(client: SMTPClient, wire: ClientTransport) -> Reply:
     """What the receivers decide, at once or later; whoever lets the ack go undecided has refused."""
     receivers = [
         receiver
@@ -88,7 +88,7 @@ def _ask(client: SMTPClient, wire: Wire) -> Reply:
     ]
     if not receivers:
         return _UNHEARD
-    decision = Decision(_RULES)
+    decision = AckState(_RULES)
     ack = Ack(decision)
     try:
         for receiver in receivers:
@@ -97,7 +97,7 @@ def _ask(client: SMTPClient, wire: Wire) -> Reply:
             alive = decision.watch(ack)
             del ack, receiver  # from here on, only receivers hold it
             seconds = client.timeouts.command
-            if not wire.timed(seconds, lambda: decision.wait(alive)):
+            if not wire.with_deadline(seconds, lambda: decision.wait(alive)):
                 raise TLSUnverified(f"no handler of secure has decided within {seconds:g} s")
     except Reject as reject:
         return Reply(reject.code, reject.message or "rejected")

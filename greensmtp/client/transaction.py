@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from greensmtp.client.exchange import Dialogue
-from greensmtp.client.message import Outgoing, Sent
+from greensmtp.client.exchange import CommandExchange
+from greensmtp.client.message import PreparedMessage, SendResult
 from greensmtp.errors import (
     ClientError,
     DataRefused,
@@ -22,7 +22,9 @@ CHUNK = 512 * 1024
 CHUNKS_AHEAD = 16
 
 
-def transact(dialogue: Dialogue, outgoing: Outgoing, *, raise_on_partial: bool, reset_first: bool) -> Sent:
+def transact(
+    dialogue: CommandExchange, outgoing: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
+) -> SendResult:
     """Send it. See ``SMTPClient.send`` for what is raised; the connection stays usable after a refusal, but for 421."""
     extensions = dialogue.extensions
     mail_line = outgoing.mail_line(extensions)
@@ -50,7 +52,7 @@ def transact(dialogue: Dialogue, outgoing: Outgoing, *, raise_on_partial: bool, 
 
 
 def _envelope(
-    dialogue: Dialogue, outgoing: Outgoing, mail_line: bytes, *, reset: bool, chunked: bool
+    dialogue: CommandExchange, outgoing: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
     """All of it in one write. Each recipient's reply, when the server is ready to take the message for somebody."""
     lines = [b"RSET\r\n", mail_line, *outgoing.rcpt_lines] if reset else [mail_line, *outgoing.rcpt_lines]
@@ -73,7 +75,7 @@ def _envelope(
     raise _refusal(outgoing, mail, recipients, data)
 
 
-def _send_to_nobody(dialogue: Dialogue) -> None:
+def _send_to_nobody(dialogue: CommandExchange) -> None:
     """RFC 2920 section 3.1: DATA was pipelined, and the server agrees to it though there is nobody to send to. What it
     gets is a message without content; what becomes of that changes nothing about the refusal."""
     dialogue.accepted = 0
@@ -84,7 +86,7 @@ def _send_to_nobody(dialogue: Dialogue) -> None:
 
 
 def _envelope_one_by_one(
-    dialogue: Dialogue, outgoing: Outgoing, mail_line: bytes, *, reset: bool, chunked: bool
+    dialogue: CommandExchange, outgoing: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
     """Without PIPELINING there is no need to go on when all is lost."""
     if reset:
@@ -111,7 +113,7 @@ def _envelope_one_by_one(
     raise _refusal(outgoing, mail, recipients, data)
 
 
-def _refusal(outgoing: Outgoing, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
+def _refusal(outgoing: PreparedMessage, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
     """What to raise when the server is not ready to take the message."""
     if not mail.is_positive:
         return SenderRefused(f"the sender {outgoing.sender!r} was refused", mail)
@@ -126,7 +128,7 @@ def _refusal(outgoing: Outgoing, mail: Reply, recipients: dict[str, Reply], data
 # The message
 
 
-def _send_data(dialogue: Dialogue, outgoing: Outgoing) -> list[Reply]:
+def _send_data(dialogue: CommandExchange, outgoing: PreparedMessage) -> list[Reply]:
     last = b""
     for piece in outgoing.data():
         if last:
@@ -135,7 +137,7 @@ def _send_data(dialogue: Dialogue, outgoing: Outgoing) -> list[Reply]:
     return dialogue.end_message(last)
 
 
-def _send_chunked(dialogue: Dialogue, outgoing: Outgoing) -> list[Reply]:
+def _send_chunked(dialogue: CommandExchange, outgoing: PreparedMessage) -> list[Reply]:
     window: list[bytes] = []
     ahead = CHUNKS_AHEAD if "PIPELINING" in dialogue.extensions else 1
     for chunk in _cut(outgoing.chunks()):
@@ -158,13 +160,13 @@ def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _result(
-    dialogue: Dialogue,
-    outgoing: Outgoing,
+    dialogue: CommandExchange,
+    outgoing: PreparedMessage,
     recipients: dict[str, Reply],
     replies: Sequence[Reply],
     *,
     raise_on_partial: bool,
-) -> Sent:
+) -> SendResult:
     reply = replies[0]
     if dialogue.lmtp:
         # One for each; but a refused chunk is refused for all of them.
@@ -172,7 +174,7 @@ def _result(
         reply = next((said for said in replies if said.is_positive), _gravest(replies))
     if reply.code >= 300:
         raise DataRefused("the message was refused", reply, recipients)
-    sent = Sent(outgoing.sender, recipients, reply)
+    sent = SendResult(outgoing.sender, recipients, reply)
     if raise_on_partial and sent.refused:
         refused = sent.refused
         said = _gravest(list(refused.values()))

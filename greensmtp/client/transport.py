@@ -17,7 +17,7 @@ from greensmtp._native import native
 from greensmtp.client.deadlines import Alarm, Expired, in_use, is_foreign
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
 from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.reply_parser import ReplyReader
+from greensmtp.protocol.reply_parser import ReplyParser
 
 #: Octets taken off the socket at once: the replies to a batch of commands, and more.
 PIECE = 16 * 1024
@@ -28,18 +28,29 @@ MAX_LAST_WORDS = 64
 #: Seconds in which a peer that says good-bye hangs up, too.
 GOODBYE_CLOSES_WITHIN = 0.1
 
-#: What has ended a connection in a child process, which has inherited it.
+#: What has close_reason a connection in a child process, which has inherited it.
 _FORKED = "a fork"
 
 # gevent's poll, in a patched process, would let other greenlets run where nothing is waited for.
 poll = native("select", "poll")
 
 
-class Wire:
+class ClientTransport:
     """One connected socket, used by one greenlet at a time. Whatever goes wrong closes it: there is no way back into
     step with a peer that was cut off in the middle of something."""
 
-    __slots__ = ("__weakref__", "_alarm", "_hub", "_poll", "_reader", "_watcher", "committed", "ended", "socket", "tls")
+    __slots__ = (
+        "__weakref__",
+        "_alarm",
+        "_hub",
+        "_poll",
+        "_reader",
+        "_watcher",
+        "close_reason",
+        "message_sent",
+        "socket",
+        "tls",
+    )
 
     def __init__(self, socket: Any) -> None:
         """
@@ -51,20 +62,20 @@ class Wire:
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
         self._alarm = Alarm(self._hub)
-        self._reader = ReplyReader()
+        self._reader = ReplyParser()
         self._poll = poll()
         self._poll.register(socket.fileno(), POLLIN)
         self._watcher: Any = None if self.tls else self._hub.loop.io(socket.fileno(), 1)
         #: A whole message has gone out, and its reply has not come.
-        self.committed = False
+        self.message_sent = False
         #: What has ended the connection. (Its text: the error itself would hold on to all that its frames hold.)
-        self.ended: str | None = None
+        self.close_reason: str | None = None
         _wires.add(self)
 
     @property
     def closed(self) -> bool:
         """It cannot be used any more."""
-        return self.ended is not None
+        return self.close_reason is not None
 
     # Out
 
@@ -119,18 +130,18 @@ class Wire:
         last_seconds: float,
         *,
         ends_message: float | None = None,
-        meanwhile: Callable[[], object] | None = None,
+        while_waiting: Callable[[], object] | None = None,
     ) -> list[Reply]:
         """Send octets, and read so many replies; fewer where one of them is a 421, behind which nothing comes.
 
         :param seconds: for the octets, and for each reply; ``last_seconds`` for the last of them.
         :param ends_message: the octets are the end of a message, and have so many seconds to go, without which the
-            peer cannot have it (see ``committed``).
-        :param meanwhile: work to be done while the peer does its own.
+            peer cannot have it (see ``message_sent``).
+        :param while_waiting: work to be done while the peer does its own.
         :raises Disconnected: the peer is gone, or late; its ``replies`` are those that came.
         :raises PeerProtocolError: what came is no reply, or came before the octets went.
         """
-        if self.ended is not None:
+        if self.close_reason is not None:
             self._check_open()
         reader, watcher, alarm = self._reader, self._watcher, self._alarm
         replies: list[Reply] = []
@@ -145,10 +156,10 @@ class Wire:
                     self._send_rest(memoryview(data)[sent:], ends_message or seconds)
                 if ends_message:
                     # Not before: what the kernel has not taken to its last octet, the peer cannot take for whole.
-                    self.committed = True
+                    self.message_sent = True
                     alarm.extend(seconds)
-                if meanwhile is not None:
-                    meanwhile()
+                if while_waiting is not None:
+                    while_waiting()
             elif reader.pending:
                 replies = reader.next_replies(count)
             left = count - len(replies)
@@ -189,7 +200,7 @@ class Wire:
         :raises RuntimeError: another greenlet waits for a reply, which would pass for a reply unasked; or this is not
             the native thread, or not the process, that has made the connection.
         """
-        if self.ended is not None:
+        if self.close_reason is not None:
             self._check_open()
         if self._alarm.greenlet is not None or get_hub() is not self._hub:
             raise in_use(self._hub)
@@ -284,9 +295,9 @@ class Wire:
         finally:
             self._alarm.clear()
         self.tls = True
-        self._reader = ReplyReader()
+        self._reader = ReplyParser()
 
-    def timed(self, seconds: float, call: Callable[[], object]) -> bool:
+    def with_deadline(self, seconds: float, call: Callable[[], object]) -> bool:
         """Call something that waits, for so long at most; False: it took longer, and the wire has been closed."""
         self._alarm.set(seconds)
         try:
@@ -308,13 +319,15 @@ class Wire:
 
         In another native thread than the connection's own, this only asks that thread to do so.
         """
-        if self.ended is not None:
+        if self.close_reason is not None:
             return
         if get_hub() is not self._hub:
             self._close_elsewhere()
             return
         # (What is not ours may say what it should not.)
-        self.ended = str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
+        self.close_reason = (
+            str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
+        )
         waiting = self._alarm.greenlet
         if waiting is not None and waiting is not getcurrent():
             self._hub.loop.run_callback(self._alarm.interrupt, waiting)
@@ -342,9 +355,9 @@ class Wire:
     def abandon(self, why: str) -> None:
         """Close the descriptor, and say nothing to the peer. For a process or a thread in which the connection's hub
         does not run; a greenlet that has been copied into this process while it waited gets RuntimeError."""
-        if self.ended is not None:
+        if self.close_reason is not None:
             return
-        self.ended = why
+        self.close_reason = why
         try:
             os.close(self._detach())
             waiting = self._alarm.greenlet
@@ -362,16 +375,16 @@ class Wire:
             return int(self.socket._sock.detach())
 
     def _check_open(self) -> None:
-        if self.ended == _FORKED:
+        if self.close_reason == _FORKED:
             raise _forked()
-        if self.ended is not None:
+        if self.close_reason is not None:
             error = Disconnected("closed")
-            error.add_note(f"This connection ended before, with {self.ended}")
+            error.add_note(f"This connection close_reason before, with {self.close_reason}")
             raise error
 
     def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:
         """Close, and give what is to be raised."""
-        if self.ended == _FORKED:
+        if self.close_reason == _FORKED:
             return _forked()
         if isinstance(error, Expired):
             error = Disconnected("timeout")
@@ -379,8 +392,8 @@ class Wire:
             # A server that refuses in the middle of a body may say so and hang up: its reply says more than the reset.
             error = Disconnected("reset", reply=self._last_words() if sending else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
-            error.after_content = self.committed
-            error.may_retry = not self.committed
+            error.after_content = self.message_sent
+            error.safe_to_retry = not self.message_sent
         self.close(error)
         return error
 
@@ -401,7 +414,7 @@ class Wire:
 
 
 #: Every connection of this process.
-_wires: WeakSet[Wire] = WeakSet()
+_wires: WeakSet[ClientTransport] = WeakSet()
 
 
 def _forked() -> RuntimeError:

@@ -18,7 +18,7 @@ from greensmtp.config.load import Loaded, read_options
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.model import ListenerSection, MiddlewareSection, PluginSection
 from greensmtp.config.probe import probe_log, probe_maildir, probe_socket
-from greensmtp.config.problems import Mistake
+from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.maildir import Maildir
@@ -38,7 +38,7 @@ _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "
 
 
 @dataclass(slots=True)
-class Serving:
+class ConfiguredServer:
     """One server, where it is to listen, and the path of that in the configuration.
 
     ``stack`` has the path, the name and the object of each of its middleware.
@@ -50,7 +50,7 @@ class Serving:
     stack: _Stack
 
 
-def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[Serving]:
+def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[ConfiguredServer]:
     """Make the servers: their stacks, their certificates, then the Maildir and the plugins.
 
     A stack that several listeners have in common is made once: what it counts, it counts for all of them.
@@ -67,13 +67,13 @@ class _Assembly:
     loaded: Loaded
     outermost: Middleware | None
     dry: bool
-    mistakes: list[Mistake] = field(default_factory=list)
+    mistakes: list[Problem] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
     maildir: Maildir | None = None
     #: Where the servers so far are to listen.
     places: set[tuple[str, int] | str] = field(default_factory=set)
 
-    def assemble(self) -> list[Serving]:
+    def assemble(self) -> list[ConfiguredServer]:
         warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
         stacks = dict(self._stacks())
         serving = [
@@ -120,10 +120,10 @@ class _Assembly:
             if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
                 logger.info("without %s, which is in the default stack: %s", name, error)
                 return None
-            self.mistakes.append(Mistake(path, f"{name}: {error}"))
+            self.mistakes.append(Problem(path, f"{name}: {error}"))
         except (Exception, SystemExit, Timeout) as error:
             key, text = _blame(error, arguments)
-            self.mistakes.append(Mistake(path if key is None else (*path, key), f"{name}: {text}"))
+            self.mistakes.append(Problem(path if key is None else (*path, key), f"{name}: {text}"))
         return None
 
     def _secret_for(self, name: str, arguments: dict[str, Any]) -> dict[str, str]:
@@ -147,7 +147,7 @@ class _Assembly:
 
     # Servers
 
-    def _server(self, number: int, listener: ListenerSection, stacks: dict[KeyPath, _Stack]) -> Serving | None:
+    def _server(self, number: int, listener: ListenerSection, stacks: dict[KeyPath, _Stack]) -> ConfiguredServer | None:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
@@ -171,10 +171,10 @@ class _Assembly:
                 **(config.limits.given() | listener.limits.given()),
             )
         except (ValueError, TypeError) as error:
-            self.mistakes.append(Mistake(self._culprit(path, listener, str(error)), str(error)))
+            self.mistakes.append(Problem(self._culprit(path, listener, str(error)), str(error)))
             return None
         self._check_place((*path, "url"), listen)
-        return Serving(server, listen, (*path, "url"), stack)
+        return ConfiguredServer(server, listen, (*path, "url"), stack)
 
     def _check_place(self, path: KeyPath, listen: Listen) -> None:
         """Could it listen there, as far as that can be told without trying?"""
@@ -185,7 +185,7 @@ class _Assembly:
         elif address[1] == 0:
             return  # any free port
         if address in self.places:
-            self.mistakes.append(Mistake(path, f"another listener has {listen.url()} already"))
+            self.mistakes.append(Problem(path, f"another listener has {listen.url()} already"))
         self.places.add(address)
 
     def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
@@ -217,7 +217,7 @@ class _Assembly:
             except _Mistaken as error:
                 self.mistakes += error.mistakes
             except PluginError as error:
-                self.mistakes.append(Mistake(("plugins", number, "name"), str(error)))
+                self.mistakes.append(Problem(("plugins", number, "name"), str(error)))
 
     def _read_options(
         self, path: KeyPath, name: str, entry: dict[str, Any], target: Callable[..., Any], _: dict[str, Any]
@@ -252,16 +252,16 @@ class _Assembly:
         try:
             return make(value)
         except ValueError as error:
-            self.mistakes.append(Mistake(path, str(error)))
+            self.mistakes.append(Problem(path, str(error)))
         except OSError as error:
-            self.mistakes.append(Mistake(path, f"cannot use {value!r}: {error.strerror or error}"))
+            self.mistakes.append(Problem(path, f"cannot use {value!r}: {error.strerror or error}"))
         return None
 
 
 class _Mistaken(WrongOptions):
     """A plugin's options are wrong, with the place of each."""
 
-    def __init__(self, mistakes: list[Mistake]) -> None:
+    def __init__(self, mistakes: list[Problem]) -> None:
         super().__init__("wrong options")
         self.mistakes = mistakes
 

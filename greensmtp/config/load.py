@@ -17,7 +17,7 @@ from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
 from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
 from greensmtp.config.options import option_model
-from greensmtp.config.problems import ConfigError, Mistake, Source, explain, no_such_key
+from greensmtp.config.problems import ConfigError, Problem, Source, explain, no_such_key
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory
 
@@ -154,14 +154,14 @@ def _remove(table: Any, path: tuple[str, ...]) -> None:
 
 def _validate(
     model: type[Any], data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath
-) -> tuple[Any, list[Mistake]]:
+) -> tuple[Any, list[Problem]]:
     # As JSON: there, strict means what a file can say (a list for a tuple, a text for a path) and nothing looser.
     try:
         read = model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         return None, explain(error, data, known, path)
     mistakes = [
-        Mistake((*path, *place), f"takes text, not a {kind}: put it in quotes")
+        Problem((*path, *place), f"takes text, not a {kind}: put it in quotes")
         for place, kind in _moments(data)
         if isinstance(_value_at(read, place), str)
     ]
@@ -198,7 +198,7 @@ def _value_at(read: Any, path: KeyPath) -> Any:
     return read
 
 
-def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Mistake]:
+def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Problem]:
     """A NUL ends a path, a host name or a password for the system's C functions. Surrogates stand for octets of the
     command line that are no UTF-8: what is printed as TOML could not have them."""
     if isinstance(data, dict | list):
@@ -206,12 +206,12 @@ def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Mistake]:
             yield from _broken_text(value, (*path, key))
     elif isinstance(data, str):
         if "\0" in data:
-            yield Mistake(path, "must not have a NUL character in it")
+            yield Problem(path, "must not have a NUL character in it")
         elif _SURROGATE.search(data):
-            yield Mistake(path, "must be UTF-8")
+            yield Problem(path, "must be UTF-8")
 
 
-def _plugin_keys(data: dict[str, Any]) -> Iterator[Mistake]:
+def _plugin_keys(data: dict[str, Any]) -> Iterator[Problem]:
     """Keys of plugins that cannot be options, which else are known only once the plugin has been loaded: misspelled
     ones of ours, and those of an entry that names no plugin."""
     ours = PluginSection.model_fields
@@ -220,7 +220,7 @@ def _plugin_keys(data: dict[str, Any]) -> Iterator[Mistake]:
         for key in entry.keys() - ours.keys() if isinstance(entry, dict) else ():
             if not isinstance(entry.get("name"), str) or difflib.get_close_matches(key, ours, 1, 0.9):
                 text = no_such_key(key, ("plugins",), {("plugins",): ours})
-                yield Mistake(("plugins", number, key), text)
+                yield Problem(("plugins", number, key), text)
 
 
 def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
@@ -239,11 +239,11 @@ def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
     ]
 
 
-def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Mistake]]:
+def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Problem]]:
     try:
         factory = middleware_factory(entry["use"])
     except PluginError as error:
-        return {}, [Mistake((*path, "use"), str(error))]
+        return {}, [Problem((*path, "use"), str(error))]
     return read_options(path, entry["use"], factory, entry, section=MiddlewareSection, folder=folder)
 
 
@@ -255,7 +255,7 @@ def read_options(
     *,
     section: type[BaseModel],
     folder: Path,
-) -> tuple[dict[str, Any], list[Mistake]]:
+) -> tuple[dict[str, Any], list[Problem]]:
     """The keys of an entry that are not the section's own, as arguments of ``factory``, checked by its annotations."""
     model = option_model(factory, folder)
     ours = section.model_fields.keys()
@@ -263,7 +263,7 @@ def read_options(
     options = {key: value for key, value in entry.items() if key not in ours}
     found, mistakes = _validate(model, options, {(): names}, path)
     if found is None:
-        return {}, [Mistake(each.path, f"{name}: {each.text}") for each in mistakes]
+        return {}, [Problem(each.path, f"{name}: {each.text}") for each in mistakes]
     return _given(found), []
 
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from greensmtp.config.model import OrFalse
 
 #: What a file cannot say: an object, a function.
-UNSAYABLE = object()
+NOT_IN_TOML = object()
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -56,7 +56,7 @@ def option_names(factory: Callable[..., Any]) -> list[str]:
     return [
         parameter.name
         for parameter in _parameters(factory)
-        if parameter.kind in _NAMED and sayable(parameter.annotation) is not UNSAYABLE
+        if parameter.kind in _NAMED and sayable(parameter.annotation) is not NOT_IN_TOML
     ]
 
 
@@ -66,7 +66,7 @@ def describe_options(factory: Callable[..., Any]) -> str:
     for parameter in _parameters(factory):
         if parameter.kind is parameter.VAR_KEYWORD:
             told.append("...")
-        elif parameter.kind in _NAMED and sayable(parameter.annotation) is not UNSAYABLE:
+        elif parameter.kind in _NAMED and sayable(parameter.annotation) is not NOT_IN_TOML:
             required = parameter.default is parameter.empty
             told.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
     return ", ".join(" ".join(each.split()) for each in told)
@@ -84,7 +84,7 @@ def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
 
 def _field_type(annotation: Any, folder: Path) -> Any:
     said = sayable(annotation)
-    if said is not UNSAYABLE:
+    if said is not NOT_IN_TOML:
         return Annotated[said, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else said
 
     def refuse(value: Any) -> Any:
@@ -100,7 +100,7 @@ def _is_path(annotation: Any) -> bool:
 
 
 def sayable(annotation: Any) -> Any:
-    """The part of a type that TOML can say, or ``UNSAYABLE``. None, where it may be given, is said as ``false``."""
+    """The part of a type that TOML can say, or ``NOT_IN_TOML``. None, where it may be given, is said as ``false``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if hasattr(annotation, "__value__"):  # type X = ...
         return sayable(annotation.__value__)
@@ -121,18 +121,18 @@ def sayable(annotation: Any) -> Any:
         return _container(dict, (str, *arguments[1:]))
     if kind is tuple:
         members = [part if part is ... else sayable(part) for part in arguments]
-        return UNSAYABLE if UNSAYABLE in members else _subscript(tuple, members) if members else list
+        return NOT_IN_TOML if NOT_IN_TOML in members else _subscript(tuple, members) if members else list
     if annotation in (None, type(None)):
         return None
     if isinstance(annotation, type) and (annotation in _SCALARS or issubclass(annotation, Enum)):
         return annotation
-    return UNSAYABLE
+    return NOT_IN_TOML
 
 
 def _container(kind: Any, arguments: tuple[Any, ...]) -> Any:
     inner = [sayable(part) for part in arguments]
-    if UNSAYABLE in inner:
-        return UNSAYABLE
+    if NOT_IN_TOML in inner:
+        return NOT_IN_TOML
     return kind if not inner or (kind is dict and len(inner) == 1) else _subscript(kind, inner)
 
 
@@ -142,9 +142,9 @@ def _subscript(generic: Any, arguments: list[Any]) -> Any:
 
 
 def _union(arguments: tuple[Any, ...]) -> Any:
-    parts = [part for part in map(sayable, arguments) if part is not UNSAYABLE]
+    parts = [part for part in map(sayable, arguments) if part is not NOT_IN_TOML]
     if not [part for part in parts if part is not None]:
-        return UNSAYABLE
+        return NOT_IN_TOML
     if str in parts:  # a text would be either
         parts = [part for part in parts if part is not Path]
     union = _subscript(typing.Union, parts)

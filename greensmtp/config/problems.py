@@ -16,7 +16,7 @@ from greensmtp.errors import GreenSMTPError
 
 
 @dataclass(frozen=True, slots=True)
-class Mistake:
+class Problem:
     """Something wrong.
 
     :param path: the key.
@@ -66,7 +66,7 @@ class Source:
         key = ".".join(part for part in path if isinstance(part, str))
         return ": ".join(filter(None, (f"{self.name}:{self._text.line_of(path)}" if self.name else "", key)))
 
-    def error(self, mistakes: Iterable[Mistake]) -> ConfigError:
+    def error(self, mistakes: Iterable[Problem]) -> ConfigError:
         """All of them as one error, options first, then in the order of the file."""
         ordered = sorted(mistakes, key=lambda mistake: self._order(mistake.path))
         options = any(self.option(mistake.path) is not None for mistake in ordered)
@@ -75,7 +75,7 @@ class Source:
     def _order(self, path: KeyPath) -> int:
         return 0 if self.option(path) is not None else self._text.line_of(path)
 
-    def _say(self, mistake: Mistake) -> str:
+    def _say(self, mistake: Problem) -> str:
         option = self.option(mistake.path)
         text = self._hide(mistake.text).replace(", or ssl_context", "")
         for argument, (key, name) in _NAMES.items():
@@ -130,7 +130,7 @@ _KINDS = {
 }
 
 
-def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath) -> list[Mistake]:
+def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath) -> list[Problem]:
     """pydantic's errors as mistakes: one for each key, however many forms the key may take.
 
     :param data: what was looked at.
@@ -151,7 +151,7 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
             text = "must be given"
         else:
             text = _wrong(several)
-        mistakes.append(Mistake((*path, *place), text))
+        mistakes.append(Problem((*path, *place), text))
     return mistakes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from greensmtp.config.locations import KeyPath
-from greensmtp.config.problems import Mistake
+from greensmtp.config.problems import Problem
 
 #: Octets in a file that holds a value.
 MAX_OCTETS = 64 * 1024
@@ -32,7 +32,7 @@ class References:
         #: The reference at each place where one stood; files with their whole path.
         self.found: dict[KeyPath, dict[str, str]] = {}
         self.values: list[str] = []
-        self.mistakes: list[Mistake] = []
+        self.mistakes: list[Problem] = []
 
     def resolve(self, data: Any, path: KeyPath = ()) -> Any:
         """The data, with values in the references' place; an empty one where there is a mistake."""
@@ -54,11 +54,11 @@ class References:
             value = _from_file(name) if kind == "file" else os.environ[name]
             value.encode()
         except KeyError:
-            self.mistakes.append(Mistake(path, f"the environment has no variable {name!r}"))
+            self.mistakes.append(Problem(path, f"the environment has no variable {name!r}"))
         except UnicodeEncodeError:  # which would show it
-            self.mistakes.append(Mistake(path, f"{name!r} in the environment is not UTF-8"))
+            self.mistakes.append(Problem(path, f"{name!r} in the environment is not UTF-8"))
         except ValueError as error:
-            self.mistakes.append(Mistake(path, str(error)))
+            self.mistakes.append(Problem(path, str(error)))
         else:
             self.values.append(value)
             return value

@@ -31,7 +31,7 @@ class PluginError(GreenSMTPError):
 
 
 @dataclass(frozen=True)
-class Found:
+class EntryPoint:
     """One thing that is installed.
 
     ``value`` is the object, as ``MODULE`` or ``MODULE:ATTRIBUTE``; ``rivals`` are those of other packages that claim
@@ -44,8 +44,8 @@ class Found:
     value: str
     distribution: str
     version: str
-    rivals: tuple[Found, ...] = ()
-    shadowed: tuple[Found, ...] = ()
+    rivals: tuple[EntryPoint, ...] = ()
+    shadowed: tuple[EntryPoint, ...] = ()
 
     def load(self) -> Any:
         """Import it; give the module, or the object in it.
@@ -75,12 +75,12 @@ class Found:
         return f"{self.kind} {self.name!r} of {self.origin}"
 
 
-def installed_plugins() -> dict[str, Found]:
+def installed_plugins() -> dict[str, EntryPoint]:
     """The plugins that are installed, by name, in the order of their names."""
     return _by_name(_entry_points("plugin"))
 
 
-def installed_middleware() -> dict[str, Found]:
+def installed_middleware() -> dict[str, EntryPoint]:
     """The middleware that is installed, the catalogue's among it, by name, in the order of their names.
 
     The catalogue's names are reserved: another package's middleware of such a name is ``shadowed``.
@@ -93,7 +93,7 @@ def installed_middleware() -> dict[str, Found]:
     return dict(sorted((ours | others).items()))
 
 
-def _entry_points(kind: Kind) -> Iterator[Found]:
+def _entry_points(kind: Kind) -> Iterator[EntryPoint]:
     """What the distributions offer. (``metadata.entry_points`` raises when one of them, whichever, is broken.)"""
     seen = set()
     for distribution in metadata.distributions():
@@ -113,7 +113,7 @@ def _entry_points(kind: Kind) -> Iterator[Found]:
             logger.debug("skipped a package whose metadata cannot be read: %r", error)
             continue
         for name, value in points:
-            yield Found(kind, name, value, *_origin(distribution, str(key or "?")))
+            yield EntryPoint(kind, name, value, *_origin(distribution, str(key or "?")))
 
 
 def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]:
@@ -124,7 +124,7 @@ def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]
         return folder, ""
 
 
-def _catalogue() -> Iterator[Found]:
+def _catalogue() -> Iterator[EntryPoint]:
     catalogue = importlib.import_module("greensmtp.middleware")
     try:
         version = metadata.version(OURS)
@@ -132,7 +132,7 @@ def _catalogue() -> Iterator[Found]:
         version = ""
     for name in catalogue.__all__:
         if is_middleware_class(getattr(catalogue, name)):
-            yield Found("middleware", name, f"greensmtp.middleware:{name}", OURS, version)
+            yield EntryPoint("middleware", name, f"greensmtp.middleware:{name}", OURS, version)
 
 
 def is_middleware_class(given: Any) -> bool:
@@ -146,9 +146,9 @@ def is_middleware_class(given: Any) -> bool:
     return True
 
 
-def _by_name(found: Iterable[Found]) -> dict[str, Found]:
+def _by_name(found: Iterable[EntryPoint]) -> dict[str, EntryPoint]:
     """Each name once; whoever comes later with the same one is a rival."""
-    names: dict[str, Found] = {}
+    names: dict[str, EntryPoint] = {}
     for each in sorted(found, key=lambda each: (each.name, each.distribution.lower())):
         first = names.get(each.name)
         names[each.name] = each if first is None else replace(first, rivals=(*first.rivals, each))

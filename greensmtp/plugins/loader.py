@@ -11,11 +11,11 @@ from typing import Any
 
 from gevent import Timeout
 
-from greensmtp._callables import never_runs
+from greensmtp._callables import require_plain_function
 from greensmtp._log import logger
 from greensmtp.chain.chain import Middleware
 from greensmtp.plugins.discovery import (
-    Found,
+    EntryPoint,
     PluginError,
     describe_error,
     did_you_mean,
@@ -28,7 +28,7 @@ from greensmtp.signals import FIELDS, Signals, shared
 
 __all__ = [
     "ALL",
-    "Found",
+    "EntryPoint",
     "Plugin",
     "PluginError",
     "WrongOptions",
@@ -194,7 +194,7 @@ class _Plugin:
                 raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
             hint = did_you_mean(wrong, _option_names(target))
             raise WrongOptions(f"{who}: {self._attribute} takes no option {wrong!r}{hint}")
-        if never_runs(target):
+        if require_plain_function(target):
             raise PluginError(
                 f"{who}: {self._attribute} must be a plain def: with async or yield, calling it runs nothing"
             )
@@ -275,7 +275,7 @@ def _look_here() -> None:
         sys.path.insert(0, here)
 
 
-def _check_folder(found: Found) -> None:
+def _check_folder(found: EntryPoint) -> None:
     """A name that means two things may mean the wrong one: nobody's policy is to be replaced without a word."""
     if found.value.partition(":")[0].partition(".")[0] == found.name:
         return

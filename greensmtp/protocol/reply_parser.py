@@ -25,7 +25,7 @@ _BEGINNING = re.compile(rb"(?:[2-5](?:[0-9](?:[0-9](?:[ \-\r].*)?)?)?)?", re.DOT
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
 
 
-class ReplyReader:
+class ReplyParser:
     """Takes replies out of a stream, over any cuts of it.
 
     A line ends with CRLF and nothing else, a reply has one code, and there is a bound to everything: what does not

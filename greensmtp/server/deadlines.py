@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from greensmtp.server.limits import Limits
 
 
-class Swept(Protocol):
+class Monitored(Protocol):
     """What a sweep looks at."""
 
     def look(self, now: float, elapsed: float) -> None:
@@ -21,7 +21,7 @@ class Swept(Protocol):
         """
 
 
-class Sweeper:
+class DeadlineMonitor:
     """Sweeps over a server's conversations, from the first connection to the last.
 
     Whoever waits is first seen by one sweep and found late by another, so a time-out is late by two intervals at most.
@@ -29,7 +29,7 @@ class Sweeper:
     peer is not late because a handler is slow.
     """
 
-    def __init__(self, conversations: Iterable[Collection[Swept]], limits: Limits) -> None:
+    def __init__(self, conversations: Iterable[Collection[Monitored]], limits: Limits) -> None:
         self._conversations = tuple(conversations)
         #: Often enough that a time-out is late by an eighth of the shortest one at most, and by two seconds.
         self.interval = min(1.0, limits.shortest_timeout / 16, (limits.data_rate_grace or 8.0) / 8)

@@ -149,11 +149,11 @@ class Dispatcher:
         return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
 
     def _gone(self, session: Session, command: Command) -> Reply:
-        self.emitters["disconnect"].notify(session, reason=command.argument)
+        self.emitters["disconnect"].emit(session, reason=command.argument)
         return canned.BYE
 
     def _quit(self, session: Session, command: Command) -> Reply:
-        self.emitters["quit"].notify(session)
+        self.emitters["quit"].emit(session)
         return canned.BYE
 
     # The greeting
@@ -259,7 +259,7 @@ class Dispatcher:
 
     def _reset(self, session: Session) -> None:
         session.reset()
-        self.emitters["reset"].notify(session)
+        self.emitters["reset"].emit(session)
 
     # The message
 

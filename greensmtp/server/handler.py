@@ -28,7 +28,7 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
-from greensmtp.server.routes import Follow, Program
+from greensmtp.server.routes import Continuation, Routes
 from greensmtp.server.transport import BadLine, Connection, Expired
 from greensmtp.session import Change, Session
 from greensmtp.session.ack import HandlerTimeout
@@ -70,7 +70,7 @@ _THROWS = 3
 _FAREWELL_TIMEOUT = 2.0
 
 
-class Conversation:
+class ConnectionHandler:
     """One connection's greenlet: the Link of its Session."""
 
     __slots__ = (
@@ -94,7 +94,7 @@ class Conversation:
         "spent",
     )
 
-    def __init__(self, server: SMTPServer, program: Program, socket: Any, peer: Any, *, tls_first: bool) -> None:
+    def __init__(self, server: SMTPServer, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
@@ -205,7 +205,7 @@ class Conversation:
         if self.greenlet is None:
             return  # it is over
         decision = self.session.decision
-        if self.connection.patience:
+        if self.connection.timeout:
             if self._dismissed:
                 self.dismiss(self._dismissed)
                 return
@@ -271,7 +271,7 @@ class Conversation:
         there is no message yet; 0: handlers have a message, which may be stored already."""
         if self.is_idle:
             return 3
-        if self.connection.patience:
+        if self.connection.timeout:
             return 2
         return 1 if self.session.message is None else 0
 
@@ -279,14 +279,14 @@ class Conversation:
         """Close it in favour of another. For the hub."""
         if self.connection.greenlet is None:
             return  # it is over
-        if self.connection.patience or self.session.message is not None:
+        if self.connection.timeout or self.session.message is not None:
             self.dismiss("displaced")
         else:  # what pauses or looks something up must not keep the place
             self.cut_off("displaced")
 
     def dismiss(self, reason: str) -> None:
         """Close it with 421 as soon as it waits for its client. For the hub."""
-        if self.connection.patience:
+        if self.connection.timeout:
             self._dismissed = ""
             self.connection.expire(reason)
         else:
@@ -295,7 +295,7 @@ class Conversation:
     def cut_off(self, reason: str) -> None:
         """Close it with 421, in the middle of whatever it is doing (RFC 5321 section 3.8). For the hub."""
         connection = self.connection
-        if connection.patience:
+        if connection.timeout:
             connection.expire(reason)
         elif connection.greenlet is not None:
             self._dismissed = reason
@@ -318,7 +318,7 @@ class Conversation:
         try:
             reply = self._program.accept(self.session, command)
         except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(ACCEPT)
+            reply = self._timeout_reply(ACCEPT)
         reply = self._settle(reply)
         self._server.has_arrived(self)
         if reply.is_positive:
@@ -336,7 +336,7 @@ class Conversation:
         try:
             reply = self._program.connect(self.session, command)
         except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(CONNECT)
+            reply = self._timeout_reply(CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
@@ -366,7 +366,7 @@ class Conversation:
             try:
                 reply = handle(session, command)
             except (Timeout, HandlerTimeout):
-                reply = self._blame_timeout(command.shown_verb)
+                reply = self._timeout_reply(command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
@@ -379,7 +379,7 @@ class Conversation:
             if idle and not self._count_idle():
                 return
 
-    def _blame_timeout(self, verb: str) -> Reply:
+    def _timeout_reply(self, verb: str) -> Reply:
         """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
         where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
         logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
@@ -543,7 +543,7 @@ class Conversation:
             return self._answer(command, reply)
         self.connection.write(reply.encode())
         self.connection.flush(self._program.limits.command_timeout)
-        session.forget_everything()
+        session.reset_all()
         self._start_tls()
         return True
 
@@ -556,7 +556,7 @@ class Conversation:
     def _note_tls(self) -> None:
         self._handle(Command("STARTTLS"))
         self.session.tls = True
-        self.session.emitters["tls"].notify(self.session)
+        self.session.emitters["tls"].emit(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         session = self.session
@@ -641,7 +641,7 @@ class Conversation:
         try:
             reply = self._program.end_of_data(session, command)
         except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(END_OF_DATA)
+            reply = self._timeout_reply(END_OF_DATA)
         failure = None if session.message is None else session.message.failure
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
@@ -733,7 +733,7 @@ class Conversation:
             try:
                 reply = self._settle(route.handle(session, command))
             except (Timeout, HandlerTimeout):
-                reply = self._settle(self._blame_timeout(command.shown_verb))
+                reply = self._settle(self._timeout_reply(command.shown_verb))
             finally:
                 self.current, self.spent, session.staged = outer
             self._identity = session.identity
@@ -757,10 +757,10 @@ def _turning_away(reply: Reply) -> Reply:
 #: Between two chunks these give the body up (RFC 3030 section 2).
 _ENDS_CHUNKS = frozenset({"RSET", "QUIT", "HELO", "EHLO", "LHLO"})
 
-#: verb -> what sees to what follows it, for Program.
-FOLLOW: Mapping[str, Follow] = {
-    "QUIT": Conversation._after_quit,
-    "STARTTLS": Conversation._after_starttls,
-    "DATA": Conversation._after_data,
-    "BDAT": Conversation._after_bdat,
+#: verb -> what sees to what follows it, for Routes.
+CONTINUATIONS: Mapping[str, Continuation] = {
+    "QUIT": ConnectionHandler._after_quit,
+    "STARTTLS": ConnectionHandler._after_starttls,
+    "DATA": ConnectionHandler._after_data,
+    "BDAT": ConnectionHandler._after_bdat,
 }

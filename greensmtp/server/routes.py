@@ -22,7 +22,7 @@ from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.limits import Limits
 
 #: ``(conversation, command, reply) -> go on``: sends the reply, and sees to a body, a handshake, the end.
-Follow = Callable[[Any, Command, Reply], bool]
+Continuation = Callable[[Any, Command, Reply], bool]
 
 #: Verbs that bring a message nearer, and so are not counted by ``max_idle_commands``. (AUTH needs several tries.)
 _USEFUL = frozenset({"MAIL", "RCPT", "DATA", "BDAT", "QUIT"})
@@ -35,10 +35,10 @@ class Route(NamedTuple):
     #: Counted by ``max_idle_commands``.
     idle: bool
     #: Sees to what follows the command, reply included: a body, a handshake, the end. Gives False for the end.
-    follow: Follow | None = None
+    follow: Continuation | None = None
 
 
-class Program:
+class Routes:
     """All that the connections of a server share: limits, composed chains, verbs. Made once, at its start."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Program:
         dispatcher: Dispatcher,
         limits: Limits,
         room: Mapping[str, int],
-        follow: Mapping[str, Follow],
+        follow: Mapping[str, Continuation],
         *,
         lmtp: bool,
     ) -> None:

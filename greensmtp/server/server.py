@@ -20,15 +20,15 @@ from greensmtp._log import logger
 from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.protocol import canned
 from greensmtp.protocol.esmtp import STANDARD, Extension, line_room
-from greensmtp.server.deadlines import Sweeper
+from greensmtp.server.deadlines import DeadlineMonitor
 from greensmtp.server.dispatcher import Dispatcher
-from greensmtp.server.handler import FOLLOW, Conversation
+from greensmtp.server.handler import CONTINUATIONS, ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits
 from greensmtp.server.listener import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.server.places import Places, client_key
-from greensmtp.server.routes import Program
+from greensmtp.server.routes import Routes
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
 from greensmtp.signals import Handler, Signals
@@ -111,22 +111,24 @@ class SMTPServer(StreamServer):
         self.draining = False
         #: This server's own signals; ``greensmtp.signals`` hears all servers.
         self.signals = Signals(lmtp=lmtp)
-        self.connections: set[Conversation] = set()
+        self.connections: set[ConnectionHandler] = set()
         self._middleware: list[Middleware] = []
         #: Those that have been told of the start, and not yet of the stop.
         self._told: list[Middleware] = []
-        self._program: Program | None = None
+        self._program: Routes | None = None
         #: Some connection is over; only while draining.
         self._departure = Event()
         #: Those that count for ``max_connections``.
-        self._places: Places[Conversation] = Places(self.limits.max_connections)
+        self._places: Places[ConnectionHandler] = Places(self.limits.max_connections)
         #: Those that ACCEPT has not answered yet.
-        self._arriving: Places[Conversation] = Places(None if self.limits.max_connections is None else MAX_ARRIVING)
+        self._arriving: Places[ConnectionHandler] = Places(
+            None if self.limits.max_connections is None else MAX_ARRIVING
+        )
         #: Those that have been told to go, the first one first.
-        self._lingering: dict[Conversation, None] = {}
+        self._lingering: dict[ConnectionHandler, None] = {}
         #: Connections that are over, whose DISCONNECT is being handled.
-        self._leaving: set[Conversation] = set()
-        self._sweeper = Sweeper((self.connections, self._leaving), self.limits)
+        self._leaving: set[ConnectionHandler] = set()
+        self._sweeper = DeadlineMonitor((self.connections, self._leaving), self.limits)
         self._unix_path: str | None = None
         self._paused = False
         #: Ends the wait for the hub to run.
@@ -224,7 +226,7 @@ class SMTPServer(StreamServer):
         self.start()
         return self
 
-    def _compose(self) -> Program:
+    def _compose(self) -> Routes:
         extensions: list[Extension] = list(STANDARD)
         for middleware in self._middleware:
             extensions.extend(getattr(middleware, "extensions", ()))
@@ -236,7 +238,9 @@ class SMTPServer(StreamServer):
             signals=self.signals,
             extensions=extensions,
         )
-        return Program(Chain(self._middleware), dispatcher, self.limits, line_room(extensions), FOLLOW, lmtp=self.lmtp)
+        return Routes(
+            Chain(self._middleware), dispatcher, self.limits, line_room(extensions), CONTINUATIONS, lmtp=self.lmtp
+        )
 
     def adopt(self, socket: Any, peer: Any = "") -> None:
         """Serve a connection that somebody else has accepted; the server need not listen.
@@ -278,13 +282,13 @@ class SMTPServer(StreamServer):
 
     def _end_leaving(self) -> None:
         """Give handlers of DISCONNECT a moment to end, then end them; forget what does not end at all."""
-        for end in (_kill, Conversation.abandon):
+        for end in (_kill, ConnectionHandler.abandon):
             self._wait_for(self._left_over, KILL_SECONDS)
             for conversation in self._left_over():
                 self.loop.run_callback(end, conversation)
         self._wait_for(self._left_over, KILL_SECONDS)
 
-    def _left_over(self) -> list[Conversation]:
+    def _left_over(self) -> list[ConnectionHandler]:
         me = getcurrent()
         return [each for each in (*self.connections, *self._leaving) if each.greenlet is not me]
 
@@ -302,7 +306,7 @@ class SMTPServer(StreamServer):
         told, self._told = self._told, []
         stop_each(told, self)
 
-    def _others(self) -> list[Conversation]:
+    def _others(self) -> list[ConnectionHandler]:
         """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
         me = getcurrent()
         return [each for each in self.connections if each.greenlet is not me]
@@ -310,7 +314,7 @@ class SMTPServer(StreamServer):
     def _wait_for_others(self, timeout: float) -> None:
         self._wait_for(self._others, timeout)
 
-    def _wait_for(self, which: Callable[[], list[Conversation]], timeout: float) -> None:
+    def _wait_for(self, which: Callable[[], list[ConnectionHandler]], timeout: float) -> None:
         deadline = monotonic() + timeout
         while which() and (left := deadline - monotonic()) > 0:
             self._departure.clear()
@@ -377,7 +381,7 @@ class SMTPServer(StreamServer):
         assert self._program is not None
         try:
             socket.settimeout(None)  # time-outs are the sweep's, whatever socket.setdefaulttimeout says
-            conversation = Conversation(self, self._program, socket, peer, tls_first=self.implicit_tls)
+            conversation = ConnectionHandler(self, self._program, socket, peer, tls_first=self.implicit_tls)
         except Exception:
             socket.close()
             raise
@@ -392,7 +396,7 @@ class SMTPServer(StreamServer):
 
     # Places
 
-    def give_place(self, conversation: Conversation) -> bool:
+    def give_place(self, conversation: ConnectionHandler) -> bool:
         """Give a connection one of the ``max_connections``; False: there is none for it.
 
         At the limit the addresses with many connections go first: a newcomer from an address that has fewer displaces
@@ -414,12 +418,12 @@ class SMTPServer(StreamServer):
         conversation.has_place = True
         return True
 
-    def take_place_back(self, conversation: Conversation) -> None:
+    def take_place_back(self, conversation: ConnectionHandler) -> None:
         """A connection no longer counts for ``max_connections``."""
         self._places.give_back(conversation, conversation.address)
         conversation.has_place = False
 
-    def has_arrived(self, conversation: Conversation) -> None:
+    def has_arrived(self, conversation: ConnectionHandler) -> None:
         """ACCEPT has been answered."""
         self._arriving.give_back(conversation, conversation.address)
 
@@ -431,7 +435,7 @@ class SMTPServer(StreamServer):
             return True
         return False
 
-    def let_linger(self, conversation: Conversation) -> None:
+    def let_linger(self, conversation: ConnectionHandler) -> None:
         """A connection has been told to go: it takes no place, and waits for its client to go, too.
 
         If there are too many of those, the first of them is closed.
@@ -443,7 +447,7 @@ class SMTPServer(StreamServer):
             self.loop.run_callback(first.dismiss, "timeout")
         self._lingering[conversation] = None
 
-    def forget(self, conversation: Conversation) -> None:
+    def forget(self, conversation: ConnectionHandler) -> None:
         """A connection is over; its DISCONNECT is to be handled, which takes no place of another connection."""
         self.has_arrived(conversation)
         self.take_place_back(conversation)
@@ -453,7 +457,7 @@ class SMTPServer(StreamServer):
         if self.draining:
             self._departure.set()
 
-    def gone(self, conversation: Conversation) -> None:
+    def gone(self, conversation: ConnectionHandler) -> None:
         """Nothing of a connection is left."""
         self._leaving.discard(conversation)
         if not self.connections and not self._leaving:
@@ -462,7 +466,7 @@ class SMTPServer(StreamServer):
             self._departure.set()
 
 
-def _kill(conversation: Conversation) -> None:
+def _kill(conversation: ConnectionHandler) -> None:
     greenlet = conversation.greenlet
     if greenlet is not None:
         greenlet.throw(GreenletExit)

@@ -57,9 +57,9 @@ class BadLine(Exception):
 class Connection:
     """One peer's socket, used by one greenlet.
 
-    It has no timer: before each wait it notes how many seconds that may take (``patience``), and that nobody has
-    looked yet (``since``); the server's sweep looks at all connections now and then, and calls ``expire`` on those
-    that are late. So a time-out costs the assignment of two numbers. ``expire`` runs in the hub, hence while the
+    It has no timer: before each wait it notes how many seconds that may take (``timeout``), and that nobody has
+    looked yet (``wait_started``); the server's sweep looks at all connections now and then, and calls ``expire`` on
+    those that are late. So a time-out costs the assignment of two numbers. ``expire`` runs in the hub, hence while the
     greenlet waits, and what it throws arrives exactly there.
     """
 
@@ -90,9 +90,9 @@ class Connection:
         "limits",
         "lost",
         "mute",
-        "patience",
-        "since",
         "socket",
+        "timeout",
+        "wait_started",
         "write",
     )
 
@@ -125,9 +125,9 @@ class Connection:
         #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
         self.write: Callable[[bytes], None] = self._out.append
         #: Seconds that what it waits for may take; 0.0: it waits for nothing.
-        self.patience = 0.0
+        self.timeout = 0.0
         #: When the sweep first saw it wait for that, on its clock; 0.0: it has not.
-        self.since = 0.0
+        self.wait_started = 0.0
         #: The greenlet waits for a command, of which nothing needs to have come yet.
         self.awaiting_command = False
         #: What was raised when the peer was lost.
@@ -172,9 +172,9 @@ class Connection:
         :param now: on the sweep's clock.
         :param elapsed: seconds since the last sweep.
         """
-        if not self.since:
-            self.since = now
-        if now - self.since > self.patience:
+        if not self.wait_started:
+            self.wait_started = now
+        if now - self.wait_started > self.timeout:
             self.expire()
         elif self.in_body and not self.awaiting_command:
             # A slow sender is waiting in almost every sweep, so sampling there is accurate enough. The time until the
@@ -187,7 +187,7 @@ class Connection:
 
     def expire(self, reason: str = "timeout") -> None:
         """Time is up, or the server shuts down. Only in the hub, while it waits."""
-        self.patience = 0.0
+        self.timeout = 0.0
         if self.greenlet is not None:
             self.greenlet.throw(Expired(reason))
 
@@ -200,16 +200,16 @@ class Connection:
         """
         if not self._out:
             return
-        self.since = 0.0
-        self.patience = timeout
+        self.wait_started = 0.0
+        self.timeout = timeout
         try:
             self._send()
         except Expired as expired:
-            raise self._lose(expired.reason) from None
+            raise self._fail(expired.reason) from None
         except OSError as error:
-            raise self._lose("reset") from error
+            raise self._fail("reset") from error
         finally:
-            self.patience = 0.0
+            self.timeout = 0.0
 
     def _send(self) -> None:
         out = self._out
@@ -255,7 +255,7 @@ class Connection:
         end = buffer.find(b"\n", at)
         if end < 0:
             if len(buffer) - at > self._line_limit:
-                self._skip_reply = self._blame(at, len(buffer), canned.LINE_TOO_LONG)
+                self._skip_reply = self._error_reply(at, len(buffer), canned.LINE_TOO_LONG)
                 if self._skip_reply is canned.NOT_SMTP:
                     raise BadLine(canned.NOT_SMTP)
                 self._skip_line()
@@ -267,14 +267,14 @@ class Connection:
             # Told at once, as there may be no CRLF to come; what follows up to that is the same line, no command.
             self._skipped = self._at - at
             self._skip_reply = None
-            raise BadLine(self._blame(at, end, canned.BARE_NEWLINE))
+            raise BadLine(self._error_reply(at, end, canned.BARE_NEWLINE))
         line = buffer[at : end - 1]
         # 64 is below any limit: most lines need no look at theirs.
         if end - at >= 64 and end - at + 1 > (room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())):
-            raise BadLine(self._blame(at, end, canned.LINE_TOO_LONG))
+            raise BadLine(self._error_reply(at, end, canned.LINE_TOO_LONG))
         return line
 
-    def _blame(self, start: int, end: int, reply: Reply) -> Reply:
+    def _error_reply(self, start: int, end: int, reply: Reply) -> Reply:
         """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
         because its first line is too long, or ended by a bare LF."""
         return canned.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
@@ -311,10 +311,10 @@ class Connection:
             line = self._next_line(room)
             if line is not None:
                 return line
-        self.since = 0.0
-        self.patience = self._command_timeout
+        self.wait_started = 0.0
+        self.timeout = self._command_timeout
         if self._skipped and self._skip_reply is None:
-            self.patience = min(self.patience, CRLF_SECONDS)
+            self.timeout = min(self.timeout, CRLF_SECONDS)
         self.awaiting_command = True
         try:
             while True:
@@ -323,7 +323,7 @@ class Connection:
                 if line is not None:
                     return line
         finally:
-            self.patience = 0.0
+            self.timeout = 0.0
             self.awaiting_command = False
 
     def _give_way(self) -> None:
@@ -342,12 +342,12 @@ class Connection:
         """
         at = self._at
         if at == len(self._buffer):
-            self.since = 0.0
-            self.patience = self._data_timeout
+            self.wait_started = 0.0
+            self.timeout = self._data_timeout
             try:
                 self._fill(size)
             finally:
-                self.patience = 0.0
+                self.timeout = 0.0
             at = 0
         data = self._buffer
         if at or len(data) > size:
@@ -407,16 +407,16 @@ class Connection:
             self._turn -= len(data)
             self._batch = BATCH
         except Expired as expired:
-            raise self._lose(expired.reason) from None
+            raise self._fail(expired.reason) from None
         except OSError as error:
-            raise self._lose("reset") from error
+            raise self._fail("reset") from error
         if not data:
-            raise self._lose("closed")
+            raise self._fail("closed")
         at = self._at
         self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
         self._at = 0
 
-    def _lose(self, reason: str) -> ConnectionLost:
+    def _fail(self, reason: str) -> ConnectionLost:
         self.in_body = False
         self.lost = ConnectionLost(reason)
         return self.lost
@@ -432,8 +432,8 @@ class Connection:
         self._at = self._skipped = 0
         self._close_watcher()
         self.mute = True
-        self.since = 0.0
-        self.patience = self.limits.tls_timeout
+        self.wait_started = 0.0
+        self.timeout = self.limits.tls_timeout
         self.awaiting_command = True  # a shutdown does not wait for this peer
         try:
             # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
@@ -446,11 +446,11 @@ class Connection:
             self._use(self.socket)
             self.mute = False
         except Expired as expired:
-            raise self._lose(expired.reason) from None
+            raise self._fail(expired.reason) from None
         except OSError as error:
-            raise self._lose("tls") from error
+            raise self._fail("tls") from error
         finally:
-            self.patience = 0.0
+            self.timeout = 0.0
             self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
@@ -490,8 +490,8 @@ class Connection:
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)
-        self.since = 0.0
-        self.patience = LINGER_SECONDS
+        self.wait_started = 0.0
+        self.timeout = LINGER_SECONDS
         taken = 0
         while taken < LINGER_OCTETS:
             self._buffer = b""

@@ -30,7 +30,7 @@ class AckRules(NamedTuple):
     accepted: Reply
     rejected: Reply
     #: What happens when nobody listens.
-    unheard: Reply | None
+    default: Reply | None
     #: The codes that ``accept`` takes.
     accept_codes: range = range(200, 300)
     #: Replies to HELO and EHLO, and the banner, carry no enhanced codes (RFC 2034 section 4).
@@ -179,7 +179,7 @@ class HandlerTimeout(BaseException):
         self.verb = verb
 
 
-class Decision:
+class AckState:
     """What has become of one ack; the dispatcher's side of it.
 
     What most decisions never need is an attribute of the class.
@@ -243,10 +243,10 @@ class Decision:
 
     def watch(self, ack: Ack) -> weakref.ref[Ack]:
         """A reference that wakes the waiting side when the ack is let go."""
-        self._watch = weakref.ref(ack, self._let_go)
+        self._watch = weakref.ref(ack, self._on_collected)
         return self._watch
 
-    def _let_go(self, _ack: weakref.ref[Ack]) -> None:
+    def _on_collected(self, _ack: weakref.ref[Ack]) -> None:
         self._wake()
 
     def _wake(self) -> None:
@@ -263,7 +263,7 @@ class Ack:
 
     __slots__ = ("__weakref__", "_decision")
 
-    def __init__(self, decision: Decision) -> None:
+    def __init__(self, decision: AckState) -> None:
         self._decision = decision
 
     @property

@@ -13,7 +13,7 @@ from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import PASS, RULES, Ack, Decision, HandlerTimeout
+from greensmtp.session.ack import PASS, RULES, Ack, AckState, HandlerTimeout
 from greensmtp.signals import Signal, Signals, handler_name, shared
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ class Emitter:
         """Who is to be called for this session, in the order in which they were connected."""
         shared, own = self.signals
         if shared.is_muted or own.is_muted:
-            return self._work_out(session)
+            return self._resolve(session)
         changes = shared.changes + own.changes
         if changes != self._changes:
-            self._everybody = self._work_out(session) if all(map(_is_for_all, self.signals)) else None
+            self._everybody = self._resolve(session) if all(map(_is_for_all, self.signals)) else None
             self._changes = changes
-        return self._work_out(session) if self._everybody is None else self._everybody
+        return self._resolve(session) if self._everybody is None else self._everybody
 
-    def _work_out(self, session: Session) -> Sequence[Callable[..., Any]]:
+    def _resolve(self, session: Session) -> Sequence[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
         for signal in self.signals:
             if signal.receivers and not signal.is_muted:
@@ -57,7 +57,7 @@ class Emitter:
                 found += these
         return found
 
-    def notify(self, session: Session, **fields: Any) -> None:
+    def emit(self, session: Session, **fields: Any) -> None:
         """Tell the receivers of a signal without an ack. Their errors are logged, and change nothing."""
         shared, own = self.signals
         if not own.receivers and not shared.receivers:
@@ -88,12 +88,12 @@ class Emitter:
         assert rules is not None, self.name
         shared, own = self.signals
         if not own.receivers and not shared.receivers:
-            return rules.unheard
+            return rules.default
         receivers = self.receivers(session)
         if not receivers:
-            return rules.unheard
+            return rules.default
         outer = session.decision  # one of them may ask, too
-        session.decision = decision = Decision(rules, on_accept)
+        session.decision = decision = AckState(rules, on_accept)
         ack = Ack(decision)
         receiver = receivers[0]
         try:
@@ -156,7 +156,7 @@ class Emitter:
             raise _BadResult(f"{given!r}: {error}") from None
 
     def _fault(
-        self, session: Session, decision: Decision, what: str, names: str, *facts: object, traceback: bool = False
+        self, session: Session, decision: AckState, what: str, names: str, *facts: object, traceback: bool = False
     ) -> None:
         decision.reply = canned.LOCAL_ERROR
         decision.conflict = False

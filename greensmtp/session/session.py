@@ -13,7 +13,7 @@ from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
-from greensmtp.session.ack import Decision
+from greensmtp.session.ack import AckState
 from greensmtp.session.emitter import Emitter
 from greensmtp.signals import Handler, Signal
 
@@ -128,7 +128,7 @@ class Session:
         self.idle_commands = 0
         self.state = State.CONNECTED
         #: What receivers are deciding just now; the server's sweep sees to it that they do.
-        self.decision: Decision | None = None
+        self.decision: AckState | None = None
         #: STARTTLS has been agreed to; the handshake follows the reply.
         self.tls_requested = False
         #: What takes effect once the client is told that its command has worked: callables and their arguments.
@@ -282,7 +282,7 @@ class Session:
             self.message = None
         self.state = _CONNECTED if self.greeting is None else _GREETED
 
-    def forget_everything(self) -> None:
+    def reset_all(self) -> None:
         """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""
         self.greeting = self.hostname = self.identity = None
         self.reset()

@@ -34,13 +34,13 @@ class Peer:
     ``dial`` makes one; so does ``Peer(socket)``, for a connected gevent socket of your own. It is a context manager
     that hangs up.
 
-    :param patience: seconds that any one thing may take, until DialogueError is raised.
+    :param timeout: seconds that any one thing may take, until DialogueError is raised.
     """
 
-    def __init__(self, sock: Any, *, patience: float = PATIENCE) -> None:
+    def __init__(self, sock: Any, *, timeout: float = PATIENCE) -> None:
         #: The gevent socket; after ``start_tls``, the TLS one.
         self.socket = sock
-        self.patience = patience
+        self.timeout = timeout
         self._buffer = b""
         self._said: deque[str] = deque(maxlen=_ENTRIES)
 
@@ -270,11 +270,11 @@ class Peer:
         return DialogueError(f"{what}\n\nThe dialogue so far:\n{self.transcript}")
 
     def _patience(self, what: str) -> Timeout:
-        return Timeout(self.patience, _Impatience(self, f"no patience left: {what} for {self.patience} s"))
+        return Timeout(self.timeout, _Impatience(self, f"no timeout left: {what} for {self.timeout} s"))
 
 
 class _Impatience(DialogueError):
-    """Shows the dialogue as it stands when patience ends, not when waiting began."""
+    """Shows the dialogue as it stands when timeout ends, not when waiting began."""
 
     def __init__(self, peer: Peer, what: str) -> None:
         super().__init__(what)
@@ -284,7 +284,7 @@ class _Impatience(DialogueError):
         return f"{self.args[0]}\n\nThe dialogue so far:\n{self._peer.transcript}"
 
 
-def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, patience: float = PATIENCE) -> Peer:
+def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, timeout: float = PATIENCE) -> Peer:
     """Connect to a server: over its listener when it has started, else over a socket pair, without any network.
 
     :param source: the address that the session is to see as its peer's, whatever it is: ``("192.0.2.1", 4711)``;
@@ -293,13 +293,13 @@ def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, patience:
     if source is not None or not server.started:
         ours, theirs = socket.socketpair()
         server.adopt(theirs, source or "")
-        return Peer(ours, patience=patience)
+        return Peer(ours, timeout=timeout)
     address = server.address
     if not isinstance(address, tuple):
         family = socket.AF_UNIX
     else:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    with Timeout(patience, DialogueError(f"no patience left: connecting to {address!r} for {patience} s")):
+    with Timeout(timeout, DialogueError(f"no timeout left: connecting to {address!r} for {timeout} s")):
         sock.connect(address)
-    return Peer(sock, patience=patience)
+    return Peer(sock, timeout=timeout)

@@ -8,7 +8,7 @@ from time import monotonic
 
 from greensmtp.middleware._accounts import account_of
 from greensmtp.middleware._addresses import network_around
-from greensmtp.middleware.auth.failure_counter import Failures
+from greensmtp.middleware.auth.failure_counter import AttemptLimiter
 
 #: Accounts and addresses of past successes that are remembered, and for how many seconds.
 _MAX_KNOWN = 100_000
@@ -38,9 +38,9 @@ class AttemptLimits:
     def __init__(
         self, by_client: str | None, by_account: str | None, *, clock: Callable[[], float] = monotonic
     ) -> None:
-        self.by_client = None if by_client is None else Failures(by_client, "failures_by_client", clock=clock)
-        self.by_account = None if by_account is None else Failures(by_account, "failures_by_account", clock=clock)
-        self.everywhere = None if by_account is None else Failures(by_account, clock=clock)
+        self.by_client = None if by_client is None else AttemptLimiter(by_client, "failures_by_client", clock=clock)
+        self.by_account = None if by_account is None else AttemptLimiter(by_account, "failures_by_account", clock=clock)
+        self.everywhere = None if by_account is None else AttemptLimiter(by_account, clock=clock)
         self._clock = clock
         #: Account and client -> when it logged in last; in the order of that.
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
@@ -68,7 +68,7 @@ class Attempt:
         self._limits = limits
         self._host = host
         self._client = "" if host is None else _around(host, 32, 64)
-        self._taken: list[tuple[Failures, str]] = []
+        self._taken: list[tuple[AttemptLimiter, str]] = []
         self._accounts: list[str] = []
 
     def begin(self) -> bool:
@@ -104,7 +104,7 @@ class Attempt:
         for account in self._accounts:
             self._limits.remember(account, self._client)
 
-    def _take(self, failures: Failures | None, key: str) -> bool:
+    def _take(self, failures: AttemptLimiter | None, key: str) -> bool:
         if failures is not None:
             if not failures.take(key):
                 return False

@@ -17,19 +17,19 @@ from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware._pause import pause
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import Checker, Passwords, check_check, make_backend
-from greensmtp.middleware.auth.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
+from greensmtp.middleware.auth.credentials import Backend, Check, MechanismRelay, Unavailable, check_flag, check_seconds
 from greensmtp.middleware.auth.dovecot import DovecotAuth
 from greensmtp.middleware.auth.htpasswd import Htpasswd
-from greensmtp.middleware.auth.mechanisms import Offer
+from greensmtp.middleware.auth.mechanisms import MechanismPolicy
 from greensmtp.middleware.auth.recipients import decides_recipients
-from greensmtp.middleware.auth.resolver import Registrar
+from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import Command, PathCommand
 from greensmtp.protocol.esmtp import Extension, offer
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import MAX_TEXT, Reply
-from greensmtp.protocol.sasl.exchange import Channel, Claim, Exchange, Identity, Refused
+from greensmtp.protocol.sasl.exchange import Channel, CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.protocol.state import State
 from greensmtp.protocol.xtext import decode_xtext
@@ -116,8 +116,8 @@ class Auth:
         if authorize is not None and not callable(authorize):
             raise TypeError("authorize is called as (identity, session) -> bool")
         self._backend = make_backend(backend)
-        self._registrar = Registrar(self._backend, check_token, _check_secret(secret))
-        self._offer = Offer(self._backend, self._registrar, mechanisms, allow_plaintext=allow_plaintext)
+        self._registrar = CredentialResolver(self._backend, check_token, _check_secret(secret))
+        self._offer = MechanismPolicy(self._backend, self._registrar, mechanisms, allow_plaintext=allow_plaintext)
         #: Unknown users can be told from known ones by their salts.
         self._tells_by_salts = secret is None and self._registrar.knows_keys and self._offer.has_scram
         self.required = check_flag("required", required)
@@ -235,7 +235,7 @@ class Auth:
         return reply
 
     def _begin(self, session: Session, name: str, channel: Channel) -> Exchange:
-        if isinstance(self._backend, Relays) and self._offer.is_relayed(name):
+        if isinstance(self._backend, MechanismRelay) and self._offer.is_relayed(name):
             return self._backend.relay(name, session)
         return MECHANISMS[name].begin(channel)
 
@@ -247,7 +247,7 @@ class Auth:
                 try:
                     with self._patience():
                         step = exchange.send(answer)
-                    while isinstance(step, Claim):
+                    while isinstance(step, CredentialQuery):
                         _admit(session, attempt, step)
                         with self._patience():
                             step = exchange.send(self._registrar.answer(step, session))
@@ -325,7 +325,7 @@ def _out_of_place(session: Session) -> Reply | None:
     return None
 
 
-def _admit(session: Session, attempt: Attempt, claim: Claim) -> None:
+def _admit(session: Session, attempt: Attempt, claim: CredentialQuery) -> None:
     """Count the attempt for the account it is at; refuse it, or have it wait, where there have been too many."""
     seconds = attempt.claim(claim.username)
     if seconds is None:

@@ -39,7 +39,7 @@ Check = Callable[[Credentials], Verdict]
 
 
 @runtime_checkable
-class ChecksPasswords(Protocol):
+class PasswordVerifier(Protocol):
     """Serves PLAIN and LOGIN."""
 
     def check_password(self, credentials: Credentials, /) -> Verdict:
@@ -47,7 +47,7 @@ class ChecksPasswords(Protocol):
 
 
 @runtime_checkable
-class ChecksTokens(Protocol):
+class TokenVerifier(Protocol):
     """Serves OAUTHBEARER and XOAUTH2."""
 
     def check_token(self, credentials: Credentials, /) -> Verdict:
@@ -55,7 +55,7 @@ class ChecksTokens(Protocol):
 
 
 @runtime_checkable
-class KnowsPasswords(Protocol):
+class PasswordStore(Protocol):
     """Serves CRAM-MD5, SCRAM, PLAIN and LOGIN: it knows the passwords themselves."""
 
     def get_password(self, username: str, /) -> str | None:
@@ -63,7 +63,7 @@ class KnowsPasswords(Protocol):
 
 
 @runtime_checkable
-class KnowsKeys(Protocol):
+class ScramKeyStore(Protocol):
     """Serves SCRAM without knowing a password.
 
     Where the keys are made with another number of iterations than 4096, an attribute ``scram_iterations`` says which:
@@ -75,7 +75,7 @@ class KnowsKeys(Protocol):
 
 
 @runtime_checkable
-class Relays(Protocol):
+class MechanismRelay(Protocol):
     """Another server holds the exchange."""
 
     def offered_mechanisms(self) -> Collection[str]:
@@ -85,7 +85,7 @@ class Relays(Protocol):
         """Hold one exchange."""
 
 
-Backend = ChecksPasswords | ChecksTokens | KnowsPasswords | KnowsKeys | Relays
+Backend = PasswordVerifier | TokenVerifier | PasswordStore | ScramKeyStore | MechanismRelay
 
 
 def check_seconds(name: str, value: Any) -> float:

@@ -18,7 +18,7 @@ from gevent.lock import BoundedSemaphore
 
 from greensmtp.middleware.auth.credentials import Unavailable, check_path, check_seconds
 from greensmtp.protocol import canned
-from greensmtp.protocol.sasl.exchange import Claim, Exchange, Identity, Refused
+from greensmtp.protocol.sasl.exchange import CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.session import Session
 
@@ -101,7 +101,7 @@ class DovecotAuth:
         client_first = row.takes_initial and mechanism != "LOGIN"
         if client_first:
             response = yield b""
-            yield Claim(username=row.name_in(response), mechanism=mechanism)
+            yield CredentialQuery(username=row.name_in(response), mechanism=mechanism)
             request.append(f"resp={_encode(response)}")  # the last field, always
         with self._connected(self._timeout) as line:
             if mechanism not in self._offered:
@@ -115,7 +115,7 @@ class DovecotAuth:
                     raise Refused(_refusal(fields))
                 response = yield _decode(fields[0] if fields else "")
                 if step == 0 and not client_first:
-                    yield Claim(username=row.name_in(response), mechanism=mechanism)
+                    yield CredentialQuery(username=row.name_in(response), mechanism=mechanism)
                 line.send("CONT", "1", _encode(response))
             raise Unavailable(f"{self._path}: challenges without end")
 

@@ -12,7 +12,7 @@ _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _LIMIT = re.compile(r"([0-9]{1,9}) ?(?:/|per) ?(?:([0-9]{1,6}) ?)?(second|minute|hour|day)s?")
 
 
-class Failures:
+class AttemptLimiter:
     """Allows ``"10/minute"`` (``"5/15 minutes"``, ``"100/hour"``, ``"1000/day"``) failures for each key.
 
     An attempt counts as a failure from its beginning, and is given back when it is none: whoever tries many at once

@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from greensmtp.middleware.auth.credentials import Backend, Relays
-from greensmtp.middleware.auth.resolver import Registrar
+from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
+from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.channel_binding import END_POINT, UNIQUE, end_point_binding
@@ -27,7 +27,7 @@ _NEEDS: Mapping[Need, str] = {
 }
 
 
-class Offer:
+class MechanismPolicy:
     """The mechanisms of one Auth.
 
     :param wanted: the names that the user has asked for; None: all that can be had.
@@ -36,9 +36,9 @@ class Offer:
     """
 
     def __init__(
-        self, backend: Backend, registrar: Registrar, wanted: Iterable[str] | None, *, allow_plaintext: bool
+        self, backend: Backend, registrar: CredentialResolver, wanted: Iterable[str] | None, *, allow_plaintext: bool
     ) -> None:
-        self._relays = backend if isinstance(backend, Relays) else None
+        self._relays = backend if isinstance(backend, MechanismRelay) else None
         self._serves = registrar.serves
         self._allow_plaintext = allow_plaintext
         able = [name for name, row in MECHANISMS.items() if row.needs in self._serves or self._relays is not None]

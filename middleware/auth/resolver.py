@@ -9,20 +9,20 @@ from typing import Any
 from greensmtp.middleware.auth.credentials import (
     Backend,
     Check,
-    ChecksPasswords,
-    ChecksTokens,
     Credentials,
-    KnowsKeys,
-    KnowsPasswords,
+    PasswordStore,
+    PasswordVerifier,
+    ScramKeyStore,
+    TokenVerifier,
     Verdict,
 )
 from greensmtp.protocol.sasl.exchange import (
-    Claim,
-    KeysClaim,
-    PasswordClaim,
+    CredentialQuery,
+    KeysQuery,
+    PasswordQuery,
     ScramKeys,
-    SecretClaim,
-    TokenClaim,
+    SecretQuery,
+    TokenQuery,
     prepare_password,
 )
 from greensmtp.protocol.sasl.server import Need
@@ -37,7 +37,7 @@ AT_ONCE = 4
 _FILLER = "x" * 64
 
 
-class Registrar:
+class CredentialResolver:
     """Answers the claims of the mechanisms out of a backend.
 
     A user that does not exist costs as much as one that does: whatever is done for one is done for the other, with
@@ -52,12 +52,12 @@ class Registrar:
         self._secret_of_salts = token_bytes(32) if secret is None else secret
         self._nobody = token_urlsafe(32)
         self._pool = BoundedPool(AT_ONCE)
-        self._check = backend.check_password if isinstance(backend, ChecksPasswords) else None
-        self._get_password = backend.get_password if isinstance(backend, KnowsPasswords) else None
-        self._get_keys = backend.get_scram_keys if isinstance(backend, KnowsKeys) else None
+        self._check = backend.check_password if isinstance(backend, PasswordVerifier) else None
+        self._get_password = backend.get_password if isinstance(backend, PasswordStore) else None
+        self._get_keys = backend.get_scram_keys if isinstance(backend, ScramKeyStore) else None
         #: What unknown users' keys are said to have been made with.
         self._iterations = _check_iterations(getattr(backend, "scram_iterations", 4096))
-        self._check_token = check_token or (backend.check_token if isinstance(backend, ChecksTokens) else None)
+        self._check_token = check_token or (backend.check_token if isinstance(backend, TokenVerifier) else None)
 
     @property
     def serves(self) -> frozenset[Need]:
@@ -70,21 +70,21 @@ class Registrar:
         }
         return frozenset(need for need, it_can in can.items() if it_can)
 
-    def answer(self, claim: Claim, session: Session) -> Any:
+    def answer(self, claim: CredentialQuery, session: Session) -> Any:
         """What the mechanism is to be sent for its claim.
 
         Whatever the backend raises comes through.
         """
-        if isinstance(claim, PasswordClaim):
+        if isinstance(claim, PasswordQuery):
             if self._check is None:
                 return self._compare(claim)
             return _name(claim, self._check(_credentials(claim, session, password=claim.password)))
-        if isinstance(claim, TokenClaim):
+        if isinstance(claim, TokenQuery):
             assert self._check_token is not None
             return _name(claim, self._check_token(_credentials(claim, session, token=claim.token)))
-        if isinstance(claim, SecretClaim):
+        if isinstance(claim, SecretQuery):
             return self._secret(claim.username)
-        if isinstance(claim, KeysClaim):
+        if isinstance(claim, KeysQuery):
             return self._keys(claim.username)
         return None
 
@@ -95,7 +95,7 @@ class Registrar:
             raise TypeError(f"a password is a str, or None, not a {type(password).__name__}")
         return password or None
 
-    def _compare(self, claim: PasswordClaim) -> str | None:
+    def _compare(self, claim: PasswordQuery) -> str | None:
         password = self._secret(claim.username)
         # Of digests, which are of one length, with a key that nobody knows.
         expected, given = (self._digest(text) for text in (password or self._nobody, claim.password))
@@ -148,11 +148,13 @@ def _checked(keys: Any) -> ScramKeys:
     return keys
 
 
-def _credentials(claim: Claim, session: Session, password: str | None = None, token: str | None = None) -> Credentials:
+def _credentials(
+    claim: CredentialQuery, session: Session, password: str | None = None, token: str | None = None
+) -> Credentials:
     return Credentials(claim.username, password, token, claim.mechanism, claim.authzid, session)
 
 
-def _name(claim: Claim, verdict: Verdict) -> str | None:
+def _name(claim: CredentialQuery, verdict: Verdict) -> str | None:
     """The name that a check has come to; anything but a clear answer is an error, not a yes."""
     if verdict is False or verdict is None or verdict == "":
         return None

@@ -46,12 +46,12 @@ def parse_address(listen: object) -> tuple[str, int]:
     return host, port
 
 
-class Exposition:
+class MetricsServer:
     """One HTTP listener for one registry; ``use`` and ``leave`` say for whom it stays open."""
 
     #: Those that are open. Two servers of one process, each with a stack of its own made from the same
     #: configuration, share one.
-    _open: ClassVar[dict[tuple[Any, ...], Exposition]] = {}
+    _open: ClassVar[dict[tuple[Any, ...], MetricsServer]] = {}
 
     def __init__(self, key: tuple[Any, ...], registry: Any, host: str, port: int) -> None:
         self._key = key
@@ -61,7 +61,7 @@ class Exposition:
         self.address: tuple[str, int] = self._server.address[:2]
 
     @classmethod
-    def use(cls, user: object, registry: Any, host: str, port: int) -> Exposition:
+    def use(cls, user: object, registry: Any, host: str, port: int) -> MetricsServer:
         """The listener at this address, opened if need be.
 
         :raises OSError: the address cannot be had; the text names it.
@@ -151,7 +151,7 @@ def _app(registry: Any) -> App:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/metrics":
-            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            start_response("404 Not EntryPoint", [("Content-Type", "text/plain")])
             return [b"The metrics are at /metrics\n"]
         told: list[Any] = []
         try:

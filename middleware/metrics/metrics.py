@@ -9,7 +9,7 @@ from typing import Any
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.metrics.counters import Codes, Numbers, Registry, check_registry
-from greensmtp.middleware.metrics.http import Exposition, parse_address
+from greensmtp.middleware.metrics.http import MetricsServer, parse_address
 from greensmtp.protocol.command import (
     ACCEPT,
     CONNECT,
@@ -93,7 +93,7 @@ class Metrics:
         self.registry = check_registry(registry)
         self._namespace = namespace
         self._numbers = numbers = Numbers.of(self.registry, namespace)
-        self._expositions: dict[Any, Exposition] = {}
+        self._expositions: dict[Any, MetricsServer] = {}
         self._enhanced: dict[str, Callable[[], None]] = {}
         # What a label's value stands for is looked up here, once, and not at each command.
         self._connected = numbers.connections.inc
@@ -129,7 +129,7 @@ class Metrics:
         :raises OSError: the address of ``listen`` cannot be had.
         """
         if self._listen is not None:
-            self._expositions[server] = Exposition.use(self, self.registry, *self._listen)
+            self._expositions[server] = MetricsServer.use(self, self.registry, *self._listen)
 
     def stop(self, server: Any) -> None:
         """It has stopped."""

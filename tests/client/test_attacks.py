@@ -179,7 +179,7 @@ def test_an_unsolicited_421_is_a_good_bye(scripted: Start) -> None:
         mail.noop()
     assert caught.value.reply is not None
     assert caught.value.reply.code == 421
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
 
 
 def test_more_replies_than_commands_in_a_batch(scripted: Start) -> None:
@@ -256,7 +256,7 @@ def test_a_peer_that_never_reads(scripted: Start) -> None:
     with pytest.raises(Disconnected, match="timeout") as caught:
         mail.send(b"x" * 50_000_000, "a@example.com", "b@example.com")
     done.set()
-    assert caught.value.may_retry  # the dot was not sent
+    assert caught.value.safe_to_retry  # the dot was not sent
     assert not caught.value.after_content
 
 
@@ -274,7 +274,7 @@ def test_each_wait_has_its_own_time_out(scripted: Start) -> None:
     with pytest.raises(Disconnected, match="timeout") as caught:
         mail.send(b"x", "a@example.com", "b@example.com")
     assert caught.value.after_content
-    assert not caught.value.may_retry
+    assert not caught.value.safe_to_retry
 
 
 def test_half_a_tls_handshake(scripted: Start) -> None:
@@ -314,7 +314,7 @@ def test_a_peer_that_vanishes_at_every_point(scripted: Start) -> None:
             mail = scripted(script).connect()
             mail.send(b"x", "a@example.com", "b@example.com")
         except Disconnected as lost:
-            outcomes[cut] = (lost.may_retry, lost.after_content)
+            outcomes[cut] = (lost.safe_to_retry, lost.after_content)
         except CannotConnect:
             outcomes[cut] = None
         else:

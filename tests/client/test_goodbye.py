@@ -50,7 +50,7 @@ def test_a_refusal_of_nothing_before_a_close_is_a_goodbye(scripted: Start, goodb
     with pytest.raises(Disconnected) as caught:
         mail.noop()
     assert str(caught.value.reply) == goodbye
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert caught.value.transient
 
 

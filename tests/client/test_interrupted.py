@@ -232,9 +232,9 @@ def test_a_reset_in_the_middle_of_the_content(scripted: Start, offers: tuple[str
     with pytest.raises(Disconnected) as caught:
         mail.send(b"x" * size, FROM, TO)
     # (The smaller one may be in the kernel's hands as a whole when the reset comes: then nobody can know.)
-    assert caught.value.may_retry is not caught.value.after_content
+    assert caught.value.safe_to_retry is not caught.value.after_content
     if size > CHUNKING_PAYS:
-        assert caught.value.may_retry
+        assert caught.value.safe_to_retry
 
 
 def test_the_end_that_never_left_was_not_sent(scripted: Start) -> None:
@@ -258,7 +258,7 @@ def test_the_end_that_never_left_was_not_sent(scripted: Start) -> None:
         mail.send(b"x" * 250_000, FROM, TO)
     done.set()
     assert not caught.value.after_content
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
 
 
 def test_nobody_can_have_what_was_for_nobody(scripted: Start) -> None:
@@ -273,7 +273,7 @@ def test_nobody_can_have_what_was_for_nobody(scripted: Start) -> None:
     mail = scripted(script).connect()
     with pytest.raises(RecipientsRefused) as caught:
         mail.send(b"the secret body", FROM, TO)
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 
@@ -314,7 +314,7 @@ def test_421_in_a_window_of_chunks(scripted: Start, at: int) -> None:
     mail = scripted(script).connect(timeout=20)
     with pytest.raises(DataRefused, match="421") as caught:
         mail.send(b"y" * (size * 2 + 100) + b"\r\n", FROM, TO)
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert caught.value.transient
     assert mail.closed
 

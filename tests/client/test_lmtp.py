@@ -52,7 +52,7 @@ def test_the_connection_is_lost_between_them(scripted: Start, replies: tuple[str
         with pytest.raises(Disconnected) as caught:
             pool.send(b"x" * (CHUNKING_PAYS if chunked else 1), FROM, EVERYBODY)
         assert caught.value.after_content
-        assert not caught.value.may_retry
+        assert not caught.value.safe_to_retry
         assert {who: str(reply) for who, reply in caught.value.recipients.items()} == dict(
             zip((A, B, C), whole, strict=False)
         )
@@ -74,7 +74,7 @@ def test_421_answers_for_all_that_follow(scripted: Start, chunked: bool) -> None
         mail.send(b"x" * size, FROM, EVERYBODY)
     assert {who: reply.code for who, reply in caught.value.recipients.items()} == {A: 550, NO: 550, B: 421, C: 421}
     assert caught.value.transient
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 

@@ -340,7 +340,7 @@ def test_nobody_there(tmp_path: Path) -> None:
     with pytest.raises(CannotConnect, match=f"127.0.0.1:{port}") as caught:
         connect("127.0.0.1", port)
     assert caught.value.transient
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     with pytest.raises(CannotConnect, match=r"smtp\.sock"):
         connect(str(tmp_path / "smtp.sock"))
     with pytest.raises(CannotConnect):

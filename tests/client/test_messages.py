@@ -33,7 +33,7 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.client.message import MAX_MEMORY, Outgoing
+from greensmtp.client.message import MAX_MEMORY, PreparedMessage
 from greensmtp.middleware import Auth
 from greensmtp.protocol import header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
@@ -170,7 +170,7 @@ def test_hostile_fields_take_milliseconds() -> None:
     began = time.thread_time()
     for message in (octets, message_from_bytes(octets), octets.replace(b"(", b", ")):
         try:
-            Outgoing(message).close()
+            PreparedMessage(message).close()
         except ProtocolError:
             pass
     assert time.thread_time() - began < 1
@@ -180,7 +180,7 @@ def test_two_thousand_recipients(inbox: Inbox) -> None:
     to = ",\r\n ".join(f"Reader {number} <reader{number}@example.com>" for number in range(2000))
     octets = f"From: {FROM}\r\nTo: {to}\r\n\r\nhi\r\n".encode()
     for message in (octets, message_from_bytes(octets), message_from_bytes(octets, policy=policy.default)):
-        outgoing = Outgoing(message)
+        outgoing = PreparedMessage(message)
         assert len(outgoing.recipients) == 2000
         assert outgoing.size == len(octets)
 
@@ -355,7 +355,7 @@ def test_date_and_message_id_are_added_where_they_are_missing(inbox: Inbox) -> N
 
 
 def test_a_retry_has_the_same_message_id() -> None:
-    outgoing = Outgoing(composed(From=FROM, To=TO))
+    outgoing = PreparedMessage(composed(From=FROM, To=TO))
     first = b"".join(outgoing.data())
     outgoing.mail_line({"8BITMIME": ""})
     assert b"".join(outgoing.data()) == first
@@ -392,7 +392,7 @@ def test_a_field_cannot_smuggle_another() -> None:
         message["From"], message["To"] = FROM, TO
         message[name] = value
         with pytest.raises(ProtocolError, match="cannot be written"):
-            Outgoing(message)
+            PreparedMessage(message)
 
 
 def test_a_message_nested_too_deeply_is_an_error() -> None:
@@ -403,7 +403,7 @@ def test_a_message_nested_too_deeply_is_an_error() -> None:
         inner.set_payload([deeper])
         inner = deeper
     with pytest.raises(ProtocolError, match="nested too deeply"):
-        Outgoing(message, FROM, TO)
+        PreparedMessage(message, FROM, TO)
 
 
 def test_a_large_message_is_written_off_the_hub(inbox: Inbox) -> None:
@@ -420,7 +420,7 @@ def test_a_large_message_is_written_off_the_hub(inbox: Inbox) -> None:
 
     watching = spawn(watch)
     began = time.perf_counter()
-    Outgoing(message).close()
+    PreparedMessage(message).close()
     taken = time.perf_counter() - began
     watching.kill()
     assert longest < max(taken / 2, 0.25)
@@ -568,13 +568,13 @@ def test_what_is_no_binary_file_is_a_typed_error(tmp_path: Path, capfd: pytest.C
             (5, "got int"),
         ):
             with pytest.raises(TypeError, match=what):
-                Outgoing(wrong, FROM, TO)  # type: ignore[arg-type]
+                PreparedMessage(wrong, FROM, TO)  # type: ignore[arg-type]
     with ours.makefile("rb") as file, pytest.raises(TypeError, match="gevent"):
-        Outgoing(Wrapper(file), FROM, TO)
+        PreparedMessage(Wrapper(file), FROM, TO)
     with (tmp_path / "x").open("rb") as closed:
         pass
     with pytest.raises(ValueError, match="closed"):
-        Outgoing(closed, FROM, TO)
+        PreparedMessage(closed, FROM, TO)
     ours.close()
     theirs.close()
     assert capfd.readouterr().err == ""
@@ -645,7 +645,7 @@ def test_parameters_that_change_what_happens_are_not_left_out(scripted: Start, e
 
 def test_parameters_for_another_number_of_recipients() -> None:
     with pytest.raises(ValueError, match="for 1 recipients, not for 2"):
-        Outgoing(b"x", FROM, [TO, "c@example.com"], to_ext=[{}])
+        PreparedMessage(b"x", FROM, [TO, "c@example.com"], to_ext=[{}])
 
 
 def test_one_pool_sends_one_object_from_many_greenlets(inbox: Inbox) -> None:
@@ -728,7 +728,7 @@ def test_large_bytes_hold_up_no_other_greenlet(octets: bytes, inbox: Inbox) -> N
             turns += 1
 
     turning = spawn(take_turns)
-    outgoing = Outgoing(octets, FROM, TO)
+    outgoing = PreparedMessage(octets, FROM, TO)
     turning.kill()
     assert turns > 5
     assert outgoing.size == len(octets)

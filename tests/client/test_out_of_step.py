@@ -121,7 +121,7 @@ def test_go_on_in_the_middle_of_an_envelope(scripted: Start, replies: list[str])
     mail = scripted(script).connect()
     with pytest.raises(PeerProtocolError) as caught:
         mail.send(b"the secret body", FROM, TO)
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 
@@ -139,7 +139,7 @@ def test_a_reply_that_comes_before_the_message(scripted: Start, extra: str, chun
     mail = scripted(script).connect()
     with pytest.raises(PeerProtocolError, match="nothing was said to") as caught:
         mail.send(b"x" * (CHUNKING_PAYS if chunked else 10), FROM, TO)
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 
@@ -174,7 +174,7 @@ def test_go_on_behind_a_message(scripted: Start, reply: str) -> None:
     with pytest.raises(PeerProtocolError) as caught:
         mail.send(b"x", FROM, TO)
     assert caught.value.after_content
-    assert not caught.value.may_retry
+    assert not caught.value.safe_to_retry
 
 
 def test_a_chunk_refused_and_the_message_taken(scripted: Start) -> None:
@@ -192,7 +192,7 @@ def test_a_chunk_refused_and_the_message_taken(scripted: Start) -> None:
     mail = scripted(script).connect(timeout=20)
     with pytest.raises(PeerProtocolError, match=r"4\.3\.1 no room.*2\.0\.0 queued") as caught:
         mail.send(b"y" * 600_000, FROM, TO)
-    assert not caught.value.may_retry
+    assert not caught.value.safe_to_retry
 
 
 def test_a_refused_chunk_is_the_refusal(scripted: Start) -> None:
@@ -245,7 +245,7 @@ def test_421_to_the_last_recipient(scripted: Start, offers: tuple[str, ...]) -> 
     with pytest.raises(DataRefused, match="421") as caught:
         mail.send(b"x" * CHUNKING_PAYS, FROM, [FROM, TO, "c@example.com"])
     assert [reply.code for reply in caught.value.recipients.values()] == [250, 421, 421]
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 

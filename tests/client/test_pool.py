@@ -204,7 +204,7 @@ def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> N
     pool.close(timeout=0.05)
     with pytest.raises(Disconnected) as caught:
         sending.get()
-    assert not caught.value.may_retry
+    assert not caught.value.safe_to_retry
     go.set()
 
 
@@ -730,7 +730,7 @@ def test_acquire_timeout(server: SMTPServer, counter: Counter) -> None:
             with pytest.raises(PoolTimeout, match=r"0\.01 s") as caught:
                 pool.send(b"x", FROM, TO)
             assert caught.value.transient
-            assert caught.value.may_retry
+            assert caught.value.safe_to_retry
             with pytest.raises(PoolTimeout), pool.connection():
                 pass
         assert pool.send(b"x", FROM, TO).reply.code == 250

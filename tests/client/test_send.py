@@ -460,14 +460,14 @@ def test_partial_refusals_are_in_the_result(inbox: Inbox) -> None:
     with pytest.raises(PartiallyRefused, match="2 of 3") as caught:
         inbox.send(b"x", FROM, [TO, "no@example.com", "later@example.com"], raise_on_partial=True)
     assert caught.value.result.accepted == (TO,)
-    assert not caught.value.may_retry
+    assert not caught.value.safe_to_retry
 
 
 def test_all_recipients_refused(inbox: Inbox) -> None:
     with pytest.raises(RecipientsRefused) as caught:
         inbox.send(b"x", FROM, ["no@example.com"])
     assert not caught.value.transient
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert caught.value.recipients["no@example.com"].enhanced == "5.1.1"
     with pytest.raises(RecipientsRefused) as caught:
         inbox.send(b"x", FROM, ["no@example.com", "later@example.com"])
@@ -549,7 +549,7 @@ def test_421_at_every_point(scripted: Start, at: str) -> None:
     assert caught.value.reply is not None
     assert caught.value.reply.code == 421
     assert caught.value.transient
-    assert caught.value.may_retry
+    assert caught.value.safe_to_retry
     assert mail.closed
 
 

@@ -14,7 +14,7 @@ from greensmtp.middleware import Auth
 from greensmtp.middleware._accounts import account_of
 from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM, Attempt, AttemptLimits
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable
-from greensmtp.middleware.auth.failure_counter import Failures
+from greensmtp.middleware.auth.failure_counter import AttemptLimiter
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
 
@@ -390,7 +390,7 @@ class Clock:
 
 def test_the_time_begins_with_the_first_failure() -> None:
     clock = Clock()
-    failures = Failures("2/minute", clock=clock)
+    failures = AttemptLimiter("2/minute", clock=clock)
     assert failures.take("a")
     clock.now += 59
     assert failures.take("a")
@@ -403,7 +403,7 @@ def test_the_time_begins_with_the_first_failure() -> None:
 
 
 def test_giving_back() -> None:
-    failures = Failures("2/hour", clock=Clock())
+    failures = AttemptLimiter("2/hour", clock=Clock())
     for _ in range(5):
         assert failures.take("a")
         failures.give_back("a")
@@ -419,7 +419,7 @@ def test_giving_back() -> None:
 
 def test_it_is_bounded() -> None:
     clock = Clock()
-    failures = Failures("1/minute", max_keys=10, clock=clock)
+    failures = AttemptLimiter("1/minute", max_keys=10, clock=clock)
     for number in range(1000):
         assert failures.take(str(number))
     assert len(failures) == 10
@@ -434,10 +434,10 @@ def test_it_is_bounded() -> None:
     "limit", ["10/minute", "1/second", "5/15 minutes", "5 per 15 minutes", "100/hour", "1000/day", "3/2days"]
 )
 def test_limits(limit: str) -> None:
-    assert repr(Failures(limit)) == f"Failures({limit!r})"
+    assert repr(AttemptLimiter(limit)) == f"Failures({limit!r})"
 
 
 @pytest.mark.parametrize("limit", ["", "10", "minute", "0/minute", "1/0 minutes", "-1/minute", "1/fortnight", None, 10])
 def test_no_limits(limit: Any) -> None:
     with pytest.raises(ValueError, match="'10/minute'"):
-        Failures(limit)
+        AttemptLimiter(limit)

@@ -220,7 +220,7 @@ def test_lmtp_counts_the_octets_of_a_message_once(smtp_server: MakeServer, clock
             peer.expect(expected, expected)
 
 
-# Failures to authenticate
+# AttemptLimiter to authenticate
 
 
 def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer, clock: Clock) -> None:

@@ -122,7 +122,7 @@ def _wait_for(path: Path, log: Path) -> None:
 # The server
 
 
-class Serving:
+class ConfiguredServer:
     """A server with STARTTLS in a thread of its own, and whom it has let in."""
 
     def __init__(self, auth: Auth, certificate: Certificate) -> None:
@@ -162,7 +162,7 @@ def check_token(credentials: Any) -> Any:
 @pytest.fixture
 def serving(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path, certificate: Certificate
-) -> Iterator[Serving]:
+) -> Iterator[ConfiguredServer]:
     """With the backend of that name; everybody has to log in."""
     options: dict[str, Any] = {"required": True, "allow_plaintext": True}
     if backend == "dovecot":
@@ -178,7 +178,7 @@ def serving(
     else:
         users: Any = USERS if backend == "mapping" else check
         auth = Auth(users, check_token=check_token, **options)
-    serving = Serving(auth, certificate)
+    serving = ConfiguredServer(auth, certificate)
     with serving.server.in_thread():
         yield serving
 
@@ -188,7 +188,7 @@ def serving(
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
-def test_swaks(serving: Serving, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
+def test_swaks(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     options = ["--tls", "--tls-ca-path", str(certificate.authority), "--tls-verify"] if tls else []
     user = ("--auth", mechanism, "--auth-user", "jo", "--auth-password")
     sender, recipient = ENVELOPE
@@ -200,7 +200,7 @@ def test_swaks(serving: Serving, run: Run, certificate: Certificate, mechanism: 
 
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize(("backend", "mechanism"), CASES)
-def test_msmtp(serving: Serving, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
+def test_msmtp(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     sender, recipient = ENVELOPE
     secret = TOKEN if "OAUTH" in mechanism else PASSWORD
     where = ["--host=127.0.0.1", f"--port={serving.port}", f"--from={sender}", "--domain=client.example"]
@@ -215,7 +215,7 @@ def test_msmtp(serving: Serving, run: Run, certificate: Certificate, mechanism: 
 
 
 @pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5", "OAUTHBEARER"))
-def test_curl(serving: Serving, run: Run, certificate: Certificate, mechanism: str) -> None:
+def test_curl(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str) -> None:
     sender, recipient = ENVELOPE
     url = f"smtp://127.0.0.1:{serving.port}/client.example"
     envelope = ("--mail-from", sender, "--mail-rcpt", recipient, "-T", "-", "--ssl-reqd")
@@ -243,7 +243,7 @@ class Forced(smtplib.SMTP):
 
 
 @pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
-def test_smtplib(serving: Serving, certificate: Certificate, mechanism: str) -> None:
+def test_smtplib(serving: ConfiguredServer, certificate: Certificate, mechanism: str) -> None:
     def speak() -> Any:
         with Forced("127.0.0.1", serving.port, "client.example", timeout=20) as client:
             client.mechanism = mechanism
@@ -259,7 +259,7 @@ def test_smtplib(serving: Serving, certificate: Certificate, mechanism: str) -> 
 
 
 @pytest.mark.parametrize(("backend", "mechanism"), CASES)
-def test_our_own_client(serving: Serving, certificate: Certificate, mechanism: str) -> None:
+def test_our_own_client(serving: ConfiguredServer, certificate: Certificate, mechanism: str) -> None:
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     secret: Any = {"token": TOKEN} if "OAUTH" in mechanism else {"password": PASSWORD}
     wrong: Any = dict.fromkeys(secret, "wrong")
@@ -272,7 +272,7 @@ def test_our_own_client(serving: Serving, certificate: Certificate, mechanism: s
 
 
 @pytest.mark.parametrize("backend", ["mapping", "dovecot"])
-def test_our_own_client_takes_the_strongest(serving: Serving, backend: str) -> None:
+def test_our_own_client_takes_the_strongest(serving: ConfiguredServer, backend: str) -> None:
     with connect("127.0.0.1", serving.port, starttls="never") as mail:
         mail.ehlo()
         assert mail.login("jo", PASSWORD).code == 235

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from greensmtp.errors import PeerProtocolError, ProtocolError
 from greensmtp.protocol.enhanced_status import LEADING
 from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.reply_parser import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyReader
+from greensmtp.protocol.reply_parser import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyParser
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:
     """All replies in it, given in pieces."""
-    reader = ReplyReader()
+    reader = ReplyParser()
     replies: list[Reply] = []
     ends = [*sorted(cuts), len(wire)]
     start = 0
@@ -81,7 +81,7 @@ def test_junk_at_every_cut(wire: bytes) -> None:
 
 
 def test_it_stays_broken() -> None:
-    reader = ReplyReader()
+    reader = ReplyParser()
     reader.feed(b"junk\r\n250 Ok\r\n")
     for _ in range(2):
         with pytest.raises(ProtocolError, match="junk"):
@@ -110,7 +110,7 @@ def test_a_reply_without_end() -> None:
 
 
 def test_several_at_once_are_told_apart() -> None:
-    reader = ReplyReader()
+    reader = ReplyParser()
     reader.feed(b"250 one\r\n250-two\r\n250 two\r\n354 three\r\n2")
     assert [reply.code for reply in reader.next_replies(2)] == [250, 250]
     assert reader.pending

@@ -16,14 +16,14 @@ from greensmtp.protocol.sasl import client as sasl
 from greensmtp.protocol.sasl import messages
 from greensmtp.protocol.sasl.exchange import (
     Channel,
-    Claim,
+    CredentialQuery,
     Identity,
-    KeysClaim,
-    PasswordClaim,
+    KeysQuery,
+    PasswordQuery,
     Refused,
     ScramKeys,
-    SecretClaim,
-    TokenClaim,
+    SecretQuery,
+    TokenQuery,
 )
 from greensmtp.protocol.sasl.server import MECHANISMS
 
@@ -32,16 +32,16 @@ JO = ScramKeys.derive("sesame", b"s" * 16)
 NOBODY = ScramKeys.derive("nobody", b"n" * 16, known=False)
 
 
-def knows(claim: Claim) -> Any:
+def knows(claim: CredentialQuery) -> Any:
     """One user: jo, sesame, t0ken."""
     is_jo = claim.username == "jo"
-    if isinstance(claim, PasswordClaim):
+    if isinstance(claim, PasswordQuery):
         return "jo" if is_jo and claim.password == "sesame" else None
-    if isinstance(claim, TokenClaim):
+    if isinstance(claim, TokenQuery):
         return "jo" if claim.username in ("jo", "") and claim.token == "t0ken" else None
-    if isinstance(claim, SecretClaim):
+    if isinstance(claim, SecretQuery):
         return "sesame" if is_jo else None
-    assert isinstance(claim, KeysClaim)
+    assert isinstance(claim, KeysQuery)
     return JO if is_jo else NOBODY
 
 
@@ -142,9 +142,9 @@ def test_a_challenge_is_answered_within_its_connection_alone() -> None:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_no_secret_in_a_claims_repr(mechanism: str) -> None:
-    claim = PasswordClaim(username="jo", mechanism=mechanism, password="hunter2")
+    claim = PasswordQuery(username="jo", mechanism=mechanism, password="hunter2")
     assert "hunter2" not in repr(claim)
-    assert "hunter2" not in repr(TokenClaim(username="jo", mechanism=mechanism, token="hunter2"))
+    assert "hunter2" not in repr(TokenQuery(username="jo", mechanism=mechanism, token="hunter2"))
     assert "stored" not in repr(JO)
 
 

@@ -99,7 +99,7 @@ def prepare_password(password: str) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
+class CredentialQuery:
     """Somebody says that he is ``username``. By itself it is proved otherwise; its answer is not looked at."""
 
     username: str
@@ -108,26 +108,26 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PasswordClaim(Claim):
+class PasswordQuery(CredentialQuery):
     """... and gives his password. The answer: his name, as it is to be known from now on, or None."""
 
     password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TokenClaim(Claim):
+class TokenQuery(CredentialQuery):
     """... and gives a token; ``username`` may be ``""`` when the token says that. The answer is as to a password."""
 
     token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecretClaim(Claim):
+class SecretQuery(CredentialQuery):
     """... and will prove that he knows the password: what is it? The answer: a str, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class KeysClaim(Claim):
+class KeysQuery(CredentialQuery):
     """... and will prove that he knows the password: what are its keys? The answer: ScramKeys, always."""
 
 
@@ -141,4 +141,4 @@ class Channel:
     bindings: Mapping[str, bytes] = field(default_factory=dict)
 
 
-Exchange = Generator[bytes | Claim, Any, Identity]
+Exchange = Generator[bytes | CredentialQuery, Any, Identity]

@@ -17,12 +17,12 @@ from greensmtp.protocol.sasl.exchange import (
     Channel,
     Exchange,
     Identity,
-    KeysClaim,
-    PasswordClaim,
+    KeysQuery,
+    PasswordQuery,
     Refused,
     ScramKeys,
-    SecretClaim,
-    TokenClaim,
+    SecretQuery,
+    TokenQuery,
 )
 from greensmtp.protocol.sasl.messages import (
     parse_cram_md5,
@@ -58,7 +58,7 @@ class Mechanism:
 def _plain(channel: Channel) -> Exchange:
     """RFC 4616."""
     authzid, name, password = parse_plain((yield b""))
-    who = yield PasswordClaim(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
+    who = yield PasswordQuery(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
     # Whoever names himself twice wants to act as himself, by whatever name he is known.
     return _identity(who, (who or "") if authzid == name else authzid, "PLAIN")
 
@@ -67,7 +67,7 @@ def _login(channel: Channel) -> Exchange:
     """Never standardised. The server speaks first, but many clients send the name along with AUTH."""
     name = parse_name(parse_text((yield b"Username:")))
     password = parse_password(parse_text((yield b"Password:")))
-    who = yield PasswordClaim(username=name, mechanism="LOGIN", password=password)
+    who = yield PasswordQuery(username=name, mechanism="LOGIN", password=password)
     return _identity(who, "", "LOGIN")
 
 
@@ -75,7 +75,7 @@ def _cram_md5(channel: Channel) -> Exchange:
     """RFC 2195."""
     challenge = f"<{token_hex(16)}@{channel.hostname}>".encode()
     name, digest = parse_cram_md5((yield challenge))
-    secret: str | None = yield SecretClaim(username=name, mechanism="CRAM-MD5")
+    secret: str | None = yield SecretQuery(username=name, mechanism="CRAM-MD5")
     # An unknown user costs as much as a known one.
     stand_in = token_hex(16)
     key = (secret or stand_in).encode("utf-8", "surrogatepass")
@@ -108,7 +108,7 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     if flag == "y" and channel.bindings:
         # It could bind, and believes that we cannot: somebody has taken -PLUS out of our offer.
         raise Refused(canned.AUTH_INVALID, is_failure=False)
-    keys: ScramKeys = yield KeysClaim(username=name, mechanism=mechanism, authzid=authzid)
+    keys: ScramKeys = yield KeysQuery(username=name, mechanism=mechanism, authzid=authzid)
     stored = (keys.salt, keys.stored_key, keys.server_key, keys.iterations)
     bound = None if binding is None else (binding, channel.bindings[binding])
     server: Any = ScramMechanism(mechanism).make_server(lambda _name: stored, channel_binding=bound)
@@ -163,7 +163,7 @@ def _xoauth2(channel: Channel) -> Exchange:
 def _oauth(name: str, token: str, mechanism: str) -> Exchange:
     who = None
     if token:
-        who = yield TokenClaim(username=name, mechanism=mechanism, token=token)
+        who = yield TokenQuery(username=name, mechanism=mechanism, token=token)
     if who is None:
         # The client is told why, and answers that it has heard (RFC 7628 section 3.2.3).
         yield _OAUTH_ERROR
