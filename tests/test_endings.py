@@ -12,6 +12,7 @@ from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, connection
+from greensmtp import server as server_module
 from greensmtp.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -131,6 +132,25 @@ def test_replies_to_lmtp_recipients_that_are_known_are_sent_before_the_421(smtp_
         stop_soon(server)
         peer.expect("250", "452 4.2.2", "421 4.3.2")
         peer.expect_end()
+
+
+def test_stop_waits_for_disconnect_handlers_within_its_timeout(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "KILL_SECONDS", 0.001)
+    server = smtp_server()
+    ended: list[str] = []
+
+    @server.on("disconnect")
+    def disconnect(session: Session, reason: str) -> None:
+        sleep(0.1)
+        ended.append(reason)
+
+    with dial(server) as peer:
+        peer.hello()
+        server.stop(5)
+        peer.expect("421 4.3.2")
+    assert ended == ["shutdown"]
 
 
 def test_stop_returns_though_a_handler_does_not_let_itself_be_ended(smtp_server: MakeServer) -> None:

@@ -361,7 +361,7 @@ def test_a_disconnect_handler_that_hangs_holds_neither_a_place_nor_the_stop(smtp
             peer.expect("221")
             peer.expect_end()
             assert not server.connections
-    server.stop()
+    server.stop(0.5)
     mercy.update(greenlets)
     assert len(greenlets) == 3
 
