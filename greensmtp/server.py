@@ -265,8 +265,8 @@ class SMTPServer(StreamServer):
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
         ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body and of a
-        handler, too. That takes one second more at most. ``disconnect`` handlers may use what is left of the timeout, up
-        to 5 seconds. Middleware that has a ``stop`` is told last, innermost first.
+        handler, too. That takes one second more at most. Handlers of ``disconnect`` may use what is left of the
+        timeout, up to 5 seconds. Middleware that has a ``stop`` is told last, innermost first.
         """
         deadline = monotonic() + (self.stop_timeout if timeout is None else timeout)
         self.close()
