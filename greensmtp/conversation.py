@@ -244,8 +244,13 @@ class Conversation:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub."""
+        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub.
+
+        The client gets the replies that it is owed, and 421 (RFC 5321 section 3.8).
+        """
         self.greenlet = self.current = None
+        if not self._has_left:
+            self.connection.say_at_once(standard.GIVEN_UP.encode())
         self.connection.abandon()
         if self._has_left:
             self._server.gone(self)
@@ -649,16 +654,23 @@ class Conversation:
         return self._settle(reply) if session.staged or reply.code >= 300 else reply
 
     def _answer_each(self) -> bool:
-        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
+        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2).
+
+        Each reply is owed as soon as it is known. If the connection is cut off before the last one, the client still
+        learns which recipients have the message, and does not send it to them again.
+        """
         session = self.session
-        replies = [self._end(EndOfData(recipient)) for recipient in session.to]
+        accepted, go_on = False, True
+        for recipient in session.to:
+            reply = self._end(EndOfData(recipient))
+            accepted = accepted or reply.code < 300
+            go_on = self._say(reply) and go_on
         session.reset()
-        accepted = any(reply.code < 300 for reply in replies)
         if accepted:
             session.messages += 1
             session.errors = session.idle_commands = self._deferred_recipients = 0
-        go_on = [self._say(reply) for reply in replies]  # all of them, before one word about their number
-        return all(go_on) and self._count_errors() and (accepted or self._count_idle())
+            return go_on
+        return go_on and self._count_errors() and self._count_idle()
 
     def _drain(self, stream: MessageStream) -> None:
         """Read what the receivers have left; it still flows to the pipes."""
