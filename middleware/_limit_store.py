@@ -134,14 +134,21 @@ def open_store(uri: str, timeout: float, owner: str) -> Store:
 
 
 def shown_uri(uri: str) -> str:
-    """A URI without what may be secret in it: user, password, options."""
+    """Return a URI without what may be secret in it: user, password, options.
+
+    An ``@`` behind the host may mean that a password with a ``/``, ``?`` or ``#`` in it was not quoted: then only the
+    scheme is shown.
+    """
     parts = urlsplit(uri)
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return f"{parts.scheme}://***"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
-        raise ValueError(f"storage takes 'memory://' or a URI like 'redis://localhost:6379', not {uri!r}")
+        # What was given is not shown: it may be a URI with a password that lacks a slash.
+        raise ValueError("storage takes 'memory://' or a URI like 'redis://localhost:6379', with '://' in it")
     try:
         shown = shown_uri(uri)
     except ValueError:
@@ -157,12 +164,12 @@ def _open(uri: str, timeout: float) -> Store:
 
     try:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
-    except ConfigurationError as error:
+    # Not chained: the library's text may quote the URI, password and all.
+    except ConfigurationError:
         raise ValueError(
             f"storage {shown!r} is not one that limits can open; it takes memory:// or redis://"
-        ) from error
+        ) from None
     except ValueError:
-        # Not chained: the library's text may quote the URI, password and all.
         raise ValueError(f"storage {shown!r} is not a URI that its library can read") from None
     if not isinstance(storage, Storage):
         raise ValueError(f"storage {shown!r} is for asyncio; take the URI without async+")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any
 
@@ -443,6 +444,23 @@ def test_no_secret_is_shown() -> None:
         RateLimit("1/minute", storage="redis://user:hunter2@local\u2100host:1/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     assert _limit_store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "redsi://:hunter2@localhost:1",
+        "redis:/:hunter2@localhost:1",
+        "redis://user:x/hunter2@localhost:1",
+        "redis://user:x#hunter2@localhost:1",
+        "redis://user:x?hunter2@localhost:1",
+        "floppy://localhost?password=x@hunter2",
+    ],
+)
+def test_no_traceback_of_a_wrong_storage_shows_a_secret(uri: str) -> None:
+    with pytest.raises(ValueError, match="storage") as caught:
+        RateLimit("1/minute", storage=uri)
+    assert "hunter2" not in "".join(format_exception(caught.value))
 
 
 def test_its_repr_is_short() -> None:
