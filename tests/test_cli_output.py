@@ -320,6 +320,65 @@ def test_a_writer_starts_no_thread_before_there_is_something_to_write() -> None:
     os.close(reading)
 
 
+def test_a_writer_that_has_finished_begins_again() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        for line in ("tea", "toast", "jam"):
+            writer.say(line)
+            assert writer.finish(20)
+            assert writer.finish(20)
+    assert os.read(reading, 100) == b"tea\ntoast\njam\n"
+    os.close(reading)
+
+
+def test_a_writer_whose_pipe_is_full_says_that_it_has_not_finished() -> None:
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        writer.say("x" * room)
+        assert not writer.finish(0.01)
+        assert not writer.finish(0.01)
+        writer.say("late")
+        text = b""
+        while not text.endswith(b"late\n"):
+            text += os.read(reading, 65536)
+        writer.say("later")
+        assert writer.finish(20)
+        assert os.read(reading, 100) == b"later\n"
+    os.close(reading)
+
+
+@pytest.mark.parametrize("target", ["stderr", "file"])
+def test_the_log_goes_on_after_the_program_configures_logging(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """logging.config closes all handlers that there are, and leaves them with their loggers."""
+    path = tmp_path / "log"
+    with path.open("a") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler = LogHandler("text", "stderr" if target == "stderr" else str(path))
+        for number in (1, 2):
+            handler.handle(logging.makeLogRecord({"levelname": "INFO", "msg": f"record {number}"}))
+            handler.close()
+    assert re.findall(r"INFO (.*)", path.read_text()) == ["record 1", "record 2"]
+
+
+def test_a_log_that_cannot_be_opened_again_is_silent(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    handler = LogHandler("text", str(folder / "log"))
+    handler.close()
+    (folder / "log").unlink()
+    folder.rmdir()
+    descriptor = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)  # likely to be the one that the log had
+    handler.handle(logging.makeLogRecord({"levelname": "INFO", "msg": "lost"}))
+    handler.close()
+    os.close(descriptor)
+    assert (tmp_path / "other").read_bytes() == b""
+
+
 def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
