@@ -441,3 +441,12 @@ def test_limits(limit: str) -> None:
 def test_no_limits(limit: Any) -> None:
     with pytest.raises(ValueError, match="'10/minute'"):
         Failures(limit)
+
+
+def test_no_name_makes_a_long_key() -> None:
+    """Each of these letters folds into fifteen."""
+    names = ["\ufdfa" * 84 + letter for letter in "ab"]
+    keys = [account_of(name) for name in names]
+    assert max(map(len, keys)) <= 64
+    assert len({*keys}) == 2
+    assert account_of(names[0].upper() + "!") == keys[0]
