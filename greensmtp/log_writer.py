@@ -25,8 +25,8 @@ class LineWriter:
     """Writes lines to a stream's descriptor in a native thread: a pipe that nothing reads holds up that thread alone.
 
     ``say`` may be called in any thread. The thread begins with the first line, and anew with the first one after
-    ``finish``; after a fork, the child has one of its own. A stream without a descriptor (one in memory, say) is written
-    to at once; a closed one takes everything, and shows nothing.
+    ``finish``; after a fork, the child has one of its own. A stream without a descriptor (one in memory, say) is
+    written to at once; a closed one takes everything, and shows nothing.
 
     :param gap: the line that stands for so many which were dropped.
     """

@@ -166,9 +166,7 @@ def _open(uri: str, timeout: float) -> Store:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
     # Not chained: the library's text may quote the URI, password and all.
     except ConfigurationError:
-        raise ValueError(
-            f"storage {shown!r} is not one that limits can open; it takes memory:// or redis://"
-        ) from None
+        raise ValueError(f"storage {shown!r} is not one that limits can open; it takes memory:// or redis://") from None
     except ValueError:
         raise ValueError(f"storage {shown!r} is not a URI that its library can read") from None
     if not isinstance(storage, Storage):
