@@ -258,6 +258,30 @@ def test_no_address_passes_for_a_line_or_a_field_of_another_message(serve: Serve
         assert len(re.findall(r"\bfrom=", text)) == (" message from=" in text), text
 
 
+QUOTING = """
+from greensmtp import signals
+
+@signals.on("received")
+def thank(session, ack):
+    ack.accept(250, f"2.0.0 Ok, {session.to[0]}")
+"""
+
+
+def test_no_reply_that_quotes_the_client_passes_for_a_field(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "quoting.py").write_text(QUOTING)
+    server = serve("--plugin", "quoting", "-vv")
+    with server.dial() as peer:
+        peer.expect("220")
+        peer.line("EHLO a from=<ann@example.com> to=<victim@y.z>")
+        peer.expect("250")
+        peer.line("MAIL FROM:<ann@example.com>", 'RCPT TO:<"x to=<victim@y.z> size=1"@evil.test>', "DATA", "x", ".")
+        peer.expect("250", "250", "354", "250 2.0.0 Ok")
+    assert len(re.findall(" to=", server.line())) == 1
+    assert server.stop() == 0
+    for text in server.log.splitlines():
+        assert len(re.findall(r"\b(?:to|from)=", text)) == 2 * (" message from=" in text), text
+
+
 def test_a_long_address_is_cut(serve: Serve) -> None:
     server = serve()
     with server.dial() as peer:
