@@ -502,3 +502,17 @@ def test_a_storage_that_fails_in_a_thread_prints_nothing(
     assert capfd.readouterr().err == ""
     assert type(error).__name__ in caplog.text
     assert "no\nway" not in caplog.text
+
+
+@pytest.mark.parametrize("password", ["hunter%402", "hunter@2", "%68unter@2"])
+def test_no_password_that_a_storage_quotes_is_logged(caplog: pytest.LogCaptureFixture, password: str) -> None:
+    """Redis before version 6 quotes the arguments of a command that it does not know."""
+    limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/7?password={password}")
+
+    def fail(key: str, cost: int) -> bool:
+        raise RuntimeError("unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `hunter@2`, ")
+
+    with pytest.raises(_limit_store.Unavailable):
+        limit._store.ask(fail, "key", 1)
+    assert "hunter" not in caplog.text
+    assert "cannot be asked (RuntimeError: its text quotes a secret)" in caplog.text
