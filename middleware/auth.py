@@ -8,17 +8,16 @@ from base64 import b64encode
 from binascii import Error as BadBase64
 from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout, sleep
+from gevent import Timeout
 
 from greensmtp.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware._attempts import Attempt, AttemptLimits
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
 from greensmtp.middleware._offer import Offer
-from greensmtp.middleware._pauses import pause
+from greensmtp.middleware._pauses import pause, waiting
 from greensmtp.middleware._recipients import decides_recipients
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
@@ -59,10 +58,6 @@ _BAD_LINES = {
     str(reply): reply
     for reply in (standard.LINE_TOO_LONG, standard.BARE_NEWLINE, standard.NOT_SMTP, standard.LINE_WITHOUT_END)
 }
-
-#: Seconds that an attempt waits for others which are under way to end, and between two looks at them.
-_LONGEST_WAIT = 10.0
-_WAIT = 0.1
 
 #: Octets in ``secret``.
 _LEAST_SECRET = 16
@@ -212,7 +207,7 @@ class Auth:
     # One exchange
 
     def _attempt(self, session: Session, name: str, channel: Channel, initial: list[str]) -> Reply:
-        attempt = Attempt(self._limits, session.peer_host, _waiting(session))
+        attempt = Attempt(self._limits, session.peer_host, waiting(session))
         try:
             return self._try(session, name, channel, initial, attempt)
         finally:
@@ -345,20 +340,6 @@ def _admit(session: Session, attempt: Attempt, claim: Claim) -> None:
     if seconds:
         session.link.flush()
         pause(session, seconds)
-
-
-def _waiting(session: Session) -> Callable[[], bool]:
-    """Return what waits a little for other attempts to end, and gives False when it has been called for too long."""
-    deadline = monotonic() + _LONGEST_WAIT
-
-    def wait() -> bool:
-        if session.server.draining or monotonic() >= deadline:
-            return False
-        session.link.flush()
-        sleep(_WAIT)
-        return True
-
-    return wait
 
 
 def _respond(session: Session, challenge: bytes) -> bytes:

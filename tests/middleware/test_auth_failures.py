@@ -200,7 +200,7 @@ def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: 
 def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greensmtp.middleware.auth._LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("greensmtp.middleware._pauses._LONGEST_WAIT", 0.0)
     auth = Auth({"jo": "x"}, allow_plaintext=True, failures_by_client="1/minute", failures_by_account=None)
     server = smtp_server(start=False, middleware=[auth])
     with dial(server, source=("192.0.2.1", 1)) as slow, dial(server, source=("192.0.2.1", 2)) as other:

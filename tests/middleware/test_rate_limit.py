@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gevent.event import Event
 
 from greensmtp import Ack, Command, Reply, Session, SMTPServer
 from greensmtp.chain import Proceed
@@ -242,6 +243,30 @@ def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer
         peer.line("AUTH good")
         peer.expect("235")
     assert tried == ["bad", "good", "unknown", "bad", "good", "good"]
+
+
+@pytest.mark.parametrize(("code", "replies"), [(235, ["235"] * 6), (535, ["454"] * 4 + ["535"] * 2)])
+def test_attempts_at_once_wait_for_one_another(smtp_server: MakeServer, code: int, replies: list[str]) -> None:
+    open_the_gate = Event()
+    tried = 0
+
+    def auth(session: Session, command: Command, proceed: Proceed) -> Reply:
+        nonlocal tried
+        tried += 1
+        open_the_gate.wait(10)
+        return Reply(code, "so be it")
+
+    setattr(auth, "verbs", ("AUTH",))  # noqa: B010
+    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
+    peers = [greet(server) for _ in range(6)]
+    for peer in peers:
+        peer.line("AUTH x")
+    peers[0].let_it_read()  # two of them are under way now
+    assert tried == 2
+    open_the_gate.set()
+    assert sorted(peer.reply()[:3] for peer in peers) == replies
+    for peer in peers:
+        peer.close()
 
 
 def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
