@@ -299,7 +299,10 @@ def _show(prefix: str, text: str) -> None:
 
 
 def _peer(client: SMTPClient) -> str:
-    name = client.socket.getpeername()
+    try:
+        name = client.socket.getpeername()
+    except OSError:  # it has said its banner and is gone already
+        return "a server that is gone"
     return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else f"{name!s}"
 
 
