@@ -543,7 +543,10 @@ class SMTPClient:
             reply = self.ehlo()
             # RFC 5321 section 3.2. (421 is a good-bye.)
             if reply.is_permanent_failure:
-                reply = self.helo()
+                try:
+                    reply = self.helo()
+                except Disconnected as lost:  # behind what it said to EHLO
+                    raise HelloRefused("the greeting was refused", reply) from lost
         if not reply.is_positive:
             raise HelloRefused("the greeting was refused", reply)
         return reply
