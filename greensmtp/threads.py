@@ -52,10 +52,15 @@ class ServerThread:
     def start(self) -> SMTPServer:
         """Start, and return when the server listens.
 
-        :raises OSError: the address cannot be had.
+        :raises OSError: the address cannot be bound.
+        :raises RuntimeError: the server has been started already, here or elsewhere.
         """
         if self._please_stop is not None:
             raise RuntimeError("this server runs in its thread already")
+        if self.server.started:
+            raise RuntimeError(
+                "this server has been started in another thread: call in_thread().start() instead of server.start()"
+            )
         started = Bell()
         # The real thing, in a patched process too, where threading.Thread would be a greenlet.
         try:

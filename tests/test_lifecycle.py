@@ -561,6 +561,14 @@ def test_a_thread_cannot_be_started_twice() -> None:
         thread.start()
 
 
+def test_a_server_that_has_started_elsewhere_is_not_started_in_a_thread() -> None:
+    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
+    with server, pytest.raises(RuntimeError, match="call in_thread"):
+        server.in_thread().start()
+    with server.in_thread():
+        assert server.started
+
+
 def test_stopping_a_thread_finishes_its_transactions() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
     bodies = accept_mail(server)
