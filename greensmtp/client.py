@@ -85,7 +85,7 @@ class SMTPClient:
             ssl_context = ssl_context or tls
         check_policy(starttls, tls=bool(tls), ssl_context=ssl_context)
         if stream is None and path is None:
-            host, port = dialing.read_place(host or "localhost", port)
+            host, port = dialing.read_place("localhost" if host is None else host, port)
             if port is None:
                 port = dialing.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
@@ -175,7 +175,11 @@ class SMTPClient:
         """Call ``show`` with every line of the dialogue from now on: ``"> RSET"``, ``"< 250 2.0.0 Ok"``; None: no more.
 
         Passwords, tokens and what answers a challenge are ``***``; of a message only its size is shown.
+
+        :raises TypeError: it cannot be called.
         """
+        if show is not None and not callable(show):
+            raise TypeError(f"trace takes a function of one line, or None, not {show!r}")
         self._dialogue.trace = show
 
     @property

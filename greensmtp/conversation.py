@@ -387,7 +387,7 @@ class Conversation:
     def _blame_timeout(self, verb: str) -> Reply:
         """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
         where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
-        logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
+        logger.exception("%s: uncaught gevent.Timeout while handling %s; replying 451", self.session.id, verb)
         return standard.LOCAL_ERROR
 
     # What a command changes
@@ -608,7 +608,7 @@ class Conversation:
         assert stream is not None
         self._forget_changes()
         if reply.code < 400:
-            logger.error("%s: %r is no reply to a message; answered 451", self.session.id, reply)
+            logger.error("%s: unexpected reply %r to a message; replying 451", self.session.id, reply)
             reply = standard.LOCAL_ERROR
         stream.fail(reply)
 

@@ -113,33 +113,44 @@ class Emitter:
             try:
                 decision.reply = rules.reject(reject.reply or reject.code, None if reject.reply else reject.message)
             except (ValueError, TypeError):
-                self._fault(session, decision, "%s raised what is no reply", handler_name(receiver), traceback=True)
+                self._fault(
+                    session,
+                    decision,
+                    "handler %s raised a Reject that is no reply",
+                    handler_name(receiver),
+                    traceback=True,
+                )
         except _BadResult as error:
-            self._fault(session, decision, "%s returned %s", handler_name(receiver), error)
+            self._fault(session, decision, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
             pass  # told below, and once
         except IncompleteMessage as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             if session.message is None or error is not session.message.error:
-                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+                self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
             decision.reply = standard.LOCAL_ERROR
         except HandlerTimeout as error:
             if error.limit == "ack_timeout":
                 names = ", ".join(map(handler_name, receivers))
-                self._fault(session, decision, "%s did not decide within ack_timeout", names)
+                self._fault(session, decision, "handler %s did not decide within ack_timeout", names)
             else:
-                self._fault(session, decision, "%s ran too long: %s", handler_name(receiver), error)
+                self._fault(session, decision, "handler %s ran too long: %s", handler_name(receiver), error)
         except (Exception, SystemExit):
-            self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+            self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
         finally:
             session.decision = outer
             decision.closed = True
         if decision.conflict:
-            self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))
+            self._fault(
+                session,
+                decision,
+                "handler %s called accept() or reject() on an ack that was already decided",
+                handler_name(receiver),
+            )
         elif decision.reply is None and not rules.optional:
             names = ", ".join(map(handler_name, receivers))
-            self._fault(session, decision, "%s let the ack go without deciding", names)
+            self._fault(session, decision, "handler %s dropped the ack without calling accept() or reject()", names)
         return None if decision.reply is PASS else decision.reply
 
     def _reply_of(self, given: Any) -> Reply:
@@ -160,7 +171,7 @@ class Emitter:
     ) -> None:
         decision.reply = standard.LOCAL_ERROR
         decision.conflict = False
-        logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, *facts, exc_info=traceback)
+        logger.error(f"%s: %s: {what}; replying 451", session.id, self.name, names, *facts, exc_info=traceback)
 
     def _tell(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
         """Log what is wrong with a receiver of a signal without an ack."""

@@ -192,7 +192,11 @@ class LogHandler(logging.Handler):
         super().close()
 
     def _format_gap(self, lines: int) -> str:
-        record = {"name": "greensmtp", "levelname": "WARNING", "msg": f"{lines} records dropped: nobody read them"}
+        record = {
+            "name": "greensmtp",
+            "levelname": "WARNING",
+            "msg": f"{lines} records dropped: the output was not read",
+        }
         return self.format(logging.makeLogRecord(record))
 
 

@@ -225,7 +225,7 @@ def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) ->
     assert f"number {MAX_WAITING - 1}" in text.decode()
     assert f"number {MAX_WAITING}" not in text.decode()
     (gap,) = (line for line in text.decode().splitlines() if "dropped" in line)
-    assert "5 records dropped: nobody read them" in gap
+    assert "5 records dropped: the output was not read" in gap
     if log_format == "json":
         assert json.loads(gap)["level"] == "WARNING"
 

@@ -150,7 +150,7 @@ def test_a_middleware_that_hangs_is_a_451(
         peer.line("NOOP")
         peer.expect("250")
     shown = "UNKNOWN" if verb == "XYZZY" else verb
-    assert f"hangs ran too long: handler_timeout of 0.1 s exceeded at {shown}; answered 451" in caplog.text
+    assert f"hangs ran too long: handler_timeout of 0.1 s exceeded at {shown}; replying 451" in caplog.text
 
 
 def test_a_predicate_that_hangs_is_a_451(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:

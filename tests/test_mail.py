@@ -292,6 +292,25 @@ def test_a_reader_before_it_is_an_error_that_says_so(smtp_server: MakeServer, ca
     assert "before connecting handlers that read the body" in caplog.text
 
 
+def test_the_log_names_the_handler_that_raised_or_ran_too_long(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken_store(mail: Mail) -> None:
+        raise KeyError("x")
+
+    def slow_store(mail: Mail) -> None:
+        gevent.sleep(30)
+
+    for handler in (broken_store, slow_store):
+        server = smtp_server(start=False, handler_timeout=0.1)
+        server.on_mail(handler)
+        with dial(server) as peer:
+            peer.hello()
+            assert peer.deliver().startswith("451")
+        assert f"handler {__name__}.{handler.__qualname__} ra" in caplog.text
+    assert "_MailReceiver" not in "".join(record.getMessage() for record in caplog.records)
+
+
 # Handlers that are none
 
 
