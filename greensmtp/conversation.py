@@ -29,7 +29,7 @@ from greensmtp.protocol.commands import (
     is_foreign,
     parse_command,
 )
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.replies import Reply, reply_of
 from greensmtp.protocol.states import State
 from greensmtp.session import Change, Session
 from greensmtp.signals import handler_name
@@ -62,6 +62,9 @@ _NOTHING: tuple[Change, ...] = ()
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
 
+#: The key in the transaction's notes of the recipients that a middleware has added to a RCPT: their places in ``to``.
+_FURTHER = object()
+
 #: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
 _GRACE = 5.0
 _THROWS = 3
@@ -78,6 +81,7 @@ class Conversation:
         "_dismissed",
         "_has_left",
         "_identity",
+        "_is_storing",
         "_next",
         "_pending",
         "_program",
@@ -124,6 +128,8 @@ class Conversation:
         self._throws = 0
         #: The session's identity before that command.
         self._identity: Any = None
+        #: What the message has staged is taking effect: a delivery may be past its point of no return.
+        self._is_storing = False
         #: DISCONNECT has come.
         self._has_left = False
 
@@ -297,6 +303,8 @@ class Conversation:
         connection = self.connection
         if connection.patience:
             connection.expire(reason)
+        elif self._is_storing:
+            self._dismissed = reason  # 421 would contradict the 250 that is due in an instant
         elif connection.greenlet is not None:
             self._dismissed = reason
             connection.say_at_once(_FAREWELLS[reason].encode())
@@ -412,6 +420,7 @@ class Conversation:
         command = self.current
         assert command is not None
         changes, greeting = session.changes, (session.greeting, session.hostname)
+        recipients = len(session.to)
         staged, session.staged = session.staged, ()
         for change, arguments in staged:
             try:
@@ -419,16 +428,22 @@ class Conversation:
             except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
                 if error is self.connection.lost:
                     raise  # there is nobody to answer
-                logger.exception(
-                    "%s: %s, staged at %s, raised; replying 451",
-                    session.id,
-                    handler_name(change),
-                    command.shown_verb,
-                )
+                if isinstance(error, Reject):
+                    reply = reply_of(error)
+                else:
+                    logger.exception(
+                        "%s: %s, staged at %s, raised; replying 451",
+                        session.id,
+                        handler_name(change),
+                        command.shown_verb,
+                    )
+                    reply = standard.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self._forget_changes()
-                self._drop_transaction()
-                return standard.LOCAL_ERROR
+                self._drop_transaction(reply)
+                return reply
+        if self._program.lmtp and len(session.to) > recipients + 1:  # of one RCPT: the client waits for one reply
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session.changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
@@ -437,13 +452,13 @@ class Conversation:
                 command.shown_verb,
                 reply.code,
             )
-            self._drop_transaction()
+            self._drop_transaction(standard.LOCAL_ERROR)
         return reply
 
-    def _drop_transaction(self) -> None:
+    def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(standard.LOCAL_ERROR)  # at its end, the client is told
+            stream.fail(reply)  # at its end, the client is told
         else:
             self.session.reset()
 
@@ -646,12 +661,29 @@ class Conversation:
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        return self._settle(reply) if session.staged or reply.code >= 300 else reply
+        if not session.staged and reply.code < 300:
+            return reply
+        self._is_storing = True
+        try:
+            return self._settle(reply)
+        finally:
+            self._is_storing = False
 
     def _answer_each(self) -> bool:
-        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
+        """LMTP: a reply for each RCPT that was accepted, in that order (RFC 2033 section 4.2).
+
+        Where a middleware has made several recipients of one, a refusal goes before the others' 250, and 4xx before
+        5xx: the client must not take a message for delivered that one of them has not got.
+        """
         session = self.session
-        replies = [self._end(EndOfData(recipient)) for recipient in session.to]
+        further = session.transaction_notes.get(_FURTHER, ())
+        replies: list[Reply] = []
+        for number, recipient in enumerate(session.to):
+            reply = self._end(EndOfData(recipient))
+            if number not in further:
+                replies.append(reply)
+            elif replies[-1].is_positive or (reply.is_transient_failure and replies[-1].is_permanent_failure):
+                replies[-1] = reply
         session.reset()
         accepted = any(reply.code < 300 for reply in replies)
         if accepted:
@@ -704,13 +736,30 @@ class Conversation:
         return line
 
     def data_body(self) -> DataBody:
-        """The body that DATA announces."""
+        """The body that DATA announces.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        self._check_greenlet()
         return DataBody(self.connection)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
-        """The body that begins with this BDAT."""
+        """The body that begins with this BDAT.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        self._check_greenlet()
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
-        return ChunkedBody(self.connection, command, self._next_chunk)
+        # What a middleware has made of the command does not change how many octets the client sends.
+        as_sent = self.current if isinstance(self.current, ChunkCommand) else command
+        return ChunkedBody(self.connection, as_sent, self._next_chunk)
+
+    def _check_greenlet(self) -> None:
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(
+                "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and "
+                "BDAT"
+            )
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.

@@ -16,6 +16,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from greensmtp import Ack, Mail, MessageStream, Reject, Reply, Session, SMTPServer, in_thread_pool
+from greensmtp.protocol.lenient_message import parse
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -416,9 +417,22 @@ def test_memory_stays_flat(smtp_server: MakeServer) -> None:
 
 
 def test_a_message_of_the_standard_library_is_what_parse_gives() -> None:
-    from greensmtp.protocol.lenient_message import parse
-
     message = parse(io.BytesIO(b"Subject: x\r\nTo: Ann <ann@example.com>\r\n\r\nbody\r\n"))
     assert isinstance(message, email.message.EmailMessage)
     assert message["To"].addresses[0].addr_spec == "ann@example.com"
     assert message.get_content() == "body\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "address"),
+    [
+        (b"Sender: a@x.example, b@x.example\r\n", "a@x.example"),
+        (b"Sender: \r\n", None),
+        (b"Sender: undisclosed:;\r\n", None),
+        (b"Sender: ann@x.example\r\n", "ann@x.example"),
+        (b"Resent-Sender: a@x.example, b@x.example\r\n", "a@x.example"),
+    ],
+)
+def test_the_address_of_a_sender_that_is_not_one_address_does_not_raise(fields: bytes, address: str | None) -> None:
+    sender = parse(io.BytesIO(fields + b"\r\n"))[fields.split(b":")[0].decode()]
+    assert (sender.address and sender.address.addr_spec) == address

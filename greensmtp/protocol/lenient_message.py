@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from email import policy
-from email.headerregistry import HeaderRegistry
+from email.headerregistry import HeaderRegistry, SingleAddressHeader, UniqueSingleAddressHeader
 from email.message import EmailMessage
 from email.parser import BytesParser
 from typing import Any, BinaryIO, cast
@@ -138,8 +138,25 @@ class _LenientPolicy(policy.EmailPolicy):
             return f"{name}: {_as_text(value)}{self.linesep}".encode("utf-8", "replace")
 
 
+class _LenientSender(SingleAddressHeader):
+    """Sender: one address, and perhaps none or several in wild input."""
+
+    @property
+    def address(self) -> Any:
+        """The first address; None where there is none."""
+        return next(iter(self.addresses), None)
+
+
+class _LenientUniqueSender(_LenientSender, UniqueSingleAddressHeader):
+    """The same for the field that a message has once."""
+
+
+_REGISTRY: Any = HeaderRegistry()  # (typeshed knows no class of a field that is not whole)
+_REGISTRY.map_to_type("sender", _LenientUniqueSender)
+_REGISTRY.map_to_type("resent-sender", _LenientSender)
+
 #: The fields that are more than text.
-_STRUCTURED = frozenset(HeaderRegistry().registry) - {"subject"}
+_STRUCTURED = frozenset(_REGISTRY.registry) - {"subject"}
 
 
 def _as_text(value: str) -> str:
@@ -147,7 +164,7 @@ def _as_text(value: str) -> str:
     return _LINE_ENDS.sub("", value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-_POLICY = _LenientPolicy(message_factory=LenientMessage, refold_source="none")
+_POLICY = _LenientPolicy(message_factory=LenientMessage, refold_source="none", header_factory=_REGISTRY)
 
 
 def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
