@@ -65,6 +65,10 @@ _UNSEEN = -1.0
 #: The key in the transaction's notes of the recipients that a middleware has added to a RCPT: their places in ``to``.
 _FURTHER = object()
 
+_ELSEWHERE = (
+    "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and BDAT"
+)
+
 #: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
 _GRACE = 5.0
 _THROWS = 3
@@ -740,7 +744,8 @@ class Conversation:
 
         :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
         """
-        self._check_greenlet()
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         return DataBody(self.connection)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
@@ -748,18 +753,12 @@ class Conversation:
 
         :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
         """
-        self._check_greenlet()
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
         # What a middleware has made of the command does not change how many octets the client sends.
         as_sent = self.current if isinstance(self.current, ChunkCommand) else command
         return ChunkedBody(self.connection, as_sent, self._next_chunk)
-
-    def _check_greenlet(self) -> None:
-        if self.connection.greenlet is not getcurrent():
-            raise RuntimeError(
-                "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and "
-                "BDAT"
-            )
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.

@@ -47,9 +47,9 @@ class Maildir:
     Before the body come Return-Path, Envelope-To, Received, and the fields that ``stream.add_header`` has added. A
     Return-Path that the message brings is left out, for only the final delivery writes one (RFC 5321 section 4.4).
     The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have answered, it is moved
-    to ``new/``, and the folder is flushed; then the reply is ``250 2.0.0 Ok: queued as ID``, where ID is in the Received
-    line and in the file's name. All this is done in the thread pool. A small message is written in one step there, a
-    large one piece by piece while it arrives.
+    to ``new/``, and the folder is flushed; then the reply is ``250 2.0.0 Ok: queued as ID``, where ID is in the
+    Received line and in the file's name. All this is done in the thread pool. A small message is written in one step
+    there, a large one piece by piece while it arrives.
 
     A message that fails leaves no file: 452 where there is no room, 451 for any other trouble with the folder. Where a
     refusal, a timeout or a kill comes before the move, the message is abandoned; from the move on, the client is told
