@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
+from gevent import GreenletExit, getcurrent, spawn_raw
 
-from greensmtp.ack import HandlerTimeout
+from greensmtp.ack import ENDINGS, HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
-from greensmtp.connection import BadLine, Connection, Expired
+from greensmtp.connection import BadLine, Connection
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.log import logger
 from greensmtp.places import client_key
@@ -162,8 +162,9 @@ class Conversation:
         except GreenletExit:
             reason = self._dismissed or "shutdown"
             linger, self._dismissed = bool(self._dismissed), ""
-        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
-            # (The middle two: where another greenlet has waited with this session.)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # Expired, too, where another greenlet has waited with this session
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             self.current = None
@@ -189,7 +190,9 @@ class Conversation:
             self._handle(command)
             session.reset()
             self._program.disconnect(session, command)
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
@@ -329,8 +332,8 @@ class Conversation:
         self._handle(command)
         try:
             reply = self._program.accept(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(ACCEPT)
+        except BaseException as error:
+            reply = self._blame(error, ACCEPT)
         reply = self._settle(reply)
         self._server.has_arrived(self)
         if reply.is_positive:
@@ -347,8 +350,8 @@ class Conversation:
         self._handle(command)
         try:
             reply = self._program.connect(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(CONNECT)
+        except BaseException as error:
+            reply = self._blame(error, CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
@@ -377,8 +380,8 @@ class Conversation:
                 session.noted = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except (Timeout, HandlerTimeout):
-                reply = self._blame_timeout(command.shown_verb)
+            except BaseException as error:
+                reply = self._blame(error, command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
@@ -391,10 +394,13 @@ class Conversation:
             if idle and not self._count_idle():
                 return
 
-    def _blame_timeout(self, verb: str) -> Reply:
-        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
-        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
-        logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
+    def _blame(self, error: BaseException, verb: str) -> Reply:
+        """A handler or a middleware has let go what is no Exception: gevent's Timeout, asyncio's CancelledError. It is
+        caught out here, and not where exceptions are: what has set it, anywhere in the chain, may mean to catch it."""
+        if isinstance(error, (Exception, *ENDINGS)):
+            raise error
+        kind = type(error).__name__
+        logger.exception("%s: a %s at %s that nothing caught; answered 451", self.session.id, kind, verb)
         return standard.LOCAL_ERROR
 
     # What a command changes
@@ -429,7 +435,9 @@ class Conversation:
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+            except ENDINGS:
+                raise
+            except BaseException as error:
                 if error is self.connection.lost:
                     raise  # there is nobody to answer
                 if isinstance(error, Reject):
@@ -612,7 +620,7 @@ class Conversation:
     def _forget_message(self) -> None:
         """It was refused: none of it has been read."""
         session = self.session
-        if session.message is not None:  # a Timeout has left it there
+        if session.message is not None:  # what is no Exception has left it there
             session.message.end()
             session.message = None
 
@@ -659,8 +667,8 @@ class Conversation:
         self._identity = session.identity
         try:
             reply = self._program.end_of_data(session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(END_OF_DATA)
+        except BaseException as error:
+            reply = self._blame(error, END_OF_DATA)
         failure = None if session.message is None else session.message.failure
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
@@ -705,7 +713,9 @@ class Conversation:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
     # The session's Link
@@ -780,8 +790,8 @@ class Conversation:
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
-            except (Timeout, HandlerTimeout):
-                reply = self._settle(self._blame_timeout(command.shown_verb))
+            except BaseException as error:
+                reply = self._settle(self._blame(error, command.shown_verb))
             finally:
                 self.current, self.spent, session.staged = outer
             self._identity = session.identity
