@@ -436,3 +436,20 @@ def test_a_message_of_the_standard_library_is_what_parse_gives() -> None:
 def test_the_address_of_a_sender_that_is_not_one_address_does_not_raise(fields: bytes, address: str | None) -> None:
     sender = parse(io.BytesIO(fields + b"\r\n"))[fields.split(b":")[0].decode()]
     assert (sender.address and sender.address.addr_spec) == address
+
+
+def test_a_disposition_that_is_too_long_hides_neither_body_nor_attachments() -> None:
+    long = b"Content-Disposition: attachment; filename=a.txt; x=" + b"y" * 3000 + b"\r\n"
+    message = parse(
+        io.BytesIO(
+            b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nthe text\r\n--b\r\n"
+            + long
+            + b"\r\nthe file\r\n--b--\r\n"
+        )
+    )
+    body = message.get_body()
+    assert body is not None
+    assert body.get_content() == "the text"
+    assert [part.get_content() for part in message.iter_attachments()] == ["the file"]
+    assert [part.get_filename() for part in message.iter_attachments()] == ["a.txt"]
+    assert parse(io.BytesIO(long + b"\r\n")).is_attachment()

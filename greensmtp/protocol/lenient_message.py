@@ -64,6 +64,10 @@ class LenientMessage(EmailMessage):
             return str(payload).encode("utf-8", "surrogateescape")
         return payload
 
+    def is_attachment(self) -> bool:
+        """True if the disposition is that of an attachment."""
+        return self.get_content_disposition() == "attachment"
+
     def get_body(self, *args: Any, **kwargs: Any) -> Any:
         """Return the part that is the text of the message, or None."""
         try:
