@@ -453,3 +453,16 @@ def test_a_disposition_that_is_too_long_hides_neither_body_nor_attachments() -> 
     assert [part.get_content() for part in message.iter_attachments()] == ["the file"]
     assert [part.get_filename() for part in message.iter_attachments()] == ["a.txt"]
     assert parse(io.BytesIO(long + b"\r\n")).is_attachment()
+
+
+def test_fields_behind_the_two_thousandth_are_text() -> None:
+    message = parse(
+        io.BytesIO(b"To: Ann <ann@x.example>\r\n" * 2001 + b"Subject: =?utf-8?q?caf=C3=A9?=\r\n\r\nbody\r\n")
+    )
+    fields = message.get_all("To")
+    assert fields is not None
+    assert [bool(getattr(field, "addresses", ())) for field in fields] == [True] * 2000 + [False]
+    assert fields[-1] == "Ann <ann@x.example>"
+    assert message["Subject"] == "=?utf-8?q?caf=C3=A9?="
+    assert bytes(message).endswith(b"Subject: =?utf-8?q?caf=C3=A9?=\n\nbody\n")
+    assert parse(io.BytesIO(b"To: ann@x.example\r\n\r\n"))["To"].addresses[0].domain == "x.example"
