@@ -257,8 +257,13 @@ class Conversation:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub."""
+        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub.
+
+        The client gets the replies that it is owed, and 421 (RFC 5321 section 3.8).
+        """
         self.greenlet = self.current = None
+        if not self._has_left:
+            self.connection.say_at_once(standard.GIVEN_UP.encode())
         self.connection.abandon()
         if self._has_left:
             self._server.gone(self)
@@ -684,25 +689,30 @@ class Conversation:
     def _answer_each(self) -> bool:
         """LMTP: a reply for each RCPT that was accepted, in that order (RFC 2033 section 4.2).
 
+        Each reply is owed as soon as it is known. If the connection is cut off before the last one, the client still
+        learns which recipients have the message, and does not send it to them again.
+
         Where a middleware has made several recipients of one, a refusal goes before the others' 250, and 4xx before
         5xx: the client must not take a message for delivered that one of them has not got.
         """
         session = self.session
         further = session.transaction_notes.get(_FURTHER, ())
-        replies: list[Reply] = []
+        accepted, go_on = False, True
+        owed: Reply | None = None
         for number, recipient in enumerate(session.to):
             reply = self._end(EndOfData(recipient))
-            if number not in further:
-                replies.append(reply)
-            elif replies[-1].is_positive or (reply.is_transient_failure and replies[-1].is_permanent_failure):
-                replies[-1] = reply
+            accepted = accepted or reply.code < 300
+            if owed is None or owed.is_positive or (reply.is_transient_failure and owed.is_permanent_failure):
+                owed = reply
+            if number + 1 not in further:
+                go_on = self._say(owed) and go_on
+                owed = None
         session.reset()
-        accepted = any(reply.code < 300 for reply in replies)
         if accepted:
             session.messages += 1
             session.errors = session.idle_commands = self._deferred_recipients = 0
-        go_on = [self._say(reply) for reply in replies]  # all of them, before one word about their number
-        return all(go_on) and self._count_errors() and (accepted or self._count_idle())
+            return go_on
+        return go_on and self._count_errors() and self._count_idle()
 
     def _drain(self, stream: MessageStream) -> None:
         """Read what the receivers have left; it still flows to the pipes."""

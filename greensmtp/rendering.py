@@ -253,14 +253,26 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
     if getattr(policy, "utf8", False):
         return _fold(name, value, policy)
     is_list = hasattr(type(value), "addresses") or name.lower() in headers.ADDRESS_FIELDS
-    if is_list and not (text := _text(value)).isascii():
-        # The email package writes encoded words into addresses, and drops the quotes around a name with a comma.
+    if is_list and (not (text := _text(value)).isascii() or ('"' in text and _has_encoded_word(value))):
+        # The email package writes encoded words into addresses, and drops the quotes around a name with a comma, so
+        # that the name becomes an address.
         try:
             return headers.folded_list(name, text)
         except ProtocolError:
             if _is_readable(text, name):
                 return f"{name}: {text}\r\n".encode()  # which needs SMTPUTF8
     return _fold(name, value, policy)
+
+
+def _has_encoded_word(value: Any) -> bool:
+    """True if this field was composed from text with encoded words, or if that cannot be told."""
+    tokens = [getattr(value, "_parse_tree", None)] if hasattr(type(value), "addresses") else []
+    for token in tokens:
+        if token is None or getattr(token, "token_type", "") == "encoded-word":
+            return True
+        if isinstance(token, list):
+            tokens += token
+    return False
 
 
 def _is_readable(text: str, name: str) -> bool:
@@ -280,7 +292,14 @@ def _text(value: Any) -> str:
             text = value.encode(maxlinelen=0)
             # Header("Jo <jo@example.com>", "utf-8") hides the address in an encoded word.
             return text if "@" in text else str(value)
-        if getattr(value, "defects", ()):
+        defects = [str(defect) for defect in getattr(value, "defects", ())]
+        if defects and _has_encoded_word(value):
+            # Its str() may lack what could not be parsed, and what goes out may be decoded, as if never encoded.
+            if any("invalid" in defect for defect in defects):
+                raise ProtocolError(
+                    f"the {value.name} field cannot be read as a list of addresses from {str(value)!r} on"
+                )
+        elif defects:
             # What could not be parsed is missing in its str(), but goes out.
             folded: str = value.fold(policy=_RAW_UTF8)
             return folded.partition(":")[2].strip()

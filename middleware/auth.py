@@ -17,7 +17,7 @@ from greensmtp.errors import ProtocolError, Reject
 from greensmtp.middleware._attempts import Attempt, AttemptLimits
 from greensmtp.middleware._backends import Checker, Passwords, check_check, make_backend
 from greensmtp.middleware._offer import Offer
-from greensmtp.middleware._pauses import pause
+from greensmtp.middleware._pauses import pause, waiting
 from greensmtp.middleware._recipients import decides_recipients
 from greensmtp.middleware._registrar import Registrar
 from greensmtp.middleware.credentials import Backend, Check, Relays, Unavailable, check_flag, check_seconds
@@ -207,7 +207,13 @@ class Auth:
     # One exchange
 
     def _attempt(self, session: Session, name: str, channel: Channel, initial: list[str]) -> Reply:
-        attempt = Attempt(self._limits, session.peer_host)
+        attempt = Attempt(self._limits, session.peer_host, waiting(session))
+        try:
+            return self._try(session, name, channel, initial, attempt)
+        finally:
+            attempt.end()
+
+    def _try(self, session: Session, name: str, channel: Channel, initial: list[str], attempt: Attempt) -> Reply:
         is_failure = True
         try:
             if initial and not MECHANISMS[name].takes_initial:

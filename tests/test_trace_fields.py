@@ -71,11 +71,14 @@ def test_an_id_that_is_no_atom_is_refused(queue_id: str) -> None:
         received_field(session(), queue_id)
 
 
-@pytest.mark.parametrize(
-    "name", [None, "", "a b", "Copier 3000", "a\r\nX: y", "b\u00fcro-pc", "x" * 300, "\ud800", "("]
-)
+@pytest.mark.parametrize("name", [None, "", "a b", "Copier 3000", "a\r\nX: y", "x" * 300, "\ud800", "("])
 def test_a_name_that_cannot_stand_in_the_field_is_unknown(name: str | None) -> None:
     assert received_field(session(hostname=name), "A").startswith(b"Received: from unknown ([192.0.2.1])\r\n")
+
+
+def test_a_name_beyond_ascii_stands_as_its_a_label_otherwise() -> None:
+    field = received_field(session(hostname="b\u00fcro-pc"), "A")
+    assert field.startswith(b"Received: from xn--bro-pc-3ya ([192.0.2.1])\r\n")
 
 
 def test_a_name_beyond_ascii_stands_in_a_message_that_is_smtputf8() -> None:

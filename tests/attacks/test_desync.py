@@ -72,7 +72,7 @@ BATCH_CODES = [
 def test_a_batch_gets_the_same_replies_in_the_same_order_at_every_cut(play_cut: PlayCut, how: dict[str, Any]) -> None:
     outcome = play_cut(BATCH, **how)
     assert outcome.codes == BATCH_CODES
-    assert outcome.messages == [b".first\r\n", b"second\r\nthird\n"]
+    assert outcome.messages == [b".first\r\n", b"second\r\nthird\r\n"]  # made normal
     assert outcome.envelopes == [("a@example.org", ("x@example.com",)), ("", ("y@example.com",))]
 
 

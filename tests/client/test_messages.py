@@ -35,6 +35,7 @@ from greensmtp import (
 )
 from greensmtp.middleware import Auth
 from greensmtp.outgoing import MAX_MEMORY, Outgoing
+from greensmtp.protocol import headers
 from greensmtp.protocol.transparency import with_crlf
 from greensmtp.testing.fixtures import MakeServer
 
@@ -747,3 +748,18 @@ def test_an_address_within_an_old_header_object(inbox: Inbox) -> None:
     parsed = message_from_bytes(inbox.bodies[0], policy=policy.default)
     assert [address.addr_spec for address in parsed["To"].addresses] == [TO]
     assert [address.display_name for address in parsed["Cc"].addresses] == ["Doe, J\u00f6"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["=?utf-8?q?evil=40y=2Eexample=2C?= ", "=?utf-8?q?evil=40y=2Eexample=2C?=", "=?utf-8?q?=C3=B6=2C_evil=40y=2Ez?= "],
+)
+def test_an_encoded_word_hides_no_recipient(inbox: Inbox, name: str) -> None:
+    inbox.send(composed(From=FROM, To=f"{name}<{TO}>"))
+    assert inbox.recipients == [[TO]]
+    assert [
+        str(address) for address in headers.recipients(headers.parse(inbox.bodies[0].partition(b"\r\n\r\n")[0]))
+    ] == [TO]
+    with pytest.raises(ProtocolError, match="the To field cannot be read"):
+        inbox.send(composed(From=FROM, To=f"a@example.com; {name}<{TO}>"))
+    assert len(inbox.bodies) == 1

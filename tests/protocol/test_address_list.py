@@ -43,7 +43,7 @@ from greensmtp.protocol import address_list
         ('"jo"@example.com', ["jo@example.com"]),
         ('"j".o@example.com', ["j.o@example.com"]),
         ("jo@[192.0.2.1]", ["jo@[192.0.2.1]"]),
-        ("jo@[ IPv6:2001:db8::1 ]", ["jo@[IPv6:2001:db8::1]"]),
+        ("jo@[ IPv6:2001:db8::1 ]", ["jo@[ipv6:2001:db8::1]"]),
         ("<@r.example,@s.example:jo@example.com>", ["jo@example.com"]),
         ("Jo <,@r.example,:jo@example.com>", ["jo@example.com"]),
         ("undisclosed-recipients:;", []),
