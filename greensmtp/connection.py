@@ -10,6 +10,7 @@ from typing import Any
 from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
+from greensmtp.ack import Expired
 from greensmtp.errors import ConnectionLost
 from greensmtp.limits import Limits
 from greensmtp.protocol import standard
@@ -38,13 +39,6 @@ CRLF_SECONDS = 1.0
 #: this many: a close with unread input would be a reset, which can destroy the reply on its way.
 LINGER_SECONDS = 2.0
 LINGER_OCTETS = 1024 * 1024
-
-
-class Expired(BaseException):
-    """Thrown, from the hub, into a greenlet that waits for its peer; ``reason`` is ConnectionLost's."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
 
 
 class BadLine(Exception):

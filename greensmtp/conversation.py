@@ -7,11 +7,11 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
+from gevent import GreenletExit, getcurrent, spawn_raw
 
-from greensmtp.ack import HandlerTimeout
+from greensmtp.ack import ENDINGS, HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
-from greensmtp.connection import BadLine, Connection, Expired
+from greensmtp.connection import BadLine, Connection
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.log import logger
 from greensmtp.places import client_key
@@ -29,7 +29,7 @@ from greensmtp.protocol.commands import (
     is_foreign,
     parse_command,
 )
-from greensmtp.protocol.replies import Reply
+from greensmtp.protocol.replies import Reply, reply_of
 from greensmtp.protocol.states import State
 from greensmtp.session import Change, Session
 from greensmtp.signals import handler_name
@@ -62,6 +62,13 @@ _NOTHING: tuple[Change, ...] = ()
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
 
+#: The key in the transaction's notes of the recipients that a middleware has added to a RCPT: their places in ``to``.
+_FURTHER = object()
+
+_ELSEWHERE = (
+    "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and BDAT"
+)
+
 #: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
 _GRACE = 5.0
 _THROWS = 3
@@ -78,6 +85,7 @@ class Conversation:
         "_dismissed",
         "_has_left",
         "_identity",
+        "_is_storing",
         "_next",
         "_pending",
         "_program",
@@ -124,6 +132,8 @@ class Conversation:
         self._throws = 0
         #: The session's identity before that command.
         self._identity: Any = None
+        #: What the message has staged is taking effect: a delivery may be past its point of no return.
+        self._is_storing = False
         #: DISCONNECT has come.
         self._has_left = False
 
@@ -152,8 +162,9 @@ class Conversation:
         except GreenletExit:
             reason = self._dismissed or "shutdown"
             linger, self._dismissed = bool(self._dismissed), ""
-        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
-            # (The middle two: where another greenlet has waited with this session.)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # Expired, too, where another greenlet has waited with this session
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             self.current = None
@@ -179,7 +190,9 @@ class Conversation:
             self._handle(command)
             session.reset()
             self._program.disconnect(session, command)
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
@@ -302,6 +315,8 @@ class Conversation:
         connection = self.connection
         if connection.patience:
             connection.expire(reason)
+        elif self._is_storing:
+            self._dismissed = reason  # 421 would contradict the 250 that is due in an instant
         elif connection.greenlet is not None:
             self._dismissed = reason
             connection.say_at_once(_FAREWELLS[reason].encode())
@@ -322,8 +337,8 @@ class Conversation:
         self._handle(command)
         try:
             reply = self._program.accept(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(ACCEPT)
+        except BaseException as error:
+            reply = self._blame(error, ACCEPT)
         reply = self._settle(reply)
         self._server.has_arrived(self)
         if reply.is_positive:
@@ -340,8 +355,8 @@ class Conversation:
         self._handle(command)
         try:
             reply = self._program.connect(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(CONNECT)
+        except BaseException as error:
+            reply = self._blame(error, CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = standard.SHUTTING_DOWN
@@ -370,8 +385,8 @@ class Conversation:
                 session.noted = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except (Timeout, HandlerTimeout):
-                reply = self._blame_timeout(command.shown_verb)
+            except BaseException as error:
+                reply = self._blame(error, command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
@@ -384,10 +399,13 @@ class Conversation:
             if idle and not self._count_idle():
                 return
 
-    def _blame_timeout(self, verb: str) -> Reply:
-        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
-        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
-        logger.exception("%s: uncaught gevent.Timeout while handling %s; replying 451", self.session.id, verb)
+    def _blame(self, error: BaseException, verb: str) -> Reply:
+        """A handler or a middleware has let go what is no Exception: gevent's Timeout, asyncio's CancelledError. It is
+        caught out here, and not where exceptions are: what has set it, anywhere in the chain, may mean to catch it."""
+        if isinstance(error, (Exception, *ENDINGS)):
+            raise error
+        kind = "gevent.Timeout" if isinstance(error, Timeout) else type(error).__name__
+        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.id, kind, verb)
         return standard.LOCAL_ERROR
 
     # What a command changes
@@ -417,23 +435,32 @@ class Conversation:
         command = self.current
         assert command is not None
         changes, greeting = session.changes, (session.greeting, session.hostname)
+        recipients = len(session.to)
         staged, session.staged = session.staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+            except ENDINGS:
+                raise
+            except BaseException as error:
                 if error is self.connection.lost:
                     raise  # there is nobody to answer
-                logger.exception(
-                    "%s: %s, staged at %s, raised; replying 451",
-                    session.id,
-                    handler_name(change),
-                    command.shown_verb,
-                )
+                if isinstance(error, Reject):
+                    reply = reply_of(error)
+                else:
+                    logger.exception(
+                        "%s: %s, staged at %s, raised; replying 451",
+                        session.id,
+                        handler_name(change),
+                        command.shown_verb,
+                    )
+                    reply = standard.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self._forget_changes()
-                self._drop_transaction()
-                return standard.LOCAL_ERROR
+                self._drop_transaction(reply)
+                return reply
+        if self._program.lmtp and len(session.to) > recipients + 1:  # of one RCPT: the client waits for one reply
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session.changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
@@ -442,13 +469,13 @@ class Conversation:
                 command.shown_verb,
                 reply.code,
             )
-            self._drop_transaction()
+            self._drop_transaction(standard.LOCAL_ERROR)
         return reply
 
-    def _drop_transaction(self) -> None:
+    def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(standard.LOCAL_ERROR)  # at its end, the client is told
+            stream.fail(reply)  # at its end, the client is told
         else:
             self.session.reset()
 
@@ -598,7 +625,7 @@ class Conversation:
     def _forget_message(self) -> None:
         """It was refused: none of it has been read."""
         session = self.session
-        if session.message is not None:  # a Timeout has left it there
+        if session.message is not None:  # what is no Exception has left it there
             session.message.end()
             session.message = None
 
@@ -645,26 +672,41 @@ class Conversation:
         self._identity = session.identity
         try:
             reply = self._program.end_of_data(session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._blame_timeout(END_OF_DATA)
+        except BaseException as error:
+            reply = self._blame(error, END_OF_DATA)
         failure = None if session.message is None else session.message.failure
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        return self._settle(reply) if session.staged or reply.code >= 300 else reply
+        if not session.staged and reply.code < 300:
+            return reply
+        self._is_storing = True
+        try:
+            return self._settle(reply)
+        finally:
+            self._is_storing = False
 
     def _answer_each(self) -> bool:
-        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2).
+        """LMTP: a reply for each RCPT that was accepted, in that order (RFC 2033 section 4.2).
 
         Each reply is owed as soon as it is known. If the connection is cut off before the last one, the client still
         learns which recipients have the message, and does not send it to them again.
+
+        Where a middleware has made several recipients of one, a refusal goes before the others' 250, and 4xx before
+        5xx: the client must not take a message for delivered that one of them has not got.
         """
         session = self.session
+        further = session.transaction_notes.get(_FURTHER, ())
         accepted, go_on = False, True
-        for recipient in session.to:
+        owed: Reply | None = None
+        for number, recipient in enumerate(session.to):
             reply = self._end(EndOfData(recipient))
             accepted = accepted or reply.code < 300
-            go_on = self._say(reply) and go_on
+            if owed is None or owed.is_positive or (reply.is_transient_failure and owed.is_permanent_failure):
+                owed = reply
+            if number + 1 not in further:
+                go_on = self._say(owed) and go_on
+                owed = None
         session.reset()
         if accepted:
             session.messages += 1
@@ -681,7 +723,9 @@ class Conversation:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
     # The session's Link
@@ -716,13 +760,25 @@ class Conversation:
         return line
 
     def data_body(self) -> DataBody:
-        """The body that DATA announces."""
+        """The body that DATA announces.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         return DataBody(self.connection)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
-        """The body that begins with this BDAT."""
+        """The body that begins with this BDAT.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
-        return ChunkedBody(self.connection, command, self._next_chunk)
+        # What a middleware has made of the command does not change how many octets the client sends.
+        as_sent = self.current if isinstance(self.current, ChunkCommand) else command
+        return ChunkedBody(self.connection, as_sent, self._next_chunk)
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.
@@ -744,8 +800,8 @@ class Conversation:
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
-            except (Timeout, HandlerTimeout):
-                reply = self._settle(self._blame_timeout(command.shown_verb))
+            except BaseException as error:
+                reply = self._settle(self._blame(error, command.shown_verb))
             finally:
                 self.current, self.spent, session.staged = outer
             self._identity = session.identity

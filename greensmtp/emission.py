@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY
-from gevent import Timeout
 
-from greensmtp.ack import PASS, RULES, Ack, Decision, HandlerTimeout
+from greensmtp.ack import ENDINGS, PASS, RULES, Ack, Decision, HandlerTimeout
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
@@ -67,7 +66,9 @@ class Emitter:
                 given = receiver(session, **fields)
             except HandlerTimeout as error:
                 self._tell(session, "ran too long: %s", receiver, error)
-            except (Exception, SystemExit, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception(
                     "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
                     session.id,
@@ -123,7 +124,8 @@ class Emitter:
         except _BadResult as error:
             self._fault(session, decision, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
-            pass  # told below, and once
+            if not decision.conflict:  # of another ack; else it is told below, and once
+                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer

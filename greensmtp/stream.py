@@ -7,9 +7,9 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gevent import Timeout, getcurrent
+from gevent import getcurrent
 
-from greensmtp.ack import HandlerTimeout
+from greensmtp.ack import ENDINGS
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.log import logger
 from greensmtp.protocol import standard
@@ -343,7 +343,9 @@ class MessageStream:
         for callback in self._at_end:
             try:
                 callback()
-            except (Exception, SystemExit, Timeout, HandlerTimeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
 
     # Within
