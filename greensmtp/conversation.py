@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gevent import GreenletExit, getcurrent, spawn_raw
+from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp.ack import ENDINGS, HandlerTimeout
 from greensmtp.bodies import ChunkedBody, DataBody, skip
