@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from greensmtp.protocol import command_builder, offers
+from greensmtp.protocol import command_builder, esmtp
 from greensmtp.protocol.command import CONNECT, END_OF_DATA
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.dot_stuffing import DotEncoder
@@ -156,7 +156,7 @@ class ClientProtocol:
         if verb in ("EHLO", "LHLO", "HELO", "RSET"):
             self.recipients = 0
             if verb != "RSET":
-                self.extensions = {} if verb == "HELO" else offers.read(reply)
+                self.extensions = {} if verb == "HELO" else esmtp.parse_offers(reply)
         elif verb == "RCPT":
             self.recipients += 1
         elif verb == "STARTTLS":
