@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import (
     ACCEPT,
@@ -24,12 +24,13 @@ from greensmtp.protocol.command import (
     is_foreign,
     parse_command,
 )
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.line_reader import BadLine
+from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Connection
+from greensmtp.server.transport import Connection
 from greensmtp.session import Change, Session
 from greensmtp.session.ack import ENDINGS, HandlerTimeout
 from greensmtp.session.stream import MessageStream
