@@ -17,6 +17,8 @@ from typing import Any, TypeVar, overload
 import blinker
 from blinker import ANY
 
+from greensmtp._suggest import did_you_mean
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 #: signal -> what receivers are given by name, besides the session, their first argument
@@ -135,10 +137,7 @@ class Signals:
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
-            import difflib
-
-            near = difflib.get_close_matches(wanted, FIELDS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(wanted, FIELDS)
             raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
         signal: Signal = getattr(self, _attribute(wanted))
         return signal

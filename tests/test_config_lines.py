@@ -112,6 +112,13 @@ def test_whatever_stands_around_it(before: list[str], after: list[str], key: str
     assert text.line_of(("t", key)) == "\n".join([*lines, ""]).count("\n") + 1
 
 
+def test_a_table_in_an_array_has_the_line_of_its_first_key() -> None:
+    text = TomlText('listeners = [\n  { url = "one" },\n  { hostname = "x", url = "two" },\n]\n')
+    assert text.line_of(("listeners", 1, "url")) == 3
+    assert text.line_of(("listeners", 1)) == 3
+    assert text.line_of(("listeners",)) == 1
+
+
 def test_a_long_file_is_no_trouble() -> None:
     text = TomlText("".join(f"[[listeners]]\nurl = '{number}'\n" for number in range(1500)))
     assert text.line_of(("listeners", 1400, "url")) == 2802

@@ -20,8 +20,10 @@ import click
 from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
+from greensmtp._hostport import parse_url
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
+from greensmtp.client.dial import PORTS
 from greensmtp.client.exchange import trace_lines
 from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
@@ -44,29 +46,22 @@ _OPTIONS = {
     r'starttls="(\w+)"(?: to connect)?': r"--starttls \1",
 }
 
-_UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
-_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
-
 
 def _read_url(text: str) -> dict[str, Any]:
-    """What a server's URL means, in ``connect``'s words."""
-    unix = _UNIX.fullmatch(text)
-    if unix is not None:
-        return {"host": unix[2], "lmtp": unix[1] is not None}
-    tcp = _TCP.fullmatch(text)
-    if tcp is None or int(tcp[4] or 25) > 65535:
+    """Return the options of ``connect`` that a server's URL stands for."""
+    try:
+        url = parse_url(text)
+    except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no server: write it like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
-            "lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            f"{text!r} is not a server's URL: write it like mx.example.com, smtp://127.0.0.1:1025, "
+            "smtps://mx.example.com, lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
             param_hint="'--server'",
-        )
-    scheme, literal, name, port = tcp.groups()
-    usual = {"smtps": 465, "lmtp": 24}.get(scheme, 25)
-    return {
-        "host": (literal or name, int(port or usual)),
-        "lmtp": scheme == "lmtp",
-        "tls": scheme == "smtps",
-    }
+        ) from None
+    lmtp = url.scheme == "lmtp"
+    if url.path is not None:
+        return {"host": url.path, "lmtp": lmtp}
+    port = PORTS[url.scheme or "smtp"] if url.port is None else url.port
+    return {"host": (url.host, port), "lmtp": lmtp, "tls": url.scheme == "smtps"}
 
 
 @click.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from greensmtp._suggest import nearest
 from greensmtp.config.locations import KeyPath, TomlText
 from greensmtp.errors import GreenSMTPError
 
@@ -159,9 +159,9 @@ def no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Itera
     """A wrong name, and the nearest right one; where none is near, the table that has it, or all there are."""
     names = sorted(known.get(table, ()))
     elsewhere = sorted((path for path, there in known.items() if name in there), key=len)
-    near = difflib.get_close_matches(name, names, 1) or [".".join(map(str, (*path, name))) for path in elsewhere]
-    if near:
-        return f"there is no such key; did you mean {near[0]}?"
+    near = nearest(name, names) or next((".".join(map(str, (*path, name))) for path in elsewhere), None)
+    if near is not None:
+        return f"there is no such key; did you mean {near}?"
     return f"there is no such key (there are: {', '.join(names)})" if names else "there is no such key"
 
 

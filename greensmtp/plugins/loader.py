@@ -13,12 +13,12 @@ from gevent import Timeout
 
 from greensmtp._callables import require_plain_function
 from greensmtp._log import logger
+from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Middleware
 from greensmtp.plugins.discovery import (
     EntryPoint,
     PluginError,
     describe_error,
-    did_you_mean,
     import_object,
     installed_middleware,
     installed_plugins,

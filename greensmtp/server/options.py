@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import check_domain
 from greensmtp.server.limits import Limits
@@ -30,13 +31,9 @@ def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limi
     try:
         return Limits(**given)
     except TypeError:
-        import difflib
-
         known = [field.name for field in fields(Limits)]
         wrong = next(name for name in given if name not in known)
-        near = difflib.get_close_matches(wrong, [*known, *others], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
+        raise TypeError(f"SMTPServer takes no argument {wrong!r}{did_you_mean(wrong, [*known, *others])}") from None
 
 
 def check_backlog(value: Any) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
 from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
@@ -118,8 +118,7 @@ def _check_names(wanted: Any) -> list[str]:
     names = [str(name).upper() for name in wanted]
     for name in names:
         if name not in MECHANISMS:
-            near = difflib.get_close_matches(name, MECHANISMS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(name, MECHANISMS)
             raise ValueError(f"mechanisms takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
     return list(dict.fromkeys(names))
 
