@@ -159,7 +159,7 @@ WRONG: list[tuple[str, str]] = [
     ("tls_key = ''", "1: tls_key: takes a path, not an empty text"),
     (
         f"[[listeners]]\nurl = 'unix:/{'x' * 107}'",
-        f"2: listeners.url: cannot listen on 'unix:/{'x' * 107}': the path is longer than 107 octets",
+        f"2: listeners.url: cannot listen on 'unix:/{'x' * 107}': the path is longer than 107 bytes",
     ),
     (LISTENER + "backlog = 100000000000000000000", "3: listeners.backlog: should be less than or equal to 2147483647"),
     # no TOML

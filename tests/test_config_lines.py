@@ -112,11 +112,33 @@ def test_whatever_stands_around_it(before: list[str], after: list[str], key: str
     assert text.line_of(("t", key)) == "\n".join([*lines, ""]).count("\n") + 1
 
 
-def test_a_table_in_an_array_has_the_line_of_its_first_key() -> None:
-    text = TomlText('listeners = [\n  { url = "one" },\n  { hostname = "x", url = "two" },\n]\n')
-    assert text.line_of(("listeners", 1, "url")) == 3
-    assert text.line_of(("listeners", 1)) == 3
-    assert text.line_of(("listeners",)) == 1
+APART = """\
+[[d]]
+x = 1
+[a.b]
+y = true
+[[d]]
+x = 2
+[a]
+e = false
+[[d]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (("d",), 1),
+        (("d", 1), 5),
+        (("d", 1, "x"), 6),
+        (("d", 2), 9),
+        (("a", "b"), 3),
+        (("a", "b", "y"), 4),
+        (("a", "e"), 8),
+    ],
+)
+def test_tables_that_stand_apart_have_lines_of_their_own(path: KeyPath, line: int) -> None:
+    assert TomlText(APART).line_of(path) == line
 
 
 def test_a_long_file_is_no_trouble() -> None:

@@ -29,9 +29,9 @@ def _read(text: str) -> Predicate:
         return _OF_NETWORKS[name](*(network.strip() for network in networks.split(",")))
     if not colon and name in _PLAIN:
         return _PLAIN[name]
-    names = {*_PLAIN, *_OF_NETWORKS} - {name}
-    hint = did_you_mean(name, names) or f"; the conditions are: {HELP}"
-    raise ValueError(f"there is no condition {text!r}{hint}")
+    names = (*_PLAIN, *_OF_NETWORKS)
+    hint = "" if name in names else did_you_mean(name, names)
+    raise ValueError(f"there is no condition {text!r}{hint or f': write {HELP}'}")
 
 
 def all_of(texts: Iterable[str]) -> Predicate | None:

@@ -1,8 +1,8 @@
 """The lines of a TOML text's keys, for error messages.
 
-tomllib reads the data: it is strict and quick. Only when there is something to report is the text parsed a second time,
-by tomlkit, which keeps the layout. tomlkit does not tell positions, but it writes the text back as it was. So every
-item gets a mark in front of it, and the lines on which the marks come out are the items' lines.
+tomllib reads the data: it is strict and quick. Only when there is an error to report is the text parsed a second time,
+by tomlkit. tomlkit knows no positions, but it keeps the indentation of every key and table header. So the text for the
+second parse has the number of each line at its beginning, written as spaces and tabs.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any
 #: The path of a value: keys of tables, and numbers (from 0) in arrays.
 KeyPath = tuple[str | int, ...]
 
-#: A NUL cannot occur in TOML.
-_MARK = re.compile("\0([0-9]+)\0")
+#: Characters that a line number takes: digits of base 2, space and tab.
+_WIDTH = 24
+_AS_INDENTATION = {"0": " ", "1": "\t"}
 
 
 class TomlText:
@@ -42,23 +43,15 @@ class TomlText:
 
     @cached_property
     def _lines(self) -> dict[KeyPath, int]:
-        """The line of each key; of a table or array without a line of its own, the line of its first key."""
+        """The line of each key; of a table without a header of its own, the line of its first key."""
         import tomlkit
         from tomlkit.exceptions import TOMLKitError
 
-        paths: list[KeyPath] = []
-        try:
-            document = tomlkit.parse(self._text)
-            _mark(document, (), paths)
-            marked = document.as_string()
-        except (TOMLKitError, RecursionError):  # tomllib has accepted the text, so only the line is unknown
-            return {}
         lines: dict[KeyPath, int] = {}
-        for number, line in enumerate(marked.split("\n"), 1):
-            for mark in _MARK.findall(line):
-                path = paths[int(mark)]
-                for end in range(1, len(path) + 1):
-                    lines.setdefault(path[:end], number)
+        try:
+            _collect(tomlkit.parse(_number_lines(self._text)), (), lines)
+        except (TOMLKitError, RecursionError):  # tomllib has accepted the text: only its lines are unknown
+            pass
         return lines
 
     def _explain(self, error: ValueError) -> TomlError:
@@ -81,13 +74,28 @@ class TomlError(ValueError):
         self.line = line
 
 
-def _mark(item: Any, path: KeyPath, paths: list[KeyPath]) -> None:
-    """Put a mark before every item below this one; a mark has the index of the item's path in ``paths``."""
-    children = item.items() if isinstance(item, dict) else enumerate(item) if isinstance(item, list) else ()
-    for key, child in children:
-        inner = (*path, key)
-        trivia = getattr(child, "trivia", None)  # not of a table whose parts stand apart
-        if trivia is not None:
-            trivia.indent = f"\0{len(paths)}\0{trivia.indent}"
-            paths.append(inner)
-        _mark(child, inner, paths)
+def _number_lines(text: str) -> str:
+    """Indent every line by its number. Inside multi-line strings this changes values, which are not used."""
+    codes = str.maketrans(_AS_INDENTATION)
+    return "\n".join(f"{number:0{_WIDTH}b}".translate(codes) + line for number, line in enumerate(text.split("\n"), 1))
+
+
+def _collect(item: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    """Add the lines of this item, and of every item in it, in the order of the text."""
+    from tomlkit.container import Container
+    from tomlkit.items import AbstractTable, AoT
+
+    if isinstance(item, AoT):
+        for number, table in enumerate(item.body):
+            _collect(table, (*path, number), lines)
+        return
+    indent = "" if isinstance(item, Container) else item.trivia.indent[:_WIDTH]
+    if len(indent) == _WIDTH:  # shorter inside an array or an inline table, which have the line of their key
+        number = int("".join("1" if character == "\t" else "0" for character in indent), 2)
+        for end in range(1, len(path) + 1):
+            lines.setdefault(path[:end], number)
+    container = item.value if isinstance(item, AbstractTable) else item
+    # The body has both parts of a table that is continued further down; the mapping has only what they add up to.
+    for key, child in container.body if isinstance(container, Container) else ():
+        if key is not None:  # None is a comment or an empty line
+            _collect(child, (*path, key.key), lines)
