@@ -53,12 +53,8 @@ def join(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def address(value: Any, expected: str) -> tuple[str, int]:
-    """Return the host and port of ``"host:port"`` or ``(host, port)``; both must be given.
-
-    :param expected: the beginning of the error: what the caller takes.
-    :raises ValueError: it is something else.
-    """
+def address(value: Any) -> tuple[str, int] | None:
+    """Return the host and port of ``"host:port"`` or ``(host, port)``; None if it is anything else."""
     host: Any = None
     port: Any = None
     if isinstance(value, str):
@@ -69,7 +65,7 @@ def address(value: Any, expected: str) -> tuple[str, int]:
     elif isinstance(value, tuple | list) and len(value) == 2:
         host, port = value
     if not isinstance(host, str) or not host or not is_port(port):
-        raise ValueError(f"{expected}, not {value!r}")
+        return None
     return host, port
 
 

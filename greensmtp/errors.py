@@ -141,6 +141,42 @@ class MessageRefused(IncompleteMessage):
         self.message = message
 
 
+class ArgumentError(GreenSMTPError, ValueError):
+    """An argument has a wrong value.
+
+    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
+    and the key of that option.
+
+    :param name: the argument, as the caller wrote it.
+    :param text: what is wrong with it: the rest of the sentence.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
+
+
+class EnvelopeMissing(ProtocolError):
+    """A message does not tell its sender or its recipients.
+
+    :param why: what the message lacks.
+    :param arguments: those of ``send`` that have to be given: ``sender``, ``recipients``.
+    """
+
+    def __init__(self, why: str, *arguments: str) -> None:
+        super().__init__(why, *arguments)
+        self.why = why
+        self.arguments = arguments
+
+    def __str__(self) -> str:
+        return f"{self.why}; pass {' and '.join(f'{name}=' for name in self.arguments)}"
+
+
 # The client's
 
 

@@ -150,7 +150,10 @@ def _address(listener: str | tuple[str, int]) -> str | tuple[str, int]:
         return listener[:2]
     if is_unix_path(listener):
         return listener
-    return address(listener, "on_listener takes '127.0.0.1:587', '[::1]:587' or a unix path")
+    found = address(listener)
+    if found is None:
+        raise ValueError(f"on_listener takes '127.0.0.1:587', '[::1]:587' or a unix path, not {listener!r}")
+    return found
 
 
 def _server_name(server: SMTPServer) -> str:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, overload
 import blinker
 from blinker import ANY
 
+from greensmtp._callables import deferred_kind
 from greensmtp._suggest import did_you_mean
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -57,11 +58,7 @@ class Signal(blinker.Signal):
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
-        from greensmtp._callables import (
-            require_plain_function,  # brings inspect along, of no use to those who only send
-        )
-
-        wrong = require_plain_function(receiver)
+        wrong = deferred_kind(receiver)
         if wrong is not None:
             why = {
                 "async def": "is an async def, which nobody would await: write def, and wait with gevent",

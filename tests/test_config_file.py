@@ -390,7 +390,7 @@ def test_a_mistake_in_an_option_is_the_options(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write("hostname = 'right.example'\n[limits]\nmax_errors = 0"), [given])
     first, second = caught.value.lines
-    assert first.startswith("--hostname takes a domain name ")
+    assert first.startswith("Invalid value for '--hostname': takes a domain name ")
     assert second.startswith("greensmtp.toml:3: ")
     assert caught.value.options
 

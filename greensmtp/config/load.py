@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -263,7 +263,7 @@ def read_options(
     options = {key: value for key, value in entry.items() if key not in ours}
     found, mistakes = _validate(model, options, {(): names}, path)
     if found is None:
-        return {}, [Problem(each.path, f"{name}: {each.text}") for each in mistakes]
+        return {}, [replace(each, owner=name) for each in mistakes]
     return _given(found), []
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from greensmtp._suggest import did_you_mean
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
 from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
@@ -45,7 +46,10 @@ class MechanismPolicy:
         names = able if wanted is None else _check_names(wanted)
         for name in names:
             if name not in able:
-                raise ValueError(f"mechanisms: this backend cannot serve {name}, which needs {_NEEDS[_needs(name)]}")
+                raise ArgumentError(
+                    "mechanisms",
+                    f"are limited by the backend: it cannot serve {name}, which needs {_NEEDS[_needs(name)]}",
+                )
         if self._serves & {"keys"} and not _SCRAM.isdisjoint(names) and not _have_scramp():
             if wanted is not None:
                 raise ModuleNotFoundError("SCRAM needs scramp: pip install 'greensmtp[scram]'", name="scramp")
@@ -119,7 +123,7 @@ def _check_names(wanted: Any) -> list[str]:
     for name in names:
         if name not in MECHANISMS:
             hint = did_you_mean(name, MECHANISMS)
-            raise ValueError(f"mechanisms takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
+            raise ArgumentError("mechanisms", f"takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
     return list(dict.fromkeys(names))
 
 

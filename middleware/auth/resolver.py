@@ -6,6 +6,7 @@ import hmac
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import (
     Backend,
     Check,
@@ -138,7 +139,7 @@ def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
 
 def _check_iterations(iterations: Any) -> int:
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 4096:
-        raise ValueError(f"scram_iterations must be a whole number of at least 4096, not {iterations!r}")
+        raise ArgumentError("scram_iterations", f"must be a whole number of at least 4096, not {iterations!r}")
     return iterations
 
 

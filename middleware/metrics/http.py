@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from gevent import get_hub, socket
 
 from greensmtp._hostport import address
+from greensmtp.errors import ArgumentError
 from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
@@ -32,7 +33,10 @@ def parse_address(listen: object) -> tuple[str, int]:
 
     :raises ValueError: it is something else; the text says what it takes.
     """
-    return address(listen, 'listen takes "host:port" or (host, port), like "127.0.0.1:9100"')
+    found = address(listen)
+    if found is None:
+        raise ArgumentError("listen", f'takes "host:port" or (host, port), like "127.0.0.1:9100", not {listen!r}')
+    return found
 
 
 class MetricsServer:

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary, finalize
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.log_text import printable
 from greensmtp.thread_pool import in_thread_pool
 
@@ -141,11 +142,11 @@ def shown_uri(uri: str) -> str:
 
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
-        raise ValueError(f"storage takes 'memory://' or a URI like 'redis://localhost:6379', not {uri!r}")
+        raise ArgumentError("storage", f"takes 'memory://' or a URI like 'redis://localhost:6379', not {uri!r}")
     try:
         shown = shown_uri(uri)
     except ValueError:
-        raise ValueError("storage is not a URI that can be read") from None  # nor one to be shown
+        raise ArgumentError("storage", "is not a URI that can be read") from None  # nor one to be shown
     scheme = uri.partition("://")[0]
     import_limits()
     if scheme == "memory":
@@ -158,14 +159,14 @@ def _open(uri: str, timeout: float) -> Store:
     try:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
     except ConfigurationError as error:
-        raise ValueError(
-            f"storage {shown!r} is not one that limits can open; it takes memory:// or redis://"
+        raise ArgumentError(
+            "storage", f"{shown!r} is not one that limits can open; it takes memory:// or redis://"
         ) from error
     except ValueError:
         # Not chained: the library's text may quote the URI, password and all.
-        raise ValueError(f"storage {shown!r} is not a URI that its library can read") from None
+        raise ArgumentError("storage", f"{shown!r} is not a URI that its library can read") from None
     if not isinstance(storage, Storage):
-        raise ValueError(f"storage {shown!r} is for asyncio; take the URI without async+")
+        raise ArgumentError("storage", f"{shown!r} is for asyncio; take the URI without async+")
     # A connection and a command have the time-out each.
     store = Store(storage, shown, 2 * timeout)
     close = getattr(getattr(storage, "storage", None), "close", None)
