@@ -11,6 +11,7 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, Any
 
+from greensmtp._hostport import address, is_unix_path
 from greensmtp.chain.validate import check_callable, describe
 from greensmtp.session import Session
 
@@ -147,12 +148,12 @@ def on_listener(*listeners: SMTPServer | tuple[str, int] | str) -> Predicate:
 def _address(listener: str | tuple[str, int]) -> str | tuple[str, int]:
     if isinstance(listener, tuple):
         return listener[:2]
-    if listener.startswith(("/", ".")):
+    if is_unix_path(listener):
         return listener
-    host, colon, port = listener.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not port.isascii():
+    found = address(listener)
+    if found is None:
         raise ValueError(f"on_listener takes '127.0.0.1:587', '[::1]:587' or a unix path, not {listener!r}")
-    return (host.strip("[]"), int(port))
+    return found
 
 
 def _server_name(server: SMTPServer) -> str:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, overload
 import blinker
 from blinker import ANY
 
+from greensmtp._callables import deferred_kind
+from greensmtp._suggest import did_you_mean
+
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 #: signal -> what receivers are given by name, besides the session, their first argument
@@ -55,11 +58,7 @@ class Signal(blinker.Signal):
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
-        from greensmtp._callables import (
-            require_plain_function,  # brings inspect along, of no use to those who only send
-        )
-
-        wrong = require_plain_function(receiver)
+        wrong = deferred_kind(receiver)
         if wrong is not None:
             why = {
                 "async def": "is an async def, which is never awaited: write def, and wait with gevent",
@@ -135,10 +134,7 @@ class Signals:
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
-            import difflib
-
-            near = difflib.get_close_matches(wanted, FIELDS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(wanted, FIELDS)
             raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
         signal: Signal = getattr(self, _attribute(wanted))
         return signal

@@ -7,11 +7,11 @@ from ipaddress import AddressValueError, IPv6Address
 
 import idna
 
+from greensmtp._hostport import split
 from greensmtp.protocol import command_builder
 
 #: RFC 1123 section 2.1, and the underscore, which real host names have.
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::([0-9]+))?")
 MAX_LENGTH = 253
 
 
@@ -24,16 +24,11 @@ def read(place: str) -> tuple[str, int | None]:
     :raises ProtocolError: it has a control character.
     """
     _check_text(place)
-    bracketed = _BRACKETED.fullmatch(place)
-    if bracketed is not None:
-        host, port = bracketed[1], bracketed[2]
-    elif place.count(":") == 1:
-        host, _, port = place.partition(":")
-        if not (port.isascii() and port.isdigit()):
-            raise _not_a_host(place)
-    else:
-        host, port = place, None
-    return fit(host), None if port is None else check_port(int(port[:6]))
+    try:
+        host, port = split(place)
+    except ValueError:
+        raise _not_a_host(place) from None
+    return fit(host), None if port is None else check_port(port)
 
 
 def fit(host: str) -> str:

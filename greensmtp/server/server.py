@@ -16,6 +16,7 @@ from gevent import socket as gevent_socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from greensmtp._hostport import is_unix_path
 from greensmtp._log import logger
 from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.protocol import canned
@@ -25,7 +26,7 @@ from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.handler import CONTINUATIONS, ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits
-from greensmtp.server.listener import check_listener, is_unix_path, listen, send_at_once
+from greensmtp.server.listener import check_listener, listen, send_at_once
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.server.places import Places, client_key
 from greensmtp.server.routes import Routes

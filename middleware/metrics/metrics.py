@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.metrics.counters import Codes, Numbers, Registry, check_registry
 from greensmtp.middleware.metrics.http import MetricsServer, parse_address
 from greensmtp.protocol.command import (
@@ -87,7 +88,9 @@ class Metrics:
         listen: str | tuple[str, int] | None = None,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"namespace takes letters, digits and underscores, like 'greensmtp', not {namespace!r}")
+            raise ArgumentError(
+                "namespace", f"takes letters, digits and underscores, like 'greensmtp', not {namespace!r}"
+            )
         self._listen = None if listen is None else parse_address(listen)
         #: Where the numbers are kept.
         self.registry = check_registry(registry)
