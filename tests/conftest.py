@@ -7,10 +7,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 import trustme
@@ -18,6 +18,7 @@ from gevent import socket
 from hypothesis import settings
 
 from greensmtp.testing import Peer
+from tests.cuts import interesting_cuts
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
@@ -25,6 +26,27 @@ pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 # What is slow is measured by tests of its own; how long one example takes on a busy machine means nothing.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+
+
+class Cuts(Protocol):
+    """What the fixture ``cuts`` returns."""
+
+    def __call__(self, wire: bytes, start: int = ..., stop: int | None = ..., step: int = ...) -> Iterable[int]: ...
+
+
+@pytest.fixture(params=["interesting", pytest.param("every", marks=pytest.mark.exhaustive)])
+def cuts(request: pytest.FixtureRequest) -> Cuts:
+    """Return the places where a test cuts bytes: ``cuts(wire, start, stop)``.
+
+    A test that uses it runs twice: with the interesting places (``make test``), and with every place, or every
+    ``step``-th, which only ``make test-all`` does.
+    """
+
+    def places(wire: bytes, start: int = 1, stop: int | None = None, step: int = 1) -> Iterable[int]:
+        end = len(wire) if stop is None else stop
+        return range(start, end, step) if request.param == "every" else interesting_cuts(wire, start, end)
+
+    return places
 
 
 class Certificate(NamedTuple):

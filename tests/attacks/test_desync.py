@@ -13,6 +13,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play, PlayCut
+    from tests.conftest import Cuts
 
 ENVELOPE = b"EHLO relay.example\r\nMAIL FROM:<sender@example.org>\r\nRCPT TO:<recipient@example.com>\r\n"
 SECOND = b"MAIL FROM:<second@example.org>\r\nRCPT TO:<recipient@example.com>\r\n"
@@ -233,13 +234,15 @@ REFUSERS = [refuse_messages, refuse_bdat_commands, answer_bdat_commands, refuse_
 
 
 @pytest.mark.parametrize("refuse", REFUSERS)
-def test_the_octets_of_a_refused_chunk_are_consumed_at_every_cut(smtp_server: MakeServer, refuse: Any) -> None:
+def test_the_octets_of_a_refused_chunk_are_consumed_at_every_cut(
+    smtp_server: MakeServer, cuts: Cuts, refuse: Any
+) -> None:
     senders: list[str] = []
     wire = chunk(COMMANDS) + chunk(COMMANDS, last=True) + b"NOOP\r\nQUIT\r\n"
-    for cut in range(1, len(wire), 2):
-        server = smtp_server(start=False)
-        refuse(server)
-        note_senders(server, senders)
+    server = smtp_server(start=False)
+    refuse(server)
+    note_senders(server, senders)
+    for cut in cuts(wire):
         with dial(server) as peer:
             peer.hello()
             peer.envelope()

@@ -69,15 +69,15 @@ def test_connections_are_refused_with_421(smtp_server: MakeServer, clock: Clock)
 def test_messages_are_refused_at_mail_with_450(smtp_server: MakeServer, clock: Clock) -> None:
     server = taking(smtp_server, RateLimit("2/minute"))
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>", "NOOP")
         peer.expect("450 4.7.1 Too many messages in a short time, try again later", "250")
         with greet(server, OTHER) as other:
-            assert other.deliver() > "250"
+            assert other.deliver().startswith("250")
         clock.now += 61
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 def test_every_mail_in_its_place_counts(smtp_server: MakeServer) -> None:
@@ -85,7 +85,7 @@ def test_every_mail_in_its_place_counts(smtp_server: MakeServer) -> None:
     with greet(server) as peer:
         peer.line("MAIL FROM:<", "MAIL FROM:<a@example.com>", "MAIL FROM:<a@example.com>", "RSET")
         peer.expect("501", "250", "503", "250")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
 
@@ -113,7 +113,7 @@ def test_a_message_of_many_chunks_is_one_message(smtp_server: MakeServer) -> Non
 def test_lmtp_counts_messages_too(smtp_server: MakeServer) -> None:
     server = taking(smtp_server, RateLimit("1/minute"), lmtp=True)
     with greet(server, verb="LHLO") as peer:
-        assert peer.deliver(to=["a@example.com", "b@example.com"]) > "250"
+        assert peer.deliver(to=["a@example.com", "b@example.com"]).startswith("250")
         peer.expect("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
@@ -180,14 +180,14 @@ def test_octets_are_counted_at_the_end_and_refused_at_mail(smtp_server: MakeServ
     with greet(server) as peer:
         peer.line("MAIL FROM:<a@example.com> SIZE=1001", "MAIL FROM:<a@example.com> SIZE=x")
         peer.expect("552 5.3.4 Message exceeds your byte quota", "501")
-        assert peer.deliver("x" * 598 + "\r\n") > "250"
+        assert peer.deliver("x" * 598 + "\r\n").startswith("250")
         peer.line("MAIL FROM:<a@example.com> SIZE=401", "MAIL FROM:<a@example.com> SIZE=400", "RSET")
         peer.expect("450 4.7.1 Too many octets in a short time", "250", "250")
-        assert peer.deliver("x" * 398 + "\r\n") > "250"
+        assert peer.deliver("x" * 398 + "\r\n").startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450 4.7.1")
         clock.now += 3601
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
@@ -204,7 +204,7 @@ def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
         ack.accept()
 
     with greet(server) as peer:
-        assert peer.deliver("x" * 98 + "\r\n") > "250"
+        assert peer.deliver("x" * 98 + "\r\n").startswith("250")
         assert peer.deliver("x" * 998 + "\r\n", sender="a@example.com> SIZE=5").startswith("450 4.7.1")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450 4.7.1")
@@ -216,7 +216,7 @@ def test_lmtp_counts_the_octets_of_a_message_once(smtp_server: MakeServer, clock
     with greet(server, verb="LHLO") as peer:
         for size, expected in ((400, "250"), (400, "250"), (400, "450")):
             body = "x" * (size - 2) + "\r\n"
-            assert peer.deliver(body, to=["a@example.com", "b@example.com", "c@example.com"]) > expected
+            assert peer.deliver(body, to=["a@example.com", "b@example.com", "c@example.com"]).startswith(expected)
             peer.expect(expected, expected)
 
 
@@ -291,10 +291,10 @@ def test_by_identity_those_who_have_none_are_not_limited(smtp_server: MakeServer
     server = taking(smtp_server, RateLimit("1/hour", by="identity"), identify)
     with greet(server) as peer:
         for _ in range(3):
-            assert peer.deliver() > "250"
+            assert peer.deliver().startswith("250")
         peer.line("AUTH beep")
         peer.expect("235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>", "AUTH boop", "MAIL FROM:<a@example.com>")
         peer.expect("450", "235", "250")
     with greet(server, OTHER) as peer:
@@ -306,7 +306,7 @@ def test_by_sender_the_null_sender_is_not_limited(smtp_server: MakeServer) -> No
     server = taking(smtp_server, RateLimit("1/hour", by="sender"))
     with greet(server) as peer:
         for sender in ("a@example.com", "b@example.com", "", "", ""):
-            assert peer.deliver(sender=sender) > "250"
+            assert peer.deliver(sender=sender).startswith("250")
         peer.line("MAIL FROM:<A@EXAMPLE.com>", "MAIL FROM:<c@example.com>")
         peer.expect("450", "250")
 
@@ -327,7 +327,7 @@ def test_by_a_function_of_the_session(smtp_server: MakeServer) -> None:
         with dial(server, source=ONE) as peer:
             peer.hello(name)
             if reply == "250":
-                assert peer.deliver() > reply
+                assert peer.deliver().startswith(reply)
             else:
                 peer.line("MAIL FROM:<a@example.com>")
                 peer.expect(reply)
@@ -346,14 +346,14 @@ def test_unix_sockets_are_not_limited_by_address(smtp_server: MakeServer) -> Non
     server = taking(smtp_server, RateLimit("1/hour"), RateLimit("10/hour", on="bytes"))
     with greet(server, None) as peer:
         for _ in range(3):
-            assert peer.deliver(sender="a@example.com> SIZE=5000") > "250"
+            assert peer.deliver(sender="a@example.com> SIZE=5000").startswith("250")
 
 
 def test_a_key_of_any_length_takes_little_room(smtp_server: MakeServer) -> None:
     limit = RateLimit("1/hour", by=lambda session: "\ud800x" * 100_000, storage="memory://long")
     server = taking(smtp_server, limit)
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
     assert max(map(len, limit._store.storage._records)) < 300  # type: ignore[attr-defined]
@@ -366,7 +366,7 @@ def test_in_memory_a_limit_without_a_name_counts_alone(smtp_server: MakeServer) 
     mine, yours = RateLimit("1/hour"), RateLimit("1/hour")
     for limit in (mine, yours):
         with greet(taking(smtp_server, limit)) as peer:
-            assert peer.deliver() > "250"
+            assert peer.deliver().startswith("250")
     with greet(taking(smtp_server, mine)) as peer:  # another server, the same object
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
@@ -380,7 +380,7 @@ def test_limits_of_one_name_count_together_and_of_two_stores_do_not(smtp_server:
     for each, reply in ((kept, "250"), (limit("memory://a"), "450"), (limit("memory://b"), "250")):
         with greet(taking(smtp_server, each)) as peer:
             if reply == "250":
-                assert peer.deliver() > reply
+                assert peer.deliver().startswith(reply)
             else:
                 peer.line("MAIL FROM:<a@example.com>")
                 peer.expect(reply)

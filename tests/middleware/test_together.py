@@ -20,7 +20,7 @@ from greensmtp.testing import Peer, dial
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
-    from tests.conftest import Certificate
+    from tests.conftest import Certificate, Cuts
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
 USERS = {"jo": "sesame", "Ann": "tahini"}
@@ -258,16 +258,16 @@ def test_an_identity_is_one_from_wherever_it_comes(
         peer = greet(server, source)
         peer.line(plain("Ann", "tahini"))
         peer.expect("235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
     peer.line("MAIL FROM:<a@example.com>")
     peer.expect("450 4.7.1")
     peer = greet(server, OTHER)
     peer.line(RIGHT)
     peer.expect("235")
-    assert peer.deliver() > "250"
+    assert peer.deliver().startswith("250")
     peer = greet(server, OTHER)
     for _ in range(3):  # nobody in particular
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 @pytest.mark.parametrize("auth_first", [True, False])
@@ -297,11 +297,11 @@ def test_behind_starttls_nobody_is_who_he_was(smtp_server: MakeServer, greet: An
 # What comes in one piece with AUTH
 
 
-def test_a_pipeline_behind_auth_is_carried_out_as_whoever_it_made(smtp_server: MakeServer) -> None:
+def test_a_pipeline_behind_auth_is_carried_out_as_whoever_it_made(smtp_server: MakeServer, cuts: Cuts) -> None:
     """AUTH should be the last of a pipeline (RFC 4954 section 4); where it is not, nothing gets ahead of it."""
     script = f"EHLO x\r\n{WRONG}\r\nMAIL FROM:<a@example.com>\r\n{RIGHT}\r\nMAIL FROM:<a@example.com>\r\nQUIT\r\n"
-    for cut in range(0, len(script), 3):
-        server = taking(smtp_server, users(required=True))
+    server = taking(smtp_server, users(required=True))
+    for cut in cuts(script.encode()):
         with dial(server, source=ONE) as peer:
             peer.send(script, cut=cut)
             peer.expect("220", "250", "535", "530", "235", "250", "221")
@@ -349,7 +349,7 @@ def test_in_every_order_nobody_gets_in_and_nothing_gets_out(
         peer.hello()
         peer.line(WRONG, "MAIL FROM:<a@example.com>", "AUTH LOGIN", b64("jo"), b64("wrong"), RIGHT)
         peer.expect("535", "530", "334", "334", "535", "235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("QUIT")
         peer.expect("221")
         peer.expect_end()
