@@ -24,8 +24,9 @@ from tests.cuts import interesting_cuts
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 
 # What is slow is measured by tests of its own; how long one example takes on a busy machine means nothing.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=300)  # make test-all
+settings.load_profile("short")
 
 
 class Cuts(Protocol):

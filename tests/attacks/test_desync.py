@@ -10,6 +10,7 @@ from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTP
 from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import chunk
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play, PlayCut
@@ -21,10 +22,6 @@ COMMANDS = b"RSET\r\nMAIL FROM:<evil@example.net>\r\nRCPT TO:<victim@example.com
 
 HOWS: list[dict[str, Any]] = [{}, {"late": True}, {"lazy": True}]
 how_acks_come = pytest.mark.parametrize("how", HOWS, ids=["at once", "late", "lazy"])
-
-
-def chunk(octets: bytes, *, last: bool = False) -> bytes:
-    return b"BDAT %d%s\r\n" % (len(octets), b" LAST" if last else b"") + octets
 
 
 def note_senders(server: SMTPServer, senders: list[str]) -> None:
