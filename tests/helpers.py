@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
@@ -33,6 +34,19 @@ def begin_data(peer: Peer) -> None:
     peer.envelope()
     peer.line("DATA")
     peer.expect("354")
+
+
+def pairwise_orders(members: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return orders in which each member takes each place, and stands directly before and behind each other one.
+
+    They are the rows of a Latin square whose neighbours are balanced (E. J. Williams, 1949), and the same rows
+    backwards: 2n orders, where permutations are n!.
+    """
+    items = list(members)
+    count = len(items)
+    zigzag = [place // 2 if place % 2 == 0 else count - (place + 1) // 2 for place in range(count)]
+    rows = [tuple(items[(shift + step) % count] for step in zigzag) for shift in range(count)]
+    return [*rows, *(row[::-1] for row in rows)]
 
 
 def accepting(smtp_server: MakeServer, *middleware: Any, **options: Any) -> SMTPServer:

@@ -233,7 +233,7 @@ def send():
 
 sending, waiting = gevent.spawn(send), gevent.spawn(send)
 gevent.sleep(0.001)
-while not any(member.client._wire.committed for member in pool._here.connections._busy):
+while not any(member.client._wire.message_sent for member in pool._here.connections._busy):
     gevent.sleep(0.001)
 
 def outcomes():
