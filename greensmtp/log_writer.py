@@ -24,9 +24,9 @@ BATCH = 1_000
 class LineWriter:
     """Writes lines to a stream's descriptor in a native thread: a pipe that nothing reads holds up that thread alone.
 
-    ``say`` may be called in any thread. The thread begins with the first line; after a fork, the child has one of its
-    own. A stream without a descriptor (one in memory, say) is written to at once; a closed one takes everything, and
-    shows nothing.
+    ``say`` may be called in any thread. The thread begins with the first line, and anew with the first one after
+    ``finish``; after a fork, the child has one of its own. A stream without a descriptor (one in memory, say) is
+    written to at once; a closed one takes everything, and shows nothing.
 
     :param gap: the line that stands for so many which were dropped.
     """
@@ -57,13 +57,15 @@ class LineWriter:
         else:
             self._dropped += 1
 
-    def finish(self, timeout: float = 1.0) -> None:
-        """Write what is waiting, as far as that goes in this time; what is said after it is not written."""
+    def finish(self, timeout: float = 1.0) -> bool:
+        """Write what is waiting, and end the thread; False: that takes longer than so many seconds."""
         if not self._started:
-            return
+            return True
         self._lines.put(None)
-        if self._at_work.acquire(timeout=timeout):
-            self._at_work.release()
+        if not self._at_work.acquire(timeout=timeout):
+            return False
+        self._at_work.release()
+        return True
 
     def _start(self, descriptor: int) -> bool:
         with self._starting:  # for an instant
@@ -86,8 +88,8 @@ class LineWriter:
             pass  # closed
 
     def _write_all(self, descriptor: int) -> None:
-        line = ""
-        while line is not None:
+        is_ending = False
+        while not (is_ending and self._lines.empty()):
             lines = []
             line = self._lines.get()
             while line is not None:
@@ -95,11 +97,13 @@ class LineWriter:
                 if len(lines) == BATCH or self._lines.empty():
                     break
                 line = self._lines.get()
+            is_ending = is_ending or line is None
             if self._dropped and self._lines.empty():
                 lines.append(self._gap(self._dropped))
                 self._dropped = 0
             text = "".join(f"{line}\n" for line in lines)
             _write(descriptor, text.encode(self._encoding, "backslashreplace"))
+        self._started = False
         self._at_work.release()
 
 
@@ -149,34 +153,50 @@ class LogHandler(logging.Handler):
         formatter = (
             _json_formatter() if log_format == "json" else _TextFormatter("%(asctime)s %(levelname)s %(message)s")
         )
-        self._file = None if target == "stderr" else Path(target).open("a", encoding="utf-8")  # noqa: SIM115
+        self._path = None if target == "stderr" else Path(target).absolute()
+        self._writer, self._file = self._open()
         super().__init__()
         self.log_format = log_format
         self.setFormatter(formatter)
-        self._writer = LineWriter(self._file or sys.stderr, self._format_gap)
+
+    def _open(self) -> tuple[LineWriter, TextIO | None]:
+        file = None if self._path is None else self._path.open("a", encoding="utf-8")
+        return LineWriter(file or sys.stderr, self._format_gap), file
 
     def emit(self, record: logging.LogRecord) -> None:
         """Have it written, soon. Never wait."""
         try:
+            if self._file is not None and self._file.closed:
+                self._writer, self._file = self._open()
             self._writer.say(self.format(record))
         except Exception:
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Log that a record cannot be formatted. (logging's own way waits for standard error.)"""
+        if self._file is not None and self._file.closed:
+            return  # it cannot be opened again
         text = f"a record of {record.name}, line {record.lineno} of {record.pathname}, cannot be formatted"
         made = {"name": "greensmtp", "levelname": "ERROR", "msg": f"{text}: {sys.exc_info()[1]!r}"}
         self._writer.say(self.format(logging.makeLogRecord(made)))
 
     def close(self) -> None:
-        """Write what is waiting; ``logging`` calls it when the process ends."""
-        self._writer.finish()
-        if self._file is not None:
+        """Write what is waiting.
+
+        ``logging`` calls it when the process ends, and when ``logging.config`` reads a configuration: the handler stays
+        with its logger then, so that later records are written as before.
+        """
+        is_done = self._writer.finish()
+        if is_done and self._file is not None:  # else the thread would write to whatever gets its descriptor next
             self._file.close()
         super().close()
 
     def _format_gap(self, lines: int) -> str:
-        record = {"name": "greensmtp", "levelname": "WARNING", "msg": f"{lines} records dropped: nobody read them"}
+        record = {
+            "name": "greensmtp",
+            "levelname": "WARNING",
+            "msg": f"{lines} records dropped: the output was not read",
+        }
         return self.format(logging.makeLogRecord(record))
 
 

@@ -62,7 +62,7 @@ class Signal(blinker.Signal):
         wrong = require_plain_function(receiver)
         if wrong is not None:
             why = {
-                "async def": "is an async def, which nobody would await: write def, and wait with gevent",
+                "async def": "is an async def, which is never awaited: write def, and wait with gevent",
                 "generator": "has a yield in it, so that calling it runs nothing: decide with the ack, and return",
             }[wrong]
             raise TypeError(
@@ -205,8 +205,8 @@ def _vanishes(receiver: Callable[..., Any], is_temporary: bool) -> bool:
 
 
 def handler_name(handler: Callable[..., Any]) -> str:
-    """``module.qualified.name``, for logs."""
-    function = getattr(handler, "func", handler)
+    """``module.qualified.name``, for logs; of a method that stands for a caller's function, that function's name."""
+    function = getattr(handler, "func", None) or getattr(getattr(handler, "__self__", None), "__wrapped__", handler)
     name = getattr(function, "__qualname__", None) or type(function).__qualname__
     return f"{getattr(function, '__module__', None) or '?'}.{name}"
 

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from unicodedata import category, decimal, normalize
+
+#: A key that is longer is hashed: a name of 255 octets may fold into 2,550, and a hundred thousand keys are kept.
+_MAX_KEY = 64
 
 _A_LABEL = re.compile(r"\bxn--([a-z0-9-]{1,59})", re.IGNORECASE)
 
@@ -32,7 +36,8 @@ def account_of(name: str) -> str:
     """
     name = _A_LABEL.sub(_u_label, name)
     folded = _fold(_fold(name))  # what the first round comes to may have compatibility forms of its own
-    return folded or normalize("NFKC", name).casefold()
+    key = folded or normalize("NFKC", name).casefold()
+    return key if len(key) <= _MAX_KEY else sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _u_label(match: re.Match[str]) -> str:

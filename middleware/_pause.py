@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 
 from gevent import sleep
@@ -11,6 +12,10 @@ from greensmtp.session import Session
 
 #: Seconds after which a pause sees that the server shuts down; nothing tells it.
 _LOOK = 1.0
+
+#: Seconds that an attempt to authenticate waits for others which are under way, and between two looks at them.
+_LONGEST_WAIT = 10.0
+_WAIT = 0.1
 
 
 def pause(session: Session, seconds: float) -> None:
@@ -32,3 +37,18 @@ def hears(session: Session, seconds: float) -> bool:
             continue
         return True
     return False
+
+
+def waiting(session: Session) -> Callable[[], bool]:
+    """Return what waits a little for other attempts to end, and gives False when it has been called for too long, or
+    the server shuts down."""
+    deadline = monotonic() + _LONGEST_WAIT
+
+    def wait() -> bool:
+        if session.server.draining or monotonic() >= deadline:
+            return False
+        session.link.flush()
+        sleep(_WAIT)
+        return True
+
+    return wait

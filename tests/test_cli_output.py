@@ -225,7 +225,7 @@ def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) ->
     assert f"number {MAX_WAITING - 1}" in text.decode()
     assert f"number {MAX_WAITING}" not in text.decode()
     (gap,) = (line for line in text.decode().splitlines() if "dropped" in line)
-    assert "5 records dropped: nobody read them" in gap
+    assert "5 records dropped: the output was not read" in gap
     if log_format == "json":
         assert json.loads(gap)["level"] == "WARNING"
 
@@ -256,6 +256,30 @@ def test_no_address_passes_for_a_line_or_a_field_of_another_message(serve: Serve
     assert server.lines() == []
     for text in server.log.splitlines():
         assert len(re.findall(r"\bfrom=", text)) == (" message from=" in text), text
+
+
+QUOTING = """
+from greensmtp import signals
+
+@signals.on("received")
+def thank(session, ack):
+    ack.accept(250, f"2.0.0 Ok, {session.to[0]}")
+"""
+
+
+def test_no_reply_that_quotes_the_client_passes_for_a_field(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "quoting.py").write_text(QUOTING)
+    server = serve("--plugin", "quoting", "-vv")
+    with server.dial() as peer:
+        peer.expect("220")
+        peer.line("EHLO a from=<ann@example.com> to=<victim@y.z>")
+        peer.expect("250")
+        peer.line("MAIL FROM:<ann@example.com>", 'RCPT TO:<"x to=<victim@y.z> size=1"@evil.test>', "DATA", "x", ".")
+        peer.expect("250", "250", "354", "250 2.0.0 Ok")
+    assert len(re.findall(" to=", server.line())) == 1
+    assert server.stop() == 0
+    for text in server.log.splitlines():
+        assert len(re.findall(r"\b(?:to|from)=", text)) == 2 * (" message from=" in text), text
 
 
 def test_a_long_address_is_cut(serve: Serve) -> None:
@@ -318,6 +342,65 @@ def test_a_writer_starts_no_thread_before_there_is_something_to_write() -> None:
         writer.finish(20)
     assert os.read(reading, 100) == b"tea\n"
     os.close(reading)
+
+
+def test_a_writer_that_has_finished_begins_again() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        for line in ("tea", "toast", "jam"):
+            writer.say(line)
+            assert writer.finish(20)
+            assert writer.finish(20)
+    assert os.read(reading, 100) == b"tea\ntoast\njam\n"
+    os.close(reading)
+
+
+def test_a_writer_whose_pipe_is_full_says_that_it_has_not_finished() -> None:
+    reading, writing = os.pipe()
+    room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        writer.say("x" * room)
+        assert not writer.finish(0.01)
+        assert not writer.finish(0.01)
+        writer.say("late")
+        text = b""
+        while not text.endswith(b"late\n"):
+            text += os.read(reading, 65536)
+        writer.say("later")
+        assert writer.finish(20)
+        assert os.read(reading, 100) == b"later\n"
+    os.close(reading)
+
+
+@pytest.mark.parametrize("target", ["stderr", "file"])
+def test_the_log_goes_on_after_the_program_configures_logging(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """logging.config closes all handlers that there are, and leaves them with their loggers."""
+    path = tmp_path / "log"
+    with path.open("a") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler = LogHandler("text", "stderr" if target == "stderr" else str(path))
+        for number in (1, 2):
+            handler.handle(logging.makeLogRecord({"levelname": "INFO", "msg": f"record {number}"}))
+            handler.close()
+    assert re.findall(r"INFO (.*)", path.read_text()) == ["record 1", "record 2"]
+
+
+def test_a_log_that_cannot_be_opened_again_is_silent(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    handler = LogHandler("text", str(folder / "log"))
+    handler.close()
+    (folder / "log").unlink()
+    folder.rmdir()
+    descriptor = os.open(tmp_path / "other", os.O_WRONLY | os.O_CREAT)  # likely to be the one that the log had
+    handler.handle(logging.makeLogRecord({"levelname": "INFO", "msg": "lost"}))
+    handler.close()
+    os.close(descriptor)
+    assert (tmp_path / "other").read_bytes() == b""
 
 
 def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:

@@ -11,8 +11,9 @@ from gevent import GreenletExit, sleep, spawn
 from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
-from greensmtp import Ack, Command, MessageStream, Reply, Session, SMTPServer
+from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
+from greensmtp.server import server as server_module
 from greensmtp.server import transport
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -105,6 +106,52 @@ def test_a_handler_that_hangs_is_ended_by_stop_and_its_client_gets_421(
         assert answers[-1].startswith("421 4.3.2")
         assert [answer[:3] for answer in answers].count("421") == 1
     assert not server.connections
+
+
+def test_replies_to_lmtp_recipients_that_are_known_are_sent_before_the_421(smtp_server: MakeServer) -> None:
+    server = smtp_server(lmtp=True)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    hanging = Event()
+
+    @server.on("received")
+    def received(session: Session, recipient: Address, ack: Ack) -> None:
+        if recipient.local_part == "third":
+            hanging.set()
+            Event().wait()
+        elif recipient.local_part == "second":
+            ack.reject(452, "4.2.2 Mailbox full")
+        else:
+            ack.accept()
+
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        peer.envelope(to=["first@example.com", "second@example.com", "third@example.com"])
+        peer.line("DATA")
+        peer.expect("354")
+        peer.line("text", ".")
+        assert hanging.wait(5)
+        stop_soon(server)
+        peer.expect("250", "452 4.2.2", "421 4.3.2")
+        peer.expect_end()
+
+
+def test_stop_waits_for_disconnect_handlers_within_its_timeout(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "KILL_SECONDS", 0.001)
+    server = smtp_server()
+    ended: list[str] = []
+
+    @server.on("disconnect")
+    def disconnect(session: Session, reason: str) -> None:
+        sleep(0.1)
+        ended.append(reason)
+
+    with dial(server) as peer:
+        peer.hello()
+        server.stop(5)
+        peer.expect("421 4.3.2")
+    assert ended == ["shutdown"]
 
 
 def test_stop_returns_though_a_handler_does_not_let_itself_be_ended(smtp_server: MakeServer) -> None:

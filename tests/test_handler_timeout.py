@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import Timeout, getcurrent, sleep, spawn
@@ -14,6 +14,9 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 SHORT = 0.1
 
@@ -147,7 +150,7 @@ def test_a_middleware_that_hangs_is_a_451(
         peer.line("NOOP")
         peer.expect("250")
     shown = "UNKNOWN" if verb == "XYZZY" else verb
-    assert f"hangs ran too long: handler_timeout of 0.1 s exceeded at {shown}; answered 451" in caplog.text
+    assert f"hangs ran too long: handler_timeout of 0.1 s exceeded at {shown}; replying 451" in caplog.text
 
 
 def test_a_predicate_that_hangs_is_a_451(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -313,6 +316,34 @@ def test_a_handler_that_swallows_it_loses_its_connection(
     assert len(reasons) == (name != "disconnect")
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
+def test_a_connection_whose_handler_is_given_up_gets_what_it_is_owed_and_421(
+    smtp_server: MakeServer, certificate: Certificate, tls: bool
+) -> None:
+    files: dict[str, Any] = {"certfile": certificate.certfile, "keyfile": certificate.keyfile} if tls else {}
+    server = smtp_server(start=False, handler_timeout=SHORT, implicit_tls=tls, **files)
+    server.on("message", take)
+    rogues: list[Any] = []
+
+    @server.on("from")
+    def rogue(session: Session, address: Address, ack: Ack) -> None:
+        ack.accept()
+        if session.messages:
+            rogues.append(getcurrent())
+            ignore()
+
+    with dial(server) as peer:
+        if tls:
+            peer.start_tls()
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+        peer.expect("250", "250", "354")
+        peer.line("text", ".", "MAIL FROM:<a@example.org>")
+        peer.expect("250", "421 4.3.0")
+        peer.expect_end()
+    mercy.update(rogues)
+
+
 @pytest.mark.parametrize("end", [hang, ignore])
 def test_a_disconnect_handler_that_hangs_holds_neither_a_place_nor_the_stop(smtp_server: MakeServer, end: Any) -> None:
     server = smtp_server(start=False, max_connections=1)
@@ -330,7 +361,7 @@ def test_a_disconnect_handler_that_hangs_holds_neither_a_place_nor_the_stop(smtp
             peer.expect("221")
             peer.expect_end()
             assert not server.connections
-    server.stop()
+    server.stop(0.5)
     mercy.update(greenlets)
     assert len(greenlets) == 3
 

@@ -550,6 +550,45 @@ def test_a_thread_cannot_be_started_twice() -> None:
         thread.start()
 
 
+def test_a_server_that_has_started_elsewhere_is_not_started_in_a_thread() -> None:
+    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
+    with server, pytest.raises(RuntimeError, match="call in_thread"):
+        server.in_thread().start()
+    with server.in_thread():
+        assert server.started
+
+
+LEFT_RUNNING = """
+import os, smtplib, sys
+if sys.argv[1] == "threading":
+    import threading
+from greensmtp import SMTPServer
+
+server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
+thread = server.in_thread()
+thread.start()
+client = smtplib.SMTP(*server.address)
+client.ehlo("client.example")
+if sys.argv[1] == "fork":
+    child = os.fork()
+    if not child:
+        thread.stop()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert client.noop()[0] == 250
+print("end", flush=True)
+client.close()  # the server is at work when the process ends
+"""
+
+
+@pytest.mark.parametrize("case", ["plain", "threading", "fork"])
+def test_a_process_ends_that_leaves_a_server_in_its_thread_running(case: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_RUNNING, case], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
 def test_stopping_a_thread_finishes_its_transactions() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
     bodies = collect_bodies(server)

@@ -700,3 +700,8 @@ def test_an_optional_plugin_that_fails_is_one_warning_and_mail_goes_on(serve: Se
         assert send(peer, "ann").startswith("250")
     assert re.findall(r"WARNING skipped an optional plugin: '(\w+)'", server.log) == ["raising", "not_to_be_found"]
     assert len(server.log.splitlines()) == 2
+
+
+def test_one_server_instead_of_a_list_is_an_error_that_says_so(smtp_server: MakeServer) -> None:
+    with pytest.raises(TypeError, match="plug_in takes a list of servers"):
+        plug_in("policy", smtp_server(start=False))  # type: ignore[arg-type]

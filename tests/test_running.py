@@ -235,6 +235,13 @@ def test_a_list_is_no_server(smtp_server: MakeServer) -> None:
         greensmtp.run([smtp_server(start=False)])  # type: ignore[type-var]
 
 
+def test_what_cannot_be_called_when_a_server_has_started_is_refused_before(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    with pytest.raises(TypeError, match="started must be callable with a server, not 3"):
+        greensmtp.run(server, started=3)  # type: ignore[arg-type]
+    assert not server.started
+
+
 def test_the_command_line_ignores_sighup_too(serve: object, tmp_path: Path) -> None:
     assert callable(serve)
     server = serve()

@@ -97,10 +97,11 @@ def test_serve_keeps_a_secret_beside_its_configuration(serve: Serve, tmp_path: P
     [
         'secret = "0123456789abcdef"',
         'backend = "dovecot:/run/dovecot/auth-client"',
+        'mechanisms = ["plain", "LOGIN"]',
     ],
 )
 def test_no_secret_is_made_where_one_is_given_or_none_is_of_use(tmp_path: Path, line: str) -> None:
-    text = CONFIG if line.startswith("secret") else CONFIG.replace('backend = { beep = "boop" }', "")
+    text = CONFIG if not line.startswith("backend") else CONFIG.replace('backend = { beep = "boop" }', "")
     (tmp_path / "mx.toml").write_text(f"{text}{line}\n")
     assemble(load(tmp_path / "mx.toml"))
     assert [each.name for each in tmp_path.iterdir()] == ["mx.toml"]

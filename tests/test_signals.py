@@ -363,7 +363,7 @@ CONNECTING: dict[str, Callable[[Session, Any], Any]] = {
 @pytest.mark.parametrize(
     ("handler", "why"),
     [
-        (asynchronous, "asynchronous is an async def, which nobody would await: write def, and wait with gevent"),
+        (asynchronous, "asynchronous is an async def, which is never awaited: write def, and wait with gevent"),
         (asynchronous_generator, "asynchronous_generator is an async def"),
         (generator, "generator has a yield in it, so that calling it runs nothing: decide with the ack"),
         (Methods(), "Methods is an async def"),

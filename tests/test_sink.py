@@ -15,6 +15,7 @@ from pathlib import Path
 import gevent
 import pytest
 
+from greensmtp import Reply
 from greensmtp.testing import MessageNotReceived, SinkMessage, SMTPSink
 
 MakeSink = Callable[..., SMTPSink]
@@ -197,12 +198,23 @@ def test_a_421_closes_the_connection(smtp_sink: SMTPSink) -> None:
     send(smtp_sink)
 
 
+def test_a_reply_can_be_the_refusal(smtp_sink: SMTPSink) -> None:
+    smtp_sink.refuse("MAIL", Reply(451, "4.7.1 later"), times=1)
+    with pytest.raises(smtplib.SMTPSenderRefused) as refused:
+        send(smtp_sink)
+    assert (refused.value.smtp_code, refused.value.smtp_error) == (451, b"4.7.1 later")
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
         (("RPCT",), "stage must be one of CONNECT, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, END-OF-DATA, not 'RPCT'"),
         (("RCPT", 250), "4xx or 5xx"),
         (("RCPT", 550, "no", {"times": 0}), "at least 1"),
+        (("RCPT", "abc"), "a refusal has a reply code, like 451, or a Reply, not 'abc'"),
+        (("RCPT", 550, 3), "message must be a str, not 3"),
+        (("RCPT", Reply(250)), "4xx or 5xx"),
+        (("RCPT", Reply(550), "no"), "a Reply has its text"),
     ],
 )
 def test_a_wrong_refusal_is_an_error_at_once(smtp_sink: SMTPSink, arguments: tuple[object, ...], match: str) -> None:
@@ -210,7 +222,7 @@ def test_a_wrong_refusal_is_an_error_at_once(smtp_sink: SMTPSink, arguments: tup
     named = last if isinstance(last, dict) else {}
     if not named:
         positional.append(last)
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((ValueError, TypeError), match=match):
         smtp_sink.refuse(*positional, **named)  # type: ignore[arg-type]
 
 

@@ -137,13 +137,13 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
                 reply = reply_of(reject)
         except HandlerTimeout as error:
             name = handler_name(middleware)
-            logger.error("%s: middleware %s ran too long: %s; answered 451", session.id, name, error)
+            logger.error("%s: middleware %s ran too long: %s; replying 451", session.id, name, error)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             logger.exception(
-                "%s: middleware %s raised at %s; answered 451",
+                "%s: middleware %s raised at %s; replying 451",
                 session.id,
                 handler_name(middleware),
                 command.shown_verb,
@@ -152,7 +152,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
         if isinstance(reply, Reply):
             return reply
         logger.error(
-            "%s: middleware %s gave %r for %s, not a Reply; answered 451",
+            "%s: middleware %s gave %r for %s, not a Reply; replying 451",
             session.id,
             handler_name(middleware),
             reply,

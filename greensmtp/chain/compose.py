@@ -126,13 +126,13 @@ class When:
         except Reject:
             raise
         except HandlerTimeout as error:
-            logger.error("%s: predicate %s ran too long: %s; answered 451", session.id, describe(self.predicate), error)
+            logger.error("%s: predicate %s ran too long: %s; replying 451", session.id, describe(self.predicate), error)
             return None
         except (Exception, SystemExit) as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             logger.exception(
-                "%s: predicate %s raised at %s; answered 451",
+                "%s: predicate %s raised at %s; replying 451",
                 session.id,
                 describe(self.predicate),
                 command.shown_verb,

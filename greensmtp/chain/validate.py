@@ -25,12 +25,12 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
     if wrong == "async def":
         raise TypeError(
             f"{what} is called as {shape}, in the connection's greenlet; {handler_name(given)} is an async def, which "
-            "nobody would await: write def, and wait with gevent"
+            "is never awaited: write def, and wait with gevent"
         )
     if wrong == "generator":
         raise TypeError(
             f"{what} is called as {shape}; {handler_name(given)} has a yield in it, so that calling it runs nothing: "
-            f"return the {result}"
+            f"return {result} instead"
         )
     try:
         signature = inspect.signature(given)

@@ -8,7 +8,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.log_writer import LineWriter
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import END_OF_DATA, Command, EndOfData
-from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown
+from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown, without_fields
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
@@ -45,4 +45,5 @@ class Announce:
         size = session.message.size if session.message is not None else 0
         to = addresses([shown(recipient) for recipient in recipients[:LISTED]], len(recipients))
         sender = address(shown(session.from_ or ""))
-        self._stdout.say(f"message from={sender} to={to} size={size}: {reply.code} {reply_text(reply)}")
+        end = without_fields(reply_text(reply))  # which may quote an address
+        self._stdout.say(f"message from={sender} to={to} size={size}: {reply.code} {end}")

@@ -27,6 +27,7 @@ from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
 from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
+from greensmtp.protocol.log_text import printable
 from greensmtp.protocol.reply import Reply
 
 #: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
@@ -253,8 +254,8 @@ class _Run:
     def _fail(self, path: Path, why: str, status: int) -> None:
         if self._bar is not None:
             click.echo("\r\x1b[K", err=True, nl=False)
-        # (A name need not be UTF-8.)
-        click.echo(f"{click.format_filename(path)}: {' | '.join(why.splitlines())}", err=True)
+        # (A name need not be UTF-8, and it and the message may have what a terminal obeys.)
+        click.echo(printable(f"{click.format_filename(path)}: {' | '.join(why.splitlines())}"), err=True)
         self.status = FAILED if FAILED in (self.status, status) else status
 
     def _progress(self) -> None:
@@ -295,11 +296,14 @@ def _shown(*, several: bool) -> Iterator[None]:
 
 
 def _show(prefix: str, text: str) -> None:
-    click.echo(f"{prefix}{text}", err=True)
+    click.echo(f"{prefix}{printable(text)}", err=True)
 
 
 def _peer(client: SMTPClient) -> str:
-    name = client.socket.getpeername()
+    try:
+        name = client.socket.getpeername()
+    except OSError:  # it has said its banner and is gone already
+        return "a server that is gone"
     return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else f"{name!s}"
 
 

@@ -87,7 +87,7 @@ class SMTPClient:
             ssl_context = ssl_context or tls
         check_policy(starttls, tls=bool(tls), ssl_context=ssl_context)
         if stream is None and path is None:
-            host, port = dial.read_place(host or "localhost", port)
+            host, port = dial.read_place("localhost" if host is None else host, port)
             if port is None:
                 port = dial.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
@@ -177,7 +177,11 @@ class SMTPClient:
         """Call ``show`` with every line of the dialogue from now on: ``"> RSET"``, ``"< 250 2.0.0 Ok"``; None: no more.
 
         Passwords, tokens and what answers a challenge are ``***``; of a message only its size is shown.
+
+        :raises TypeError: it cannot be called.
         """
+        if show is not None and not callable(show):
+            raise TypeError(f"trace takes a function of one line, or None, not {show!r}")
         self._dialogue.trace = show
 
     @property
@@ -547,7 +551,10 @@ class SMTPClient:
             reply = self.ehlo()
             # RFC 5321 section 3.2. (421 is a good-bye.)
             if reply.is_permanent_failure:
-                reply = self.helo()
+                try:
+                    reply = self.helo()
+                except Disconnected as lost:  # behind what it said to EHLO
+                    raise HelloRefused("the greeting was refused", reply) from lost
         if not reply.is_positive:
             raise HelloRefused("the greeting was refused", reply)
         return reply

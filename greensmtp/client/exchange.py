@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -22,6 +23,9 @@ SMALL_CHUNK = 16 * 1024
 
 #: The reply that asks for the next line of AUTH.
 AUTH_CONTINUES = 334
+
+#: Characters by which a response of AUTH is found in a reply that repeats it, perhaps not to its end.
+ECHO = 8
 
 NO_EXTENSIONS: Mapping[str, str] = MappingProxyType({})
 
@@ -103,6 +107,8 @@ class CommandExchange:
         if self.trace is not None:
             self._trace_lines([line], secret=secret)
         reply = wire.exchange(line, 1, seconds, seconds)[0]
+        if secret:
+            reply = _without_echo(reply, line)
         if self.trace is not None:
             self._trace_replies([reply], secret=secret)
         if 300 <= reply.code < 400 and reply.code != expected_3xx:
@@ -318,6 +324,18 @@ class CommandExchange:
         error = PeerProtocolError(text, after_content=after_content or self.wire.message_sent)
         self.wire.close(error)
         return error
+
+
+def _without_echo(reply: Reply, line: bytes) -> Reply:
+    """Return the reply without what it repeats of a line of AUTH: there are servers that quote what they do not know,
+    and replies end up in logs."""
+    words = line.decode().split()
+    if len(words) == 2 or not words:  # AUTH and a mechanism alone, or an empty response
+        return reply
+    echo = re.compile(rf"{re.escape(words[-1][:ECHO])}[A-Za-z0-9+/=]*", re.IGNORECASE)
+    if reply.code == AUTH_CONTINUES or len(words[-1]) < ECHO or not any(map(echo.search, reply.lines)):
+        return reply
+    return Reply(reply.code, *(echo.sub("***", text) for text in reply.lines), enhanced=reply.enhanced)
 
 
 def trace_lines(reply: Reply, *, secret: bool = False) -> list[str]:

@@ -264,7 +264,7 @@ class PreparedMessage:
             words.append("BODY=BINARYMIME")
         elif form.eight_bit or self._utf8_address:
             words.append("BODY=8BITMIME")
-        if self._utf8_address or (self._utf8_head and "SMTPUTF8" in extensions):
+        if self._utf8_address or (self._utf8_head and not _needs_ascii_head(extensions)):
             words.append("SMTPUTF8")
         elif "SMTPUTF8" in self._given and "SMTPUTF8" in extensions:
             words.append("SMTPUTF8")  # for header fields of its parts
@@ -281,7 +281,7 @@ class PreparedMessage:
                 if keyword not in extensions:
                     raise NotOffered(keyword, "an address has characters beyond ASCII")
         form = self._plain
-        head = self._utf8_head and "SMTPUTF8" not in extensions
+        head = self._utf8_head and _needs_ascii_head(extensions)
         if head:
             form = self._encoded(head=True, body=False)
         missing = ""
@@ -396,6 +396,11 @@ class PreparedMessage:
         self._file.seek(self._start)
         while piece := self._source.read():
             yield piece
+
+
+def _needs_ascii_head(extensions: Mapping[str, str]) -> bool:
+    """True if raw UTF-8 cannot stand in the header section: SMTPUTF8 needs 8BITMIME too (RFC 6531 section 3.1)."""
+    return not ("SMTPUTF8" in extensions and "8BITMIME" in extensions)
 
 
 def _off_the_hub(length: int, function: Any, *arguments: Any, **options: Any) -> Any:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _UNHEARD = Reply(250, "Ok")
 _RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), default=_UNHEARD)
-_FORGOTTEN = Reply(554, "5.7.0 it let the ack go without deciding")
+_FORGOTTEN = Reply(554, "5.7.0 it dropped the ack without calling accept() or reject()")
 
 #: Seconds for reading the system's certificate authorities, in the thread pool, once.
 AUTHORITIES_SECONDS = 60.0

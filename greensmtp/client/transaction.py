@@ -56,13 +56,19 @@ def _envelope(
 ) -> dict[str, Reply]:
     """All of it in one write. Each recipient's reply, when the server is ready to take the message for somebody."""
     lines = [b"RSET\r\n", mail_line, *outgoing.rcpt_lines] if reset else [mail_line, *outgoing.rcpt_lines]
-    if chunked:
-        replies = dialogue.ask_lines(lines)
-        data = None
-    else:
+    if not chunked:
         lines.append(b"DATA\r\n")
+    data: Reply | None = None
+    try:
         # What has to be done to the message is done while the server works.
-        replies = dialogue.ask_lines(lines, outgoing.prepare)
+        replies = dialogue.ask_lines(lines, None if chunked else outgoing.prepare)
+    except Disconnected as lost:
+        # (Of a connection from before, it may be for its age or number of messages: a new one tells.)
+        refusal = None if reset else _last_words(outgoing, lost.replies)
+        if refusal is None:
+            raise
+        raise refusal from lost
+    if not chunked:
         data = replies.pop()
     mail = replies[reset]
     recipients = dict(zip(outgoing.recipients, replies[reset + 1 :], strict=True))
@@ -73,6 +79,17 @@ def _envelope(
     if data is not None and data.code == 354:
         _send_to_nobody(dialogue)
     raise _refusal(outgoing, mail, recipients, data)
+
+
+def _last_words(outgoing: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
+    """Return the refusal of a server that hung up behind it, as far as it is for good; None where there is none."""
+    if not replies:
+        return None
+    mail, recipients = replies[0], dict(zip(outgoing.recipients, replies[1:], strict=False))
+    refused = [reply.is_permanent_failure for reply in recipients.values()]
+    if mail.is_permanent_failure or (len(refused) == len(outgoing.recipients) and all(refused)):
+        return _refusal(outgoing, mail, recipients, None)
+    return None
 
 
 def _send_to_nobody(dialogue: CommandExchange) -> None:

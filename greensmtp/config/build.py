@@ -132,6 +132,9 @@ class _Assembly:
             return {}
         if self.dry or not self.loaded.source.name:
             return {}
+        mechanisms = arguments.get("mechanisms")
+        if mechanisms is not None and not any(name.upper().startswith("SCRAM") for name in mechanisms):
+            return {}
         path = Path(self.loaded.source.name).absolute().with_suffix(".secret")
         try:
             return {"secret": keep_secret(path)}

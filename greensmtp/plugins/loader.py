@@ -83,6 +83,8 @@ def plug_in(
     :raises PluginError: it cannot be loaded, or fails; or it is optional, but has stacked middleware before it failed,
         which stays.
     """
+    if not isinstance(servers, Sequence):
+        raise TypeError(f"plug_in takes a list of servers, like [server], not {servers!r}")
     if name == ALL and options:
         raise WrongOptions(f"{ALL!r} takes no options: name each plugin that has some")
     for each in installed_plugins() if name == ALL else (name,):

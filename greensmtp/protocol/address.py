@@ -88,7 +88,7 @@ class Address(str):
                 return cls._bare(text, parameters)
             if not re.fullmatch(DOT_STRING, local_part) or not is_text(local_part):
                 raise ProtocolError(f"malformed local part: {local_part!r}")
-        domain = domain.lower()  # first: a letter may take more octets in lower case
+        domain = lower(domain)  # first: a letter may take more octets in lower case
         check_domain(domain)
         return cls(f"{quote_local_part(local_part)}@{domain}", local_part, domain, parameters)
 
@@ -115,6 +115,15 @@ class Address(str):
         return type(self), (str(self), self.local_part, self.domain, dict(self.parameters))
 
 
+def lower(domain: str) -> str:
+    """Return a domain in lower case, as UTS 46 has it.
+
+    Each letter by itself: ``str.lower`` makes a final sigma of a capital one at the end of a word, and that is another
+    domain.
+    """
+    return domain.lower() if domain.isascii() else "".join(map(str.lower, domain))
+
+
 def ascii_domain(domain: str) -> str:
     """A domain with A-labels for its U-labels (RFC 5890); as it is where it has no such form."""
     return domain if domain.isascii() else _encode_domain(domain)
@@ -122,7 +131,7 @@ def ascii_domain(domain: str) -> str:
 
 @lru_cache(1024)
 def _encode_domain(domain: str) -> str:
-    import idna  # few addresses need it
+    import idna  # its tables take milliseconds to load, and few addresses need them
 
     try:
         # (UTS 46: full-width letters and the like are mapped first. A label of ASCII may have an underscore.)

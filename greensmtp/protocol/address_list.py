@@ -18,16 +18,25 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.address import Address, quote_local_part
+from greensmtp.protocol.address import Address, ascii_domain, quote_local_part
 
 #: Characters of the leftover that an error shows.
 MAX_SHOWN = 60
+
+#: Tokens of one member: more than any address, and few enough that a hostile field is neither kept as millions of them
+#: nor read to its end.
+MAX_TOKENS = 1_000
 
 #: Octets of UTF-8 in one encoded word, which may have 75 characters (RFC 2047 section 2).
 _ENCODED_WORD = 45
 
 _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
-_ATOM = r'[^\x00-\x20"(),.:;<>@\[\\\]\x7f-\x9f]++'
+#: (With U+0080 to U+009F: what is not UTF-8 is read as Latin-1, and names in Windows-1252 have quotes and dashes there.
+#: An address may not, which ``Address.parse`` sees to.)
+_ATOM = r'[^\x00-\x20"(),.:;<>@\[\\\]\x7f]++'
+#: Blanks, which a quoted local part may have, and the joiners, which names in Persian and Hindi need (RFC 5892 appendix
+#: A): whether a domain may have them where it does, IDNA decides.
+_INVISIBLE = re.compile(r"[ \u200c\u200d]")
 _TOKEN = re.compile(
     rf"""[ \t\r\n]++
     | (?P<word>{_ATOM}(?:\.{_ATOM})*+)
@@ -146,12 +155,8 @@ def a_labels(domain: str) -> str | None:
     """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``); None where it has none."""
     if domain.isascii():
         return domain
-    import idna  # its tables take milliseconds to load, and few programs need them
-
-    try:
-        return idna.encode(domain, uts46=True, transitional=False).decode()
-    except (idna.IDNAError, UnicodeError):
-        return None
+    encoded = ascii_domain(domain)
+    return encoded if encoded.isascii() else None
 
 
 # Tokens
@@ -194,6 +199,8 @@ def _members(tokens: Iterator[_Token]) -> Iterator[_Member]:
     in_group = False
     for token in tokens:
         kind = token.kind
+        if len(member) > MAX_TOKENS:
+            raise _Malformed(member[0].start)
         if opened is not None:
             if kind == "<":
                 raise _Malformed(opened.start)
@@ -266,7 +273,7 @@ def _mailbox(tokens: list[_Token]) -> str:
         address = str(Address.parse(f"{quote_local_part(local_part)}@{domain}"))
     except ProtocolError as error:
         raise _Malformed(start, end, str(error)) from None
-    if not address.isascii() and not (local_part + domain).replace(" ", "").isprintable():
+    if not address.isascii() and not _INVISIBLE.sub("", local_part + domain).isprintable():
         raise _Malformed(start, end, "it has a blank beyond ASCII, or what cannot be printed")
     return address
 
@@ -317,6 +324,9 @@ def _encode_phrase(text: str, phrase: list[_Token], changes: list[tuple[int, int
 
 def _encode_address(tokens: list[_Token], changes: list[tuple[int, int, str]]) -> None:
     at = next((number for number, token in enumerate(tokens) if token.kind == "@"), len(tokens))
+    for token in tokens[:at]:
+        if not token.text.isascii():
+            raise _Malformed(token.start, token.end, "a local part beyond ASCII needs SMTPUTF8")
     for token in tokens[at + 1 :]:
         if not token.text.isascii():
             domain = a_labels(token.text)

@@ -24,6 +24,7 @@ DISPLACED = Reply(421, "4.7.0 Too many connections from your address, closing th
 TOO_MANY_ERRORS = Reply(421, "4.7.0 Too many errors, closing connection")
 TOO_MANY_COMMANDS = Reply(421, "4.7.0 Too many commands without a message, closing connection")
 NOT_SMTP = Reply(421, "4.7.0 This is a mail server; that was not SMTP")
+GIVEN_UP = Reply(421, "4.3.0 Local error in processing, closing connection")
 LINE_WITHOUT_END = Reply(421, "4.5.2 Line without end, closing connection")
 
 # Not now

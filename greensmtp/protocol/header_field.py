@@ -26,6 +26,8 @@ def header_field(name: str, value: str, *, utf8: bool = False) -> bytes:
     """
     if not _NAME.fullmatch(str(name)):
         raise ValueError(f"a field's name is 1 to 76 printable ASCII characters without a colon, not {name!r}")
+    if not isinstance(value, str):
+        raise TypeError(f"the value of {name} must be a str, not {value!r}")
     forbidden = _FORBIDDEN.search(value)
     if forbidden is not None:
         raise ValueError(

@@ -42,6 +42,8 @@ class Reply:
     wire: bytes | None
 
     def __init__(self, code: int, *lines: str, enhanced: str | None = "") -> None:
+        if not isinstance(code, int):
+            raise TypeError(f"Reply takes a code first, like Reply(550, '5.7.1 no'), not {code!r}")
         if not 200 <= code <= 599:
             raise ProtocolError(f"a reply code is 200 to 599, not {code!r}")
         text = "\n".join(lines)

@@ -22,7 +22,8 @@ MAX_BATCH = 512
 _LINE = re.compile(rb"([2-5][0-9]{2})(?:([ -])([^\r\n\x00]*))?")
 #: How a reply line begins, for the part of one that has come.
 _BEGINNING = re.compile(rb"(?:[2-5](?:[0-9](?:[0-9](?:[ \-\r].*)?)?)?)?", re.DOTALL)
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
+#: With the separators of lines and what turns the direction of text, so that no reply looks like another line.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class ReplyParser:
@@ -172,4 +173,4 @@ def _decode(text: bytes) -> str:
     if text.isascii():
         decoded = text.decode("ascii")
         return decoded if decoded.isprintable() else _UNPRINTABLE.sub("\ufffd", decoded)
-    return _UNPRINTABLE.sub("\ufffd", text.decode("utf-8", "replace").replace("\u2028", "\ufffd"))
+    return _UNPRINTABLE.sub("\ufffd", text.decode("utf-8", "replace"))

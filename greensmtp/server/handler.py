@@ -24,14 +24,14 @@ from greensmtp.protocol.command import (
     is_foreign,
     parse_command,
 )
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.reply import Reply, reply_of
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Connection, Expired
+from greensmtp.server.transport import BadLine, Connection
 from greensmtp.session import Change, Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS, HandlerTimeout
 from greensmtp.session.stream import MessageStream
 from greensmtp.signals import handler_name
 
@@ -62,6 +62,13 @@ _NOTHING: tuple[Change, ...] = ()
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
 
+#: The key in the transaction's notes of the recipients that a middleware has added to a RCPT: their places in ``to``.
+_FURTHER = object()
+
+_ELSEWHERE = (
+    "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and BDAT"
+)
+
 #: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
 _GRACE = 5.0
 _THROWS = 3
@@ -78,6 +85,7 @@ class ConnectionHandler:
         "_dismissed",
         "_has_left",
         "_identity",
+        "_is_storing",
         "_next",
         "_pending",
         "_program",
@@ -124,6 +132,8 @@ class ConnectionHandler:
         self._throws = 0
         #: The session's identity before that command.
         self._identity: Any = None
+        #: What the message has staged is taking effect: a delivery may be past its point of no return.
+        self._is_storing = False
         #: DISCONNECT has come.
         self._has_left = False
 
@@ -152,8 +162,9 @@ class ConnectionHandler:
         except GreenletExit:
             reason = self._dismissed or "shutdown"
             linger, self._dismissed = bool(self._dismissed), ""
-        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
-            # (The middle two: where another greenlet has waited with this session.)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # Expired, too, where another greenlet has waited with this session
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             self.current = None
@@ -179,7 +190,9 @@ class ConnectionHandler:
             self._handle(command)
             session.reset()
             self._program.disconnect(session, command)
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
@@ -244,8 +257,13 @@ class ConnectionHandler:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub."""
+        """Close the connection of a greenlet that does not end, and forget the greenlet. In the hub.
+
+        The client gets the replies that it is owed, and 421 (RFC 5321 section 3.8).
+        """
         self.greenlet = self.current = None
+        if not self._has_left:
+            self.connection.say_at_once(canned.GIVEN_UP.encode())
         self.connection.abandon()
         if self._has_left:
             self._server.gone(self)
@@ -297,6 +315,8 @@ class ConnectionHandler:
         connection = self.connection
         if connection.timeout:
             connection.expire(reason)
+        elif self._is_storing:
+            self._dismissed = reason  # 421 would contradict the 250 that is due in an instant
         elif connection.greenlet is not None:
             self._dismissed = reason
             connection.say_at_once(_FAREWELLS[reason].encode())
@@ -317,8 +337,8 @@ class ConnectionHandler:
         self._handle(command)
         try:
             reply = self._program.accept(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(ACCEPT)
+        except BaseException as error:
+            reply = self._error_reply(error, ACCEPT)
         reply = self._settle(reply)
         self._server.has_arrived(self)
         if reply.is_positive:
@@ -335,8 +355,8 @@ class ConnectionHandler:
         self._handle(command)
         try:
             reply = self._program.connect(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(CONNECT)
+        except BaseException as error:
+            reply = self._error_reply(error, CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
@@ -365,8 +385,8 @@ class ConnectionHandler:
                 session.noted = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except (Timeout, HandlerTimeout):
-                reply = self._timeout_reply(command.shown_verb)
+            except BaseException as error:
+                reply = self._error_reply(error, command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
@@ -379,10 +399,13 @@ class ConnectionHandler:
             if idle and not self._count_idle():
                 return
 
-    def _timeout_reply(self, verb: str) -> Reply:
-        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
-        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
-        logger.exception("%s: a Timeout at %s that nobody caught; answered 451", self.session.id, verb)
+    def _error_reply(self, error: BaseException, verb: str) -> Reply:
+        """A handler or a middleware has let go what is no Exception: gevent's Timeout, asyncio's CancelledError. It is
+        caught out here, and not where exceptions are: what has set it, anywhere in the chain, may mean to catch it."""
+        if isinstance(error, (Exception, *ENDINGS)):
+            raise error
+        kind = "gevent.Timeout" if isinstance(error, Timeout) else type(error).__name__
+        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.id, kind, verb)
         return canned.LOCAL_ERROR
 
     # What a command changes
@@ -412,23 +435,32 @@ class ConnectionHandler:
         command = self.current
         assert command is not None
         changes, greeting = session.changes, (session.greeting, session.hostname)
+        recipients = len(session.to)
         staged, session.staged = session.staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+            except ENDINGS:
+                raise
+            except BaseException as error:
                 if error is self.connection.lost:
                     raise  # there is nobody to answer
-                logger.exception(
-                    "%s: %s, staged at %s, raised; replying 451",
-                    session.id,
-                    handler_name(change),
-                    command.shown_verb,
-                )
+                if isinstance(error, Reject):
+                    reply = reply_of(error)
+                else:
+                    logger.exception(
+                        "%s: %s, staged at %s, raised; replying 451",
+                        session.id,
+                        handler_name(change),
+                        command.shown_verb,
+                    )
+                    reply = canned.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self._forget_changes()
-                self._drop_transaction()
-                return canned.LOCAL_ERROR
+                self._drop_transaction(reply)
+                return reply
+        if self._program.lmtp and len(session.to) > recipients + 1:  # of one RCPT: the client waits for one reply
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session.changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
@@ -437,13 +469,13 @@ class ConnectionHandler:
                 command.shown_verb,
                 reply.code,
             )
-            self._drop_transaction()
+            self._drop_transaction(canned.LOCAL_ERROR)
         return reply
 
-    def _drop_transaction(self) -> None:
+    def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(canned.LOCAL_ERROR)  # at its end, the client is told
+            stream.fail(reply)  # at its end, the client is told
         else:
             self.session.reset()
 
@@ -593,7 +625,7 @@ class ConnectionHandler:
     def _forget_message(self) -> None:
         """It was refused: none of it has been read."""
         session = self.session
-        if session.message is not None:  # a Timeout has left it there
+        if session.message is not None:  # what is no Exception has left it there
             session.message.end()
             session.message = None
 
@@ -603,7 +635,7 @@ class ConnectionHandler:
         assert stream is not None
         self._forget_changes()
         if reply.code < 400:
-            logger.error("%s: %r is no reply to a message; answered 451", self.session.id, reply)
+            logger.error("%s: unexpected reply %r to a message; replying 451", self.session.id, reply)
             reply = canned.LOCAL_ERROR
         stream.fail(reply)
 
@@ -640,25 +672,47 @@ class ConnectionHandler:
         self._identity = session.identity
         try:
             reply = self._program.end_of_data(session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(END_OF_DATA)
+        except BaseException as error:
+            reply = self._error_reply(error, END_OF_DATA)
         failure = None if session.message is None else session.message.failure
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        return self._settle(reply) if session.staged or reply.code >= 300 else reply
+        if not session.staged and reply.code < 300:
+            return reply
+        self._is_storing = True
+        try:
+            return self._settle(reply)
+        finally:
+            self._is_storing = False
 
     def _answer_each(self) -> bool:
-        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2)."""
+        """LMTP: a reply for each RCPT that was accepted, in that order (RFC 2033 section 4.2).
+
+        Each reply is owed as soon as it is known. If the connection is cut off before the last one, the client still
+        learns which recipients have the message, and does not send it to them again.
+
+        Where a middleware has made several recipients of one, a refusal goes before the others' 250, and 4xx before
+        5xx: the client must not take a message for delivered that one of them has not got.
+        """
         session = self.session
-        replies = [self._end(EndOfData(recipient)) for recipient in session.to]
+        further = session.transaction_notes.get(_FURTHER, ())
+        accepted, go_on = False, True
+        owed: Reply | None = None
+        for number, recipient in enumerate(session.to):
+            reply = self._end(EndOfData(recipient))
+            accepted = accepted or reply.code < 300
+            if owed is None or owed.is_positive or (reply.is_transient_failure and owed.is_permanent_failure):
+                owed = reply
+            if number + 1 not in further:
+                go_on = self._say(owed) and go_on
+                owed = None
         session.reset()
-        accepted = any(reply.code < 300 for reply in replies)
         if accepted:
             session.messages += 1
             session.errors = session.idle_commands = self._deferred_recipients = 0
-        go_on = [self._say(reply) for reply in replies]  # all of them, before one word about their number
-        return all(go_on) and self._count_errors() and (accepted or self._count_idle())
+            return go_on
+        return go_on and self._count_errors() and self._count_idle()
 
     def _drain(self, stream: MessageStream) -> None:
         """Read what the receivers have left; it still flows to the pipes."""
@@ -669,7 +723,9 @@ class ConnectionHandler:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
     # The session's Link
@@ -704,13 +760,25 @@ class ConnectionHandler:
         return line
 
     def data_body(self) -> DataBody:
-        """The body that DATA announces."""
+        """The body that DATA announces.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         return DataBody(self.connection)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
-        """The body that begins with this BDAT."""
+        """The body that begins with this BDAT.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
-        return ChunkedBody(self.connection, command, self._next_chunk)
+        # What a middleware has made of the command does not change how many octets the client sends.
+        as_sent = self.current if isinstance(self.current, ChunkCommand) else command
+        return ChunkedBody(self.connection, as_sent, self._next_chunk)
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.
@@ -732,8 +800,8 @@ class ConnectionHandler:
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
-            except (Timeout, HandlerTimeout):
-                reply = self._settle(self._timeout_reply(command.shown_verb))
+            except BaseException as error:
+                reply = self._settle(self._error_reply(error, command.shown_verb))
             finally:
                 self.current, self.spent, session.staged = outer
             self._identity = session.identity

@@ -79,9 +79,6 @@ class HubWatch:
                 self._wake.acquire(True, seconds)
 
 
-_watch = HubWatch()
-
-
 #: The process's own.
 hub_watch = HubWatch()
 os.register_at_fork(after_in_child=hub_watch.start_afresh)

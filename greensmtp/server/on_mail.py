@@ -27,7 +27,7 @@ def connect_mail_handler(signals: Signals, handler: Handler, *, lmtp: bool) -> H
     :raises TypeError: it cannot be called so, or it is an ``async def`` or a generator.
     """
     check_callable(handler, "a handler of on_mail", ("mail",), "None or a Reply")
-    receiver = _MailReceiver(handler, lmtp=lmtp)
+    receiver = _MailReceiver(handler)
     signals.on("message", receiver.accept)
     signals.on("received", receiver.receive_each if lmtp else receiver.receive)
     return handler
@@ -36,9 +36,8 @@ def connect_mail_handler(signals: Signals, handler: Handler, *, lmtp: bool) -> H
 class _MailReceiver:
     """Keeps each message while it arrives, then has the handler decide."""
 
-    def __init__(self, handler: Callable[[Mail], Verdict], *, lmtp: bool) -> None:
-        self._handler = handler
-        self._lmtp = lmtp
+    def __init__(self, handler: Callable[[Mail], Verdict]) -> None:
+        self._handler = self.__wrapped__ = handler  # the log names it, not the methods below
 
     def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """Accept the message, unless another handler has decided, and have the body flow into a spool."""

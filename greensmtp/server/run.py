@@ -44,6 +44,8 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
             raise TypeError(f"run takes servers, each an argument of its own, not {server!r}")
     if not servers:
         raise TypeError("run needs at least one server")
+    if started is not None and not callable(started):
+        raise TypeError(f"started must be callable with a server, not {started!r}")
     _check_thread()
     stopping = Event()
     running: list[Server] = []

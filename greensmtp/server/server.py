@@ -43,6 +43,9 @@ _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 #: Seconds that ``stop`` waits for connections that it has cut off, twice.
 KILL_SECONDS = 0.4
 
+#: Seconds that ``stop`` gives handlers of DISCONNECT at most, of what is left of its timeout.
+LEAVE_SECONDS = 5.0
+
 #: Connections that have not got past ACCEPT, at once. They come on top of ``max_connections``.
 MAX_ARRIVING = 256
 
@@ -266,24 +269,26 @@ class SMTPServer(StreamServer):
 
         Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
         ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body and of a
-        handler, too. That takes one second more at most. Middleware that has a ``stop`` is told last, innermost first.
+        handler, too. That takes one second more at most. Handlers of ``disconnect`` may use what is left of the
+        timeout, up to 5 seconds. Middleware that has a ``stop`` is told last, innermost first.
         """
+        deadline = monotonic() + (self.stop_timeout if timeout is None else timeout)
         self.close()
         self.draining = True
         if self._others():
             self.loop.run_callback(self._dismiss_idle)
-        self._wait_for_others(self.stop_timeout if timeout is None else timeout)
+        self._wait_for_others(deadline - monotonic())
         for _ in range(2):  # the second time, those that still linger, and handlers that have not heard the first
             for conversation in self._others():
                 self.loop.run_callback(conversation.cut_off, "shutdown")
             self._wait_for_others(KILL_SECONDS)
-        self._end_leaving()
+        self._end_leaving(min(deadline - monotonic(), LEAVE_SECONDS))
         self._tell_stop()
 
-    def _end_leaving(self) -> None:
-        """Give handlers of DISCONNECT a moment to end, then end them; forget what does not end at all."""
-        for end in (_kill, ConnectionHandler.abandon):
-            self._wait_for(self._left_over, KILL_SECONDS)
+    def _end_leaving(self, patience: float) -> None:
+        """Give handlers of DISCONNECT some time to end, then end them; forget what does not end at all."""
+        for end, seconds in ((_kill, max(patience, KILL_SECONDS)), (ConnectionHandler.abandon, KILL_SECONDS)):
+            self._wait_for(self._left_over, seconds)
             for conversation in self._left_over():
                 self.loop.run_callback(end, conversation)
         self._wait_for(self._left_over, KILL_SECONDS)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import threading  # noqa: F401  # Python takes the thread that imports it first for the main one, and waits for that at exit
 from typing import TYPE_CHECKING, Any
 
-from gevent import get_hub
+from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 
 from greensmtp._native import native
 
 if TYPE_CHECKING:
     from greensmtp.server.server import SMTPServer
+
+#: Seconds that the end of the process waits for a server that has not been stopped.
+EXIT_SECONDS = 5.0
+
+#: Those whose servers run.
+_running: set[ServerThread] = set()
 
 
 class Bell:
@@ -48,14 +57,21 @@ class ServerThread:
         self._please_stop: Bell | None = None
         self._stopped: Bell | None = None
         self._timeout: float | None = None
+        #: The process that has the thread.
+        self._pid = 0
 
     def start(self) -> SMTPServer:
         """Start, and return when the server listens.
 
-        :raises OSError: the address cannot be had.
+        :raises OSError: the address cannot be bound.
+        :raises RuntimeError: the server has been started already, here or elsewhere.
         """
         if self._please_stop is not None:
             raise RuntimeError("this server runs in its thread already")
+        if self.server.started:
+            raise RuntimeError(
+                "this server has been started in another thread: call in_thread().start() instead of server.start()"
+            )
         started = Bell()
         # The real thing, in a patched process too, where threading.Thread would be a greenlet.
         try:
@@ -67,11 +83,17 @@ class ServerThread:
         error, self._error = self._error, None
         if error is not None:
             raise error
+        self._pid = os.getpid()
+        _running.add(self)
         return self.server
 
     def stop(self, timeout: float | None = None) -> None:
-        """``server.stop(timeout)`` in its thread; return when that is over."""
+        """``server.stop(timeout)`` in its thread; return when that is over. A forked child has no such thread."""
         if self._please_stop is None:
+            return
+        _running.discard(self)
+        if self._pid != os.getpid():
+            self._please_stop = None
             return
         self._timeout = timeout
         self._stopped = stopped = Bell()
@@ -106,3 +128,14 @@ class ServerThread:
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop()
+
+
+@atexit.register
+def _stop_at_exit() -> None:
+    """Stop the servers that the program has left running, and cut their clients off.
+
+    Python ends by ending other threads wherever they are. In the middle of a greenlet that crashes, or never ends.
+    """
+    for thread in list(_running):
+        with Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]
+            thread.stop(timeout=0.0)

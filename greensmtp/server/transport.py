@@ -15,6 +15,7 @@ from greensmtp.protocol import canned
 from greensmtp.protocol.command import is_foreign
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.limits import Limits
+from greensmtp.session.ack import Expired
 
 #: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
 COMMAND_PIECE = 16 * 1024
@@ -38,13 +39,6 @@ CRLF_SECONDS = 1.0
 #: this many: a close with unread input would be a reset, which can destroy the reply on its way.
 LINGER_SECONDS = 2.0
 LINGER_OCTETS = 1024 * 1024
-
-
-class Expired(BaseException):
-    """Thrown, from the hub, into a greenlet that waits for its peer; ``reason`` is ConnectionLost's."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
 
 
 class BadLine(Exception):

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from blinker import ANY
-from gevent import Timeout
 
 from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import PASS, RULES, Ack, AckState, HandlerTimeout
+from greensmtp.session.ack import ENDINGS, PASS, RULES, Ack, AckState, HandlerTimeout
 from greensmtp.signals import Signal, Signals, handler_name, shared
 
 if TYPE_CHECKING:
@@ -67,7 +66,9 @@ class Emitter:
                 given = receiver(session, **fields)
             except HandlerTimeout as error:
                 self._tell(session, "ran too long: %s", receiver, error)
-            except (Exception, SystemExit, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception(
                     "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
                     session.id,
@@ -113,33 +114,45 @@ class Emitter:
             try:
                 decision.reply = rules.reject(reject.reply or reject.code, None if reject.reply else reject.message)
             except (ValueError, TypeError):
-                self._fault(session, decision, "%s raised what is no reply", handler_name(receiver), traceback=True)
+                self._fault(
+                    session,
+                    decision,
+                    "handler %s raised a Reject that is no reply",
+                    handler_name(receiver),
+                    traceback=True,
+                )
         except _BadResult as error:
-            self._fault(session, decision, "%s returned %s", handler_name(receiver), error)
+            self._fault(session, decision, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
-            pass  # told below, and once
+            if not decision.conflict:  # of another ack; else it is told below, and once
+                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.link.lost:
                 raise  # there is nobody to answer
             if session.message is None or error is not session.message.error:
-                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+                self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
             decision.reply = canned.LOCAL_ERROR
         except HandlerTimeout as error:
             if error.limit == "ack_timeout":
                 names = ", ".join(map(handler_name, receivers))
-                self._fault(session, decision, "%s did not decide within ack_timeout", names)
+                self._fault(session, decision, "handler %s did not decide within ack_timeout", names)
             else:
-                self._fault(session, decision, "%s ran too long: %s", handler_name(receiver), error)
+                self._fault(session, decision, "handler %s ran too long: %s", handler_name(receiver), error)
         except (Exception, SystemExit):
-            self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+            self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
         finally:
             session.decision = outer
             decision.closed = True
         if decision.conflict:
-            self._fault(session, decision, "%s decided what had been decided already", handler_name(receiver))
+            self._fault(
+                session,
+                decision,
+                "handler %s called accept() or reject() on an ack that was already decided",
+                handler_name(receiver),
+            )
         elif decision.reply is None and not rules.optional:
             names = ", ".join(map(handler_name, receivers))
-            self._fault(session, decision, "%s let the ack go without deciding", names)
+            self._fault(session, decision, "handler %s dropped the ack without calling accept() or reject()", names)
         return None if decision.reply is PASS else decision.reply
 
     def _reply_of(self, given: Any) -> Reply:
@@ -160,7 +173,7 @@ class Emitter:
     ) -> None:
         decision.reply = canned.LOCAL_ERROR
         decision.conflict = False
-        logger.error(f"%s: %s: {what}; answered 451", session.id, self.name, names, *facts, exc_info=traceback)
+        logger.error(f"%s: %s: {what}; replying 451", session.id, self.name, names, *facts, exc_info=traceback)
 
     def _tell(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
         """Log what is wrong with a receiver of a signal without an ack."""

@@ -7,14 +7,14 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gevent import Timeout, getcurrent
+from gevent import getcurrent
 
 from greensmtp._log import logger
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply, reply_of
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS
 from greensmtp.signals import handler_name
 
 if TYPE_CHECKING:
@@ -343,7 +343,9 @@ class MessageStream:
         for callback in self._at_end:
             try:
                 callback()
-            except (Exception, SystemExit, Timeout, HandlerTimeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
 
     # Within

@@ -124,6 +124,8 @@ class SMTPSink:
     ) -> None:
         if tls not in (None, "starttls", "implicit"):
             raise ValueError(f'tls takes "starttls", "implicit" or None, not {tls!r}')
+        self._thread: ServerThread | None = None
+        self._messages: list[SinkMessage] = []
         self.max_messages = max_messages
         self.max_total_size = max_total_size
         #: The certificates' authority (PEM), for clients that verify; None without ``tls``.
@@ -149,10 +151,8 @@ class SMTPSink:
         self.server.on("received", self._keep)
         if users is not None:
             self.server.on("auth", self._admit)
-        self._thread: ServerThread | None = None
         # The real thing, in a patched process too: the two sides are native threads.
         self._lock: Any = native("_thread", "allocate_lock")()
-        self._messages: list[SinkMessage] = []
         self._waiting: list[_Alarm] = []
         self._refusals: list[Refusal] = []
         self._refused: deque[str] = deque(maxlen=_SHOWN)
@@ -253,7 +253,7 @@ class SMTPSink:
     def refuse(
         self,
         stage: str,
-        code: int = 550,
+        code: int | Reply = 550,
         message: str | None = None,
         *,
         matching: str | None = None,
@@ -263,7 +263,7 @@ class SMTPSink:
 
         :param stage: ``"CONNECT"``, ``"EHLO"`` (HELO and LHLO too), ``"STARTTLS"``, ``"AUTH"``, ``"MAIL"``, ``"RCPT"``,
             ``"DATA"`` or ``"END-OF-DATA"``.
-        :param code: 4xx or 5xx; 421 closes the connection as well.
+        :param code: 4xx or 5xx, or a ``Reply``; 421 closes the connection as well.
         :param message: the reply's text.
         :param matching: refuse only where this fits, in any case, with ``*`` for anything: the recipient (RCPT),
             one of the recipients (DATA, END-OF-DATA), the sender (MAIL), the client's name (EHLO) or address (CONNECT),
@@ -274,12 +274,9 @@ class SMTPSink:
         if name is None:
             stages = ", ".join(dict.fromkeys(_STAGES.values()))
             raise ValueError(f"stage must be one of {stages}, not {stage!r}")
-        if not 400 <= int(code) <= 599:
-            raise ValueError(f"a refusal has a 4xx or 5xx reply code, not {code!r}")
+        reply = _refusal(code, message, plain=name in _PLAIN)
         if times is not None and times < 1:
             raise ValueError(f"times must be at least 1, or None for every time, not {times!r}")
-        text = message if message is not None else "Refused, as the test has asked for"
-        reply = Reply(int(code), text, enhanced=None) if name in _PLAIN else Reply(int(code), text)
         refusal = Refusal(name, reply, matching, times)
         with self._lock:
             self._refusals.append(refusal)
@@ -424,6 +421,26 @@ def _matched(session: Session, command: Command) -> list[str] | None:
     if command.verb == CONNECT:
         return [session.peer_host or ""]
     return None
+
+
+def _refusal(code: int | Reply, message: str | None, *, plain: bool) -> Reply:
+    """Return the reply of a rule.
+
+    :param plain: it has no enhanced status code.
+    """
+    if isinstance(code, Reply):
+        if message is not None:
+            raise TypeError("a Reply has its text: give no message besides")
+        reply = code
+    else:
+        if not isinstance(code, int):
+            raise TypeError(f"a refusal has a reply code, like 451, or a Reply, not {code!r}")
+        if message is not None and not isinstance(message, str):
+            raise TypeError(f"message must be a str, not {message!r}")
+        reply = Reply(code, message or "Refused, as the test has asked for", enhanced=None if plain else "")
+    if not 400 <= reply.code <= 599:
+        raise ValueError(f"a refusal has a 4xx or 5xx reply code, not {reply.code}")
+    return reply
 
 
 def _applies(matching: str | None, names: list[str] | None) -> bool:

@@ -62,11 +62,14 @@ class Attempt:
     """One attempt: it counts as a failure from its beginning, and is given back at its end if it was none.
 
     :param host: the client's address; None: a unix socket, whose clients are not told apart.
+    :param wait: called while all that is left is taken by attempts under way: many users behind one address, or a
+        program with many connections, may log in at the same time. It waits a little; False: no longer.
     """
 
-    def __init__(self, limits: AttemptLimits, host: str | None) -> None:
+    def __init__(self, limits: AttemptLimits, host: str | None, wait: Callable[[], bool] = lambda: False) -> None:
         self._limits = limits
         self._host = host
+        self._wait = wait
         self._client = "" if host is None else _around(host, 32, 64)
         self._taken: list[tuple[AttemptLimiter, str]] = []
         self._accounts: list[str] = []
@@ -98,6 +101,11 @@ class Attempt:
         for failures, key in self._taken:
             failures.give_back(key)
 
+    def end(self) -> None:
+        """It is over, a failure or not."""
+        for failures, key in self._taken:
+            failures.settle(key)
+
     def succeed(self) -> None:
         """It was a success."""
         self.give_back()
@@ -106,8 +114,9 @@ class Attempt:
 
     def _take(self, failures: AttemptLimiter | None, key: str) -> bool:
         if failures is not None:
-            if not failures.take(key):
-                return False
+            while not failures.take(key):
+                if not failures.may_give_back(key) or not self._wait():
+                    return False
             self._taken.append((failures, key))
         return True
 

@@ -14,7 +14,7 @@ from gevent import Timeout
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ProtocolError, Reject
-from greensmtp.middleware._pause import pause
+from greensmtp.middleware._pause import pause, waiting
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import Checker, Passwords, check_check, make_backend
 from greensmtp.middleware.auth.credentials import Backend, Check, MechanismRelay, Unavailable, check_flag, check_seconds
@@ -206,7 +206,13 @@ class Auth:
     # One exchange
 
     def _attempt(self, session: Session, name: str, channel: Channel, initial: list[str]) -> Reply:
-        attempt = Attempt(self._limits, session.peer_host)
+        attempt = Attempt(self._limits, session.peer_host, waiting(session))
+        try:
+            return self._try(session, name, channel, initial, attempt)
+        finally:
+            attempt.end()
+
+    def _try(self, session: Session, name: str, channel: Channel, initial: list[str], attempt: Attempt) -> Reply:
         is_failure = True
         try:
             if initial and not MECHANISMS[name].takes_initial:

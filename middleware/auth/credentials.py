@@ -66,8 +66,9 @@ class PasswordStore(Protocol):
 class ScramKeyStore(Protocol):
     """Serves SCRAM without knowing a password.
 
-    Where the keys are made with another number of iterations than 4096, an attribute ``scram_iterations`` says which:
-    unknown users are to look the same.
+    Where the keys are made with another number of iterations than 4096, an attribute ``scram_iterations`` says which,
+    and ``scram_salt_length`` where their salts have other than 16 octets (12 to 32): unknown users are to look the
+    same.
     """
 
     def get_scram_keys(self, username: str, /) -> ScramKeys | None:

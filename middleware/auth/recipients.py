@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.chain.chain import wanted_verbs
+from greensmtp.chain.compose import Composed, When
 from greensmtp.signals import shared
 
 if TYPE_CHECKING:
@@ -26,10 +27,10 @@ def decides_recipients(server: SMTPServer) -> bool:
 
 
 def _may_refuse(middleware: Any) -> bool:
-    members = getattr(middleware, "members", None)  # of compose() and when()
-    if members is not None:
-        return any(map(_may_refuse, members))
-    kind = type(middleware)
+    if isinstance(middleware, Composed | When):
+        return any(map(_may_refuse, middleware.members))
+    # What decides is the class that handles the commands: a subclass may only have other arguments, or a name.
+    kind = next((kind for kind in type(middleware).__mro__ if "__call__" in vars(kind)), type(middleware))
     name = kind.__name__ if kind.__module__.startswith("greensmtp.middleware.") else ""
     if name == "Auth":
         return bool(middleware.required)

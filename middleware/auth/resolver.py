@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
@@ -28,6 +29,8 @@ from greensmtp.protocol.sasl.exchange import (
 from greensmtp.protocol.sasl.server import Need
 from greensmtp.session import Session
 from greensmtp.thread_pool import BoundedPool
+
+logger = logging.getLogger("greensmtp")
 
 #: Keys derived at once.
 AT_ONCE = 4
@@ -56,7 +59,9 @@ class CredentialResolver:
         self._get_password = backend.get_password if isinstance(backend, PasswordStore) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, ScramKeyStore) else None
         #: What unknown users' keys are said to have been made with.
-        self._iterations = _check_iterations(getattr(backend, "scram_iterations", 4096))
+        self._iterations = _check_number("scram_iterations", getattr(backend, "scram_iterations", 4096), 4096)
+        self._salt_length = _check_number("scram_salt_length", getattr(backend, "scram_salt_length", 16), 12, 32)
+        self._has_warned = False
         self._check_token = check_token or (backend.check_token if isinstance(backend, TokenVerifier) else None)
 
     @property
@@ -112,14 +117,30 @@ class CredentialResolver:
     def _keys(self, username: str) -> ScramKeys:
         # Not random, but not to be foreseen either: an unknown user has the same salt at every try, too (RFC 5802
         # section 9).
-        salt = self._made_up("salt", username)[:16]
+        salt = self._made_up("salt", username)[: self._salt_length]
         if self._get_keys is not None:
             found = self._get_keys(username)
             made_up = self._made_up("key", username)
-            return ScramKeys(salt, made_up, made_up, self._iterations, False) if found is None else _checked(found)
+            if found is None:
+                return ScramKeys(salt, made_up, made_up, self._iterations, False)
+            self._warn_of_difference(_checked(found))
+            return found
         # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
         # by that.
         return self._pool.call(_derive, self._secret(username), self._nobody, salt)
+
+    def _warn_of_difference(self, keys: ScramKeys) -> None:
+        """Log, once, that known users can be told from unknown ones by what their challenges show."""
+        length, iterations = len(keys.salt), keys.iterations
+        if self._has_warned or (length, iterations) == (self._salt_length, self._iterations):
+            return
+        self._has_warned = True
+        logger.warning(
+            "auth: SCRAM keys with %d octets of salt and %d iterations; unknown users are shown %d and %d, and can be "
+            "told from known ones by that: set scram_salt_length and scram_iterations of the backend, and use the same "
+            "for all users",
+            *(length, iterations, self._salt_length, self._iterations),
+        )
 
     def _made_up(self, what: str, username: str) -> bytes:
         return hmac.digest(self._secret_of_salts, f"{what}\0{username}".encode("utf-8", "surrogatepass"), "sha256")
@@ -136,10 +157,11 @@ def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
     return ScramKeys.of_prepared(prepared or nobody, salt, known=bool(prepared))
 
 
-def _check_iterations(iterations: Any) -> int:
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 4096:
-        raise ValueError(f"scram_iterations must be a whole number of at least 4096, not {iterations!r}")
-    return iterations
+def _check_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limit}, not {value!r}")
+    return value
 
 
 def _checked(keys: Any) -> ScramKeys:

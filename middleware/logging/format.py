@@ -52,7 +52,7 @@ def session_text(facts: dict[str, Any]) -> str:
     """Of a session."""
     secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
     hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
-    away = "" if facts["reply"] is None else f": {facts['reply']} {facts['reply_text']}"
+    away = "" if facts["reply"] is None else f": {facts['reply']} {without_fields(facts['reply_text'])}"
     return (
         f"session peer={word(facts['peer'])} tls={secure} greeting={hello} identity={word(facts['identity'])} "
         f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
@@ -64,8 +64,9 @@ def command_text(facts: dict[str, Any]) -> str:
     """Of a command."""
     said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
     # The first arrow of a line is ours.
-    said = without_fields(said.rstrip(" ").replace("->", r"-\x3e"))
-    return f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" ")
+    said = said.rstrip(" ").replace("->", r"-\x3e")
+    # (Replies quote what the client has said: an address, the name behind EHLO.)
+    return without_fields(f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" "))
 
 
 def transaction_text(facts: dict[str, Any]) -> str:
@@ -82,12 +83,12 @@ def transaction_text(facts: dict[str, Any]) -> str:
     words += (f"{name}={word(facts[name])}" for name in ("tls", "identity") if facts[name])
     if "replies" in facts:
         each = (
-            f"{address(one['recipient'])} {one['reply']} {one['reply_text'].replace(';', ',')}"
+            f"{address(one['recipient'])} {one['reply']} {without_fields(one['reply_text'].replace(';', ','))}"
             for one in facts["replies"]
         )
         end = "; ".join(each)
     elif facts["reply"] is not None:
-        end = f"{facts['reply']} {facts['reply_text']}"
+        end = f"{facts['reply']} {without_fields(facts['reply_text'])}"
     else:
         end = facts["outcome"]
     if facts["reason"] is not None:

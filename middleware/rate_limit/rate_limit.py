@@ -12,6 +12,7 @@ from gevent.monkey import get_original
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._addresses import network_around
+from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
@@ -90,7 +91,8 @@ class RateLimit:
       left, it is refused there, and all is spent.
     - ``"auth_failures"``: 454 at AUTH once there were enough attempts that failed: with 535, with an answer that is
       malformed, or ``*``, or because the client has gone away in the midst of it. Those under way at the moment are
-      taken for failures, so that trying many at once gets no further than one by one.
+      taken for failures, so that trying many at once gets no further than one by one; further ones wait for them, up to
+      ten seconds.
 
     ``by`` says who is counted: ``"address"``, ``"network"``, ``"identity"`` (who has authenticated), ``"sender"``,
     ``"recipient"`` (only on recipients), or a function of the session that gives a str. Who has none is not limited:
@@ -252,10 +254,10 @@ class RateLimit:
         key = self._key(session, command)
         if key is None:
             return proceed(session, command)
+        refusal = self._begin_attempt(session, command, key)
+        if refusal is not None:
+            return refusal
         try:
-            refusal = self._ask(session, command, self._test, self._add(key, 1))
-            if refusal is not None:
-                return refusal
             try:
                 reply = proceed(session, command)
             except ConnectionLost:
@@ -266,6 +268,24 @@ class RateLimit:
             return reply
         finally:
             self._add(key, -1)
+
+    def _begin_attempt(self, session: Session, command: Command, key: str) -> Reply | None:
+        """Count an attempt in; the refusal, if there is no room for it.
+
+        Where attempts under way take all the room, it waits for them: several users may log in at the same time.
+        """
+        wait = waiting(session)
+        while True:
+            try:
+                refusal = self._ask(session, command, self._test, self._add(key, 1))
+            except BaseException:
+                self._add(key, -1)
+                raise
+            if refusal is None:
+                return None
+            others = self._add(key, -1)
+            if not others or self._ask(session, command, self._test) is not None or not wait():
+                return refusal
 
     def _add(self, key: str, number: int) -> int:
         """Count an attempt in, or out; gives how many are under way."""

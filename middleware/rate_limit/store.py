@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 from weakref import WeakValueDictionary, finalize
 
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
-from greensmtp.protocol.log_text import printable
+from greensmtp.protocol.log_text import shown
 from greensmtp.thread_pool import in_thread_pool
 
 if TYPE_CHECKING:
@@ -46,14 +46,18 @@ class Store:
     question tries it, while all others are told at once that it is not available.
     """
 
-    def __init__(self, storage: Storage, shown: str, timeout: float | None) -> None:
+    def __init__(
+        self, storage: Storage, shown: str, timeout: float | None, secrets: frozenset[str] = frozenset()
+    ) -> None:
         """
         :param shown: what it is called in a log: no secrets.
         :param timeout: seconds for a question; None: it is in memory, and does not wait.
+        :param secrets: what no log may show.
         """
         self.storage = storage
         self.shown = shown
         self._timeout = timeout
+        self._secrets = secrets
         self._down = False
         self._pause = _FIRST_PAUSE
         self._try_at = 0.0
@@ -103,8 +107,13 @@ class Store:
                 "%s cannot be asked (%s: %s); until it can, each limit lets pass or refuses as its fail_open says",
                 self.shown,
                 type(error).__name__,
-                printable(str(error)),
+                self._text(error),
             )
+
+    def _text(self, error: BaseException) -> str:
+        """What an error says; old versions of Redis quote the command that they do not know, password and all."""
+        text = str(error)
+        return "its text quotes a secret" if any(secret in text for secret in self._secrets) else shown(text)
 
     def _has_answered(self) -> None:
         if self._down:
@@ -134,16 +143,31 @@ def open_store(uri: str, timeout: float, owner: str) -> Store:
 
 
 def shown_uri(uri: str) -> str:
-    """A URI without what may be secret in it: user, password, options."""
+    """Return a URI without what may be secret in it: user, password, options.
+
+    An ``@`` behind the host may mean that a password with a ``/``, ``?`` or ``#`` in it was not quoted: then only the
+    scheme is shown.
+    """
     parts = urlsplit(uri)
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return f"{parts.scheme}://***"
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _secrets(uri: str) -> frozenset[str]:
+    """The passwords in a URI, as they stand there and as they are sent."""
+    parts = urlsplit(uri)
+    options = parse_qsl(parts.query)
+    found = [parts.password or "", *(value for name, value in options if "password" in name.lower())]
+    return frozenset(each for text in found for each in (text, unquote(text)) if each)
 
 
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
-        raise ValueError(f"storage takes 'memory://' or a URI like 'redis://localhost:6379', not {uri!r}")
+        # What was given is not shown: it may be a URI with a password that lacks a slash.
+        raise ValueError("storage takes 'memory://' or a URI like 'redis://localhost:6379', with '://' in it")
     try:
-        shown = shown_uri(uri)
+        name = shown_uri(uri)
     except ValueError:
         raise ValueError("storage is not a URI that can be read") from None  # nor one to be shown
     scheme = uri.partition("://")[0]
@@ -151,23 +175,21 @@ def _open(uri: str, timeout: float) -> Store:
     if scheme == "memory":
         from greensmtp.middleware.rate_limit.memory import MemoryStorage
 
-        return Store(MemoryStorage(), shown, None)
+        return Store(MemoryStorage(), name, None)
     from limits.errors import ConfigurationError
     from limits.storage import Storage, storage_from_string
 
     try:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
-    except ConfigurationError as error:
-        raise ValueError(
-            f"storage {shown!r} is not one that limits can open; it takes memory:// or redis://"
-        ) from error
+    # Not chained: the library's text may quote the URI, password and all.
+    except ConfigurationError:
+        raise ValueError(f"storage {name!r} is not one that limits can open; it takes memory:// or redis://") from None
     except ValueError:
-        # Not chained: the library's text may quote the URI, password and all.
-        raise ValueError(f"storage {shown!r} is not a URI that its library can read") from None
+        raise ValueError(f"storage {name!r} is not a URI that its library can read") from None
     if not isinstance(storage, Storage):
-        raise ValueError(f"storage {shown!r} is for asyncio; take the URI without async+")
+        raise ValueError(f"storage {name!r} is for asyncio; take the URI without async+")
     # A connection and a command have the time-out each.
-    store = Store(storage, shown, 2 * timeout)
+    store = Store(storage, name, 2 * timeout, _secrets(uri))
     close = getattr(getattr(storage, "storage", None), "close", None)
     if callable(close):
         finalize(store, close).atexit = False  # with the store go its connections

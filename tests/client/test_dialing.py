@@ -256,3 +256,9 @@ def test_a_kill_while_it_connects_leaves_no_socket_open(
     switch(0)
     gc.collect()
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+def test_an_empty_host_is_not_this_machine() -> None:
+    for call in (lambda: connect("", 1), lambda: connect(host="", port=1), lambda: Pool("", 1), lambda: Pool([""], 1)):
+        with pytest.raises(ValueError, match="host must not be empty"):
+            call()

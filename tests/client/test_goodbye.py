@@ -12,7 +12,7 @@ from gevent import ssl as gevent_ssl
 from gevent.event import Event
 from gevent.server import StreamServer
 
-from greensmtp import Disconnected, PeerProtocolError, Pool, connect
+from greensmtp import Disconnected, HelloRefused, PeerProtocolError, Pool, RecipientsRefused, SenderRefused, connect
 
 if TYPE_CHECKING:
     from tests.client.conftest import Converse, Script, Scripted
@@ -213,3 +213,61 @@ def test_a_kill_in_the_middle_of_a_message_does_not_wait_either(peer: Peer, cert
     with Timeout(2):
         sending.kill()
     assert mail.closed
+
+
+# In the middle of the envelope
+
+
+def refuses_and_hangs_up(at: str, reply: str) -> Callable[[Script], None]:
+    def script(script: Script) -> None:
+        script.say("220 mx.example.com")
+        while verb := script.hear()[:4]:
+            if verb == at:
+                return script.say(reply)
+            script.say("250-mx.example.com" if verb == "EHLO" else "250 ok", *["250 PIPELINING"] * (verb == "EHLO"))
+        return None
+
+    return script
+
+
+@pytest.mark.parametrize(
+    ("at", "error"), [("EHLO", HelloRefused), ("MAIL", SenderRefused), ("RCPT", RecipientsRefused)]
+)
+def test_a_refusal_for_good_before_a_close_is_a_refusal(scripted: Start, at: str, error: type[Exception]) -> None:
+    with scripted(refuses_and_hangs_up(at, "554 5.7.1 go away")).connect() as mail, pytest.raises(error) as caught:
+        mail.send(*MESSAGE)
+    refused: Any = caught.value
+    assert str(refused.reply) == "554 5.7.1 go away"
+    assert not refused.transient
+
+
+def test_a_refusal_for_now_before_a_close_may_be_tried_again(scripted: Start) -> None:
+    server = scripted(refuses_and_hangs_up("MAIL", "451 4.3.0 later"))
+    with server.connect() as mail, pytest.raises(Disconnected) as caught:
+        mail.send(*MESSAGE)
+    assert caught.value.transient
+    assert caught.value.safe_to_retry
+
+
+def test_a_refusal_on_a_kept_connection_is_asked_again_on_a_new_one(scripted: Start) -> None:
+    def first(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 ok", "250 ok", "354 go on")
+        script.body()
+        script.say("250 ok")
+        script.expect("RSET", "MAIL")
+        script.say("250 ok", "554 5.7.0 too many messages")
+
+    def second(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 ok", "250 ok", "354 go on")
+        script.body()
+        script.say("250 taken")
+        script.rest()
+
+    server = scripted(first, second)
+    with Pool("127.0.0.1", server.port, timeout=5) as pool:
+        pool.send(*MESSAGE)
+        assert str(pool.send(*MESSAGE).reply) == "250 taken"

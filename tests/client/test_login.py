@@ -509,3 +509,28 @@ def test_a_wrong_password_remains_one_when_the_server_hangs_up_behind_it(scripte
 
     mail = scripted(wrong).connect()
     assert mail.login("jo", token="t", allow_plaintext=True).code == 535
+
+
+@pytest.mark.parametrize(
+    "echo",
+    [
+        "500 unknown command: {}",
+        "535 5.7.8 no: {}",
+        "235 welcome, {}",
+        "454-4.7.0 {}\r\n454 4.7.0 later",
+    ],
+)
+@pytest.mark.parametrize("length", [None, 20])
+def test_a_reply_that_repeats_the_password_does_not_show_it(scripted: Start, echo: str, length: int | None) -> None:
+    def script(peer: Script) -> None:
+        peer.greet("AUTH PLAIN")
+        peer.say(echo.format(peer.hear()[:length]))
+        peer.rest()
+
+    shown: list[str] = []
+    with scripted(script).connect(starttls="never") as mail:
+        mail.trace(shown.append)
+        reply = mail.login("jo", "a secret", allow_plaintext=True)
+    octets = b64encode(b"\0jo\0a secret").decode()
+    assert "AUTH PLAIN ***" in str(reply.lines)
+    assert octets[:8] not in str((reply, reply.lines, shown))

@@ -764,3 +764,58 @@ def test_an_encoded_word_hides_no_recipient(inbox: Inbox, name: str) -> None:
     with pytest.raises(ProtocolError, match="the To field cannot be read"):
         inbox.send(composed(From=FROM, To=f"a@example.com; {name}<{TO}>"))
     assert len(inbox.bodies) == 1
+
+
+HEAD = b"From: a@example.com\r\nTo: b@example.com\r\n"
+CUT_OFF = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\none\r\n--b\r\n\r\ntwo\r\n"
+INNER_CUT_OFF = (
+    HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n"
+    b"Content-Type: multipart/alternative; boundary=c\r\n\r\n--c\r\n\r\none\r\n--b\r\n\r\ntwo\r\n--b--\r\n"
+)
+BASE64_MESSAGE = (
+    HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nContent-Type: message/rfc822\r\n"
+    b"Content-Transfer-Encoding: base64\r\n\r\nRnJvbTogeEB5LnoKCmlubmVyCg==\r\n--b--\r\n"
+)
+NO_FIELDS = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nno field at all\r\n--b--\r\n"
+
+
+@pytest.mark.parametrize("parse_as", [policy.compat32, policy.default, policy.SMTP], ids=["old", "default", "smtp"])
+@pytest.mark.parametrize(
+    "octets", [CUT_OFF, INNER_CUT_OFF, BASE64_MESSAGE, NO_FIELDS], ids=["cut off", "inner", "base64", "no fields"]
+)
+def test_what_was_parsed_from_malformed_mime_goes_out_as_it_was_read(
+    inbox: Inbox, parse_as: Any, octets: bytes
+) -> None:
+    inbox.send(message_from_bytes(octets, policy=parse_as))
+    assert inbox.bodies == [octets]
+
+
+def test_a_body_that_has_been_replaced_is_no_header_section() -> None:
+    message = message_from_bytes(
+        HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nno field\r\n--b--\r\n"
+    )
+    part: Any = message.get_payload(0)
+    part.set_payload("Subject: not a field")
+    outgoing = PreparedMessage(message)
+    outgoing.mail_line({})
+    assert b"\r\n--b\r\n\r\nSubject: not a field\r\n--b--" in b"".join(outgoing.data())
+
+
+def test_smtputf8_without_8bitmime_is_not_used(scripted: Start) -> None:
+    def script(peer: Script) -> None:
+        peer.greet("SMTPUTF8")
+        for _ in range(2):
+            peer.expect("MAIL FROM:<a@example.com>")
+            peer.say("250 ok")
+            peer.expect("RCPT")
+            peer.say("250 ok")
+            peer.expect("DATA")
+            peer.say("354 go on")
+            assert peer.body() == b"From: a@example.com\r\nTo: =?utf-8?b?SsO2?= <b@example.com>\r\n\r\nhi\r\n"
+            peer.say("250 ok")
+        peer.rest()
+
+    octets = "From: a@example.com\r\nTo: J\u00f6 <b@example.com>\r\n\r\nhi\r\n".encode()
+    with scripted(script).connect() as mail:
+        mail.send(octets)
+        mail.send(message_from_bytes(octets))

@@ -7,13 +7,15 @@ import pty
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import subprocess
+from gevent import socket, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
+from greensmtp.cli import send
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
@@ -361,3 +363,17 @@ def test_bad_messages_do_not_keep_the_others(inbox: Inbox, files: list[Path], tm
     assert f"{tmp_path}: Is a directory" in err
     assert err.splitlines()[-1] == "5 of 11 sent"
     assert len(err.splitlines()) == 7
+
+
+def test_a_name_cannot_give_orders_to_the_terminal(tmp_path: Path) -> None:
+    path = tmp_path / "a\x1b[2J\x07\u202e.eml"
+    path.write_bytes(b"no header")
+    status, _, err = run("--server", "127.0.0.1:1", path)
+    assert status == 1
+    assert r"a\x1b[2J\x07\u202e.eml: " in err
+
+
+def test_a_server_that_is_gone_has_no_address() -> None:
+    with socket.socket() as unconnected:
+        client: Any = SimpleNamespace(socket=unconnected)
+        assert send._peer(client) == "a server that is gone"

@@ -173,6 +173,46 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
     assert len(asked) == 3
 
 
+@pytest.mark.parametrize("same_user", [True, False])
+def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: bool) -> None:
+    """Users behind one address, or a program with many connections, need not log in one after the other."""
+    open_the_gate = Event()
+
+    def check(credentials: Credentials) -> bool:
+        return bool(open_the_gate.wait(10))
+
+    auth = Auth(check, allow_plaintext=True, failures_by_client="3/minute", failures_by_account="3/minute")
+    server = smtp_server(start=False, middleware=[auth])
+    peers: list[Peer] = [dial(server, source=("192.0.2.1", number)) for number in range(8)]
+    for number, peer in enumerate(peers):
+        peer.hello()
+        peer.line(plain("jo" if same_user else f"user{number}", "x"))
+    peers[0].let_it_read()  # three of them are under way now
+    open_the_gate.set()
+    assert [peer.reply()[:3] for peer in peers] == ["235"] * 8
+    for peer in peers:
+        peer.close()
+
+
+def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greensmtp.middleware._pause._LONGEST_WAIT", 0.0)
+    auth = Auth({"jo": "x"}, allow_plaintext=True, failures_by_client="1/minute", failures_by_account=None)
+    server = smtp_server(start=False, middleware=[auth])
+    with dial(server, source=("192.0.2.1", 1)) as slow, dial(server, source=("192.0.2.1", 2)) as other:
+        slow.hello()
+        slow.line("AUTH LOGIN")
+        slow.expect("334")
+        other.hello()
+        other.line(plain("jo", "x"))
+        other.expect(TOO_MANY)
+        slow.line("*")
+        slow.expect("501")
+    assert auth._limits.by_client is not None
+    assert not auth._limits.by_client.may_give_back("192.0.2.1")
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -438,3 +478,12 @@ def test_limits(limit: str) -> None:
 def test_no_limits(limit: Any) -> None:
     with pytest.raises(ValueError, match="'10/minute'"):
         AttemptLimiter(limit)
+
+
+def test_no_name_makes_a_long_key() -> None:
+    """Each of these letters folds into fifteen."""
+    names = ["\ufdfa" * 84 + letter for letter in "ab"]
+    keys = [account_of(name) for name in names]
+    assert max(map(len, keys)) <= 64
+    assert len({*keys}) == 2
+    assert account_of(names[0].upper() + "!") == keys[0]

@@ -38,6 +38,27 @@ class AtQuit(AtRcpt):
     verbs = ("QUIT",)
 
 
+class AtQuitWithMembers(AtQuit):
+    """Has an attribute of the name that compose and when use."""
+
+    def __init__(self, members: Any) -> None:
+        self.members = members
+
+
+class Quiet(Logging):
+    """Has a name of its own, and logs as Logging does."""
+
+
+class Stamp(Logging):
+    def __call__(self, session: Any, command: Any, proceed: Any) -> Any:
+        return super().__call__(session, command, proceed)
+
+
+class Users(Auth):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(USERS, **options)
+
+
 def test_the_log_warns_once_for_each_start(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server = smtp_server(start=False, middleware=[Auth(USERS)])
     assert caplog.text == ""
@@ -58,6 +79,10 @@ def test_the_log_warns_once_for_each_start(smtp_server: MakeServer, caplog: pyte
         lambda: [compose(Logging(), Auth(USERS))],
         lambda: [when(over_tls, Auth(USERS))],
         lambda: [AtQuit(), Auth(USERS)],
+        lambda: [AtQuitWithMembers(["ann@example.com"]), Auth(USERS)],
+        lambda: [AtQuitWithMembers(3), Auth(USERS)],
+        lambda: [Quiet(), Auth(USERS)],
+        lambda: [Users()],
         lambda: [AccessList(deny=["192.0.2.0/24"]), Auth(USERS)],
     ],
 )
@@ -77,6 +102,8 @@ def test_what_decides_nothing_is_no_policy(
         lambda: [Auth(USERS, required=True)],
         lambda: [Auth(USERS), AtRcpt()],
         lambda: [policy, Auth(USERS)],
+        lambda: [Stamp(), Auth(USERS)],
+        lambda: [Users(required=True)],
         lambda: [compose(Auth(USERS), AtRcpt())],
         lambda: [when(over_tls, Auth(USERS), otherwise=AtRcpt())],
         lambda: [AccessList(allow=["127.0.0.0/8"]), Auth(USERS)],

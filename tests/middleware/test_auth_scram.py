@@ -309,6 +309,56 @@ class Keys:
         return ScramKeys.derive("sesame", b"j" * 16) if username == "jo" else None
 
 
+@pytest.mark.parametrize(("length", "iterations"), [(12, 4096), (20, 4096), (32, 10_000)])
+def test_unknown_users_look_as_the_backend_says(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, length: int, iterations: int
+) -> None:
+    class Store(Keys):
+        scram_iterations = iterations
+        scram_salt_length = length
+
+        def get_scram_keys(self, username: str) -> ScramKeys | None:
+            return ScramKeys.derive("sesame", b"j" * length, iterations) if username == "jo" else None
+
+    with dial(smtp_server(start=False, middleware=[Auth(Store())])) as peer:
+        peer.hello()
+        for name in ("jo", "nobody"):
+            challenge = first(peer, client_for(name, "x"))
+            assert len(b64decode(challenge.partition(",s=")[2].partition(",")[0])) == length
+            assert challenge.endswith(f",i={iterations}")
+            peer.line("*")
+            peer.expect("501")
+    assert "SCRAM keys with" not in caplog.text
+
+
+@pytest.mark.parametrize("keys", [{"salt": b"j" * 24}, {"salt": b"j" * 16, "iterations": 5000}])
+def test_keys_unlike_those_of_unknown_users_are_warned_of_once(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, keys: dict[str, Any]
+) -> None:
+    class Store(Keys):
+        def get_scram_keys(self, username: str) -> ScramKeys | None:
+            return ScramKeys.derive("sesame", **keys)
+
+    with dial(smtp_server(start=False, middleware=[Auth(Store())])) as peer:
+        peer.hello()
+        for _ in range(2):
+            first(peer, client_for("jo", "x"))
+            peer.line("*")
+            peer.expect("501")
+    (text,) = (text for text in caplog.messages if "SCRAM keys with" in text)
+    assert text.startswith(
+        f"auth: SCRAM keys with {len(keys['salt'])} octets of salt and {keys.get('iterations', 4096)} "
+    )
+
+
+@pytest.mark.parametrize("length", [11, 33, True, "16"])
+def test_a_wrong_length_of_salts_is_refused(length: Any) -> None:
+    store = Keys()
+    store.scram_salt_length = length  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="scram_salt_length must be a whole number from 12 to 32"):
+        Auth(store)
+
+
 def test_unknown_users_have_the_iterations_that_the_backend_says(smtp_server: MakeServer) -> None:
     class Many:
         scram_iterations = 10_000

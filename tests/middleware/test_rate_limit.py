@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gevent.event import Event
 
 from greensmtp import Ack, Command, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
@@ -239,6 +241,30 @@ def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer
     assert tried == ["bad", "good", "unknown", "bad", "good", "good"]
 
 
+@pytest.mark.parametrize(("code", "replies"), [(235, ["235"] * 6), (535, ["454"] * 4 + ["535"] * 2)])
+def test_attempts_at_once_wait_for_one_another(smtp_server: MakeServer, code: int, replies: list[str]) -> None:
+    open_the_gate = Event()
+    tried = 0
+
+    def auth(session: Session, command: Command, proceed: Proceed) -> Reply:
+        nonlocal tried
+        tried += 1
+        open_the_gate.wait(10)
+        return Reply(code, "so be it")
+
+    setattr(auth, "verbs", ("AUTH",))  # noqa: B010
+    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
+    peers = [greet(server) for _ in range(6)]
+    for peer in peers:
+        peer.line("AUTH x")
+    peers[0].let_it_read()  # two of them are under way now
+    assert tried == 2
+    open_the_gate.set()
+    assert sorted(peer.reply()[:3] for peer in peers) == replies
+    for peer in peers:
+        peer.close()
+
+
 def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
     def auth(session: Session, command: Command, proceed: Proceed) -> Reply:
         return Reply(535, "no")
@@ -441,6 +467,23 @@ def test_no_secret_is_shown() -> None:
     assert store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
 
 
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "redsi://:hunter2@localhost:1",
+        "redis:/:hunter2@localhost:1",
+        "redis://user:x/hunter2@localhost:1",
+        "redis://user:x#hunter2@localhost:1",
+        "redis://user:x?hunter2@localhost:1",
+        "floppy://localhost?password=x@hunter2",
+    ],
+)
+def test_no_traceback_of_a_wrong_storage_shows_a_secret(uri: str) -> None:
+    with pytest.raises(ValueError, match="storage") as caught:
+        RateLimit("1/minute", storage=uri)
+    assert "hunter2" not in "".join(format_exception(caught.value))
+
+
 def test_its_repr_is_short() -> None:
     assert repr(RateLimit("100/minute")) == "RateLimit('100/minute', by='address')"
     assert repr(RateLimit("9/hour", "network", "bytes")) == "RateLimit('9/hour', by='network', on='bytes')"
@@ -480,3 +523,17 @@ def test_a_storage_that_fails_in_a_thread_prints_nothing(
     assert capfd.readouterr().err == ""
     assert type(error).__name__ in caplog.text
     assert "no\nway" not in caplog.text
+
+
+@pytest.mark.parametrize("password", ["hunter%402", "hunter@2", "%68unter@2"])
+def test_no_password_that_a_storage_quotes_is_logged(caplog: pytest.LogCaptureFixture, password: str) -> None:
+    """Redis before version 6 quotes the arguments of a command that it does not know."""
+    limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/7?password={password}")
+
+    def fail(key: str, cost: int) -> bool:
+        raise RuntimeError("unknown command `HELLO`, with args beginning with: `3`, `AUTH`, `default`, `hunter@2`, ")
+
+    with pytest.raises(store.Unavailable):
+        limit._store.ask(fail, "key", 1)
+    assert "hunter" not in caplog.text
+    assert "cannot be asked (RuntimeError: its text quotes a secret)" in caplog.text

@@ -44,6 +44,8 @@ from greensmtp.protocol import address_list
         ('"j".o@example.com', ["j.o@example.com"]),
         ("jo@[192.0.2.1]", ["jo@[192.0.2.1]"]),
         ("jo@[ IPv6:2001:db8::1 ]", ["jo@[ipv6:2001:db8::1]"]),
+        ("O\x92Brien \x96 \x93Jo\x94 <jo@example.com>", ["jo@example.com"]),  # Windows-1252, read as Latin-1
+        ("jo@\u0915\u094d\u200d\u0937.example", ["jo@\u0915\u094d\u200d\u0937.example"]),
         ("<@r.example,@s.example:jo@example.com>", ["jo@example.com"]),
         ("Jo <,@r.example,:jo@example.com>", ["jo@example.com"]),
         ("undisclosed-recipients:;", []),
@@ -277,3 +279,23 @@ def test_a_labels() -> None:
     assert address_list.a_labels("B\u00dcCHER.example") == "xn--bcher-kva.example"
     assert address_list.a_labels("fa\u00df.de") == "xn--fa-hia.de"
     assert address_list.a_labels("\U0001f4a9.la") is None
+    assert address_list.a_labels("my_host.b\u00fccher.example") == "my_host.xn--bcher-kva.example"
+    assert address_list.a_labels("\u0915\u094d\u200d\u0937.example") == "xn--11b2ezcw70k.example"
+
+
+@pytest.mark.parametrize(
+    "text", ["jo\x92@example.com", "jo@exam\x92ple.com", "j\u200bo@example.com", "jo@e\u200b.example"]
+)
+def test_an_address_has_no_invisible_characters(text: str) -> None:
+    with pytest.raises(ProtocolError, match="To"):
+        address_list.read(text, "To")
+
+
+@pytest.mark.parametrize("piece", ["a ", '"" ', "@", ">", "a."])
+def test_a_member_without_end_is_given_up_early(piece: str) -> None:
+    text = piece * 500_000
+    for reader in (address_list.read, address_list.encode):
+        began = time.thread_time()
+        with pytest.raises(ProtocolError, match="To"):
+            reader(text, "To")
+        assert time.thread_time() - began < 0.3

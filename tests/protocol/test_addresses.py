@@ -252,6 +252,10 @@ def test_local_parts_compare_with_case() -> None:
         ("XN--BCHER-KVA.example", "xn--bcher-kva.example"),
         ("my_host.b\u00fccher.example", "my_host.xn--bcher-kva.example"),
         ("[192.0.2.1]", "[192.0.2.1]"),
+        # A capital sigma is a sigma, at the end of a word too: the final one is another domain.
+        ("\u039a\u039f\u03a3\u039c\u039f\u03a3-news.example", "xn---news-vbeoxb2bc.example"),
+        ("a.\u039f\u0394\u039f\u03a3", "a.xn--pxavbq"),
+        ("a.\u03bf\u03b4\u03bf\u03c2", "a.xn--pxavbm"),
         ("\u2603.example", "\u2603.example"),  # not in IDNA 2008
     ],
 )

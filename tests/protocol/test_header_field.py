@@ -63,6 +63,11 @@ def test_a_value_with_a_control_character_is_refused(text: str, evil: str) -> No
         header_field("X-Note", text.format(evil))
 
 
+def test_a_value_that_is_no_text_is_an_error_that_names_the_field() -> None:
+    with pytest.raises(TypeError, match="the value of X-Score must be a str, not 7"):
+        header_field("X-Score", 7)  # type: ignore[arg-type]
+
+
 @given(st.text(), st.booleans())
 def test_any_value_makes_one_field_or_is_refused(value: str, utf8: bool) -> None:
     try:

@@ -94,6 +94,11 @@ def test_a_code_out_of_range_is_refused(code: int) -> None:
         Reply(code, "text")
 
 
+def test_a_text_in_the_place_of_the_code_is_an_error_that_shows_how() -> None:
+    with pytest.raises(TypeError, match="Reply takes a code first"):
+        Reply("5.7.1 no")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("code", "text"),
     [(250, "5.7.1 no"), (250, "4.0.0"), (450, "5.7.1 no"), (451, "2.0.0 fine"), (550, "4.7.1 later"), (554, "2.0.0")],

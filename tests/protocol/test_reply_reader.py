@@ -149,3 +149,12 @@ def test_anything_is_replies_or_an_error_whatever_the_cuts(wire: bytes, cuts: li
             return "error"
 
     assert outcome(*(min(cut, len(wire)) for cut in cuts)) == outcome()
+
+
+@pytest.mark.parametrize("character", ["\x1b", "\x9b", "\x85", "\u2028", "\u2029", "\u202e", "\u2066"])
+def test_what_a_terminal_obeys_is_replaced(character: str) -> None:
+    reader = ReplyParser()
+    reader.feed(f"250 a{character}b\r\n".encode())
+    reply = reader.next_reply()
+    assert reply is not None
+    assert reply.text == "a\ufffdb"
