@@ -186,7 +186,7 @@ def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: 
     peers: list[Peer] = [dial(server, source=("192.0.2.1", number)) for number in range(8)]
     for number, peer in enumerate(peers):
         peer.hello()
-        peer.line(plain("jo" if same_user else f"user{number}", "x"))
+        peer.line(auth_plain("jo" if same_user else f"user{number}", "x"))
     peers[0].let_it_read()  # three of them are under way now
     open_the_gate.set()
     assert [peer.reply()[:3] for peer in peers] == ["235"] * 8
@@ -205,7 +205,7 @@ def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
         slow.line("AUTH LOGIN")
         slow.expect("334")
         other.hello()
-        other.line(plain("jo", "x"))
+        other.line(auth_plain("jo", "x"))
         other.expect(TOO_MANY)
         slow.line("*")
         slow.expect("501")

@@ -253,7 +253,7 @@ def test_attempts_at_once_wait_for_one_another(smtp_server: MakeServer, code: in
         return Reply(code, "so be it")
 
     setattr(auth, "verbs", ("AUTH",))  # noqa: B010
-    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
+    server = accepting(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
     peers = [greet(server) for _ in range(6)]
     for peer in peers:
         peer.line("AUTH x")
