@@ -29,6 +29,18 @@ settings.register_profile("long", deadline=None, max_examples=300)  # make test-
 settings.load_profile("short")
 
 
+#: Fixtures that start processes; tests that use one need no marker of their own.
+_PROCESSES = {"serve", "run", "program"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes by a fixture, before ``-m`` selects."""
+    for item in items:
+        if not _PROCESSES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.subprocess)
+
+
 class Cuts(Protocol):
     """What the fixture ``cuts`` returns."""
 

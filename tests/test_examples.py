@@ -21,6 +21,8 @@ from greensmtp.testing import Peer
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
+pytestmark = pytest.mark.subprocess
+
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Run by tests/client/test_examples.py; all others are servers.
 CLIENTS = {"client.py", "send_many.py"}

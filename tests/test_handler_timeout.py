@@ -18,6 +18,8 @@ from greensmtp.testing.fixtures import MakeServer
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 SHORT = 0.1
 
 

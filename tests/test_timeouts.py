@@ -20,6 +20,8 @@ from tests.helpers import begin_data
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 #: The time-out under test, and what is surely below it and surely above it.
 SHORT = 0.3
 LESS = 0.2

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tests.attacks.conftest import Play
     from tests.conftest import Certificate
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 MEGABYTE = 1024 * 1024
 #: Twenty times what a connection may take of memory.
 LARGE = 20 * MEGABYTE

@@ -21,7 +21,8 @@ from tests.programs import find, missing
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-pytestmark = pytest.mark.peer
+#: One postfix, one dovecot and one npm for all.
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("client peers")]
 
 FROM, TO = "a@example.com", "b@example.com"
 BODY = b"Subject: dots\r\n\r\n.\r\n..\r\n.x\r\nend"

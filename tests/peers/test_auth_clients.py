@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
     from tests.conftest import Certificate
 
-pytestmark = pytest.mark.peer
+#: One dovecot for all.
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("auth clients")]
 
 Run = Callable[..., str]
 
