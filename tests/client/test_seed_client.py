@@ -1,4 +1,4 @@
-"""What the seed's client could do, row by row of its table, under greensmtp's names."""
+"""What the client does for its users, feature by feature: connecting, commands, TLS, logging in."""
 
 from __future__ import annotations
 
