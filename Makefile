@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test test-all fast coverage lint format types imports check bench lock clean
+.PHONY: help serve test test-all fast mutants coverage lint format types imports check bench lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -24,6 +24,9 @@ test-all: .venv/.dev ## run every test, those marked exhaustive too; options for
 
 fast: .venv/.dev ## run the tests that start no process; options for pytest in ARGS
 	$(BIN)/pytest $(PARALLEL) -m "not exhaustive and not peer and not subprocess" $(ARGS)
+
+mutants: .venv/.dev ## change the code here and there, see whether tests notice: ARGS="chain --sample 20"
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 coverage: .venv/.dev ## run the tests and show what they leave untouched
 	$(BIN)/coverage run -m pytest $(ARGS)
