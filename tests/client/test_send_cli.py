@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
@@ -15,11 +16,13 @@ from gevent import socket, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
-from greensmtp.cli import send
+from greensmtp.cli import cli, send
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
+
+pytestmark = pytest.mark.subprocess
 
 MESSAGE = b"From: me@example.com\nTo: you@example.com\nBcc: they@example.com\n\nhi\n"
 
@@ -142,10 +145,21 @@ def test_nobody_there(files: list[Path]) -> None:
         ([], "FILES"),
     ],
 )
-def test_a_wrong_command_line(args: list[str], text: str) -> None:
-    status, _, err = run(*args, GREENSMTP_PASSWORD="")
-    assert status == 2
-    assert text in err
+def test_a_wrong_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], text: str
+) -> None:
+    monkeypatch.setenv("GREENSMTP_PASSWORD", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["send", *args], prog_name="greensmtp")
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_ends_it_with_status_2_and_without_a_traceback() -> None:
+    status, out, err = run("--server", "nonsense://x", "-")
+    assert (status, out) == (2, "")
+    assert "Error: Invalid value for '--server'" in err
     assert "Traceback" not in err
 
 

@@ -17,6 +17,7 @@ from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
 from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.testing import Peer, dial
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 USERS = {"jo": "sesame", "ann": "pa=ss,wörd"}
 PLAIN_JO = b64encode(b"\0jo\0sesame").decode()
 PLAIN_WRONG = b64encode(b"\0jo\0wrong").decode()
-
-
-def b64(text: str | bytes) -> str:
-    return b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
 def offered(hello: str) -> list[str]:

@@ -113,7 +113,7 @@ LOCAL_PART = st.one_of(
         lambda text: '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
     ),
 )
-LABEL = st.from_regex(r"[a-z0-9](?:[a-z0-9-]{0,5}[a-z0-9])?", fullmatch=True)
+LABEL = st.sampled_from(["a", "0", "z9", "a-b", "a--b", "example", "xn--fa-hia", "7-zip"])
 DOMAIN = st.lists(LABEL, min_size=1, max_size=3).map(".".join)
 ADDRESS = st.builds("{}@{}".format, LOCAL_PART, DOMAIN)
 BLANK = st.sampled_from(["", " ", "\t", "\r\n ", " (a, (b) \\) <x@y.z>;) "])
@@ -233,10 +233,10 @@ def test_hostile_lists_take_linear_time(piece: str) -> None:
         return best
 
     # Quadratic work would take 64 times as long.
-    assert seconds(64_000) < 25 * max(seconds(8_000), 0.0005)
+    assert seconds(32_000) < 25 * max(seconds(4_000), 0.0005)
 
 
-@pytest.mark.parametrize("text", ["(" * 500_000 + ")" * 500_000 + "a@b.c", '"' + '\\"' * 500_000 + '"@b.c'])
+@pytest.mark.parametrize("text", ["(" * 100_000 + ")" * 100_000 + "a@b.c", '"' + '\\"' * 100_000 + '"@b.c'])
 def test_depth_is_no_recursion(text: str) -> None:
     assert len(address_list.read(text, "To")) == 1
 

@@ -59,7 +59,7 @@ def look_at(message: EmailMessage) -> None:
                 getattr(value, attribute, None)
 
 
-@settings(suppress_health_check=list(HealthCheck), max_examples=200)
+@settings(suppress_health_check=list(HealthCheck))
 @given(messages)
 def test_whatever_comes_can_be_read(octets: bytes) -> None:
     look_at(parse(io.BytesIO(octets)))
