@@ -140,7 +140,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             logger.error("%s: middleware %s ran too long: %s; replying 451", session.id, name, error)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
-            if error is session.link.lost:
+            if error is session.close_error:
                 raise  # there is nobody to answer
             logger.exception(
                 "%s: middleware %s raised at %s; replying 451",
