@@ -5,10 +5,11 @@ from __future__ import annotations
 import ssl
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
 from greensmtp.protocol import canned
@@ -30,13 +31,9 @@ from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
 from greensmtp.server.transport import BadLine, Connection, Expired
-from greensmtp.session import Change, Session
+from greensmtp.session import Change, ServerInfo, Session
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.session.stream import MessageStream
-from greensmtp.signals import handler_name
-
-if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
 
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
@@ -70,6 +67,28 @@ _THROWS = 3
 _FAREWELL_TIMEOUT = 2.0
 
 
+class Owner(ServerInfo, Protocol):
+    """What a connection needs of its server: its places, and to be told how far the connection is."""
+
+    def has_arrived(self, conversation: ConnectionHandler) -> None:
+        """ACCEPT has been answered."""
+
+    def give_place(self, conversation: ConnectionHandler) -> bool:
+        """Give it one of the ``max_connections``."""
+
+    def take_place_back(self, conversation: ConnectionHandler) -> None:
+        """It no longer counts for ``max_connections``."""
+
+    def let_linger(self, conversation: ConnectionHandler) -> None:
+        """It has been told to go, and waits for its client."""
+
+    def forget(self, conversation: ConnectionHandler) -> None:
+        """It is over; DISCONNECT comes next."""
+
+    def gone(self, conversation: ConnectionHandler) -> None:
+        """Nothing of it is left."""
+
+
 class ConnectionHandler:
     """One connection's greenlet: the `Connection` of its session."""
 
@@ -94,7 +113,7 @@ class ConnectionHandler:
         "spent",
     )
 
-    def __init__(self, server: SMTPServer, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
+    def __init__(self, server: Owner, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
