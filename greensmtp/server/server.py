@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent import socket as gevent_socket
@@ -32,7 +32,8 @@ from greensmtp.server.places import Places, client_key
 from greensmtp.server.routes import Routes
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
-from greensmtp.signals import Handler, Signals
+from greensmtp.session.handlers import ConnectsHandlers
+from greensmtp.session.signals import Signals
 
 if TYPE_CHECKING:
     from greensmtp.chain.describe import Stack
@@ -54,7 +55,7 @@ MAX_ARRIVING = 256
 MAX_LINGERING = 100
 
 
-class SMTPServer(StreamServer):
+class SMTPServer(StreamServer, ConnectsHandlers):
     """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
 
     By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
@@ -163,18 +164,11 @@ class SMTPServer(StreamServer):
 
         return Stack(self._middleware)
 
-    @overload
-    def on(self, name: str, handler: Handler) -> Handler: ...
-    @overload
-    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+    def _check_signal(self, name: str) -> None:
+        self.signals.named(name)
 
-    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Connect a handler to a signal of this server: ``@server.on("to")``, or ``server.on("to", handler)``.
-
-        :raises ValueError: no such signal.
-        :raises TypeError: the handler cannot be called with what this signal gives.
-        """
-        return self.signals.on(name, handler)
+    def _connect_handler(self, name: str, handler: Any) -> Any:
+        return self.signals._connect_handler(name, handler)
 
     def on_mail(self, handler: MailHandler) -> MailHandler:
         """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.
@@ -260,7 +254,7 @@ class SMTPServer(StreamServer):
             self.loop = get_hub().loop  # as in start()
         self.do_handle(socket, peer)
 
-    def in_thread(self) -> ServerThread:
+    def in_thread(self) -> ServerThread[SMTPServer]:
         """This server in a native thread with a hub of its own, for programs that are not gevent's:
         ``with server.in_thread(): ...``. Its handlers run in that thread."""
         return ServerThread(self)

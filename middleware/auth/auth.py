@@ -35,7 +35,7 @@ from greensmtp.protocol.state import State
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -133,7 +133,7 @@ class Auth:
         }
         self.verbs = tuple(self._behaviours)
 
-    def start(self, server: SMTPServer) -> None:
+    def start(self, server: StackInfo) -> None:
         """Warn of what can be meant, and seldom is."""
         if self._tells_by_salts:
             logger.warning(
@@ -262,7 +262,7 @@ class Auth:
                 except (Refused, Reject):
                     raise
                 except _FAULTS as error:
-                    if error is session.link.lost:
+                    if error is session.close_error:
                         raise
                     self._complain(session, error)
                     raise Refused(canned.AUTH_UNAVAILABLE) from None
@@ -336,7 +336,7 @@ def _admit(session: Session, attempt: Attempt, claim: CredentialQuery) -> None:
     if seconds is None:
         raise Refused(canned.AUTH_TOO_MANY_FAILURES)
     if seconds:
-        session.link.flush()
+        session.flush()
         pause(session, seconds)
 
 
