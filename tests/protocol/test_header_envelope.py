@@ -39,7 +39,7 @@ def test_fields(newline: bytes) -> None:
 
 
 def test_a_line_that_is_no_field_is_an_error_since_recipients_may_stand_behind_it() -> None:
-    with pytest.raises(ProtocolError, match="no header field: b'garbage'"):
+    with pytest.raises(ProtocolError, match="not a header field: b'garbage'"):
         header_envelope.parse(b"To: a@b.c\ngarbage\nCc: d@e.f\n\n")
 
 
