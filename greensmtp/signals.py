@@ -8,6 +8,7 @@ weakly: a handler that nothing else holds is gone at once, and never called.
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -165,8 +166,6 @@ class Signals:
         """Raise TypeError unless the handler can be called with the session and this signal's fields."""
         if not callable(handler):
             raise TypeError(f"a handler must be callable, not {handler!r}")
-        import inspect  # of no use to those who only send
-
         try:
             signature = inspect.signature(handler)
         except ValueError:  # something built in: it tells nothing
