@@ -166,14 +166,9 @@ def test_bare_newlines_are_normalized_at_every_cut(body: bytes, content: bytes) 
     assert normal([*(body[index : index + 1] for index in range(len(body))), b""]) == content
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("longest", [6, pytest.param(7, marks=pytest.mark.exhaustive)])
-def test_the_shortest_bodies_are_made_normal_alike_at_all_cuts(longest: int) -> None:
+def test_all_short_bodies_are_normalized_alike_at_all_cuts(longest: int) -> None:
     for length in range(longest + 1):
-=======
-def test_all_short_bodies_are_normalized_alike_at_all_cuts() -> None:
-    for length in range(8):
->>>>>>> room-protocol
         for octets in itertools.product(b"\r\na", repeat=length):
             body = bytes(octets)
             expected = normal_slowly(body)

@@ -100,16 +100,10 @@ def test_only_a_dot_between_two_crlf_ends_data(before: bytes, behind: bytes) -> 
         assert (b"evil" in body) is not ends
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("longest", [5, pytest.param(6, marks=pytest.mark.exhaustive)])
-def test_the_shortest_inputs_are_read_alike_at_all_cuts(longest: int) -> None:
+def test_all_short_inputs_are_decoded_alike_at_all_cuts(longest: int) -> None:
     """Try every short input of the bytes that matter, in every way to cut it."""
     for length in range(longest + 1):
-=======
-def test_all_short_inputs_are_decoded_alike_at_all_cuts() -> None:
-    """Try every input of up to six of the bytes that matter, in every way to cut it."""
-    for length in range(7):
->>>>>>> room-protocol
         for octets in itertools.product(b"\r\n.a", repeat=length):
             wire = bytes(octets)
             expected, rest = decode_slowly(wire)
