@@ -7,10 +7,10 @@ from types import MethodType
 from typing import Any, Protocol
 
 from greensmtp._log import logger
-from greensmtp.errors import Reject
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.signals import handler_name
