@@ -22,9 +22,9 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
-from greensmtp.client.exchange import trace_lines
 from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
+from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.log_text import printable

@@ -14,7 +14,7 @@ from greensmtp.protocol.sasl.client import MECHANISMS, Mechanism
 from greensmtp.thread_pool import in_thread_pool
 
 #: Octets in a command line; an initial response that does not fit is sent when asked for (RFC 4954 section 4).
-MAX_LINE = 512
+MAX_COMMAND_LINE = 512
 #: No mechanism of ours has more challenges.
 MAX_CHALLENGES = 5
 
@@ -24,11 +24,11 @@ MECHANISM_REFUSED = frozenset({504, 534, 535})
 
 #: A wrong password; or one that the server cannot check by this mechanism, but where it was sent as it is.
 WRONG_PASSWORD = 535
-SETTLING = frozenset(name for name, kind in MECHANISMS.items() if kind.exposes > 1)
+SECRET_MECHANISMS = frozenset(name for name, kind in MECHANISMS.items() if kind.exposes > 1)
 
 
 def log_in(
-    dialogue: CommandExchange,
+    exchange: CommandExchange,
     choose: Callable[[Iterable[str]], Mechanism],
     wanted: str | None,
     *,
@@ -45,7 +45,7 @@ def log_in(
     :param secure: TLS is up, or nobody can be on the way.
     :raises AuthenticationFailed: see ``authenticate``; or none is fit, or the first would expose what it must not.
     """
-    offered = dialogue.extensions.get("AUTH", "").upper().split()
+    offered = exchange.extensions.get("AUTH", "").upper().split()
     try:
         mechanism = choose(offered)
     except SaslFailed as error:
@@ -60,7 +60,7 @@ def log_in(
     refusal: Reply | None = None
     while True:
         try:
-            reply = authenticate(dialogue, mechanism)
+            reply = authenticate(exchange, mechanism)
         except ClientError:
             if refusal is None or refusal.code != WRONG_PASSWORD:
                 raise
@@ -68,7 +68,7 @@ def log_in(
         # A wrong password remains one whatever else is refused behind it, and "504 no such mechanism" says the least.
         if refusal is None or reply.is_positive or (refusal.code != WRONG_PASSWORD and reply.code != 504):
             refusal = reply
-        if wanted is not None or reply.code not in MECHANISM_REFUSED or dialogue.wire.closed:
+        if wanted is not None or reply.code not in MECHANISM_REFUSED or exchange.transport.closed:
             return refusal
         offered = [name for name in offered if name != mechanism.name]
         if reply.code == WRONG_PASSWORD:
@@ -76,7 +76,7 @@ def log_in(
                 return refusal
             if secure:
                 # Only the secret itself can settle it; another proof might be one more failed login.
-                offered = [name for name in offered if name in SETTLING] or offered
+                offered = [name for name in offered if name in SECRET_MECHANISMS] or offered
         try:
             mechanism = choose(offered)
         except SaslFailed:
@@ -85,7 +85,7 @@ def log_in(
             return refusal
 
 
-def authenticate(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
+def authenticate(exchange: CommandExchange, mechanism: Mechanism) -> Reply:
     """Hold the exchange. The reply is the one that ends it, 4xx and 5xx too.
 
     :raises AuthenticationFailed: the server makes no sense, and the exchange has been cancelled; or it says yes, and
@@ -93,17 +93,17 @@ def authenticate(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
     :raises PeerProtocolError: it answers what cannot be an answer.
     """
     try:
-        return _exchange(dialogue, mechanism)
+        return _run(exchange, mechanism)
     except AuthenticationFailed:
         raise
     except BaseException as error:
         # In the middle of an exchange, the next command would pass for a response (and be a secret's neighbour).
-        dialogue.wire.close(error)
+        exchange.transport.close(error)
         raise
 
 
-def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
-    seconds = dialogue.timeouts.command
+def _run(exchange: CommandExchange, mechanism: Mechanism) -> Reply:
+    seconds = exchange.timeouts.command
     try:
         initial = mechanism.initial()
     except (ValueError, UnicodeError) as error:
@@ -111,9 +111,9 @@ def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
     line = f"AUTH {mechanism.name}".encode()
     if initial is not None:
         whole = line + b" " + (b64encode(initial) or b"=") + b"\r\n"
-        if len(whole) <= MAX_LINE:
+        if len(whole) <= MAX_COMMAND_LINE:
             line, initial = whole[:-2], None
-    reply = dialogue.ask(line + b"\r\n", seconds, 334)
+    reply = exchange.send(line + b"\r\n", seconds, 334)
     challenges = 0
     while reply.code == 334:
         challenges += 1
@@ -123,25 +123,25 @@ def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
             try:
                 if challenges > MAX_CHALLENGES:
                     raise SaslFailed("challenges without end")
-                answer = _respond(dialogue, mechanism, reply.text, seconds)
+                answer = _respond(exchange, mechanism, reply.text, seconds)
             except (SaslFailed, BadBase64, ValueError) as error:
                 # RFC 4954 section 4: it must be refused then. (Another challenge would leave us out of step.)
-                cancelled = dialogue.ask(b"*\r\n", seconds)
+                cancelled = exchange.send(b"*\r\n", seconds)
                 if cancelled.is_positive:
-                    raise dialogue.broken(f"a cancelled AUTH was answered {cancelled}") from error
+                    raise exchange.protocol_error(f"a cancelled AUTH was answered {cancelled}") from error
                 raise AuthenticationFailed(f"{mechanism.name}, cancelled: {error}", cancelled) from error
-        reply = dialogue.ask(b64encode(answer) + b"\r\n", seconds, 334)
+        reply = exchange.send(b64encode(answer) + b"\r\n", seconds, 334)
     if reply.is_positive:
         try:
             mechanism.check_success()
         except SaslFailed as error:
             failure = AuthenticationFailed(str(error))
-            dialogue.wire.close(failure)
+            exchange.transport.close(failure)
             raise failure from error
     return reply
 
 
-def _respond(dialogue: CommandExchange, mechanism: Mechanism, text: str, seconds: float) -> bytes:
+def _respond(exchange: CommandExchange, mechanism: Mechanism, text: str, seconds: float) -> bytes:
     if not mechanism.reads_challenges:
         return mechanism.respond(b"")
     challenge = b64decode(text, validate=True)
@@ -149,7 +149,9 @@ def _respond(dialogue: CommandExchange, mechanism: Mechanism, text: str, seconds
         return mechanism.respond(challenge)
     outcome: list[bytes | Exception] = []
     # The pool's threads may all be taken by what never ends.
-    if not dialogue.wire.with_deadline(seconds, lambda: outcome.append(in_thread_pool(_outcome, mechanism, challenge))):
+    if not exchange.transport.with_deadline(
+        seconds, lambda: outcome.append(in_thread_pool(_outcome, mechanism, challenge))
+    ):
         raise Disconnected("timeout")
     answer = outcome[0]
     if isinstance(answer, Exception):

@@ -14,7 +14,8 @@ from gevent import Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
-from greensmtp.client.deadlines import Timeouts, is_foreign
+from greensmtp.client.deadlines import is_callers_timeout
+from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
 
@@ -114,7 +115,7 @@ def dial(
             raise
         raise CannotConnect(f"cannot connect to {name}: no answer within {seconds:g} s") from None
     except (OSError, UnicodeError) as error:
-        if isinstance(error, CannotConnect) or is_foreign(error):
+        if isinstance(error, CannotConnect) or is_callers_timeout(error):
             raise
         raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
 

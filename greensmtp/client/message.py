@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, BinaryIO, Union
 
 from greensmtp.client import rendering
-from greensmtp.client.sources import PIECE, Readable, Source, rewindable
+from greensmtp.client.sources import READ_BYTES, Readable, Source, rewindable
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import address_list, command_builder, header_envelope
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
@@ -34,8 +34,8 @@ LARGE = 64 * 1024
 #: Parameters that a server needs an extension for (RFC 3461, RFC 4954, RFC 2852, RFC 4865, RFC 6710, RFC 8689). Those
 #: of DSN and AUTH are left out where it is not offered, as a relay does (RFC 3461 section 5.2.2, RFC 4954 section 5).
 #: The others change what happens to the message, and cannot be.
-_LEFT_OUT = {"RET": "DSN", "ENVID": "DSN", "NOTIFY": "DSN", "ORCPT": "DSN", "AUTH": "AUTH"}
-_NEEDED = {
+_OMITTABLE = {"RET": "DSN", "ENVID": "DSN", "NOTIFY": "DSN", "ORCPT": "DSN", "AUTH": "AUTH"}
+_REQUIRED = {
     "BY": "DELIVERBY",
     "HOLDFOR": "FUTURERELEASE",
     "HOLDUNTIL": "FUTURERELEASE",
@@ -44,7 +44,7 @@ _NEEDED = {
     "RRVS": "RRVS",
 }
 #: What is said of this message, on this connection: never what a session's parameters said of another.
-_OURS = frozenset({"SIZE", "BODY", "SMTPUTF8"})
+_COMPUTED = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
 
 #: What ``send`` takes.
@@ -101,10 +101,10 @@ class PreparedMessage:
             content = header_envelope.without_mbox_line(self._read(message))
             if derive:
                 head = content[: header_envelope.split(content)]
-                fields = _off_the_hub(len(head), header_envelope.parse, head)
+                fields = _offload(len(head), header_envelope.parse, head)
         if derive:
             length = sum(len(text) for _, text in fields)
-            sender, recipients = _off_the_hub(length, _envelope, fields, sender, recipients)
+            sender, recipients = _offload(length, _envelope, fields, sender, recipients)
         assert sender is not None
         assert recipients is not None
         self.sender = sender
@@ -206,7 +206,7 @@ class PreparedMessage:
         if not seven_bit:
             self._added = rendering.missing_fields(message, self._mailbox)
         length = rendering.size(message)
-        octets: bytes = _off_the_hub(length, rendering.render, message, utf8=self._utf8_address, seven_bit=seven_bit)
+        octets: bytes = _offload(length, rendering.render, message, utf8=self._utf8_address, seven_bit=seven_bit)
         return self._added + octets
 
     @property
@@ -311,7 +311,7 @@ class PreparedMessage:
         if form.stuffed is None:
             data = stuffed(form.content)
             # Putting the end to it copies all of it: what is large goes in two pieces.
-            form.stuffed = (data + b".\r\n",) if len(data) < PIECE else (data, b".\r\n")
+            form.stuffed = (data + b".\r\n",) if len(data) < READ_BYTES else (data, b".\r\n")
         return form.stuffed
 
     def _stuffed_file(self) -> Iterator[bytes]:
@@ -373,7 +373,7 @@ def _needs_ascii_head(extensions: Mapping[str, str]) -> bool:
     return not ("SMTPUTF8" in extensions and "8BITMIME" in extensions)
 
 
-def _off_the_hub(length: int, function: Any, *arguments: Any, **options: Any) -> Any:
+def _offload(length: int, function: Any, *arguments: Any, **options: Any) -> Any:
     """Call a function whose work grows with this length: in the thread pool, where it takes long."""
     return in_thread_pool(function, *arguments, **options) if length > LARGE else function(*arguments, **options)
 
@@ -396,7 +396,7 @@ def _in_lines(content: bytes) -> _Form:
     unchanged = lines is content and content.endswith(b"\r\n")
     binary = False
     if nul or (not unchanged and may_be_binary(content)):
-        mime, needs_binary = _off_the_hub(len(content), _mime_lines, content)
+        mime, needs_binary = _offload(len(content), _mime_lines, content)
         binary = nul or needs_binary
         lines = mime if binary else lines
     if not binary and lines and not lines.endswith(b"\r\n"):
@@ -424,9 +424,9 @@ def _offered(given: Parameters, extensions: Mapping[str, str]) -> list[str]:
     """
     words: list[str] = []
     for keyword, value in given.items():
-        if keyword in _OURS or _LEFT_OUT.get(keyword, "") not in ("", *extensions):
+        if keyword in _COMPUTED or _OMITTABLE.get(keyword, "") not in ("", *extensions):
             continue
-        needed = _NEEDED.get(keyword)
+        needed = _REQUIRED.get(keyword)
         if needed is not None and needed not in extensions:
             raise NotOffered(needed, f"the parameter {keyword} was given")
         words.append(keyword if value is None else f"{keyword}={value}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from greensmtp.client.exchange import CommandExchange, verdict
+from greensmtp.client.exchange import CommandExchange, first_refusal_or_last
 from greensmtp.client.sources import Readable, Source
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.dot_stuffing import DotEncoder
@@ -22,10 +22,10 @@ class BodyWriter:
     pass for a whole one.
     """
 
-    def __init__(self, dialogue: CommandExchange, refusal: Reply | None) -> None:
-        if dialogue.writing:
+    def __init__(self, exchange: CommandExchange, refusal: Reply | None) -> None:
+        if exchange.writing:
             raise ProtocolError("a message is being written already: finish that one first")
-        self._dialogue = dialogue
+        self._exchange = exchange
         self._encoder = DotEncoder()
         self._gathered: list[bytes] = []
         self._size = 0
@@ -33,7 +33,7 @@ class BodyWriter:
         #: sent, and what is written is dropped.)
         self.reply: Reply | None = refusal
         self._refused = refusal is not None
-        self._open = dialogue.writing = refusal is None
+        self._open = exchange.writing = refusal is None
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         """The next octets.
@@ -59,7 +59,7 @@ class BodyWriter:
         if self._open:
             self._open = False
             self._gathered.append(self._encoder.finish())
-            self.reply = verdict(self._dialogue.end_message(b"".join(self._gathered)))
+            self.reply = first_refusal_or_last(self._exchange.end_message(b"".join(self._gathered)))
         if self.reply is None:
             raise ValueError("this message has been given up")
         return self.reply
@@ -68,7 +68,7 @@ class BodyWriter:
         data = b"".join(self._gathered)
         self._gathered.clear()
         self._size = 0
-        self._dialogue.send_body(data)
+        self._exchange.send_body(data)
 
     def __enter__(self) -> BodyWriter:
         return self
@@ -78,7 +78,7 @@ class BodyWriter:
             self.finish()
         elif self._open:
             self._open = False
-            self._dialogue.wire.close()
+            self._exchange.transport.close()
 
 
 def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) -> Iterator[bytes]:

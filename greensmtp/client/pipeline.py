@@ -17,8 +17,8 @@ class Pipeline:
     Where the peer does not offer PIPELINING, the same commands go one by one.
     """
 
-    def __init__(self, dialogue: CommandExchange) -> None:
-        self._dialogue = dialogue
+    def __init__(self, exchange: CommandExchange) -> None:
+        self._exchange = exchange
         self._steps: list[Step] = []
         self._closed_by: str | None = None
         #: Filled when the block has been left.
@@ -26,27 +26,27 @@ class Pipeline:
 
     def from_(self, address: str, ext: Ext = None) -> int:
         """MAIL."""
-        return self._add(self._dialogue.mail(address, ext))
+        return self._add(self._exchange.mail(address, ext))
 
     def to(self, address: str, ext: Ext = None) -> int:
         """RCPT."""
-        return self._add(self._dialogue.rcpt(address, ext))
+        return self._add(self._exchange.rcpt(address, ext))
 
     def reset(self) -> int:
         """RSET."""
-        return self._add(self._dialogue.reset())
+        return self._add(self._exchange.reset())
 
     def data(self) -> int:
         """DATA; nothing can follow it."""
-        return self._add(self._dialogue.data(), last="DATA")
+        return self._add(self._exchange.data(), last="DATA")
 
     def verify(self, username: str) -> int:
         """VRFY; nothing can follow it."""
-        return self._add(self._dialogue.plain("VRFY", username), last="VRFY")
+        return self._add(self._exchange.plain("VRFY", username), last="VRFY")
 
     def noop(self) -> int:
         """NOOP; nothing can follow it."""
-        return self._add(self._dialogue.plain("NOOP"), last="NOOP")
+        return self._add(self._exchange.plain("NOOP"), last="NOOP")
 
     def _add(self, step: Step, last: str | None = None) -> int:
         # RFC 2920 section 3.1: their replies may decide what comes next.
@@ -70,4 +70,4 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None and self._steps:
-            self.replies = self._dialogue.send_pipelined(self._steps)
+            self.replies = self._exchange.send_pipelined(self._steps)

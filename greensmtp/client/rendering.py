@@ -30,7 +30,7 @@ from greensmtp.protocol import address_list, header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
 
 #: Octets in a line, without its end (RFC 5322 section 2.1.1).
-MAX_LINE = 998
+MAX_LINE_LENGTH = 998
 
 TOO_DEEP = "the message cannot be written: its parts are nested too deeply"
 
@@ -277,7 +277,7 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
         octets = f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
         # The old policy keeps what was composed as text, too: what is too long or beyond ASCII is of that kind.
         if isinstance(policy, EmailPolicy) or (
-            (value.isascii() or _SURROGATE.search(value)) and max(map(len, octets.splitlines())) <= MAX_LINE
+            (value.isascii() or _SURROGATE.search(value)) and max(map(len, octets.splitlines())) <= MAX_LINE_LENGTH
         ):
             return with_crlf(octets)
     if getattr(policy, "utf8", False):

@@ -12,7 +12,7 @@ from greenlet import error as GreenletError
 from greensmtp.thread_pool import in_thread_pool
 
 #: Octets of a file that are read at once.
-PIECE = 256 * 1024
+READ_BYTES = 256 * 1024
 
 #: Seconds: longer than no time, for which gevent would not look at sockets and timers.
 _MOMENT = 1e-6
@@ -49,15 +49,15 @@ class Source:
         piece: Any
         if self._in_pool:
             try:
-                piece = in_thread_pool(self.file.read, PIECE)
+                piece = in_thread_pool(self.file.read, READ_BYTES)
             except GreenletError as error:
                 raise TypeError(
                     f"{type(self.file).__name__} waits for gevent and cannot be read in a thread: pass the gevent file "
                     "below it, or the bytes"
                 ) from error
         else:
-            piece = self.file.read(PIECE)
-            if self._in_memory and len(piece) == PIECE:
+            piece = self.file.read(READ_BYTES)
+            if self._in_memory and len(piece) == READ_BYTES:
                 sleep(_MOMENT)  # a large one has many pieces, and other greenlets have work too
         if not isinstance(piece, (bytes, bytearray, memoryview)):
             # None, which a non-blocking file gives, would pass for its end, and half the message for all of it.

@@ -129,9 +129,9 @@ def test_unsolicited_replies_are_not_taken_for_the_next_one(scripted: Start, ext
     mail = scripted(script).connect()
     assert mail.noop().code == 250
     said.wait()
-    if not mail._wire._reader.pending:
+    if not mail._transport._reader.pending:
         socket.wait_read(mail.socket.fileno())
-    with pytest.raises(PeerProtocolError, match="nothing was said to"):
+    with pytest.raises(PeerProtocolError, match="unsolicited reply"):
         mail.noop()
     assert mail.closed
 
@@ -173,7 +173,7 @@ def test_an_unsolicited_421_is_a_good_bye(scripted: Start) -> None:
     mail = scripted(script).connect()
     mail.noop()
     said.wait()
-    if not mail._wire._reader.pending:
+    if not mail._transport._reader.pending:
         socket.wait_read(mail.socket.fileno())
     with pytest.raises(Disconnected) as caught:
         mail.noop()

@@ -371,7 +371,7 @@ def test_what_ended_it_is_told_later(mail: SMTPClient) -> None:
     mail.close()
     with pytest.raises(Disconnected) as caught:
         mail.noop()
-    assert caught.value.__notes__ == ["This connection ended before, with close()"]
+    assert caught.value.__notes__ == ["This connection was closed before, by close()"]
 
 
 def test_time_outs_of_the_socket_or_the_process_are_not_ours(server: SMTPServer) -> None:
@@ -422,7 +422,7 @@ def test_greeting_is_replayed_to_late_listeners(server: SMTPServer) -> None:
         client_signals.greeting.disconnect(hear)
     assert early == late == [(mail, mail.greeting)]
     with pytest.raises(ValueError, match="no signal"):
-        mail.on("greetings")
+        mail.on("greetings")  # type: ignore[call-overload]
 
 
 # Safety

@@ -137,7 +137,7 @@ def test_a_reply_that_comes_before_the_message(scripted: Start, extra: str, chun
         assert script.rest() == b""
 
     mail = scripted(script).connect()
-    with pytest.raises(PeerProtocolError, match="nothing was said to") as caught:
+    with pytest.raises(PeerProtocolError, match="unsolicited reply") as caught:
         mail.send(b"x" * (CHUNKING_PAYS if chunked else 10), FROM, TO)
     assert caught.value.safe_to_retry
     assert mail.closed

@@ -601,7 +601,7 @@ def test_other_credentials_are_tried_at_once(scripted: Start) -> None:
 
 
 def test_the_same_credentials_are_tried_again_in_a_while(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greensmtp.client.pool.REFUSED_SECONDS", 0.0)
+    monkeypatch.setattr("greensmtp.client.pool_login.REFUSED_SECONDS", 0.0)
     tried: list[str] = []
     server = scripted(refusing("535 5.7.8 no", tried), refusing("235 in", tried))
     with pool_of(server, username="jo", password="right", allow_plaintext=True) as pool:

@@ -194,7 +194,7 @@ in_child(mail.noop)
 in_child(lambda: mail.quit())
 print(mail.noop().code, mail.quit().code)
 """
-    said = "child: RuntimeError this connection belongs to the process that was forked: connect() in the child"
+    said = "child: RuntimeError this connection belongs to the parent process: connect() in the child"
     first, second, parent = run(mode, server, program, tmp_path)
     assert first.startswith(said)
     assert second.startswith(said)
@@ -233,7 +233,7 @@ def send():
 
 sending, waiting = gevent.spawn(send), gevent.spawn(send)
 gevent.sleep(0.001)
-while not any(member.client._wire.committed for member in pool._here.connections._busy):
+while not any(member.client._transport.message_sent for member in pool._local.connections._busy):
     gevent.sleep(0.001)
 
 def outcomes():

@@ -351,7 +351,7 @@ def test_a_second_send_cannot_go_around_what_the_first_required(scripted: Start)
 
 def test_the_policy_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="require"):
-        connect("127.0.0.1", 1, starttls="always")  # type: ignore[arg-type]
+        connect("127.0.0.1", 1, starttls="always")  # type: ignore[call-overload]
 
 
 def test_a_silence_check_does_not_trip_over_session_tickets(implicit: SMTPServer, context: ssl.SSLContext) -> None:
