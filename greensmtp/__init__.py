@@ -50,9 +50,9 @@ if TYPE_CHECKING:
     from greensmtp.client import signals as client_signals
     from greensmtp.client.client import SMTPClient
     from greensmtp.client.connect import connect
-    from greensmtp.client.message import SendResult
     from greensmtp.client.pool import Pool
     from greensmtp.client.timeouts import Timeouts
+    from greensmtp.protocol.send_result import SendResult
     from greensmtp.server.run import run
     from greensmtp.session.mail import Mail
     from greensmtp.thread_pool import in_thread_pool
@@ -115,7 +115,7 @@ _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
     "SMTPClient": "greensmtp.client.client",
-    "SendResult": "greensmtp.client.message",
+    "SendResult": "greensmtp.protocol.send_result",
     "Timeouts": "greensmtp.client.timeouts",
     "compose": "greensmtp.chain.compose",
     "connect": "greensmtp.client.connect",

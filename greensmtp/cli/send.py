@@ -22,13 +22,13 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
-from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
 from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.log_text import printable
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
 #: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
 SENT, FAILED, TRY_LATER = 0, 1, 75

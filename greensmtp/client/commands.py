@@ -101,7 +101,7 @@ class ClientCommands(ClientConnection):
     def message(
         self, source: bytes | bytearray | memoryview | Readable | Iterable[bytes] | None = None
     ) -> Reply | BodyWriter:
-        """Send the message after ``data()``, and return the reply. Without a source, return a context manager for writing.
+        """Send the message after ``data()``, and return the reply; without a source, return a context manager.
 
         Dots are stuffed, bare CRs and LFs become CRLF, and no empty line is added. If ``data()`` was refused, nothing
         is sent, and the refusal is the reply. (LMTP: ``replies`` has all replies; the first refusal among them, else
@@ -141,7 +141,7 @@ class ClientCommands(ClientConnection):
         return self._exchange.execute(self._exchange.reset())
 
     def pipeline(self) -> Pipeline:
-        """Return a group of commands for one write: ``with mail.pipeline() as group: group.from_(...); group.to(...)``."""
+        """Return a group of commands for one write: ``with mail.pipeline() as batch: batch.from_(...)``."""
         return Pipeline(self._exchange)
 
     # Other commands

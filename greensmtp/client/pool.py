@@ -16,8 +16,9 @@ from greensmtp._native import native
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import ConnectOptions, check_options
-from greensmtp.client.pool_connections import CLOSED, Host, PoolHost, ThreadConnections
+from greensmtp.client.pool_connections import CLOSED, ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
+from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
 from greensmtp.errors import PoolClosed
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.sasl.client import MECHANISMS
@@ -197,7 +198,8 @@ class Pool:
         # One by one, since another native thread may add its own at the same time.
         for connections in set(self._all).difference(self._of_this_process()):
             self._all.discard(connections)
-        mine = ThreadConnections(self, self._hosts, self._login, self._options, self._all.discard)
+        opener = ConnectionOpener(self._hosts, self._login, self._options)
+        mine = ThreadConnections(self, opener, self._all.discard)
         self._all.add(mine)
         self._local.connections = mine
         self._local.end = end = _ThreadEnd()

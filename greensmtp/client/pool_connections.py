@@ -1,8 +1,8 @@
-"""The connections of a pool in one native thread: opened, lent, reused, retired, closed.
+"""The connections of a pool in one native thread: lent, reused, retired, closed.
 
 - A greenlet takes a slot first (``_acquire``), and then a connection; there are ``size`` slots.
-- A connection is idle (in ``_idle``), in use (in ``_busy`` while a message or a block uses it), or retired: a greenlet of
-  its own is sending QUIT (``_retire``).
+- A connection is idle (in ``_idle``), in use (in ``_busy`` while a message or a block uses it), or retired: a greenlet
+  is sending QUIT (``_retire``).
 - The connection used last is reused first, so that surplus ones reach ``max_idle``.
 - A message is sent again on another connection only where no server can have accepted it (``safe_to_retry``). A new
   connection that fails makes the next host's turn; each host gets one new connection per message.
@@ -14,8 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Set
 from time import monotonic
 from typing import Any, Protocol
 from weakref import ref
@@ -23,71 +22,23 @@ from weakref import ref
 from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
 
-from greensmtp.client import dial
 from greensmtp.client.client import SMTPClient
-from greensmtp.client.connect import connect
 from greensmtp.client.connection import QUIT_SECONDS
 from greensmtp.client.message import PreparedMessage
-from greensmtp.client.options import ConnectOptions
-from greensmtp.client.pool_login import PoolLogin
+from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
 from greensmtp.errors import (
-    AuthenticationFailed,
-    CannotConnect,
     ClientError,
     Disconnected,
-    HelloRefused,
     PeerProtocolError,
     PoolClosed,
     PoolTimeout,
     Refused,
-    TLSFailed,
 )
-from greensmtp.protocol import hosts
 from greensmtp.protocol.send_result import SendResult
 
 logger = logging.getLogger("greensmtp")
 
-#: Seconds for which a host that failed is tried after all others.
-AVOID_SECONDS = 30.0
-
 CLOSED = "this pool has been closed"
-
-#: ``"mx.example.com"``, ``"mx.example.com:2525"``, ``("mx.example.com", 25)``, ``"/run/lmtp.sock"``.
-Host = str | tuple[str, int]
-
-
-class PoolHost:
-    """A host of a pool, and whether it failed of late."""
-
-    __slots__ = ("avoid_until", "options")
-
-    def __init__(self, host: Host, port: int | None) -> None:
-        self.avoid_until = 0.0
-        #: The options of ``connect`` that are this host's own.
-        self.options: dict[str, Any]
-        if isinstance(host, str) and host.startswith((".", "/")):
-            self.options = {"path": host}
-            return
-        place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(host)
-        own_port = port if place[1] is None else place[1]
-        self.options = {"host": place[0], "port": own_port}
-        if own_port is not None:
-            hosts.check_port(own_port)
-
-    def avoid(self) -> None:
-        """Try the other hosts first for AVOID_SECONDS."""
-        self.avoid_until = monotonic() + AVOID_SECONDS
-
-
-@dataclass(slots=True, eq=False)
-class PooledConnection:
-    """A connection of the pool. Times are in seconds, on the monotonic clock."""
-
-    client: SMTPClient
-    host: PoolHost
-    opened_at: float
-    used_at: float
-    messages: int = 0
 
 
 class PoolSettings(Protocol):
@@ -109,18 +60,14 @@ class ThreadConnections:
     def __init__(
         self,
         pool: PoolSettings,
-        hosts: Sequence[PoolHost],
-        login: PoolLogin | None,
-        options: ConnectOptions,
+        opener: ConnectionOpener,
         on_abandon: Callable[[ThreadConnections], object],
     ) -> None:
         """
         :param on_abandon: called when these connections cannot be used any more.
         """
         self._pool = pool
-        self._hosts = hosts
-        self._login = login
-        self._options = options
+        self._opener = opener
         self._on_abandon = on_abandon
         self.hub = get_hub()
         self.pid = os.getpid()
@@ -130,8 +77,6 @@ class ThreadConnections:
         self._busy: set[PooledConnection] = set()
         #: Greenlets that are waiting for a slot, or for a connection to be opened.
         self._waiting: set[Any] = set()
-        #: Held while credentials that no server has accepted yet are tried.
-        self._first_login = Semaphore(1)
         #: Greenlets that send QUIT.
         self._quitting: set[Any] = set()
         #: The greenlet that will retire idle connections; None if there are none.
@@ -216,7 +161,7 @@ class ThreadConnections:
                     if new:
                         connection.host.avoid()
                         failed.add(connection.host)
-                        if len(failed) == len(self._hosts):
+                        if len(failed) == len(self._opener.hosts):
                             raise
                     logger.debug("%r failed: %s; sending the message on another connection", connection.client, error)
         finally:
@@ -317,7 +262,12 @@ class ThreadConnections:
                 self._retire(connection)
                 continue
             return connection, False
-        return self._open(failed), True
+        greenlet = getcurrent()
+        self._waiting.add(greenlet)
+        try:
+            return self._opener.open(failed), True
+        finally:
+            self._waiting.discard(greenlet)
 
     def _is_over(self, connection: PooledConnection, now: float) -> bool:
         return (
@@ -337,65 +287,6 @@ class ThreadConnections:
         self._idle.append(connection)
         if self._retirer is None:
             self._retirer = spawn_later(min(self._pool.max_idle, self._pool.max_age), self._retire_idle)
-
-    # Opening
-
-    def _open(self, failed: Set[PoolHost]) -> PooledConnection:
-        """Open a connection, one at a time while the credentials are unproven."""
-        greenlet = getcurrent()
-        self._waiting.add(greenlet)
-        try:
-            login = self._login
-            if login is None:
-                return self._open_to_any(failed)
-            login.check()
-            if login.proven:
-                return self._open_to_any(failed)
-            # Ten greenlets with a wrong password would be ten failed logins at once, and might lock the account.
-            with self._first_login:
-                login.check()
-                return self._open_to_any(failed)
-        finally:
-            self._waiting.discard(greenlet)
-
-    def _open_to_any(self, failed: Set[PoolHost]) -> PooledConnection:
-        """Open a connection to the first host that accepts it; hosts to avoid come last."""
-        now = monotonic()
-        failure: ClientError | None = None
-        for host in sorted(self._hosts, key=lambda host: host.avoid_until > now):
-            if host in failed:
-                continue
-            try:
-                client = self._open_to(host)
-            except (
-                CannotConnect,
-                TLSFailed,
-                HelloRefused,
-                AuthenticationFailed,
-                Disconnected,
-                PeerProtocolError,
-            ) as error:
-                if isinstance(error, AuthenticationFailed) and self._login is not None and self._login.refused:
-                    raise
-                host.avoid()
-                failure = error
-                continue
-            host.avoid_until = 0.0
-            now = monotonic()
-            return PooledConnection(client, host, opened_at=now, used_at=now)
-        assert failure is not None
-        raise failure
-
-    def _open_to(self, host: PoolHost) -> SMTPClient:
-        client = connect(**{**self._options, **host.options})
-        try:
-            client.begin()
-            if self._login is not None:
-                self._login.log_in(client)
-        except BaseException:
-            client.close()
-            raise
-        return client
 
     def _cancel(self, greenlet: Any) -> None:
         """End the wait of a greenlet. Call this in the hub only."""

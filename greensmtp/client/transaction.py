@@ -1,11 +1,15 @@
-"""One message, from MAIL to the reply at its end: what ``send`` does with a connection that has been greeted."""
+"""One transaction on a connection after EHLO: MAIL, RCPT, the message, and the outcome.
+
+With PIPELINING, the envelope and DATA go out in one write (``_send_envelope``); else each command waits for its reply
+(``_send_envelope_stepwise``). Both return only if the message may follow, and raise Refused otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from greensmtp.client.exchange import CommandExchange
-from greensmtp.client.message import PreparedMessage, SendResult
+from greensmtp.client.message import PreparedMessage
 from greensmtp.errors import (
     ClientError,
     DataRefused,
@@ -16,8 +20,9 @@ from greensmtp.errors import (
     SenderRefused,
 )
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
-#: Octets in a chunk, and chunks that are sent before their replies are read.
+#: Bytes in a chunk, and chunks that are sent before their replies are read.
 CHUNK = 512 * 1024
 CHUNKS_AHEAD = 16
 
@@ -25,7 +30,10 @@ CHUNKS_AHEAD = 16
 def transact(
     exchange: CommandExchange, prepared: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
 ) -> SendResult:
-    """Send it. See ``SMTPClient.send`` for what is raised; the connection stays usable after a refusal, but for 421."""
+    """Send the message; see ``SMTPClient.send`` for the errors. After a refusal but 421, the connection stays usable.
+
+    :param reset_first: send RSET first.
+    """
     extensions = exchange.extensions
     mail_line = prepared.mail_line(extensions)
     chunked = prepared.in_chunks(extensions)
@@ -38,12 +46,12 @@ def transact(
         if lost.after_content:
             lost.recipients = _by_recipient(recipients, lost.replies)
             raise
-        # Who hung up in the middle of a message may have said why: that is the reply to it.
+        # A server that closes the connection in the middle of a message may send a reply first: that is its answer.
         if lost.reply is None or lost.reply.code < 400:
             raise
         replies = [lost.reply]
     except BaseException:
-        exchange.transport.close()  # half a message must not pass for a whole one
+        exchange.transport.close()  # the server must not take part of a message for all of it
         raise
     return _result(exchange, prepared, recipients, replies, raise_on_partial=raise_on_partial)
 
@@ -54,16 +62,16 @@ def transact(
 def _send_envelope(
     exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
-    """All of it in one write. Each recipient's reply, when the server is ready to take the message for somebody."""
+    """Send the envelope in one write; return each recipient's reply if the message may follow."""
     lines = [b"RSET\r\n", mail_line, *prepared.rcpt_lines] if reset else [mail_line, *prepared.rcpt_lines]
     if not chunked:
         lines.append(b"DATA\r\n")
     data: Reply | None = None
     try:
-        # What has to be done to the message is done while the server works.
+        # The message is prepared while the server works.
         replies = exchange.send_lines(lines, None if chunked else prepared.prepare)
     except Disconnected as lost:
-        # (Of a connection from before, it may be for its age or number of messages: a new one tells.)
+        # A kept connection may have been closed for its age: then try a new one, whatever the reply says.
         refusal = None if reset else _final_reply(prepared, lost.replies)
         if refusal is None:
             raise
@@ -82,7 +90,7 @@ def _send_envelope(
 
 
 def _final_reply(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
-    """Return the refusal of a server that hung up behind it, as far as it is for good; None where there is none."""
+    """Return the error for a server that sent a permanent refusal and closed the connection; None if it sent none."""
     if not replies:
         return None
     mail, recipients = replies[0], dict(zip(prepared.recipients, replies[1:], strict=False))
@@ -93,8 +101,10 @@ def _final_reply(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused
 
 
 def _end_empty_message(exchange: CommandExchange) -> None:
-    """RFC 2920 section 3.1: DATA was pipelined, and the server agrees to it though there is nobody to send to. What it
-    gets is a message without content; what becomes of that changes nothing about the refusal."""
+    """Send an empty message: DATA was pipelined and accepted although there is no recipient (RFC 2920 section 3.1).
+
+    Its reply does not change the refusal.
+    """
     exchange.accepted = 0
     try:
         exchange.end_message(b".\r\n")
@@ -105,11 +115,11 @@ def _end_empty_message(exchange: CommandExchange) -> None:
 def _send_envelope_stepwise(
     exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
-    """Without PIPELINING there is no need to go on when all is lost."""
+    """Send the envelope command by command, as far as it is accepted; return each recipient's reply."""
     if reset:
-        said = exchange.send_lines([b"RSET\r\n"])[0]
-        if said.code == 421:
-            raise _refusal(prepared, said, {}, None)
+        answer = exchange.send_lines([b"RSET\r\n"])[0]
+        if answer.code == 421:
+            raise _refusal(prepared, answer, {}, None)
     mail = exchange.send_lines([mail_line])[0]
     exchange.open_transaction = True
     exchange.accepted = 0
@@ -117,7 +127,7 @@ def _send_envelope_stepwise(
     data: Reply | None = None
     if mail.is_positive:
         for recipient, line in zip(prepared.recipients, prepared.rcpt_lines, strict=True):
-            # (Behind a 421 nobody is asked any more.)
+            # After 421 nothing more is sent; it stands for the other replies.
             last = next(reversed(recipients.values()), mail)
             reply = recipients[recipient] = last if last.code == 421 else exchange.send_lines([line])[0]
             exchange.accepted += reply.is_positive
@@ -131,7 +141,7 @@ def _send_envelope_stepwise(
 
 
 def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
-    """What to raise when the server is not ready to take the message."""
+    """Return the error to raise when the message may not follow the envelope."""
     if not mail.is_positive:
         return SenderRefused(f"the sender {prepared.sender!r} was refused", mail)
     replies = list(recipients.values())
@@ -163,7 +173,7 @@ def _send_chunked(exchange: CommandExchange, prepared: PreparedMessage) -> list[
         if len(window) == ahead:
             replies = exchange.send_chunks(window, last=False)
             if not replies[0].is_positive:
-                return replies  # and the next transaction begins with RSET
+                return replies  # the next transaction begins with RSET
             window = []
         window.append(chunk)
     return exchange.send_chunks(window or [b""], last=True)
@@ -175,7 +185,7 @@ def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield piece[start : start + CHUNK] if len(piece) > CHUNK else piece
 
 
-# What became of it
+# The outcome
 
 
 def _result(
@@ -188,27 +198,27 @@ def _result(
 ) -> SendResult:
     reply = replies[0]
     if exchange.lmtp:
-        # One for each; but a refused chunk is refused for all of them.
+        # One reply for each recipient; but a refused chunk has one reply for all of them.
         recipients.update(_by_recipient(recipients, replies if len(replies) > 1 else [reply] * len(recipients)))
-        reply = next((said for said in replies if said.is_positive), _representative(replies))
+        reply = next((each for each in replies if each.is_positive), _representative(replies))
     if reply.code >= 300:
         raise DataRefused("the message was refused", reply, recipients)
     sent = SendResult(prepared.sender, recipients, reply)
     if raise_on_partial and sent.refused:
         refused = sent.refused
-        said = _representative(list(refused.values()))
-        name = next(recipient for recipient, each in refused.items() if each is said)
+        worst = _representative(list(refused.values()))
+        name = next(recipient for recipient, each in refused.items() if each is worst)
         what = f"sent, but {len(refused)} of {len(recipients)} recipients were refused, {name!r} with"
-        raise PartiallyRefused(what, said, recipients, sent)
+        raise PartiallyRefused(what, worst, recipients, sent)
     return sent
 
 
 def _by_recipient(recipients: dict[str, Reply], replies: Sequence[Reply]) -> dict[str, Reply]:
-    """LMTP: the replies to a message come in the order of the recipients that were accepted (RFC 2033 section 4.2)."""
-    accepted = [recipient for recipient, said in recipients.items() if said.is_positive]
+    """Assign LMTP's replies to a message to the accepted recipients, in their order (RFC 2033 section 4.2)."""
+    accepted = [recipient for recipient, reply in recipients.items() if reply.is_positive]
     return dict(zip(accepted, replies, strict=False))
 
 
 def _representative(refusals: Sequence[Reply]) -> Reply:
-    """The one to tell of several: one that may be otherwise later, if there is one, since that asks for another try."""
+    """Return the refusal to report: a transient one if there is any, since the message should then be tried again."""
     return next((reply for reply in refusals if reply.is_transient_failure), refusals[0])

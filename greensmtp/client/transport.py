@@ -102,8 +102,8 @@ class ClientTransport:
         :raises PeerProtocolError: the server has sent an unsolicited reply.
         """
         self._check_open()
-        alarm = self._timer
-        alarm.set(seconds)
+        timer = self._timer
+        timer.set(seconds)
         try:
             if self._reader.pending:
                 raise self._unsolicited()
@@ -116,7 +116,7 @@ class ClientTransport:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            alarm.clear()
+            timer.clear()
 
     def _send_rest(self, view: memoryview, seconds: float) -> None:
         while view:
@@ -161,9 +161,9 @@ class ClientTransport:
         """
         if self.close_reason is not None:
             self._check_open()
-        reader, watcher, alarm = self._reader, self._watcher, self._timer
+        reader, watcher, timer = self._reader, self._watcher, self._timer
         replies: list[Reply] = []
-        alarm.set(ends_message or seconds)
+        timer.set(ends_message or seconds)
         try:
             if data:
                 if reader.pending:
@@ -175,7 +175,7 @@ class ClientTransport:
                 if ends_message:
                     # Until the kernel has taken the last byte, the server cannot have the whole message.
                     self.message_sent = True
-                    alarm.extend(seconds)
+                    timer.extend(seconds)
                 if while_waiting is not None:
                     while_waiting()
             elif reader.pending:
@@ -183,7 +183,7 @@ class ClientTransport:
             left = count - len(replies)
             while left and not (replies and replies[-1].code == 421):
                 if left == 1 or replies:
-                    alarm.extend(seconds if left > 1 else last_seconds)
+                    timer.extend(seconds if left > 1 else last_seconds)
                 while True:
                     # On a plain socket, wait before recv, since usually nothing has arrived yet. With TLS, try recv
                     # first: the SSL object may hold bytes that the socket no longer has.
@@ -207,7 +207,7 @@ class ClientTransport:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            alarm.clear()
+            timer.clear()
         return replies
 
     def check_no_pending_reply(self) -> None:

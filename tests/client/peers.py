@@ -24,7 +24,7 @@ PATIENCE = 20.0
 
 
 def find(program: str) -> str:
-    """Where it is; without it the test is skipped, or fails where CI says that all peers are there."""
+    """Return the program's path; skip the test without it, or fail if CI requires all peers."""
     path = shutil.which(program, path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
     if path is None:
         missing(f"{program} is not installed")
@@ -33,14 +33,14 @@ def find(program: str) -> str:
 
 
 def missing(why: str) -> None:
-    """Skip, or fail."""
+    """Skip the test, or fail it if CI requires all peers."""
     if os.environ.get("GREENSMTP_REQUIRE_PEERS"):
         pytest.fail(why)
     pytest.skip(why)
 
 
 def free_port() -> int:
-    """A port that nobody has, for servers that cannot choose one themselves."""
+    """Return a free port, for servers that cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -48,7 +48,7 @@ def free_port() -> int:
 
 
 def wait_for(address: Any, log: Any = None) -> None:
-    """Until somebody accepts connections there."""
+    """Wait until connections to the address are accepted."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
     with Timeout(PATIENCE, AssertionError(f"nobody answers at {address}: {log() if log else ''}")):
         while True:
@@ -62,7 +62,7 @@ def wait_for(address: Any, log: Any = None) -> None:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """One that other users may enter (pytest's own are closed to them)."""
+    """A folder that other users may enter (pytest's own are closed to them)."""
     path = Path(tempfile.mkdtemp(prefix="greensmtp-"))
     path.chmod(0o755)
     try:
@@ -147,7 +147,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
 
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[Any]:
-    """A server that says its port on its first line, and ends when its input does."""
+    """Start a server that prints its port on its first line, and ends when its input does."""
     process: Any = Popen(command, stdin=PIPE, stdout=PIPE, **options)
     out = process.stdout
     try:
@@ -195,7 +195,7 @@ sys.stdin.read()
 
 @contextmanager
 def aiosmtpd() -> Iterator[int]:
-    """aiosmtpd, in a Python of its own."""
+    """Start aiosmtpd, in a Python of its own."""
     with running([sys.executable, "-W", "ignore", "-c", AIOSMTPD]) as port:
         yield port
 
@@ -230,7 +230,7 @@ process.stdin.resume().on('end', () => process.exit());
 
 @contextmanager
 def node_smtp_server(modules: Path, certificate: Any, protocol: str = "smtp") -> Iterator[int]:
-    """node's smtp-server."""
+    """Start node's smtp-server."""
     command = [find("node"), "-e", SMTP_SERVER, protocol, str(certificate.keyfile), str(certificate.certfile)]
     with running(command, env={**os.environ, "NODE_PATH": str(modules)}) as port:
         yield port
