@@ -1,4 +1,4 @@
-"""How a connection ends: what a server may say before it hangs up, and what TLS wants said."""
+"""The end of a connection: replies before the server closes it, and close_notify in TLS."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def says(goodbye: str, gone: Event, *, hang_up: bool = True) -> Callable[[Script
 
 
 @pytest.mark.parametrize("goodbye", GOODBYES)
-def test_a_refusal_of_nothing_before_a_close_is_a_goodbye(scripted: Start, goodbye: str) -> None:
+def test_an_unsolicited_refusal_before_a_close_is_disconnected(scripted: Start, goodbye: str) -> None:
     gone = Event()
     mail = scripted(says(goodbye, gone)).connect()
     mail.ehlo()
@@ -55,7 +55,7 @@ def test_a_refusal_of_nothing_before_a_close_is_a_goodbye(scripted: Start, goodb
 
 
 @pytest.mark.parametrize("goodbye", GOODBYES)
-def test_the_same_cut_anywhere(converse: Converse, goodbye: str) -> None:
+def test_an_unsolicited_refusal_before_a_close_at_every_cut(converse: Converse, goodbye: str) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.say(goodbye)
@@ -71,20 +71,20 @@ def test_the_same_cut_anywhere(converse: Converse, goodbye: str) -> None:
     converse.at_every_cut(script, client)
 
 
-def test_what_is_said_while_the_connection_stays_open_is_no_goodbye(scripted: Start) -> None:
+def test_an_unsolicited_refusal_without_a_close_is_a_protocol_error(scripted: Start) -> None:
     gone = Event()
     mail = scripted(says("451 4.4.2 nothing was asked", gone, hang_up=False)).connect()
     mail.ehlo()
     assert gone.wait(5)
     socket.wait_read(mail.socket.fileno(), 5)
-    with Timeout(3), pytest.raises(PeerProtocolError, match="nothing was said to"):
+    with Timeout(3), pytest.raises(PeerProtocolError, match="unsolicited reply"):
         mail.noop()
 
 
 @pytest.mark.parametrize("goodbye", GOODBYES)
 @pytest.mark.parametrize("offers", ["PIPELINING", "HELP"])
-def test_a_pool_uses_a_fresh_connection_behind_a_goodbye(scripted: Start, goodbye: str, offers: str) -> None:
-    """Said while it was idle, or in the very moment in which it is used again."""
+def test_a_pool_replaces_a_connection_after_an_unsolicited_refusal(scripted: Start, goodbye: str, offers: str) -> None:
+    """The refusal arrives while the connection is idle, or at the moment when it is used again."""
 
     def transaction(script: Script, *, goodbye_at: str = "") -> None:
         while line := script.hear():
@@ -130,7 +130,7 @@ def test_a_pool_uses_a_fresh_connection_behind_a_goodbye(scripted: Start, goodby
 
 
 class Peer:
-    """A server over TLS that notes whether the end of the connection was said, or only happened."""
+    """A server over TLS that records whether the client sent close_notify."""
 
     def __init__(self, certificate: Certificate) -> None:
         self._context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -171,7 +171,7 @@ def peer(certificate: Certificate) -> Any:
 
 @pytest.mark.parametrize("end", ["quit", "close", "with"])
 @pytest.mark.parametrize("module", [ssl, gevent_ssl])
-def test_the_end_is_said(peer: Peer, certificate: Certificate, end: str, module: Any) -> None:
+def test_closing_sends_close_notify(peer: Peer, certificate: Certificate, end: str, module: Any) -> None:
     context = module.create_default_context(cafile=str(certificate.authority))
     port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=5)
@@ -186,13 +186,13 @@ def test_the_end_is_said(peer: Peer, certificate: Certificate, end: str, module:
     assert mail.closed
 
 
-def test_a_peer_that_does_not_read_does_not_hold_up_close(peer: Peer, certificate: Certificate) -> None:
-    """Its window is full: nothing more can be said to it."""
+def test_a_server_that_does_not_read_does_not_block_close(peer: Peer, certificate: Certificate) -> None:
+    """Its receive window is full, so that nothing more can be sent."""
     peer.reading = False
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
-    sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
+    sending = spawn(mail._transport.send, b"x" * 50_000_000, 20)
     with pytest.raises(Timeout), Timeout(0.3):
         sending.get()
     with Timeout(2):
@@ -202,12 +202,12 @@ def test_a_peer_that_does_not_read_does_not_hold_up_close(peer: Peer, certificat
             sending.get()
 
 
-def test_a_kill_in_the_middle_of_a_message_does_not_wait_either(peer: Peer, certificate: Certificate) -> None:
+def test_a_kill_in_the_middle_of_a_message_does_not_wait(peer: Peer, certificate: Certificate) -> None:
     peer.reading = False
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
-    sending = spawn(mail._wire.send, b"x" * 50_000_000, 20)
+    sending = spawn(mail._transport.send, b"x" * 50_000_000, 20)
     with pytest.raises(Timeout), Timeout(0.3):
         sending.get()
     with Timeout(2):
@@ -233,7 +233,7 @@ def refuses_and_hangs_up(at: str, reply: str) -> Callable[[Script], None]:
 @pytest.mark.parametrize(
     ("at", "error"), [("EHLO", HelloRefused), ("MAIL", SenderRefused), ("RCPT", RecipientsRefused)]
 )
-def test_a_refusal_for_good_before_a_close_is_a_refusal(scripted: Start, at: str, error: type[Exception]) -> None:
+def test_a_permanent_refusal_before_a_close_is_raised(scripted: Start, at: str, error: type[Exception]) -> None:
     with scripted(refuses_and_hangs_up(at, "554 5.7.1 go away")).connect() as mail, pytest.raises(error) as caught:
         mail.send(*MESSAGE)
     refused: Any = caught.value
@@ -241,7 +241,7 @@ def test_a_refusal_for_good_before_a_close_is_a_refusal(scripted: Start, at: str
     assert not refused.transient
 
 
-def test_a_refusal_for_now_before_a_close_may_be_tried_again(scripted: Start) -> None:
+def test_a_transient_refusal_before_a_close_is_safe_to_retry(scripted: Start) -> None:
     server = scripted(refuses_and_hangs_up("MAIL", "451 4.3.0 later"))
     with server.connect() as mail, pytest.raises(Disconnected) as caught:
         mail.send(*MESSAGE)
@@ -249,7 +249,7 @@ def test_a_refusal_for_now_before_a_close_may_be_tried_again(scripted: Start) ->
     assert caught.value.safe_to_retry
 
 
-def test_a_refusal_on_a_kept_connection_is_asked_again_on_a_new_one(scripted: Start) -> None:
+def test_a_refusal_before_a_close_of_a_kept_connection_is_tried_again_on_a_new_one(scripted: Start) -> None:
     def first(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")

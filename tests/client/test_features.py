@@ -1,4 +1,4 @@
-"""What the client does for its users, feature by feature: connecting, commands, TLS, logging in."""
+"""Each feature of the client, by its public names."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ FROM, TO = "substack@example.com", "root@example.com"
 
 @pytest.fixture
 def bodies() -> list[bytes]:
-    """What the server has taken."""
+    """The bodies that the server has accepted."""
     return []
 
 
 @pytest.fixture
 def server(smtp_server: MakeServer, bodies: list[bytes]) -> SMTPServer:
-    """It takes all mail, but none for strangers."""
+    """A server that accepts mail for its own recipients only."""
     server = smtp_server()
 
     @server.on("to")
@@ -69,19 +69,19 @@ def mail(server: SMTPServer) -> Iterator[SMTPClient]:
 
 @pytest.fixture
 def secure_server(smtp_server: MakeServer, certificate: Certificate) -> SMTPServer:
-    """It offers STARTTLS."""
+    """A server that offers STARTTLS."""
     return smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)
 
 
 @pytest.fixture
 def implicit_server(smtp_server: MakeServer, certificate: Certificate) -> SMTPServer:
-    """It speaks TLS from the first octet."""
+    """A server with TLS from the first byte."""
     return smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
 
 
 @pytest.fixture
 def trusting(certificate: Certificate) -> ssl.SSLContext:
-    """A context that knows the authority of the test."""
+    """A context that trusts the test's authority."""
     context: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     return context
 
@@ -111,7 +111,7 @@ def test_a_string_that_begins_with_a_dot_or_a_slash_is_a_unix_socket(
             assert mail.ehlo("client.example").code == 250
 
 
-def test_stream_is_a_connected_stream_of_the_callers(smtp_server: MakeServer) -> None:
+def test_stream_is_the_callers_connected_socket(smtp_server: MakeServer) -> None:
     ours, theirs = socket.socketpair()
     smtp_server(start=False).adopt(theirs)
     with connect(stream=ours) as mail:
@@ -123,11 +123,11 @@ def test_tls_from_the_start_with_a_peer_that_is_verified(implicit_server: SMTPSe
         assert mail.tls
         assert mail.ehlo("client.example").code == 250
     with pytest.raises(TLSUnverified):
-        connect(*implicit_server.address, tls=True)  # nobody has heard of that authority
+        connect(*implicit_server.address, tls=True)  # the system does not trust that authority
 
 
 @pytest.mark.parametrize("how", ["on_secure=", "mail.on", "client_signals"])
-def test_secure_asks_whether_the_peer_is_the_one_that_is_meant(
+def test_secure_decides_whether_this_is_the_intended_server(
     secure_server: SMTPServer, trusting: ssl.SSLContext, how: str
 ) -> None:
     def judge(client: SMTPClient, ack: Ack) -> None:
@@ -214,7 +214,7 @@ def test_reset_verify_quit(mail: SMTPClient) -> None:
 
 
 @pytest.mark.parametrize("name", [None, "mx.example.com", "other.example"])
-def test_starttls_is_for_the_host_or_the_name_that_is_said(
+def test_starttls_verifies_the_host_or_the_given_name(
     secure_server: SMTPServer, trusting: ssl.SSLContext, name: str | None
 ) -> None:
     with connect(*secure_server.address, ssl_context=trusting) as mail:
@@ -228,7 +228,7 @@ def test_starttls_is_for_the_host_or_the_name_that_is_said(
         assert mail.socket.version().startswith("TLSv1.")
 
 
-#: mechanism -> what the client says, and the answer to it
+#: mechanism -> pairs of command and reply
 EXCHANGES = {
     "PLAIN": [(f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")],
     "LOGIN": [
@@ -293,7 +293,7 @@ def test_login_by_scram_and_by_the_strongest_offered(scripted: Start, mechanism:
 # Replies and signals
 
 
-def test_calls_return_replies_and_refusals_do_not_raise_but_send_does(mail: SMTPClient) -> None:
+def test_low_level_calls_return_refusals_but_send_raises_them(mail: SMTPClient) -> None:
     mail.ehlo("client.example")
     assert mail.from_(FROM) == Reply(250, "2.1.0 Ok")
     refused = mail.to("stranger@example.com")
@@ -304,7 +304,9 @@ def test_calls_return_replies_and_refusals_do_not_raise_but_send_does(mail: SMTP
     assert caught.value.recipients == {"stranger@example.com": refused}
 
 
-def test_greeting_and_tls_are_told_to_late_listeners_too(secure_server: SMTPServer, trusting: ssl.SSLContext) -> None:
+def test_late_handlers_of_greeting_and_tls_are_called_at_once(
+    secure_server: SMTPServer, trusting: ssl.SSLContext
+) -> None:
     heard: list[Any] = []
     with connect(*secure_server.address, ssl_context=trusting) as mail:
         mail.on("tls", lambda client: heard.append("tls"))

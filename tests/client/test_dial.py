@@ -1,4 +1,4 @@
-"""Where a client connects to: hosts as users write them, and several addresses of one host."""
+"""Connecting: hosts as users write them, and several addresses of one host."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_two_ports_are_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["a..b", "x" * 64, "a b", "☃.example", "smtp://a:25", "a:port", "\ud800", "[::g]"])
-def test_what_no_host_can_be_named_is_told_before_anything_is_looked_up(
+def test_an_impossible_host_name_is_not_looked_up(
     name: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("looked up"))
@@ -117,7 +117,9 @@ def test_the_a_label_is_looked_up(monkeypatch: pytest.MonkeyPatch, server: SMTPS
     ("name", "verified"),
     [("localhost.", True), ("LOCALHOST", True), ("[127.0.0.1]", True), ("bücher.example", False)],
 )
-def test_the_name_for_tls(smtp_server: MakeServer, certificate: Certificate, name: str, verified: bool) -> None:
+def test_tls_verifies_the_normalised_host_name(
+    smtp_server: MakeServer, certificate: Certificate, name: str, verified: bool
+) -> None:
     context = ssl.create_default_context(cafile=str(certificate.authority))
     server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)
     mail = connect(*server.address, server_hostname=name, ssl_context=context, timeout=10)
@@ -140,7 +142,7 @@ def test_source_address_by_name_is_looked_up_without_blocking(server: SMTPServer
 
 @pytest.fixture
 def dead() -> Iterator[tuple[str, int]]:
-    """An address that answers nothing: its queue is full, and the kernel drops what comes."""
+    """An address that never answers: its backlog is full, and the kernel drops packets."""
     with stdlib_socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -167,7 +169,7 @@ def closed() -> tuple[str, int]:
 
 @pytest.fixture
 def addresses(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What every host has."""
+    """The addresses of every host; the test fills the list."""
     found: list[Any] = []
     monkeypatch.setattr(
         socket,
@@ -208,7 +210,7 @@ def test_all_addresses_refuse(addresses: list[Any]) -> None:
     assert getattr(caught.value.__cause__, "errno", None) == errno.ECONNREFUSED
 
 
-def test_the_address_families_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_families_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     six, four = socket.AF_INET6, socket.AF_INET
     found = [(family, 1, 6, "", (str(number), 25)) for number, family in enumerate([six, six, six, four])]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: found)
@@ -233,7 +235,7 @@ def made_and_closed(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return made
 
 
-def test_the_attempts_that_lose_leave_no_socket_open(
+def test_superfluous_connection_attempts_are_closed(
     server: SMTPServer, addresses: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them connect, and one is used."""
@@ -246,7 +248,7 @@ def test_the_attempts_that_lose_leave_no_socket_open(
         assert [sock for sock in made if not sock.closed] == [mail.socket]
 
 
-def test_a_kill_while_it_connects_leaves_no_socket_open(
+def test_a_kill_while_connecting_leaves_no_socket_open(
     dead: tuple[str, int], addresses: list[Any], recwarn: pytest.WarningsRecorder
 ) -> None:
     addresses += [dead, dead]
