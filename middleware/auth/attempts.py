@@ -8,7 +8,7 @@ from time import monotonic
 
 from greensmtp.middleware._accounts import account_of
 from greensmtp.middleware._addresses import network_around
-from greensmtp.middleware.auth.failure_counter import AttemptLimiter
+from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
 
 #: Accounts and addresses of past successes that are remembered, and for how many seconds.
 _MAX_KNOWN = 100_000
@@ -104,7 +104,7 @@ class Attempt:
     def end(self) -> None:
         """It is over, a failure or not."""
         for failures, key in self._taken:
-            failures.settle(key)
+            failures.end(key)
 
     def succeed(self) -> None:
         """It was a success."""
@@ -115,7 +115,7 @@ class Attempt:
     def _take(self, failures: AttemptLimiter | None, key: str) -> bool:
         if failures is not None:
             while not failures.take(key):
-                if not failures.may_give_back(key) or not self._wait():
+                if not failures.has_attempts_in_flight(key) or not self._wait():
                     return False
             self._taken.append((failures, key))
         return True

@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
-from gevent.monkey import get_original
-
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._addresses import network_around
+from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
@@ -162,10 +161,8 @@ class RateLimit:
         self._store = open_store(storage, timeout, self._name)
         self._limiter = STRATEGIES[strategy](self._store.storage)
 
-        #: Key -> attempts to authenticate that are under way here. (The real lock, in a patched process too; never held
-        #: across a switch.)
-        self._under_way: dict[str, int] = {}
-        self._counting = get_original("_thread", "allocate_lock")()
+        #: Attempts to authenticate.
+        self._in_flight = InFlight()
 
         self._stages = self._make_stages()
         #: The commands that it wants to see.
@@ -267,7 +264,7 @@ class RateLimit:
                 self._ask(session, command, self._hit)  # what is too much is told next time
             return reply
         finally:
-            self._add(key, -1)
+            self._in_flight.end(key)
 
     def _begin_attempt(self, session: Session, command: Command, key: str) -> Reply | None:
         """Count an attempt in; the refusal, if there is no room for it.
@@ -277,23 +274,15 @@ class RateLimit:
         wait = waiting(session)
         while True:
             try:
-                refusal = self._ask(session, command, self._test, self._add(key, 1))
+                refusal = self._ask(session, command, self._test, self._in_flight.begin(key))
             except BaseException:
-                self._add(key, -1)
+                self._in_flight.end(key)
                 raise
             if refusal is None:
                 return None
-            others = self._add(key, -1)
+            others = self._in_flight.end(key)
             if not others or self._ask(session, command, self._test) is not None or not wait():
                 return refusal
-
-    def _add(self, key: str, number: int) -> int:
-        """Count an attempt in, or out; gives how many are under way."""
-        with self._counting:
-            count = self._under_way.pop(key, 0) + number
-            if count:
-                self._under_way[key] = count
-            return count
 
     # Questions to the storage
 
