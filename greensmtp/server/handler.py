@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.errors import ConnectionLost, IncompleteMessage, MalformedAnswer, Reject, TransactionReset
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import (
     ACCEPT,
@@ -756,7 +756,7 @@ class ConnectionHandler:
         try:
             line = connection.read_line(room)
         except BadLine as bad:
-            raise ProtocolError(str(bad.reply)) from None
+            raise MalformedAnswer(bad.reply) from None
         return line
 
     def data_body(self) -> DataBody:

@@ -42,7 +42,7 @@ class AttemptLimiter:
         self._seconds = int(match[2] or 1) * _UNITS[match[3]] if match else 0.0
         if not self.count or not self._seconds:
             raise ValueError(
-                f"{name} must be a number of failures and a time, like '10/minute' or '5/15 minutes', not {limit!r}"
+                f"{name} takes a number of failures and a time, like '10/minute' or '5/15 minutes', not {limit!r}"
             )
         self._limit = limit
         self._clock = clock

@@ -200,7 +200,7 @@ def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: 
 def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greensmtp.middleware._pause._LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("greensmtp.middleware._pause._MAX_WAIT", 0.0)
     auth = Auth({"jo": "x"}, allow_plaintext=True, failures_by_client="1/minute", failures_by_account=None)
     server = smtp_server(start=False, middleware=[auth])
     with dial(server, source=("192.0.2.1", 1)) as slow, dial(server, source=("192.0.2.1", 2)) as other:
@@ -323,7 +323,7 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("greensmtp.middleware.auth.auth.pause", lambda session, seconds: waited.append(seconds))
+    monkeypatch.setattr("greensmtp.middleware.auth.exchange.pause", lambda session, seconds: waited.append(seconds))
     server, check = make(smtp_server, failures_by_account="2/minute", timeout=0.5)
     attempt(server, "jo", "sesame", "192.0.2.1")
     for number in range(2 * SLOW_FROM):
@@ -348,7 +348,8 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
 def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
     limits = AttemptLimits(None, "1/minute", clock=Clock())
     seconds = {
-        name: [Attempt(limits, f"10.0.{number}.1").claim(name) for number in range(30)] for name in ("jo", "nobody")
+        name: [Attempt(limits, f"10.0.{number}.1").count_for_account(name) for number in range(30)]
+        for name in ("jo", "nobody")
     }
     assert seconds["jo"] == seconds["nobody"]
 
@@ -360,7 +361,7 @@ def test_what_is_remembered_of_successes_is_bounded_and_ends(monkeypatch: pytest
     for number in range(50):
         attempt = Attempt(limits, f"192.0.2.{number}")
         assert attempt.begin()
-        assert attempt.claim("jo") == 0.0
+        assert attempt.count_for_account("jo") == 0.0
         attempt.succeed()
     assert len(limits._known) == 10
     assert limits.knows("jo", "192.0.2.49")
