@@ -19,6 +19,7 @@ import socket as native_socket
 import subprocess
 import sys
 import tomllib
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -26,11 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bcrypt
 import pytest
-from blinker import ANY
-from blinker._utilities import make_id
 
 import greensmtp
-from greensmtp import SMTPServer, connect, signals
+from greensmtp import Mail, Reply, SMTPServer, connect, signals
 from greensmtp.middleware import Auth
 from greensmtp.plugins.discovery import GROUPS
 from greensmtp.protocol.sasl.exchange import ScramKeys
@@ -150,8 +149,9 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifica
         yield run_page
     for name, receivers in connected.items():
         signal = signals.shared.named(name)
-        for receiver in [*signal.receivers_for(ANY)]:
-            if make_id(receiver) not in receivers:
+        for key, held in [*signal.receivers.items()]:
+            receiver: Any = held() if isinstance(held, weakref.ref) else held
+            if key not in receivers and receiver is not None:
                 signal.disconnect(receiver)
     for name in set(sys.modules) - before:
         if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__ or "").parent == tmp_path:
@@ -198,7 +198,11 @@ SETUP: dict[str, Callable[[Path], dict[str, Any]]] = {
 CHECKED = {
     "README.md",
     "docs/howto/extension.md",
+    "docs/howto/modify.md",
     "docs/howto/plugins.md",
+    "docs/howto/postfix.md",
+    "docs/howto/relay.md",
+    "docs/howto/submission.md",
     "docs/reference/client.md",
     "docs/reference/delivery.md",
     "docs/reference/middleware/auth.md",
@@ -207,6 +211,7 @@ CHECKED = {
     "docs/reference/signals.md",
     "docs/topics/logging.md",
     "docs/topics/middleware.md",
+    "docs/tutorial/1-receive.md",
 }
 
 
@@ -374,6 +379,83 @@ def test_auth(page: Callable[[str], Ran], smtp_server: MakeServer) -> None:
                 assert mail.login("jo", password, mechanism=mechanism, allow_plaintext=True).code == code
 
 
+def test_the_first_part_of_the_tutorial(page: Callable[[str], Ran], capsys: pytest.CaptureFixture[str]) -> None:
+    names = page("docs/tutorial/1-receive.md")
+    printed = capsys.readouterr().out
+    text = (ROOT / names.page).read_text("utf-8")
+    assert f"```\n{''.join(printed.splitlines(True)[:2])}```" in text  # the page shows what is printed
+    assert names["tickets"] == [{"from": "a@example.org", "subject": "Help", "text": "It is broken.\n", "files": []}]
+
+
+def test_modifying(page: Callable[[str], Ran]) -> None:
+    names = page("docs/howto/modify.md")
+    with dial(names["server"]) as peer:
+        peer.hello()
+        assert peer.deliver(b"Subject: x\r\n\r\n", to=["jo+news@example.com"]).startswith("250")
+    (stored,) = (names.folder / "maildir" / "new").iterdir()
+    assert b"\r\nX-Received-Over: plain text\r\nSubject: x\r\n" in stored.read_bytes()
+    assert b"Envelope-To: jo@example.com\r\n" in stored.read_bytes().replace(b"<", b"").replace(b">", b"")
+
+
+def test_relaying_in_lock_step(page: Callable[[str], Ran], smtp_server: MakeServer) -> None:
+    names = page("docs/howto/relay.md")
+    got: list[bytes] = []
+    next_hop = smtp_server(listener=names["NEXT_HOP"], start=False)
+    next_hop.on("to", lambda session, address, ack: ack.reject(550, "5.1.1 no jo") if "jo" in address else ack.accept())
+
+    @next_hop.on_mail
+    def take(mail: Mail) -> Reply:
+        with mail.open() as file:
+            got.append(file.read())
+        return Reply(250, "2.0.0 Ok: queued as 42")
+
+    for relay in (names["relay"], names["whole"]):
+        with dial(relay) as peer:
+            peer.hello()
+            if relay is names["relay"]:
+                peer.line("MAIL FROM:<a@example.org>")
+                peer.expect("451 4.4.1 The next hop does not answer")
+            else:
+                assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "451 4.4.1 The next hop does not answer"
+    with next_hop:
+        with dial(names["relay"]) as peer:
+            peer.hello()
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<jo@example.com>", "RSET")
+            peer.expect("250", "550 5.1.1 no jo", "250")
+            assert peer.deliver(b"\r\n..hi\r\n", to=["b@example.com"]) == "250 2.0.0 Ok: queued as 42"
+            peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+            peer.expect("250", "250", "354")
+            peer.line("half of")
+        with dial(names["whole"]) as peer:
+            peer.hello()
+            assert peer.deliver(b"x\r\n", to=["b@example.com"]) == "250 2.0.0 Ok: queued as 42"
+            assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "550 5.1.1 no jo"
+    assert len(got) == 2
+
+
+def test_submission(page: Callable[[str], Ran]) -> None:
+    with dial(page("docs/howto/submission.md")["submission"]) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<jo@example.com>", "STARTTLS")
+        peer.expect("530", "220")
+        peer.start_tls()
+        peer.line(
+            "EHLO client.example",
+            f"AUTH PLAIN {base64.b64encode(bytes([0]) + b'jo' + bytes([0]) + b'secret').decode()}",
+        )
+        peer.expect("250", "235")
+        peer.line("MAIL FROM:<ann@example.com>", "MAIL FROM:<jo@example.com>")
+        peer.expect("550 5.7.1 jo sends as jo@example.com", "250")
+
+
+def test_behind_postfix(page: Callable[[str], Ran]) -> None:
+    with dial(page("docs/howto/postfix.md")["server"]) as peer:
+        peer.hello(verb="LHLO")
+        peer.envelope(to=["support@example.com", "ann@example.com"])
+        peer.line("DATA", "Subject: x", "", ".")
+        peer.expect("354", "250", "550 5.1.1 No such mailbox")
+
+
 # TOML
 
 
@@ -394,7 +476,7 @@ def test_configurations_are_right(
         text = "".join(f"[[middleware]]\nuse = 'Auth'\n[middleware.backend]\njo = {value}\n" for value in values)
     monkeypatch.setenv("MAIL_PASSWORD", "secret")
     monkeypatch.setenv("OLD_NAME", "old.example.com")
-    for source in blocks("docs/howto/plugins.md", "python") + blocks("docs/howto/extension.md", "python"):
+    for source in blocks("docs/howto/plugins.md", "python") + blocks(name, "python"):
         block = Block.of(source)
         if block.file and not block.is_test:
             (tmp_path / block.file).write_text(block.source)
