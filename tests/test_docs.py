@@ -310,11 +310,12 @@ def test_middleware(page: Callable[[str], Ran], capsys: pytest.CaptureFixture[st
     trusted, in_the_clear = names["authenticated"] | names["inside"]("192.0.2.0/24"), ~names["over_tls"]
     asked: list[tuple[bool, bool]] = []
 
-    @server.on("connect")
     def ask(session: Any, ack: Any) -> None:
         asked.append((trusted(session), in_the_clear(session)))
         ack.accept()
 
+    server = smtp_server(start=False)
+    server.on("connect", ask)
     for source in ("192.0.2.1", "198.51.100.1"):
         with dial(server, source=(source, 4711)) as peer:
             peer.expect("220")
