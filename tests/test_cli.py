@@ -1,4 +1,4 @@
-"""``greensmtp serve`` from outside: its options, what it says, and what it says to wrong ones."""
+"""``greensmtp serve`` as a process: its options, its output, and errors for wrong options."""
 
 from __future__ import annotations
 
@@ -217,9 +217,9 @@ def test_without_maildir_and_plugin_mail_is_rejected(serve: Serve, tmp_path: Pat
     assert not server.maildir.exists()
 
 
-@pytest.mark.parametrize(("size", "octets"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
-def test_a_size_is_a_number_of_bytes_with_an_optional_unit(size: str, octets: int) -> None:
-    assert SizeType().convert(size, None, None) == octets
+@pytest.mark.parametrize(("size", "number"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
+def test_a_size_is_a_number_of_bytes_with_an_optional_unit(size: str, number: int) -> None:
+    assert SizeType().convert(size, None, None) == number
 
 
 def test_the_largest_size_is_announced(serve: Serve) -> None:

@@ -1,4 +1,4 @@
-"""What ``greensmtp serve`` writes: its log, and that nobody need read what it writes."""
+"""The output of ``greensmtp serve``: its log, and output that is not read."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ from greensmtp import signals
 @signals.reset.connect
 def trouble(session):
     warnings.warn("a warning\\nof two lines")
-    gevent.spawn(lambda: {}["nobody waits for this"]).join()
+    gevent.spawn(lambda: {}["not waited for"]).join()
     raise ValueError("a traceback\\nof several lines")
 """
 
@@ -95,11 +95,11 @@ def test_the_json_log_has_one_object_per_line(serve: Serve, tmp_path: Path) -> N
     assert end["recipients"] == ["bob@example.org", "cyd@example.org"]
     assert end["size"] == len(BODY)
     text = "\n".join(record["message"] + record.get("exc_info", "") for record in records)
-    for trouble in ("a warning\nof two lines", "nobody waits for this", "ValueError: a traceback\nof several lines"):
+    for trouble in ("a warning\nof two lines", "not waited for", "ValueError: a traceback\nof several lines"):
         assert trouble in text
 
 
-# Nobody reads
+# Output that is not read
 
 
 #: Run the rest of the command line with some descriptors closed.
@@ -113,8 +113,8 @@ def watch(server):
 def tell(server):
     while not server.started:
         gevent.sleep(0.01)
-    with open("port", "w") as told:
-        told.write(str(server.address[1]))
+    with open("port", "w") as file:
+        file.write(str(server.address[1]))
 """
 
 
@@ -125,11 +125,11 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
     def start(*options: str, **popen: Any) -> tuple[Any, int]:
         (tmp_path / "telltale.py").write_text(TELLTALE)
         os.mkfifo(tmp_path / "port")
-        with os.fdopen(os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)) as told:
+        with os.fdopen(os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)) as file:
             server = serve("--plugin", "telltale:watch", *options, wait=False, **popen)
-            select.select([told], [], [], 20)
-            os.set_blocking(told.fileno(), True)
-            return server, int(told.read())
+            select.select([file], [], [], 20)
+            os.set_blocking(file.fileno(), True)
+            return server, int(file.read())
 
     return start
 
@@ -138,7 +138,7 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
 def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
     command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
     server, port = serve_mute("-vv", command=command)
-    for number in numbers:  # what is printed must not end up in a socket, or in somebody's mail
+    for number in numbers:  # what is printed must not end up in a socket, or in a message
         assert Path(f"/proc/{server.process.pid}/fd/{number}").readlink() == Path("/dev/null")
     deliver(port, messages=3)
     assert server.stop() == 0

@@ -1,4 +1,4 @@
-"""``greensmtp serve`` told to stop: what is under way is finished, nobody is left hanging, the exit status is 0."""
+"""Stopping ``greensmtp serve``: transactions in progress finish, connections are closed, the exit status is 0."""
 
 from __future__ import annotations
 

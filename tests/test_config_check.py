@@ -1,4 +1,4 @@
-"""``greensmtp check``: what it finds wrong that only making things can show, and what it prints."""
+"""``greensmtp check``: problems that only building the servers reveals, and the printed configuration."""
 
 from __future__ import annotations
 

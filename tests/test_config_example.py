@@ -1,4 +1,4 @@
-"""examples/greensmtp.toml says everything that can be said, and each line of it is right."""
+"""examples/greensmtp.toml has every key, and every line of it is valid."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A configuration file: what is wrong with it is told with file, line, key and the nearest right name, all at once."""
+"""Configuration files: all problems are reported at once, with file, line, key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -423,7 +423,7 @@ LOCAL = Client(None, None, False)
 
 
 @pytest.mark.parametrize(
-    ("texts", "who"),
+    ("texts", "expected"),
     [
         (["authenticated"], [FAR]),
         (["unauthenticated"], [NEAR, LOCAL]),
@@ -437,9 +437,9 @@ LOCAL = Client(None, None, False)
         (["over_tls", "unauthenticated"], []),
     ],
 )
-def test_a_middleware_applies_if_all_its_conditions_hold(texts: list[str], who: list[Client]) -> None:
+def test_a_middleware_applies_if_all_its_conditions_hold(texts: list[str], expected: list[Client]) -> None:
     condition: Any = all_of(texts)
-    assert [client for client in (NEAR, FAR, LOCAL) if condition(client)] == who
+    assert [client for client in (NEAR, FAR, LOCAL) if condition(client)] == expected
 
 
 @pytest.mark.parametrize("text", ["", "not", "inside", "inside:", "over_tls:x", "outside:,", "qqq"])

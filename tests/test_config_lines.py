@@ -1,4 +1,4 @@
-"""Where a key of a TOML text stands, in every way of writing it."""
+"""The line of a TOML text's key, for every way of writing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A middleware's options in a file: what its constructor's annotations take, and nothing else."""
+"""Options of a middleware in a file: they are validated by the annotations of its constructor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plugins of ``greensmtp serve``: how they are found, what they may do beside the Maildir, and what wrong ones get."""
+"""Plugins of ``greensmtp serve``: discovery, options, the Maildir beside them, and errors."""
 
 from __future__ import annotations
 
@@ -469,7 +469,7 @@ def test_a_plugin_with_the_name_of_a_local_module_is_an_error(package: Package, 
     (tmp_path / "here" / "acme.py").write_text(WELCOMING)
     with pytest.raises(PluginError, match=r"plugin 'policy' of acme 1\.0 and 'policy\.py' in the current folder"):
         load_plugin("policy")
-    load_plugin("acme")  # its own module: somebody works on it
+    load_plugin("acme")  # its own module, as during development
 
 
 def test_an_unknown_name_suggests_the_nearest(package: Package) -> None:

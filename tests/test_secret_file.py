@@ -1,4 +1,4 @@
-"""The secret that ``greensmtp serve`` makes for Auth, and keeps."""
+"""The secret that ``greensmtp serve`` generates for Auth and keeps in a file."""
 
 from __future__ import annotations
 

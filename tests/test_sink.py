@@ -315,8 +315,8 @@ def test_options(make_smtp_sink):
 
 
 def message(raw: str | bytes) -> SinkMessage:
-    octets = raw.encode() if isinstance(raw, str) else raw
-    return SinkMessage("a@example.org", ["jo@example.com"], octets.replace(b"\n", b"\r\n"))
+    data = raw.encode() if isinstance(raw, str) else raw
+    return SinkMessage("a@example.org", ["jo@example.com"], data.replace(b"\n", b"\r\n"))
 
 
 def test_links_come_from_text_and_html_without_duplicates() -> None:

@@ -1,4 +1,4 @@
-"""greensmtp.testing itself: that a dialogue which goes another way is an error, and tells which."""
+"""greensmtp.testing: a dialogue that differs from its script is an error that shows the difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 def peer_of(wire: bytes) -> Peer:
-    """A peer to whom somebody has said this, and hung up."""
+    """A peer that has received this before the connection was closed."""
     ours, theirs = socket.socketpair()
     theirs.sendall(wire)
     theirs.close()
@@ -213,7 +213,7 @@ def test_a_long_body_is_shortened_in_the_transcript(smtp_server: MakeServer) -> 
         reader = spawn(peer.socket.recv, 1)
         peer.send(b"x" * 100_000)
         assert len(peer.transcript) < 2000
-        assert "(100000 octets)" in peer.transcript
+        assert "(100000 bytes)" in peer.transcript
         reader.kill()
 
 

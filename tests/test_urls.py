@@ -1,4 +1,4 @@
-"""Where to listen: every form that the command line takes, and what it says to all others."""
+"""URLs of listeners: every valid form, and errors for all others."""
 
 from __future__ import annotations
 

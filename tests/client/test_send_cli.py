@@ -351,8 +351,8 @@ def test_invalid_messages_do_not_stop_the_other_files(inbox: Inbox, files: list[
         b"garbage.eml": bytes(range(256)) * 100,
     }
     paths = [tmp_path / os.fsdecode(name) for name in bad]
-    for path, octets in zip(paths, bad.values(), strict=True):
-        path.write_bytes(octets)
+    for path, data in zip(paths, bad.values(), strict=True):
+        path.write_bytes(data)
     status, _, err = run("--server", inbox.url, "--concurrency", "1", *paths, tmp_path, *files)
     assert status == 1
     assert len(inbox.mails) == len(files)
