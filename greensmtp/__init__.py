@@ -37,11 +37,11 @@ from greensmtp.errors import (
     TransactionReset,
 )
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import Command
+from greensmtp.protocol.command import ChunkCommand, Command, EndOfData, HelloCommand, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.limits import Limits
 from greensmtp.server.server import SMTPServer
-from greensmtp.session import Session
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
 
@@ -65,12 +65,15 @@ __all__ = [
     "AlreadyAcknowledged",
     "AuthenticationFailed",
     "CannotConnect",
+    "ChunkCommand",
     "ClientError",
     "Command",
     "ConnectionLost",
     "DataRefused",
     "Disconnected",
+    "EndOfData",
     "GreenSMTPError",
+    "HelloCommand",
     "HelloRefused",
     "IncompleteMessage",
     "Limits",
@@ -80,6 +83,7 @@ __all__ = [
     "Middleware",
     "NotOffered",
     "PartiallyRefused",
+    "PathCommand",
     "PeerProtocolError",
     "Pool",
     "PoolClosed",
@@ -94,6 +98,7 @@ __all__ = [
     "SMTPServer",
     "SendResult",
     "SenderRefused",
+    "ServerInfo",
     "Session",
     "TLSFailed",
     "TLSRefused",

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent import socket as gevent_socket
@@ -24,7 +24,7 @@ from greensmtp.server.deadlines import DeadlineMonitor
 from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.handler import CONTINUATIONS, ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
-from greensmtp.server.limits import Limits
+from greensmtp.server.limits import Limits, LimitsDict
 from greensmtp.server.listener import check_listener, is_unix_path, listen, send_at_once
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.server.places import Places, client_key
@@ -98,12 +98,12 @@ class SMTPServer(StreamServer, ConnectsHandlers):
         lmtp: bool = False,
         backlog: int | None = None,
         limits: Limits | None = None,
-        **each_limit: Any,
+        **each_limit: Unpack[LimitsDict],
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = check_limits(each_limit, SMTPServer.__init__.__kwdefaults__ or (), limits)
+        self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
