@@ -1,7 +1,7 @@
 """greensmtp: a gevent SMTP and LMTP server framework with middleware and signals.
 
-The server comes with ``import greensmtp``; the client, and what else not every program needs, is imported when one of
-its names is first used.
+``import greensmtp`` imports the server. The client, and other parts that not every program needs, are imported when one
+of their names is first used.
 """
 
 from importlib import import_module
@@ -115,7 +115,7 @@ __all__ = [
     "when",
 ]
 
-#: Names that not every program needs -> the module that has them.
+#: Name -> the module that is imported when the name is first used.
 _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
@@ -130,10 +130,10 @@ _LATER = {
 }
 
 
-if not TYPE_CHECKING:  # which would take every name for one of these
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import what has been left for later (PEP 562)."""
+        """Import the module of a name (PEP 562)."""
         if name == "client_signals":
             return import_module("greensmtp.client.signals")
         if name not in _LATER:

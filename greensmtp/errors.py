@@ -1,4 +1,4 @@
-"""What can go wrong: every exception that greensmtp raises at its users."""
+"""Every exception that greensmtp raises to its users."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ _REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
 
 
 class Reject(GreenSMTPError):
-    """Raise it in a signal handler or a middleware: this is the reply.
+    """Raised by a signal handler or a middleware: it becomes the reply.
 
     ``Reject(550, "5.7.1 relaying denied")``; ``Reject("5.7.1 relaying denied")``, whose code is 550; or
-    ``Reject(reply)`` with a 4xx or 5xx ``Reply``, that of a next hop for example: its enhanced status code is kept,
-    and 421 becomes 451, since 421 would close the connection to the client.
+    ``Reject(reply)`` with a 4xx or 5xx ``Reply``, for example of a next hop: its enhanced status code is kept, and 421
+    becomes 451, since 421 closes the connection.
 
     :param code: a 4xx or 5xx reply code, a Reply, or the text alone.
     :param message: the text, which may begin with an enhanced status code; several lines as one str with newlines, or
         as an iterable of str.
     :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code belongs to another class.
-    :raises TypeError: the message is no text.
+    :raises TypeError: the message is not a str or an iterable of str.
     """
 
     code: int
-    #: The text as it was given; of a Reply, its enhanced code and its text.
+    #: The text as given; for a Reply, its enhanced status code and its text.
     message: str | None
-    #: The Reply, where one was given.
+    #: The Reply, if one was given.
     reply: Reply | None
 
     def __init__(self, code: int | str | Reply = 550, message: str | Iterable[str] | None = None) -> None:
         self.reply = None
         if isinstance(code, str) and message is None and not code.strip().isdigit():
             if _REPLY_CODE.match(code):
-                raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
+                raise ValueError(
+                    f"Reject takes code and text as two arguments, like Reject(550, '5.7.1 no'), not {code!r}"
+                )
             message, code = code, 550
         if isinstance(code, Reply):
             if message is not None:
-                raise TypeError("Reject(reply) takes no message besides: the reply has its text")
+                raise TypeError("Reject takes a Reply or a message, not both: the Reply has its own text")
             if code.code < 400:
                 raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
             self.reply = code.handed_on()
@@ -95,15 +97,15 @@ def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
 
 
 class AlreadyAcknowledged(GreenSMTPError):
-    """This ack has been decided already, or its command has been answered without it."""
+    """The ack was decided already, or its command was answered without it."""
 
 
 class IncompleteMessage(GreenSMTPError, OSError):
-    """This body will never be whole; what has been read of it must not be kept as a message."""
+    """The body will never be whole: what was read of it must not be kept as a message."""
 
 
 class ConnectionLost(IncompleteMessage, ConnectionError):
-    """The peer is gone. ``reason`` says how: ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
+    """The connection is over. ``reason`` is ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced`` or
     ``shutdown``."""
 
     def __init__(self, reason: str = "closed") -> None:
@@ -112,13 +114,13 @@ class ConnectionLost(IncompleteMessage, ConnectionError):
 
 
 class TransactionReset(IncompleteMessage):
-    """The peer gave the transaction up between two chunks of a body (RSET after BDAT, RFC 3030 section 2)."""
+    """The client ended the transaction between two chunks of a body (RSET after BDAT, RFC 3030 section 2)."""
 
 
 class MessageRefused(IncompleteMessage):
-    """The server refuses the rest of this body: it is too large, or its lines are not well formed.
+    """The server refuses the rest of this body: it is too large, or its lines are malformed.
 
-    The reply has been settled (``code``, ``message``); whatever the receiver does, it is what the peer gets.
+    The reply is settled (``code``, ``message``): a handler cannot change it.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -131,17 +133,17 @@ class MessageRefused(IncompleteMessage):
 
 
 class ClientError(GreenSMTPError):
-    """The base of what the client raises about its peer.
+    """The base of the errors that the client raises about its server.
 
-    What a program wants to know of each: is it worth another try later (``transient``), and can another try
-    make a second copy of the message (``safe_to_retry`` is false then)?
+    ``transient`` tells whether another attempt may succeed later; ``safe_to_retry``, whether it cannot deliver a second
+    copy of the message.
     """
 
-    #: Another try, later, may succeed.
+    #: Another attempt may succeed later.
     transient: bool = False
-    #: Nobody can have taken the message: it may be sent again, now and to another host, without a duplicate.
+    #: No server has taken the message: it can be sent again, also to another host, without a duplicate.
     safe_to_retry: bool = True
-    #: The reply that says so, where there is one.
+    #: The server's reply, if there is one.
     reply: Reply | None = None
 
     def _take_reply(self, reply: Reply | None) -> None:
@@ -151,7 +153,7 @@ class ClientError(GreenSMTPError):
 
 
 class CannotConnect(ClientError, ConnectionError):
-    """No connection, no banner, or a banner that refuses service (then with its ``reply``)."""
+    """No connection, no banner, or a banner that refuses service; then ``reply`` is that banner."""
 
     transient = True
 
@@ -161,8 +163,7 @@ class CannotConnect(ClientError, ConnectionError):
 
 
 class TLSFailed(ClientError, ConnectionError):
-    """The connection could not be made secure. ``TLSRefused`` and ``TLSUnverified`` say why; else the handshake
-    itself failed."""
+    """TLS could not be started. If it is neither ``TLSRefused`` nor ``TLSUnverified``, the handshake failed."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -170,15 +171,15 @@ class TLSFailed(ClientError, ConnectionError):
 
 
 class TLSRefused(TLSFailed):
-    """The peer does not offer STARTTLS, or refuses it, and ``starttls="require"`` was asked for."""
+    """The server does not offer STARTTLS, or refuses it, and ``starttls="require"`` was given."""
 
 
 class TLSUnverified(TLSFailed):
-    """The peer is not who it should be: its certificate does not verify, or a handler of ``secure`` rejects it."""
+    """The server's certificate does not verify, or a handler of ``secure`` rejects the server."""
 
 
 class AuthenticationFailed(ClientError):
-    """The peer refuses the credentials (with its ``reply``), cannot prove itself, or no mechanism is fit."""
+    """The server refuses the credentials (see ``reply``) or cannot prove itself, or no mechanism is usable."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -186,17 +187,17 @@ class AuthenticationFailed(ClientError):
 
 
 class NotOffered(ClientError):
-    """The message needs an extension that the peer does not offer; ``extension`` is its keyword."""
+    """The message needs an extension that the server does not offer; ``extension`` is its keyword."""
 
     def __init__(self, extension: str, why: str) -> None:
-        super().__init__(f"{why}, and the peer does not offer {extension}")
+        super().__init__(f"{why}, and the server does not offer {extension}")
         self.extension = extension
 
 
 class Refused(ClientError):
-    """The peer refused a command that sending needs; ``reply`` is what it said.
+    """The server refused a command that sending needs, with ``reply``.
 
-    ``recipients`` has each recipient's own reply, as far as they were asked about.
+    ``recipients`` has the reply for each recipient that was sent so far.
     """
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
@@ -206,7 +207,7 @@ class Refused(ClientError):
 
 
 class HelloRefused(Refused):
-    """The peer refused EHLO and HELO, or LHLO."""
+    """The server refused EHLO and HELO, or LHLO."""
 
 
 class SenderRefused(Refused):
@@ -214,7 +215,7 @@ class SenderRefused(Refused):
 
 
 class RecipientsRefused(Refused):
-    """All recipients were rejected; ``transient`` where one of them may be accepted later."""
+    """All recipients were rejected; ``transient`` if one of them may be accepted later."""
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
         super().__init__(what, reply, recipients)
@@ -222,12 +223,14 @@ class RecipientsRefused(Refused):
 
 
 class DataRefused(Refused):
-    """DATA, or the message itself, was refused. (LMTP: for all recipients; ``transient`` where one of them may have
-    it later.)"""
+    """DATA or the message was refused. In LMTP: for all recipients; ``transient`` if one may be accepted later."""
 
 
 class PartiallyRefused(Refused):
-    """With ``raise_on_partial``: the message was sent, but not to all. ``result`` is what ``send`` would return."""
+    """With ``raise_on_partial``: some recipients were rejected, the others have the message.
+
+    ``result`` is what ``send`` would have returned.
+    """
 
     safe_to_retry = False
 
@@ -237,28 +240,28 @@ class PartiallyRefused(Refused):
 
 
 class Disconnected(ClientError, ConnectionLost):
-    """The peer is gone. ``after_content``: the whole message had been sent, and its reply had not come.
+    """The connection was lost. ``after_content``: the whole message was sent, and its reply had not arrived.
 
-    In LMTP some recipients' replies may have come before: they are in ``recipients``, and the message is theirs where
-    they agree; nothing is known of the others.
+    In LMTP the replies for some recipients may have arrived; ``recipients`` has them. A recipient with a positive reply
+    has the message; for those without a reply it is unknown.
     """
 
     transient = True
-    #: The replies to what was said last, as far as they came.
+    #: The replies to the last commands, as far as they arrived.
     replies: tuple[Reply, ...] = ()
 
     def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
         super().__init__(reason)
         self.after_content = after_content
         self.safe_to_retry = not after_content
-        #: What it said last before it went: ``421`` most often.
+        #: The server's last reply, usually 421.
         self.reply = reply
-        #: LMTP: what each recipient's message was answered, as far as that came.
+        #: LMTP: recipient -> reply to the message, as far as they arrived.
         self.recipients: dict[str, Reply] = {}
 
 
 class PeerProtocolError(ClientError, ProtocolError):
-    """The peer does not keep to the protocol; the connection has been closed, since nothing it says can be trusted."""
+    """The server violates the protocol. The connection was closed, since its replies cannot be trusted."""
 
     def __init__(self, text: str, *, after_content: bool = False) -> None:
         super().__init__(text)
@@ -267,10 +270,10 @@ class PeerProtocolError(ClientError, ProtocolError):
 
 
 class PoolTimeout(ClientError, TimeoutError):
-    """All connections of the pool have been busy for ``acquire_timeout`` seconds."""
+    """All connections of the pool were busy for ``acquire_timeout`` seconds."""
 
     transient = True
 
 
 class PoolClosed(GreenSMTPError, RuntimeError):
-    """This pool has been closed."""
+    """The pool was closed."""

@@ -360,7 +360,7 @@ WRONG = [
     (Noting, r"write Noting\(\.\.\.\), not Noting"),
     (None, r"\(session, command, proceed\) -> Reply; None"),
     (lambda session, command: None, r"takes \(session, command\)"),
-    (USED_UP, r"verbs of .*\.Noting is a tuple of str"),
+    (USED_UP, r"verbs of .*\.Noting must be a tuple of str"),
     (NUMBERS, r"verbs of .* not \(1, 2\)"),
 ]
 
