@@ -174,7 +174,7 @@ def interrupt(server: SMTPServer, how: str) -> None:
         "a handler's Timeout": gevent.Timeout(),
         "kill": GreenletExit(),
     }
-    throw(conversation.connection.greenlet, errors[how])
+    throw(conversation.transport.greenlet, errors[how])
 
 
 def throw(greenlet: Any, error: BaseException) -> None:
@@ -246,7 +246,7 @@ def test_at_every_moment_either_a_file_or_no_250(smtp_server: MakeServer, maildi
         wait_until(lambda: any(each.session.message is not None for each in server.connections))
         gevent.sleep(delay / 20_000)
         for conversation in list(server.connections):
-            greenlet: Any = conversation.connection.greenlet
+            greenlet: Any = conversation.transport.greenlet
             if greenlet is not None:
                 throw(greenlet, GreenletExit())
         said = peer.rest()

@@ -13,7 +13,7 @@ from greensmtp.server.limits import Limits
 class Monitored(Protocol):
     """What a sweep looks at."""
 
-    def look(self, now: float, elapsed: float) -> None:
+    def check(self, now: float, elapsed: float) -> None:
         """Is it late? Called in the hub, while the greenlet waits for something.
 
         :param now: on the sweep's clock, in seconds; never 0.
@@ -61,4 +61,4 @@ class DeadlineMonitor:
         self._clock += elapsed
         # (A copy: who is found late may leave at once.)
         for conversation in tuple(chain.from_iterable(self._conversations)):
-            conversation.look(self._clock, elapsed)
+            conversation.check(self._clock, elapsed)

@@ -29,7 +29,7 @@ from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Connection, Expired
+from greensmtp.server.transport import BadLine, Expired, Transport
 from greensmtp.session import Change, Session
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.session.stream import MessageStream
@@ -86,19 +86,19 @@ class ConnectionHandler:
         "_throws",
         "_tls_first",
         "address",
-        "connection",
         "current",
         "greenlet",
         "has_place",
         "session",
         "spent",
+        "transport",
     )
 
     def __init__(self, server: SMTPServer, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
-        self.connection = Connection(socket, program.limits, program.line_length, program.line_limit)
+        self.transport = Transport(socket, program.limits, program.line_length, program.line_limit)
         self.session = Session(server, self, peer, program.dispatcher.emitters)
         #: What it is counted by among the server's connections.
         self.address = client_key(peer)
@@ -107,7 +107,7 @@ class ConnectionHandler:
         #: The reason that it is to be closed for, as soon as it waits for its client; "": it is not.
         self._dismissed = ""
         #: Under implicit TLS nothing can be said before the handshake.
-        self.connection.mute = tls_first and not self.connection.encrypted
+        self.transport.write_failed = tls_first and not self.transport.encrypted
         #: RCPTs that got a 4xx behind an accepted one, since the last accepted message.
         self._deferred_recipients = 0
         #: A command that was read while a body was expected, and ended it.
@@ -129,13 +129,13 @@ class ConnectionHandler:
 
     def run(self) -> None:
         """Speak, to the end. Raises nothing."""
-        connection = self.connection
-        connection.begin()
+        transport = self.transport
+        transport.begin()
         self.greenlet = getcurrent()
         reason, linger = "error", False
         try:
             if self._admit():
-                if connection.encrypted:  # it was when it was adopted
+                if transport.encrypted:  # it was when it was adopted
                     self._note_tls()
                 elif self._tls_first:
                     self._start_tls()
@@ -160,7 +160,7 @@ class ConnectionHandler:
             try:
                 if linger:
                     self._server.let_linger(self)
-                connection.close(linger=linger)
+                transport.close(linger=linger)
             finally:  # whatever cuts the lingering short
                 self._leave(reason)
                 if self.greenlet is None:
@@ -188,28 +188,28 @@ class ConnectionHandler:
 
     def _say_farewell(self, reason: str) -> bool:
         """Tell a peer that is dropped why, if it can be told."""
-        if self.connection.mute:
+        if self.transport.write_failed:
             return False
         farewell = _FAREWELLS.get(reason)
         if farewell is None:
             return reason == "refused"  # told already
-        self.connection.write(farewell.encode())
+        self.transport.write(farewell.encode())
         try:
-            self.connection.flush(_FAREWELL_TIMEOUT)
+            self.transport.flush(_FAREWELL_TIMEOUT)
         except ConnectionLost:
             return False
         return True
 
-    def look(self, now: float, elapsed: float) -> None:
+    def check(self, now: float, elapsed: float) -> None:
         """The server's sweep comes by: is the peer late, or are the handlers?"""
         if self.greenlet is None:
             return  # it is over
         decision = self.session.decision
-        if self.connection.timeout:
+        if self.transport.timeout:
             if self._dismissed:
                 self.dismiss(self._dismissed)
                 return
-            self.connection.look(now, elapsed)
+            self.transport.check(now, elapsed)
             if decision is not None:
                 decision.since = 0.0  # while the peer is waited for, the receivers cannot help it
             return
@@ -250,8 +250,8 @@ class ConnectionHandler:
         """
         self.greenlet = self.current = None
         if not self._has_left:
-            self.connection.say_at_once(canned.GIVEN_UP.encode())
-        self.connection.abandon()
+            self.transport.send_at_once(canned.GIVEN_UP.encode())
+        self.transport.abandon()
         if self._has_left:
             self._server.gone(self)
         else:
@@ -268,7 +268,7 @@ class ConnectionHandler:
     @property
     def is_idle(self) -> bool:
         """True if it waits for a command outside of a transaction."""
-        return self.connection.awaiting_command and self.session.from_ is None
+        return self.transport.awaiting_command and self.session.from_ is None
 
     @property
     def displaceable(self) -> int:
@@ -276,36 +276,36 @@ class ConnectionHandler:
         there is no message yet; 0: handlers have a message, which may be stored already."""
         if self.is_idle:
             return 3
-        if self.connection.timeout:
+        if self.transport.timeout:
             return 2
         return 1 if self.session.message is None else 0
 
     def displace(self) -> None:
         """Close it in favour of another. For the hub."""
-        if self.connection.greenlet is None:
+        if self.transport.greenlet is None:
             return  # it is over
-        if self.connection.timeout or self.session.message is not None:
+        if self.transport.timeout or self.session.message is not None:
             self.dismiss("displaced")
         else:  # what pauses or looks something up must not keep the place
             self.cut_off("displaced")
 
     def dismiss(self, reason: str) -> None:
         """Close it with 421 as soon as it waits for its client. For the hub."""
-        if self.connection.timeout:
+        if self.transport.timeout:
             self._dismissed = ""
-            self.connection.expire(reason)
+            self.transport.expire(reason)
         else:
             self._dismissed = reason
 
     def cut_off(self, reason: str) -> None:
         """Close it with 421, in the middle of whatever it is doing (RFC 5321 section 3.8). For the hub."""
-        connection = self.connection
-        if connection.timeout:
-            connection.expire(reason)
-        elif connection.greenlet is not None:
+        transport = self.transport
+        if transport.timeout:
+            transport.expire(reason)
+        elif transport.greenlet is not None:
             self._dismissed = reason
-            connection.say_at_once(_FAREWELLS[reason].encode())
-            connection.greenlet.throw(GreenletExit)
+            transport.send_at_once(_FAREWELLS[reason].encode())
+            transport.greenlet.throw(GreenletExit)
 
     # The loop
 
@@ -331,8 +331,8 @@ class ConnectionHandler:
             if reply.is_positive:
                 return True
         self._server.take_place_back(self)
-        if not self.connection.mute:
-            self.connection.write(_turning_away(reply).encode())
+        if not self.transport.write_failed:
+            self.transport.write(_turning_away(reply).encode())
         return False
 
     def _greet(self) -> bool:
@@ -348,14 +348,14 @@ class ConnectionHandler:
         reply = self._settle(reply)
         if reply.code >= 400:
             reply = _turning_away(reply)
-        self.connection.write(reply.encode())
+        self.transport.write(reply.encode())
         return reply.code == 220
 
     def _converse(self) -> None:
         """Commands in, replies out. What has been pipelined is worked off before anything is written."""
         session = self.session
         read_command = self._read_command
-        write = self.connection.write
+        write = self.transport.write
         routes, unknown = self._program.routes, self._program.unknown
         while True:
             self.current = None
@@ -422,7 +422,7 @@ class ConnectionHandler:
             try:
                 change(*arguments)
             except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
-                if error is self.connection.lost:
+                if error is self.transport.close_error:
                     raise  # there is nobody to answer
                 logger.exception(
                     "%s: %s, staged at %s, raised; replying 451",
@@ -460,9 +460,9 @@ class ConnectionHandler:
             return command
         if self._server.draining and self.session.from_ is None:
             raise ConnectionLost("shutdown")  # what has been pipelined begins no new transaction
-        connection = self.connection
+        transport = self.transport
         try:
-            line = connection.read_line()
+            line = transport.read_line()
         except BadLine as bad:
             if bad.reply is canned.NOT_SMTP:
                 raise ConnectionLost("foreign") from None
@@ -488,7 +488,7 @@ class ConnectionHandler:
 
     def _say(self, reply: Reply) -> bool:
         """Write a reply that is final; False: it tells the peer to go."""
-        self.connection.write(reply.encode())
+        self.transport.write(reply.encode())
         if reply.code < 300:
             return True
         if reply.code >= 500:
@@ -498,7 +498,7 @@ class ConnectionHandler:
     def _count_errors(self) -> bool:
         if self.session.errors < self._program.limits.max_errors:
             return True
-        self.connection.write(canned.TOO_MANY_ERRORS.encode())
+        self.transport.write(canned.TOO_MANY_ERRORS.encode())
         return False
 
     def _count_deferral(self, command: Command) -> bool:
@@ -523,7 +523,7 @@ class ConnectionHandler:
         session.idle_commands += 1
         if session.idle_commands <= self._program.limits.max_idle_commands:
             return True
-        self.connection.write(canned.TOO_MANY_COMMANDS.encode())
+        self.transport.write(canned.TOO_MANY_COMMANDS.encode())
         return False
 
     # What follows some commands
@@ -532,7 +532,7 @@ class ConnectionHandler:
         if reply.code != 221:
             return self._answer(command, reply)
         self._settle(reply)
-        self.connection.write(reply.encode())
+        self.transport.write(reply.encode())
         self._quit = True
         return False
 
@@ -546,8 +546,8 @@ class ConnectionHandler:
             reply = self._settle(reply)
         if reply.code != 220:
             return self._answer(command, reply)
-        self.connection.write(reply.encode())
-        self.connection.flush(self._program.limits.command_timeout)
+        self.transport.write(reply.encode())
+        self.transport.flush(self._program.limits.command_timeout)
         session.reset_all()
         self._start_tls()
         return True
@@ -555,7 +555,7 @@ class ConnectionHandler:
     def _start_tls(self) -> None:
         context = self._server.tls_context
         assert isinstance(context, ssl.SSLContext)
-        self.connection.start_tls(context)
+        self.transport.start_tls(context)
         self._note_tls()
 
     def _note_tls(self) -> None:
@@ -587,7 +587,7 @@ class ConnectionHandler:
                 # Whoever has refused it: what follows must not pass for the message (RFC 3030 section 2).
                 self.session.reset()
             if go_on:
-                skip(self.connection, command.size)
+                skip(self.transport, command.size)
             return go_on
         if reply.is_positive and self.session.staged:
             reply = self._take_effect(reply)
@@ -623,7 +623,7 @@ class ConnectionHandler:
                 raise stream.error
             if isinstance(stream.error, TransactionReset):
                 # The chunks have been answered; the command that ended them comes next.
-                self.connection.in_body = False
+                self.transport.in_body = False
                 session.reset()
                 return True
         if self._program.lmtp:
@@ -634,7 +634,7 @@ class ConnectionHandler:
             return self._answer(_END_OF_DATA, reply)
         session.messages += 1
         session.errors = session.idle_commands = self._deferred_recipients = 0
-        self.connection.write(reply.wire or reply.encode())
+        self.transport.write(reply.wire or reply.encode())
         return True
 
     def _end(self, command: EndOfData) -> Reply:
@@ -689,40 +689,40 @@ class ConnectionHandler:
     @property
     def socket(self) -> Any:
         """The gevent socket."""
-        return self.connection.socket
+        return self.transport.socket
 
     @property
     def lost(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
-        return self.connection.lost
+        return self.transport.close_error
 
     def flush(self) -> None:
         """Send the replies that are owed."""
-        self.connection.flush(self._program.limits.command_timeout)
+        self.transport.flush(self._program.limits.command_timeout)
 
     def challenge(self, reply: Reply) -> bytes:
         """Send a reply, and wait for the line that answers it."""
-        connection = self.connection
-        if connection.greenlet is not getcurrent():
-            if connection.greenlet is None:
-                raise ConnectionLost("closed" if connection.lost is None else connection.lost.reason)
+        transport = self.transport
+        if transport.greenlet is not getcurrent():
+            if transport.greenlet is None:
+                raise ConnectionLost("closed" if transport.close_error is None else transport.close_error.reason)
             raise RuntimeError("session.challenge waits for the peer in the connection's own greenlet, and in no other")
         room = self._program.limits.max_auth_line_length
-        connection.write(reply.encode())
+        transport.write(reply.encode())
         try:
-            line = connection.read_line(room)
+            line = transport.read_line(room)
         except BadLine as bad:
             raise ProtocolError(str(bad.reply)) from None
         return line
 
     def data_body(self) -> DataBody:
         """The body that DATA announces."""
-        return DataBody(self.connection)
+        return DataBody(self.transport)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
         """The body that begins with this BDAT."""
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
-        return ChunkedBody(self.connection, command, self._next_chunk)
+        return ChunkedBody(self.transport, command, self._next_chunk)
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.
@@ -731,7 +731,7 @@ class ConnectionHandler:
         """
         session = self.session
         if self._pending is not None:
-            self.connection.write(self._pending.encode())
+            self.transport.write(self._pending.encode())
             self._pending = None
         while True:
             command = self._read_command()
@@ -757,7 +757,7 @@ class ConnectionHandler:
             if not self._tell(command, reply) or (route.idle and not self._count_idle()):
                 raise ConnectionLost("refused")
             if isinstance(command, ChunkCommand):
-                skip(self.connection, command.size)
+                skip(self.transport, command.size)
                 raise TransactionReset("a chunk was refused")
 
 

@@ -328,7 +328,7 @@ class SMTPServer(StreamServer):
     def _dismiss_idle(self) -> None:
         for conversation in list(self.connections):
             if conversation.is_idle:
-                conversation.connection.expire("shutdown")
+                conversation.transport.expire("shutdown")
 
     # Accepting
 
