@@ -79,7 +79,7 @@ class Tarpit:
             return reply
         seconds = self.delay_of(self._count(session) - self.free)
         if seconds and not _has_company(session, command):
-            session.link.flush()
+            session.flush()
             pause(session, seconds)
         return reply
 

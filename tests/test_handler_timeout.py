@@ -328,7 +328,7 @@ def test_a_connection_whose_handler_is_given_up_gets_what_it_is_owed_and_421(
     @server.on("from")
     def rogue(session: Session, address: Address, ack: Ack) -> None:
         ack.accept()
-        if session.messages:
+        if session.messages_accepted:
             rogues.append(getcurrent())
             ignore()
 

@@ -587,10 +587,10 @@ def test_counters_count_what_the_client_was_told(smtp_server: MakeServer) -> Non
         play(peer, ("NOOP", "550"))
         assert server.connections
         (conversation,) = server.connections
-        assert (conversation.session.messages, conversation.session.errors) == (0, 1)
+        assert (conversation.session.messages_accepted, conversation.session.errors) == (0, 1)
         assert peer.deliver().startswith("250")
         play(peer, ("QUIT", "221"))
-    assert (sessions[0].messages, sessions[0].errors) == (1, 0)
+    assert (sessions[0].messages_accepted, sessions[0].errors) == (1, 0)
 
 
 # The transaction's notes

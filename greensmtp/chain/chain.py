@@ -7,10 +7,10 @@ from types import MethodType
 from typing import Any, Protocol
 
 from greensmtp._log import logger
-from greensmtp.errors import Reject
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.signals import handler_name
@@ -140,7 +140,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             logger.error("%s: middleware %s ran too long: %s; replying 451", session.id, name, error)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
-            if error is session.link.lost:
+            if error is session.close_error:
                 raise  # there is nobody to answer
             logger.exception(
                 "%s: middleware %s raised at %s; replying 451",

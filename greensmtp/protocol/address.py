@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from greensmtp.errors import ProtocolError
+from greensmtp.protocol.errors import ProtocolError
 
 #: The parameters of a command: keyword in upper case, and the value as sent, or None where there was no ``=``.
 Parameters = Mapping[str, str | None]

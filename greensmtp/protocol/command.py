@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
+from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.reply import Reply
 

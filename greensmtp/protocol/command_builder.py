@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import MAX_LABEL, Address
+from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.xtext import encode_xtext, is_xtext
 

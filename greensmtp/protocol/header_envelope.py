@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list
+from greensmtp.protocol.errors import ProtocolError
 
 #: Names of header fields in lower case, and their text as it stands in the message.
 Fields = Sequence[tuple[str, str]]

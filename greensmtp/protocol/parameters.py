@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters, is_text
+from greensmtp.protocol.errors import ProtocolError
 
 _PARAMETER = re.compile(r"([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^\x00-\x20=\x7f-\x9f]+))?")
 

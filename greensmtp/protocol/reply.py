@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from greensmtp.errors import ProtocolError, Reject
 from greensmtp.protocol import enhanced_status as enhanced_codes
+from greensmtp.protocol.errors import ProtocolError
 
 #: RFC 5321 section 4.5.3.1.5: a reply line is at most 512 octets, its code and CRLF among them. What an enhanced
 #: code and its space may take (``5.255.255``) is left free too.
@@ -128,14 +128,6 @@ class Reply:
 
     def __repr__(self) -> str:
         return f"Reply({str(self)!r})"
-
-
-def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
-    """Return the reply that a raised Reject stands for.
-
-    :param usual: the text where the Reject brings none.
-    """
-    return reject.reply or Reply(reject.code, reject.message or usual)
 
 
 def _take_enhanced(code: int, texts: list[str]) -> tuple[list[str], str | None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from greensmtp.errors import PeerProtocolError
 from greensmtp.protocol import enhanced_status as enhanced_codes
+from greensmtp.protocol.errors import ReplySyntaxError
 from greensmtp.protocol.reply import Reply
 
 #: Octets in the longest line, CRLF included. RFC 5321 section 4.5.3.1.5 says 512, which real servers exceed;
@@ -43,7 +43,7 @@ class ReplyParser:
         self._texts: list[str] = []
         self._octets = 0
         #: What was raised.
-        self.broken: PeerProtocolError | None = None
+        self.broken: ReplySyntaxError | None = None
 
     @property
     def pending(self) -> bool:
@@ -59,7 +59,7 @@ class ReplyParser:
     def next_reply(self) -> Reply | None:
         """The next reply that has come as a whole; None: there is none yet.
 
-        :raises PeerProtocolError: that is no reply.
+        :raises ReplySyntaxError: that is no reply.
         """
         replies = self.next_replies(1)
         return replies[0] if replies else None
@@ -67,7 +67,7 @@ class ReplyParser:
     def next_replies(self, count: int) -> list[Reply]:
         """The next replies that have come as a whole, up to so many.
 
-        :raises PeerProtocolError: one of them is no reply.
+        :raises ReplySyntaxError: one of them is no reply.
         """
         if self.broken is not None:
             raise self.broken
@@ -130,11 +130,11 @@ class ReplyParser:
         if not _BEGINNING.fullmatch(rest[:4]):
             raise self._break("not a reply line:", rest)
 
-    def _break(self, what: str, seen: bytes | int) -> PeerProtocolError:
+    def _break(self, what: str, seen: bytes | int) -> ReplySyntaxError:
         shown = f"{seen} octets" if isinstance(seen, int) else repr(seen[:80])
         self._buffer = b""
         self._at = 0
-        self.broken = PeerProtocolError(f"{what} {shown}")
+        self.broken = ReplySyntaxError(f"{what} {shown}")
         return self.broken
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from greensmtp.errors import ProtocolError
+from greensmtp.protocol.errors import ProtocolError
 
 _XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
 _HEXCHAR = re.compile(r"\+(..)")

@@ -71,7 +71,7 @@ _FAREWELL_TIMEOUT = 2.0
 
 
 class ConnectionHandler:
-    """One connection's greenlet: the Link of its Session."""
+    """One connection's greenlet: the `Connection` of its session."""
 
     __slots__ = (
         "_deferred_recipients",
@@ -183,7 +183,7 @@ class ConnectionHandler:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
-            session.disconnect_receivers()
+            session._disconnect_receivers()
             self._server.gone(self)
 
     def _say_farewell(self, reason: str) -> bool:
@@ -204,7 +204,7 @@ class ConnectionHandler:
         """The server's sweep comes by: is the peer late, or are the handlers?"""
         if self.greenlet is None:
             return  # it is over
-        decision = self.session.decision
+        decision = self.session._ack_state
         if self.transport.timeout:
             if self._dismissed:
                 self.dismiss(self._dismissed)
@@ -314,7 +314,7 @@ class ConnectionHandler:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
-        self.session.staged = ()
+        self.session._staged = ()
 
     def _admit(self) -> bool:
         """ACCEPT, before TLS: may this client stay? If not, it is told where that can be done in the clear."""
@@ -365,9 +365,9 @@ class ConnectionHandler:
             self.current = command
             self.spent = _UNSEEN
             self._identity = session.identity
-            session.staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
+            session._staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
             if session.from_ is None:
-                session.noted = None  # what was noted before belongs to no transaction
+                session._transaction_notes = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
             except (Timeout, HandlerTimeout):
@@ -376,7 +376,7 @@ class ConnectionHandler:
                 if not follow(self, command, reply):
                     return
             elif reply.code < 300:
-                if session.staged or command.verb in _PROMISES:
+                if session._staged or command.verb in _PROMISES:
                     reply = self._take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self._answer(command, reply):
@@ -407,7 +407,7 @@ class ConnectionHandler:
     def _forget_changes(self) -> None:
         """The client has been refused: nothing has changed. An identity that was given up stays given up."""
         session = self.session
-        session.staged = ()
+        session._staged = ()
         if session.identity is not self._identity and session.identity is not None:
             session.identity = self._identity
 
@@ -416,8 +416,8 @@ class ConnectionHandler:
         session = self.session
         command = self.current
         assert command is not None
-        changes, greeting = session.changes, (session.greeting, session.hostname)
-        staged, session.staged = session.staged, ()
+        changes, greeting = session._changes, (session.greeting, session.hostname)
+        staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
@@ -434,7 +434,7 @@ class ConnectionHandler:
                 self._forget_changes()
                 self._drop_transaction()
                 return canned.LOCAL_ERROR
-        if session.changes == changes and command.verb in _PROMISES:
+        if session._changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
@@ -520,8 +520,8 @@ class ConnectionHandler:
 
     def _count_idle(self) -> bool:
         session = self.session
-        session.idle_commands += 1
-        if session.idle_commands <= self._program.limits.max_idle_commands:
+        session._idle_commands += 1
+        if session._idle_commands <= self._program.limits.max_idle_commands:
             return True
         self.transport.write(canned.TOO_MANY_COMMANDS.encode())
         return False
@@ -538,7 +538,7 @@ class ConnectionHandler:
 
     def _after_starttls(self, command: Command, reply: Reply) -> bool:
         session = self.session
-        requested, session.tls_requested = session.tls_requested, False
+        requested, session._tls_requested = session._tls_requested, False
         if not requested and reply.code == 220:
             logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.id, reply)
             reply = canned.TLS_UNAVAILABLE
@@ -548,7 +548,7 @@ class ConnectionHandler:
             return self._answer(command, reply)
         self.transport.write(reply.encode())
         self.transport.flush(self._program.limits.command_timeout)
-        session.reset_all()
+        session._reset_all()
         self._start_tls()
         return True
 
@@ -561,7 +561,7 @@ class ConnectionHandler:
     def _note_tls(self) -> None:
         self._handle(Command("STARTTLS"))
         self.session.tls = True
-        self.session.emitters["tls"].emit(self.session)
+        self.session._emitters["tls"].emit(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         session = self.session
@@ -569,7 +569,7 @@ class ConnectionHandler:
         if stream is None or not stream.opened:
             self._forget_message()
             return self._answer(command, reply)
-        if reply.code == canned.START_MAIL.code and session.staged:
+        if reply.code == canned.START_MAIL.code and session._staged:
             reply = self._take_effect(reply)
         if reply.code != canned.START_MAIL.code:
             self._overrule(reply)
@@ -589,7 +589,7 @@ class ConnectionHandler:
             if go_on:
                 skip(self.transport, command.size)
             return go_on
-        if reply.is_positive and self.session.staged:
+        if reply.is_positive and self.session._staged:
             reply = self._take_effect(reply)
         if not reply.is_positive:
             self._overrule(reply)
@@ -632,8 +632,8 @@ class ConnectionHandler:
         session.reset()
         if reply.code >= 300:
             return self._answer(_END_OF_DATA, reply)
-        session.messages += 1
-        session.errors = session.idle_commands = self._deferred_recipients = 0
+        session.messages_accepted += 1
+        session.errors = session._idle_commands = self._deferred_recipients = 0
         self.transport.write(reply.wire or reply.encode())
         return True
 
@@ -651,7 +651,7 @@ class ConnectionHandler:
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        return self._settle(reply) if session.staged or reply.code >= 300 else reply
+        return self._settle(reply) if session._staged or reply.code >= 300 else reply
 
     def _answer_each(self) -> bool:
         """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2).
@@ -667,8 +667,8 @@ class ConnectionHandler:
             go_on = self._say(reply) and go_on
         session.reset()
         if accepted:
-            session.messages += 1
-            session.errors = session.idle_commands = self._deferred_recipients = 0
+            session.messages_accepted += 1
+            session.errors = session._idle_commands = self._deferred_recipients = 0
             return go_on
         return go_on and self._count_errors() and self._count_idle()
 
@@ -684,7 +684,7 @@ class ConnectionHandler:
             except (Exception, SystemExit, HandlerTimeout, Timeout):
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
-    # The session's Link
+    # The connection beneath the session
 
     @property
     def socket(self) -> Any:
@@ -692,7 +692,7 @@ class ConnectionHandler:
         return self.transport.socket
 
     @property
-    def lost(self) -> ConnectionLost | None:
+    def close_error(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
         return self.transport.close_error
 
@@ -740,14 +740,14 @@ class ConnectionHandler:
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
             # The handler that reads the body is handling a command, too.
-            outer = self.current, self.spent, session.staged
+            outer = self.current, self.spent, session._staged
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
             except (Timeout, HandlerTimeout):
                 reply = self._settle(self._timeout_reply(command.shown_verb))
             finally:
-                self.current, self.spent, session.staged = outer
+                self.current, self.spent, session._staged = outer
             self._identity = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply

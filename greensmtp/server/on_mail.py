@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 from greensmtp._log import logger
 from greensmtp.chain.validate import check_callable
-from greensmtp.errors import Reject
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import Ack
 from greensmtp.session.mail import Mail, Verdict
 from greensmtp.session.session import Session

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import TYPE_CHECKING, Any, Protocol, overload
 
@@ -47,7 +48,7 @@ class Link(Protocol):
         """The gevent socket."""
 
     @property
-    def lost(self) -> ConnectionLost | None:
+    def close_error(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
 
     def flush(self) -> None:
@@ -75,36 +76,37 @@ class Session:
 
     __slots__ = (
         "__weakref__",
+        "_ack_state",
+        "_changes",
+        "_connection",
+        "_emitters",
         "_id",
+        "_idle_commands",
         "_notes",
         "_receivers",
-        "changes",
-        "decision",
-        "emitters",
+        "_staged",
+        "_tls_requested",
+        "_transaction_notes",
+        "_wrap_body",
         "errors",
         "from_",
         "greeting",
         "hostname",
         "identity",
-        "idle_commands",
-        "link",
         "message",
-        "messages",
-        "noted",
+        "messages_accepted",
         "peer",
         "server",
-        "staged",
         "state",
         "tls",
-        "tls_requested",
         "to",
     )
 
     def __init__(self, server: SMTPServer, link: Link, peer: Any, emitters: dict[str, Emitter]) -> None:
         self.server = server
         #: The connection beneath; for the framework itself.
-        self.link = link
-        self.emitters = emitters
+        self._connection = link
+        self._emitters = emitters
         #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
         self.peer = peer
         #: TLS is up.
@@ -122,21 +124,24 @@ class Session:
         #: The body, while one is being received.
         self.message: MessageStream | None = None
         #: How many messages have been accepted.
-        self.messages = 0
+        self.messages_accepted = 0
         #: 5xx replies, and commands that brought no message nearer, since the last accepted message.
         self.errors = 0
-        self.idle_commands = 0
+        self._idle_commands = 0
+        #: Where the connection stands in the SMTP dialogue.
         self.state = State.CONNECTED
         #: What receivers are deciding just now; the server's sweep sees to it that they do.
-        self.decision: AckState | None = None
+        self._ack_state: AckState | None = None
         #: STARTTLS has been agreed to; the handshake follows the reply.
-        self.tls_requested = False
+        self._tls_requested = False
         #: What takes effect once the client is told that its command has worked: callables and their arguments.
-        self.staged: tuple[Change, ...] = ()
+        self._staged: tuple[Change, ...] = ()
         #: How often the greeting or the transaction has changed.
-        self.changes = 0
+        self._changes = 0
         #: The transaction's notes, where there are any.
-        self.noted: dict[Any, Any] | None = None
+        self._transaction_notes: dict[Any, Any] | None = None
+        #: What a middleware has asked to stand between the connection and the next body.
+        self._wrap_body: Callable[[Body], Body] | None = None
         self._id: str | None = None
         self._notes: dict[Any, Any] | None = None
         self._receivers: tuple[tuple[Signal, Callable[..., Any]], ...] = ()
@@ -152,7 +157,15 @@ class Session:
     @property
     def socket(self) -> Any:
         """The gevent socket; after STARTTLS, the TLS one."""
-        return self.link.socket
+        return self._connection.socket
+
+    @property
+    def close_error(self) -> ConnectionLost | None:
+        """The error that ended the connection, or None while it lasts.
+
+        Middleware that catches every exception raises this one again: no client is left to reply to.
+        """
+        return self._connection.close_error
 
     @property
     def notes(self) -> dict[Any, Any]:
@@ -166,9 +179,9 @@ class Session:
     def transaction_notes(self) -> dict[Any, Any]:
         """A place for handlers and middleware to keep things, as long as the transaction lasts: from MAIL, whose own
         handlers may begin it, to the reply to the message, RSET, a new greeting or STARTTLS."""
-        notes = self.noted
+        notes = self._transaction_notes
         if notes is None:
-            notes = self.noted = {}
+            notes = self._transaction_notes = {}
         return notes
 
     @property
@@ -219,7 +232,7 @@ class Session:
 
         return connect if handler is None else connect(handler)
 
-    def disconnect_receivers(self) -> None:
+    def _disconnect_receivers(self) -> None:
         """The connection is over, and with it what ``on`` connected: blinker would keep that, and the session by it."""
         for signal, receiver in self._receivers:
             signal.disconnect(receiver)
@@ -230,7 +243,7 @@ class Session:
 
         For middleware that owns an extension: Auth asks ``session.ask("auth", identity=...)``.
         """
-        return self.emitters[name].ask(self, None, **fields)
+        return self._emitters[name].collect(self, None, **fields)
 
     def challenge(self, text: str = "", code: int = 334) -> bytes:
         """Send a 3xx reply and give the line that the client answers, without its CRLF (RFC 4954 section 4).
@@ -239,7 +252,24 @@ class Session:
         :raises ConnectionLost: the client is gone.
         :raises RuntimeError: this is another greenlet than the connection's own, in which handlers are called.
         """
-        return self.link.challenge(Reply(code, text))
+        return self._connection.challenge(Reply(code, text))
+
+    def flush(self) -> None:
+        """Send the replies that are waiting, before something that takes long. Call it in the connection's greenlet.
+
+        :raises ConnectionLost: the client is gone.
+        """
+        self._connection.flush()
+
+    @contextmanager
+    def wrap_body(self, wrap: Callable[[Body], Body]) -> Iterator[None]:
+        """Within the block, read a message that begins from ``wrap(body)``: a context manager."""
+        outer = self._wrap_body
+        self._wrap_body = wrap if outer is None else lambda body: wrap(outer(body))
+        try:
+            yield
+        finally:
+            self._wrap_body = outer
 
     # What a command changes
 
@@ -251,30 +281,30 @@ class Session:
         has answered, in the connection's greenlet, before the next command is read. What one raises is logged, and
         the client gets 451. What is staged too late, when the command has been answered, is forgotten.
         """
-        self.staged = (*self.staged, (change, arguments))
+        self._staged = (*self._staged, (change, arguments))
 
-    def greet(self, greeting: str, hostname: str) -> None:
+    def _greet(self, greeting: str, hostname: str) -> None:
         """Take a greeting. It ends the transaction (RFC 5321 section 4.1.4)."""
         self.greeting = greeting
         self.hostname = hostname
         self.reset()
 
-    def begin(self, sender: Address) -> None:
+    def _begin(self, sender: Address) -> None:
         """Begin a transaction."""
-        self.changes += 1
+        self._changes += 1
         self.from_ = sender
         self.state = _SENDER
 
-    def add_recipient(self, recipient: Address) -> None:
+    def _add_recipient(self, recipient: Address) -> None:
         """Add a recipient to the transaction."""
-        self.changes += 1
+        self._changes += 1
         self.to.append(recipient)
         self.state = _RECIPIENTS
 
     def reset(self) -> None:
         """Forget the transaction: sender, recipients, their parameters, the body (RFC 5321 section 4.1.1.5)."""
-        self.changes += 1
-        self.from_ = self.noted = None
+        self._changes += 1
+        self.from_ = self._transaction_notes = None
         if self.to:
             self.to = []
         if self.message is not None:
@@ -282,7 +312,7 @@ class Session:
             self.message = None
         self.state = _CONNECTED if self.greeting is None else _GREETED
 
-    def reset_all(self) -> None:
+    def _reset_all(self) -> None:
         """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""
         self.greeting = self.hostname = self.identity = None
         self.reset()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gevent import Timeout, getcurrent
 
 from greensmtp._log import logger
-from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
+from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.signals import handler_name
 

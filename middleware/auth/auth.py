@@ -263,7 +263,7 @@ class Auth:
                 except (Refused, Reject):
                     raise
                 except _FAULTS as error:
-                    if error is session.link.lost:
+                    if error is session.close_error:
                         raise
                     self._complain(session, error)
                     raise Refused(canned.AUTH_UNAVAILABLE) from None
@@ -337,7 +337,7 @@ def _admit(session: Session, attempt: Attempt, claim: CredentialQuery) -> None:
     if seconds is None:
         raise Refused(canned.AUTH_TOO_MANY_FAILURES)
     if seconds:
-        session.link.flush()
+        session.flush()
         pause(session, seconds)
 
 

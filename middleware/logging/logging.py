@@ -157,7 +157,7 @@ class Logging:
             **watch.facts(session, "session", watch.began),
             "greeting": session.greeting,
             "hostname": None if session.hostname is None else shown(session.hostname),
-            "messages": session.messages,
+            "messages": session.messages_accepted,
             "recipient_count": watch.recipients,
             "octets": watch.octets,
             "reason": reason,
