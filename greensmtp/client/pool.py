@@ -34,7 +34,7 @@ from greensmtp.errors import (
     Refused,
     TLSFailed,
 )
-from greensmtp.protocol import hosts, offers
+from greensmtp.protocol import esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.client import MECHANISMS
@@ -652,7 +652,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"a pool has no option {name!r} (beyond its own: {', '.join(_OPTIONS)})")
     Timeouts.of(options.get("timeout"))
     check_policy(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
-    offers.check_ignored(options.get("ignore") or ())
+    esmtp.check_ignored(options.get("ignore") or ())
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
 from greensmtp.protocol.reply import Reply
 
 #: The life of a connection goes through the middleware chain as these; no peer can send them.

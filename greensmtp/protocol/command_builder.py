@@ -7,8 +7,7 @@ from collections.abc import Mapping
 
 from greensmtp.protocol.address import MAX_LABEL, Address
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.parameters import parse_parameters
-from greensmtp.protocol.xtext import encode_xtext, is_xtext
+from greensmtp.protocol.esmtp import encode_xtext, is_xtext, parse_parameters
 
 #: What stands behind MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
 Ext = str | Mapping[str, str | int | None] | None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from greensmtp.protocol.chunking import ChunkDecoder
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.dot_stuffing import DotDecoder
 from greensmtp.protocol.reply import Reply
@@ -37,21 +38,20 @@ class DataBody(DotDecoder):
                 return chunk
 
 
-class ChunkedBody:
-    """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
+class ChunkedBody(ChunkDecoder):
+    """The bytes of one BDAT after another, up to the end of the last (RFC 3030 section 2)."""
 
-    __slots__ = ("_last", "_left", "_next", "_transport", "complete")
+    __slots__ = ("_next", "_transport")
 
     def __init__(self, transport: Transport, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
         """
-        :param next_chunk: answers the chunk that has ended, and gives the command that goes on with the body; it
-            raises TransactionReset when the peer does not go on.
+        :param next_chunk: replies to the chunk that has ended, and returns the next BDAT; it raises TransactionReset if
+            the client does something else.
         """
+        super().__init__()
         self._transport = transport
-        self._left = first.size
-        self._last = first.last
         self._next = next_chunk
-        self.complete = False
+        self.begin(first.size, first.last)
 
     def open(self, reply: Reply) -> None:
         """Begin to measure; a client sends a chunk without waiting for a reply."""
@@ -59,14 +59,12 @@ class ChunkedBody:
 
     def read_chunk(self) -> bytes:
         """Return the next bytes; ``b""`` only at the end."""
-        while not self._left and not self._last:
+        while self.needs_command:
             command = self._next()
-            self._left, self._last = command.size, command.last
+            self.begin(command.size, command.last)
         transport = self._transport
-        data = transport.read(min(self._left, BODY_PIECE)) if self._left else b""
-        self._left -= len(data)
-        if self._last and not self._left:
-            self.complete = True
+        data = self.feed(transport.read(min(self.left, BODY_PIECE)) if self.left else b"")
+        if self.complete:
             transport.in_body = False
         return data
 

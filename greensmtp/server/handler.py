@@ -24,12 +24,13 @@ from greensmtp.protocol.command import (
     is_foreign,
     parse_command,
 )
+from greensmtp.protocol.line_reader import BadLine
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Expired, Transport
+from greensmtp.server.transport import Expired, Transport
 from greensmtp.session import Change, Session
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.session.stream import MessageStream

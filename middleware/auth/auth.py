@@ -26,13 +26,12 @@ from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import Command, PathCommand
-from greensmtp.protocol.esmtp import Extension, offer
+from greensmtp.protocol.esmtp import Extension, decode_xtext, offer
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import MAX_TEXT, Reply
 from greensmtp.protocol.sasl.exchange import Channel, CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.protocol.state import State
-from greensmtp.protocol.xtext import decode_xtext
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
