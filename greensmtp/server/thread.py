@@ -5,25 +5,39 @@ from __future__ import annotations
 import atexit
 import os
 import threading  # noqa: F401  # Python takes the thread that imports it first for the main one, and waits for that at exit
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 
 from greensmtp._native import native
 
-if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
 
-#: Seconds that the end of the process waits for a server that has not been stopped.
+class Startable(Protocol):
+    """A server that can run in a thread."""
+
+    @property
+    def started(self) -> bool:
+        """True once ``start`` has been called."""
+
+    def start(self) -> None:
+        """Listen."""
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain, and return when all connections are over."""
+
+
+Server = TypeVar("Server", bound=Startable)
+
+#: Seconds that the process waits at its end for a server that has not been stopped.
 EXIT_SECONDS = 5.0
 
-#: Those whose servers run.
-_running: set[ServerThread] = set()
+#: Threads whose servers are running.
+_running: set[ServerThread[Any]] = set()
 
 
 class Bell:
-    """Rung once from any thread; heard in the hub of the thread that made it."""
+    """Set once from any thread; waited for in the hub of the thread that made it."""
 
     def __init__(self) -> None:
         hub = get_hub()
@@ -32,48 +46,48 @@ class Bell:
         self._watcher.start(self._waiter.switch, None)
 
     def ring(self) -> None:
-        """Wake who waits, or will."""
+        """Wake the waiting greenlet, now or when it begins to wait."""
         self._watcher.send()
 
     def wait(self) -> None:
-        """Wait for it; other greenlets of this hub go on."""
+        """Wait for ``ring``; other greenlets of this hub go on."""
         try:
             self._waiter.get()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Give its descriptor back, where it is not waited for."""
+        """Close the file descriptor; ``wait`` does so by itself."""
         self._watcher.stop()
         self._watcher.close()
 
 
-class ServerThread:
+class ServerThread(Generic[Server]):
     """A server in a native thread, for programs that are not gevent's; a context manager that starts and stops it."""
 
-    def __init__(self, server: SMTPServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._error: BaseException | None = None
         self._please_stop: Bell | None = None
         self._stopped: Bell | None = None
         self._timeout: float | None = None
-        #: The process that has the thread.
+        #: The process in which the thread runs.
         self._pid = 0
 
-    def start(self) -> SMTPServer:
-        """Start, and return when the server listens.
+    def start(self) -> Server:
+        """Start the thread, and return the server when it listens.
 
         :raises OSError: the address cannot be bound.
         :raises RuntimeError: the server has been started already, here or elsewhere.
         """
         if self._please_stop is not None:
-            raise RuntimeError("this server runs in its thread already")
+            raise RuntimeError("the server is already running in its thread; call stop() before starting it again")
         if self.server.started:
             raise RuntimeError(
-                "this server has been started in another thread: call in_thread().start() instead of server.start()"
+                "the server has already been started; call in_thread().start() instead of server.start()"
             )
         started = Bell()
-        # The real thing, in a patched process too, where threading.Thread would be a greenlet.
+        # The unpatched function: in a patched process, threading.Thread would be a greenlet.
         try:
             native("_thread", "start_new_thread")(self._run, (started,))
         except BaseException:
@@ -88,7 +102,7 @@ class ServerThread:
         return self.server
 
     def stop(self, timeout: float | None = None) -> None:
-        """``server.stop(timeout)`` in its thread; return when that is over. A forked child has no such thread."""
+        """Call ``server.stop(timeout)`` in the thread, and return when that is over. In a forked child: do nothing."""
         if self._please_stop is None:
             return
         _running.discard(self)
@@ -106,7 +120,7 @@ class ServerThread:
         please_stop = Bell()
         try:
             self.server.start()
-        except BaseException as error:  # it is raised again in the thread that called start()
+        except BaseException as error:  # raised again in the thread that called start()
             self._error = error
             please_stop.close()
             hub.destroy(destroy_loop=True)
@@ -119,11 +133,11 @@ class ServerThread:
             self.server.stop(self._timeout)
         finally:
             hub.destroy(destroy_loop=True)
-            # Last of all: the process may end as soon as it is heard, and must not find this hub half undone.
+            # Last, since the process may end as soon as it is rung, and this hub must be destroyed by then.
             assert self._stopped is not None
             self._stopped.ring()
 
-    def __enter__(self) -> SMTPServer:
+    def __enter__(self) -> Server:
         return self.start()
 
     def __exit__(self, *exc_info: object) -> None:
@@ -134,7 +148,7 @@ class ServerThread:
 def _stop_at_exit() -> None:
     """Stop the servers that the program has left running, and cut their clients off.
 
-    Python ends by ending other threads wherever they are. In the middle of a greenlet that crashes, or never ends.
+    At its end Python stops other threads wherever they are; a greenlet that is running then crashes or never ends.
     """
     for thread in list(_running):
         with Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]

@@ -124,7 +124,7 @@ class SMTPSink:
     ) -> None:
         if tls not in (None, "starttls", "implicit"):
             raise ValueError(f'tls takes "starttls", "implicit" or None, not {tls!r}')
-        self._thread: ServerThread | None = None
+        self._thread: ServerThread[SMTPServer] | None = None
         self._messages: list[SinkMessage] = []
         self.max_messages = max_messages
         self.max_total_size = max_total_size
