@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal
 
 
@@ -25,3 +26,10 @@ def body_of(given: Any) -> Any:
     if inspect.isfunction(given) or inspect.ismethod(given):
         return given
     return getattr(type(given), "__call__", given)  # noqa: B004 - the function, not whether there is one
+
+
+def handler_name(handler: Callable[..., Any]) -> str:
+    """``module.qualified.name``, for logs; of a method that stands for a caller's function, that function's name."""
+    function = getattr(handler, "func", None) or getattr(getattr(handler, "__self__", None), "__wrapped__", handler)
+    name = getattr(function, "__qualname__", None) or type(function).__qualname__
+    return f"{getattr(function, '__module__', None) or '?'}.{name}"

@@ -13,9 +13,9 @@ from typing import Literal
 from gevent import Timeout, get_hub
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware._addresses import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.middleware._validate import check_choice, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.networks import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.protocol.command import ACCEPT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session

@@ -23,7 +23,7 @@ from greensmtp.protocol.command import (
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.session import Session
-from greensmtp.session.stream import Body
+from greensmtp.session.interfaces import Body
 
 #: In the midst of a body, which no command marks.
 BODY = "BODY"

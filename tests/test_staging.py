@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gevent import Timeout, spawn
@@ -187,7 +187,7 @@ def test_an_identity_that_a_middleware_sets_itself_goes_with_the_refusal(
 ) -> None:
     def knows(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == line.partition(" ")[0]:
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome") if command.verb == "XAUTH" else proceed(session, command)
         return proceed(session, command)
 
@@ -216,7 +216,7 @@ def test_an_identity_that_a_middleware_takes_away_stays_away(smtp_server: MakeSe
             session.identity = None
             return Reply(535, "5.7.8 locked")
         if command.verb == "XAUTH":
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome")
         return proceed(session, command)
 

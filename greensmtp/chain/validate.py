@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from greensmtp._callables import body_of, require_plain_function
-from greensmtp.signals import FIELDS, handler_name
+from greensmtp._callables import body_of, handler_name, require_plain_function
+from greensmtp.session.signals import FIELDS
 
 
 def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: str) -> None:

@@ -74,7 +74,7 @@ class Command:
         return f"<{type(self).__name__} {shown!r}>"
 
 
-class Greeting(Command):
+class HelloCommand(Command):
     """HELO, EHLO or LHLO, with the name the client gives itself."""
 
     __slots__ = ("hostname",)
@@ -198,7 +198,7 @@ def _parse_greeting(verb: str, argument: str) -> Command:
     if not argument.isprintable():
         argument = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in argument)
     error = None if 0 < len(argument) <= MAX_DOMAIN else canned.NEEDS_HOSTNAME
-    return Greeting(verb, argument, argument, error)
+    return HelloCommand(verb, argument, argument, error)
 
 
 def _parse_bdat(verb: str, argument: str) -> Command:
@@ -277,7 +277,7 @@ def _malformed(line: bytes) -> Command:
         return PathCommand(verb, text, NO_ADDRESS, canned.NOT_TEXT)
     if verb in ("HELO", "EHLO", "LHLO"):
         name = _legacy_text(line[4:])
-        return Greeting(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
+        return HelloCommand(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
     return Command(verb, text, canned.NOT_TEXT)
 
 

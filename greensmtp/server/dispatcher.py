@@ -20,7 +20,7 @@ from greensmtp.protocol.command import (
     ChunkCommand,
     Command,
     EndOfData,
-    Greeting,
+    HelloCommand,
     PathCommand,
 )
 from greensmtp.protocol.content_checks import LineLength, NoBareNewlines, NormalNewlines
@@ -30,8 +30,9 @@ from greensmtp.protocol.state import REFUSALS, State
 from greensmtp.server.limits import Limits
 from greensmtp.session import Session
 from greensmtp.session.emitter import Emitter
-from greensmtp.session.stream import Body, BodyCheck, MessageStream
-from greensmtp.signals import FIELDS, Signals
+from greensmtp.session.interfaces import Body, BodyCheck
+from greensmtp.session.signals import FIELDS, Signals
+from greensmtp.session.stream import MessageStream
 
 # Names of the module cost less to look up than a class's attributes.
 _begin, _add_recipient, _greet = Session._begin, Session._add_recipient, Session._greet
@@ -158,13 +159,13 @@ class Dispatcher:
 
     # The greeting
 
-    def _helo(self, session: Session, greeting: Greeting) -> Reply:
+    def _helo(self, session: Session, greeting: HelloCommand) -> Reply:
         return self._greet(session, greeting, ())
 
-    def _ehlo(self, session: Session, greeting: Greeting) -> Reply:
+    def _ehlo(self, session: Session, greeting: HelloCommand) -> Reply:
         return self._greet(session, greeting, self._offers[session.tls])
 
-    def _greet(self, session: Session, greeting: Greeting, offers: tuple[str, ...]) -> Reply:
+    def _greet(self, session: Session, greeting: HelloCommand, offers: tuple[str, ...]) -> Reply:
         reply = self.emitters["greeting"].collect(session, greeting=greeting)
         assert reply is not None
         if reply.code >= 400:

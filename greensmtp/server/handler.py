@@ -43,7 +43,7 @@ from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import FAREWELLS
 from greensmtp.server.transport import Expired, Transport
-from greensmtp.session import Session
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import HandlerTimeout
 
 #: Seconds to send the last reply to a client that may not be reading.
@@ -62,7 +62,7 @@ class ConnectionHandler(CommandLoop):
     __slots__ = ("_tls_first",)
 
     def __init__(
-        self, server: Any, routes: Routes, registry: Registry[Any], socket: Any, peer: Any, *, tls_first: bool
+        self, server: ServerInfo, routes: Routes, registry: Registry[Any], socket: Any, peer: Any, *, tls_first: bool
     ) -> None:
         transport = Transport(socket, routes.limits, routes.line_length, routes.line_limit)
         super().__init__(routes, registry, transport, client_key(peer))

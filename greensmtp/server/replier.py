@@ -15,6 +15,7 @@ from typing import Any
 
 from gevent import Timeout
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
@@ -24,7 +25,6 @@ from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN, Supervised
 from greensmtp.server.transport import Transport
 from greensmtp.session.ack import HandlerTimeout
-from greensmtp.signals import handler_name
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
 PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})

@@ -6,7 +6,7 @@ import socket as native_socket
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from gevent import get_hub, spawn_raw
 from gevent import socket as gevent_socket
@@ -29,14 +29,15 @@ from greensmtp.server.routes import Routes
 from greensmtp.server.shutdown import end_connections
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
-from greensmtp.signals import Handler, Signals
+from greensmtp.session.handlers import ConnectsHandlers
+from greensmtp.session.signals import Signals
 
 if TYPE_CHECKING:
     from greensmtp.chain.describe import Stack
     from greensmtp.server.on_mail import Handler as MailHandler
 
 
-class SMTPServer(Acceptor):
+class SMTPServer(Acceptor, ConnectsHandlers):
     """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
 
     By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
@@ -124,18 +125,11 @@ class SMTPServer(Acceptor):
 
         return Stack(self._middleware)
 
-    @overload
-    def on(self, name: str, handler: Handler) -> Handler: ...
-    @overload
-    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+    def _check_signal(self, name: str) -> None:
+        self.signals.named(name)
 
-    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Connect a handler to a signal of this server: ``@server.on("to")``, or ``server.on("to", handler)``.
-
-        :raises ValueError: no such signal.
-        :raises TypeError: the handler cannot be called with what this signal gives.
-        """
-        return self.signals.on(name, handler)
+    def _connect_handler(self, name: str, handler: Any) -> Any:
+        return self.signals._connect_handler(name, handler)
 
     def on_mail(self, handler: MailHandler) -> MailHandler:
         """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.

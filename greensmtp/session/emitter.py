@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blinker import ANY
 from gevent import Timeout
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import PASS, RULES, Ack, AckState, HandlerTimeout
-from greensmtp.signals import Signal, Signals, handler_name, shared
-
-if TYPE_CHECKING:
-    from greensmtp.session.session import Session
+from greensmtp.session.session import Session
+from greensmtp.session.signals import Signal, Signals, shared
 
 
 class Emitter:

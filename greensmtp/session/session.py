@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any
 
-from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
-from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
-from greensmtp.session.ack import AckState
-from greensmtp.session.emitter import Emitter
-from greensmtp.signals import Handler, Signal
+from greensmtp.session.handlers import ConnectsHandlers
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
-    from greensmtp.session.stream import Body, MessageStream
+    from gevent.socket import socket
+
+    from greensmtp.errors import ConnectionLost
+    from greensmtp.protocol.sasl.exchange import Identity
+    from greensmtp.session.ack import AckState
+    from greensmtp.session.interfaces import Body, Collector, Connection
+    from greensmtp.session.server_info import ServerInfo
+    from greensmtp.session.signals import Signal
+    from greensmtp.session.stream import MessageStream
+
+#: A client's address as the socket gives it: host and port, more for IPv6; ``""`` on a unix socket.
+SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 
 #: What tells a session from the others of its process.
 _numbers = itertools.count(1)
@@ -40,34 +46,7 @@ def _process(pid: int) -> str:
     return os.urandom(3).hex()
 
 
-class Link(Protocol):
-    """What a session needs of the connection beneath it."""
-
-    @property
-    def socket(self) -> Any:
-        """The gevent socket."""
-
-    @property
-    def close_error(self) -> ConnectionLost | None:
-        """What was raised when the peer was lost."""
-
-    def flush(self) -> None:
-        """Send the replies that are owed."""
-
-    def take_place(self) -> Reply:
-        """Take one of the server's ``max_connections``; a refusal if there is none."""
-
-    def challenge(self, reply: Reply) -> bytes:
-        """Send a reply, and wait for the line that answers it."""
-
-    def data_body(self) -> Body:
-        """The body that DATA announces."""
-
-    def chunked_body(self, command: ChunkCommand) -> Body:
-        """The body that begins with this BDAT."""
-
-
-class Session:
+class Session(ConnectsHandlers):
     """One connection, from ``connect`` to ``disconnect``; the sender of every signal.
 
     Handlers and middleware read it, keep what they like in ``notes``, and change the rest only where they mean to
@@ -102,13 +81,14 @@ class Session:
         "to",
     )
 
-    def __init__(self, server: SMTPServer, link: Link, peer: Any, emitters: dict[str, Emitter]) -> None:
+    def __init__(
+        self, server: ServerInfo, connection: Connection, peer: SocketAddress, emitters: Mapping[str, Collector]
+    ) -> None:
         self.server = server
-        #: The connection beneath; for the framework itself.
-        self._connection = link
+        self._connection = connection
         self._emitters = emitters
         #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
-        self.peer = peer
+        self.peer: SocketAddress = peer
         #: TLS is up.
         self.tls = False
         #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has greeted.
@@ -116,7 +96,7 @@ class Session:
         #: The name the client gave itself.
         self.hostname: str | None = None
         #: Who has authenticated; set by the Auth middleware, kept over RSET and EHLO, gone after STARTTLS.
-        self.identity: Any = None
+        self.identity: Identity | None = None
         #: The reverse path; None: no transaction; ``""``: the null sender.
         self.from_: Address | None = None
         #: The recipients accepted so far.
@@ -155,7 +135,7 @@ class Session:
         return name
 
     @property
-    def socket(self) -> Any:
+    def socket(self) -> socket:
         """The gevent socket; after STARTTLS, the TLS one."""
         return self._connection.socket
 
@@ -212,25 +192,20 @@ class Session:
         name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
         return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
 
-    @overload
-    def on(self, name: str, handler: Handler) -> Handler: ...
-    @overload
-    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+    # ``on`` is as a server's, for this connection alone, and no longer than it lasts.
 
-    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Like ``server.on``, for this connection alone, and no longer than it lasts."""
+    def _check_signal(self, name: str) -> None:
+        self.server.signals.named(name)
+
+    def _connect_handler(self, name: str, handler: Any) -> Any:
         signals = self.server.signals
         signal = signals.named(name)
-
-        def connect(handler: Handler) -> Handler:
-            signals.check(name, handler)
-            # One of its own, to be taken back whatever else this handler is connected to.
-            receiver = partial(handler)
-            signal.connect(receiver, sender=self, weak=False)
-            self._receivers = (*self._receivers, (signal, receiver))
-            return handler
-
-        return connect if handler is None else connect(handler)
+        signals.check(name, handler)
+        # A receiver of its own, to be disconnected whatever other signals and sessions this handler is connected to.
+        receiver = partial(handler)
+        signal.connect(receiver, sender=self, weak=False)
+        self._receivers = (*self._receivers, (signal, receiver))
+        return handler
 
     def _disconnect_receivers(self) -> None:
         """The connection is over, and with it what ``on`` connected: blinker would keep that, and the session by it."""

@@ -35,7 +35,7 @@ from greensmtp.protocol.state import State
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -133,7 +133,7 @@ class Auth:
         }
         self.verbs = tuple(self._behaviours)
 
-    def start(self, server: SMTPServer) -> None:
+    def start(self, server: StackInfo) -> None:
         """Warn of what can be meant, and seldom is."""
         if self._tells_by_salts:
             logger.warning(

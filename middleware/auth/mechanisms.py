@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
 from greensmtp.middleware.auth.resolver import CredentialResolver
@@ -85,15 +87,16 @@ class MechanismPolicy:
             return found
         # There a client binds to tls-exporter (RFC 9266), which Python's ssl does not have: it would take -PLUS, as the
         # strongest mechanism, and could not log in.
-        if session.socket.version() == "TLSv1.3":
+        socket = cast(SSLSocket, session.socket)
+        if socket.version() == "TLSv1.3":
             return found
         certificate = session.server.certificate
         data = None if certificate is None else end_point_binding(certificate)
         if data is not None:
             found[END_POINT] = data
         # TLS 1.3 has done away with what this one is made of (RFC 8446 appendix C.5).
-        if session.socket.version() == "TLSv1.2":
-            unique = session.socket.get_channel_binding(UNIQUE)
+        if socket.version() == "TLSv1.2":
+            unique = socket.get_channel_binding(UNIQUE)
             if unique:
                 found[UNIQUE] = unique
         return found

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.logging import format as log_lines
@@ -354,7 +356,7 @@ class _Watch:
     def see_tls(self, session: Session) -> None:
         """Ask the socket, while it is there: at the end of the session it has forgotten."""
         if session.tls and self.tls is None:
-            socket = session.socket
+            socket = cast(SSLSocket, session.socket)
             self.tls = socket.version() or "TLS"
             self.cipher = (socket.cipher() or (None,))[0]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.metrics.counters import Codes, Numbers, Registry, check_registry
@@ -323,7 +325,7 @@ class Metrics:
     def _see_tls(self, session: Session, state: _State) -> None:
         if session.tls and not state.tls:
             state.tls = True
-            version = session.socket.version()  # None once it is closed
+            version = cast(SSLSocket, session.socket).version()  # None once it is closed
             self._numbers.tls.labels(version if version in _TLS_VERSIONS else OTHER).inc()
 
 

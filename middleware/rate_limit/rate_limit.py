@@ -11,11 +11,11 @@ from gevent.monkey import get_original
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
-from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
+from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State

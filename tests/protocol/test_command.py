@@ -22,7 +22,7 @@ from greensmtp.protocol.command import (
     ChunkCommand,
     Command,
     EndOfData,
-    Greeting,
+    HelloCommand,
     is_foreign,
     parse_command,
 )
@@ -167,7 +167,7 @@ def test_a_chunk_is_announced(line: bytes, size: int | None, last: bool) -> None
 @pytest.mark.parametrize("verb", ["EHLO", "HELO", "LHLO"])
 def test_a_greeting_tells_the_clients_name(verb: str) -> None:
     command = parse_command(f"{verb} client.example.com".encode())
-    assert isinstance(command, Greeting)
+    assert isinstance(command, HelloCommand)
     assert command.hostname == "client.example.com"
 
 
