@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
+from greensmtp.protocol.errors import EnvelopeMissing as EnvelopeMissing
 from greensmtp.protocol.errors import GreenSMTPError as GreenSMTPError
 from greensmtp.protocol.errors import ProtocolError as ProtocolError
 from greensmtp.protocol.reply import Reply
@@ -125,6 +126,26 @@ class MessageRefused(IncompleteMessage):
         super().__init__(f"{code} {message}")
         self.code = code
         self.message = message
+
+
+class ArgumentError(GreenSMTPError, ValueError):
+    """An argument has a wrong value.
+
+    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
+    and the key of that option.
+
+    :param name: the argument, as the caller wrote it.
+    :param text: what is wrong with it: the rest of the sentence.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
 
 
 # The client's

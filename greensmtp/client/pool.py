@@ -16,6 +16,7 @@ from weakref import ref
 from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
 
+from greensmtp._hostport import is_unix_path
 from greensmtp._native import native
 from greensmtp.client import dial
 from greensmtp.client.client import GOODBYE_SECONDS, SMTPClient, check_policy
@@ -77,7 +78,7 @@ class _Host:
     def __init__(self, host: Host, port: int | None) -> None:
         self.avoid_until = 0.0
         self.options: dict[str, Any]
-        if isinstance(host, str) and host.startswith((".", "/")):
+        if is_unix_path(host):
             self.options = {"path": host}
             return
         place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(host)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters, is_text
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.reply import Reply
@@ -141,12 +142,9 @@ def check_ignored(ignore: str | Iterable[str]) -> frozenset[str]:
         if not isinstance(keyword, str):
             raise TypeError(f"ignore must be keywords of extensions, not {keyword!r}")
         if keyword.upper() not in USED:
-            import difflib
-
-            near = difflib.get_close_matches(keyword.upper(), USED, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"ignore must name extensions that the client uses: {', '.join(USED)}; not {keyword!r}{hint}"
+                f"ignore must name extensions that the client uses: {', '.join(USED)}; not {keyword!r}"
+                f"{did_you_mean(keyword.upper(), USED)}"
             )
     return frozenset(keyword.upper() for keyword in keywords)
 

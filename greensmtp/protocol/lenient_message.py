@@ -5,22 +5,28 @@ The rules of this file:
 - Nothing raises: not parsing, not a look at a field, a parameter or a part, not turning it into octets again. Where the
   standard library's parser of one field fails, the field is the text it came as.
 - The time stays in proportion to the octets. The parsers of fields are quadratic, so fields of more than ``MAX_TEXT``
-  or ``MAX_STRUCTURED`` characters are not parsed; nor are parts that are nested deeper than ``MAX_DEPTH``.
+  or ``MAX_STRUCTURED`` characters are not parsed, and no more than ``MAX_FIELDS`` of a message; nor are parts that are
+  nested deeper than ``MAX_DEPTH``.
 """
 
 from __future__ import annotations
 
 import re
 from email import policy
-from email.headerregistry import HeaderRegistry
+from email.headerregistry import HeaderRegistry, SingleAddressHeader, UniqueSingleAddressHeader
 from email.message import EmailMessage
 from email.parser import BytesParser
+from functools import partial
+from itertools import count
 from typing import Any, BinaryIO, cast
 
 #: Characters of a field that are parsed, as text and as a list of addresses or the like: the standard library takes
 #: 0.1 s for the worst such field, and 10 s for one that is four times as long.
 MAX_TEXT = 8_192
 MAX_STRUCTURED = 2_048
+#: Fields of a message that are parsed, those of its parts among them; further ones are text. The standard library takes
+#: 0.1 to 1 ms for the shortest, so that a message of 1 MB could take a minute and more.
+MAX_FIELDS = 2_000
 #: Parts within parts.
 MAX_DEPTH = 50
 
@@ -64,6 +70,10 @@ class LenientMessage(EmailMessage):
             return str(payload).encode("utf-8", "surrogateescape")
         return payload
 
+    def is_attachment(self) -> bool:
+        """True if the disposition is that of an attachment."""
+        return self.get_content_disposition() == "attachment"
+
     def get_body(self, *args: Any, **kwargs: Any) -> Any:
         """Return the part that is the text of the message, or None."""
         try:
@@ -106,8 +116,20 @@ class LenientMessage(EmailMessage):
         return self.as_bytes()
 
 
+class _Text(str):
+    """A field that is not parsed. (What has a name is taken for parsed.)"""
+
+    name = ""
+
+
 class _LenientPolicy(policy.EmailPolicy):
-    """The default policy; what its parsers of fields raise, or would take too long for, is text."""
+    """The default policy; what its parsers of fields raise, or would take too long for, is text.
+
+    There is one for each message.
+    """
+
+    #: How many fields the message has had so far.
+    fields = count()
 
     def header_fetch_parse(self, name: str, value: str) -> Any:
         if hasattr(value, "name"):  # parsed already
@@ -121,9 +143,10 @@ class _LenientPolicy(policy.EmailPolicy):
 
     def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
         try:
-            return super().header_source_parse(sourcelines)
+            name, value = super().header_source_parse(sourcelines)
         except Exception:
             return "", "".join(sourcelines)
+        return name, value if next(self.fields) < MAX_FIELDS else _Text(_as_text(value))
 
     def fold(self, name: str, value: str) -> str:
         try:
@@ -138,8 +161,25 @@ class _LenientPolicy(policy.EmailPolicy):
             return f"{name}: {_as_text(value)}{self.linesep}".encode("utf-8", "replace")
 
 
+class _LenientSender(SingleAddressHeader):
+    """Sender: one address, and perhaps none or several in wild input."""
+
+    @property
+    def address(self) -> Any:
+        """The first address; None where there is none."""
+        return next(iter(self.addresses), None)
+
+
+class _LenientUniqueSender(_LenientSender, UniqueSingleAddressHeader):
+    """The same for the field that a message has once."""
+
+
+_REGISTRY: Any = HeaderRegistry()  # (typeshed knows no class of a field that is not whole)
+_REGISTRY.map_to_type("sender", _LenientUniqueSender)
+_REGISTRY.map_to_type("resent-sender", _LenientSender)
+
 #: The fields that are more than text.
-_STRUCTURED = frozenset(HeaderRegistry().registry) - {"subject"}
+_STRUCTURED = frozenset(_REGISTRY.registry) - {"subject"}
 
 
 def _as_text(value: str) -> str:
@@ -147,7 +187,7 @@ def _as_text(value: str) -> str:
     return _LINE_ENDS.sub("", value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-_POLICY = _LenientPolicy(message_factory=LenientMessage, refold_source="none")
+_new_policy = partial(_LenientPolicy, message_factory=LenientMessage, refold_source="none", header_factory=_REGISTRY)
 
 
 def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
@@ -157,10 +197,10 @@ def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
     """
     start = file.tell()
     try:
-        message: Any = BytesParser(policy=_POLICY).parse(file, headersonly=headers_only)
+        message: Any = BytesParser(policy=_new_policy(fields=count())).parse(file, headersonly=headers_only)
         return cast(LenientMessage, message)
     except Exception:
         if headers_only:
-            return LenientMessage(policy=_POLICY)
+            return LenientMessage(policy=_new_policy(fields=count()))
     file.seek(start)
     return parse(file, headers_only=True)

@@ -10,8 +10,9 @@ from typing import Any
 
 from gevent.server import StreamServer
 
+from greensmtp._hostport import is_unix_path
 from greensmtp._log import logger
-from greensmtp.server.listener import disable_nagle, is_unix_path, listen
+from greensmtp.server.listener import disable_nagle, listen
 
 #: Out of file descriptors or memory: a passing condition, not the listener's.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from gevent import Timeout
-
 from greensmtp.errors import ConnectionLost, TransactionReset
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.body import skip
 from greensmtp.server.command_loop import CommandLoop
-from greensmtp.session.ack import HandlerTimeout
 
 #: Commands that end the body when they come between two chunks (RFC 3030 section 2).
 _ENDS_CHUNKS = frozenset({"RSET", "QUIT", "HELO", "EHLO", "LHLO"})
@@ -50,8 +47,8 @@ class ChunkSequence:
             loop.begin_command(command)
             try:
                 reply = loop.settle(route.handle(session, command))
-            except (Timeout, HandlerTimeout):
-                reply = loop.settle(loop.timeout_reply(command.shown_verb))
+            except BaseException as error:
+                reply = loop.settle(loop.error_reply(error, command.shown_verb))
             finally:
                 loop.current, loop.spent, session._staged = outer
             loop.identity_before = session.identity

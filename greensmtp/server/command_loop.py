@@ -14,8 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from gevent import Timeout
-
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.command import UNKNOWN, Command, is_foreign, parse_command
 from greensmtp.protocol.line_reader import BadLine
@@ -25,7 +23,6 @@ from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN
 from greensmtp.server.transport import Transport
 from greensmtp.session import Change
-from greensmtp.session.ack import HandlerTimeout
 
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
@@ -76,8 +73,8 @@ class CommandLoop(Replier):
                 session._transaction_notes = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except (Timeout, HandlerTimeout):
-                reply = self.timeout_reply(command.shown_verb)
+            except BaseException as error:
+                reply = self.error_reply(error, command.shown_verb)
             if continuation is not None:
                 if not continuation(self, command, reply):
                     return

@@ -8,15 +8,13 @@ The rules of this file:
 - Once 354 or a chunk's first byte is on its way, a refusal cannot stop the client. The body is read to its end, and the
   reply comes then.
 - A refused BDAT ends the transaction, and its bytes are dropped: the next chunk must not pass for a message.
-- A message gets one reply, in LMTP one for each accepted recipient, in their order (RFC 2033 section 4.2). Each is
+- A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 section 4.2). Each is
   written as soon as it is known: if the connection is cut off in between, the client knows who has the message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-
-from gevent import Timeout
 
 from greensmtp._log import logger
 from greensmtp.errors import ConnectionLost, IncompleteMessage, Reject, TransactionReset
@@ -26,9 +24,10 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import skip
 from greensmtp.server.handler import ConnectionHandler
+from greensmtp.server.replier import FURTHER
 from greensmtp.server.routes import Continuation
 from greensmtp.server.supervised import UNSEEN
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS
 from greensmtp.session.stream import MessageStream
 
 #: SMTP has one reply to a message, LMTP one for each recipient.
@@ -85,23 +84,35 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
             return True
     routes = handler.routes
     lmtp = routes.lmtp
+    further = session.transaction_notes.get(FURTHER, ()) if lmtp else ()
     accepted, go_on = False, True
-    for end in map(EndOfData, session.to) if lmtp else _SMTP_ENDS:
+    owed: Reply | None = None
+    for number, end in enumerate(map(EndOfData, session.to) if lmtp else _SMTP_ENDS, 1):
         # As in begin_command, but what the message has staged stays.
         handler.current = end
         handler.spent = UNSEEN
         handler.identity_before = session.identity
         try:
             reply = routes.end_of_data(session, end)
-        except (Timeout, HandlerTimeout):
-            reply = handler.timeout_reply(END_OF_DATA)
+        except BaseException as error:
+            reply = handler.error_reply(error, END_OF_DATA)
         if stream.failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
             reply = stream.failure
         if session._staged or reply.code >= 300:
-            reply = handler.settle(reply)
+            handler.is_storing = True
+            try:
+                reply = handler.settle(reply)
+            finally:
+                handler.is_storing = False
+        accepted = accepted or reply.code < 300
+        if owed is not None and not _is_worse(reply, owed):
+            reply = owed
+        if number in further:  # the next recipient belongs to the same RCPT
+            owed = reply
+            continue
+        owed = None
         if reply.code < 300:
-            accepted = True
             handler.transport.write(reply.wire or reply.encode())
         else:
             go_on = handler.say(reply) and go_on
@@ -118,7 +129,7 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
 def _refuse_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
     """Refuse a message whose body does not flow; drop the bytes of a refused chunk."""
     session = handler.session
-    if session.message is not None:  # a Timeout has left it there
+    if session.message is not None:  # what is no Exception has left it there
         session.message.end()
         session.message = None
     if not isinstance(command, ChunkCommand):
@@ -142,6 +153,14 @@ def _overrule(handler: ConnectionHandler, stream: MessageStream, reply: Reply) -
     stream.fail(reply)
 
 
+def _is_worse(reply: Reply, owed: Reply) -> bool:
+    """Return True if a reply goes before another to the same RCPT: a refusal before a 250, 4xx before 5xx.
+
+    The client must not take a message for delivered that one of the recipients has not got.
+    """
+    return owed.is_positive or (reply.is_transient_failure and owed.is_permanent_failure)
+
+
 def _drain(handler: ConnectionHandler, stream: MessageStream) -> None:
     """Read what the handlers have left unread; it still flows to the pipes."""
     while not stream.complete:
@@ -151,7 +170,9 @@ def _drain(handler: ConnectionHandler, stream: MessageStream) -> None:
             return
         except Reject:
             pass  # raised by a pipe; the stream has taken its reply
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: a pipe of the message raised; replying %s", handler.session.id, stream.failure)
 
 

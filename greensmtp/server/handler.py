@@ -27,7 +27,7 @@ from __future__ import annotations
 import ssl
 from typing import Any
 
-from gevent import GreenletExit, Timeout, getcurrent
+from gevent import GreenletExit, getcurrent
 
 from greensmtp._log import logger
 from greensmtp.errors import ConnectionLost, ProtocolError
@@ -42,12 +42,14 @@ from greensmtp.server.places import client_key
 from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import FAREWELLS
-from greensmtp.server.transport import Expired, Transport
+from greensmtp.server.transport import Transport
 from greensmtp.session import ServerInfo, Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS
 
 #: Seconds to send the last reply to a client that may not be reading.
 _FAREWELL_TIMEOUT = 2.0
+
+_WRONG_GREENLET = "a message is received in the connection's own greenlet only: call proceed() there for DATA and BDAT"
 
 
 class ConnectionHandler(CommandLoop):
@@ -96,8 +98,9 @@ class ConnectionHandler(CommandLoop):
         except GreenletExit:
             reason = self.dismissed or "shutdown"
             linger, self.dismissed = bool(self.dismissed), ""
-        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
-            # (Expired and HandlerTimeout: a handler had another greenlet wait for this client.)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # Expired too: a handler had another greenlet wait for this client
             logger.exception("%s: serving the connection failed; connection closed", self.session.id)
         finally:
             self.current = None
@@ -122,7 +125,9 @@ class ConnectionHandler(CommandLoop):
             self.begin_command(command)
             session.reset()
             self.routes.disconnect(session, command)
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: handling DISCONNECT failed", session.id)
         finally:
             self.greenlet = self.current = self.identity_before = None
@@ -151,8 +156,8 @@ class ConnectionHandler(CommandLoop):
         self.begin_command(command)
         try:
             reply = self.routes.accept(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self.timeout_reply(ACCEPT)
+        except BaseException as error:
+            reply = self.error_reply(error, ACCEPT)
         reply = self.settle(reply)
         self.registry.has_arrived(self)
         if reply.is_positive:
@@ -170,8 +175,8 @@ class ConnectionHandler(CommandLoop):
         self.begin_command(command)
         try:
             reply = self.routes.connect(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self.timeout_reply(CONNECT)
+        except BaseException as error:
+            reply = self.error_reply(error, CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; replying 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
@@ -235,12 +240,24 @@ class ConnectionHandler(CommandLoop):
             raise ProtocolError(str(bad.reply)) from None
 
     def data_body(self) -> DataBody:
-        """Return the body that follows DATA."""
+        """Return the body that follows DATA.
+
+        :raises RuntimeError: this is not the connection's own greenlet, or the command has been answered.
+        """
+        if self.transport.greenlet is not getcurrent():
+            raise RuntimeError(_WRONG_GREENLET)
         return DataBody(self.transport)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
-        """Return the body that begins with this BDAT."""
-        return ChunkedBody(self.transport, command, ChunkSequence(self, command).next_chunk)
+        """Return the body that begins with this BDAT.
+
+        :raises RuntimeError: this is not the connection's own greenlet, or the command has been answered.
+        """
+        if self.transport.greenlet is not getcurrent():
+            raise RuntimeError(_WRONG_GREENLET)
+        # Whatever a middleware has made of the command, the client sends as many bytes as it has announced.
+        as_sent = self.current if isinstance(self.current, ChunkCommand) else command
+        return ChunkedBody(self.transport, as_sent, ChunkSequence(self, command).next_chunk)
 
 
 def _closing(reply: Reply) -> Reply:

@@ -17,6 +17,7 @@ from gevent import Timeout
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
@@ -24,10 +25,15 @@ from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN, Supervised
 from greensmtp.server.transport import Transport
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
 PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+
+
+#: Key in the transaction's notes (LMTP): the indexes in ``session.to`` of recipients that a middleware has added to a
+#: RCPT.
+FURTHER = object()
 
 
 class Replier(Supervised):
@@ -49,13 +55,16 @@ class Replier(Supervised):
         self.identity_before = self.session.identity
         self.session._staged = ()
 
-    def timeout_reply(self, verb: str) -> Reply:
-        """Return the reply for a gevent.Timeout that nothing has caught. Call it in the ``except`` block.
+    def error_reply(self, error: BaseException, verb: str) -> Reply:
+        """Return the reply for what the chain has raised and what is no Exception; raise all else again.
 
-        A Timeout is no Exception. It is caught here rather than in the chain, since whatever set it may be anywhere
-        further out in the chain, and means to catch it.
+        gevent's Timeout and asyncio's CancelledError are such. They are caught here rather than in the chain, since
+        whatever raises them, anywhere in the chain, may mean to catch them further out. Call it in an ``except`` block.
         """
-        logger.exception("%s: uncaught gevent.Timeout while handling %s; replying 451", self.session.id, verb)
+        if isinstance(error, (Exception, *ENDINGS)):
+            raise error
+        kind = "gevent.Timeout" if isinstance(error, Timeout) else type(error).__name__
+        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.id, kind, verb)
         return canned.LOCAL_ERROR
 
     # What a command changes
@@ -81,28 +90,41 @@ class Replier(Supervised):
             session.identity = self.identity_before
 
     def take_effect(self, reply: Reply) -> Reply:
-        """Make the changes that the current command has staged. Return the reply to write: 451 if one raised."""
+        """Make the changes that the current command has staged. Return the reply to write.
+
+        If a change raises, that is 451 or its Reject, and the transaction is dropped.
+        """
         session = self.session
         command = self.current
         assert command is not None
         changes, greeting = session._changes, (session.greeting, session.hostname)
+        recipients = len(session.to)
         staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+            except ENDINGS:
+                raise
+            except BaseException as error:
                 if error is self.transport.close_error:
                     raise  # no client is left to reply to
-                logger.exception(
-                    "%s: %s, staged at %s, raised; replying 451",
-                    session.id,
-                    handler_name(change),
-                    command.shown_verb,
-                )
+                if isinstance(error, Reject):
+                    reply = reply_of(error)
+                else:
+                    logger.exception(
+                        "%s: %s, staged at %s, raised; replying 451",
+                        session.id,
+                        handler_name(change),
+                        command.shown_verb,
+                    )
+                    reply = canned.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self.forget_changes()
-                self._drop_transaction()
-                return canned.LOCAL_ERROR
+                self._drop_transaction(reply)
+                return reply
+        if self.routes.lmtp and len(session.to) > recipients + 1:
+            # A middleware has made several recipients of one RCPT, to which the client expects one reply.
+            session.transaction_notes.setdefault(FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session._changes == changes and command.verb in PROMISES:
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
@@ -110,13 +132,13 @@ class Replier(Supervised):
                 command.shown_verb,
                 reply.code,
             )
-            self._drop_transaction()
+            self._drop_transaction(canned.LOCAL_ERROR)
         return reply
 
-    def _drop_transaction(self) -> None:
+    def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(canned.LOCAL_ERROR)  # the client is told at the end of the body
+            stream.fail(reply)  # the client is told at the end of the body
         else:
             self.session.reset()
 

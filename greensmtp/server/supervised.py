@@ -58,6 +58,7 @@ class Supervised:
         "greenlet",
         "has_left",
         "has_place",
+        "is_storing",
         "registry",
         "routes",
         "session",
@@ -81,6 +82,8 @@ class Supervised:
         self.greenlet: Any = None
         #: True once it is leaving: DISCONNECT is being handled, or has been.
         self.has_left = False
+        #: True while what a message has staged takes effect: a delivery may be past its point of no return.
+        self.is_storing = False
         #: The command that handlers and middleware are handling; None between two commands.
         self.current: Command | None = None
         #: Seconds spent on it, as far as checks have seen; how many HandlerTimeouts it got.
@@ -174,6 +177,8 @@ class Supervised:
         transport = self.transport
         if transport.timeout:
             transport.expire(reason)
+        elif self.is_storing:
+            self.dismissed = reason  # 421 would contradict the 250 that is due in an instant
         elif transport.greenlet is not None:
             self.dismissed = reason
             transport.send_at_once(FAREWELLS[reason].encode())

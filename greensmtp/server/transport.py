@@ -31,6 +31,7 @@ from gevent import ssl as gevent_ssl
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.line_reader import LineReader
 from greensmtp.server.limits import Limits
+from greensmtp.session.ack import Expired
 
 #: Bytes for one ``recv``: a batch of pipelined commands, a piece of a body.
 COMMAND_PIECE = 16 * 1024
@@ -48,13 +49,6 @@ CRLF_SECONDS = 1.0
 #: many bytes. Closing a socket with unread input sends a reset, which can destroy that reply on its way.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
-
-
-class Expired(BaseException):
-    """Thrown from the hub into a greenlet that waits for its client; ``reason`` is that of ConnectionLost."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
 
 
 class Transport(LineReader):

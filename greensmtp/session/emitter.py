@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blinker import ANY
-from gevent import Timeout
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import PASS, RULES, Ack, AckState, HandlerTimeout
+from greensmtp.session.ack import ENDINGS, PASS, RULES, Ack, AckState, HandlerTimeout
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signal, Signals, shared
 
@@ -66,7 +65,9 @@ class Emitter:
                 given = receiver(session, **fields)
             except HandlerTimeout as error:
                 self._tell(session, "ran too long: %s", receiver, error)
-            except (Exception, SystemExit, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception(
                     "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
                     session.id,
@@ -124,7 +125,8 @@ class Emitter:
         except _BadResult as error:
             self._fault(session, decision, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
-            pass  # told below, and once
+            if not decision.conflict:  # of another ack; else it is told below, and once
+                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.close_error:
                 raise  # there is nobody to answer

@@ -254,7 +254,8 @@ class Session(ConnectsHandlers):
         Whatever a command changes is staged, in the dispatcher and in middleware: ``session.identity``, say, with
         ``session.stage(setattr, session, "identity", identity)``. The calls are made in this order when the whole stack
         has answered, in the connection's greenlet, before the next command is read. What one raises is logged, and
-        the client gets 451. What is staged too late, when the command has been answered, is forgotten.
+        the client gets 451; a Reject is the reply. What is staged too late, when the command has been answered, is
+        forgotten.
         """
         self._staged = (*self._staged, (change, arguments))
 

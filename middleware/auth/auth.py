@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import Timeout
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ProtocolError, Reject
+from greensmtp.errors import ArgumentError, ProtocolError, Reject
 from greensmtp.middleware._pause import pause, waiting
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import Checker, Passwords, check_check, make_backend
@@ -315,7 +315,7 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
         raise TypeError(f"secret must be bytes or a str, not {type(secret).__name__}")
     octets = secret.encode() if isinstance(secret, str) else secret
     if len(octets) < _LEAST_SECRET:
-        raise ValueError(f"secret must have at least {_LEAST_SECRET} octets, not {len(octets)}")
+        raise ArgumentError("secret", f"must have at least {_LEAST_SECRET} octets, not {len(octets)}")
     return octets
 
 

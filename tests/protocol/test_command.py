@@ -160,7 +160,7 @@ def test_a_line_is_read(line: bytes, verb: str, argument: str, code: int | None)
 def test_a_chunk_is_announced(line: bytes, size: int | None, last: bool) -> None:
     command = parse_command(line)
     assert isinstance(command, ChunkCommand)
-    assert command.error is (canned.SAY_SIZE if size is None else None)
+    assert command.error is (canned.BDAT_SYNTAX if size is None else None)
     assert (command.size, command.last) == (size or 0, last)
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from greensmtp.protocol.enhanced_status import LEADING
 from greensmtp.protocol.errors import ProtocolError, ReplySyntaxError
 from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.reply_parser import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyParser
+from greensmtp.protocol.reply_parser import MAX_BYTES, MAX_LINE, MAX_LINES, ReplyParser
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:
@@ -94,9 +94,9 @@ def test_junk_is_known_before_its_line_ends() -> None:
 
 
 def test_a_line_without_end() -> None:
-    with pytest.raises(ReplySyntaxError, match="12288 octets"):
+    with pytest.raises(ReplySyntaxError, match="12288 bytes"):
         read(b"250 " + b"x" * MAX_LINE)
-    with pytest.raises(ReplySyntaxError, match="12288 octets"):
+    with pytest.raises(ReplySyntaxError, match="12288 bytes"):
         read(b"250 " + b"x" * MAX_LINE + b"\r\n")
     assert len(read(b"250 " + b"x" * (MAX_LINE - 6) + b"\r\n")) == 1
 
@@ -106,7 +106,7 @@ def test_a_reply_without_end() -> None:
     with pytest.raises(ReplySyntaxError, match="without end"):
         read(b"250-x\r\n" * (MAX_LINES + 1))
     with pytest.raises(ReplySyntaxError, match="without end"):
-        read((b"250-" + b"x" * 8000 + b"\r\n") * (MAX_OCTETS // 8000 + 1))
+        read((b"250-" + b"x" * 8000 + b"\r\n") * (MAX_BYTES // 8000 + 1))
 
 
 def test_several_at_once_are_told_apart() -> None:
