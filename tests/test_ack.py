@@ -91,7 +91,7 @@ def test_a_second_decision_raises_in_the_one_who_made_it_and_is_451(
 
     assert ask_for_recipient(server, decides, meddles).startswith("451 4.3.0")
     assert len(raised) == 1
-    assert all(to == [] for to in recipients)
+    assert recipients == [[]] * caught
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "meddles" in record.getMessage()

@@ -89,7 +89,7 @@ def test_accept_comes_first_and_disconnect_last(smtp_server: MakeServer) -> None
         (Timeout(1), "421 4.3.0"),
         ("no reply", "421 4.3.0"),
     ],
-    ids=repr,
+    ids=lambda part: type(part).__name__ if isinstance(part, Exception | Timeout) else str(part),
 )
 def test_a_connection_refused_at_accept_is_told_and_closed_at_once(
     smtp_server: MakeServer, answer: Any, told: str

@@ -294,14 +294,14 @@ class Transport(LineReader):
         try:
             if self._out:
                 self._send()
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS hands out
-            # one record at a time, so within a body the next one is tried first; but now and then the others must
-            # have their turn, however fast this peer is.
+            # On a plain socket the wait comes before recv, since nearly always nothing has come yet. TLS returns one
+            # record at a time, so within a body recv comes first; but now and then other connections must run,
+            # however fast this client is.
             pending = self._pending
             if pending is None or ((self._turn <= 0 or size <= COMMAND_PIECE) and not pending()):
                 self._turn = TURN
-                # (``hub.wait`` makes a Waiter for each wait, which tells the wake-up that it was made for from any
-                # other. Here any other costs no more than a try that finds nothing.)
+                # (``hub.wait`` makes a Waiter for each wait, to tell its own wake-up from any other. Here another
+                # wake-up costs no more than a recv that finds nothing.)
                 watcher = self._watcher
                 watcher.start(self._wake)
                 try:
