@@ -39,11 +39,11 @@ from greensmtp.errors import (
     TransactionReset,
 )
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import Command
+from greensmtp.protocol.command import ChunkCommand, Command, EndOfData, HelloCommand, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.limits import Limits
 from greensmtp.server.server import SMTPServer
-from greensmtp.session import Session
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
 
@@ -68,13 +68,16 @@ __all__ = [
     "ArgumentError",
     "AuthenticationFailed",
     "CannotConnect",
+    "ChunkCommand",
     "ClientError",
     "Command",
     "ConnectionLost",
     "DataRefused",
     "Disconnected",
+    "EndOfData",
     "EnvelopeMissing",
     "GreenSMTPError",
+    "HelloCommand",
     "HelloRefused",
     "IncompleteMessage",
     "Limits",
@@ -84,6 +87,7 @@ __all__ = [
     "Middleware",
     "NotOffered",
     "PartiallyRefused",
+    "PathCommand",
     "PeerProtocolError",
     "Pool",
     "PoolClosed",
@@ -98,6 +102,7 @@ __all__ = [
     "SMTPServer",
     "SendResult",
     "SenderRefused",
+    "ServerInfo",
     "Session",
     "TLSFailed",
     "TLSRefused",

@@ -7,7 +7,7 @@ from typing import Any
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import (
-    Chain,
+    CachedChain,
     Composite,
     Middleware,
     Proceed,
@@ -72,11 +72,11 @@ class Composed(Composite):
         self.name = name
         self.verbs = _all_verbs(members)
         self.extensions = _all_extensions(members)
-        self._chain = Chain(members)
+        self._compose = CachedChain(members).compose
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Pass a command through those that want it."""
-        return self._chain.compose(command.verb, proceed)(session, command)
+        """Pass a command through the members that want it."""
+        return self._compose(command.verb, proceed)(session, command)
 
     def start(self, server: Any) -> None:
         """Tell the members, outermost first; where one raises, those before it are told to stop."""
@@ -170,7 +170,7 @@ class _Branch:
     """One side of a ``when``. It is its own mark in the notes of those sessions whose end it is to see."""
 
     def __init__(self, middleware: Middleware) -> None:
-        self._chain = Chain((middleware,))
+        self._compose = CachedChain((middleware,)).compose
         verbs = _all_verbs(tuple(flatten((middleware,))))
         self._sees_the_end = verbs is None or DISCONNECT in verbs
         self._sees_the_beginning = verbs is None or not verbs.isdisjoint(_BEGINNINGS)
@@ -180,7 +180,7 @@ class _Branch:
         """Pass a command through."""
         if self._sees_the_end and (command.verb in _BEGINNINGS or not self._sees_the_beginning):
             session.notes[self] = True
-        return self._chain.compose(command.verb, proceed)(session, command)
+        return self._compose(command.verb, proceed)(session, command)
 
     def last(self, session: Session, proceed: Proceed, *, chosen: bool) -> Proceed:
         """What DISCONNECT is to pass through.
@@ -188,7 +188,7 @@ class _Branch:
         :param chosen: what the predicate says just now.
         """
         if self._sees_the_end and (chosen if self.sees_the_end_alone else session.notes.pop(self, False)):
-            return self._chain.compose(DISCONNECT, proceed)
+            return self._compose(DISCONNECT, proceed)
         return proceed
 
 

@@ -6,7 +6,7 @@ import socket as native_socket
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from gevent import get_hub, spawn_raw
 from gevent import socket as gevent_socket
@@ -20,7 +20,7 @@ from greensmtp.server.continuations import CONTINUATIONS
 from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
-from greensmtp.server.limits import Limits
+from greensmtp.server.limits import Limits, LimitsDict
 from greensmtp.server.listener import check_listener
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.server.places import client_key
@@ -76,12 +76,12 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         lmtp: bool = False,
         backlog: int | None = None,
         limits: Limits | None = None,
-        **each_limit: Any,
+        **each_limit: Unpack[LimitsDict],
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = check_limits(each_limit, SMTPServer.__init__.__kwdefaults__ or (), limits)
+        self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
