@@ -1,10 +1,11 @@
-"""Every exception that greensmtp raises to its users."""
+"""Every exception that greensmtp raises at its users."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
 
+from greensmtp.protocol.errors import EnvelopeMissing as EnvelopeMissing
 from greensmtp.protocol.errors import GreenSMTPError as GreenSMTPError
 from greensmtp.protocol.errors import ProtocolError as ProtocolError
 from greensmtp.protocol.reply import Reply
@@ -15,23 +16,23 @@ _REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
 
 
 class Reject(GreenSMTPError):
-    """Raised by a signal handler or a middleware: it becomes the reply.
+    """Raised in a signal handler or a middleware, it becomes the reply.
 
     ``Reject(550, "5.7.1 relaying denied")``; ``Reject("5.7.1 relaying denied")``, whose code is 550; or
-    ``Reject(reply)`` with a 4xx or 5xx ``Reply``, for example of a next hop: its enhanced status code is kept, and 421
-    becomes 451, since 421 closes the connection.
+    ``Reject(reply)`` with a 4xx or 5xx ``Reply``, that of a next hop for example: its enhanced status code is kept,
+    and 421 becomes 451, since 421 would close the connection to the client.
 
     :param code: a 4xx or 5xx reply code, a Reply, or the text alone.
     :param message: the text, which may begin with an enhanced status code; several lines as one str with newlines, or
         as an iterable of str.
     :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code belongs to another class.
-    :raises TypeError: the message is not a str or an iterable of str.
+    :raises TypeError: the message is not text.
     """
 
     code: int
-    #: The text as given; for a Reply, its enhanced status code and its text.
+    #: The text as it was given; of a Reply, its enhanced code and its text.
     message: str | None
-    #: The Reply, if one was given.
+    #: The Reply, where one was given.
     reply: Reply | None
 
     def __init__(self, code: int | str | Reply = 550, message: str | Iterable[str] | None = None) -> None:
@@ -97,15 +98,15 @@ def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
 
 
 class AlreadyAcknowledged(GreenSMTPError):
-    """The ack was decided already, or its command was answered without it."""
+    """The ack was decided before, or its command was answered without it."""
 
 
 class IncompleteMessage(GreenSMTPError, OSError):
-    """The body will never be whole: what was read of it must not be kept as a message."""
+    """The body will never be complete; discard what was read of it."""
 
 
 class ConnectionLost(IncompleteMessage, ConnectionError):
-    """The connection is over. ``reason`` is ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced`` or
+    """The connection is over. ``reason`` is one of ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
     ``shutdown``."""
 
     def __init__(self, reason: str = "closed") -> None:
@@ -118,9 +119,9 @@ class TransactionReset(IncompleteMessage):
 
 
 class MessageRefused(IncompleteMessage):
-    """The server refuses the rest of this body: it is too large, or its lines are malformed.
+    """The server refuses the rest of the body: it is too large, or its lines are malformed.
 
-    The reply is settled (``code``, ``message``): a handler cannot change it.
+    The reply is decided (``code``, ``message``); the client gets it whatever the receiver does.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -129,21 +130,41 @@ class MessageRefused(IncompleteMessage):
         self.message = message
 
 
+class ArgumentError(GreenSMTPError, ValueError):
+    """An argument has a wrong value.
+
+    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
+    and the key of that option.
+
+    :param name: the argument, as the caller wrote it.
+    :param text: what is wrong with it: the rest of the sentence.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
+
+
 # The client's
 
 
 class ClientError(GreenSMTPError):
-    """The base of the errors that the client raises about its server.
+    """The base class of the errors that the client raises about its server.
 
-    ``transient`` tells whether another attempt may succeed later; ``safe_to_retry``, whether it cannot deliver a second
-    copy of the message.
+    Two attributes tell a program what to do: ``transient``, whether a later try may succeed, and ``safe_to_retry``,
+    whether another try can make no second copy of the message.
     """
 
-    #: Another attempt may succeed later.
+    #: A later try may succeed.
     transient: bool = False
-    #: No server has taken the message: it can be sent again, also to another host, without a duplicate.
+    #: No server can have accepted the message: it may be sent again, now and to another host, without a duplicate.
     safe_to_retry: bool = True
-    #: The server's reply, if there is one.
+    #: The server's reply, where there is one.
     reply: Reply | None = None
 
     def _take_reply(self, reply: Reply | None) -> None:
@@ -153,7 +174,7 @@ class ClientError(GreenSMTPError):
 
 
 class CannotConnect(ClientError, ConnectionError):
-    """No connection, no banner, or a banner that refuses service; then ``reply`` is that banner."""
+    """No connection, no banner, or a banner that refuses service (``reply`` is set then)."""
 
     transient = True
 
@@ -163,7 +184,7 @@ class CannotConnect(ClientError, ConnectionError):
 
 
 class TLSFailed(ClientError, ConnectionError):
-    """TLS could not be started. If it is neither ``TLSRefused`` nor ``TLSUnverified``, the handshake failed."""
+    """The connection could not be secured: the handshake failed, or see TLSRefused and TLSUnverified."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -171,15 +192,15 @@ class TLSFailed(ClientError, ConnectionError):
 
 
 class TLSRefused(TLSFailed):
-    """The server does not offer STARTTLS, or refuses it, and ``starttls="require"`` was given."""
+    """The server does not offer STARTTLS or refuses it, and ``starttls="require"`` was given."""
 
 
 class TLSUnverified(TLSFailed):
-    """The server's certificate does not verify, or a handler of ``secure`` rejects the server."""
+    """The server's certificate does not verify, or a handler of ``secure`` rejects it."""
 
 
 class AuthenticationFailed(ClientError):
-    """The server refuses the credentials (see ``reply``) or cannot prove itself, or no mechanism is usable."""
+    """The server refuses the credentials (``reply`` is set), cannot prove itself, or no mechanism fits."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -190,14 +211,14 @@ class NotOffered(ClientError):
     """The message needs an extension that the server does not offer; ``extension`` is its keyword."""
 
     def __init__(self, extension: str, why: str) -> None:
-        super().__init__(f"{why}, and the server does not offer {extension}")
+        super().__init__(f"{why}, and the peer does not offer {extension}")
         self.extension = extension
 
 
 class Refused(ClientError):
-    """The server refused a command that sending needs, with ``reply``.
+    """The server refused a command that sending needs; ``reply`` is its reply.
 
-    ``recipients`` has the reply for each recipient that was sent so far.
+    ``recipients`` has the reply to each recipient that was sent with RCPT.
     """
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
@@ -223,14 +244,12 @@ class RecipientsRefused(Refused):
 
 
 class DataRefused(Refused):
-    """DATA or the message was refused. In LMTP: for all recipients; ``transient`` if one may be accepted later."""
+    """DATA or the message itself was refused. (LMTP: for all recipients; ``transient`` if one of them may accept it
+    later.)"""
 
 
 class PartiallyRefused(Refused):
-    """With ``raise_on_partial``: some recipients were rejected, the others have the message.
-
-    ``result`` is what ``send`` would have returned.
-    """
+    """With ``raise_on_partial``: some recipients were refused. ``result`` is what ``send`` would have returned."""
 
     safe_to_retry = False
 
@@ -240,28 +259,28 @@ class PartiallyRefused(Refused):
 
 
 class Disconnected(ClientError, ConnectionLost):
-    """The connection was lost. ``after_content``: the whole message was sent, and its reply had not arrived.
+    """The connection to the server was lost. ``after_content``: the whole message was sent, and no reply came.
 
-    In LMTP the replies for some recipients may have arrived; ``recipients`` has them. A recipient with a positive reply
-    has the message; for those without a reply it is unknown.
+    In LMTP the replies to some recipients may have come before; they are in ``recipients``. The message was delivered
+    to those with a positive reply; nothing is known about the others.
     """
 
     transient = True
-    #: The replies to the last commands, as far as they arrived.
+    #: The replies to the last group of commands, as far as they came.
     replies: tuple[Reply, ...] = ()
 
     def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
         super().__init__(reason)
         self.after_content = after_content
         self.safe_to_retry = not after_content
-        #: The server's last reply, usually 421.
+        #: The server's last reply before it closed the connection, mostly 421.
         self.reply = reply
-        #: LMTP: recipient -> reply to the message, as far as they arrived.
+        #: LMTP: the reply to the message for each recipient, as far as it came.
         self.recipients: dict[str, Reply] = {}
 
 
 class PeerProtocolError(ClientError, ProtocolError):
-    """The server violates the protocol. The connection was closed, since its replies cannot be trusted."""
+    """The server violates the protocol; the connection was closed, since its replies may be out of step."""
 
     def __init__(self, text: str, *, after_content: bool = False) -> None:
         super().__init__(text)
@@ -276,4 +295,4 @@ class PoolTimeout(ClientError, TimeoutError):
 
 
 class PoolClosed(GreenSMTPError, RuntimeError):
-    """The pool was closed."""
+    """The pool has been closed."""

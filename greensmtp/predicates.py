@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from greensmtp._hostport import address, is_unix_path
 from greensmtp.chain.validate import check_callable, describe
 from greensmtp.networks import IPNetwork, read_address, read_network
 from greensmtp.session import ServerInfo, Session
@@ -137,12 +138,12 @@ def on_listener(*listeners: ServerInfo | tuple[str, int] | str) -> Predicate:
 def _address(listener: str | tuple[str, int]) -> str | tuple[str, int]:
     if isinstance(listener, tuple):
         return listener[:2]
-    if listener.startswith(("/", ".")):
+    if is_unix_path(listener):
         return listener
-    host, colon, port = listener.rpartition(":")
-    if not colon or not host or not port.isdecimal() or not port.isascii():
+    found = address(listener)
+    if found is None:
         raise ValueError(f"on_listener takes '127.0.0.1:587', '[::1]:587' or a unix path, not {listener!r}")
-    return (host.strip("[]"), int(port))
+    return found
 
 
 def _server_name(server: ServerInfo) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import struct
 from collections.abc import Callable
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET
 from typing import Literal
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._pause import pause
@@ -162,6 +162,5 @@ def _check_stage(stage: str) -> str:
     verb = str(stage).upper()
     if verb in _STAGES:
         return verb
-    near = difflib.get_close_matches(verb, _STAGES, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(verb, _STAGES)
     raise ValueError(f"stage takes a verb, {CONNECT!r}, {END_OF_DATA!r} or {BODY!r}, not {stage!r}{hint}")

@@ -128,8 +128,18 @@ def test_the_stopwatch_and_the_composition(capsys: pytest.CaptureFixture[str], s
         peer.expect_end()
         peer.let_it_read()
     assert re.fullmatch(r"192\.0\.2\.1: \d\.\d s", told[0])
-    predicates = (names["authenticated"] | names["inside"]("192.0.2.0/24"), ~names["over_tls"])
-    assert all(map(callable, predicates))
+    trusted, in_the_clear = names["authenticated"] | names["inside"]("192.0.2.0/24"), ~names["over_tls"]
+    asked: list[tuple[bool, bool]] = []
+
+    @server.on("connect")
+    def ask(session: Any, ack: Any) -> None:
+        asked.append((trusted(session), in_the_clear(session)))
+        ack.accept()
+
+    for source in ("192.0.2.1", "198.51.100.1"):
+        with dial(server, source=(source, 4711)) as peer:
+            peer.expect("220")
+    assert asked == [(True, True), (False, True)]
 
 
 def test_the_extension_passes_its_test(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from gevent.queue import Queue
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
 from greensmtp.session import spool
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import begin_data
 
 Reader = Callable[[MessageStream], Any]
 
@@ -40,13 +41,6 @@ def read_with(server: SMTPServer, reader: Reader) -> list[Any]:
             raise
 
     return results
-
-
-def begin_data(peer: Peer) -> None:
-    peer.hello()
-    peer.envelope()
-    peer.line("DATA")
-    peer.expect("354")
 
 
 # Ways to read
@@ -659,7 +653,7 @@ def test_a_spool_that_is_closed_while_a_thread_writes_is_closed_behind_that(
         peer.send(b"x\r\n" * 100_000 + b".\r\n")
         assert at_work.wait(10)
         (conversation,) = server.connections
-        greenlet: Any = conversation.connection.greenlet
+        greenlet: Any = conversation.transport.greenlet
         loop.run_callback(greenlet.throw, GreenletExit)
         peer.expect_end()
         assert not files[0].closed

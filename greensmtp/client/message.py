@@ -16,8 +16,8 @@ from greensmtp.protocol import address_list, command_builder, header_envelope
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.dot_stuffing import DotEncoder, LineEncoder, stuffed, with_crlf
+from greensmtp.protocol.esmtp import parse_parameters
 from greensmtp.protocol.mime_lines import MimeLines, may_be_binary
-from greensmtp.protocol.parameters import parse_parameters
 from greensmtp.protocol.send_result import SendResult as SendResult
 from greensmtp.thread_pool import in_thread_pool
 

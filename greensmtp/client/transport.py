@@ -380,7 +380,7 @@ class ClientTransport:
             raise _forked()
         if self.close_reason is not None:
             error = Disconnected("closed")
-            error.add_note(f"This connection close_reason before, with {self.close_reason}")
+            error.add_note(f"This connection ended before, with {self.close_reason}")
             raise error
 
     def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:

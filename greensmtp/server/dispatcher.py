@@ -269,14 +269,17 @@ class Dispatcher:
         # (Not `if sender`: the null sender is an empty str, and has parameters all the same.)
         if sender is not None and sender.parameters and _is_binary(sender):
             return canned.BINARY_NEEDS_BDAT
+        if session.message is not None and session.message.opened:
+            return canned.START_MAIL  # a middleware proceeds again: the client has been told to send
         return self._take_message(session, session._connection.data_body(), binary=False)
 
     def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
         accepted = Reply(250, f"2.0.0 {command.size} octets received")
         if session.state is State.CHUNKS:
             return accepted
+        body = session._connection.chunked_body(command)
         session.state = State.CHUNKS
-        reply = self._take_message(session, session._connection.chunked_body(command), binary=_is_binary(session.from_))
+        reply = self._take_message(session, body, binary=_is_binary(session.from_))
         if reply.code == 354:
             return accepted
         # The chunks behind this one must not pass for a message (RFC 3030 section 2).

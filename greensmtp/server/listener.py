@@ -9,10 +9,7 @@ from typing import Any
 
 from gevent import socket
 
-
-def is_unix_path(listener: Any) -> bool:
-    """A str (or Path) that begins with ``.`` or ``/`` names a unix socket."""
-    return isinstance(listener, Path) or (isinstance(listener, str) and listener.startswith(("/", ".")))
+from greensmtp._hostport import is_port, is_unix_path, split
 
 
 def check_listener(listener: Any) -> None:
@@ -21,13 +18,15 @@ def check_listener(listener: Any) -> None:
         return
     port: Any = None
     if isinstance(listener, str):
-        port = listener.rpartition(":")[2]
-        port = int(port) if port.isascii() and port.isdigit() else None
+        try:
+            port = split(listener if ":" in listener else f":{listener}")[1]
+        except ValueError:
+            pass
     elif isinstance(listener, tuple) and len(listener) in (2, 4) and isinstance(listener[0], str):
         port = listener[1]
     elif isinstance(listener, int):
         port = listener
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+    if not is_port(port):
         kind = ValueError if isinstance(listener, str | tuple) else TypeError
         raise kind(
             f'listener takes (host, port), "host:port", a listening socket, or a unix path that begins with / or ., '
@@ -57,17 +56,17 @@ def listen(address: Any, backlog: int, family: int) -> Any:
     return listener
 
 
-def send_at_once(listener: Any) -> None:
-    """Have the connections that are accepted here send what they are given at once (TCP_NODELAY).
+def disable_nagle(listener: Any) -> None:
+    """Set TCP_NODELAY for the connections that are accepted here.
 
-    Every reply is sent in one piece, so that there is nothing to gather; and behind what a handshake of TLS 1.3 sends
-    last, Nagle's algorithm would hold the next reply back until the peer's delayed acknowledgement, 40 ms later.
+    Every reply is sent in one piece, so there is nothing to gather. After the last flight of a TLS 1.3 handshake,
+    Nagle's algorithm would hold the next reply back until the client's delayed acknowledgement, 40 ms later.
     """
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         try:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those it accepts inherit it
         except OSError:
-            pass  # a listener of the caller's, and of another protocol
+            pass  # a listening socket of the caller's, of another protocol
 
 
 def _remove_stale(path: str) -> None:

@@ -1,4 +1,22 @@
-"""A buffered byte stream over a gevent socket: lines in, replies out, deadlines, the step up to TLS."""
+"""The bytes of one connection over a gevent socket: lines and bodies in, replies out, timeouts, TLS.
+
+The rules of this file:
+
+- One greenlet reads and writes. Only ``check``, ``expire``, ``send_at_once`` and ``abandon`` are called from outside of
+  it, and only in the hub, so the greenlet is waiting at that moment.
+- Replies are gathered and sent in one piece, right before the greenlet waits for input. A pipelined batch of commands
+  costs one ``recv`` and one ``send``.
+- A plain socket is waited for before ``recv`` is tried. Each wait goes straight to the event loop.
+- No byte that came before TLS is used after it (RFC 3207 section 5).
+
+How timeouts work: a wait has no timer. Before it, the transport sets ``timeout`` (seconds; 0.0 means that it waits for
+nothing) and ``wait_started`` (0.0). Now and then the server's DeadlineMonitor calls ``check``, which notes the time of
+its first look in ``wait_started`` and later compares. A wait that took too long ends with ``Expired``, thrown into the
+greenlet, which becomes a ConnectionLost. So starting a timeout is two attribute assignments.
+
+Invariants: ``timeout`` is not 0.0 only while the greenlet waits for the client. After ``write_failed``, nothing more is
+sent, since part of a reply may be on the wire. ``close_error`` is set once the client is lost.
+"""
 
 from __future__ import annotations
 
@@ -11,182 +29,142 @@ from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ConnectionLost
-from greensmtp.protocol import canned
-from greensmtp.protocol.command import is_foreign
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.line_reader import LineReader
 from greensmtp.server.limits import Limits
+from greensmtp.session.ack import Expired
 
-#: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
+#: Bytes for one ``recv``: a batch of pipelined commands, a piece of a body.
 COMMAND_PIECE = 16 * 1024
 BODY_PIECE = 128 * 1024
-#: Octets that a peer who brings them as fast as they are taken may have on end, under TLS.
+#: Under TLS, bytes that are read from a fast client without waiting, before other connections get a turn.
 TURN = 128 * 1024
 
-#: Command lines of one pipelined batch that a client may have answered before other connections have their turn.
+#: Command lines of one pipelined batch that are answered before other connections get a turn.
 BATCH = 50
 
-#: The first octets of a TLS ClientHello.
-TLS_HANDSHAKE = b"\x16\x03"
-
-#: How much of a line that is too long is skipped in search of its end, until the peer is given up.
-MAX_SKIPPED = 1024 * 1024
-
-#: Seconds in which a line with a bare LF in it must come to its CRLF. A client that ends its lines so never sends one.
+#: Seconds until a line with a bare LF must end in CRLF. A client that ends its lines with LF never sends one.
 CRLF_SECONDS = 1.0
 
-#: After the last reply of ours to a peer that may still be sending, its octets are taken for this long, and up to
-#: this many: a close with unread input would be a reset, which can destroy the reply on its way.
+#: After the last reply to a client that may still be sending, input is read and dropped for so many seconds, and so
+#: many bytes. Closing a socket with unread input sends a reset, which can destroy that reply on its way.
 LINGER_SECONDS = 2.0
-LINGER_OCTETS = 1024 * 1024
+LINGER_BYTES = 1024 * 1024
 
 
-class Expired(BaseException):
-    """Thrown, from the hub, into a greenlet that waits for its peer; ``reason`` is ConnectionLost's."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-class BadLine(Exception):
-    """A command line that cannot be taken for one; ``reply`` is what it gets."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-
-
-class Connection:
-    """One peer's socket, used by one greenlet.
-
-    It has no timer: before each wait it notes how many seconds that may take (``timeout``), and that nobody has
-    looked yet (``wait_started``); the server's sweep looks at all connections now and then, and calls ``expire`` on
-    those that are late. So a time-out costs the assignment of two numbers. ``expire`` runs in the hub, hence while the
-    greenlet waits, and what it throws arrives exactly there.
-    """
+class Transport(LineReader):
+    """One client's socket, used by one greenlet."""
 
     __slots__ = (
-        "_at",
         "_batch",
-        "_buffer",
+        "_body_seen",
         "_command_timeout",
         "_data_timeout",
         "_hub",
-        "_line_limit",
         "_out",
         "_pending",
         "_received",
         "_recv",
-        "_room",
         "_send_some",
-        "_skip_reply",
-        "_skipped",
-        "_swept",
         "_turn",
         "_waited",
         "_wake",
         "_watcher",
         "awaiting_command",
+        "close_error",
         "greenlet",
         "in_body",
         "limits",
-        "lost",
-        "mute",
         "socket",
         "timeout",
         "wait_started",
         "write",
+        "write_failed",
     )
 
-    def __init__(self, socket: Any, limits: Limits, room: Callable[[str], int], line_limit: int) -> None:
+    def __init__(self, socket: Any, limits: Limits, max_length: Callable[[str], int], line_limit: int) -> None:
         """
-        :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
+        :param max_length, line_limit: as LineReader takes them.
         """
-        #: Who speaks here; None before ``begin``, and when the connection is over.
+        super().__init__(max_length, line_limit)
+        #: The greenlet that serves the connection; None before ``begin`` and after the end.
         self.greenlet: Any = None
         self._wake: Any = None
         self._hub = get_hub()
-        #: TLS: octets that have been decrypted, and not taken.
+        #: Under TLS: returns how many decrypted bytes wait to be read.
         self._pending: Callable[[], int] | None = None
         self._use(socket)
-        #: Octets that may come before others have their turn.
+        #: What is left of TURN and of BATCH.
         self._turn = TURN
-        #: Command lines that may be taken before others have their turn.
         self._batch = BATCH
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
-        self._room = room
-        self._line_limit = line_limit
-        self._buffer = b""
-        self._at = 0
-        #: Octets skipped of a bad line, 0: there is none; the reply that it gets at its end, None: it has had it.
-        self._skipped = 0
-        self._skip_reply: Reply | None = None
         self._out: list[bytes] = []
-        #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
+        #: ``write(data)``: send the bytes before the next wait for input, in one piece with all others.
         self.write: Callable[[bytes], None] = self._out.append
-        #: Seconds that what it waits for may take; 0.0: it waits for nothing.
+        #: Seconds that the present wait may take; 0.0 while nothing is waited for.
         self.timeout = 0.0
-        #: When the sweep first saw it wait for that, on its clock; 0.0: it has not.
+        #: When the deadline monitor first saw this wait, on its clock; 0.0 before that.
         self.wait_started = 0.0
-        #: The greenlet waits for a command, of which nothing needs to have come yet.
+        #: True while it waits for a command, or for a TLS handshake.
         self.awaiting_command = False
-        #: What was raised when the peer was lost.
-        self.lost: ConnectionLost | None = None
-        #: Nothing more can be said: a reply has been cut short, or a handshake.
-        self.mute = False
-        #: A body is on its way, whose rate is measured.
+        #: The error that ended the connection; None while it lasts.
+        self.close_error: ConnectionLost | None = None
+        #: True if nothing more can be sent: a reply or a handshake was cut short, or TLS has not begun.
+        self.write_failed = False
+        #: True while a body is read, whose rate is measured.
         self.in_body = False
-        #: A sweep has seen that it is on its way; seconds that it has been waited for, octets that have come.
-        self._swept = False
+        #: The monitor has seen this body; seconds spent waiting for it; its bytes so far.
+        self._body_seen = False
         self._waited = 0.0
         self._received = 0
 
     def _use(self, socket: Any) -> None:
-        """Speak over this socket from here on."""
+        """Read from and write to this socket from now on."""
         self.socket = socket
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         if isinstance(socket, gevent_ssl.SSLSocket):
             self._pending = socket.pending
             native = socket
         else:
-            # gevent's methods try what these do, and wait where it cannot be done; here it will have been waited for.
+            # gevent's own recv and send wait where these raise BlockingIOError; here the wait comes first.
             native = getattr(socket, "_sock", socket)
         self._recv: Callable[[int], bytes] = native.recv
         self._send_some: Callable[[bytes], int] = native.send
 
     @property
     def encrypted(self) -> bool:
-        """TLS is up."""
+        """True if TLS is up."""
         return self._pending is not None
 
     def begin(self) -> None:
-        """This connection belongs to the current greenlet."""
+        """Let the current greenlet serve this connection."""
         self.greenlet = getcurrent()
         self._wake = self.greenlet.switch
 
     # Deadlines
 
-    def look(self, now: float, elapsed: float) -> None:
-        """The server's sweep comes by: has it waited for too long? Only in the hub, while it waits.
+    def check(self, now: float, elapsed: float) -> None:
+        """Expire the present wait if it has taken too long. In the hub, while the greenlet waits for its client.
 
-        :param now: on the sweep's clock.
-        :param elapsed: seconds since the last sweep.
+        :param now: the deadline monitor's clock, in seconds.
+        :param elapsed: seconds since its last check.
         """
         if not self.wait_started:
             self.wait_started = now
         if now - self.wait_started > self.timeout:
             self.expire()
         elif self.in_body and not self.awaiting_command:
-            # A slow sender is waiting in almost every sweep, so sampling there is accurate enough. The time until the
-            # next BDAT command is the client's to think: it has announced no octets.
-            self._waited = self._waited + elapsed if self._swept else 0.0
-            self._swept = True
+            # A slow sender is waiting in almost every check, so sampling here is accurate enough. The time until the
+            # next BDAT command does not count, since the client has announced no bytes.
+            self._waited = self._waited + elapsed if self._body_seen else 0.0
+            self._body_seen = True
             limits = self.limits
             if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
                 self.expire("slow")
 
     def expire(self, reason: str = "timeout") -> None:
-        """Time is up, or the server shuts down. Only in the hub, while it waits."""
+        """End the present wait with ConnectionLost(reason). In the hub, while the greenlet waits."""
         self.timeout = 0.0
         if self.greenlet is not None:
             self.greenlet.throw(Expired(reason))
@@ -194,9 +172,9 @@ class Connection:
     # Out
 
     def flush(self, timeout: float) -> None:
-        """Send what is owed, within ``timeout`` seconds.
+        """Send the pending replies within ``timeout`` seconds.
 
-        :raises ConnectionLost: the peer is gone, or does not take it in time.
+        :raises ConnectionLost: the client is gone, or does not read them in time.
         """
         if not self._out:
             return
@@ -223,14 +201,14 @@ class Connection:
             if sent < len(data):
                 self.socket.sendall(data[sent:])
         except BaseException:
-            self.mute = True
+            self.write_failed = True
             raise
 
-    def say_at_once(self, reply: bytes) -> None:
-        """Send what is owed, and the last reply, as far as that can be done without waiting. For the hub."""
-        if self.mute:
+    def send_at_once(self, reply: bytes) -> None:
+        """Send the pending replies and a last one, as far as possible without waiting. In the hub."""
+        if self.write_failed:
             return
-        self.mute = True
+        self.write_failed = True
         data = b"".join((*self._out, reply))
         self._out.clear()
         try:
@@ -239,87 +217,37 @@ class Connection:
             else:
                 self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
                 self._notify_close()
-            # Nothing may follow it, whatever the handler does. (The TLS socket's own would forget TLS.)
+            # Whatever the handler still does, nothing may follow. (The TLS socket's own shutdown would drop TLS.)
             getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
         except (OSError, AttributeError):
-            pass  # its buffer is full, or the client is gone
+            pass  # the send buffer is full, or the client is gone
 
     # In
 
-    def _next_line(self, room: int | None) -> bytes | None:
-        """As ``read_line``, of what has come already; None: no whole line has."""
-        if self._skipped and not self._skip_line():
-            return None
-        buffer = self._buffer
-        at = self._at
-        end = buffer.find(b"\n", at)
-        if end < 0:
-            if len(buffer) - at > self._line_limit:
-                self._skip_reply = self._error_reply(at, len(buffer), canned.LINE_TOO_LONG)
-                if self._skip_reply is canned.NOT_SMTP:
-                    raise BadLine(canned.NOT_SMTP)
-                self._skip_line()
-            elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
-                raise BadLine(canned.NOT_SMTP)  # which has no lines to wait for
-            return None
-        self._at = end + 1
-        if end == at or buffer[end - 1] != 13:
-            # Told at once, as there may be no CRLF to come; what follows up to that is the same line, no command.
-            self._skipped = self._at - at
-            self._skip_reply = None
-            raise BadLine(self._error_reply(at, end, canned.BARE_NEWLINE))
-        line = buffer[at : end - 1]
-        # 64 is below any limit: most lines need no look at theirs.
-        if end - at >= 64 and end - at + 1 > (room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())):
-            raise BadLine(self._error_reply(at, end, canned.LINE_TOO_LONG))
-        return line
+    def read_line(self, max_length: int | None = None) -> bytes:
+        """Return the next line without its CRLF. If none has come yet, send the pending replies and wait for one.
 
-    def _error_reply(self, start: int, end: int, reply: Reply) -> Reply:
-        """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
-        because its first line is too long, or ended by a bare LF."""
-        return canned.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
+        All of the line must be there within ``command_timeout``.
 
-    def _skip_line(self) -> bool:
-        """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""
-        end = self._buffer.find(b"\r\n", self._at)
-        if end >= 0:
-            self._at = end + 2
-            self._skipped = 0
-            if self._skip_reply is not None:
-                raise BadLine(self._skip_reply)
-            return True
-        keep = 1 if self._buffer.endswith(b"\r") else 0
-        self._skipped += len(self._buffer) - self._at
-        self._buffer = self._buffer[len(self._buffer) - keep :]
-        self._at = 0
-        if self._skipped > MAX_SKIPPED:
-            raise BadLine(canned.LINE_WITHOUT_END)
-        return False
-
-    def read_line(self, room: int | None = None) -> bytes:
-        """The next line, without its CRLF. Where none has come yet, what is owed is sent, and waited for a line, all
-        of which must be there within ``command_timeout``.
-
-        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
-        :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
-        :raises ConnectionLost: the peer is gone, or late.
+        :param max_length: bytes that it may have, CRLF included; None: as many as its verb allows.
+        :raises BadLine: it is too long or has a bare LF. It is skipped up to its CRLF.
+        :raises ConnectionLost: the client is gone, or late.
         """
         if self._at < len(self._buffer):
             self._batch -= 1
             if self._batch < 0:
                 self._give_way()
-            line = self._next_line(room)
+            line = self.next_line(max_length)
             if line is not None:
                 return line
         self.wait_started = 0.0
         self.timeout = self._command_timeout
-        if self._skipped and self._skip_reply is None:
+        if self.skipped and self.awaits_crlf:
             self.timeout = min(self.timeout, CRLF_SECONDS)
         self.awaiting_command = True
         try:
             while True:
-                self._fill(COMMAND_PIECE)
-                line = self._next_line(room)
+                line = self.next_line(max_length, self._receive(COMMAND_PIECE))
                 if line is not None:
                     return line
         finally:
@@ -327,7 +255,7 @@ class Connection:
             self.awaiting_command = False
 
     def _give_way(self) -> None:
-        """Let the other connections run."""
+        """Let other connections run."""
         self._batch = BATCH
         turn = self._hub.loop.run_callback(self._wake)
         try:
@@ -336,64 +264,44 @@ class Connection:
             turn.stop()
 
     def read(self, size: int = BODY_PIECE) -> bytes:
-        """Octets of a body, up to ``size``, at least one.
+        """Return up to ``size`` bytes of a body, at least one.
 
-        :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
+        :raises ConnectionLost: the client is gone, or late, or sends less than ``min_data_rate``.
         """
-        at = self._at
-        if at == len(self._buffer):
+        if self._at < len(self._buffer):
+            data = self.take(size)
+        else:
             self.wait_started = 0.0
             self.timeout = self._data_timeout
             try:
-                self._fill(size)
+                data = self._receive(size)
             finally:
                 self.timeout = 0.0
-            at = 0
-        data = self._buffer
-        if at or len(data) > size:
-            data = data[at : at + size]
-        at += len(data)
-        if at == len(self._buffer):
-            self._buffer = b""
-            at = 0
-        self._at = at
         self._received += len(data)
         return data
 
-    def unread(self, data: bytes) -> None:
-        """Put octets back that belong to what comes next."""
-        if data:
-            self._buffer = data + self._buffer[self._at :]
-            self._at = 0
-
-    def ask_for_body(self, reply: bytes) -> None:
-        """Send what is owed, and this, at once: the receiver may take its time before it reads.
-
-        :raises ConnectionLost: the peer is gone, or does not take it in time.
-        """
-        self._out.append(reply)
-        self.flush(self._command_timeout)
-        self.begin_body()
-
     def begin_body(self) -> None:
-        """Measure the rate of a body from here on, until ``in_body`` is false."""
+        """Measure the rate of a body from now on, until ``in_body`` is False."""
         self.in_body = True
-        self._swept = False
+        self._body_seen = False
         self._received = 0
 
-    def _fill(self, size: int) -> None:
-        """Send what is owed, wait for input, take it."""
+    def _receive(self, size: int) -> bytes:
+        """Send the pending replies, wait for input, and return up to ``size`` bytes of it.
+
+        :raises ConnectionLost: the client is gone, or late.
+        """
         try:
             if self._out:
                 self._send()
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS hands out
-            # one record at a time, so within a body the next one is tried first; but now and then the others must
-            # have their turn, however fast this peer is.
+            # On a plain socket the wait comes before recv, since nearly always nothing has come yet. TLS returns one
+            # record at a time, so within a body recv comes first; but now and then other connections must run,
+            # however fast this client is.
             pending = self._pending
             if pending is None or ((self._turn <= 0 or size <= COMMAND_PIECE) and not pending()):
                 self._turn = TURN
-                # (``hub.wait`` makes a Waiter for each wait, which tells the wake-up that it was made for from any
-                # other. Here any other costs no more than a try that finds nothing.)
+                # (``hub.wait`` makes a Waiter for each wait, to tell its own wake-up from any other. Here another
+                # wake-up costs no more than a recv that finds nothing.)
                 watcher = self._watcher
                 watcher.start(self._wake)
                 try:
@@ -401,7 +309,7 @@ class Connection:
                 finally:
                     watcher.stop()
             try:
-                data = self._recv(size)
+                data: bytes = self._recv(size)
             except BlockingIOError:
                 data = self.socket.recv(size)
             self._turn -= len(data)
@@ -412,39 +320,36 @@ class Connection:
             raise self._fail("reset") from error
         if not data:
             raise self._fail("closed")
-        at = self._at
-        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
-        self._at = 0
+        return data
 
     def _fail(self, reason: str) -> ConnectionLost:
         self.in_body = False
-        self.lost = ConnectionLost(reason)
-        return self.lost
+        self.close_error = ConnectionLost(reason)
+        return self.close_error
 
     # TLS, and the end
 
     def start_tls(self, context: ssl.SSLContext) -> None:
-        """Shake hands. Every octet that came in the clear is dropped, half a line too (RFC 3207 section 5).
+        """Shake hands. Bytes that came in the clear are dropped first, half a line too (RFC 3207 section 5).
 
         :raises ConnectionLost: the handshake failed, or took longer than ``tls_timeout``.
         """
-        self._buffer = b""
-        self._at = self._skipped = 0
+        self.clear()
         self._close_watcher()
-        self.mute = True
+        self.write_failed = True
         self.wait_started = 0.0
         self.timeout = self.limits.tls_timeout
-        self.awaiting_command = True  # a shutdown does not wait for this peer
+        self.awaiting_command = True  # stop() need not wait for this client
         try:
-            # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
-            # socket of the standard library's, which blocks the hub.)
-            self.socket.getpeername()  # raises, where the constructor would leave a descriptor behind: the peer is gone
+            # If the client is gone, this raises; the constructor below would leak the descriptor.
+            self.socket.getpeername()
+            # (Not context.wrap_socket: the standard library's context makes a standard socket, which blocks the hub.)
             self.socket = gevent_ssl.SSLSocket(
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
             self.socket.do_handshake()
             self._use(self.socket)
-            self.mute = False
+            self.write_failed = False
         except Expired as expired:
             raise self._fail(expired.reason) from None
         except OSError as error:
@@ -454,9 +359,9 @@ class Connection:
             self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
-        """Send what is owed, and close.
+        """Send the pending replies, and close.
 
-        :param linger: the peer may still be sending: see to it that it can read our last reply.
+        :param linger: the client may still be sending; read for a while, so that the last reply reaches it.
         """
         try:
             self.flush(LINGER_SECONDS)
@@ -465,38 +370,36 @@ class Connection:
             if linger:
                 self._linger()
         except (ConnectionLost, OSError):
-            pass  # there is nobody left to tell
+            pass  # the client is gone
         finally:
             self.greenlet = self._wake = None
             self._close_watcher()
             self.socket.close()
-            if self.lost is not None:
-                # One that was never raised: a traceback knows this connection, by its frames, and would be a cycle.
-                self.lost = ConnectionLost(self.lost.reason)
+            if self.close_error is not None:
+                # A fresh one, without the traceback, whose frames refer to this object: that would be a cycle.
+                self.close_error = ConnectionLost(self.close_error.reason)
 
     def abandon(self) -> None:
-        """Close at once, while the greenlet is elsewhere and may not come back."""
+        """Close at once, while the greenlet is busy elsewhere and may not come back. In the hub."""
         self.greenlet = self._wake = None
-        self.mute = True
+        self.write_failed = True
         self._close_watcher()
         self.socket.close()
 
     def _notify_close(self) -> None:
-        """Tell a TLS client that nothing follows (RFC 8446 section 6.1), and do not wait for its answer."""
+        """Send a TLS close_notify (RFC 8446 section 6.1) without waiting for the client's."""
         try:
             self.socket._sslobj.shutdown()
         except (OSError, AttributeError):
-            pass  # sent, and the client's own has not come yet; or the client is gone
+            pass  # sent, and the client's own has not come; or the client is gone
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)
         self.wait_started = 0.0
         self.timeout = LINGER_SECONDS
         taken = 0
-        while taken < LINGER_OCTETS:
-            self._buffer = b""
-            self._fill(COMMAND_PIECE)
-            taken += len(self._buffer)
+        while taken < LINGER_BYTES:
+            taken += len(self._receive(COMMAND_PIECE))
 
     def _close_watcher(self) -> None:
         if self._watcher is not None:

@@ -30,14 +30,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from blinker import ANY
-from gevent import Timeout
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import Ack, AckState, HandlerTimeout
+from greensmtp.session.ack import ENDINGS, Ack, AckState, HandlerTimeout
 from greensmtp.session.ack_rules import PASS, RULES
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signal, Signals, shared
@@ -90,7 +89,9 @@ class Emitter:
                 given = receiver(session, **fields)
             except HandlerTimeout as error:
                 self._log_ignored(session, "ran too long: %s", receiver, error)
-            except (Exception, SystemExit, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception(
                     "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
                     session.id,
@@ -147,7 +148,8 @@ class Emitter:
         except _BadResult as error:
             self._fault(session, state, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
-            pass  # logged below, once
+            if not state.conflict:  # that of another ack; a conflict of this one is logged below, once
+                self._fault(session, state, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.close_error:
                 raise  # the client is gone

@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import blinker
 from blinker import ANY
 
-from greensmtp._callables import handler_name, require_plain_function
+from greensmtp._callables import deferred_kind, handler_name
+from greensmtp._suggest import did_you_mean
 from greensmtp.session.handlers import ConnectsHandlers
 
 Receiver = TypeVar("Receiver", bound=Callable[..., Any])
@@ -58,7 +59,7 @@ class Signal(blinker.Signal):
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
-        wrong = require_plain_function(receiver)
+        wrong = deferred_kind(receiver)
         if wrong is not None:
             why = {
                 "async def": "is an async def, which is never awaited: write def, and wait with gevent",
@@ -133,10 +134,7 @@ class Signals(ConnectsHandlers):
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
-            import difflib
-
-            near = difflib.get_close_matches(wanted, FIELDS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(wanted, FIELDS)
             raise ValueError(f"there is no signal {name!r}{hint} (there are: {', '.join(FIELDS)})")
         signal: Signal = getattr(self, _attribute(wanted))
         return signal

@@ -31,7 +31,7 @@ import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gevent import Timeout, getcurrent
+from gevent import getcurrent
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
@@ -39,7 +39,7 @@ from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, R
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack import ENDINGS
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
@@ -343,7 +343,9 @@ class MessageStream:
         for callback in self._at_end:
             try:
                 callback()
-            except (Exception, SystemExit, Timeout, HandlerTimeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
 
     # Within

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import Timeout
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ProtocolError, Reject
+from greensmtp.errors import ArgumentError, ProtocolError, Reject
 from greensmtp.middleware._pause import pause, waiting
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import Checker, Passwords, check_check, make_backend
@@ -26,13 +26,12 @@ from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import Command, PathCommand
-from greensmtp.protocol.esmtp import Extension, offer
+from greensmtp.protocol.esmtp import Extension, decode_xtext, offer
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import MAX_TEXT, Reply
 from greensmtp.protocol.sasl.exchange import Channel, CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.protocol.state import State
-from greensmtp.protocol.xtext import decode_xtext
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
@@ -316,7 +315,7 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
         raise TypeError(f"secret must be bytes or a str, not {type(secret).__name__}")
     octets = secret.encode() if isinstance(secret, str) else secret
     if len(octets) < _LEAST_SECRET:
-        raise ValueError(f"secret must have at least {_LEAST_SECRET} octets, not {len(octets)}")
+        raise ArgumentError("secret", f"must have at least {_LEAST_SECRET} octets, not {len(octets)}")
     return octets
 
 

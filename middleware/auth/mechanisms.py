@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from gevent.ssl import SSLSocket
 
+from greensmtp._suggest import did_you_mean
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
 from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
@@ -47,7 +48,10 @@ class MechanismPolicy:
         names = able if wanted is None else _check_names(wanted)
         for name in names:
             if name not in able:
-                raise ValueError(f"mechanisms: this backend cannot serve {name}, which needs {_NEEDS[_needs(name)]}")
+                raise ArgumentError(
+                    "mechanisms",
+                    f"are limited by the backend: it cannot serve {name}, which needs {_NEEDS[_needs(name)]}",
+                )
         if self._serves & {"keys"} and not _SCRAM.isdisjoint(names) and not _have_scramp():
             if wanted is not None:
                 raise ModuleNotFoundError("SCRAM needs scramp: pip install 'greensmtp[scram]'", name="scramp")
@@ -121,9 +125,8 @@ def _check_names(wanted: Any) -> list[str]:
     names = [str(name).upper() for name in wanted]
     for name in names:
         if name not in MECHANISMS:
-            near = difflib.get_close_matches(name, MECHANISMS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"mechanisms takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
+            hint = did_you_mean(name, MECHANISMS)
+            raise ArgumentError("mechanisms", f"takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
     return list(dict.fromkeys(names))
 
 

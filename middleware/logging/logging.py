@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.logging import format as log_lines
 from greensmtp.middleware.logging.output import attach
 from greensmtp.protocol.command import (
@@ -420,5 +421,5 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, str) and level.upper() in names:
         level = names[level.upper()]
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
-        raise ValueError(f"level takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
+        raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level

@@ -10,6 +10,7 @@ from typing import Any, cast
 from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.metrics.counters import Codes, Numbers, Registry, check_registry
 from greensmtp.middleware.metrics.http import MetricsServer, parse_address
 from greensmtp.protocol.command import (
@@ -89,7 +90,9 @@ class Metrics:
         listen: str | tuple[str, int] | None = None,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"namespace takes letters, digits and underscores, like 'greensmtp', not {namespace!r}")
+            raise ArgumentError(
+                "namespace", f"takes letters, digits and underscores, like 'greensmtp', not {namespace!r}"
+            )
         self._listen = None if listen is None else parse_address(listen)
         #: Where the numbers are kept.
         self.registry = check_registry(registry)

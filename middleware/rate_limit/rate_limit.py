@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from gevent.monkey import get_original
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ConnectionLost
+from greensmtp.errors import ArgumentError, ConnectionLost
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
@@ -348,7 +348,7 @@ def _read_limits(limit: str) -> list[RateLimitItem]:
     except ValueError:
         items = []
     if not items or any(item.amount < 1 for item in items):
-        raise ValueError(f"limit takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
+        raise ArgumentError("limit", f"takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
     return items
 
 

@@ -74,7 +74,7 @@ def open_message(mail: SMTPClient) -> None:
     assert mail.data().code == 354
 
 
-def test_the_dialogue_of_the_seed(mail: SMTPClient, mails: list[Mail], tmp_path: Path) -> None:
+def test_a_dialogue_command_by_command(mail: SMTPClient, mails: list[Mail], tmp_path: Path) -> None:
     issue = tmp_path / "issue"
     issue.write_bytes(b"Debian\n.\nno more")
     assert mail.greeting is not None

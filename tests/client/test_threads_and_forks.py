@@ -14,6 +14,8 @@ from gevent.event import Event
 
 from greensmtp import Ack, Command, Session, SMTPServer, connect
 
+pytestmark = pytest.mark.subprocess
+
 #: What every program begins with: threads that are native in a patched process too, and a server's port.
 PRELUDE = """
 import sys
@@ -233,7 +235,7 @@ def send():
 
 sending, waiting = gevent.spawn(send), gevent.spawn(send)
 gevent.sleep(0.001)
-while not any(member.client._wire.committed for member in pool._here.connections._busy):
+while not any(member.client._wire.message_sent for member in pool._here.connections._busy):
     gevent.sleep(0.001)
 
 def outcomes():

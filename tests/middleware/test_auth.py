@@ -17,6 +17,7 @@ from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
 from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.testing import Peer, dial
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
@@ -28,11 +29,7 @@ PLAIN_WRONG = b64encode(b"\0jo\0wrong").decode()
 
 
 def ignore(value: object) -> None:
-    """Let a lambda return None."""
-
-
-def b64(text: str | bytes) -> str:
-    return b64encode(text.encode() if isinstance(text, str) else text).decode()
+    """Make a handler of an expression whose value is not a decision."""
 
 
 def offered(hello: str) -> list[str]:

@@ -17,6 +17,7 @@ from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.middleware.auth.failure_counter import AttemptLimiter
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
+from tests.helpers import auth_plain
 
 if TYPE_CHECKING:
     from greensmtp import SMTPServer
@@ -38,14 +39,10 @@ class Check:
         return credentials.password == "sesame"
 
 
-def plain(name: str, password: str) -> str:
-    return f"AUTH PLAIN {b64encode(f'{chr(0)}{name}{chr(0)}{password}'.encode()).decode()}"
-
-
 def attempt(server: SMTPServer, name: str, password: str, host: str = "192.0.2.1") -> str:
     with dial(server, source=(host, 4711)) as peer:
         peer.hello()
-        peer.line(plain(name, password))
+        peer.line(auth_plain(name, password))
         return peer.reply()
 
 
@@ -89,7 +86,7 @@ def test_a_unix_socket_is_no_client(smtp_server: MakeServer) -> None:
     for _ in range(3):
         with dial(server) as peer:
             peer.hello()
-            peer.line(plain("jo", "x"))
+            peer.line(auth_plain("jo", "x"))
             peer.expect("535")
     assert check.asked == 3
 
@@ -166,7 +163,7 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
     peers: list[Peer] = [dial(server, source=("192.0.2.1", number)) for number in range(8)]
     for number, peer in enumerate(peers):
         peer.hello()
-        peer.line(plain(f"user{number}", "x"))
+        peer.line(auth_plain(f"user{number}", "x"))
     peers[0].let_it_read()  # all of them are under way now
     open_the_gate.set()
     replies = sorted(peer.reply()[:3] for peer in peers)
@@ -189,7 +186,7 @@ def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: 
     peers: list[Peer] = [dial(server, source=("192.0.2.1", number)) for number in range(8)]
     for number, peer in enumerate(peers):
         peer.hello()
-        peer.line(plain("jo" if same_user else f"user{number}", "x"))
+        peer.line(auth_plain("jo" if same_user else f"user{number}", "x"))
     peers[0].let_it_read()  # three of them are under way now
     open_the_gate.set()
     assert [peer.reply()[:3] for peer in peers] == ["235"] * 8
@@ -208,7 +205,7 @@ def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
         slow.line("AUTH LOGIN")
         slow.expect("334")
         other.hello()
-        other.line(plain("jo", "x"))
+        other.line(auth_plain("jo", "x"))
         other.expect(TOO_MANY)
         slow.line("*")
         slow.expect("501")
@@ -387,7 +384,7 @@ def test_a_backend_that_ends_the_program_ends_this_attempt_alone(
         server = smtp_server(start=False, middleware=[auth])
         with dial(server, source=("192.0.2.1", 1)) as peer:
             peer.hello()
-            peer.line(plain("jo", "sesame"), "NOOP")
+            peer.line(auth_plain("jo", "sesame"), "NOOP")
             peer.expect("454 4.7.0", "250")
         assert f"raised {type(how).__name__}" in caplog.text
         assert "sesame" not in caplog.text

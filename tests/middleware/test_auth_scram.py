@@ -25,6 +25,7 @@ from greensmtp.middleware import Auth
 from greensmtp.protocol.sasl.channel_binding import end_point_binding
 from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import Peer, dial
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from tests.conftest import Certificate
 
 USERS = {"jo": "sesame", "ann,=x": "pässword"}
-
-
-def b64(text: str) -> str:
-    return b64encode(text.encode()).decode()
 
 
 def first(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256", cut: int | None = None) -> str:
