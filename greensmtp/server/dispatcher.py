@@ -35,7 +35,7 @@ from greensmtp.session.signals import FIELDS, Signals
 from greensmtp.session.stream import MessageStream
 
 # Names of the module cost less to look up than a class's attributes.
-_begin, _add_recipient, _greet = Session._begin, Session._add_recipient, Session._greet
+_begin, _add_recipient, _hello = Session._begin, Session._add_recipient, Session._hello
 
 
 class Dispatcher:
@@ -170,7 +170,7 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        session.stage(_greet, session, greeting.verb.lower(), greeting.hostname)
+        session.stage(_hello, session, greeting.verb.lower(), greeting.hostname)
         if reply is self.emitters["greeting"].rules.accepted:  # type: ignore[union-attr]
             return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
         first, *rest = reply.lines

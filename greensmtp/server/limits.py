@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from greensmtp.errors import ArgumentError
 
@@ -67,6 +67,27 @@ class Limits:
     def shortest_timeout(self) -> float:
         """The shortest time-out, in seconds."""
         return min(self.command_timeout, self.data_timeout, self.ack_timeout, self.handler_timeout, self.tls_timeout)
+
+
+class LimitsDict(TypedDict, total=False):
+    """The same fields, as keywords of ``SMTPServer`` for type checkers. A test holds the two equal."""
+
+    max_line_length: int
+    max_auth_line_length: int
+    max_message_size: int | None
+    max_recipients: int
+    max_errors: int
+    max_idle_commands: int
+    max_connections: int | None
+    command_timeout: float
+    data_timeout: float
+    ack_timeout: float
+    handler_timeout: float
+    tls_timeout: float
+    min_data_rate: float
+    data_rate_grace: float
+    bare_newlines: BareNewlines
+    max_body_line_length: int | None
 
 
 #: keyword -> the least it may be

@@ -56,17 +56,17 @@ def listen(address: Any, backlog: int, family: int) -> Any:
     return listener
 
 
-def send_at_once(listener: Any) -> None:
-    """Have the connections that are accepted here send what they are given at once (TCP_NODELAY).
+def disable_nagle(listener: Any) -> None:
+    """Set TCP_NODELAY for the connections that are accepted here.
 
-    Every reply is sent in one piece, so that there is nothing to gather; and behind what a handshake of TLS 1.3 sends
-    last, Nagle's algorithm would hold the next reply back until the peer's delayed acknowledgement, 40 ms later.
+    Every reply is sent in one piece, so there is nothing to gather. After the last flight of a TLS 1.3 handshake,
+    Nagle's algorithm would hold the next reply back until the client's delayed acknowledgement, 40 ms later.
     """
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         try:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those it accepts inherit it
         except OSError:
-            pass  # a listener of the caller's, and of another protocol
+            pass  # a listening socket of the caller's, of another protocol
 
 
 def _remove_stale(path: str) -> None:
