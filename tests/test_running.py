@@ -233,7 +233,7 @@ def test_in_another_thread_it_says_what_to_do(smtp_server: MakeServer) -> None:
 def test_a_list_is_no_server(smtp_server: MakeServer) -> None:
     with pytest.raises(TypeError, match="at least one"):
         greensmtp.run()
-    with pytest.raises(TypeError, match="each an argument of its own"):
+    with pytest.raises(TypeError, match="as separate arguments"):
         greensmtp.run([smtp_server(start=False)])  # type: ignore[type-var]
 
 
