@@ -116,14 +116,10 @@ class Dispatcher:
 
     def _behaviours(self) -> dict[str, Callable[[Session, Any], Reply]]:
         # RFC 2033 section 4.1: LMTP has LHLO, and neither HELO nor EHLO.
-        if self._lmtp:
-            helo, ehlo, lhlo = self._refuse_hello, self._refuse_hello, self._ehlo
-        else:
-            helo, ehlo, lhlo = self._helo, self._ehlo, self._refuse_lhlo
         behaviours: dict[str, Callable[[Session, Any], Reply]] = {
-            "HELO": helo,
-            "EHLO": ehlo,
-            "LHLO": lhlo,
+            "HELO": self._refuse_hello if self._lmtp else self._helo,
+            "EHLO": self._refuse_hello if self._lmtp else self._ehlo,
+            "LHLO": self._ehlo if self._lmtp else self._refuse_lhlo,
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
