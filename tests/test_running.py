@@ -233,7 +233,7 @@ def test_run_in_another_thread_is_an_error_that_says_what_to_do(smtp_server: Mak
 def test_run_refuses_a_list(smtp_server: MakeServer) -> None:
     with pytest.raises(TypeError, match="at least one"):
         greensmtp.run()
-    with pytest.raises(TypeError, match="each an argument of its own"):
+    with pytest.raises(TypeError, match="as separate arguments"):
         greensmtp.run([smtp_server(start=False)])  # type: ignore[type-var]
 
 

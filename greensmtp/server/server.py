@@ -38,23 +38,23 @@ if TYPE_CHECKING:
 
 
 class SMTPServer(Acceptor, ConnectsHandlers):
-    """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
+    """Listens, and gives every connection a greenlet that speaks SMTP or LMTP.
 
-    By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
-    (``server.use``). As a gevent server it has ``start``, ``serve_forever``, ``stop`` and ``address``, and it is a
-    context manager that starts and stops.
+    By itself it relays and stores nothing: connect handlers to its signals (``server.on``), and stack middleware
+    (``server.use``). It is a gevent server, with ``start``, ``serve_forever``, ``stop`` and ``address``, and a context
+    manager that starts and stops.
 
     :param listener: where to listen, as gevent takes it: ``("127.0.0.1", 0)``, ``"127.0.0.1:2525"``,
         ``"[::1]:2525"``, a listening socket; or a unix path (a str that begins with ``/`` or ``.``).
-    :param hostname: the server's name, in the banner and the greeting; the machine's own when not given.
+    :param hostname: the server's name, in the banner and the reply to EHLO; the machine's own name by default.
     :param middleware: the stack, outermost first.
     :param certfile, keyfile: PEM files; with them, STARTTLS is offered.
-    :param ssl_context: instead of the files.
-    :param implicit_tls: TLS from the first octet (RFC 8314), no STARTTLS.
+    :param ssl_context: a context instead of the files.
+    :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
-    :param limits: a :class:`greensmtp.Limits`; or its keywords are given here, each by itself: ``max_message_size=...``
-        and so on.
-    :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
+    :param backlog: connections that the kernel keeps until they are accepted; 1024 by default.
+    :param limits: a :class:`greensmtp.Limits`. Its fields are also keywords here: ``max_message_size=...`` and so on.
+    :raises ValueError, TypeError: an argument is invalid; the text says what it takes.
     """
 
     #: Seconds that ``stop`` gives to transactions in progress.
@@ -80,16 +80,16 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
-            raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
+            raise TypeError(f"middleware takes a list, outermost first: [{middleware!r}], not {middleware!r}")
         self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
-        #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
+        #: The server's own certificate in DER, for channel binding; known with ``certfile`` only.
         self.certificate = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
-        #: It speaks LMTP.
+        #: True if it speaks LMTP.
         self.lmtp = lmtp
-        #: This server's own signals; ``greensmtp.signals`` hears all servers.
+        #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
         self.signals = Signals(lmtp=lmtp)
         self._registry: Registry[ConnectionHandler] = Registry(self.limits)
         self.connections: set[ConnectionHandler] = self._registry.connections
@@ -106,9 +106,9 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     # Building
 
     def use(self, middleware: Middleware) -> Middleware:
-        """Stack one more middleware, inside those there are. Works as a decorator.
+        """Add a middleware to the stack, inside the others, and return it. Works as a decorator.
 
-        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows what it is instead.
+        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows its signature.
         :raises RuntimeError: the server has started.
         """
         if self.started:
@@ -120,7 +120,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
 
     @property
     def stack(self) -> Stack:
-        """The middleware, outermost first: a tuple, which printed is a list with the verbs that each sees."""
+        """The middleware, outermost first. A tuple; its ``str`` is a table with the verbs that each one sees."""
         from greensmtp.chain.describe import Stack  # few programs print it
 
         return Stack(self._middleware)
@@ -134,12 +134,11 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     def on_mail(self, handler: MailHandler) -> MailHandler:
         """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.
 
-        It is called as ``handler(mail)`` with a :class:`greensmtp.Mail` once the body has arrived. When it returns
-        None, the message is accepted; a ``Reply`` that it returns, or a ``Reject`` that it raises, decides. In LMTP it
-        may return a mapping of recipients and replies; a recipient that is missing, or has None, is accepted. It is
-        called once for a message.
+        It is called once for a message, as ``handler(mail)`` with a :class:`greensmtp.Mail`, once the body has arrived.
+        If it returns None, the message is accepted; a ``Reply`` that it returns or a ``Reject`` that it raises decides.
+        In LMTP it may return a mapping of recipients to replies; a recipient that is missing or has None is accepted.
 
-        :raises TypeError: the handler cannot be called so, or it is an ``async def`` or a generator.
+        :raises TypeError: the handler does not take ``mail``, or it is an ``async def`` or a generator.
         """
         from greensmtp.server.on_mail import connect_mail_handler  # not every server handles whole messages
 

@@ -121,15 +121,23 @@ _OK = Reply(250, "Ok")
 #: ``command``: the default action follows. This reply is never sent.
 PASS = Reply(250, "pass")
 _REFUSED = Reply(550, "5.7.1 Refused")
-#: The dispatcher replaces this one by the reply with the client's name in it.
-_GREETED = Reply(250, "", enhanced=None)
+
+
+class UsualReply(Reply):
+    """``accept()`` without a text. The dispatcher writes it, as it has the server's or the client's name in it."""
+
+    __slots__ = ()
+
+
+_GREETED = UsualReply(250, "", enhanced=None)
+_BANNER = UsualReply(220, "", enhanced=None)
 
 #: signal -> its rules
 RULES = {
     "connect": AckRules(
-        Reply(220, "ESMTP", enhanced=None),
+        _BANNER,
         Reply(554, "5.7.1 No service for you here"),
-        Reply(220, "ESMTP", enhanced=None),
+        _BANNER,
         accept_codes=range(220, 221),
         with_enhanced=False,
     ),
