@@ -108,6 +108,7 @@ def test_a_line_for_each_message(serve: Serve) -> None:
     assert len(server.mail) == 2
 
 
+@pytest.mark.subprocess
 def test_the_help_teaches(tmp_path: Path) -> None:
     status, text, _ = run("serve", "--help", folder=tmp_path)
     assert status == 0
@@ -123,12 +124,14 @@ def test_the_help_teaches(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.subprocess
 def test_the_version_is_told(tmp_path: Path) -> None:
     status, text, _ = run("--version", folder=tmp_path)
     assert status == 0
     assert re.search(r"\d+\.\d+\.\d+", text)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger"])
 def test_without_its_extra_it_says_how_to_get_it(tmp_path: Path, name: str) -> None:
     program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
@@ -310,6 +313,7 @@ def test_a_wrong_option_is_named_and_explained(
     assert not (folder / "maildir").exists()
 
 
+@pytest.mark.subprocess
 def test_a_wrong_option_ends_it_with_status_2_and_without_a_traceback(tmp_path: Path) -> None:
     status, output, error = run("serve", "--max-size", "plenty", folder=tmp_path)
     assert status == 2
@@ -368,6 +372,7 @@ def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
 # Odd surroundings
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("command", "status", "complaint"),
     [

@@ -142,6 +142,7 @@ def test_the_stopwatch_and_the_composition(capsys: pytest.CaptureFixture[str], s
     assert asked == [(True, True), (False, True)]
 
 
+@pytest.mark.subprocess
 def test_the_extension_passes_its_test(tmp_path: Path) -> None:
     (tmp_path / "once.py").write_text(MIDDLEWARE[5])
     (tmp_path / "test_once.py").write_text(MIDDLEWARE[6])
@@ -340,6 +341,7 @@ def test_a_server_in_a_thread(smtp_server: MakeServer) -> None:
     assert not server.started
 
 
+@pytest.mark.subprocess
 def test_the_tests_with_a_sink_pass(tmp_path: Path) -> None:
     (tmp_path / "test_sending.py").write_text(blocks("testing.md")[0])
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
@@ -348,6 +350,7 @@ def test_the_tests_with_a_sink_pass(tmp_path: Path) -> None:
     assert "3 passed" in ran.stdout
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_configuration_is_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate, number: int

@@ -46,6 +46,7 @@ def test_the_tarpit_delays_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slept == [2]
 
 
+@pytest.mark.subprocess
 def test_the_tests_of_ones_own_pass(tmp_path: Path) -> None:
     setup, test = BLOCKS[2].split("\n\n", 1)
     (tmp_path / "conftest.py").write_text(setup)

@@ -57,6 +57,7 @@ def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch
     assert [each.name for each in tmp_path.iterdir()] == ["secret"]
 
 
+@pytest.mark.subprocess
 def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
