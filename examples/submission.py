@@ -45,6 +45,7 @@ def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | No
         ack.accept()
         size = sum(map(len, stream))
         identity = session.identity
+        assert identity is not None  # Auth(required=True)
         print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} octets", flush=True)
 
     return server

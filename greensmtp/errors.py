@@ -4,29 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from greensmtp.client.message import SendResult
-    from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.errors import EnvelopeMissing as EnvelopeMissing
+from greensmtp.protocol.errors import GreenSMTPError as GreenSMTPError
+from greensmtp.protocol.errors import ProtocolError as ProtocolError
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
-
-class GreenSMTPError(Exception):
-    """The base of all of them. They can be pickled, for those who work with several processes."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own calls the class with ``args``, which is the text, and not what every class takes.
-        return _unpickled, (type(self), self.args), self.__dict__
-
-
-def _unpickled(kind: type[GreenSMTPError], args: tuple[Any, ...]) -> GreenSMTPError:
-    error = kind.__new__(kind)
-    error.args = args
-    return error
-
-
-#: At the head of a text: an enhanced status code, and a reply code, which is an argument of its own.
-_ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
+#: A reply code at the beginning of a text. It is an argument of its own.
 _REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
 
 
@@ -56,15 +41,15 @@ class Reject(GreenSMTPError):
             if _REPLY_CODE.match(code):
                 raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
             message, code = code, 550
-        if not isinstance(code, int | str):
-            if not hasattr(code, "handed_on"):
-                raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
+        if isinstance(code, Reply):
             if message is not None:
                 raise TypeError("Reject(reply) takes no message besides: the reply has its text")
             if code.code < 400:
                 raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
             self.reply = code.handed_on()
             self.code, self.message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
+        elif not isinstance(code, int | str):
+            raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
         else:
             self.code, self.message = _rejecting(code), None if message is None else _text(message)
             if self.message is not None:
@@ -96,20 +81,22 @@ def _text(message: str | Iterable[str]) -> str:
 
 def _check_text(code: int, text: str) -> None:
     """Raise ValueError where the enhanced status code is of another class than the reply code."""
-    enhanced = _ENHANCED.match(text)
-    if enhanced is not None and enhanced[1] != str(code)[0]:
-        raise ValueError(
-            f"enhanced status code {enhanced[0].rstrip()} does not go with reply code {code}: "
-            f"its first digit must be {code // 100} (RFC 3463 section 2)"
-        )
+    try:
+        Reply(code, text)
+    except ProtocolError as error:
+        raise ValueError(str(error)) from None
+
+
+def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
+    """Return the reply that a Reject stands for.
+
+    :param usual: the text of the reply where the Reject has none.
+    """
+    return reject.reply or Reply(reject.code, reject.message or usual)
 
 
 class AlreadyAcknowledged(GreenSMTPError):
     """This ack has been decided already, or its command has been answered without it."""
-
-
-class ProtocolError(GreenSMTPError):
-    """Bytes or text that the protocol's grammar does not allow, given by us or by the peer."""
 
 
 class IncompleteMessage(GreenSMTPError, OSError):
@@ -139,6 +126,26 @@ class MessageRefused(IncompleteMessage):
         super().__init__(f"{code} {message}")
         self.code = code
         self.message = message
+
+
+class ArgumentError(GreenSMTPError, ValueError):
+    """An argument has a wrong value.
+
+    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
+    and the key of that option.
+
+    :param name: the argument, as the caller wrote it.
+    :param text: what is wrong with it: the rest of the sentence.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
 
 
 # The client's

@@ -231,7 +231,7 @@ def test_what_a_handler_raises_is_451_and_stays_in_the_log(
     ],
 )
 def test_a_code_of_the_wrong_class_raises_at_the_call(
-    smtp_server: MakeServer, name: str, call: str, wrong: list[Any]
+    smtp_server: MakeServer, name: Any, call: str, wrong: list[Any]
 ) -> None:
     server = smtp_server(start=False)
     raised: list[Any] = []

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
-from greensmtp.protocol.log_text import ROOM
+from greensmtp.protocol.log_text import MAX_LENGTH
 
 Serve = Callable[..., Any]
 
@@ -290,7 +290,7 @@ def test_a_long_address_is_cut(serve: Serve) -> None:
         peer.hello()
         peer.line(f"MAIL FROM:<{'x' * 64}@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
         peer.expect("250", "250", "354", "250")
-    assert len(server.line()) < 2 * ROOM
+    assert len(server.line()) < 2 * MAX_LENGTH
     assert server.stop() == 0
 
 

@@ -159,7 +159,7 @@ WRONG: list[tuple[str, str]] = [
     ("tls_key = ''", "1: tls_key: takes a path, not an empty text"),
     (
         f"[[listeners]]\nurl = 'unix:/{'x' * 107}'",
-        f"2: listeners.url: cannot listen on 'unix:/{'x' * 107}': the path is longer than 107 octets",
+        f"2: listeners.url: cannot listen on 'unix:/{'x' * 107}': the path is longer than 107 bytes",
     ),
     (LISTENER + "backlog = 100000000000000000000", "3: listeners.backlog: should be less than or equal to 2147483647"),
     # no TOML
@@ -390,7 +390,7 @@ def test_a_mistake_in_an_option_is_the_options(write: Write) -> None:
     with pytest.raises(ConfigError) as caught:
         load(write("hostname = 'right.example'\n[limits]\nmax_errors = 0"), [given])
     first, second = caught.value.lines
-    assert first.startswith("--hostname takes a domain name ")
+    assert first.startswith("Invalid value for '--hostname': takes a domain name ")
     assert second.startswith("greensmtp.toml:3: ")
     assert caught.value.options
 

@@ -53,8 +53,6 @@ def test_every_public_name_is_in_docs() -> None:
 def test_what_handlers_are_given_is_described(given: Any) -> None:
     # What only the framework uses, or every binary file has.
     internal = {
-        "decision disconnect_receivers emitters reset_all idle_commands link state tls_requested",
-        "add_recipient begin changes greet noted staged",
         "close closed complete drain failure end fail fileno flush isatty open opened readable readinto1 readlines",
         "seek seekable tell truncate writable writelines encode ends_connection wire parse",
     }

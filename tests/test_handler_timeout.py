@@ -73,7 +73,7 @@ CASES = {
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_handler_that_hangs_is_a_451(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, lmtp: bool, hangs: Any
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, lmtp: bool, hangs: Any
 ) -> None:
     expected = CASES[name]
     server = smtp_server(start=False, lmtp=lmtp, handler_timeout=SHORT)
@@ -93,7 +93,7 @@ def test_a_handler_that_hangs_is_a_451(
 
 @pytest.mark.parametrize("name", ["reset", "quit", "tls", "disconnect"])
 def test_a_handler_of_a_signal_without_an_ack_that_hangs_is_ended(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, certificate: Any, name: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, certificate: Any, name: Any
 ) -> None:
     server = smtp_server(start=False, handler_timeout=SHORT, certfile=certificate.certfile, keyfile=certificate.keyfile)
     after = Event()
@@ -287,7 +287,7 @@ mercy: set[Any] = set()
 
 @pytest.mark.parametrize("name", ["to", "message", "received", "disconnect", "quit"])
 def test_a_handler_that_swallows_it_loses_its_connection(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any
 ) -> None:
     server = smtp_server(start=False, handler_timeout=SHORT)
     rogues: list[Any] = []
@@ -330,7 +330,7 @@ def test_a_connection_whose_handler_is_given_up_gets_what_it_is_owed_and_421(
     @server.on("from")
     def rogue(session: Session, address: Address, ack: Ack) -> None:
         ack.accept()
-        if session.messages:
+        if session.messages_accepted:
             rogues.append(getcurrent())
             ignore()
 

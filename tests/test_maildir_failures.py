@@ -513,7 +513,7 @@ def test_what_another_handler_refuses_leaves_nothing(
 ) -> None:
     """Wherever the handler stands; but who decides after the Maildir has decided makes a mistake, and is told so."""
     server = smtp_server(start=False)
-    handlers: list[tuple[str, Callable[..., None]]] = [
+    handlers: list[tuple[Any, Callable[..., None]]] = [
         ("message", maildir.tap),
         ("message", maildir.accept),
         ("received", maildir.store),

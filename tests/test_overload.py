@@ -287,7 +287,7 @@ PAUSES = {"EarlyTalker": when(inside(MANY), EarlyTalker(10)), "Tarpit": when(ins
 
 
 @pytest.mark.parametrize("pausing", ["connect", "from", *PAUSES])
-def test_a_connection_in_a_pause_without_a_message_is_displaced(smtp_server: MakeServer, pausing: str) -> None:
+def test_a_connection_in_a_pause_without_a_message_is_displaced(smtp_server: MakeServer, pausing: Any) -> None:
     """Else an address that connects faster than such a pause ends would hold all places."""
     server = smtp_server(
         middleware=[PAUSES[pausing]] if pausing in PAUSES else [],

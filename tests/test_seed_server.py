@@ -11,7 +11,7 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from greensmtp import Ack, Address, Command, MessageStream, Session, SMTPServer
-from greensmtp.protocol.command import Greeting
+from greensmtp.protocol.command import HelloCommand
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -160,7 +160,7 @@ def test_greeting_names_the_verb_and_the_client(smtp_server: MakeServer, verb: s
     sessions: list[Session] = []
 
     @server.on("greeting")
-    def note(session: Session, greeting: Greeting, ack: Ack) -> None:
+    def note(session: Session, greeting: HelloCommand, ack: Ack) -> None:
         seen.append((greeting.verb, greeting.hostname, session.greeting))
         sessions.append(session)
         ack.accept()
@@ -334,7 +334,7 @@ ENVELOPE = {
         ("message", "354", "550"),
     ],
 )
-def test_accept_and_reject_have_defaults(smtp_server: MakeServer, name: str, accepted: str, rejected: str) -> None:
+def test_accept_and_reject_have_defaults(smtp_server: MakeServer, name: Any, accepted: str, rejected: str) -> None:
     for call, code in (("accept", accepted), ("reject", rejected)):
         server = smtp_server(start=False)
         server.on(name, lambda session, call=call, **fields: getattr(fields["ack"], call)())

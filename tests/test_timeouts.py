@@ -367,7 +367,7 @@ def test_receivers_that_do_not_decide_are_451_and_named(
 
 @pytest.mark.parametrize("name", ["connect", "greeting", "from", "to", "message", "received", "command"])
 def test_a_receiver_that_hangs_is_cut_short(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any
 ) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
     cut_short: list[str] = []

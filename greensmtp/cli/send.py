@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -20,12 +19,14 @@ import click
 from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
+from greensmtp._hostport import parse_url
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
+from greensmtp.client.dial import PORTS, check_name
 from greensmtp.client.exchange import trace_lines
 from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
-from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
+from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.log_text import printable
 from greensmtp.protocol.reply import Reply
@@ -36,38 +37,25 @@ SENT, FAILED, TRY_LATER = 0, 1, 75
 #: Seconds until a progress bar is worth showing.
 PATIENCE = 1.0
 
-#: Arguments of the library, as its errors name them -> the options that set them.
-_OPTIONS = {
-    r"sender=": "--from",
-    r"recipients=": "--to",
-    r"local_hostname": "--hostname",
-    r"allow_plaintext=True": "--allow-plaintext",
-    r'starttls="(\w+)"(?: to connect)?': r"--starttls \1",
-}
-
-_UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
-_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
+#: Arguments of ``Pool.send`` -> the options that set them.
+_OPTIONS = {"sender": "--from", "recipients": "--to"}
 
 
 def _read_url(text: str) -> dict[str, Any]:
-    """What a server's URL means, in ``connect``'s words."""
-    unix = _UNIX.fullmatch(text)
-    if unix is not None:
-        return {"host": unix[2], "lmtp": unix[1] is not None}
-    tcp = _TCP.fullmatch(text)
-    if tcp is None or int(tcp[4] or 25) > 65535:
+    """Return the options of ``connect`` that a server's URL stands for."""
+    try:
+        url = parse_url(text)
+    except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no server: write it like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
-            "lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            f"{text!r} is not a server's URL: write it like mx.example.com, smtp://127.0.0.1:1025, "
+            "smtps://mx.example.com, lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
             param_hint="'--server'",
-        )
-    scheme, literal, name, port = tcp.groups()
-    usual = {"smtps": 465, "lmtp": 24}.get(scheme, 25)
-    return {
-        "host": (literal or name, int(port or usual)),
-        "lmtp": scheme == "lmtp",
-        "tls": scheme == "smtps",
-    }
+        ) from None
+    lmtp = url.scheme == "lmtp"
+    if url.path is not None:
+        return {"host": url.path, "lmtp": lmtp}
+    port = PORTS[url.scheme or "smtp"] if url.port is None else url.port
+    return {"host": (url.host, port), "lmtp": lmtp, "tls": url.scheme == "smtps"}
 
 
 @click.command()
@@ -160,6 +148,13 @@ def send(  # noqa: PLR0917 - click passes them by name
         raise click.BadParameter("all servers must be of one kind", param_hint="'--server'")
     for hint, addresses in (("--from", (sender,) if sender is not None else ()), ("--to", recipients)):
         _check_addresses(addresses, hint)
+    _check_hostname(hostname)
+    if starttls == "opportunistic" and user is not None:
+        raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
+    if starttls == "opportunistic" and places[0].get("tls"):
+        raise click.UsageError("--starttls opportunistic and smtps:// exclude each other")
+    if starttls == "opportunistic" and ca_file is not None:
+        raise click.UsageError("--starttls opportunistic accepts any certificate, so --ca-file cannot be used with it")
     options: dict[str, Any] = {} if starttls is None else {"starttls": starttls}
     try:
         pool = Pool(
@@ -176,7 +171,7 @@ def send(  # noqa: PLR0917 - click passes them by name
             **options,
         )
     except (ValueError, ProtocolError) as error:
-        raise click.UsageError(_in_options(str(error))) from error
+        raise click.UsageError(str(error)) from error
     run = _Run(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
     with _shown(several=min(concurrency, len(files)) > 1) if verbose else nullcontext(), pool:
         run.go(concurrency)
@@ -230,8 +225,11 @@ class _Run:
                 sent = self._send(path)
             except ClientError as error:
                 self._fail(path, str(error), TRY_LATER if error.transient and error.safe_to_retry else FAILED)
+            except EnvelopeMissing as error:
+                options = " and ".join(_OPTIONS[name] for name in error.arguments)
+                self._fail(path, f"{error.why}; give {options}", FAILED)
             except (GreenSMTPError, ValueError, TypeError) as error:
-                self._fail(path, _in_options(str(error)), FAILED)
+                self._fail(path, str(error), FAILED)
             except OSError as error:
                 self._fail(path, error.strerror or str(error), FAILED)
             except Exception as error:
@@ -315,11 +313,12 @@ def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
             raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
 
 
-def _in_options(text: str) -> str:
-    """What the library says of its arguments, in the command line's words."""
-    for argument, option in _OPTIONS.items():
-        text = re.sub(argument, option, text)
-    return text
+def _check_hostname(name: str | None) -> None:
+    try:
+        if name is not None:
+            check_name(name, "the name")
+    except ProtocolError as error:
+        raise click.BadParameter(str(error), param_hint="'--hostname'") from error
 
 
 def _read_password(user: str | None, path: Path | None) -> str | None:

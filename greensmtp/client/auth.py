@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from greensmtp.client.exchange import CommandExchange
 from greensmtp.errors import AuthenticationFailed, ClientError, Disconnected, ProtocolError
+from greensmtp.protocol.errors import SaslFailed
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.client import MECHANISMS, Mechanism
 from greensmtp.thread_pool import in_thread_pool
@@ -45,7 +46,10 @@ def log_in(
     :raises AuthenticationFailed: see ``authenticate``; or none is fit, or the first would expose what it must not.
     """
     offered = dialogue.extensions.get("AUTH", "").upper().split()
-    mechanism = choose(offered)
+    try:
+        mechanism = choose(offered)
+    except SaslFailed as error:
+        raise AuthenticationFailed(str(error)) from error
     # A caller that names CRAM-MD5 has chosen it. Unnamed, an attacker can choose it, by stripping the other offers.
     allowed = mechanism.exposes if allow_plaintext or (wanted is not None and mechanism.exposes < 2) else 0
     if not secure and mechanism.exposes > allowed:
@@ -75,7 +79,7 @@ def log_in(
                 offered = [name for name in offered if name in SETTLING] or offered
         try:
             mechanism = choose(offered)
-        except AuthenticationFailed:
+        except SaslFailed:
             return refusal
         if not secure and mechanism.exposes > allowed:
             return refusal
@@ -118,9 +122,9 @@ def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
         else:
             try:
                 if challenges > MAX_CHALLENGES:
-                    raise AuthenticationFailed("challenges without end")
+                    raise SaslFailed("challenges without end")
                 answer = _respond(dialogue, mechanism, reply.text, seconds)
-            except (AuthenticationFailed, BadBase64, ValueError) as error:
+            except (SaslFailed, BadBase64, ValueError) as error:
                 # RFC 4954 section 4: it must be refused then. (Another challenge would leave us out of step.)
                 cancelled = dialogue.ask(b"*\r\n", seconds)
                 if cancelled.is_positive:
@@ -130,9 +134,10 @@ def _exchange(dialogue: CommandExchange, mechanism: Mechanism) -> Reply:
     if reply.is_positive:
         try:
             mechanism.check_success()
-        except AuthenticationFailed as error:
-            dialogue.wire.close(error)
-            raise
+        except SaslFailed as error:
+            failure = AuthenticationFailed(str(error))
+            dialogue.wire.close(failure)
+            raise failure from error
     return reply
 
 

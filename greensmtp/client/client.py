@@ -33,7 +33,7 @@ from greensmtp.errors import (
     TLSRefused,
     TLSUnverified,
 )
-from greensmtp.protocol import command_builder, hosts, offers
+from greensmtp.protocol import command_builder, esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl import client as sasl
@@ -92,7 +92,7 @@ class SMTPClient:
                 port = dial.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
             dial.check_name(local_hostname, "local_hostname")
-        self._ignored = offers.check_ignored(ignore)
+        self._ignored = esmtp.check_ignored(ignore)
         self._ssl_context = ssl_context
         name = server_hostname or host
         self._server_hostname = hosts.fit_for_tls(name) if name else None
@@ -233,7 +233,7 @@ class SMTPClient:
         if reply.is_positive:
             dialogue = self._dialogue
             dialogue.hello = reply
-            dialogue.extensions = NO_EXTENSIONS if verb == "HELO" else offers.read(reply, self._ignored)
+            dialogue.extensions = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
             dialogue.lmtp = dialogue.lmtp or verb == "LHLO"
             dialogue.forget_transaction()
         return reply

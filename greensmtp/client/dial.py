@@ -14,6 +14,7 @@ from gevent import Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
+from greensmtp._hostport import is_unix_path, join
 from greensmtp.client.deadlines import Timeouts, is_foreign
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
@@ -50,7 +51,7 @@ def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str
 
 def _named(argument: Any) -> Mapping[str, Any]:
     if isinstance(argument, str):
-        return {"path" if argument.startswith((".", "/")) else "host": argument}
+        return {"path" if is_unix_path(argument) else "host": argument}
     if isinstance(argument, int) and not isinstance(argument, bool):
         return {"port": argument}
     if isinstance(argument, tuple) and len(argument) >= 2:
@@ -98,7 +99,7 @@ def dial(
     :raises CannotConnect: no address accepts a connection in time.
     """
     _reinit_after_fork()
-    name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
+    name = path if path is not None else join(str(host), int(port or 0))
     late = Timeout(seconds)
     try:
         with late:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.message import Message
 from functools import lru_cache
 from typing import Any, BinaryIO, Union
@@ -17,9 +16,9 @@ from greensmtp.protocol import address_list, command_builder, header_envelope
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.dot_stuffing import DotEncoder, LineEncoder, stuffed, with_crlf
+from greensmtp.protocol.esmtp import parse_parameters
 from greensmtp.protocol.mime_lines import MimeLines, may_be_binary
-from greensmtp.protocol.parameters import parse_parameters
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult as SendResult
 from greensmtp.thread_pool import in_thread_pool
 
 #: Octets up to which a message is kept in one piece. Of a larger file only the header section is; it is read twice: to
@@ -47,38 +46,9 @@ _NEEDED = {
 #: What is said of this message, on this connection: never what a session's parameters said of another.
 _OURS = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
-_QUEUED_AS = re.compile(r"\bqueued(?: mail)?(?: for delivery)?(?: as|:)? +<?([\w.@-]+)>?", re.I)
-
 
 #: What ``send`` takes.
 Sendable = Union["Message[Any, Any]", bytes, bytearray, memoryview, Readable]  # (Message[...] is typeshed's alone)
-
-
-@dataclass(frozen=True)
-class SendResult:
-    """What became of a message that at least one recipient's server took."""
-
-    sender: str
-    #: Each recipient's reply: to RCPT, or in LMTP, where RCPT was accepted, to the message.
-    recipients: Mapping[str, Reply] = field(repr=False)
-    #: The reply to the message. (LMTP: the first that agrees.)
-    reply: Reply
-
-    @property
-    def accepted(self) -> tuple[str, ...]:
-        """The recipients that the message was taken for."""
-        return tuple(recipient for recipient, reply in self.recipients.items() if reply.is_positive)
-
-    @property
-    def refused(self) -> dict[str, Reply]:
-        """The others, with what was said about each."""
-        return {recipient: reply for recipient, reply in self.recipients.items() if not reply.is_positive}
-
-    @property
-    def queue_id(self) -> str | None:
-        """What the server calls the message, where its reply says ``queued as ...``; all it said is in ``reply``."""
-        found = _QUEUED_AS.search(self.reply.text)
-        return None if found is None else found[1]
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ from weakref import ref
 from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
 
+from greensmtp._hostport import is_unix_path
 from greensmtp._native import native
 from greensmtp.client import dial
 from greensmtp.client.client import GOODBYE_SECONDS, SMTPClient, check_policy
@@ -34,7 +35,7 @@ from greensmtp.errors import (
     Refused,
     TLSFailed,
 )
-from greensmtp.protocol import hosts, offers
+from greensmtp.protocol import esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.client import MECHANISMS
@@ -77,7 +78,7 @@ class _Host:
     def __init__(self, host: Host, port: int | None) -> None:
         self.avoid_until = 0.0
         self.options: dict[str, Any]
-        if isinstance(host, str) and host.startswith((".", "/")):
+        if is_unix_path(host):
             self.options = {"path": host}
             return
         place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(host)
@@ -652,7 +653,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"a pool has no option {name!r} (beyond its own: {', '.join(_OPTIONS)})")
     Timeouts.of(options.get("timeout"))
     check_policy(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
-    offers.check_ignored(options.get("ignore") or ())
+    esmtp.check_ignored(options.get("ignore") or ())
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:

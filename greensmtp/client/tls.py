@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from gevent import Timeout
 from gevent import ssl as gevent_ssl
@@ -16,7 +16,7 @@ from greensmtp.session.ack import Ack, AckRules, AckState
 from greensmtp.thread_pool import in_thread_pool
 
 if TYPE_CHECKING:
-    from greensmtp.client.client import SMTPClient
+    from greensmtp.client.deadlines import Timeouts
 
 _UNHEARD = Reply(250, "Ok")
 _RULES = AckRules(accepted=Reply(250, "Ok"), rejected=Reply(554, "5.7.0 not the peer that is meant"), default=_UNHEARD)
@@ -60,7 +60,17 @@ def any_context() -> ssl.SSLContext:
     return _any_context
 
 
-def upgrade(client: SMTPClient, wire: ClientTransport, context: ssl.SSLContext, server_hostname: str | None) -> None:
+class _Client(Protocol):
+    """What of an ``SMTPClient`` is needed here."""
+
+    @property
+    def timeouts(self) -> Timeouts: ...
+
+    @property
+    def signals(self) -> signals.ClientSignals: ...
+
+
+def upgrade(client: _Client, wire: ClientTransport, context: ssl.SSLContext, server_hostname: str | None) -> None:
     """The handshake, and what ``secure`` says to it. Whatever goes wrong closes the connection.
 
     :raises TLSUnverified: the peer is not who it should be.
@@ -79,7 +89,7 @@ def upgrade(client: SMTPClient, wire: ClientTransport, context: ssl.SSLContext, 
             signal.send(client)
 
 
-def _ask(client: SMTPClient, wire: ClientTransport) -> Reply:
+def _ask(client: _Client, wire: ClientTransport) -> Reply:
     """What the receivers decide, at once or later; whoever lets the ack go undecided has refused."""
     receivers = [
         receiver

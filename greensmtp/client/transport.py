@@ -16,6 +16,7 @@ from gevent.socket import wait_read
 from greensmtp._native import native
 from greensmtp.client.deadlines import Alarm, Expired, in_use, is_foreign
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
+from greensmtp.protocol.errors import ReplySyntaxError
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.reply_parser import ReplyParser
 
@@ -218,8 +219,8 @@ class ClientTransport:
     def _unasked(self, *, idle: bool = False) -> ClientError:
         try:
             reply = self._reader.next_reply()
-        except PeerProtocolError as error:
-            return error
+        except ReplySyntaxError as error:
+            return PeerProtocolError(str(error))
         # 421 is the one reply that may come at any time (RFC 5321 section 3.8). But there are servers that say 451 or
         # 554 to an idle client before they hang up.
         if reply is not None and (reply.code == 421 or (idle and reply.code >= 400 and self._hangs_up())):
@@ -388,6 +389,8 @@ class ClientTransport:
             return _forked()
         if isinstance(error, Expired):
             error = Disconnected("timeout")
+        elif isinstance(error, ReplySyntaxError):
+            error = PeerProtocolError(str(error))
         elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_foreign(error):
             # A server that refuses in the middle of a body may say so and hang up: its reply says more than the reset.
             error = Disconnected("reset", reply=self._last_words() if sending else None)
@@ -403,7 +406,7 @@ class ClientTransport:
             self._reader.feed(self.socket.recv(PIECE))
             replies = self._reader.next_replies(MAX_LAST_WORDS)
             return next((reply for reply in replies if reply.code >= 400), replies[-1] if replies else None)
-        except (OSError, ClientError):
+        except (OSError, ReplySyntaxError):
             return None
 
     def _close_watcher(self) -> None:

@@ -22,6 +22,7 @@ from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.errors import ArgumentError
 from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
 from greensmtp.server.server import SMTPServer
 from greensmtp.session import Session
@@ -33,7 +34,7 @@ Made = TypeVar("Made")
 
 _Stack = list[tuple[KeyPath, str, Middleware]]
 
-#: SMTPServer's arguments, and the keys they come from.
+#: SMTPServer's arguments -> the keys that they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
 
 
@@ -120,10 +121,10 @@ class _Assembly:
             if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
                 logger.info("without %s, which is in the default stack: %s", name, error)
                 return None
-            self.mistakes.append(Problem(path, f"{name}: {error}"))
+            self.mistakes.append(Problem(path, str(error), name))
         except (Exception, SystemExit, Timeout) as error:
-            key, text = _blame(error, arguments)
-            self.mistakes.append(Problem(path if key is None else (*path, key), f"{name}: {text}"))
+            key, text = _explain(error, arguments)
+            self.mistakes.append(Problem(path if key is None else (*path, key), text, name))
         return None
 
     def _secret_for(self, name: str, arguments: dict[str, Any]) -> dict[str, str]:
@@ -154,13 +155,17 @@ class _Assembly:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
-        own = listener.tls_cert is not None
-        tls = listener if own else config
-        files: dict[str, Any] = {"certfile": tls.tls_cert, "keyfile": tls.tls_key}
-        if not listener.tls:
-            files = {}
-        elif not own and listener.tls_key is not None:
-            files = {"keyfile": listener.tls_key}
+        # A key belongs to its certificate, so a listener that has one of its own uses nothing of the common pair.
+        tls = config if listener.tls_cert is None and listener.tls_key is None else listener
+        certfile, keyfile = (tls.tls_cert, tls.tls_key) if listener.tls else (None, None)
+        if certfile is None and (keyfile is not None or listen.implicit_tls):
+            cert, key = (self.loaded.source.key((name,)) for name in ("tls_cert", "tls_key"))
+            self.mistakes.append(
+                Problem((*path, "url"), f"smtps:// needs a certificate: give {cert} and {key}")
+                if keyfile is None
+                else Problem(self._place_of("keyfile", path, listener), f"needs {cert} with it")
+            )
+            return None
         stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
         try:
             server = SMTPServer(
@@ -170,11 +175,15 @@ class _Assembly:
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
                 middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
-                **files,
+                certfile=certfile,
+                keyfile=keyfile,
                 **(config.limits.given() | listener.limits.given()),
             )
+        except ArgumentError as error:
+            self.mistakes.append(Problem(self._place_of(error.name, path, listener), error.text))
+            return None
         except (ValueError, TypeError) as error:
-            self.mistakes.append(Problem(self._culprit(path, listener, str(error)), str(error)))
+            self.mistakes.append(Problem((*path, "url"), str(error)))
             return None
         self._check_place((*path, "url"), listen)
         return ConfiguredServer(server, listen, (*path, "url"), stack)
@@ -191,10 +200,9 @@ class _Assembly:
             self.mistakes.append(Problem(path, f"another listener has {listen.url()} already"))
         self.places.add(address)
 
-    def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
-        """Where the argument that an error begins with has been given."""
-        first = text.partition(" ")[0].rstrip(":")
-        key = _KEYS.get(first)
+    def _place_of(self, argument: str, path: KeyPath, listener: ListenerSection) -> KeyPath:
+        """Return the key that an argument of SMTPServer comes from."""
+        key = _KEYS.get(argument)
         if key is None:
             return (*path, "url")
         return (*path, key) if key in listener.model_fields_set else (key,)
@@ -231,7 +239,7 @@ class _Assembly:
             path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
         )
         if mistakes and self.loaded.source.option(path) is not None:
-            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text.removeprefix(f'{name}: ')}" for mistake in mistakes)
+            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text}" for mistake in mistakes)
             raise WrongOptions(f"{name}: {wrong}: name it in a configuration file, with its options")
         if mistakes:
             raise _Mistaken(mistakes)
@@ -242,8 +250,8 @@ class _Assembly:
         folder = self.loaded.config.delivery.maildir
         if folder is None:
             return
+        self._try(("delivery", "maildir"), probe_maildir, folder)
         if self.dry or self.mistakes:
-            self._try(("delivery", "maildir"), probe_maildir, folder)
             return
         self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
         if self.maildir is not None:
@@ -269,11 +277,11 @@ class _Mistaken(WrongOptions):
         self.mistakes = mistakes
 
 
-def _blame(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
-    """The argument that an error is about, if that can be told, and what it says."""
+def _explain(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the argument that an error is about, None if it does not tell, and what is wrong."""
+    if isinstance(error, ArgumentError) and error.name in arguments:
+        return error.name, error.text
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         about = (key for key, value in arguments.items() if str(value) == str(error.filename))
         return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
-    text = str(error) or type(error).__name__
-    first = text.partition(" ")[0].rstrip(":")  # as our own errors have it
-    return first if first in arguments else None, text
+    return None, str(error) or type(error).__name__

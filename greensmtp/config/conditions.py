@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.predicates import Predicate, authenticated, inside, outside, over_tls, unauthenticated
 
 _PLAIN = {"authenticated": authenticated, "unauthenticated": unauthenticated, "over_tls": over_tls}
@@ -29,10 +29,9 @@ def _read(text: str) -> Predicate:
         return _OF_NETWORKS[name](*(network.strip() for network in networks.split(",")))
     if not colon and name in _PLAIN:
         return _PLAIN[name]
-    near = difflib.get_close_matches(name, [*_PLAIN, *_OF_NETWORKS], 1)
-    if near and near[0] != name:
-        raise ValueError(f"there is no condition {text!r}; did you mean {near[0]!r}?")
-    raise ValueError(f"there is no condition {text!r}: write {HELP}")
+    names = (*_PLAIN, *_OF_NETWORKS)
+    hint = "" if name in names else did_you_mean(name, names)
+    raise ValueError(f"there is no condition {text!r}{hint or f': write {HELP}'}")
 
 
 def all_of(texts: Iterable[str]) -> Predicate | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from greensmtp._suggest import nearest
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
 from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
@@ -218,7 +218,7 @@ def _plugin_keys(data: dict[str, Any]) -> Iterator[Problem]:
     plugins = data.get("plugins")
     for number, entry in enumerate(plugins if isinstance(plugins, list) else ()):
         for key in entry.keys() - ours.keys() if isinstance(entry, dict) else ():
-            if not isinstance(entry.get("name"), str) or difflib.get_close_matches(key, ours, 1, 0.9):
+            if not isinstance(entry.get("name"), str) or nearest(key, ours, cutoff=0.9):
                 text = no_such_key(key, ("plugins",), {("plugins",): ours})
                 yield Problem(("plugins", number, key), text)
 
@@ -263,7 +263,7 @@ def read_options(
     options = {key: value for key, value in entry.items() if key not in ours}
     found, mistakes = _validate(model, options, {(): names}, path)
     if found is None:
-        return {}, [Problem(each.path, f"{name}: {each.text}") for each in mistakes]
+        return {}, [replace(each, owner=name) for each in mistakes]
     return _given(found), []
 
 

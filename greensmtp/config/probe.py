@@ -14,11 +14,11 @@ def probe_maildir(path: str) -> None:
     """
     for folder in (Path(path, name).absolute() for name in ("tmp", "new", "cur")):
         there = next(each for each in (folder, *folder.parents) if os.path.lexists(each))
-        _check_names(folder, there, f"maildir: cannot make {path!r}")
+        _check_names(folder, there, f"cannot make {path!r}")
         if not there.is_dir():
-            raise ValueError(f"maildir: cannot make {path!r}: {str(there)!r} is not a folder")
+            raise ValueError(f"cannot make {path!r}: {str(there)!r} is not a folder")
         if not os.access(there, os.W_OK | os.X_OK):
-            raise ValueError(f"maildir: cannot write to {str(there)!r}")
+            raise ValueError(f"cannot write to {str(there)!r}")
 
 
 def probe_special_log(target: str) -> None:
@@ -30,7 +30,7 @@ def probe_special_log(target: str) -> None:
     except (OSError, ValueError):
         return
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
-        raise ValueError(f"target: cannot write to {target!r}: it is a pipe or a socket, not a file")
+        raise ValueError(f"cannot write to {target!r}: it is a pipe or a socket, not a file")
 
 
 def probe_socket(path: str) -> None:
@@ -69,8 +69,8 @@ def probe_log(target: str) -> None:
         return
     probe_special_log(target)
     if path.is_dir():
-        raise ValueError(f"target: cannot write to {target!r}: it is a folder")
+        raise ValueError(f"cannot write to {target!r}: it is a folder")
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"target: cannot write to {target!r}: there is no such folder")
+        raise ValueError(f"cannot write to {target!r}: there is no such folder")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ValueError(f"target: cannot write to {target!r}")
+        raise ValueError(f"cannot write to {target!r}")

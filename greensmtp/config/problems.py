@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,20 +9,23 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from greensmtp._suggest import nearest
 from greensmtp.config.locations import KeyPath, TomlText
-from greensmtp.errors import GreenSMTPError
+from greensmtp.errors import ArgumentError, GreenSMTPError
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong.
+    """Something wrong with a configuration.
 
     :param path: the key.
-    :param text: what is wrong with it; it may begin with the key's name, as the library's errors do.
+    :param text: what is wrong with its value.
+    :param owner: the middleware or plugin that has this option.
     """
 
     path: KeyPath
     text: str
+    owner: str = ""
 
 
 class ConfigError(GreenSMTPError):
@@ -58,6 +59,10 @@ class Source:
         """The option that has set this, if one has."""
         return next((option for key, option in self._options.items() if path[: len(key)] == key), None)
 
+    def key(self, path: KeyPath) -> str:
+        """The name of a key for an error message: the option that has set it, or its own name."""
+        return self.option(path) or str(path[-1])
+
     def place(self, path: KeyPath) -> str:
         """``--hostname``, or ``greensmtp.toml:3: hostname``."""
         option = self.option(path)
@@ -77,28 +82,13 @@ class Source:
 
     def _say(self, mistake: Problem) -> str:
         option = self.option(mistake.path)
-        text = self._hide(mistake.text).replace(", or ssl_context", "")
-        for argument, (key, name) in _NAMES.items():
-            text = re.sub(rf"\b{argument}\b", key if option is None else name, text)
-        if option is not None:
-            text = re.sub(rf"^{option.removeprefix('--')}\b", option, text)
-            # What names an option, says enough; the rest is put as click does it.
-            return text if re.match(r"--[a-z-]+[: ]|smtps://", text) else f"Invalid value for '{option}': {text}"
-        last = str(mistake.path[-1]) if mistake.path else ""
-        return f"{self.place(mistake.path)}: {re.sub(rf'^{re.escape(last)}(?:: | )', '', text) if last else text}"
+        place = self.place(mistake.path) if option is None else f"Invalid value for '{option}'"
+        return ": ".join(filter(None, (place, mistake.owner, self._hide(mistake.text))))
 
     def _hide(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "***").replace(repr(secret)[1:-1], "***")
         return text
-
-
-#: The library's names of arguments; a file's; the command line's.
-_NAMES = {
-    "certfile": ("tls_cert", "--tls-cert"),
-    "keyfile": ("tls_key", "--tls-key"),
-    "implicit_tls": ("smtps://", "smtps://"),
-}
 
 
 # What pydantic finds, in our words
@@ -159,9 +149,9 @@ def no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Itera
     """A wrong name, and the nearest right one; where none is near, the table that has it, or all there are."""
     names = sorted(known.get(table, ()))
     elsewhere = sorted((path for path, there in known.items() if name in there), key=len)
-    near = difflib.get_close_matches(name, names, 1) or [".".join(map(str, (*path, name))) for path in elsewhere]
-    if near:
-        return f"there is no such key; did you mean {near[0]}?"
+    near = nearest(name, names) or next((".".join(map(str, (*path, name))) for path in elsewhere), None)
+    if near is not None:
+        return f"there is no such key; did you mean {near}?"
     return f"there is no such key (there are: {', '.join(names)})" if names else "there is no such key"
 
 
@@ -183,7 +173,8 @@ def _wrong(several: list[ErrorDetails]) -> str:
     for details in several:
         kind = details["type"]
         if kind == "value_error":
-            return str(details.get("ctx", {}).get("error", details["msg"]))
+            error = details.get("ctx", {}).get("error", details["msg"])
+            return error.text if isinstance(error, ArgumentError) else str(error)
         if kind in ("literal_error", "enum"):
             wanted.append(str(details.get("ctx", {}).get("expected")).replace("'", '"'))
         elif kind in _TAKES:

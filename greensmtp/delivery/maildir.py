@@ -22,7 +22,7 @@ from greensmtp.session.stream import MessageStream, reply_to_failure
 from greensmtp.thread_pool import BoundedPool, CredentialQuery, Steps
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.session import ServerInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -81,15 +81,15 @@ class Maildir:
         #: Some threads of the pool stay free for others when this disk does not answer.
         self._pool = BoundedPool(_THREADS)
 
-    def attach(self, server: SMTPServer) -> None:
+    def attach(self, server: ServerInfo) -> None:
         """Take the mail of this server.
 
         To have other handlers in between, connect the three apart: ``tap`` before those that read the body, which it
         would miss else; ``accept`` and ``store`` behind those that may refuse the message.
         """
-        server.on("message", self.tap)
-        server.on("message", self.accept)
-        server.on("received", self.store)
+        server.signals.on("message", self.tap)
+        server.signals.on("message", self.accept)
+        server.signals.on("received", self.store)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """A handler of ``message``: have the body flow to the Maildir, as soon as it flows.

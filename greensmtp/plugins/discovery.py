@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import traceback
@@ -15,6 +14,7 @@ from typing import Any, Literal
 from gevent import Timeout
 
 from greensmtp._log import logger
+from greensmtp._suggest import did_you_mean
 from greensmtp.errors import GreenSMTPError
 
 Kind = Literal["plugin", "middleware"]
@@ -180,14 +180,3 @@ def describe_error(error: BaseException) -> str:
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error}{place}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The nearest of these names, as the end of a sentence, or nothing. ``rate_limit`` is near ``RateLimit``."""
-    folded = {_fold(each): each for each in names}
-    near = difflib.get_close_matches(_fold(name), folded, 1)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""
-
-
-def _fold(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")

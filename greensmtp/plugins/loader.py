@@ -11,14 +11,14 @@ from typing import Any
 
 from gevent import Timeout
 
-from greensmtp._callables import require_plain_function
+from greensmtp._callables import deferred_kind
 from greensmtp._log import logger
+from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Middleware
 from greensmtp.plugins.discovery import (
     EntryPoint,
     PluginError,
     describe_error,
-    did_you_mean,
     import_object,
     installed_middleware,
     installed_plugins,
@@ -196,7 +196,7 @@ class _Plugin:
                 raise PluginError(f"{who}: {self._attribute} must be callable with one argument, the server")
             hint = did_you_mean(wrong, _option_names(target))
             raise WrongOptions(f"{who}: {self._attribute} takes no option {wrong!r}{hint}")
-        if require_plain_function(target):
+        if deferred_kind(target):
             raise PluginError(
                 f"{who}: {self._attribute} must be a plain def: with async or yield, calling it runs nothing"
             )

@@ -17,8 +17,8 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import Address, ascii_domain, quote_local_part
+from greensmtp.protocol.errors import ProtocolError
 
 #: Characters of the leftover that an error shows.
 MAX_SHOWN = 60

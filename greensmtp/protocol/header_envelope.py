@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list
+from greensmtp.protocol.errors import EnvelopeMissing, ProtocolError
 
 #: Names of header fields in lower case, and their text as it stands in the message.
 Fields = Sequence[tuple[str, str]]
@@ -124,7 +124,7 @@ def sender(fields: Fields) -> str:
     prefix = _prefix(fields)
     senders = _mailboxes(fields, f"{prefix}Sender") or _mailboxes(fields, f"{prefix}From")
     if not senders:
-        raise ProtocolError(f"the message has no {prefix}From or {prefix}Sender header; pass sender=")
+        raise EnvelopeMissing(f"the message has no {prefix}From or {prefix}Sender header", "sender")
     return senders[0]
 
 
@@ -136,16 +136,14 @@ def recipients(fields: Fields) -> list[str]:
     prefix = _prefix(fields)
     found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in _mailboxes(fields, f"{prefix}{name}")]
     if not found:
-        raise ProtocolError(
-            f"the message names no recipient in {prefix}To, {prefix}Cc or {prefix}Bcc; pass recipients="
-        )
+        raise EnvelopeMissing(f"the message names no recipient in {prefix}To, {prefix}Cc or {prefix}Bcc", "recipients")
     return list(dict.fromkeys(found))
 
 
 def _prefix(fields: Fields) -> str:
     resent = [name for name, _ in fields if name in _RESENT]
     if len(resent) != len(set(resent)):
-        raise ProtocolError("the message was resent more than once; pass sender= and recipients=")
+        raise EnvelopeMissing("the message was resent more than once", "sender", "recipients")
     return "Resent-" if resent else ""
 
 

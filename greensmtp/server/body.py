@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from greensmtp.protocol.chunking import ChunkDecoder
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.dot_stuffing import DotDecoder
 from greensmtp.protocol.reply import Reply
@@ -34,21 +35,20 @@ class DataBody(DotDecoder):
                 return chunk
 
 
-class ChunkedBody:
+class ChunkedBody(ChunkDecoder):
     """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
 
-    __slots__ = ("_connection", "_last", "_left", "_next", "complete")
+    __slots__ = ("_connection", "_next")
 
     def __init__(self, connection: Connection, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
         """
         :param next_chunk: answers the chunk that has ended, and gives the command that goes on with the body; it
             raises TransactionReset when the peer does not go on.
         """
+        super().__init__()
         self._connection = connection
-        self._left = first.size
-        self._last = first.last
         self._next = next_chunk
-        self.complete = False
+        self.begin(first.size, first.last)
 
     def open(self, reply: Reply) -> None:
         """The peer does not wait to be asked."""
@@ -56,14 +56,12 @@ class ChunkedBody:
 
     def read_chunk(self) -> bytes:
         """The next octets; ``b""`` only at the end."""
-        while not self._left and not self._last:
+        while self.needs_command:
             command = self._next()
-            self._left, self._last = command.size, command.last
+            self.begin(command.size, command.last)
         connection = self._connection
-        data = connection.read(min(self._left, BODY_PIECE)) if self._left else b""
-        self._left -= len(data)
-        if self._last and not self._left:
-            self.complete = True
+        data = self.feed(connection.read(min(self.left, BODY_PIECE)) if self.left else b"")
+        if self.complete:
             connection.in_body = False
         return data
 

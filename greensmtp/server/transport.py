@@ -11,9 +11,7 @@ from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ConnectionLost
-from greensmtp.protocol import canned
-from greensmtp.protocol.command import is_foreign
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.line_reader import LineReader
 from greensmtp.server.limits import Limits
 from greensmtp.session.ack import Expired
 
@@ -26,12 +24,6 @@ TURN = 128 * 1024
 #: Command lines of one pipelined batch that a client may have answered before other connections have their turn.
 BATCH = 50
 
-#: The first octets of a TLS ClientHello.
-TLS_HANDSHAKE = b"\x16\x03"
-
-#: How much of a line that is too long is skipped in search of its end, until the peer is given up.
-MAX_SKIPPED = 1024 * 1024
-
 #: Seconds in which a line with a bare LF in it must come to its CRLF. A client that ends its lines so never sends one.
 CRLF_SECONDS = 1.0
 
@@ -41,14 +33,7 @@ LINGER_SECONDS = 2.0
 LINGER_OCTETS = 1024 * 1024
 
 
-class BadLine(Exception):
-    """A command line that cannot be taken for one; ``reply`` is what it gets."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-
-
-class Connection:
+class Connection(LineReader):
     """One peer's socket, used by one greenlet.
 
     It has no timer: before each wait it notes how many seconds that may take (``timeout``), and that nobody has
@@ -58,21 +43,15 @@ class Connection:
     """
 
     __slots__ = (
-        "_at",
         "_batch",
-        "_buffer",
         "_command_timeout",
         "_data_timeout",
         "_hub",
-        "_line_limit",
         "_out",
         "_pending",
         "_received",
         "_recv",
-        "_room",
         "_send_some",
-        "_skip_reply",
-        "_skipped",
         "_swept",
         "_turn",
         "_waited",
@@ -90,10 +69,11 @@ class Connection:
         "write",
     )
 
-    def __init__(self, socket: Any, limits: Limits, room: Callable[[str], int], line_limit: int) -> None:
+    def __init__(self, socket: Any, limits: Limits, max_length: Callable[[str], int], line_limit: int) -> None:
         """
-        :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
+        :param max_length, line_limit: as LineReader takes them.
         """
+        super().__init__(max_length, line_limit)
         #: Who speaks here; None before ``begin``, and when the connection is over.
         self.greenlet: Any = None
         self._wake: Any = None
@@ -108,13 +88,6 @@ class Connection:
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
-        self._room = room
-        self._line_limit = line_limit
-        self._buffer = b""
-        self._at = 0
-        #: Octets skipped of a bad line, 0: there is none; the reply that it gets at its end, None: it has had it.
-        self._skipped = 0
-        self._skip_reply: Reply | None = None
         self._out: list[bytes] = []
         #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
         self.write: Callable[[bytes], None] = self._out.append
@@ -240,61 +213,11 @@ class Connection:
 
     # In
 
-    def _next_line(self, room: int | None) -> bytes | None:
-        """As ``read_line``, of what has come already; None: no whole line has."""
-        if self._skipped and not self._skip_line():
-            return None
-        buffer = self._buffer
-        at = self._at
-        end = buffer.find(b"\n", at)
-        if end < 0:
-            if len(buffer) - at > self._line_limit:
-                self._skip_reply = self._error_reply(at, len(buffer), canned.LINE_TOO_LONG)
-                if self._skip_reply is canned.NOT_SMTP:
-                    raise BadLine(canned.NOT_SMTP)
-                self._skip_line()
-            elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
-                raise BadLine(canned.NOT_SMTP)  # which has no lines to wait for
-            return None
-        self._at = end + 1
-        if end == at or buffer[end - 1] != 13:
-            # Told at once, as there may be no CRLF to come; what follows up to that is the same line, no command.
-            self._skipped = self._at - at
-            self._skip_reply = None
-            raise BadLine(self._error_reply(at, end, canned.BARE_NEWLINE))
-        line = buffer[at : end - 1]
-        # 64 is below any limit: most lines need no look at theirs.
-        if end - at >= 64 and end - at + 1 > (room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())):
-            raise BadLine(self._error_reply(at, end, canned.LINE_TOO_LONG))
-        return line
-
-    def _error_reply(self, start: int, end: int, reply: Reply) -> Reply:
-        """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
-        because its first line is too long, or ended by a bare LF."""
-        return canned.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
-
-    def _skip_line(self) -> bool:
-        """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""
-        end = self._buffer.find(b"\r\n", self._at)
-        if end >= 0:
-            self._at = end + 2
-            self._skipped = 0
-            if self._skip_reply is not None:
-                raise BadLine(self._skip_reply)
-            return True
-        keep = 1 if self._buffer.endswith(b"\r") else 0
-        self._skipped += len(self._buffer) - self._at
-        self._buffer = self._buffer[len(self._buffer) - keep :]
-        self._at = 0
-        if self._skipped > MAX_SKIPPED:
-            raise BadLine(canned.LINE_WITHOUT_END)
-        return False
-
-    def read_line(self, room: int | None = None) -> bytes:
+    def read_line(self, max_length: int | None = None) -> bytes:
         """The next line, without its CRLF. Where none has come yet, what is owed is sent, and waited for a line, all
         of which must be there within ``command_timeout``.
 
-        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
+        :param max_length: bytes that it may have, CRLF included; None: as many as its verb allows.
         :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
         :raises ConnectionLost: the peer is gone, or late.
         """
@@ -302,18 +225,17 @@ class Connection:
             self._batch -= 1
             if self._batch < 0:
                 self._give_way()
-            line = self._next_line(room)
+            line = self.next_line(max_length)
             if line is not None:
                 return line
         self.wait_started = 0.0
         self.timeout = self._command_timeout
-        if self._skipped and self._skip_reply is None:
+        if self.skipped and self.awaits_crlf:
             self.timeout = min(self.timeout, CRLF_SECONDS)
         self.awaiting_command = True
         try:
             while True:
-                self._fill(COMMAND_PIECE)
-                line = self._next_line(room)
+                line = self.next_line(max_length, self._receive(COMMAND_PIECE))
                 if line is not None:
                     return line
         finally:
@@ -334,31 +256,17 @@ class Connection:
 
         :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
         """
-        at = self._at
-        if at == len(self._buffer):
+        if self._at < len(self._buffer):
+            data = self.take(size)
+        else:
             self.wait_started = 0.0
             self.timeout = self._data_timeout
             try:
-                self._fill(size)
+                data = self._receive(size)
             finally:
                 self.timeout = 0.0
-            at = 0
-        data = self._buffer
-        if at or len(data) > size:
-            data = data[at : at + size]
-        at += len(data)
-        if at == len(self._buffer):
-            self._buffer = b""
-            at = 0
-        self._at = at
         self._received += len(data)
         return data
-
-    def unread(self, data: bytes) -> None:
-        """Put octets back that belong to what comes next."""
-        if data:
-            self._buffer = data + self._buffer[self._at :]
-            self._at = 0
 
     def ask_for_body(self, reply: bytes) -> None:
         """Send what is owed, and this, at once: the receiver may take its time before it reads.
@@ -375,8 +283,11 @@ class Connection:
         self._swept = False
         self._received = 0
 
-    def _fill(self, size: int) -> None:
-        """Send what is owed, wait for input, take it."""
+    def _receive(self, size: int) -> bytes:
+        """Send what is owed, wait for input, and return up to ``size`` bytes of it.
+
+        :raises ConnectionLost: the client is gone, or late.
+        """
         try:
             if self._out:
                 self._send()
@@ -395,7 +306,7 @@ class Connection:
                 finally:
                     watcher.stop()
             try:
-                data = self._recv(size)
+                data: bytes = self._recv(size)
             except BlockingIOError:
                 data = self.socket.recv(size)
             self._turn -= len(data)
@@ -406,9 +317,7 @@ class Connection:
             raise self._fail("reset") from error
         if not data:
             raise self._fail("closed")
-        at = self._at
-        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
-        self._at = 0
+        return data
 
     def _fail(self, reason: str) -> ConnectionLost:
         self.in_body = False
@@ -422,8 +331,7 @@ class Connection:
 
         :raises ConnectionLost: the handshake failed, or took longer than ``tls_timeout``.
         """
-        self._buffer = b""
-        self._at = self._skipped = 0
+        self.clear()
         self._close_watcher()
         self.mute = True
         self.wait_started = 0.0
@@ -488,9 +396,7 @@ class Connection:
         self.timeout = LINGER_SECONDS
         taken = 0
         while taken < LINGER_OCTETS:
-            self._buffer = b""
-            self._fill(COMMAND_PIECE)
-            taken += len(self._buffer)
+            taken += len(self._receive(COMMAND_PIECE))
 
     def _close_watcher(self) -> None:
         if self._watcher is not None:

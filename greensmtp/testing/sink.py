@@ -24,7 +24,7 @@ from greensmtp._native import native
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.auth import Auth
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, Greeting, PathCommand
+from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, HelloCommand, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.server import SMTPServer
 from greensmtp.server.thread import ServerThread
@@ -124,7 +124,7 @@ class SMTPSink:
     ) -> None:
         if tls not in (None, "starttls", "implicit"):
             raise ValueError(f'tls takes "starttls", "implicit" or None, not {tls!r}')
-        self._thread: ServerThread | None = None
+        self._thread: ServerThread[SMTPServer] | None = None
         self._messages: list[SinkMessage] = []
         self.max_messages = max_messages
         self.max_total_size = max_total_size
@@ -412,7 +412,7 @@ def _matched(session: Session, command: Command) -> list[str] | None:
     """What a rule's ``matching`` is compared with at this command; None: it cannot be known yet."""
     if isinstance(command, PathCommand):
         return [str(command.address)]
-    if isinstance(command, Greeting):
+    if isinstance(command, HelloCommand):
         return [command.hostname]
     if isinstance(command, EndOfData) and command.recipient is not None:
         return [str(command.recipient)]

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from greensmtp.middleware._accounts import account_of
-from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware.auth.failure_counter import AttemptLimiter
+from greensmtp.networks import network_around
 
 #: Accounts and addresses of past successes that are remembered, and for how many seconds.
 _MAX_KNOWN = 100_000

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gevent import Timeout
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ProtocolError, Reject
+from greensmtp.errors import ArgumentError, ProtocolError, Reject
 from greensmtp.middleware._pause import pause, waiting
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import Checker, Passwords, check_check, make_backend
@@ -26,17 +26,16 @@ from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import Command, PathCommand
-from greensmtp.protocol.esmtp import Extension, offer
+from greensmtp.protocol.esmtp import Extension, decode_xtext, offer
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import MAX_TEXT, Reply
 from greensmtp.protocol.sasl.exchange import Channel, CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.protocol.state import State
-from greensmtp.protocol.xtext import decode_xtext
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -134,7 +133,7 @@ class Auth:
         }
         self.verbs = tuple(self._behaviours)
 
-    def start(self, server: SMTPServer) -> None:
+    def start(self, server: StackInfo) -> None:
         """Warn of what can be meant, and seldom is."""
         if self._tells_by_salts:
             logger.warning(
@@ -263,7 +262,7 @@ class Auth:
                 except (Refused, Reject):
                     raise
                 except _FAULTS as error:
-                    if error is session.link.lost:
+                    if error is session.close_error:
                         raise
                     self._complain(session, error)
                     raise Refused(canned.AUTH_UNAVAILABLE) from None
@@ -316,7 +315,7 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
         raise TypeError(f"secret must be bytes or a str, not {type(secret).__name__}")
     octets = secret.encode() if isinstance(secret, str) else secret
     if len(octets) < _LEAST_SECRET:
-        raise ValueError(f"secret must have at least {_LEAST_SECRET} octets, not {len(octets)}")
+        raise ArgumentError("secret", f"must have at least {_LEAST_SECRET} octets, not {len(octets)}")
     return octets
 
 
@@ -337,7 +336,7 @@ def _admit(session: Session, attempt: Attempt, claim: CredentialQuery) -> None:
     if seconds is None:
         raise Refused(canned.AUTH_TOO_MANY_FAILURES)
     if seconds:
-        session.link.flush()
+        session.flush()
         pause(session, seconds)
 
 

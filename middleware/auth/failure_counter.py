@@ -10,6 +10,8 @@ from typing import Any
 
 from gevent.monkey import get_original
 
+from greensmtp.errors import ArgumentError
+
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
 _LIMIT = re.compile(r"([0-9]{1,9}) ?(?:/|per) ?(?:([0-9]{1,6}) ?)?(second|minute|hour|day)s?")
 
@@ -31,7 +33,7 @@ class AttemptLimiter:
         self._count = int(match[1]) if match else 0
         self._seconds = int(match[2] or 1) * _UNITS[match[3]] if match else 0.0
         if not self._count or not self._seconds:
-            raise ValueError(f"{name} takes so many in a time, like '10/minute' or '5/15 minutes', not {limit!r}")
+            raise ArgumentError(name, f"takes so many in a time, like '10/minute' or '5/15 minutes', not {limit!r}")
         self._limit = limit
         self._max_keys = max_keys
         self._clock = clock

@@ -9,13 +9,13 @@ from greensmtp.chain.compose import Composed, When
 from greensmtp.signals import shared
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 #: Those of the catalogue that see MAIL or RCPT, and let every recipient pass.
 _WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"})
 
 
-def decides_recipients(server: SMTPServer) -> bool:
+def decides_recipients(server: StackInfo) -> bool:
     """True if there is a handler, or a middleware, that may refuse a sender or a recipient.
 
     What it looks at cannot be told from outside: this finds servers where nothing looks at anything.

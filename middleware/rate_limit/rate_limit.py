@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal
 from gevent.monkey import get_original
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ConnectionLost
-from greensmtp.middleware._addresses import network_around
+from greensmtp.errors import ArgumentError, ConnectionLost
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
+from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
@@ -348,7 +348,7 @@ def _read_limits(limit: str) -> list[RateLimitItem]:
     except ValueError:
         items = []
     if not items or any(item.amount < 1 for item in items):
-        raise ValueError(f"limit takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
+        raise ArgumentError("limit", f"takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
     return items
 
 

@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import gevent
 import pytest
@@ -92,7 +92,7 @@ class Player:
             ("message", self._message),
             ("received", self._received),
         ):
-            self._server.on(name, handler)
+            cast(Any, self._server).on(name, handler)
 
     def play(self, wire: bytes, at: Iterable[int] = ()) -> Outcome:
         """Send bytes over a new connection, half-close it, and read until the end.

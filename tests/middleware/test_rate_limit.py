@@ -6,7 +6,7 @@ import subprocess
 import sys
 from traceback import format_exception
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gevent.event import Event
@@ -305,7 +305,7 @@ def test_who_counts_together(
 def test_by_identity_those_who_have_none_are_not_limited(smtp_server: MakeServer) -> None:
     def identify(session: Session, command: Command, proceed: Proceed) -> Reply:
         name = command.argument
-        session.identity = SimpleNamespace(authcid=name) if name.islower() else name
+        session.identity = cast(Any, SimpleNamespace(authcid=name) if name.islower() else name)
         return Reply(235, "welcome")
 
     setattr(identify, "verbs", ("AUTH",))  # noqa: B010

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
 
 KEYWORDS = st.text("AZ09-", min_size=1).filter(lambda text: text[0] != "-")
 VALUES = st.none() | st.text([*map(chr, range(33, 127)), "ä", "€", "\U0001f600"], min_size=1).filter(

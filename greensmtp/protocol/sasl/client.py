@@ -7,7 +7,7 @@ import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from greensmtp.errors import AuthenticationFailed, ProtocolError
+from greensmtp.protocol.errors import ProtocolError, SaslFailed
 
 
 class Mechanism:
@@ -35,14 +35,14 @@ class Mechanism:
     def respond(self, challenge: bytes) -> bytes:
         """The answer to a challenge.
 
-        :raises AuthenticationFailed: it makes no sense; the exchange is to be cancelled.
+        :raises SaslFailed: it makes no sense; the exchange is to be cancelled.
         """
-        raise AuthenticationFailed(f"the server sent a challenge that {self.name} does not have")
+        raise SaslFailed(f"the server sent a challenge that {self.name} does not have")
 
     def check_success(self) -> None:
         """The server says that all is well.
 
-        :raises AuthenticationFailed: it has not proved itself, where the mechanism asks for that.
+        :raises SaslFailed: it has not proved itself, where the mechanism asks for that.
         """
 
     def __repr__(self) -> str:
@@ -68,7 +68,7 @@ class ScramSHA256(Mechanism):
         try:
             self._client: Any = ScramClient([self.name], username, secret)
         except Exception as error:  # scramp's, about characters that RFC 4013 forbids; it does not show them
-            raise AuthenticationFailed(f"{self.name} cannot do with this username or password: {error}") from None
+            raise SaslFailed(f"{self.name} cannot do with this username or password: {error}") from None
         self._steps = iter((self._final, self._verify))
         self._verified = False
 
@@ -82,16 +82,16 @@ class ScramSHA256(Mechanism):
             return super().respond(challenge)
         try:
             return step(challenge.decode())
-        except AuthenticationFailed:
+        except SaslFailed:
             raise
         except Exception as error:  # scramp's, and what malformed challenges make it raise
-            raise AuthenticationFailed(f"{self.name}: the server's challenge is wrong: {error}") from error
+            raise SaslFailed(f"{self.name}: the server's challenge is wrong: {error}") from error
 
     def _final(self, challenge: str) -> bytes:
         self._client.set_server_first(challenge)
         iterations = int(self._client.iterations)
         if iterations not in SCRAM_ITERATIONS:
-            raise AuthenticationFailed(
+            raise SaslFailed(
                 f"{self.name}: server requested {iterations} SCRAM iterations; "
                 f"allowed: {SCRAM_ITERATIONS[0]} to {SCRAM_ITERATIONS[-1]}"
             )
@@ -105,7 +105,7 @@ class ScramSHA256(Mechanism):
 
     def check_success(self) -> None:
         if not self._verified:
-            raise AuthenticationFailed(f"{self.name}: the server did not prove that it knows the password")
+            raise SaslFailed(f"{self.name}: the server did not prove that it knows the password")
 
 
 class CramMD5(Mechanism):
@@ -196,7 +196,7 @@ def choose(
 
     A wanted one need not be offered: some servers offer less than they take.
 
-    :raises AuthenticationFailed: there is none.
+    :raises SaslFailed: there is none.
     :raises ValueError: we do not know the wanted one.
     :raises ImportError: the wanted one needs a library that is not there; the text says which.
     """
@@ -212,7 +212,7 @@ def choose(
         except ModuleNotFoundError as error:
             raise ImportError(f"{kind.name} needs {error.name}: pip install 'greensmtp[scram]'") from error
     names = {name.upper() for name in offered}
-    failure = AuthenticationFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
+    failure = SaslFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
     for name, kind in MECHANISMS.items():
         secret = token if kind.takes_token else password
         if name in names and secret is not None:
@@ -220,6 +220,6 @@ def choose(
                 return kind(username, secret)
             except ModuleNotFoundError:
                 continue  # the next strongest
-            except AuthenticationFailed as error:  # it cannot express these credentials; the next one may
+            except SaslFailed as error:  # it cannot express these credentials; the next one may
                 failure = error
     raise failure

@@ -22,7 +22,7 @@ from greensmtp.protocol.command import (
     ChunkCommand,
     Command,
     EndOfData,
-    Greeting,
+    HelloCommand,
     is_foreign,
     parse_command,
 )
@@ -160,14 +160,14 @@ def test_a_line_is_read(line: bytes, verb: str, argument: str, code: int | None)
 def test_a_chunk_is_announced(line: bytes, size: int | None, last: bool) -> None:
     command = parse_command(line)
     assert isinstance(command, ChunkCommand)
-    assert command.error is (canned.SAY_SIZE if size is None else None)
+    assert command.error is (canned.BDAT_SYNTAX if size is None else None)
     assert (command.size, command.last) == (size or 0, last)
 
 
 @pytest.mark.parametrize("verb", ["EHLO", "HELO", "LHLO"])
 def test_a_greeting_tells_the_clients_name(verb: str) -> None:
     command = parse_command(f"{verb} client.example.com".encode())
-    assert isinstance(command, Greeting)
+    assert isinstance(command, HelloCommand)
     assert command.hostname == "client.example.com"
 
 

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.errors import PeerProtocolError, ProtocolError
 from greensmtp.protocol.enhanced_status import LEADING
+from greensmtp.protocol.errors import ProtocolError, ReplySyntaxError
 from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.reply_parser import MAX_LINE, MAX_LINES, MAX_OCTETS, ReplyParser
+from greensmtp.protocol.reply_parser import MAX_BYTES, MAX_LINE, MAX_LINES, ReplyParser
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:
@@ -76,7 +76,7 @@ def test_a_reply_at_every_cut(wire: bytes, expected: Reply) -> None:
 )
 def test_junk_at_every_cut(wire: bytes) -> None:
     for cut in range(len(wire) + 1):
-        with pytest.raises(PeerProtocolError):
+        with pytest.raises(ReplySyntaxError):
             read(wire, cut)
 
 
@@ -89,24 +89,24 @@ def test_it_stays_broken() -> None:
 
 
 def test_junk_is_known_before_its_line_ends() -> None:
-    with pytest.raises(PeerProtocolError):
+    with pytest.raises(ReplySyntaxError):
         read(b"GET")
 
 
 def test_a_line_without_end() -> None:
-    with pytest.raises(PeerProtocolError, match="12288 octets"):
+    with pytest.raises(ReplySyntaxError, match="12288 bytes"):
         read(b"250 " + b"x" * MAX_LINE)
-    with pytest.raises(PeerProtocolError, match="12288 octets"):
+    with pytest.raises(ReplySyntaxError, match="12288 bytes"):
         read(b"250 " + b"x" * MAX_LINE + b"\r\n")
     assert len(read(b"250 " + b"x" * (MAX_LINE - 6) + b"\r\n")) == 1
 
 
 def test_a_reply_without_end() -> None:
     assert len(read(b"250-x\r\n" * (MAX_LINES - 1) + b"250 x\r\n")[0].lines) == MAX_LINES
-    with pytest.raises(PeerProtocolError, match="without end"):
+    with pytest.raises(ReplySyntaxError, match="without end"):
         read(b"250-x\r\n" * (MAX_LINES + 1))
-    with pytest.raises(PeerProtocolError, match="without end"):
-        read((b"250-" + b"x" * 8000 + b"\r\n") * (MAX_OCTETS // 8000 + 1))
+    with pytest.raises(ReplySyntaxError, match="without end"):
+        read((b"250-" + b"x" * 8000 + b"\r\n") * (MAX_BYTES // 8000 + 1))
 
 
 def test_several_at_once_are_told_apart() -> None:
@@ -145,7 +145,7 @@ def test_anything_is_replies_or_an_error_whatever_the_cuts(wire: bytes, cuts: li
     def outcome(*cuts: int) -> list[Reply] | str:
         try:
             return read(wire, *cuts)
-        except PeerProtocolError:
+        except ReplySyntaxError:
             return "error"
 
     assert outcome(*(min(cut, len(wire)) for cut in cuts)) == outcome()
