@@ -279,8 +279,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
             ["--listen", "smtps://127.0.0.1:0"],
             r"Invalid value for '--listen': smtps:// needs a certificate: give --tls-cert and --tls-key$",
         ),
-        (["--hostname", "not a name"], r"--hostname takes a domain name .*'not a name'"),
-        (["--maildir", "/dev/null/maildir"], r"--maildir: cannot make '/dev/null/maildir': Not a directory$"),
+        (["--hostname", "not a name"], r"'--hostname': takes a domain name .*'not a name'"),
+        (
+            ["--maildir", "/dev/null/maildir"],
+            r"'--maildir': cannot make '/dev/null/maildir': '/dev/null' is not a",
+        ),
         (["--tls-cert", "missing.pem"], r"'--tls-cert': 'missing\.pem' cannot be read: No such file or directory$"),
         (["--tls-cert", "empty.pem"], r"'--tls-cert': 'empty\.pem' .*must be a certificate"),
         (["--tls-cert", "empty.pem", "--tls-key", "missing.pem"], r"'--tls-key': 'missing\.pem' cannot be read"),
@@ -368,7 +371,7 @@ def test_two_listeners_at_one_address_end_it_before_it_listens(serve: Serve) -> 
 def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
     server = serve("--listen", f"unix:/tmp/{'x' * 103}", wait=False)
     assert server.wait() == 2
-    assert "the path is longer than 107 octets" in server.log
+    assert "the path is longer than 107 bytes" in server.log
     assert "None" not in server.log
 
 

@@ -173,17 +173,23 @@ class Policy:
             "name = 'policy:install'\ndelay = 1\nwrds = ['a']",
             "4: plugins.wrds: policy:install: there is no such key; di",
         ),
-        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1979-05-27", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1\nwords = [1]", "4: plugins.words: policy:install: takes text, not a w"),
-        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: takes "a" or "b"'),
+        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: expected a number, got a s"),
+        (
+            "name = 'policy:install'\ndelay = 1979-05-27",
+            "3: plugins.delay: policy:install: expected a number, got a string",
+        ),
+        (
+            "name = 'policy:install'\ndelay = 1\nwords = [1]",
+            "4: plugins.words: policy:install: expected a string, ",
+        ),
+        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: expected "a" or "b"'),
         ("name = 'policy:install'", "1: plugins.delay: policy:install: must be given"),
         (
             "name = 'policy:install'\noptional = true\ndelay = []",
-            "4: plugins.delay: policy:install: takes a number, no",
+            "4: plugins.delay: policy:install: expected a number, g",
         ),
         ("name = 'policy:plain'\ndelay = 1", "3: plugins.delay: policy:plain: there is no such key"),
-        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: takes a whole number, not a n"),
+        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: expected an integer, got a f"),
         ("name = 'policy'\ndelay = 1", "2: plugins.name: 'policy' takes no options: it is a module; name a callable"),
         ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
     ],
@@ -237,8 +243,8 @@ def test_a_plugin_gets_its_options(check: Check, tmp_path: Path, monkeypatch: py
     [
         ("missing/socket", "'{}/missing': no such folder"),
         ("file/socket", "'{}/file': not a folder"),
-        ("file", "it is there already, and no socket"),
-        (".", "it is there already, and no socket"),
+        ("file", "it exists and is not a socket"),
+        (".", "it exists and is not a socket"),
         ("x" * 107, "the path is longer than 107 bytes"),
     ],
 )
@@ -300,7 +306,7 @@ def test_options_that_contradict_each_other(check: Check) -> None:
     for option in ("--maildir", "--config", "--tls-cert", "--tls-key"):
         result = check(None, option, "")
         assert result.exit_code == 2
-        assert "takes a path, not an empty text" in result.stderr
+        assert "expected a path, got an empty string" in result.stderr
 
 
 def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:

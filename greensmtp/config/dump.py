@@ -1,4 +1,4 @@
-"""The effective configuration as TOML, without its secrets: what is read again is the same configuration."""
+"""Write the effective configuration as TOML, without its secrets. Reading it gives the same configuration."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from greensmtp.server.limits import Limits
 
 
 def write(loaded: Loaded) -> str:
-    """Every key, defaults too; of a listener, what is its own alone."""
+    """Return the TOML text: every key with its value or default; for a listener, only the keys that it sets itself."""
     return toml(hide(effective(loaded), loaded.references))
 
 
 def effective(loaded: Loaded) -> dict[str, Any]:
-    """It as data, as a file would have it, secrets included."""
+    """Return the configuration as the data of a file, including its secrets."""
     config = loaded.config
     data = config.model_dump()
     data["limits"] = asdict(Limits(**config.limits.given()))
@@ -46,7 +46,7 @@ def _at(data: Any, path: KeyPath) -> Any:
 
 
 def _make_absolute(data: Any, place: tuple[str | None, ...]) -> None:
-    """Whatever folder the text is read from, the path is the same."""
+    """Make a path absolute, so that the text can be read from any folder."""
     key, *rest = place
     if key is None:
         for inner in data:

@@ -1,4 +1,4 @@
-"""Where to listen, as the command line writes it: ``smtps://127.0.0.1:465``, ``lmtp+unix:/run/lmtp.sock``."""
+"""Listeners as URLs: ``smtps://127.0.0.1:465``, ``lmtp+unix:/run/lmtp.sock``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from greensmtp._hostport import join, parse_url
 
-#: Octets in the path of a unix socket, which sockaddr_un bounds.
+#: Maximum length of the path of a unix socket, in bytes (``sockaddr_un``).
 MAX_UNIX_PATH = 107 if sys.platform == "linux" else 103
 
 HELP = (
@@ -21,17 +21,18 @@ HELP = (
 
 @dataclass(frozen=True, slots=True)
 class Listen:
-    """One listener."""
+    """A listener: its address, protocol and TLS mode."""
 
-    #: What SMTPServer takes: ``(host, port)``, or a unix path.
+    #: ``(host, port)``, or a unix path.
     address: tuple[str, int] | str
     lmtp: bool = False
     implicit_tls: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Listen:
-        """
-        :raises ValueError: it is none of the forms; the text shows them.
+        """Parse a URL, see ``HELP``.
+
+        :raises ValueError: it has none of these forms; the text lists them.
         """
         try:
             url = parse_url(text)
@@ -53,7 +54,7 @@ class Listen:
         return cls((url.host, url.port), lmtp, implicit_tls=url.scheme == "smtps")
 
     def url(self, address: Any = None) -> str:
-        """It as a URL; with the address that it was bound to, the real port."""
+        """Return the listener as a URL; with the bound address, the URL has the real port."""
         address = self.address if address is None else address
         if not isinstance(address, tuple):
             return f"{'lmtp+' if self.lmtp else ''}unix:{address}"

@@ -19,7 +19,7 @@ from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream, reply_to_failure
-from greensmtp.thread_pool import BoundedPool, CredentialQuery, Steps
+from greensmtp.thread_pool import BoundedPool, FirstOutcome, Steps
 
 if TYPE_CHECKING:
     from greensmtp.session import ServerInfo
@@ -160,7 +160,7 @@ class _Delivery:
         self._batch = bytearray()
         self._steps = Steps(pool)
         #: ``"stored"`` or ``"abandoned"``, whichever is first.
-        self._outcome = CredentialQuery()
+        self._outcome = FirstOutcome()
 
     def write(self, data: bytes, /) -> None:
         """Take the next piece of the message.

@@ -11,7 +11,7 @@ from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset, reply_of
+from greensmtp.errors import ConnectionLost, IncompleteMessage, MalformedAnswer, Reject, TransactionReset, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import (
     ACCEPT,
@@ -776,7 +776,7 @@ class ConnectionHandler:
         try:
             line = connection.read_line(room)
         except BadLine as bad:
-            raise ProtocolError(str(bad.reply)) from None
+            raise MalformedAnswer(bad.reply) from None
         return line
 
     def data_body(self) -> DataBody:

@@ -1,4 +1,4 @@
-"""Mailboxes and paths: what is read and how, what is refused, and that every address round-trips."""
+"""Mailboxes and paths: those that are parsed, those that are refused, and round trips."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ DOMAINS = NAMES | LITERALS
         ("a@क्\u200dष.example", "a@क्\u200dष.example", "a", "क्\u200dष.example"),
     ],
 )
-def test_an_address_is_read(text: str, address: str, local_part: str, domain: str) -> None:
+def test_an_address_is_parsed(text: str, address: str, local_part: str, domain: str) -> None:
     parsed = Address.parse(text)
     assert (str(parsed), parsed.local_part, parsed.domain) == (address, local_part, domain)
     assert parsed == address
@@ -153,13 +153,13 @@ def test_an_address_is_read(text: str, address: str, local_part: str, domain: st
         (f"jo@{'x.' * 127}xx", "too long"),
     ],
 )
-def test_what_is_no_address_is_refused_with_the_reason(text: str, reason: str) -> None:
+def test_a_malformed_address_is_refused_with_the_reason(text: str, reason: str) -> None:
     with pytest.raises(ProtocolError, match=reason) as caught:
         Address.parse(text)
     assert "\n" not in str(caught.value)
 
 
-def test_labels_and_domains_may_be_as_long_as_dns_has_them() -> None:
+def test_labels_and_domains_may_have_the_length_that_dns_allows() -> None:
     assert Address.parse(f"jo@{'x' * 63}.{'y' * 63}").domain == f"{'x' * 63}.{'y' * 63}"
     assert len(Address.parse(f"jo@{'x.' * 127}x").domain) == 255
 
@@ -171,7 +171,7 @@ def test_the_null_sender_is_false_and_is_not_none() -> None:
     assert null is not None
 
 
-def test_ways_to_write_one_mailbox_are_equal() -> None:
+def test_two_ways_to_write_one_mailbox_are_equal() -> None:
     ways = ["jo@example.com", '"jo"@example.com', r'"\jo"@example.com', "@a.example,@b.example:jo@example.com"]
     assert {Address.parse(way) for way in ways} == {"jo@example.com"}
 
@@ -207,7 +207,7 @@ def test_every_address_round_trips(local_part: str, domain: str) -> None:
 @example("a@[x-tag:b@c]")
 @example("a@\u0130.example")
 @example("a@" + "\u023a" * 63 + ".example")
-def test_whatever_is_accepted_is_written_so_that_it_is_read_again(text: str) -> None:
+def test_an_accepted_address_is_parsed_again_from_its_text(text: str) -> None:
     try:
         address = Address.parse(text)
     except ProtocolError:
@@ -280,7 +280,7 @@ def test_every_source_route_is_dropped(route: list[str], local_part: str, domain
 
 
 @given(st.text(st.characters()) | st.text('a@."\\<>[]:, \t\n\r\0-ä:%IPv6'))
-def test_any_text_is_read_or_refused_and_what_is_read_is_one_word_on_the_wire(text: str) -> None:
+def test_any_text_is_refused_or_parsed_as_one_printable_word(text: str) -> None:
     try:
         address = Address.parse(text)
     except ProtocolError:
@@ -298,6 +298,6 @@ def test_every_ip_address_makes_a_literal(ip: IPv4Address | IPv6Address) -> None
 
 
 @pytest.mark.parametrize("local_part", ["a\r\nb", "a\nb", "\0", "a\x7f", "a\x85", "a\u2028", "\ud800"])
-def test_what_no_quoting_can_carry_is_not_quoted(local_part: str) -> None:
+def test_a_local_part_that_cannot_be_quoted_is_refused(local_part: str) -> None:
     with pytest.raises(ProtocolError, match="control characters"):
         quote_local_part(local_part)

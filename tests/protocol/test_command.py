@@ -1,4 +1,4 @@
-"""Commands: a corpus of raw lines with what each is read as, and what holds for any octets at all."""
+"""Commands: a corpus of raw lines with the command that each is parsed as, and properties of any bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from greensmtp.protocol.command import (
     parse_command,
 )
 
-#: raw line -> verb, argument, the code that it has earned by its form alone
+#: raw line -> verb, argument, the reply code if it is malformed
 LINES: list[tuple[bytes, str, str, int | None]] = [
     (b"QUIT", "QUIT", "", None),
     (b"quit", "QUIT", "", None),
@@ -125,7 +125,7 @@ LINES: list[tuple[bytes, str, str, int | None]] = [
 
 
 @pytest.mark.parametrize(("line", "verb", "argument", "code"), LINES)
-def test_a_line_is_read(line: bytes, verb: str, argument: str, code: int | None) -> None:
+def test_a_line_is_parsed(line: bytes, verb: str, argument: str, code: int | None) -> None:
     command = parse_command(line)
     assert (command.verb, command.argument) == (verb, argument)
     assert (None if command.error is None else command.error.code) == code
@@ -157,7 +157,7 @@ def test_a_line_is_read(line: bytes, verb: str, argument: str, code: int | None)
         ("BDAT 8²".encode(), None, False),
     ],
 )
-def test_a_chunk_is_announced(line: bytes, size: int | None, last: bool) -> None:
+def test_bdat_is_parsed(line: bytes, size: int | None, last: bool) -> None:
     command = parse_command(line)
     assert isinstance(command, ChunkCommand)
     assert command.error is (canned.BDAT_SYNTAX if size is None else None)
@@ -165,7 +165,7 @@ def test_a_chunk_is_announced(line: bytes, size: int | None, last: bool) -> None
 
 
 @pytest.mark.parametrize("verb", ["EHLO", "HELO", "LHLO"])
-def test_a_greeting_tells_the_clients_name(verb: str) -> None:
+def test_a_greeting_has_the_clients_name(verb: str) -> None:
     command = parse_command(f"{verb} client.example.com".encode())
     assert isinstance(command, HelloCommand)
     assert command.hostname == "client.example.com"
@@ -181,7 +181,7 @@ ALMOST = st.lists(WORDS | st.binary(max_size=3), max_size=8).map(b"".join)
 @given(st.binary() | ALMOST | st.text(st.characters(exclude_categories=["Cs"])).map(str.encode))
 @example("\u0131".encode())
 @example(b"MAIL FROM:<")
-def test_any_octets_are_a_command(line: bytes) -> None:
+def test_any_bytes_are_a_command(line: bytes) -> None:
     command = parse_command(line)
     assert isinstance(command, Command)
     assert command.verb not in PSEUDO_COMMANDS
@@ -197,8 +197,8 @@ def test_any_octets_are_a_command(line: bytes) -> None:
         assert command.error.encode().endswith(b"\r\n")
 
 
-#: The longest line there is (AUTH's), as hard to read as can be: whatever begins like a path, a route, a domain or a
-#: quoted string, and does not end like one.
+#: Bytes in the longest line (AUTH's). The lines are as hard to parse as possible: each begins like a path, a route, a
+#: domain or a quoted string, and does not end like one.
 LONGEST = 12_288
 HEADS = [
     b"",
@@ -236,7 +236,7 @@ TAILS = [b"", b">", b"@", b"@>", b"!", b"\0", b'">', b'"@b>', b"->", b" LAST", b
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.exhaustive)])
-def test_no_line_takes_longer_to_read_than_its_length_explains(head: bytes, every: int) -> None:
+def test_hostile_lines_are_parsed_in_linear_time(head: bytes, every: int) -> None:
     for run, tail in itertools.islice(itertools.product(RUNS, TAILS), None, None, every):
         line = head + run * (LONGEST // len(run)) + tail
         began = time.thread_time()
@@ -249,7 +249,7 @@ def test_no_line_takes_longer_to_read_than_its_length_explains(head: bytes, ever
 @pytest.mark.parametrize(
     "line", [b"AUTH PLAIN c2VjcmV0", b"auth plain c2VjcmV0", b" AUTH PLAIN c2VjcmV0", b"AUTH c2VjcmV0\xff"]
 )
-def test_a_secret_is_not_in_what_a_traceback_shows(line: bytes) -> None:
+def test_a_secret_is_not_in_the_repr(line: bytes) -> None:
     shown = repr(parse_command(line))
     assert "AUTH" in shown
     assert "c2VjcmV0" not in shown
@@ -258,11 +258,11 @@ def test_a_secret_is_not_in_what_a_traceback_shows(line: bytes) -> None:
 @pytest.mark.parametrize("verb", [CONNECT, END_OF_DATA, DISCONNECT])
 @pytest.mark.parametrize("spell", [str.upper, str.lower, str.title])
 @pytest.mark.parametrize("around", ["{}", "{} x", "{}\t", "{}\0", "{}\r", " {}", "\t{}", "\0{}"])
-def test_no_peer_can_send_a_pseudo_command(verb: str, spell: Any, around: str) -> None:
+def test_no_client_can_send_a_pseudo_command(verb: str, spell: Any, around: str) -> None:
     assert parse_command(around.format(spell(verb)).encode()).verb not in PSEUDO_COMMANDS
 
 
-def test_the_end_of_data_names_its_recipient() -> None:
+def test_end_of_data_has_its_recipient() -> None:
     recipient = Address.parse("jo@example.com")
     assert (EndOfData().verb, EndOfData().argument, EndOfData().recipient) == (END_OF_DATA, "", None)
     assert (EndOfData(recipient).argument, EndOfData(recipient).recipient) == ("jo@example.com", recipient)
@@ -284,5 +284,5 @@ def test_the_end_of_data_names_its_recipient() -> None:
         (b"", False),
     ],
 )
-def test_a_foreign_protocol_is_known_by_its_first_line(line: bytes, foreign: bool) -> None:
+def test_another_protocol_is_recognized_by_its_first_line(line: bytes, foreign: bool) -> None:
     assert is_foreign(line) is foreign

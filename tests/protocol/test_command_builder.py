@@ -1,4 +1,4 @@
-"""Nothing that could end a command gets into one."""
+"""Commands of the client: one line each, and nothing in it that could end it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from greensmtp.protocol.address import Address
         ("jo@example.com", {}, b"MAIL FROM:<jo@example.com>\r\n"),
     ],
 )
-def test_mail(address: str, ext: Any, expected: bytes) -> None:
+def test_mail_is_one_line(address: str, ext: Any, expected: bytes) -> None:
     assert command_builder.mail(address, ext) == expected
 
 
@@ -35,7 +35,7 @@ BAD = ["a@b.c\r\nRCPT TO:<x@y.z>", "a@b.c\n", "a@b.c\r", "a@b.c\0", "a@b.c> SIZE
 
 
 @pytest.mark.parametrize("address", BAD)
-def test_no_mailbox(address: str) -> None:
+def test_a_malformed_mailbox_is_refused(address: str) -> None:
     with pytest.raises(ProtocolError):
         command_builder.mail(address)
     with pytest.raises(ProtocolError):
@@ -45,18 +45,18 @@ def test_no_mailbox(address: str) -> None:
 @pytest.mark.parametrize(
     "ext", ["SIZE=1\r\nDATA", "SIZE=1\0", "SIZE==1", {"SIZE": "1\n"}, {"X Y": "1"}, {"A\r\nB": None}]
 )
-def test_no_parameters(ext: Any) -> None:
+def test_malformed_parameters_are_refused(ext: Any) -> None:
     with pytest.raises(ProtocolError):
         command_builder.mail("a@b.c", ext)
 
 
-def test_a_recipient_is_somebody() -> None:
+def test_an_empty_recipient_is_refused() -> None:
     with pytest.raises(ProtocolError):
         command_builder.rcpt("")
 
 
 @given(st.text(max_size=30))
-def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
+def test_any_text_makes_one_line_or_an_error(text: str) -> None:
     for make in (command_builder.mail, command_builder.rcpt, lambda text: command_builder.line("NOOP", text)):
         try:
             line = make(text)
@@ -69,13 +69,13 @@ def test_whatever_is_given_is_one_line_or_an_error(text: str) -> None:
 @pytest.mark.parametrize(
     "domain", [f"{'x' * 64}.com", f"a.{'x' * 64}", "x" * 64, ".".join(["x" * 63] * 5), f"mail.{'x' * 70}.example"]
 )
-def test_a_label_of_more_than_63_octets_is_refused(domain: str) -> None:
+def test_a_label_of_more_than_63_bytes_is_refused(domain: str) -> None:
     for make in (command_builder.mail, command_builder.rcpt):
         with pytest.raises(ProtocolError, match="too long"):
             make(f"jo@{domain}")
 
 
-def test_long_domains_of_short_labels_are_fine() -> None:
+def test_a_long_domain_of_short_labels_is_accepted() -> None:
     domain = ".".join(["x" * 63] * 3)
     assert command_builder.rcpt(f"jo@{domain}") == f"RCPT TO:<jo@{domain}>\r\n".encode()
 

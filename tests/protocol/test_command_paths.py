@@ -1,4 +1,4 @@
-"""MAIL and RCPT: a corpus of raw lines with the address each holds, or the code that it has earned."""
+"""MAIL and RCPT: a corpus of raw lines with the address that each holds, or its reply code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from greensmtp.protocol.command import PathCommand, parse_command
 
 JO = "jo@example.com"
 
-#: raw line -> the address and its parameters, or the code that it has earned by its form alone
+#: raw line -> the address and its parameters, or the reply code if it is malformed
 PATHS: list[tuple[bytes, str | int, dict[str, str | None]]] = [
     (b"MAIL FROM:<jo@example.com>", JO, {}),
     (b"mail from:<jo@example.com>", JO, {}),
@@ -85,7 +85,7 @@ PATHS: list[tuple[bytes, str | int, dict[str, str | None]]] = [
 
 
 @pytest.mark.parametrize(("line", "expected", "parameters"), PATHS)
-def test_a_path_is_read(line: bytes, expected: str | int, parameters: dict[str, str | None]) -> None:
+def test_a_path_is_parsed(line: bytes, expected: str | int, parameters: dict[str, str | None]) -> None:
     command = parse_command(line)
     assert isinstance(command, PathCommand)
     if isinstance(expected, int):
@@ -108,7 +108,7 @@ def test_a_path_is_read(line: bytes, expected: str | int, parameters: dict[str, 
         (b"MAIL", "5.5.4"),
     ],
 )
-def test_a_refused_path_has_the_enhanced_code_that_fits(line: bytes, enhanced: str) -> None:
+def test_a_refused_path_has_the_right_enhanced_code(line: bytes, enhanced: str) -> None:
     command = parse_command(line)
     assert command.error is not None
     assert command.error.enhanced == enhanced
@@ -119,8 +119,8 @@ DOMAIN = st.text("ab01.-_ä[]:", min_size=1, max_size=12)
 
 
 @given(LOCAL, DOMAIN, st.sampled_from(["MAIL FROM", "RCPT TO", "mail From", "rcpt tO"]))
-def test_the_short_way_reads_what_the_long_way_reads(local_part: str, domain: str, verb: str) -> None:
-    """A usual path is matched in one step; whatever that takes or leaves, the address is the same."""
+def test_the_fast_pattern_and_the_full_parser_agree(local_part: str, domain: str, verb: str) -> None:
+    """A usual path is matched in one step; the address is the same as that of the full parser."""
     command = parse_command(f"{verb}:<{local_part}@{domain}>".encode())
     assert isinstance(command, PathCommand)
     try:

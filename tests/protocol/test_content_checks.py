@@ -1,4 +1,4 @@
-"""The checks of a body that flows: bare CR and LF, and lines that are too long, at every cut."""
+"""Checks of a body while it is read: bare CR and LF, and lines that are too long, at every cut."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CUTS = st.lists(st.integers(0, 80), max_size=8)
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """The data in pieces, some of which may be empty."""
+    """Cut the data into pieces, some of which may be empty."""
     edges = [0, *sorted(min(place, len(data)) for place in places), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def all_cuts(data: bytes) -> Iterator[list[bytes]]:
-    """Every way to cut the data into pieces that are not empty."""
+    """Yield every way to cut the data into pieces that are not empty."""
     for places in itertools.product((False, True), repeat=max(len(data) - 1, 0)):
         yield cut(data, [index for index, here in enumerate(places, 1) if here])
 
 
 def verdict(check: Check, pieces: Iterable[bytes]) -> Reply | None:
-    """The first refusal, as the message stream takes it."""
+    """Return the first refusal, as the message stream gets it."""
     return next((refusal for refusal in map(check, pieces) if refusal is not None), None)
 
 
@@ -68,12 +68,12 @@ def test_a_bare_newline_is_found_at_every_cut(body: bytes) -> None:
 @pytest.mark.parametrize(
     "body", [b"", b"\r\n", b"text\r\n", b"a\r\n\r\nb\r\n", b"\x85\x0b\x0c\x1c\x1d\x1e\xe2\x80\xa8\0\r\n", b"no end"]
 )
-def test_nothing_else_is_taken_for_a_newline(body: bytes) -> None:
+def test_only_cr_and_lf_are_newlines(body: bytes) -> None:
     for first, second in itertools.combinations_with_replacement(range(len(body) + 1), 2):
         assert verdict(NoBareNewlines(), cut(body, [first, second])) is None
 
 
-def test_the_shortest_bodies_are_judged_alike_at_all_cuts() -> None:
+def test_all_short_bodies_have_one_result_at_all_cuts() -> None:
     for length in range(6):
         for octets in itertools.product(b"\r\na", repeat=length):
             body = bytes(octets) + b"\r\n"  # as every body ends that came by DATA
@@ -82,13 +82,13 @@ def test_the_shortest_bodies_are_judged_alike_at_all_cuts() -> None:
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"\r\n", b"\0", b"\xe2\x80\xa8", b"text"])).map(b"".join), CUTS)
-def test_a_bare_newline_is_found_wherever_the_slow_way_finds_one(body: bytes, places: list[int]) -> None:
+def test_bare_newlines_are_found_as_a_simple_search_finds_them(body: bytes, places: list[int]) -> None:
     body += b"\r\n"
     assert (verdict(NoBareNewlines(), cut(body, places)) is not None) is has_bare_newline(body)
 
 
 def test_a_bare_newline_is_found_behind_the_dots_of_data() -> None:
-    """The dot that is taken away may be all that stood between a CR and an LF."""
+    """A stuffed dot may stand between a CR and an LF."""
     decoder, check = DotDecoder(), NoBareNewlines()
     body = [decoder.feed(piece) for piece in (b"a\r\n.", b"\nb\r\n.\r\n")]
     assert decoder.complete
@@ -96,7 +96,7 @@ def test_a_bare_newline_is_found_behind_the_dots_of_data() -> None:
 
 
 def too_long(body: bytes, limit: int) -> bool:
-    """A line is what ends with LF, or with the body."""
+    """Check the longest line by splitting the body at LF."""
     *lines, open_line = body.split(b"\n")
     return len(open_line) > limit or any(len(line) + 1 > limit for line in lines)
 
@@ -111,12 +111,12 @@ def test_a_line_may_be_as_long_as_the_limit_and_no_longer(limit: int) -> None:
         assert verdict(LineLength(limit), cut(longest * 2 + b"x" + longest, [place])) is canned.BODY_LINE_TOO_LONG
 
 
-def test_a_line_without_end_is_refused_before_its_end() -> None:
+def test_a_line_that_is_too_long_is_refused_before_its_end() -> None:
     check = LineLength(1000)
     assert [check(b"x" * 500) for _ in range(3)] == [None, None, canned.BODY_LINE_TOO_LONG]
 
 
-def test_the_shortest_lines_are_measured_alike_at_all_cuts() -> None:
+def test_all_short_lines_are_measured_alike_at_all_cuts() -> None:
     for limit, length in itertools.product((1, 2, 3, 5), range(8)):
         for octets in itertools.product(b"\nx", repeat=length):
             body = bytes(octets)
@@ -125,11 +125,11 @@ def test_the_shortest_lines_are_measured_alike_at_all_cuts() -> None:
 
 
 @given(st.lists(st.sampled_from([b"\r\n", b"x", b"yyyy", b"z" * 9])).map(b"".join), CUTS, st.integers(2, 30))
-def test_lines_are_measured_as_the_slow_way_measures_them(body: bytes, places: list[int], limit: int) -> None:
+def test_lines_are_measured_as_a_simple_count_measures_them(body: bytes, places: list[int], limit: int) -> None:
     assert (verdict(LineLength(limit), cut(body, places)) is not None) is too_long(body, limit)
 
 
-# What is made of bare newlines
+# Bare newlines, made normal
 
 
 def normal(pieces: Iterable[bytes]) -> bytes:
@@ -138,7 +138,7 @@ def normal(pieces: Iterable[bytes]) -> bytes:
 
 
 def normal_slowly(body: bytes) -> bytes:
-    """Up to three CRs belong to the LF behind them; any other CR is a space."""
+    """Normalize by rule: up to three CRs belong to the LF behind them; any other CR is a space."""
     return re.sub(rb"\r(?!\n)", b" ", re.sub(rb"\r{0,3}\n", b"\r\n", body))
 
 
@@ -160,14 +160,14 @@ def normal_slowly(body: bytes) -> bytes:
         (b"Subject: x\rBcc: y\r\n", b"Subject: x Bcc: y\r\n"),
     ],
 )
-def test_bare_newlines_are_made_normal_at_every_cut(body: bytes, content: bytes) -> None:
+def test_bare_newlines_are_normalized_at_every_cut(body: bytes, content: bytes) -> None:
     for first, second in itertools.combinations_with_replacement(range(len(body) + 1), 2):
         assert normal(cut(body, [first, second])) == content
     assert normal([*(body[index : index + 1] for index in range(len(body))), b""]) == content
 
 
 @pytest.mark.parametrize("longest", [6, pytest.param(7, marks=pytest.mark.exhaustive)])
-def test_the_shortest_bodies_are_made_normal_alike_at_all_cuts(longest: int) -> None:
+def test_all_short_bodies_are_normalized_alike_at_all_cuts(longest: int) -> None:
     for length in range(longest + 1):
         for octets in itertools.product(b"\r\na", repeat=length):
             body = bytes(octets)
@@ -177,12 +177,12 @@ def test_the_shortest_bodies_are_made_normal_alike_at_all_cuts(longest: int) -> 
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b".", b"x", b"text"])).map(b"".join), CUTS)
-def test_any_body_is_made_normal(body: bytes, places: list[int]) -> None:
+def test_any_body_is_normalized(body: bytes, places: list[int]) -> None:
     assert normal(cut(body, places)) == normal_slowly(body)
     assert not has_bare_newline(normal(cut(body, places)))
 
 
-def test_a_clean_chunk_is_handed_on_uncopied_also_behind_a_dirty_one() -> None:
+def test_a_chunk_without_bare_newlines_is_not_copied() -> None:
     newlines, chunk = NormalNewlines(), b"x" * 76 + b"\r\n"
     assert newlines.feed(chunk) is chunk
     assert newlines.feed(b"a\nb\r\n") == b"a\r\nb\r\n"

@@ -1,4 +1,4 @@
-"""A body on its way out: CRLFs, dots, over any cuts."""
+"""Bodies as they are sent: CRLFs and dots, over any cuts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def normal(body: bytes) -> bytes:
 
 
 @given(_bodies)
-def test_no_bare_cr_and_no_bare_lf(body: bytes) -> None:
+def test_bare_cr_and_lf_become_crlf(body: bytes) -> None:
     assert with_crlf(body) == normal(body)
     assert with_crlf(with_crlf(body)) == with_crlf(body)
 
 
 @given(_bodies, st.integers(0, 24), st.integers(0, 24))
-def test_any_cuts(body: bytes, one: int, other: int) -> None:
+def test_an_encoded_body_is_the_same_at_any_cuts(body: bytes, one: int, other: int) -> None:
     first, second = sorted((one, other))
     pieces = (body[:first], body[first:second], body[second:])
     expected = normal(body)
@@ -41,7 +41,7 @@ def test_any_cuts(body: bytes, one: int, other: int) -> None:
 
 
 @pytest.mark.parametrize("body", [b"a\r\n", b"", b".\r\n", b"\r\n.\r\n"])
-def test_no_extra_line(body: bytes) -> None:
+def test_a_body_that_ends_with_crlf_gets_no_further_line(body: bytes) -> None:
     encoder = DotEncoder()
     decoder = DotDecoder()
     assert decoder.feed(encoder.feed(body) + encoder.finish()) == body

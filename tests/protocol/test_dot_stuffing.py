@@ -1,4 +1,4 @@
-"""Dot transparency: nothing but CRLF.CRLF ends data, whatever the cuts; what is encoded comes back as it was."""
+"""Dot-stuffing: only CRLF.CRLF ends data, at any cuts, and an encoded body decodes to itself."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ CUTS = st.lists(st.integers(0, 60), max_size=8)
 
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
-    """The data in pieces, some of which may be empty."""
+    """Cut the data into pieces, some of which may be empty."""
     edges = [0, *sorted(min(place, len(data)) for place in places), len(data)]
     return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def all_cuts(data: bytes) -> Iterator[list[bytes]]:
-    """Every way to cut the data into pieces that are not empty."""
+    """Yield every way to cut the data into pieces that are not empty."""
     for places in itertools.product((False, True), repeat=max(len(data) - 1, 0)):
         yield cut(data, [index for index, here in enumerate(places, 1) if here])
 
 
 def decode(pieces: Iterable[bytes]) -> tuple[bytes, bytes | None]:
-    """The body, and what came behind its end; None: no end was found."""
+    """Return the body and the bytes behind its end, or None if no end was found."""
     decoder, body, pieces = DotDecoder(), b"", iter(pieces)
     for piece in pieces:
         body += decoder.feed(piece)
@@ -40,7 +40,7 @@ def decode(pieces: Iterable[bytes]) -> tuple[bytes, bytes | None]:
 
 
 def decode_slowly(wire: bytes) -> tuple[bytes, bytes | None]:
-    """The same, line by line, of all of the input at once (RFC 5321 section 4.5.2). Lines end with CRLF alone."""
+    """Do the same line by line with the whole input (RFC 5321 section 4.5.2). Lines end with CRLF only."""
     body = b""
     *lines, open_line = wire.split(b"\r\n")
     for number, line in enumerate(lines):
@@ -56,7 +56,7 @@ def encode(pieces: Iterable[bytes]) -> bytes:
 
 
 def with_crlf(body: bytes) -> bytes:
-    """The body as mail can carry it: every line, the last one too, ends with CRLF."""
+    """Return the body with CRLF at the end of each line, the last one too."""
     body = re.sub(rb"\r\n|\r|\n", b"\r\n", body)
     return body if not body or body.endswith(b"\r\n") else body + b"\r\n"
 
@@ -79,7 +79,7 @@ DECODED = [
 
 
 @pytest.mark.parametrize(("wire", "body", "rest"), DECODED)
-def test_a_body_is_read_as_the_rfc_says_at_every_cut(wire: bytes, body: bytes, rest: bytes) -> None:
+def test_a_body_is_decoded_by_the_rfc_at_every_cut(wire: bytes, body: bytes, rest: bytes) -> None:
     assert decode([wire]) == (body, rest)
     assert decode(wire[index : index + 1] for index in range(len(wire))) == (body, rest)
     for place in range(len(wire) + 1):
@@ -101,7 +101,7 @@ def test_only_a_dot_between_two_crlf_ends_data(before: bytes, behind: bytes) -> 
 
 
 @pytest.mark.parametrize("longest", [5, pytest.param(6, marks=pytest.mark.exhaustive)])
-def test_the_shortest_inputs_are_read_alike_at_all_cuts(longest: int) -> None:
+def test_all_short_inputs_are_decoded_alike_at_all_cuts(longest: int) -> None:
     """Try every short input of the bytes that matter, in every way to cut it."""
     for length in range(longest + 1):
         for octets in itertools.product(b"\r\n.a", repeat=length):
@@ -119,13 +119,13 @@ def test_the_shortest_inputs_are_read_alike_at_all_cuts(longest: int) -> None:
 
 @given(BODIES, BODIES, CUTS)
 @example(b"\r\n.\r", b"\n", [4])
-def test_decoding_agrees_with_the_slow_way(first: bytes, second: bytes, places: list[int]) -> None:
+def test_decoding_agrees_with_a_simple_decoder(first: bytes, second: bytes, places: list[int]) -> None:
     wire = first + b"\r\n.\r\n" + second
     assert decode(cut(wire, places)) == decode_slowly(wire)
 
 
 @given(BODIES, CUTS)
-def test_no_more_than_two_octets_are_ever_held_back(body: bytes, places: list[int]) -> None:
+def test_at_most_two_bytes_are_held_back(body: bytes, places: list[int]) -> None:
     decoder, out, taken = DotDecoder(), b"", b""
     for piece in cut(body, places):
         taken += piece
@@ -139,7 +139,7 @@ def test_no_more_than_two_octets_are_ever_held_back(body: bytes, places: list[in
         assert len(expected) - len(out) <= 1
 
 
-def test_what_needs_no_change_is_handed_on_uncopied() -> None:
+def test_a_piece_that_needs_no_change_is_not_copied() -> None:
     decoder, piece = DotDecoder(), b"x" * 100 + b"\r\nNo dots at line starts. None.\r\n"
     assert decoder.feed(piece) is piece
     assert decoder.feed(piece) is piece
@@ -165,27 +165,27 @@ def test_what_needs_no_change_is_handed_on_uncopied() -> None:
         (b"\0.\xff", b"\0.\xff\r\n.\r\n"),
     ],
 )
-def test_a_body_is_written_as_the_rfc_says_at_every_cut(body: bytes, wire: bytes) -> None:
+def test_a_body_is_encoded_by_the_rfc_at_every_cut(body: bytes, wire: bytes) -> None:
     assert encode([body]) == wire
     for pieces in (cut(body, [first, second]) for first in range(len(body) + 1) for second in range(first)):
         assert encode(pieces) == wire, pieces
 
 
 @given(BODIES, CUTS, CUTS)
-def test_what_is_encoded_comes_back_whole(body: bytes, places: list[int], others: list[int]) -> None:
+def test_an_encoded_body_decodes_to_itself(body: bytes, places: list[int], others: list[int]) -> None:
     wire = encode(cut(body, places))
     assert decode(cut(wire, others)) == (with_crlf(body), b"")
 
 
 @given(BODIES, CUTS)
-def test_nothing_that_is_encoded_can_smuggle(body: bytes, places: list[int]) -> None:
+def test_an_encoded_body_has_no_bare_newlines_and_one_end(body: bytes, places: list[int]) -> None:
     wire = encode(cut(body, places))
     assert not re.search(rb"\r(?!\n)|(?<!\r)\n", wire)
     assert wire.count(b"\r\n.\r\n") == (wire != b".\r\n")
     assert wire.endswith(b"\r\n.\r\n") or wire == b".\r\n"
 
 
-def test_the_shortest_bodies_are_encoded_alike_at_all_cuts() -> None:
+def test_all_short_bodies_are_encoded_alike_at_all_cuts() -> None:
     for length in range(6):
         for octets in itertools.product(b"\r\n.a", repeat=length):
             body = bytes(octets)

@@ -23,15 +23,15 @@ TABLE = [
 
 
 @pytest.mark.parametrize("expected", TABLE, ids=lambda extension: extension.keyword)
-def test_an_extension_adds_what_its_rfc_says(expected: Extension) -> None:
+def test_an_extension_is_as_its_rfc_defines_it(expected: Extension) -> None:
     assert [extension for extension in STANDARD if extension.keyword == expected.keyword] == [expected]
 
 
-def test_there_are_no_others() -> None:
+def test_there_are_no_other_extensions() -> None:
     assert len(STANDARD) == len(TABLE)
 
 
-def test_every_keyword_is_one_by_the_grammar() -> None:
+def test_every_keyword_matches_the_grammar() -> None:
     for extension in STANDARD:
         for keyword in (extension.keyword, *extension.mail, *extension.rcpt):
             assert re.fullmatch(r"[A-Z0-9][A-Z0-9-]*", keyword)
@@ -60,14 +60,14 @@ def test_room_adds_up() -> None:
     assert line_room(iter([*STANDARD, dsn])) == {"MAIL": 153, "RCPT": 500, "VRFY": 9, "EXPN": 9}
 
 
-def test_an_extension_needs_no_more_than_a_keyword_and_stays_as_it_is() -> None:
+def test_an_extension_needs_only_a_keyword_and_is_immutable() -> None:
     extension = Extension("X-EXAMPLE")
     assert (extension.mail, extension.rcpt, dict(extension.room)) == (frozenset(), frozenset(), {})
     with pytest.raises(AttributeError):
         extension.keyword = "X-OTHER"  # type: ignore[misc]
 
 
-def test_offer_adds_a_line_to_a_positive_reply_alone() -> None:
+def test_offer_adds_a_line_only_to_a_positive_reply() -> None:
     greeted = Reply(250, "mx greets x", "PIPELINING", enhanced=None)
     assert offer(greeted, "XFOO").encode() == b"250-mx greets x\r\n250-PIPELINING\r\n250 XFOO\r\n"
     assert offer(greeted, "AUTH", "PLAIN", "LOGIN").lines[-1] == "AUTH PLAIN LOGIN"
@@ -78,6 +78,6 @@ def test_offer_adds_a_line_to_a_positive_reply_alone() -> None:
 @pytest.mark.parametrize(
     "wrong", [("",), ("X FOO",), ("X_FOO",), ("-X",), ("X\r\nEVIL",), ("X", "a b"), ("X", ""), ("X", "ü")]
 )
-def test_offer_refuses_what_is_no_keyword(wrong: tuple[str, ...]) -> None:
+def test_offer_refuses_a_malformed_keyword_or_parameter(wrong: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="EHLO keyword"):
         offer(Reply(250, "hi", enhanced=None), *wrong)

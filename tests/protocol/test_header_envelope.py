@@ -1,4 +1,4 @@
-"""Header sections: where they end, what names the envelope, Bcc, and what is raw UTF-8 in them."""
+"""Header sections: their end, the envelope in them, Bcc, and raw UTF-8."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_long_text_without_an_empty_line_is_searched_quickly() -> None:
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
-def test_fields(newline: bytes) -> None:
+def test_fields_are_parsed(newline: bytes) -> None:
     head = newline.join([b"From: a@b.c", b"TO : x", b"\ty", b"X-A:", b"", b""])
     assert [(name, text.split()) for name, text in header_envelope.parse(head)] == [
         ("from", ["a@b.c"]),
@@ -38,8 +38,8 @@ def test_fields(newline: bytes) -> None:
     ]
 
 
-def test_a_line_that_is_no_field_is_an_error_since_recipients_may_stand_behind_it() -> None:
-    with pytest.raises(ProtocolError, match="no header field: b'garbage'"):
+def test_a_line_that_is_not_a_field_is_an_error() -> None:
+    with pytest.raises(ProtocolError, match="not a header field: b'garbage'"):
         header_envelope.parse(b"To: a@b.c\ngarbage\nCc: d@e.f\n\n")
 
 
@@ -52,7 +52,7 @@ def test_a_line_that_is_no_field_is_an_error_since_recipients_may_stand_behind_i
         (b"From: a@b.c\nTo: t@e.f\nResent-From: r@e.f\nResent-To: q@e.f\n", "r@e.f", ["q@e.f"]),
     ],
 )
-def test_envelopes(head: bytes, sender: str, recipients: list[str]) -> None:
+def test_an_envelope_is_taken_from_the_fields(head: bytes, sender: str, recipients: list[str]) -> None:
     fields = header_envelope.parse(head)
     assert header_envelope.sender(fields) == sender
     assert header_envelope.recipients(fields) == recipients
@@ -71,7 +71,7 @@ def test_envelopes(head: bytes, sender: str, recipients: list[str]) -> None:
         (b"From: a@b.c\nTo: t@e.f\nResent-To: a@b.c\nResent-To: d@e.f\n", "resent more than once"),
     ],
 )
-def test_no_envelope(head: bytes, text: str) -> None:
+def test_a_missing_envelope_is_an_error(head: bytes, text: str) -> None:
     fields = header_envelope.parse(head)
     with pytest.raises(ProtocolError, match=text):
         (header_envelope.sender(fields), header_envelope.recipients(fields))
@@ -79,13 +79,13 @@ def test_no_envelope(head: bytes, text: str) -> None:
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
 @pytest.mark.parametrize("name", [b"Bcc", b"bCC ", b"RESENT-BCC", b"resent-bcc\t"])
-def test_bcc_is_taken_out_whole(newline: bytes, name: bytes) -> None:
+def test_bcc_is_removed_with_its_continuation_lines(newline: bytes, name: bytes) -> None:
     lines = [b"A: b", name + b": x@y.z,", b" a@b.c,", b"\t", b" d@e.f", b"X-Bcc: stays", b"", b""]
     assert header_envelope.without_bcc(newline.join(lines)) == newline.join(lines[:1] + lines[5:])
 
 
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
-def test_an_mbox_line_goes(newline: bytes) -> None:
+def test_an_mbox_line_is_removed(newline: bytes) -> None:
     message = newline.join([b"From jo@example.com Mon Jan  1 00:00:00 2024", b"From: a@b.c", b"", b"From here on"])
     assert header_envelope.without_mbox_line(message) == message.partition(newline)[2]
     assert header_envelope.without_mbox_line(message.partition(newline)[2]) == message.partition(newline)[2]
@@ -123,7 +123,7 @@ def test_raw_utf8_is_encoded_field_by_field() -> None:
         "Subject: x\r\nno field \u00f6",
     ],
 )
-def test_what_cannot_be_encoded_safely_is_not(field: str) -> None:
+def test_a_field_that_cannot_be_encoded_safely_is_left(field: str) -> None:
     assert header_envelope.in_ascii(f"{field}\r\n\r\n".encode()) is None
 
 

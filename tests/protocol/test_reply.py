@@ -1,4 +1,4 @@
-"""Replies: what goes over the wire, enhanced codes on every line, and one well-formed reply whatever the text."""
+"""Replies: their bytes, enhanced codes on each line, and one well-formed reply for any text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from greensmtp.protocol import canned
 from greensmtp.protocol.enhanced_status import DEFAULTS, default_for
 from greensmtp.protocol.reply import Reply
 
-#: what a handler says -> what the peer reads
+#: arguments of Reply -> the encoded reply
 WIRE: list[tuple[tuple[Any, ...], bytes]] = [
     ((250, "Ok"), b"250 2.0.0 Ok\r\n"),
     ((250, "2.1.5 fine"), b"250 2.1.5 fine\r\n"),
@@ -61,7 +61,7 @@ WIRE: list[tuple[tuple[Any, ...], bytes]] = [
 
 
 @pytest.mark.parametrize(("said", "wire"), WIRE)
-def test_a_reply_goes_out(said: tuple[Any, ...], wire: bytes) -> None:
+def test_a_reply_is_encoded(said: tuple[Any, ...], wire: bytes) -> None:
     assert Reply(*said).encode() == wire
 
 
@@ -75,7 +75,7 @@ def test_a_reply_goes_out(said: tuple[Any, ...], wire: bytes) -> None:
         (("5.7.1 as it is",), b"250 5.7.1 as it is\r\n"),
     ],
 )
-def test_the_greeting_and_ehlos_reply_have_no_enhanced_code(lines: tuple[str, ...], wire: bytes) -> None:
+def test_the_banner_and_the_reply_to_ehlo_have_no_enhanced_code(lines: tuple[str, ...], wire: bytes) -> None:
     reply = Reply(250, *lines, enhanced=None)
     assert reply.enhanced is None
     assert reply.encode() == wire
@@ -113,12 +113,12 @@ def test_an_enhanced_code_of_another_class_is_refused(code: int, text: str) -> N
 @pytest.mark.parametrize(
     "enhanced", ["2", "2.0", "2.0.0 ", "2.0.0000", "2.0.0\r\n250 x", "2.\u0661.0", "3.0.0", "x", " "]
 )
-def test_what_is_no_enhanced_code_is_not_put_before_the_text(enhanced: str) -> None:
+def test_a_malformed_enhanced_code_is_refused(enhanced: str) -> None:
     with pytest.raises(ProtocolError, match=r"is like 5\.7\.1"):
         Reply(250, "text", enhanced=enhanced)
 
 
-def test_an_enhanced_code_may_be_given_apart() -> None:
+def test_an_enhanced_code_may_be_an_argument() -> None:
     assert Reply(550, "no", "never", enhanced="5.7.1") == Reply(550, "5.7.1 no", "never")
 
 
@@ -156,7 +156,7 @@ def test_a_reply_can_be_pickled_and_copied() -> None:
 
 
 def read(wire: bytes) -> tuple[int, list[str]]:
-    """What a client makes of one reply; asserts that it is one, and well formed (RFC 5321 sections 4.2, 4.5.3.1.5)."""
+    """Parse a reply by rule; assert that it is one and well-formed (RFC 5321 sections 4.2, 4.5.3.1.5)."""
     assert wire.endswith(b"\r\n")
     texts, codes = [], set()
     lines = wire[:-2].split(b"\r\n")
@@ -205,13 +205,13 @@ def test_a_long_text_is_folded_and_no_word_is_lost(lengths: list[int], code: str
 
 @pytest.mark.parametrize("enhanced", ["", None])
 @pytest.mark.parametrize("length", [450, *range(490, 515), 1000, 5000])
-def test_a_text_of_any_length_keeps_to_512_octets_a_line(length: int, enhanced: str | None) -> None:
+def test_a_line_has_at_most_512_bytes(length: int, enhanced: str | None) -> None:
     for text in ("x" * length, " " * length, "é" * length, "x " * (length // 2), "5.255.255 " + "x" * length):
         read(Reply(550, text, enhanced=enhanced).encode())
         read(Reply(550, "short", text, text, enhanced=enhanced).encode())
 
 
-def test_what_handlers_say_at_length_is_encoded_in_no_time() -> None:
+def test_a_long_text_is_encoded_quickly() -> None:
     assert len(read(Reply(550, "x" * 200_000).encode())[1]) > 400
 
 

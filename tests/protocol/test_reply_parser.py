@@ -13,7 +13,7 @@ from greensmtp.protocol.reply_parser import MAX_BYTES, MAX_LINE, MAX_LINES, Repl
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:
-    """All replies in it, given in pieces."""
+    """Return all replies in the bytes, which come in pieces."""
     reader = ReplyParser()
     replies: list[Reply] = []
     ends = [*sorted(cuts), len(wire)]
@@ -74,13 +74,13 @@ def test_a_reply_at_every_cut(wire: bytes, expected: Reply) -> None:
         "\u0662\u0665\u0660 x\r\n".encode(),
     ],
 )
-def test_junk_at_every_cut(wire: bytes) -> None:
+def test_junk_is_an_error_at_every_cut(wire: bytes) -> None:
     for cut in range(len(wire) + 1):
         with pytest.raises(ReplySyntaxError):
             read(wire, cut)
 
 
-def test_it_stays_broken() -> None:
+def test_an_error_is_raised_again_at_each_later_call() -> None:
     reader = ReplyParser()
     reader.feed(b"junk\r\n250 Ok\r\n")
     for _ in range(2):
@@ -88,12 +88,12 @@ def test_it_stays_broken() -> None:
             reader.next_reply()
 
 
-def test_junk_is_known_before_its_line_ends() -> None:
+def test_junk_is_an_error_before_its_line_ends() -> None:
     with pytest.raises(ReplySyntaxError):
         read(b"GET")
 
 
-def test_a_line_without_end() -> None:
+def test_the_length_of_a_line_is_bounded() -> None:
     with pytest.raises(ReplySyntaxError, match="12288 bytes"):
         read(b"250 " + b"x" * MAX_LINE)
     with pytest.raises(ReplySyntaxError, match="12288 bytes"):
@@ -101,7 +101,7 @@ def test_a_line_without_end() -> None:
     assert len(read(b"250 " + b"x" * (MAX_LINE - 6) + b"\r\n")) == 1
 
 
-def test_a_reply_without_end() -> None:
+def test_the_size_of_a_reply_is_bounded() -> None:
     assert len(read(b"250-x\r\n" * (MAX_LINES - 1) + b"250 x\r\n")[0].lines) == MAX_LINES
     with pytest.raises(ReplySyntaxError, match="without end"):
         read(b"250-x\r\n" * (MAX_LINES + 1))
@@ -109,7 +109,7 @@ def test_a_reply_without_end() -> None:
         read((b"250-" + b"x" * 8000 + b"\r\n") * (MAX_BYTES // 8000 + 1))
 
 
-def test_several_at_once_are_told_apart() -> None:
+def test_several_replies_in_one_piece() -> None:
     reader = ReplyParser()
     reader.feed(b"250 one\r\n250-two\r\n250 two\r\n354 three\r\n2")
     assert [reply.code for reply in reader.next_replies(2)] == [250, 250]
@@ -128,7 +128,7 @@ _texts = st.text(st.characters(blacklist_categories=["C", "Z"]), max_size=20).fi
 
 
 @given(st.data())
-def test_what_is_written_is_read(data: st.DataObject) -> None:
+def test_an_encoded_reply_is_parsed_again(data: st.DataObject) -> None:
     replies = data.draw(
         st.lists(st.tuples(st.integers(200, 599), st.lists(_texts, min_size=1, max_size=4)), min_size=1, max_size=4)
     )
@@ -141,7 +141,7 @@ def test_what_is_written_is_read(data: st.DataObject) -> None:
 
 
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
-def test_anything_is_replies_or_an_error_whatever_the_cuts(wire: bytes, cuts: list[int]) -> None:
+def test_any_bytes_are_replies_or_an_error_at_any_cuts(wire: bytes, cuts: list[int]) -> None:
     def outcome(*cuts: int) -> list[Reply] | str:
         try:
             return read(wire, *cuts)

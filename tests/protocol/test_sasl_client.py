@@ -1,4 +1,4 @@
-"""The mechanisms, without a wire, against their RFCs' examples."""
+"""The client's mechanisms against the examples of their RFCs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_scram_with_a_real_server() -> None:
 
 
 @pytest.mark.parametrize("challenge", [b"", b"nonsense", b"r=another,s=AAAA,i=4096", b"\xff"])
-def test_scram_does_not_take_just_anything(challenge: bytes) -> None:
+def test_scram_refuses_malformed_challenges(challenge: bytes) -> None:
     client = sasl.ScramSHA256("jo", "secret")
     client.initial()
     with pytest.raises(SaslFailed):
@@ -69,17 +69,17 @@ def test_scram_does_not_take_just_anything(challenge: bytes) -> None:
         ("LOGIN", "LOGIN"),
     ],
 )
-def test_the_strongest_for_a_password(offered: str, chosen: str) -> None:
+def test_the_strongest_mechanism_for_a_password_is_chosen(offered: str, chosen: str) -> None:
     assert sasl.choose(offered.split(), None, "jo", "secret", None).name == chosen
 
 
-def test_a_token_chooses_among_its_own() -> None:
+def test_a_token_needs_an_oauth_mechanism() -> None:
     assert sasl.choose(["PLAIN", "XOAUTH2", "OAUTHBEARER"], None, "jo", None, "t").name == "OAUTHBEARER"
     with pytest.raises(SaslFailed, match="PLAIN"):
         sasl.choose(["PLAIN"], None, "jo", None, "t")
 
 
-def test_a_wanted_one() -> None:
+def test_a_wanted_mechanism_need_not_be_offered() -> None:
     assert sasl.choose([], "login", "jo", "secret", None).name == "LOGIN"
     with pytest.raises(ValueError, match="DIGEST-MD5"):
         sasl.choose([], "DIGEST-MD5", "jo", "secret", None)
@@ -92,8 +92,8 @@ def test_the_secret_is_in_no_repr() -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 4095, 1_000_001, 2_000_000_000])
-def test_scram_does_not_hash_as_often_as_a_server_likes(iterations: int) -> None:
-    """Too few give the password away to who plays the server; too many are work for hours."""
+def test_scram_bounds_the_iterations_that_a_server_requests(iterations: int) -> None:
+    """With too few, a false server can guess the password; too many take hours of CPU time."""
     client = sasl.ScramSHA256("jo", "secret")
     nonce = client.initial().decode().rpartition("r=")[2]
     with pytest.raises(SaslFailed, match=r"requested \d+ SCRAM|must not be"):  # scramp has bounds of its own
@@ -108,7 +108,7 @@ def test_oauth_cannot_be_injected_into(kind: type[sasl.Mechanism], credentials: 
     assert "secret" not in str(caught.value)
 
 
-def test_what_scram_cannot_do_with_is_not_shown() -> None:
+def test_a_password_that_scram_refuses_is_not_shown() -> None:
     with pytest.raises(SaslFailed) as caught:
         sasl.ScramSHA256("jo", "sec\x07ret")
     assert "sec" not in str(caught.value)

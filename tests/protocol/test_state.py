@@ -1,4 +1,4 @@
-"""The transition table, state by state and verb by verb (RFC 5321 section 4.1.4, RFC 3030 section 2)."""
+"""The table of refusals, state by state and verb by verb (RFC 5321 section 4.1.4, RFC 3030 section 2)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ CELLS = [(verb, State[state], word) for verb, *words in ROWS for state, word in 
 
 
 @pytest.mark.parametrize(("verb", "state", "word"), CELLS)
-def test_a_command_comes_in_a_state(verb: str, state: State, word: str) -> None:
+def test_a_command_in_a_state_is_allowed_or_refused(verb: str, state: State, word: str) -> None:
     assert REFUSALS.get(verb, {}).get(state) is REASONS[word]
 
 
@@ -52,9 +52,9 @@ def test_the_grid_has_every_verb_and_every_state() -> None:
     assert set(REFUSALS) <= set(PARSERS)
 
 
-def test_every_refusal_is_a_bad_sequence() -> None:
+def test_every_refusal_is_503() -> None:
     assert {reply.code for row in REFUSALS.values() for reply in row.values()} == {503}
 
 
-def test_states_come_in_the_order_of_a_transaction() -> None:
+def test_states_are_in_the_order_of_a_transaction() -> None:
     assert State.CONNECTED < State.GREETED < State.SENDER < State.RECIPIENTS < State.CHUNKS
