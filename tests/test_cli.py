@@ -108,6 +108,7 @@ def test_a_line_is_printed_for_each_message(serve: Serve) -> None:
     assert len(server.mail) == 2
 
 
+@pytest.mark.subprocess
 def test_the_help_explains_the_command(tmp_path: Path) -> None:
     status, text, _ = run("serve", "--help", folder=tmp_path)
     assert status == 0
@@ -123,12 +124,14 @@ def test_the_help_explains_the_command(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.subprocess
 def test_version_prints_the_version(tmp_path: Path) -> None:
     status, text, _ = run("--version", folder=tmp_path)
     assert status == 0
     assert re.search(r"\d+\.\d+\.\d+", text)
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger", "tomlkit"])
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path, name: str) -> None:
     program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
@@ -316,6 +319,7 @@ def test_a_wrong_option_is_named_and_explained(
     assert not (folder / "maildir").exists()
 
 
+@pytest.mark.subprocess
 def test_a_wrong_option_exits_with_status_2_without_a_traceback(tmp_path: Path) -> None:
     status, output, error = run("serve", "--max-size", "plenty", folder=tmp_path)
     assert status == 2
@@ -374,6 +378,7 @@ def test_a_unix_path_that_is_too_long_is_an_error_before_listening(serve: Serve)
 # Odd surroundings
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("command", "status", "complaint"),
     [

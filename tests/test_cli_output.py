@@ -134,6 +134,7 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
     return start
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("numbers", ["1", "12", "012"])
 def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
     command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
@@ -146,6 +147,7 @@ def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serv
     assert "Traceback" not in server.log
 
 
+@pytest.mark.subprocess
 def test_mail_is_accepted_when_the_disk_of_standard_output_is_full(serve_mute: Serve) -> None:
     with Path("/dev/full").open("wb") as full:
         server, port = serve_mute(stdout=full)
@@ -403,6 +405,7 @@ def test_a_log_that_cannot_be_opened_again_is_silent(tmp_path: Path) -> None:
     assert (tmp_path / "other").read_bytes() == b""
 
 
+@pytest.mark.subprocess
 def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:

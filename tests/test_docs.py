@@ -477,6 +477,7 @@ def test_behind_postfix(page: Callable[[str], Ran]) -> None:
 CONFIGS = [(page, number) for page in PAGES for number in range(len(blocks(page, "toml")))]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("name", "number"), CONFIGS)
 def test_configurations_are_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate, name: str, number: int

@@ -581,6 +581,7 @@ client.close()  # the server is at work when the process ends
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("case", ["plain", "threading", "fork"])
 def test_a_process_ends_that_leaves_a_server_in_its_thread_running(case: str) -> None:
     done = subprocess.run(
@@ -638,6 +639,7 @@ print("done")
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("how", ["patched", "unpatched"])
 def test_a_thread_ends_with_its_process(how: str) -> None:
     done = subprocess.run(

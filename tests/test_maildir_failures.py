@@ -605,12 +605,14 @@ def test_a_message_that_grows_beyond_what_a_file_may_be_is_452(
     check_full_disk(smtp_server(start=False), maildir, caplog)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_gets_full_is_452(
     smtp_server: MakeServer, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_full_disk(smtp_server(start=False), Maildir(small_disk / "maildir"), caplog)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -> None:
     server = smtp_server(start=False)
     maildir = Maildir(small_disk / "maildir")
@@ -625,6 +627,7 @@ def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -
         assert all_is_well(peer, maildir)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_is_not_writable_is_451_and_an_error_at_once_for_a_new_maildir(
     smtp_server: MakeServer, small_disk: Path
 ) -> None:

@@ -671,6 +671,7 @@ def test_without_plugins_the_list_says_how_to_provide_one() -> None:
     assert '[project.entry-points."greensmtp.plugins"]' in err
 
 
+@pytest.mark.subprocess
 def test_on_a_terminal_it_has_columns(package: Package) -> None:
     package.add("acme", "1", "install = print", plugins="a-name-of-some-length = acme:install")
     shell = [sys.executable, "-m", "greensmtp", "plugins", "--check"]

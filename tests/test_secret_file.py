@@ -57,6 +57,7 @@ def test_the_first_process_decides_the_secret(tmp_path: Path, monkeypatch: pytes
     assert [each.name for each in tmp_path.iterdir()] == ["secret"]
 
 
+@pytest.mark.subprocess
 def test_processes_that_start_together_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"

@@ -276,6 +276,7 @@ def test_auth_can_be_refused(make_smtp_sink: MakeSink, matching: str | None) -> 
 # Its life
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
 def test_without_pytest_it_is_a_context_manager(patch: str) -> None:
     program = f"""
@@ -296,6 +297,7 @@ print(len(sink.messages), repr(sink))
     assert (ran.stdout, ran.stderr) == ("later 2\n2 <SMTPSink stopped, 2 messages>\n", "")
 
 
+@pytest.mark.subprocess
 def test_pytest_finds_the_fixture_by_itself_and_imports_nothing_without_need(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         """
