@@ -15,7 +15,7 @@ from email.message import Message
 import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, in_thread_pool
 from greensmtp.predicates import authenticated, inside
-from greensmtp.protocol.command import Greeting
+from greensmtp.protocol.command import HelloCommand
 
 #: Our domains; networks that may send to any; octets that a sender's domain may send, and all others.
 LOCAL = {"localhost", "example.com"}
@@ -25,7 +25,7 @@ LARGE = 1_000_000
 
 
 # The greeting: who says that he is us is not.
-def no_impostors(session: Session, greeting: Greeting, ack: Ack) -> None:
+def no_impostors(session: Session, greeting: HelloCommand, ack: Ack) -> None:
     if greeting.hostname.lower() == session.server.hostname.lower():
         raise Reject(550, "5.7.1 that is my name")
     ack.accept()

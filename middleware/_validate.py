@@ -1,54 +1,55 @@
-"""What the limiting middleware has in common about its arguments: numbers, and the reply of a refusal."""
+"""Checks of arguments that several middlewares share: numbers, choices, and the reply of a refusal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.enhanced_status import LEADING
 from greensmtp.protocol.reply import Reply
 
 
 def check_number(name: str, value: float, *, least: float = 0.0, most: float | None = None) -> float:
-    """A number of seconds, a factor, a probability.
+    """Return a number: of seconds, a factor, a probability.
 
-    :raises ValueError: it is none, or out of range; the text says what is taken.
+    :raises ValueError: it is not a number, or out of range.
     """
-    # (Put so that NaN, of which no comparison is true, fails it.)
+    # NaN fails: no comparison with it is true.
     if _is_number(value, (int, float)) and value >= least and (most is None or value <= most) and value < float("inf"):
         return value
     upto = "" if most is None else f" and at most {most:g}"
-    raise ValueError(f"{name} takes a number of at least {least:g}{upto}, not {value!r}")
+    raise ArgumentError(name, f"takes a number of at least {least:g}{upto}, not {value!r}")
 
 
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
-    """A whole number.
+    """Return a whole number.
 
-    :raises ValueError: it is none, or out of range.
+    :raises ValueError: it is not a whole number, or out of range.
     """
     if _is_number(value, (int,)) and value >= least and (most is None or value <= most):
         return value
     upto = "" if most is None else f" and at most {most}"
-    raise ValueError(f"{name} takes a whole number of at least {least}{upto}, not {value!r}")
+    raise ArgumentError(name, f"takes a whole number of at least {least}{upto}, not {value!r}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """One of several words.
+    """Return one of several words.
 
-    :raises ValueError: another one.
+    :raises ValueError: it is another one.
     """
     choices = tuple(choices)
     if value in choices:
         return value
-    raise ValueError(f"{name} takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+    raise ArgumentError(name, f"takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
 
 
 def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:
-    """The reply of a refusal: the usual one, unless the user has his own code or text.
+    """Return the reply of a refusal: the usual one, with the user's code and text where given.
 
     A text without an enhanced status code gets the usual one, in the class of the code.
 
-    :raises ValueError: not a 4xx or 5xx code.
-    :raises ProtocolError: the text brings an enhanced status code of another class.
+    :raises ValueError: the code is not 4xx or 5xx.
+    :raises ProtocolError: the text has an enhanced status code of another class.
     """
     if code is None and message is None:
         return usual

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from gevent import spawn
 
-from greensmtp import Ack, Address, AlreadyAcknowledged, GreenSMTPError, Reject, Session, SMTPServer
+from greensmtp import Ack, Address, AlreadyAcknowledged, Command, GreenSMTPError, Reject, Session, SMTPServer
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -91,7 +91,7 @@ def test_a_second_decision_raises_in_the_one_who_made_it_and_is_451(
 
     assert ask_for_recipient(server, decides, meddles).startswith("451 4.3.0")
     assert len(raised) == 1
-    assert all(to == [] for to in recipients)
+    assert recipients == [[]] * caught
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "meddles" in record.getMessage()
@@ -231,7 +231,7 @@ def test_what_a_handler_raises_is_451_and_stays_in_the_log(
     ],
 )
 def test_a_code_of_the_wrong_class_raises_at_the_call(
-    smtp_server: MakeServer, name: str, call: str, wrong: list[Any]
+    smtp_server: MakeServer, name: Any, call: str, wrong: list[Any]
 ) -> None:
     server = smtp_server(start=False)
     raised: list[Any] = []
@@ -332,3 +332,24 @@ def test_the_text_of_an_accepted_message_is_the_354s(smtp_server: MakeServer) ->
         peer.expect("250", "250", "354 go ahead")
         peer.line(".")
         peer.expect("250")
+
+
+def test_a_command_whose_handler_decides_another_ack_again_does_not_pass(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False)
+    kept: list[Ack] = []
+
+    @server.on("command")
+    def decide(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "NOOP":
+            kept[0].accept()  # that of EHLO
+        else:
+            kept.append(ack)
+            ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("NOOP", "VRFY x")
+        peer.expect("451", "252")
+    assert "decide raised" in caplog.text

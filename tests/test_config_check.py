@@ -1,4 +1,4 @@
-"""``greensmtp check``: what it finds wrong that only making things can show, and what it prints."""
+"""``greensmtp check``: problems that only building the servers reveals, and the printed configuration."""
 
 from __future__ import annotations
 
@@ -59,10 +59,13 @@ def complaints(result: Result) -> list[str]:
 
 BROKEN = """
 from pathlib import Path
+from greensmtp import ArgumentError
 class Fussy:
     def __init__(self, rate: str = "", also: str = "") -> None:
         if rate == "bad":
-            raise ValueError(f"rate takes something better than {also!r}")
+            raise ArgumentError("rate", f"takes something better than {also!r}")
+        if rate == "plain":
+            raise ValueError("rate takes something better")
         if rate == "odd":
             raise OSError("the disk says no")
         if rate == "unread":
@@ -97,8 +100,9 @@ def wait(server):
     [
         (
             "[[middleware]]\nuse = 'broken:Fussy'\nalso = 'x'\nrate = 'bad'",
-            "4: middleware.rate: broken:Fussy: rate ",
+            "4: middleware.rate: broken:Fussy: takes something better than 'x'",
         ),
+        ("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'plain'", "1: middleware: broken:Fussy: rate takes something"),
         ("\n[[middleware]]\nuse = 'broken:Fussy'\nrate = 'odd'", "2: middleware: broken:Fussy: the disk says no"),
         (
             "[[middleware]]\nuse = 'broken:Fussy'\nrate = 'unread'\nalso = 'nix'",
@@ -119,12 +123,12 @@ def wait(server):
         ("[[plugins]]\nname = 'broken:wait'", "2: plugins.name: 'broken:wait': wait failed: Timeout: 0.001 seconds"),
         ("[[middleware]]\nuse = 'broken:take_leave'", "1: middleware: broken:take_leave: usage: none"),
         ("hostname = 'a b'", "1: hostname: takes a domain name or an address literal"),
-        ("\ntls_cert = 'missing.pem'", "2: tls_cert: cannot read 'missing.pem': No such file or directory"),
-        ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: cannot read 'missing.pem'"),
-        ("tls_cert = 'empty'", "1: tls_cert: 'empty' and tls_key 'empty' must be a certificate and its private key"),
-        ("tls_key = 'empty'", "1: tls_key: needs a tls_cert with it"),
-        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'", "3: listeners.tls_cert: cannot read 'x'"),
-        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_key = 'x'", "3: listeners.tls_key: needs a tls_cert"),
+        ("\ntls_cert = 'missing.pem'", "2: tls_cert: 'missing.pem' cannot be read: No such file or directory"),
+        ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: 'missing.pem' cannot be read"),
+        ("tls_cert = 'empty'", "1: tls_cert: 'empty' and 'empty' must be a certificate and its private key"),
+        ("tls_key = 'empty'", "1: tls_key: needs tls_cert with it"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'", "3: listeners.tls_cert: 'x' cannot be read"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_key = 'x'", "3: listeners.tls_key: needs tls_cert"),
         (
             "[[listeners]]\nurl = 'smtps://127.0.0.1:0'",
             "2: listeners.url: smtps:// needs a certificate: give tls_cert and tls_key",
@@ -133,12 +137,14 @@ def wait(server):
         ("[delivery]\nmaildir = '/dev/null/x'", "2: delivery.maildir: cannot make '/dev/null/x': "),
         (
             "[logging]\ntarget = 'missing/log'",
-            "2: logging.target: cannot write to 'missing/log': there is no",
+            "2: logging.target: cannot write to 'missing/log': the folder",
         ),
         ("[logging]\ntarget = '/'", "2: logging.target: cannot write to '/': it is a folder"),
     ],
 )
-def test_what_cannot_be_made_is_told_with_its_line(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+def test_what_cannot_be_built_is_reported_with_its_line(
+    check: Check, tmp_path: Path, text: str, complaint: str
+) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "empty").touch()
     (line,) = complaints(check(text))
@@ -169,22 +175,28 @@ class Policy:
             "name = 'policy:install'\ndelay = 1\nwrds = ['a']",
             "4: plugins.wrds: policy:install: there is no such key; di",
         ),
-        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1979-05-27", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1\nwords = [1]", "4: plugins.words: policy:install: takes text, not a w"),
-        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: takes "a" or "b"'),
+        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: expected a number, got a s"),
+        (
+            "name = 'policy:install'\ndelay = 1979-05-27",
+            "3: plugins.delay: policy:install: expected a number, got a string",
+        ),
+        (
+            "name = 'policy:install'\ndelay = 1\nwords = [1]",
+            "4: plugins.words: policy:install: expected a string, ",
+        ),
+        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: expected "a" or "b"'),
         ("name = 'policy:install'", "1: plugins.delay: policy:install: must be given"),
         (
             "name = 'policy:install'\noptional = true\ndelay = []",
-            "4: plugins.delay: policy:install: takes a number, no",
+            "4: plugins.delay: policy:install: expected a number, g",
         ),
         ("name = 'policy:plain'\ndelay = 1", "3: plugins.delay: policy:plain: there is no such key"),
-        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: takes a whole number, not a n"),
+        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: expected an integer, got a f"),
         ("name = 'policy'\ndelay = 1", "2: plugins.name: 'policy' takes no options: it is a module; name a callable"),
         ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
     ],
 )
-def test_wrong_options_of_a_plugin_are_told_with_their_line(
+def test_wrong_options_of_a_plugin_are_reported_with_their_line(
     check: Check, tmp_path: Path, text: str, complaint: str
 ) -> None:
     (tmp_path / "policy.py").write_text(PLUGIN)
@@ -193,12 +205,12 @@ def test_wrong_options_of_a_plugin_are_told_with_their_line(
     sys.modules.pop("policy", None)
 
 
-def test_a_plugin_that_needs_options_is_named_in_a_file(check: Check, tmp_path: Path) -> None:
+def test_a_plugin_with_required_options_needs_a_configuration_file(check: Check, tmp_path: Path) -> None:
     (tmp_path / "policy.py").write_text(PLUGIN)
     result = check(None, "--plugin", "policy:install")
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
-    assert "'--plugin': policy:install: delay must be given: name it in a configuration file, with its options" in said
+    assert "'--plugin': policy:install: delay must be given; set its options in a [[plugins]] table" in said
     sys.modules.pop("policy", None)
 
 
@@ -233,12 +245,12 @@ def test_a_plugin_gets_its_options(check: Check, tmp_path: Path, monkeypatch: py
     [
         ("missing/socket", "'{}/missing': no such folder"),
         ("file/socket", "'{}/file': not a folder"),
-        ("file", "it is there already, and no socket"),
-        (".", "it is there already, and no socket"),
-        ("x" * 107, "the path is longer than 107 octets"),
+        ("file", "it exists and is not a socket"),
+        (".", "it exists and is not a socket"),
+        ("x" * 107, "the path is longer than 107 bytes"),
     ],
 )
-def test_a_unix_path_that_cannot_be_bound_is_told_with_its_line(
+def test_a_unix_path_that_cannot_be_bound_is_reported_with_its_line(
     check: Check, tmp_path: Path, path: str, complaint: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -254,17 +266,17 @@ def test_a_unix_path_in_a_folder_that_cannot_be_written_to(check: Check, tmp_pat
     assert line.endswith(f"cannot write to '{tmp_path}/locked'")
 
 
-def test_what_a_dead_server_left_is_no_mistake(check: Check, tmp_path: Path) -> None:
+def test_a_stale_socket_is_not_a_problem(check: Check, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "socket"))
     assert check(f"[[listeners]]\nurl = 'unix:{tmp_path}/socket'").exit_code == 0
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:2525", "unix:{}/socket"])
-def test_two_listeners_at_one_address_are_told(check: Check, tmp_path: Path, url: str) -> None:
+def test_two_listeners_with_one_address_are_reported(check: Check, tmp_path: Path, url: str) -> None:
     url = url.format(tmp_path)
     (line,) = complaints(check(f"[[listeners]]\nurl = '{url}'\n[[listeners]]\nurl = '{url}'"))
-    assert line.startswith("greensmtp.toml:4: listeners.url: another listener has ")
+    assert line.startswith("greensmtp.toml:4: listeners.url: another listener already uses ")
     assert check("[[listeners]]\nurl = '127.0.0.1:0'\n[[listeners]]\nurl = '127.0.0.1:0'").exit_code == 0
 
 
@@ -278,13 +290,15 @@ def test_two_listeners_at_one_address_are_told(check: Check, tmp_path: Path, url
         ),
     ],
 )
-def test_a_path_that_the_system_does_not_take(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_path_that_is_too_long_for_the_system_is_reported(
+    check: Check, tmp_path: Path, text: str, complaint: str
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (line,) = complaints(check(text.format("x" * 300)))
     assert line == f"greensmtp.toml:{complaint.format('x' * 300)}"
 
 
-def test_what_would_break_the_line_is_escaped(check: Check) -> None:
+def test_control_characters_in_keys_and_values_are_escaped(check: Check) -> None:
     (line,) = complaints(check('"a\\nb\\u001b[31m" = 1'))
     assert line.startswith("greensmtp.toml:1: a\\nb\\x1b[31m: there is no such key")
 
@@ -296,10 +310,10 @@ def test_options_that_contradict_each_other(check: Check) -> None:
     for option in ("--maildir", "--config", "--tls-cert", "--tls-key"):
         result = check(None, option, "")
         assert result.exit_code == 2
-        assert "takes a path, not an empty text" in result.stderr
+        assert "expected a path, got an empty string" in result.stderr
 
 
-def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
+def test_all_problems_are_reported_at_once(check: Check) -> None:
     text = (
         "[[plugins]]\nname = 'missing'\n[delivery]\nmaildir = '/dev/null/x'\n"
         "[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'\n[[listeners]]\nurl = 'smtps://127.0.0.1:0'\n"
@@ -308,20 +322,20 @@ def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
     assert [line.split(":")[1] for line in complaints(check(text))] == ["2", "4", "7", "9", "11"]
 
 
-def test_a_mistake_in_an_option_is_told_as_click_does(check: Check) -> None:
+def test_a_wrong_option_is_reported_as_click_does(check: Check) -> None:
     result = check("hostname = 'x'", "--hostname", "a b", "--tls-key", "x")
     assert result.exit_code == 2
     assert "Usage: greensmtp check [OPTIONS]\nTry 'greensmtp check --help' for help.\n\n" in result.stderr
-    assert "Error: --hostname takes a domain name" in result.stderr
+    assert "Error: Invalid value for '--hostname': takes a domain name" in result.stderr
     result = check(None, "--no-such")
     assert result.exit_code == 2
 
 
-def test_a_secret_is_in_no_complaint(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_shows_a_secret(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.setenv("SECRET", "open \\sesame'")
     (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'bad'\nalso = { env = 'SECRET' }"))
-    assert line.endswith('rate takes something better than "***"')
+    assert line.endswith('Fussy: takes something better than "***"')
     sys.modules.pop("broken", None)
 
 
@@ -330,7 +344,7 @@ def test_an_optional_plugin_may_be_missing(check: Check) -> None:
     assert result.exit_code == 0
 
 
-def test_what_is_missing_for_the_default_stack_is_left_out(
+def test_default_middleware_without_its_library_is_left_out(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
@@ -339,13 +353,13 @@ def test_what_is_missing_for_the_default_stack_is_left_out(
     monkeypatch.setattr("greensmtp.config.model.DEFAULT_STACK", stack)
     with caplog.at_level("INFO", "greensmtp"):
         assert check("").exit_code == 0
-    assert "without broken:Fussy, which is in the default stack: Fussy needs gold: pip install" in caplog.text
+    assert "left broken:Fussy out of the default stack: Fussy needs gold: pip install" in caplog.text
     (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'"))
     assert "needs gold" in line
     sys.modules.pop("broken", None)
 
 
-def test_a_server_that_cannot_be_made_leaves_no_handler(tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_built_leaves_no_handler(tmp_path: Path) -> None:
     before = len(signals.message.receivers)
     maildir = Override("--maildir", ("delivery", "maildir"), "/dev/null/x")
     with pytest.raises(ConfigError):
@@ -374,7 +388,7 @@ def test_the_defaults_are_all_printed(check: Check, tmp_path: Path) -> None:
     assert {"use": "Logging"} in data["middleware"]
 
 
-def test_options_are_in_it(check: Check, tmp_path: Path) -> None:
+def test_options_are_in_the_printed_configuration(check: Check, tmp_path: Path) -> None:
     options = [
         "--listen",
         "lmtp://[::1]:0",
@@ -394,7 +408,7 @@ def test_options_are_in_it(check: Check, tmp_path: Path) -> None:
     assert printed(check(None, "-v"))["logging"]["level"] == "info"
 
 
-def test_what_an_option_overrides_is_no_secret_any_more(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_set_by_an_option_is_not_shown_as_a_reference(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAME", "f.example")
     text = "hostname = { env = 'NAME' }\n[[listeners]]\nurl = '127.0.0.1:0'\nhostname = { env = 'NAME' }"
     assert printed(check(text))["listeners"][0]["hostname"] == {"env": "NAME"}
@@ -446,7 +460,7 @@ class Probe:
 """
 
 
-def test_what_is_printed_is_the_same_configuration_without_its_secrets(
+def test_the_printed_configuration_is_the_same_without_secrets(
     check: Check, tmp_path: Path, certificate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY_FILE", str(certificate.keyfile))
@@ -518,11 +532,11 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(TEXTS, VALUES, max_size=5))
-def test_whatever_is_written_is_read_again(data: dict[str, Any]) -> None:
+def test_written_toml_reads_back_as_the_same_data(data: dict[str, Any]) -> None:
     assert tomllib.loads(toml(data)) == data
 
 
-def test_the_help_teaches(check: Check) -> None:
+def test_the_help_explains_the_command(check: Check) -> None:
     result = check(None, "--help")
     assert result.exit_code == 0
     for word in ("--config FILE", "--listen", "--plugin", "Exit status 0", "greensmtp check > greensmtp.toml"):

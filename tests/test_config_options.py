@@ -1,4 +1,4 @@
-"""A middleware's options in a file: what its constructor's annotations take, and nothing else."""
+"""Options of a middleware in a file: they are validated by the annotations of its constructor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import pytest
 
 from greensmtp.config.load import load
-from greensmtp.config.options import NOT_IN_TOML, option_names, sayable
+from greensmtp.config.options import NOT_IN_TOML, describe_options, expressible
 from greensmtp.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         ("'users'.\"dotted\" = 'x'", {"dotted": "x"}),
     ],
 )
-def test_what_a_file_says_is_what_the_constructor_gets(
+def test_the_constructor_gets_the_values_of_the_file(
     arguments: Callable[..., dict[str, Any]], line: str, value: Any
 ) -> None:
     given = arguments(line if line.startswith("rate") else f"rate = '1'\n{line}")
@@ -127,7 +127,9 @@ def test_what_a_file_says_is_what_the_constructor_gets(
     assert Probe(**given).given[name] == value
 
 
-def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_relative_path_option_starts_from_the_files_folder(
+    arguments: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     assert arguments("rate = '1'\nfile = 'sub/list'")["file"] == tmp_path / "sub" / "list"
     assert arguments("rate = '1'\nfile = '/etc/list'")["file"] == Path("/etc/list")
 
@@ -136,28 +138,31 @@ def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, An
     ("lines", "complaint"),
     [
         ("", "1: middleware.rate: Probe: must be given"),
-        ("rate = 3", "3: middleware.rate: Probe: takes text or a list, not a whole number"),
-        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: takes text, not a whole number"),
-        ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: takes "address" or "network"'),
-        ("rate = ''\noften = true", "4: middleware.often: Probe: takes a whole number, not true or false"),
-        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: takes a number, not text"),
-        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: takes a list, not text"),
+        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array, got an integer"),
+        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string, got an integer"),
+        ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: expected "address" or "network"'),
+        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer, got true or false"),
+        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number, got a string"),
+        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array, got a string"),
         ("rate = ''\npair = ['a']", "4: middleware.pair"),
-        ("rate = ''\nusers = 3", "4: middleware.users: Probe: takes a table or text, not a whole number"),
+        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string, got an integer"),
         (
             "rate = ''\n[middleware.users]\na = 'x'\nb = 3",
-            "6: middleware.users.b: Probe: takes text, not a whole number",
+            "6: middleware.users.b: Probe: expected a string, got an integer",
         ),
-        ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: takes "soft" or "hard"'),
+        ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: expected "soft" or "hard"'),
         (
             "rate = ''\nlogger = 'x'",
-            "4: middleware.logger: Probe: takes logging.Logger | None, which a file cannot say",
+            "4: middleware.logger: Probe: expected logging.Logger | None, which TOML cannot express",
         ),
-        ("rate = ''\nrules = [{ a = [] }]", "4: middleware.rules.a: Probe: takes a whole number or text, not a list"),
+        (
+            "rate = ''\nrules = [{ a = [] }]",
+            "4: middleware.rules.a: Probe: expected an integer or a string, got a",
+        ),
         ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
     ],
 )
-def test_anything_else_is_refused_with_its_line(
+def test_a_wrong_type_is_reported_with_its_line(
     arguments: Callable[..., dict[str, Any]], lines: str, complaint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -166,12 +171,12 @@ def test_anything_else_is_refused_with_its_line(
     assert line.partition("greensmtp.toml:")[2].replace("probe: ", "Probe: ").startswith(complaint)
 
 
-def test_what_takes_any_keyword_gets_any(arguments: Callable[..., dict[str, Any]]) -> None:
+def test_a_callable_with_keyword_arguments_gets_any_option(arguments: Callable[..., dict[str, Any]]) -> None:
     assert arguments("command = 'x'\nany = 1\nmore = [1]", "keywords") == {"command": "x", "any": 1, "more": [1]}
     assert arguments("x = 1", "builtin") == {"x": 1}
 
 
-def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..., dict[str, Any]]) -> None:
+def test_an_unresolvable_annotation_accepts_anything(arguments: Callable[..., dict[str, Any]]) -> None:
     assert arguments("amount = 3\nlevel = 'x'", "unread") == {"amount": 3, "level": "x"}
 
 
@@ -193,12 +198,12 @@ def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..
         (Backend | int, int),
     ],
 )
-def test_of_a_type_what_can_be_said_is_left(annotation: Any, form: Any) -> None:
-    assert sayable(annotation) == form
+def test_a_type_is_reduced_to_what_toml_can_express(annotation: Any, form: Any) -> None:
+    assert expressible(annotation) == form
 
 
-def test_the_names_are_those_that_can_be_said() -> None:
-    names = option_names(Probe)
+def test_options_that_toml_cannot_express_are_not_described() -> None:
+    names = {option.partition("=")[0] for option in describe_options(Probe).split(", ")}
     assert "logger" not in names
-    assert {"rate", "users", "file", "schema", "copy"} <= {*names}
-    assert option_names(keywords) == ["session", "command", "proceed"]
+    assert {"rate", "users", "file", "schema", "copy"} <= names
+    assert describe_options(keywords) == "session=None, command=None, proceed=None, ..."

@@ -16,6 +16,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from greensmtp import Ack, Mail, MessageStream, Reject, Reply, Session, SMTPServer, in_thread_pool
+from greensmtp.protocol.lenient_message import parse
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -224,7 +225,7 @@ def test_a_mapping_that_is_wrong_fails_closed(
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("signal", ["message", "received"])
-def test_what_another_handler_refuses_is_refused(smtp_server: MakeServer, signal: str, place: str) -> None:
+def test_what_another_handler_refuses_is_refused(smtp_server: MakeServer, signal: Any, place: str) -> None:
     server = smtp_server(start=False)
 
     def refuse(session: Session, ack: Ack, **given: Any) -> None:
@@ -435,9 +436,52 @@ def test_memory_stays_flat(smtp_server: MakeServer) -> None:
 
 
 def test_a_message_of_the_standard_library_is_what_parse_gives() -> None:
-    from greensmtp.protocol.lenient_message import parse
-
     message = parse(io.BytesIO(b"Subject: x\r\nTo: Ann <ann@example.com>\r\n\r\nbody\r\n"))
     assert isinstance(message, email.message.EmailMessage)
     assert message["To"].addresses[0].addr_spec == "ann@example.com"
     assert message.get_content() == "body\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "address"),
+    [
+        (b"Sender: a@x.example, b@x.example\r\n", "a@x.example"),
+        (b"Sender: \r\n", None),
+        (b"Sender: undisclosed:;\r\n", None),
+        (b"Sender: ann@x.example\r\n", "ann@x.example"),
+        (b"Resent-Sender: a@x.example, b@x.example\r\n", "a@x.example"),
+    ],
+)
+def test_the_address_of_a_sender_that_is_not_one_address_does_not_raise(fields: bytes, address: str | None) -> None:
+    sender = parse(io.BytesIO(fields + b"\r\n"))[fields.split(b":")[0].decode()]
+    assert (sender.address and sender.address.addr_spec) == address
+
+
+def test_a_disposition_that_is_too_long_hides_neither_body_nor_attachments() -> None:
+    long = b"Content-Disposition: attachment; filename=a.txt; x=" + b"y" * 3000 + b"\r\n"
+    message = parse(
+        io.BytesIO(
+            b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\n\r\nthe text\r\n--b\r\n"
+            + long
+            + b"\r\nthe file\r\n--b--\r\n"
+        )
+    )
+    body = message.get_body()
+    assert body is not None
+    assert body.get_content() == "the text"
+    assert [part.get_content() for part in message.iter_attachments()] == ["the file"]
+    assert [part.get_filename() for part in message.iter_attachments()] == ["a.txt"]
+    assert parse(io.BytesIO(long + b"\r\n")).is_attachment()
+
+
+def test_fields_behind_the_two_thousandth_are_text() -> None:
+    message = parse(
+        io.BytesIO(b"To: Ann <ann@x.example>\r\n" * 2001 + b"Subject: =?utf-8?q?caf=C3=A9?=\r\n\r\nbody\r\n")
+    )
+    fields = message.get_all("To")
+    assert fields is not None
+    assert [bool(getattr(field, "addresses", ())) for field in fields] == [True] * 2000 + [False]
+    assert fields[-1] == "Ann <ann@x.example>"
+    assert message["Subject"] == "=?utf-8?q?caf=C3=A9?="
+    assert bytes(message).endswith(b"Subject: =?utf-8?q?caf=C3=A9?=\n\nbody\n")
+    assert parse(io.BytesIO(b"To: ann@x.example\r\n\r\n"))["To"].addresses[0].domain == "x.example"

@@ -18,7 +18,8 @@ import pytest
 from gevent import GreenletExit, get_hub
 from gevent.event import Event
 
-from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
+from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session, SMTPServer, when
+from greensmtp.chain.chain import Proceed
 from greensmtp.delivery import Maildir
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import Peer, dial
@@ -271,6 +272,128 @@ def test_the_wait_for_lmtps_other_recipients_is_not_begun_again(
         wait_until(lambda: files(maildir) == [])
 
 
+# What answers behind the Maildir
+
+
+def answer_451(session: Session, command: Command, proceed: Proceed) -> Reply:
+    assert proceed(session, command).code == 250
+    return Reply(451, "4.7.1 on second thoughts")
+
+
+def answer_with_an_error(session: Session, command: Command, proceed: Proceed) -> Reply:
+    raise LookupError(proceed(session, command))
+
+
+def answer_with_a_timeout(session: Session, command: Command, proceed: Proceed) -> Reply:
+    raise gevent.Timeout(proceed(session, command).code)
+
+
+@pytest.mark.parametrize("answer", [answer_451, answer_with_an_error, answer_with_a_timeout])
+@pytest.mark.parametrize("size", [0, 600_000], ids=["small", "large"])
+def test_what_a_middleware_refuses_after_the_maildir_leaves_no_file(
+    smtp_server: MakeServer, maildir: Maildir, answer: Callable[[Session, Command, Proceed], Reply], size: int
+) -> None:
+    server = smtp_server(start=False, middleware=[when(lambda session: "refuse" in session.to[0], Only(answer))])
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<refuse@example.org>", "DATA")
+        peer.expect("250", "250", "354")
+        peer.send(b"Subject: Tea\r\n" + b"x\r\n" * (size // 3) + b".\r\n")
+        peer.expect("451")
+        assert files(maildir) == []
+        assert all_is_well(peer, maildir)
+
+
+class Only:
+    """A middleware for END-OF-DATA."""
+
+    verbs = ("END-OF-DATA",)
+
+    def __init__(self, answer: Callable[[Session, Command, Proceed], Reply]) -> None:
+        self._answer = answer
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        return self._answer(session, command, proceed)
+
+
+def test_what_a_later_handler_refuses_leaves_no_file(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False)
+    maildir.attach(server)
+
+    @server.on("received")
+    def refuse(session: Session, ack: Ack) -> None:
+        if not session.from_:
+            raise Reject(550, "5.7.1 no")
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA", "Subject: Tea", ".")
+        peer.expect("250", "250", "354", "550")
+        assert files(maildir) == []
+        assert all_is_well(peer, maildir)
+
+
+@pytest.mark.parametrize("refused", [["bob@x"], ["cyd@x"], ["bob@x", "cyd@x"]])
+def test_in_lmtp_the_file_is_there_if_one_recipient_is_told_250(
+    smtp_server: MakeServer, maildir: Maildir, refused: list[str]
+) -> None:
+    def answer(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        return Reply(451, "4.7.1 no") if command.argument in refused else reply
+
+    server = smtp_server(start=False, lmtp=True, middleware=[Only(answer)])
+    maildir.attach(server)
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
+        peer.expect("250", "250", "250", "250", "354")
+        peer.expect(*("451" if name in refused else "250 2.0.0 Ok: queued as" for name in ("bob@x", "cyd@x")))
+    assert files(maildir) == ["new"] * (len(refused) < 2)
+
+
+@pytest.mark.parametrize("step", ["rename tmp", "fsync new"])
+def test_a_stop_that_comes_after_the_rename_has_begun_is_not_told_before_250(
+    smtp_server: MakeServer, maildir: Maildir, disk: Disk, step: str
+) -> None:
+    server = smtp_server()
+    maildir.attach(server)
+    disk.stop_at = step
+    with dial(server) as peer:
+        peer.hello()
+        begin(peer)
+        peer.line("Subject: Tea", ".")
+        assert disk.reached.wait(10)
+        stopping = gevent.spawn(server.stop, 0.0)
+        wait_until(lambda: any(each._dismissed for each in server.connections))
+        disk.go_on.set()
+        peer.expect("250 2.0.0 Ok: queued as", "421")
+        stopping.join()
+    assert files(maildir) == ["new"]
+
+
+def test_a_timeout_while_a_thread_is_awaited_is_the_end_of_it_for_all_recipients(
+    smtp_server: MakeServer, maildir: Maildir, disk: Disk
+) -> None:
+    """All of the Maildir's threads are busy, so that the step has not begun."""
+    server = smtp_server(lmtp=True)
+    maildir.attach(server)
+    taken = 0
+    while maildir._pool._free.acquire(blocking=False):
+        taken += 1
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
+        peer.expect("250", "250", "250", "250", "354")
+        wait_until(lambda: any(each.session.message is not None for each in server.connections))
+        peer.let_it_read()
+        interrupt(server, "ack_timeout")
+        for _ in range(taken):
+            maildir._pool._free.release()
+        peer.expect("451", "451 4.3.0")
+        assert files(maildir) == []
+
+
 # No file work in the hub
 
 
@@ -390,7 +513,7 @@ def test_what_another_handler_refuses_leaves_nothing(
 ) -> None:
     """Wherever the handler stands; but who decides after the Maildir has decided makes a mistake, and is told so."""
     server = smtp_server(start=False)
-    handlers: list[tuple[str, Callable[..., None]]] = [
+    handlers: list[tuple[Any, Callable[..., None]]] = [
         ("message", maildir.tap),
         ("message", maildir.accept),
         ("received", maildir.store),

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import pytest
 from gevent import Timeout, spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer, compose, when
+from greensmtp import Ack, Address, Command, Mail, MessageStream, Reject, Reply, Session, SMTPServer, compose, when
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Auth, Logging
-from greensmtp.protocol.command import PathCommand
+from greensmtp.protocol.command import ChunkCommand, PathCommand
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -187,7 +188,7 @@ def test_an_identity_that_a_middleware_sets_itself_goes_with_the_refusal(
 ) -> None:
     def knows(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == line.partition(" ")[0]:
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome") if command.verb == "XAUTH" else proceed(session, command)
         return proceed(session, command)
 
@@ -216,7 +217,7 @@ def test_an_identity_that_a_middleware_takes_away_stays_away(smtp_server: MakeSe
             session.identity = None
             return Reply(535, "5.7.8 locked")
         if command.verb == "XAUTH":
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome")
         return proceed(session, command)
 
@@ -587,10 +588,10 @@ def test_counters_count_what_the_client_was_told(smtp_server: MakeServer) -> Non
         play(peer, ("NOOP", "550"))
         assert server.connections
         (conversation,) = server.connections
-        assert (conversation.session.messages, conversation.session.errors) == (0, 1)
+        assert (conversation.session.messages_accepted, conversation.session.errors) == (0, 1)
         assert peer.deliver().startswith("250")
         play(peer, ("QUIT", "221"))
-    assert (sessions[0].messages, sessions[0].errors) == (1, 0)
+    assert (sessions[0].messages_accepted, sessions[0].errors) == (1, 0)
 
 
 # The transaction's notes
@@ -655,3 +656,155 @@ def test_a_refused_reset_keeps_the_transactions_notes(smtp_server: MakeServer) -
         peer.hello()
         play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RSET", "451"), ("RCPT TO:<b@example.com>", "250"))
     assert seen == [{"a": 1}]
+
+
+# Middleware that proceeds more than once, or elsewhere
+
+
+class Proceeding:
+    """A middleware for one verb, which proceeds in its own way."""
+
+    def __init__(self, verb: str, how: Callable[[Session, Command, Proceed], Reply]) -> None:
+        self.verbs = (verb,)
+        self._how = how
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        return self._how(session, command, proceed)
+
+
+def twice(session: Session, command: Command, proceed: Proceed) -> Reply:
+    proceed(session, command)
+    return proceed(session, command)
+
+
+def elsewhere(session: Session, command: Command, proceed: Proceed) -> Reply:
+    replies: list[Reply] = []
+
+    def go_on() -> None:
+        try:
+            replies.append(proceed(session, command))
+        except RuntimeError as error:
+            replies.append(Reply(451, str(error)))
+
+    spawn(go_on).join(10)
+    return replies[0]
+
+
+def later(session: Session, command: Command, proceed: Proceed) -> Reply:
+    session.notes["late"] = partial(proceed, session, command)
+    return Reply(250, "later")
+
+
+@pytest.mark.parametrize("verb", ["EHLO", "MAIL", "DATA", "BDAT", "END-OF-DATA", "RSET"])
+def test_a_command_that_is_proceeded_with_twice_is_answered_once(smtp_server: MakeServer, verb: str) -> None:
+    server = smtp_server(start=False, middleware=[Proceeding(verb, twice)])
+    box = Box(server)
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
+        if verb == "BDAT":
+            play(peer, ("BDAT 5\r\none", "250"), ("BDAT 5 LAST\r\ntwo", "250"))
+        else:
+            play(peer, ("DATA", "354"), ("one\r\ntwo\r\n.", "250"))
+        play(peer, ("NOOP", "250"), ("RSET", "250"), ("VRFY x", "252"))
+    assert [mail[:2] for mail in box.mail] == [("a@example.org", ["b@example.com"])]
+
+
+@pytest.mark.parametrize("line", ["DATA", "BDAT 5"])
+def test_a_message_is_not_taken_in_another_greenlet(smtp_server: MakeServer, line: str) -> None:
+    server = smtp_server(start=False, middleware=[Proceeding(line[:4], elsewhere)])
+    box = Box(server)
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
+        peer.send(f"{line}\r\n".encode() + (b"" if line == "DATA" else b"NOOP\n"))
+        peer.expect("451 4.3.0 a message is taken in the connection")
+        play(peer, ("NOOP", "250"), ("RSET", "250"))
+    assert box.mail == []
+
+
+def test_a_message_is_not_taken_when_its_command_has_been_answered(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, middleware=[Proceeding("DATA", later)])
+    box = Box(server)
+    sessions: list[Session] = []
+
+    @server.on("connect")
+    def note(session: Session, ack: Ack) -> None:
+        sessions.append(session)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
+        peer.line("DATA")
+        peer.expect("250")
+        with pytest.raises(RuntimeError, match="own greenlet"):
+            sessions[0].notes["late"]()
+        play(peer, ("NOOP", "250"), ("RSET", "250"))
+    assert box.mail == []
+
+
+def test_a_chunk_has_the_octets_that_the_client_sent_whatever_a_middleware_makes_of_it(smtp_server: MakeServer) -> None:
+    def shorten(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return proceed(session, ChunkCommand("BDAT", "0 LAST", 0, True))
+
+    server = smtp_server(start=False, middleware=[Proceeding("BDAT", shorten)])
+    box = Box(server)
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
+        peer.send(b"BDAT 6 LAST\r\nNOOP\r\nVRFY x\r\n")
+        peer.expect("250", "252")
+    assert [mail[2] for mail in box.mail] == [b"NOOP\r\n"]
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "expected"),
+    [
+        ({}, "250"),
+        ({"c@example.com": 550}, "550"),
+        ({"b@example.com": 550, "d@example.com": 451}, "451"),
+        ({"b@example.com": 451, "d@example.com": 550}, "451"),
+    ],
+)
+def test_lmtp_has_one_reply_for_a_recipient_that_a_middleware_makes_several_of(
+    smtp_server: MakeServer, verdicts: dict[str, int], expected: str
+) -> None:
+    def expand(session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.argument != "TO:<list@example.com>":
+            return proceed(session, command)
+        return [
+            proceed(session, PathCommand("RCPT", command.argument, Address.parse(f"{name}@example.com")))
+            for name in ("b", "c", "d")
+        ][-1]
+
+    server = smtp_server(start=False, lmtp=True, middleware=[Proceeding("RCPT", expand)])
+
+    @server.on_mail
+    def deliver(mail: Mail) -> dict[str, Reply]:
+        return {name: Reply(code, "no") for name, code in verdicts.items()}
+
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        for _ in range(2):
+            play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<y@example.com>", "250"))
+            play(peer, ("RCPT TO:<list@example.com>", "250"), ("RCPT TO:<z@example.com>", "250"), ("DATA", "354"))
+            peer.line(".")
+            peer.expect("250", expected, "250")
+            play(peer, ("VRFY x", "252"))
+
+
+def test_a_staged_change_that_rejects_is_the_reply(smtp_server: MakeServer) -> None:
+    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
+        def change() -> None:
+            raise Reject(452, "4.3.1 no room")
+
+        session.stage(change)
+        return proceed(session, command)
+
+    server = smtp_server(start=False, middleware=[Proceeding("END-OF-DATA", refuse)])
+    Box(server)
+    with dial(server) as peer:
+        peer.hello()
+        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"), ("DATA", "354"))
+        play(peer, (".", "452 4.3.1 no room"), ("MAIL FROM:<a@example.org>", "250"))

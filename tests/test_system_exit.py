@@ -1,8 +1,10 @@
-"""``sys.exit()`` in a handler or a middleware, by argparse and click too: 451, a traceback, and the server lives on."""
+"""``sys.exit()`` in a handler or a middleware, by argparse and click too, and what else is no Exception: 451, a
+traceback, and the server lives on."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from typing import Any
 
@@ -24,7 +26,15 @@ def parse(*args: Any, **fields: Any) -> Any:
     argparse.ArgumentParser().parse_args(["--nonsense"])
 
 
-WAYS = [leave, parse]
+def cancel(*args: Any, **fields: Any) -> Any:
+    raise asyncio.CancelledError
+
+
+def fail(*args: Any, **fields: Any) -> Any:
+    pytest.fail("in a handler")
+
+
+WAYS = {leave: "SystemExit", parse: "SystemExit", cancel: "CancelledError", fail: "Failed: in a handler"}
 
 
 def take(session: Session, stream: MessageStream, ack: Ack) -> None:
@@ -49,7 +59,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
     ],
 )
 def test_in_a_handler(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, way: Any, name: str, expected: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, way: Any, name: Any, expected: str
 ) -> None:
     server = smtp_server(start=False)
     if name != "message":
@@ -68,8 +78,8 @@ def test_in_a_handler(
                     replies.append(peer.reply()[:3])
             assert " ".join(replies) == expected
     server.stop()
-    assert f"test_system_exit.{way.__name__}" in caplog.text
-    assert "SystemExit" in caplog.text
+    assert f", in {way.__name__}\n" in caplog.text  # the traceback
+    assert WAYS[way] in caplog.text
 
 
 def middleware(session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -105,17 +115,20 @@ def test_in_middleware_and_predicates(
     assert "SystemExit" in caplog.text
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("reads", [True, False])
-def test_in_a_pipe_and_at_the_end(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, reads: bool) -> None:
+def test_in_a_pipe_and_at_the_end(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, way: Any, reads: bool
+) -> None:
     class Pipe:
         def write(self, data: bytes) -> None:
-            sys.exit(3)
+            way()
 
     server = smtp_server(start=False)
 
     @server.on("message")
     def message(session: Session, stream: MessageStream, ack: Ack) -> None:
-        stream.at_end(leave)
+        stream.at_end(way)
         stream.pipe(Pipe())
         ack.accept()
         if reads:
@@ -126,7 +139,7 @@ def test_in_a_pipe_and_at_the_end(smtp_server: MakeServer, caplog: pytest.LogCap
         assert peer.deliver().startswith("451")
         peer.line("NOOP")
         peer.expect("250")
-    assert "test_system_exit.leave raised at the end of a message" in caplog.text
+    assert f"test_system_exit.{way.__name__} raised at the end of a message" in caplog.text
 
 
 class Hooked:

@@ -13,7 +13,7 @@ from greensmtp.client.message_writer import BodyWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.sources import Readable
 from greensmtp.errors import NotOffered, ProtocolError
-from greensmtp.protocol import hosts, offers
+from greensmtp.protocol import esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
@@ -43,7 +43,7 @@ class ClientCommands(ClientConnection):
         if reply.is_positive:
             exchange = self._exchange
             exchange.hello = reply
-            exchange.extensions = NO_EXTENSIONS if verb == "HELO" else offers.read(reply, self._ignored)
+            exchange.extensions = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
             exchange.lmtp = exchange.lmtp or verb == "LHLO"
             exchange.forget_transaction()
         return reply

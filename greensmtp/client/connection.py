@@ -16,7 +16,7 @@ from greensmtp.client.signals import ClientSignals, GreetingHandler, SecureHandl
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import CannotConnect, ClientError, Disconnected
-from greensmtp.protocol import command_builder, hosts, offers
+from greensmtp.protocol import command_builder, esmtp, hosts
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import Ack
 
@@ -60,7 +60,7 @@ class ClientConnection:
                 port = dial.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
             dial.check_name(local_hostname, "local_hostname")
-        self._ignored = offers.check_ignored(ignore)
+        self._ignored = esmtp.check_ignored(ignore)
         self._ssl_context = ssl_context
         name = server_hostname or host
         self._server_hostname = hosts.fit_for_tls(name) if name else None

@@ -14,6 +14,7 @@ from gevent import Greenlet, Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
+from greensmtp._hostport import is_unix_path, join
 from greensmtp.client.deadlines import is_callers_timeout
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
@@ -57,7 +58,7 @@ def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str
 
 def _named(argument: Any) -> Mapping[str, Any]:
     if isinstance(argument, str):
-        return {"path" if argument.startswith((".", "/")) else "host": argument}
+        return {"path" if is_unix_path(argument) else "host": argument}
     if isinstance(argument, int) and not isinstance(argument, bool):
         return {"port": argument}
     if isinstance(argument, tuple) and len(argument) >= 2:
@@ -105,7 +106,7 @@ def dial(
     :raises CannotConnect: no address accepts a connection in time.
     """
     _reinit_after_fork()
-    name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
+    name = path if path is not None else join(str(host), int(port or 0))
     timeout = Timeout(seconds)
     try:
         with timeout:

@@ -9,7 +9,7 @@ from greensmtp.errors import NotOffered
 from greensmtp.protocol import address_list, command_builder
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
-from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
 
 #: Parameters of DSN and AUTH, with their extensions. If the server does not offer these, the parameters are left out,
 #: as a relay does (RFC 3461 section 5.2.2, RFC 4954 section 5).

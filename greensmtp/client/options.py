@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict
 from greensmtp.client import dial
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
-from greensmtp.protocol import hosts, offers
+from greensmtp.protocol import esmtp, hosts
 
 #: What ``send`` does about TLS before the first message; see ``connect``.
 StartTLS = Literal["require", "offered", "opportunistic", "never"]
@@ -42,7 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise TypeError(f"a pool has no option {name!r} (beyond its own: {known})")
     Timeouts.of(options.get("timeout"))
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
-    offers.check_ignored(options.get("ignore") or ())
+    esmtp.check_ignored(options.get("ignore") or ())
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:

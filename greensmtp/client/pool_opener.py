@@ -9,6 +9,7 @@ from typing import Any
 
 from gevent.lock import Semaphore
 
+from greensmtp._hostport import is_unix_path
 from greensmtp.client import dial
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.connect import connect
@@ -41,7 +42,7 @@ class PoolHost:
         self.avoid_until = 0.0
         #: The options of ``connect`` that are this host's own.
         self.options: dict[str, Any]
-        if isinstance(host, str) and host.startswith((".", "/")):
+        if is_unix_path(host):
             self.options = {"path": host}
             return
         place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(host)

@@ -19,10 +19,10 @@ from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream, reply_to_failure
-from greensmtp.thread_pool import BoundedPool, CredentialQuery, Steps
+from greensmtp.thread_pool import BoundedPool, FirstOutcome, Steps
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.session import ServerInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -46,12 +46,14 @@ class Maildir:
 
     Before the body come Return-Path, Envelope-To, Received, and the fields that ``stream.add_header`` has added. A
     Return-Path that the message brings is left out, for only the final delivery writes one (RFC 5321 section 4.4).
-    The file is written in ``tmp/``, flushed to the disk, moved to ``new/``, and the folder flushed, all in the thread
-    pool; then the reply is ``250 2.0.0 Ok: queued as ID``, where ID is in the Received line and in the file's name. A
-    small message is one step there, a large one is written piece by piece while it arrives.
+    The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have answered, it is moved
+    to ``new/``, and the folder is flushed; then the reply is ``250 2.0.0 Ok: queued as ID``, where ID is in the
+    Received line and in the file's name. All this is done in the thread pool. A small message is written in one step
+    there, a large one piece by piece while it arrives.
 
-    A message that fails leaves no file: 452 where there is no room, 451 for any other trouble with the folder. Where
-    ``ack_timeout`` or a kill comes before the move, the message is abandoned; from the move on, the client is told 250.
+    A message that fails leaves no file: 452 where there is no room, 451 for any other trouble with the folder. Where a
+    refusal, a timeout or a kill comes before the move, the message is abandoned; from the move on, the client is told
+    250.
 
     Where other handlers have decided already, the Maildir goes by their decision: a message that one of them has
     refused is not stored, and one that they have accepted is, under their reply.
@@ -79,15 +81,15 @@ class Maildir:
         #: Some threads of the pool stay free for others when this disk does not answer.
         self._pool = BoundedPool(_THREADS)
 
-    def attach(self, server: SMTPServer) -> None:
+    def attach(self, server: ServerInfo) -> None:
         """Take the mail of this server.
 
         To have other handlers in between, connect the three apart: ``tap`` before those that read the body, which it
         would miss else; ``accept`` and ``store`` behind those that may refuse the message.
         """
-        server.on("message", self.tap)
-        server.on("message", self.accept)
-        server.on("received", self.store)
+        server.signals.on("message", self.tap)
+        server.signals.on("message", self.accept)
+        server.signals.on("received", self.store)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """A handler of ``message``: have the body flow to the Maildir, as soon as it flows.
@@ -110,15 +112,17 @@ class Maildir:
     def store(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
         """A handler of ``received``: make it permanent, unless another handler has refused it.
 
-        LMTP asks for each recipient: one file is stored for all, at the first that is not refused, and each is told
-        the same.
+        The file is complete, and on the disk, when this returns. It is moved to its place when the whole stack has
+        answered, and only if the client is told 250. LMTP asks for each recipient: one file is stored for all, at the
+        first that is not refused, and each is told the same.
 
         :raises Reject: it cannot be stored.
         """
         if ack.decided and not ack.accepted:
             return
         delivery: _Delivery = session.notes[self]
-        delivery.store()
+        delivery.complete()
+        session.stage(delivery.store)
         if not ack.decided:
             ack.accept(250, f"2.0.0 Ok: queued as {delivery.queue_id}")
 
@@ -130,15 +134,15 @@ class Maildir:
 class _Delivery:
     """One message on its way into the folder.
 
-    All work on the file is done in the thread pool, one step after another. The last step claims the message as
-    stored before it renames the file; a greenlet that is interrupted while it waits claims it as abandoned. One of the
-    two is first: either there is a file, and the client is told 250, or there is none.
+    All work on the file is done in the thread pool, one step after another. The last step, which is staged, claims the
+    message as stored before it renames the file; a greenlet that is interrupted while it waits claims it as abandoned.
+    One of the two is first: either there is a file, and the client is told 250, or there is none.
     """
 
     _file: BinaryIO | None = None
     #: How much of the stream's added fields is in the file.
     _fields_written = 0
-    _stored = False
+    _complete = _stored = False
     #: The arguments of Reject, for this is shared: an exception that is raised again keeps its old frames.
     _failure: tuple[int, str] | None = None
 
@@ -156,7 +160,7 @@ class _Delivery:
         self._batch = bytearray()
         self._steps = Steps(pool)
         #: ``"stored"`` or ``"abandoned"``, whichever is first.
-        self._outcome = CredentialQuery()
+        self._outcome = FirstOutcome()
 
     def write(self, data: bytes, /) -> None:
         """Take the next piece of the message.
@@ -176,8 +180,27 @@ class _Delivery:
             except OSError as error:
                 raise self._fail(error) from error
 
+    def complete(self) -> None:
+        """Write the rest of the file, and flush it to the disk, once.
+
+        :raises Reject: this delivery has failed, now or before.
+        """
+        if self._failure is not None:
+            raise Reject(*self._failure)
+        if self._complete:
+            return
+        self._batch += self._section.feed(b"", last=True)
+        try:
+            self._steps.run(self._finish, self._stream.take_fields())
+        except OSError as error:
+            raise self._fail(error) from error
+        except BaseException:
+            self._failure = _UNWRITABLE  # nor is it begun again for LMTP's other recipients
+            raise
+        self._complete = True
+
     def store(self) -> None:
-        """Make the file permanent, once.
+        """Move the file to its place, once; staged, so that the client is told 250 next.
 
         :raises Reject: this delivery has failed, now or before.
         """
@@ -185,11 +208,11 @@ class _Delivery:
             raise Reject(*self._failure)
         if self._stored:
             return
-        self._batch += self._section.feed(b"", last=True)
-        work = self._steps.start(self._commit, self._stream.take_fields())
         killed: GreenletExit | None = None
+        work = None
         while True:
             try:
+                work = work or self._steps.start(self._move)
                 outcome: Any = work.get()
                 break
             except BaseException as interruption:
@@ -221,21 +244,24 @@ class _Delivery:
             batch[:0] = head
         _write_all(file, batch)
 
-    def _commit(self, fields: bytes) -> None:
-        """The last step: what is left, to the disk, to its place."""
+    def _finish(self, fields: bytes) -> None:
+        """The last step but one: what is left, to the disk."""
+        if self._file is None:
+            self._append(self._head + fields, self._batch)
+        else:
+            _write_all(self._file, self._batch)
+            if len(fields) > self._fields_written:
+                self._insert(fields)
+        file = self._file
+        assert file is not None
+        os.fsync(file.fileno())
+        file.close()
+
+    def _move(self) -> None:
+        """The last step: to its place, unless the message has been abandoned."""
+        if not self._outcome.claim("stored"):
+            return  # what follows this step cleans up
         try:
-            if self._file is None:
-                self._append(self._head + fields, self._batch)
-            else:
-                _write_all(self._file, self._batch)
-                if len(fields) > self._fields_written:
-                    self._insert(fields)
-            file = self._file
-            assert file is not None
-            os.fsync(file.fileno())
-            file.close()
-            if not self._outcome.claim("stored"):
-                return  # abandoned; what follows this step cleans up
             self._partial.rename(self._final)
             _flush_folder(self._final.parent)
         except OSError:

@@ -29,3 +29,19 @@ class ReplySyntaxError(ProtocolError):
 
 class SaslFailed(GreenSMTPError):
     """The client's side of a SASL exchange cannot go on. The client turns it into AuthenticationFailed."""
+
+
+class EnvelopeMissing(ProtocolError):
+    """A message does not tell its sender or its recipients.
+
+    :param why: what the message lacks.
+    :param arguments: those of ``send`` that have to be given: ``sender``, ``recipients``.
+    """
+
+    def __init__(self, why: str, *arguments: str) -> None:
+        super().__init__(why, *arguments)
+        self.why = why
+        self.arguments = arguments
+
+    def __str__(self) -> str:
+        return f"{self.why}; pass {' and '.join(f'{name}=' for name in self.arguments)}"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ssl
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, IncompleteMessage, ProtocolError, Reject, TransactionReset
+from greensmtp.errors import ConnectionLost, IncompleteMessage, MalformedAnswer, Reject, TransactionReset, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import (
     ACCEPT,
@@ -24,19 +25,16 @@ from greensmtp.protocol.command import (
     is_foreign,
     parse_command,
 )
+from greensmtp.protocol.line_reader import BadLine
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Connection, Expired
-from greensmtp.session import Change, Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.server.transport import Connection
+from greensmtp.session import Change, ServerInfo, Session
+from greensmtp.session.ack import ENDINGS, HandlerTimeout
 from greensmtp.session.stream import MessageStream
-from greensmtp.signals import handler_name
-
-if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
 
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
@@ -62,6 +60,13 @@ _NOTHING: tuple[Change, ...] = ()
 #: ``spent`` before a sweep has seen the command being handled.
 _UNSEEN = -1.0
 
+#: The key in the transaction's notes of the recipients that a middleware has added to a RCPT: their places in ``to``.
+_FURTHER = object()
+
+_ELSEWHERE = (
+    "a message is taken in the connection's own greenlet, and in no other: call proceed there for DATA and BDAT"
+)
+
 #: Seconds after a HandlerTimeout until the next one, where the handlers go on, and how many they get.
 _GRACE = 5.0
 _THROWS = 3
@@ -70,14 +75,37 @@ _THROWS = 3
 _FAREWELL_TIMEOUT = 2.0
 
 
+class Owner(ServerInfo, Protocol):
+    """What a connection needs of its server: its places, and to be told how far the connection is."""
+
+    def has_arrived(self, conversation: ConnectionHandler) -> None:
+        """ACCEPT has been answered."""
+
+    def give_place(self, conversation: ConnectionHandler) -> bool:
+        """Give it one of the ``max_connections``."""
+
+    def take_place_back(self, conversation: ConnectionHandler) -> None:
+        """It no longer counts for ``max_connections``."""
+
+    def let_linger(self, conversation: ConnectionHandler) -> None:
+        """It has been told to go, and waits for its client."""
+
+    def forget(self, conversation: ConnectionHandler) -> None:
+        """It is over; DISCONNECT comes next."""
+
+    def gone(self, conversation: ConnectionHandler) -> None:
+        """Nothing of it is left."""
+
+
 class ConnectionHandler:
-    """One connection's greenlet: the Link of its Session."""
+    """One connection's greenlet: the `Connection` of its session."""
 
     __slots__ = (
         "_deferred_recipients",
         "_dismissed",
         "_has_left",
         "_identity",
+        "_is_storing",
         "_next",
         "_pending",
         "_program",
@@ -94,7 +122,7 @@ class ConnectionHandler:
         "spent",
     )
 
-    def __init__(self, server: SMTPServer, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
+    def __init__(self, server: Owner, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
@@ -124,6 +152,8 @@ class ConnectionHandler:
         self._throws = 0
         #: The session's identity before that command.
         self._identity: Any = None
+        #: What the message has staged is taking effect: a delivery may be past its point of no return.
+        self._is_storing = False
         #: DISCONNECT has come.
         self._has_left = False
 
@@ -152,8 +182,9 @@ class ConnectionHandler:
         except GreenletExit:
             reason = self._dismissed or "shutdown"
             linger, self._dismissed = bool(self._dismissed), ""
-        except (Exception, SystemExit, Expired, HandlerTimeout, Timeout):
-            # (The middle two: where another greenlet has waited with this session.)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # Expired, too, where another greenlet has waited with this session
             logger.exception("%s: the conversation failed; connection closed", self.session.id)
         finally:
             self.current = None
@@ -179,11 +210,13 @@ class ConnectionHandler:
             self._handle(command)
             session.reset()
             self._program.disconnect(session, command)
-        except (Exception, SystemExit, HandlerTimeout, Timeout):
+        except ENDINGS:
+            raise
+        except BaseException:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
-            session.disconnect_receivers()
+            session._disconnect_receivers()
             self._server.gone(self)
 
     def _say_farewell(self, reason: str) -> bool:
@@ -204,7 +237,7 @@ class ConnectionHandler:
         """The server's sweep comes by: is the peer late, or are the handlers?"""
         if self.greenlet is None:
             return  # it is over
-        decision = self.session.decision
+        decision = self.session._ack_state
         if self.connection.timeout:
             if self._dismissed:
                 self.dismiss(self._dismissed)
@@ -302,6 +335,8 @@ class ConnectionHandler:
         connection = self.connection
         if connection.timeout:
             connection.expire(reason)
+        elif self._is_storing:
+            self._dismissed = reason  # 421 would contradict the 250 that is due in an instant
         elif connection.greenlet is not None:
             self._dismissed = reason
             connection.say_at_once(_FAREWELLS[reason].encode())
@@ -314,7 +349,7 @@ class ConnectionHandler:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
-        self.session.staged = ()
+        self.session._staged = ()
 
     def _admit(self) -> bool:
         """ACCEPT, before TLS: may this client stay? If not, it is told where that can be done in the clear."""
@@ -322,8 +357,8 @@ class ConnectionHandler:
         self._handle(command)
         try:
             reply = self._program.accept(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(ACCEPT)
+        except BaseException as error:
+            reply = self._error_reply(error, ACCEPT)
         reply = self._settle(reply)
         self._server.has_arrived(self)
         if reply.is_positive:
@@ -340,8 +375,8 @@ class ConnectionHandler:
         self._handle(command)
         try:
             reply = self._program.connect(self.session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(CONNECT)
+        except BaseException as error:
+            reply = self._error_reply(error, CONNECT)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; answered 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
@@ -365,18 +400,18 @@ class ConnectionHandler:
             self.current = command
             self.spent = _UNSEEN
             self._identity = session.identity
-            session.staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
+            session._staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
             if session.from_ is None:
-                session.noted = None  # what was noted before belongs to no transaction
+                session._transaction_notes = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
-            except (Timeout, HandlerTimeout):
-                reply = self._timeout_reply(command.shown_verb)
+            except BaseException as error:
+                reply = self._error_reply(error, command.shown_verb)
             if follow is not None:
                 if not follow(self, command, reply):
                     return
             elif reply.code < 300:
-                if session.staged or command.verb in _PROMISES:
+                if session._staged or command.verb in _PROMISES:
                     reply = self._take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self._answer(command, reply):
@@ -384,10 +419,13 @@ class ConnectionHandler:
             if idle and not self._count_idle():
                 return
 
-    def _timeout_reply(self, verb: str) -> Reply:
-        """A handler or a middleware has let gevent's Timeout go, which is no Exception. It is caught out here, and not
-        where exceptions are: whoever has set it, anywhere in the chain, may mean to catch it."""
-        logger.exception("%s: uncaught gevent.Timeout while handling %s; replying 451", self.session.id, verb)
+    def _error_reply(self, error: BaseException, verb: str) -> Reply:
+        """A handler or a middleware has let go what is no Exception: gevent's Timeout, asyncio's CancelledError. It is
+        caught out here, and not where exceptions are: what has set it, anywhere in the chain, may mean to catch it."""
+        if isinstance(error, (Exception, *ENDINGS)):
+            raise error
+        kind = "gevent.Timeout" if isinstance(error, Timeout) else type(error).__name__
+        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.id, kind, verb)
         return canned.LOCAL_ERROR
 
     # What a command changes
@@ -407,7 +445,7 @@ class ConnectionHandler:
     def _forget_changes(self) -> None:
         """The client has been refused: nothing has changed. An identity that was given up stays given up."""
         session = self.session
-        session.staged = ()
+        session._staged = ()
         if session.identity is not self._identity and session.identity is not None:
             session.identity = self._identity
 
@@ -416,25 +454,34 @@ class ConnectionHandler:
         session = self.session
         command = self.current
         assert command is not None
-        changes, greeting = session.changes, (session.greeting, session.hostname)
-        staged, session.staged = session.staged, ()
+        changes, greeting = session._changes, (session.greeting, session.hostname)
+        recipients = len(session.to)
+        staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
-            except (Exception, SystemExit, HandlerTimeout, Timeout) as error:
+            except ENDINGS:
+                raise
+            except BaseException as error:
                 if error is self.connection.lost:
                     raise  # there is nobody to answer
-                logger.exception(
-                    "%s: %s, staged at %s, raised; replying 451",
-                    session.id,
-                    handler_name(change),
-                    command.shown_verb,
-                )
+                if isinstance(error, Reject):
+                    reply = reply_of(error)
+                else:
+                    logger.exception(
+                        "%s: %s, staged at %s, raised; replying 451",
+                        session.id,
+                        handler_name(change),
+                        command.shown_verb,
+                    )
+                    reply = canned.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self._forget_changes()
-                self._drop_transaction()
-                return canned.LOCAL_ERROR
-        if session.changes == changes and command.verb in _PROMISES:
+                self._drop_transaction(reply)
+                return reply
+        if self._program.lmtp and len(session.to) > recipients + 1:  # of one RCPT: the client waits for one reply
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
+        if session._changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
@@ -442,13 +489,13 @@ class ConnectionHandler:
                 command.shown_verb,
                 reply.code,
             )
-            self._drop_transaction()
+            self._drop_transaction(canned.LOCAL_ERROR)
         return reply
 
-    def _drop_transaction(self) -> None:
+    def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(canned.LOCAL_ERROR)  # at its end, the client is told
+            stream.fail(reply)  # at its end, the client is told
         else:
             self.session.reset()
 
@@ -520,8 +567,8 @@ class ConnectionHandler:
 
     def _count_idle(self) -> bool:
         session = self.session
-        session.idle_commands += 1
-        if session.idle_commands <= self._program.limits.max_idle_commands:
+        session._idle_commands += 1
+        if session._idle_commands <= self._program.limits.max_idle_commands:
             return True
         self.connection.write(canned.TOO_MANY_COMMANDS.encode())
         return False
@@ -538,7 +585,7 @@ class ConnectionHandler:
 
     def _after_starttls(self, command: Command, reply: Reply) -> bool:
         session = self.session
-        requested, session.tls_requested = session.tls_requested, False
+        requested, session._tls_requested = session._tls_requested, False
         if not requested and reply.code == 220:
             logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.id, reply)
             reply = canned.TLS_UNAVAILABLE
@@ -548,7 +595,7 @@ class ConnectionHandler:
             return self._answer(command, reply)
         self.connection.write(reply.encode())
         self.connection.flush(self._program.limits.command_timeout)
-        session.reset_all()
+        session._reset_all()
         self._start_tls()
         return True
 
@@ -561,7 +608,7 @@ class ConnectionHandler:
     def _note_tls(self) -> None:
         self._handle(Command("STARTTLS"))
         self.session.tls = True
-        self.session.emitters["tls"].emit(self.session)
+        self.session._emitters["tls"].emit(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         session = self.session
@@ -569,7 +616,7 @@ class ConnectionHandler:
         if stream is None or not stream.opened:
             self._forget_message()
             return self._answer(command, reply)
-        if reply.code == canned.START_MAIL.code and session.staged:
+        if reply.code == canned.START_MAIL.code and session._staged:
             reply = self._take_effect(reply)
         if reply.code != canned.START_MAIL.code:
             self._overrule(reply)
@@ -589,7 +636,7 @@ class ConnectionHandler:
             if go_on:
                 skip(self.connection, command.size)
             return go_on
-        if reply.is_positive and self.session.staged:
+        if reply.is_positive and self.session._staged:
             reply = self._take_effect(reply)
         if not reply.is_positive:
             self._overrule(reply)
@@ -598,7 +645,7 @@ class ConnectionHandler:
     def _forget_message(self) -> None:
         """It was refused: none of it has been read."""
         session = self.session
-        if session.message is not None:  # a Timeout has left it there
+        if session.message is not None:  # what is no Exception has left it there
             session.message.end()
             session.message = None
 
@@ -632,8 +679,8 @@ class ConnectionHandler:
         session.reset()
         if reply.code >= 300:
             return self._answer(_END_OF_DATA, reply)
-        session.messages += 1
-        session.errors = session.idle_commands = self._deferred_recipients = 0
+        session.messages_accepted += 1
+        session.errors = session._idle_commands = self._deferred_recipients = 0
         self.connection.write(reply.wire or reply.encode())
         return True
 
@@ -645,30 +692,45 @@ class ConnectionHandler:
         self._identity = session.identity
         try:
             reply = self._program.end_of_data(session, command)
-        except (Timeout, HandlerTimeout):
-            reply = self._timeout_reply(END_OF_DATA)
+        except BaseException as error:
+            reply = self._error_reply(error, END_OF_DATA)
         failure = None if session.message is None else session.message.failure
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        return self._settle(reply) if session.staged or reply.code >= 300 else reply
+        if not session._staged and reply.code < 300:
+            return reply
+        self._is_storing = True
+        try:
+            return self._settle(reply)
+        finally:
+            self._is_storing = False
 
     def _answer_each(self) -> bool:
-        """LMTP: a reply for each recipient that was accepted, in that order (RFC 2033 section 4.2).
+        """LMTP: a reply for each RCPT that was accepted, in that order (RFC 2033 section 4.2).
 
         Each reply is owed as soon as it is known. If the connection is cut off before the last one, the client still
         learns which recipients have the message, and does not send it to them again.
+
+        Where a middleware has made several recipients of one, a refusal goes before the others' 250, and 4xx before
+        5xx: the client must not take a message for delivered that one of them has not got.
         """
         session = self.session
+        further = session.transaction_notes.get(_FURTHER, ())
         accepted, go_on = False, True
-        for recipient in session.to:
+        owed: Reply | None = None
+        for number, recipient in enumerate(session.to):
             reply = self._end(EndOfData(recipient))
             accepted = accepted or reply.code < 300
-            go_on = self._say(reply) and go_on
+            if owed is None or owed.is_positive or (reply.is_transient_failure and owed.is_permanent_failure):
+                owed = reply
+            if number + 1 not in further:
+                go_on = self._say(owed) and go_on
+                owed = None
         session.reset()
         if accepted:
-            session.messages += 1
-            session.errors = session.idle_commands = self._deferred_recipients = 0
+            session.messages_accepted += 1
+            session.errors = session._idle_commands = self._deferred_recipients = 0
             return go_on
         return go_on and self._count_errors() and self._count_idle()
 
@@ -681,10 +743,12 @@ class ConnectionHandler:
                 return
             except Reject:
                 pass  # a pipe's; the reply is settled
-            except (Exception, SystemExit, HandlerTimeout, Timeout):
+            except ENDINGS:
+                raise
+            except BaseException:
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
-    # The session's Link
+    # The connection beneath the session
 
     @property
     def socket(self) -> Any:
@@ -692,7 +756,7 @@ class ConnectionHandler:
         return self.connection.socket
 
     @property
-    def lost(self) -> ConnectionLost | None:
+    def close_error(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
         return self.connection.lost
 
@@ -712,17 +776,29 @@ class ConnectionHandler:
         try:
             line = connection.read_line(room)
         except BadLine as bad:
-            raise ProtocolError(str(bad.reply)) from None
+            raise MalformedAnswer(bad.reply) from None
         return line
 
     def data_body(self) -> DataBody:
-        """The body that DATA announces."""
+        """The body that DATA announces.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         return DataBody(self.connection)
 
     def chunked_body(self, command: ChunkCommand) -> ChunkedBody:
-        """The body that begins with this BDAT."""
+        """The body that begins with this BDAT.
+
+        :raises RuntimeError: this is another greenlet than the connection's own, or the command has been answered.
+        """
+        if self.connection.greenlet is not getcurrent():
+            raise RuntimeError(_ELSEWHERE)
         self._pending = Reply(250, f"2.0.0 {command.size} octets received")
-        return ChunkedBody(self.connection, command, self._next_chunk)
+        # What a middleware has made of the command does not change how many octets the client sends.
+        as_sent = self.current if isinstance(self.current, ChunkCommand) else command
+        return ChunkedBody(self.connection, as_sent, self._next_chunk)
 
     def _next_chunk(self) -> ChunkCommand:
         """Answer the chunk that has ended, and go on until the next; commands between two are answered as usual.
@@ -740,14 +816,14 @@ class ConnectionHandler:
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
             # The handler that reads the body is handling a command, too.
-            outer = self.current, self.spent, session.staged
+            outer = self.current, self.spent, session._staged
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
-            except (Timeout, HandlerTimeout):
-                reply = self._settle(self._timeout_reply(command.shown_verb))
+            except BaseException as error:
+                reply = self._settle(self._error_reply(error, command.shown_verb))
             finally:
-                self.current, self.spent, session.staged = outer
+                self.current, self.spent, session._staged = outer
             self._identity = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply

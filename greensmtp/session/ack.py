@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from gevent import get_hub
+from gevent import GreenletExit, get_hub
 from gevent.hub import Waiter
 
 from greensmtp._native import native
@@ -177,6 +177,17 @@ class HandlerTimeout(BaseException):
         self.limit = limit
         self.seconds = seconds
         self.verb = verb
+
+
+class Expired(BaseException):
+    """Thrown, from the hub, into a greenlet that waits for its peer; ``reason`` is ConnectionLost's."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+#: What ends a connection, or the program, and is no error of a handler's.
+ENDINGS = (GreenletExit, KeyboardInterrupt, Expired)
 
 
 class AckState:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.logging import format as log_lines
 from greensmtp.middleware.logging.output import attach
 from greensmtp.protocol.command import (
@@ -157,7 +160,7 @@ class Logging:
             **watch.facts(session, "session", watch.began),
             "greeting": session.greeting,
             "hostname": None if session.hostname is None else shown(session.hostname),
-            "messages": session.messages,
+            "messages": session.messages_accepted,
             "recipient_count": watch.recipients,
             "octets": watch.octets,
             "reason": reason,
@@ -354,7 +357,7 @@ class _Watch:
     def see_tls(self, session: Session) -> None:
         """Ask the socket, while it is there: at the end of the session it has forgotten."""
         if session.tls and self.tls is None:
-            socket = session.socket
+            socket = cast(SSLSocket, session.socket)
             self.tls = socket.version() or "TLS"
             self.cipher = (socket.cipher() or (None,))[0]
 
@@ -418,5 +421,5 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, str) and level.upper() in names:
         level = names[level.upper()]
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
-        raise ValueError(f"level takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
+        raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from greensmtp.errors import ArgumentError
 from greensmtp.log_writer import LogHandler
 
 
@@ -18,7 +19,9 @@ def attach(logger: logging.Logger, form: str, level: int) -> None:
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
     """
     if form not in ("text", "json"):
-        raise ValueError(f"format takes 'text' or 'json', or None for handlers of the program's own, not {form!r}")
+        raise ArgumentError(
+            "format", f"takes 'text' or 'json', or None for handlers of the program's own, not {form!r}"
+        )
     there = next((handler for handler in logger.handlers if isinstance(handler, _StandardError)), None)
     if there is not None and there.log_format != form:
         raise ValueError(f"logger {logger.name!r} writes {there.log_format} already: name another one for {form}")

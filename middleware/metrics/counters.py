@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
+from greensmtp.errors import ArgumentError
+
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
@@ -72,8 +74,8 @@ class Numbers:
             except ValueError as error:
                 for each in registered:
                     registry.unregister(each)
-                raise ValueError(
-                    f"namespace {namespace!r} has been taken in this registry by somebody else: {error}"
+                raise ArgumentError(
+                    "namespace", f"{namespace!r} has been taken in this registry by somebody else: {error}"
                 ) from error
             made[namespace] = numbers
         return numbers

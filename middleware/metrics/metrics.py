@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.metrics.counters import Codes, Numbers, Registry, check_registry
 from greensmtp.middleware.metrics.http import MetricsServer, parse_address
 from greensmtp.protocol.command import (
@@ -87,7 +90,9 @@ class Metrics:
         listen: str | tuple[str, int] | None = None,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"namespace takes letters, digits and underscores, like 'greensmtp', not {namespace!r}")
+            raise ArgumentError(
+                "namespace", f"takes letters, digits and underscores, like 'greensmtp', not {namespace!r}"
+            )
         self._listen = None if listen is None else parse_address(listen)
         #: Where the numbers are kept.
         self.registry = check_registry(registry)
@@ -323,7 +328,7 @@ class Metrics:
     def _see_tls(self, session: Session, state: _State) -> None:
         if session.tls and not state.tls:
             state.tls = True
-            version = session.socket.version()  # None once it is closed
+            version = cast(SSLSocket, session.socket).version()  # None once it is closed
             self._numbers.tls.labels(version if version in _TLS_VERSIONS else OTHER).inc()
 
 

@@ -6,7 +6,7 @@ import fcntl
 import struct
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import Timeout, socket, spawn
@@ -14,6 +14,9 @@ from gevent import sleep as switch
 from gevent.server import StreamServer
 
 from greensmtp import SMTPClient, connect
+
+if TYPE_CHECKING:
+    from tests.conftest import Cuts
 
 
 class Script:
@@ -29,7 +32,7 @@ class Script:
         #: Everything that has been read.
         self.heard = b""
         #: The bytes that the script has sent.
-        self.said = 0
+        self.said = bytearray()
 
     def say(self, *lines: str) -> None:
         """Send lines, each with its CRLF, in one write."""
@@ -37,14 +40,15 @@ class Script:
 
     def send(self, octets: bytes) -> None:
         """Send bytes unchanged."""
-        if self._cut is not None and self.said < self._cut < self.said + len(octets):
-            at = self._cut - self.said
+        said = len(self.said)
+        if self._cut is not None and said < self._cut < said + len(octets):
+            at = self._cut - said
             self.socket.sendall(octets[:at])
             wait_until_read(self.socket)
             self.socket.sendall(octets[at:])
         else:
             self.socket.sendall(octets)
-        self.said += len(octets)
+        self.said += octets
 
     def hear(self) -> str:
         """Return the client's next line; ``""`` at the end of the connection."""
@@ -169,10 +173,13 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
 class Converse:
     """Run a script against a client over a pair of unix sockets."""
 
+    def __init__(self, cuts: Cuts) -> None:
+        self._cuts = cuts
+
     def __call__(
         self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], cut: int | None = None
-    ) -> int:
-        """Run once, with one cut in the script's output; return the length of that output."""
+    ) -> bytes:
+        """Run once, with the script's output cut in two at ``cut``; return that output."""
         ours, theirs = socket.socketpair()
         spoken = Script(theirs, cut)
 
@@ -189,18 +196,20 @@ class Converse:
         finally:
             ours.close()
             serving.get(timeout=20)
-        return spoken.said
+        return bytes(spoken.said)
 
-    def at_every_cut(self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], step: int = 1) -> None:
-        """Run for every cut between two bytes of the script's output."""
-        for cut in range(1, self(script, client), step):
+    def at_every_cut(
+        self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], start: int = 1, step: int = 1
+    ) -> None:
+        """Run once for every cut of the script's output."""
+        for cut in self._cuts(self(script, client), start, step=step):
             self(script, client, cut)
 
 
 @pytest.fixture
-def converse() -> Converse:
+def converse(cuts: Cuts) -> Converse:
     """``converse(script, client)``, ``converse.at_every_cut(script, client)``."""
-    return Converse()
+    return Converse(cuts)
 
 
 @pytest.fixture(autouse=True)

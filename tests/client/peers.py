@@ -14,29 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from gevent import Timeout, socket
 from gevent import sleep as switch
 from gevent.subprocess import PIPE, Popen
 
+from tests.programs import find, missing, need_root
+
 #: Seconds in which a server must answer.
 PATIENCE = 20.0
-
-
-def find(program: str) -> str:
-    """Return the program's path; skip the test without it, or fail if CI requires all peers."""
-    path = shutil.which(program, path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
-    if path is None:
-        missing(f"{program} is not installed")
-    assert path is not None
-    return path
-
-
-def missing(why: str) -> None:
-    """Skip the test, or fail it if CI requires all peers."""
-    if os.environ.get("GREENSMTP_REQUIRE_PEERS"):
-        pytest.fail(why)
-    pytest.skip(why)
 
 
 def free_port() -> int:
@@ -78,8 +63,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
     What it takes goes to a port of ours.
     """
     program = find("postfix")
-    if os.geteuid() != 0:
-        missing("postfix can only be started by root")
+    need_root("postfix")
     with folder() as base:
         port = free_port()
         for name in ("conf", "queue", "data"):
@@ -138,6 +122,8 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
         command = [program, "-c", str(base / "conf")]
         started = subprocess.run([*command, "start"], check=False, capture_output=True, timeout=PATIENCE)
         log = base / "log"
+        if started.returncode != 0:
+            missing(f"postfix does not start: {started.stderr.decode(errors='replace')}")
         try:
             wait_for(("127.0.0.1", port), lambda: (started, log.read_text() if log.exists() else ""))
             yield port
@@ -240,8 +226,7 @@ def node_smtp_server(modules: Path, certificate: Any, protocol: str = "smtp") ->
 def dovecot() -> Iterator[Path]:
     """Dovecot, with LMTP at ``lmtp.sock`` and SASL, for postfix, at ``auth.sock``; mail for jo is in ``mail/jo``."""
     program = find("dovecot")
-    if os.geteuid() != 0:
-        missing("dovecot can only be started by root")
+    need_root("dovecot")
     with folder() as base:
         mail = base / "mail"
         mail.mkdir()

@@ -82,6 +82,7 @@ def test_a_malformed_banner_is_an_error(scripted: Start, junk: bytes) -> None:
 @pytest.mark.parametrize("filler", [b"250-x\r\n", b"x" * 1000, b"250-" + b"x" * 1000, b"250-\r\n"])
 def test_replies_without_end_are_bounded(scripted: Start, filler: bytes) -> None:
     sent = 0
+    over = Event()
 
     def script(script: Script) -> None:
         nonlocal sent
@@ -92,12 +93,15 @@ def test_replies_without_end_are_bounded(scripted: Start, filler: bytes) -> None
                 script.send(filler * 100)
                 sent += len(filler) * 100
         except OSError:
-            pass
+            over.set()
 
     mail = scripted(script).connect()
     with pytest.raises(PeerProtocolError):
         mail.noop()
     assert mail.closed
+    assert over.wait(5)
+    # What the client has read, and what the buffers of two sockets hold.
+    assert 0 < sent < 16 * 1024 * 1024
 
 
 def test_an_unfinished_multiline_reply_times_out(scripted: Start) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import ssl
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from greensmtp import (
     connect,
 )
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
@@ -227,25 +228,21 @@ def test_starttls_verifies_the_host_or_the_given_name(
         assert mail.socket.version().startswith("TLSv1.")
 
 
-def encoded(text: str) -> str:
-    return b64encode(text.encode()).decode()
-
-
 #: mechanism -> pairs of command and reply
 EXCHANGES = {
-    "PLAIN": [(f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")],
+    "PLAIN": [(f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")],
     "LOGIN": [
-        ("AUTH LOGIN", f"334 {encoded('Username:')}"),
-        (encoded("jo"), f"334 {encoded('Password:')}"),
-        (encoded("secret"), "235 in"),
+        ("AUTH LOGIN", f"334 {b64('Username:')}"),
+        (b64("jo"), f"334 {b64('Password:')}"),
+        (b64("secret"), "235 in"),
     ],
     # RFC 2195 section 2
     "CRAM-MD5": [
-        ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
-        (encoded("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
+        ("AUTH CRAM-MD5", f"334 {b64('<1896.697170952@postoffice.reston.mci.net>')}"),
+        (b64("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
     ],
-    "XOAUTH2": [(f"AUTH XOAUTH2 {encoded(chr(1).join(('user=jo', 'auth=Bearer t', '', '')))}", "235 in")],
-    "OAUTHBEARER": [(f"AUTH OAUTHBEARER {encoded(chr(1).join(('n,a=jo,', 'auth=Bearer t', '', '')))}", "235 in")],
+    "XOAUTH2": [(f"AUTH XOAUTH2 {b64(chr(1).join(('user=jo', 'auth=Bearer t', '', '')))}", "235 in")],
+    "OAUTHBEARER": [(f"AUTH OAUTHBEARER {b64(chr(1).join(('n,a=jo,', 'auth=Bearer t', '', '')))}", "235 in")],
 }
 
 
@@ -281,9 +278,9 @@ def test_login_by_scram_and_by_the_strongest_offered(scripted: Start, mechanism:
         auth, named, first = script.hear().split()
         assert (auth, named) == ("AUTH", "SCRAM-SHA-256")
         server.set_client_first(b64decode(first).decode())
-        script.say(f"334 {encoded(server.get_server_first())}")
+        script.say(f"334 {b64(server.get_server_first())}")
         server.set_client_final(b64decode(script.hear()).decode())
-        script.say(f"334 {encoded(server.get_server_final())}")
+        script.say(f"334 {b64(server.get_server_final())}")
         script.expect("")
         script.say("235 in")
         script.rest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from threading import Event as ThreadEvent
@@ -27,16 +27,13 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
     from tests.conftest import Certificate
 
     Start = Callable[..., Scripted]
-
-
-def encoded(text: bytes | str) -> str:
-    return b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
 def dialogue(*turns: tuple[str, str], offers: str = "AUTH PLAIN LOGIN CRAM-MD5 XOAUTH2 OAUTHBEARER") -> Any:
@@ -54,7 +51,7 @@ def dialogue(*turns: tuple[str, str], offers: str = "AUTH PLAIN LOGIN CRAM-MD5 X
 
 
 def test_plain(scripted: Start) -> None:
-    server = scripted(dialogue((f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235 2.7.0 in")))
+    server = scripted(dialogue((f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235 2.7.0 in")))
     with server.connect() as mail:
         mail.ehlo()
         assert mail.login("jo", "secret", "PLAIN", allow_plaintext=True).code == 235
@@ -63,9 +60,9 @@ def test_plain(scripted: Start) -> None:
 
 def test_login_mechanism(scripted: Start) -> None:
     turns = [
-        ("AUTH LOGIN", f"334 {encoded('Username:')}"),
-        (encoded("jo"), f"334 {encoded('Password:')}"),
-        (encoded("secret"), "535 5.7.8 no"),
+        ("AUTH LOGIN", f"334 {b64('Username:')}"),
+        (b64("jo"), f"334 {b64('Password:')}"),
+        (b64("secret"), "535 5.7.8 no"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
@@ -76,8 +73,8 @@ def test_login_mechanism(scripted: Start) -> None:
 
 def test_cram_md5_is_used_without_tls_if_named(scripted: Start) -> None:
     turns = [
-        ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
-        (encoded("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
+        ("AUTH CRAM-MD5", f"334 {b64('<1896.697170952@postoffice.reston.mci.net>')}"),
+        (b64("tim b913a602c7eda7a495b4e6e7334d3890"), "235 in"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
@@ -91,7 +88,7 @@ def test_a_refused_token(scripted: Start, mechanism: str) -> None:
         "OAUTHBEARER": "n,a=jo,\x01auth=Bearer t\x01\x01",
     }[mechanism]
     turns = [
-        (f"AUTH {mechanism} {encoded(initial)}", f"334 {encoded('{}')}"),
+        (f"AUTH {mechanism} {b64(initial)}", f"334 {b64('{}')}"),
         ("" if mechanism == "XOAUTH2" else "AQ==", "535 5.7.8 expired"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
@@ -122,7 +119,7 @@ def test_plain_is_not_used_without_tls_if_only_plain_is_offered(scripted: Start)
             mail.login("jo", "secret")
 
 
-@pytest.mark.parametrize("challenge", ["not base64!", "A", "", encoded("r=other,s=AAAA,i=4096")])
+@pytest.mark.parametrize("challenge", ["not base64!", "A", "", b64("r=other,s=AAAA,i=4096")])
 def test_a_malformed_challenge_cancels_the_exchange(scripted: Start, challenge: str) -> None:
     def script(script: Script) -> None:
         script.greet("AUTH SCRAM-SHA-256 PLAIN")
@@ -154,7 +151,7 @@ def scram_server(password: str, *, prove: bool = True) -> Any:
         word = script.hear().split()
         assert word[:2] == ["AUTH", "SCRAM-SHA-256"]
         server.set_client_first(b64decode(word[2]).decode())
-        script.say(f"334 {encoded(server.get_server_first())}")
+        script.say(f"334 {b64(server.get_server_first())}")
         final = b64decode(script.hear()).decode()
         if not prove:
             script.say("235 in, trust me")
@@ -164,7 +161,7 @@ def scram_server(password: str, *, prove: bool = True) -> Any:
             except Exception:
                 script.say("535 5.7.8 no")
             else:
-                script.say(f"334 {encoded(server.get_server_final())}")
+                script.say(f"334 {b64(server.get_server_final())}")
                 script.expect("")
                 script.say("235 2.7.0 in")
         script.rest()
@@ -192,7 +189,7 @@ def test_scram_with_a_server_that_does_not_know_the_password(scripted: Start) ->
 
 def test_without_scramp_the_next_strongest_mechanism_is_used(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "scramp", None)
-    turns = [("AUTH CRAM-MD5", f"334 {encoded('<x>')}")]
+    turns = [("AUTH CRAM-MD5", f"334 {b64('<x>')}")]
     server = scripted(dialogue(*turns, offers="AUTH SCRAM-SHA-256 CRAM-MD5"))
     mail = server.connect()
     mail.ehlo()
@@ -205,7 +202,7 @@ def test_a_long_initial_response_is_sent_after_the_challenge(scripted: Start) ->
     token = "t" * 2000
     turns = [
         ("AUTH XOAUTH2", "334 "),
-        (encoded(f"user=jo\x01auth=Bearer {token}\x01\x01"), "235 in"),
+        (b64(f"user=jo\x01auth=Bearer {token}\x01\x01"), "235 in"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
@@ -331,8 +328,8 @@ def test_the_secret_is_not_shown(scripted: Start) -> None:
 def test_login_ignores_the_text_of_its_prompts(scripted: Start, prompt: str) -> None:
     turns = [
         ("AUTH LOGIN", f"334 {prompt}"),
-        (encoded("jo"), f"334 {prompt}"),
-        (encoded("secret"), "235 in"),
+        (b64("jo"), f"334 {prompt}"),
+        (b64("secret"), "235 in"),
     ]
     with scripted(dialogue(*turns)).connect() as mail:
         mail.ehlo()
@@ -340,7 +337,7 @@ def test_login_ignores_the_text_of_its_prompts(scripted: Start, prompt: str) -> 
 
 
 def test_login_sends_ehlo_first(scripted: Start) -> None:
-    turns = [(f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")]
+    turns = [(f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235 in")]
     with scripted(dialogue(*turns, offers="AUTH PLAIN")).connect() as mail:
         assert mail.login("jo", "secret", allow_plaintext=True).code == 235
         assert mail.hello is not None
@@ -438,13 +435,13 @@ def test_without_tls_no_weaker_mechanism_follows(scripted: Start, code: int) -> 
 
 
 def test_without_tls_an_equally_strong_mechanism_follows(scripted: Start) -> None:
-    plain = f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}"
-    turns = [(plain, "504 no"), ("AUTH LOGIN", "334 "), (encoded("jo"), "334 "), (encoded("secret"), "235 in")]
+    plain = f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}"
+    turns = [(plain, "504 no"), ("AUTH LOGIN", "334 "), (b64("jo"), "334 "), (b64("secret"), "235 in")]
     with scripted(dialogue(*turns, offers="AUTH PLAIN LOGIN")).connect() as mail:
         assert mail.login("jo", "secret", allow_plaintext=True).code == 235
 
 
-@pytest.mark.parametrize("challenge", ["not base64!", encoded("r=other,s=AAAA,i=4096"), encoded("\xff\xfe")])
+@pytest.mark.parametrize("challenge", ["not base64!", b64("r=other,s=AAAA,i=4096"), b64("\xff\xfe")])
 def test_a_bad_scram_challenge_prints_no_traceback(
     scripted: Start, challenge: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -532,6 +529,6 @@ def test_a_reply_that_repeats_the_password_is_masked(scripted: Start, echo: str,
     with scripted(script).connect(starttls="never") as mail:
         mail.trace(shown.append)
         reply = mail.login("jo", "a secret", allow_plaintext=True)
-    octets = b64encode(b"\0jo\0a secret").decode()
+    octets = b64(b"\0jo\0a secret")
     assert "AUTH PLAIN ***" in str(reply.lines)
     assert octets[:8] not in str((reply, reply.lines, shown))

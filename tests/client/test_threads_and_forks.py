@@ -14,6 +14,8 @@ from gevent.event import Event
 
 from greensmtp import Ack, Command, Session, SMTPServer, connect
 
+pytestmark = pytest.mark.subprocess
+
 #: What every program begins with: threads that are native in a patched process too, and a server's port.
 PRELUDE = """
 import sys

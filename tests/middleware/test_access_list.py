@@ -222,7 +222,7 @@ def test_many_networks_cost_no_more_than_few() -> None:
     [
         ({}, "AccessList takes allow, deny"),
         ({"allow": "192.0.2.0/24"}, r"allow takes several networks: \['192.0.2.0/24'\]"),
-        ({"deny": ["example.com"]}, "deny: not a network like .*: 'example.com'"),
+        ({"deny": ["example.com"]}, "deny has a wrong entry: not a network like .*: 'example.com'"),
         ({"deny": ["192.0.2.1/24"]}, "did you mean 192.0.2.0/24?"),
         ({"deny": ["192.0.2.1"], "otherwise": "maybe"}, "otherwise takes 'allow' or 'deny', not 'maybe'"),
         ({"deny": ["192.0.2.1"], "check_seconds": -1}, "check_seconds takes a number of at least 0, not -1"),

@@ -17,6 +17,7 @@ from greensmtp import Reject, in_thread_pool
 from greensmtp.middleware import Auth, Logging
 from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.testing import Peer, dial
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
@@ -27,8 +28,8 @@ PLAIN_JO = b64encode(b"\0jo\0sesame").decode()
 PLAIN_WRONG = b64encode(b"\0jo\0wrong").decode()
 
 
-def b64(text: str | bytes) -> str:
-    return b64encode(text.encode() if isinstance(text, str) else text).decode()
+def ignore(value: object) -> None:
+    """Make a handler of an expression whose value is not a decision."""
 
 
 def offered(hello: str) -> list[str]:
@@ -400,7 +401,7 @@ def test_a_late_ack(smtp_server: MakeServer) -> None:
     from gevent import spawn
 
     server = smtp_server(middleware=[in_the_clear()], start=False)
-    server.on("auth", lambda session, identity, ack: spawn(ack.reject, 454, "4.7.0 later") and None)
+    server.on("auth", lambda session, identity, ack: ignore(spawn(ack.reject, 454, "4.7.0 later")))
     with dial(server) as peer:
         peer.hello()
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
@@ -421,7 +422,7 @@ def test_the_command_signal_hears_auth_and_may_decide(smtp_server: MakeServer) -
         peer.hello()
         peer.line(f"AUTH PLAIN {PLAIN_JO}", f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0 closed at night", "235")
-    assert heard == ["<Greeting 'EHLO client.example'>", "<Command 'AUTH ***'>", "<Command 'AUTH ***'>"]
+    assert heard == ["<HelloCommand 'EHLO client.example'>", "<Command 'AUTH ***'>", "<Command 'AUTH ***'>"]
 
 
 def test_authorize(peer_of: Any) -> None:
@@ -610,7 +611,9 @@ def test_tokens(peer_of: Any, mechanism: str, response: str) -> None:
         ("jo", "expired", None),
         ("jo", "t0k~en==", None),
     ]
-    assert seen[0].session.identity.mechanism == mechanism
+    identity = seen[0].session.identity
+    assert identity is not None
+    assert identity.mechanism == mechanism
     assert "t0k" not in repr(seen)
 
 
@@ -742,7 +745,7 @@ def test_no_secret_in_any_log(smtp_server: MakeServer, caplog: pytest.LogCapture
 
     auth = Auth(USERS, allow_plaintext=True, failures_by_client=None)
     server = smtp_server(middleware=[Logging(), Faulty(), auth], start=False, max_errors=100)
-    server.on("auth", lambda session, identity, ack: 1 / 0)
+    server.on("auth", lambda session, identity, ack: ignore(1 / 0))
     secrets = {"sesame", "wrong", PLAIN_JO, PLAIN_WRONG, b64("sesame"), "hunter2", b64("hunter2")}
     with dial(server) as peer:
         peer.hello()
@@ -782,14 +785,14 @@ def test_reprs() -> None:
     [
         (lambda auth: auth(None), TypeError, "not a NoneType"),
         (lambda auth: auth(dict), TypeError, "not a dict"),
-        (lambda auth: auth({"jo": b"sesame"}), TypeError, "'jo' has not"),
+        (lambda auth: auth({"jo": b"sesame"}), TypeError, "user 'jo' does not"),
         (lambda auth: auth("jo:sesame"), ValueError, "htpasswd:"),
         (lambda auth: auth("htpasswd:"), ValueError, "dovecot:"),
         (lambda auth: auth("htpasswd:/nowhere/at/all"), ValueError, "cannot read"),
         (lambda auth: auth(lambda: True), TypeError, r"\(credentials\) -> bool"),
         (lambda auth: auth({}, "PLAIN"), TypeError, r"\['PLAIN', 'LOGIN'\]"),
         (lambda auth: auth({}, ["PLANE"]), ValueError, "did you mean 'PLAIN'"),
-        (lambda auth: auth({}, []), ValueError, "without a mechanism"),
+        (lambda auth: auth({}, []), ValueError, "no mechanism is left"),
         (lambda auth: auth({}, ["XOAUTH2"]), ValueError, "needs check_token"),
         (lambda auth: auth(lambda credentials: True, ["CRAM-MD5"]), ValueError, "needs the passwords themselves"),
         (lambda auth: auth({}, timeout=0), ValueError, "timeout takes"),
@@ -797,8 +800,8 @@ def test_reprs() -> None:
         (lambda auth: auth({}, timeout=float("inf")), ValueError, "timeout takes"),
         (lambda auth: auth({}, required="no"), TypeError, "required takes True or False"),
         (lambda auth: auth({}, allow_plaintext=1), TypeError, "allow_plaintext takes True or False"),
-        (lambda auth: auth({}, authorize="all"), TypeError, "authorize is called"),
-        (lambda auth: auth({}, check_token="all"), TypeError, "cannot be called"),
+        (lambda auth: auth({}, authorize="all"), TypeError, "authorize must be a callable"),
+        (lambda auth: auth({}, check_token="all"), TypeError, "a check must be a callable"),
         (lambda auth: auth({}, failures_by_client="many"), ValueError, "failures_by_client takes"),
         (lambda auth: auth({}, failures_by_account="0/minute"), ValueError, "failures_by_account takes"),
     ],

@@ -25,6 +25,7 @@ from greensmtp.middleware import Auth
 from greensmtp.protocol.sasl.channel_binding import end_point_binding
 from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import Peer, dial
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,10 +34,6 @@ if TYPE_CHECKING:
     from tests.conftest import Certificate
 
 USERS = {"jo": "sesame", "ann,=x": "pässword"}
-
-
-def b64(text: str) -> str:
-    return b64encode(text.encode()).decode()
 
 
 def first(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256", cut: int | None = None) -> str:
@@ -350,7 +347,7 @@ def test_keys_unlike_those_of_unknown_users_are_warned_of_once(
             peer.expect("501")
     (text,) = (text for text in caplog.messages if "SCRAM keys with" in text)
     assert text.startswith(
-        f"auth: SCRAM keys with {len(keys['salt'])} octets of salt and {keys.get('iterations', 4096)} "
+        f"auth: SCRAM keys with {len(keys['salt'])} bytes of salt and {keys.get('iterations', 4096)} "
     )
 
 
@@ -427,8 +424,8 @@ def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: Make
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ("hunter2", ValueError, "secret must have at least 16 octets, not 7"),
-        (b"", ValueError, "secret must have at least 16 octets"),
+        ("hunter2", ValueError, "secret must have at least 16 bytes, not 7"),
+        (b"", ValueError, "secret must have at least 16 bytes"),
         (1234567890123456, TypeError, "secret must be bytes or a str, not int"),
     ],
 )

@@ -179,8 +179,8 @@ def test_a_delayed_body_is_whole(smtp_server: MakeServer, monkeypatch: pytest.Mo
 
         with dial(server, source=HERE) as peer:
             peer.hello()
-            assert peer.deliver(BODY) > "250"
-            assert peer.deliver(b"") > "250"
+            assert peer.deliver(BODY).startswith("250")
+            assert peer.deliver(b"").startswith("250")
     assert bodies == [BODY, b""] * 5
     assert delays == [7] * 10
 
@@ -191,7 +191,7 @@ def test_it_delays_and_then_goes_on(smtp_server: MakeServer, monkeypatch: pytest
     stack = [Chaos("CONNECT", "delay", delay=1), Chaos("rcpt", "delay", delay=2)]
     with dial(taking(smtp_server(start=False, middleware=stack)), source=HERE) as peer:
         peer.hello()
-        assert peer.deliver(to=["a@example.com", "b@example.com"]) > "250"
+        assert peer.deliver(to=["a@example.com", "b@example.com"]).startswith("250")
     assert delays == [1, 2, 2]
 
 

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gevent import sleep
@@ -354,7 +354,7 @@ def test_a_session_tells_its_tls_and_who_it_was(log: Callable[..., Log], certifi
 
     def login(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "NOOP":
-            session.identity = Identity()
+            session.identity = cast(Any, Identity())
         return proceed(session, command)
 
     it = log(certfile=certificate.certfile, keyfile=certificate.keyfile, middleware=[login])
@@ -450,7 +450,7 @@ def test_what_is_not_printable_is_escaped_wherever_it_comes_from(
     log: Callable[..., Log], caplog: pytest.LogCaptureFixture
 ) -> None:
     def forging(session: Session, command: Command, proceed: Proceed) -> Reply:
-        session.identity = "jo\nx message from=<>"
+        session.identity = cast(Any, "jo\nx message from=<>")
         reply = proceed(session, command)
         return Reply(250, "one\x1b[31m", "two\u2028!") if command.verb == "END-OF-DATA" else reply
 
