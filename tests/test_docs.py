@@ -384,7 +384,9 @@ def test_the_first_part_of_the_tutorial(page: Callable[[str], Ran], capsys: pyte
     printed = capsys.readouterr().out
     text = (ROOT / names.page).read_text("utf-8")
     assert f"```\n{''.join(printed.splitlines(True)[:2])}```" in text  # the page shows what is printed
-    assert names["tickets"] == [{"from": "sender@example.org", "subject": "Help", "text": "It is broken.\n", "files": []}]
+    assert names["tickets"] == [
+        {"from": "sender@example.org", "subject": "Help", "text": "It is broken.\n", "files": []}
+    ]
 
 
 def test_modifying(page: Callable[[str], Ran]) -> None:
