@@ -432,6 +432,7 @@ def test_relaying_in_lock_step(page: Callable[[str], Ran], smtp_server: MakeServ
             peer.hello()
             assert peer.deliver(b"x\r\n", to=["b@example.com"]) == "250 2.0.0 Ok: queued as 42"
             assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "550 5.1.1 no jo"
+        names["pool"].close()
     assert len(got) == 2
 
 
