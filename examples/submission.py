@@ -19,7 +19,7 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
-#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function.
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or a function; see the documentation of Auth.
 USERS = {"beep": "boop"}
 
 
@@ -45,7 +45,6 @@ def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | No
         ack.accept()
         size = sum(map(len, stream))
         identity = session.identity
-        assert identity is not None  # Auth(required=True)
         print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} octets", flush=True)
 
     return server
