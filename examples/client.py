@@ -1,8 +1,8 @@
-"""The seed's second example: the first one's other end, command by command.
+"""A client that sends a file, command by command.
 
     python examples/client.py [port [file]]
 
-Run ``python examples/local_only.py`` first.
+Start ``python examples/local_only.py`` first.
 """
 
 import sys
@@ -11,7 +11,7 @@ from greensmtp import connect
 
 
 def main(port: int = 9025, path: str = "/etc/issue") -> None:
-    """Send a file to root at localhost, and show what the server says."""
+    """Send a file to root@localhost, and print the server's replies."""
     with connect("127.0.0.1", port) as mail:
         mail.ehlo("example.com")
         mail.from_("substack@example.com")

@@ -1,11 +1,11 @@
-"""A web application and a mail server in one process: the mail it gets is shown on its page, newest first.
+"""A web application and a mail server in one process. The page shows the received mail, newest first.
 
     python examples/flask_app.py [SMTP port [web port]]
 
-Then ``swaks --server 127.0.0.1:9025 --to you@localhost``, and look at http://127.0.0.1:8025/. Port 0 is any free one.
+Then ``swaks --server 127.0.0.1:9025 --to you@localhost``, and look at http://127.0.0.1:8025/. Port 0 is any free port.
 
-Both are gevent servers, so each connection is a greenlet, of a browser or of a mail client, and all of them share the
-mailbox below without a lock: nothing in this file waits while it holds it.
+Both are gevent servers: each connection of a browser or a mail client is a greenlet. They share the mailbox below
+without a lock, since nothing here waits while it uses it.
 """
 
 import sys
@@ -22,7 +22,7 @@ import greensmtp
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Logging
 
-#: Messages that are kept; older ones are forgotten.
+#: Messages that are kept; older ones are dropped.
 KEPT = 100
 
 PAGE = """<!doctype html>
@@ -41,7 +41,7 @@ PAGE = """<!doctype html>
 
 @dataclass(frozen=True)
 class Mail:
-    """What the page shows of a message; plain text, whatever the message holds."""
+    """The part of a message that the page shows. All of it is plain text."""
 
     sender: str
     recipients: list[str]
@@ -53,25 +53,25 @@ Mailbox = deque[Mail]
 
 
 def make_app(mailbox: Mailbox) -> Flask:
-    """The web application."""
+    """Return the web application."""
     app = Flask(__name__)
 
     @app.get("/")
     def inbox() -> str:
-        return render_template_string(PAGE, mailbox=mailbox)  # (which escapes: mail comes from strangers)
+        return render_template_string(PAGE, mailbox=mailbox)  # escapes the text, which is untrusted
 
     return app
 
 
 def make_server(mailbox: Mailbox, port: int) -> SMTPServer:
-    """The mail server."""
+    """Return the mail server."""
     server = SMTPServer(("127.0.0.1", port), hostname="localhost", max_message_size=1024 * 1024, middleware=[Logging()])
 
     @server.on("message")
     def keep(session: Session, stream: MessageStream, ack: Ack) -> None:
         ack.accept()
         message = message_from_bytes(stream.read(), policy=policy.default)
-        # (What is no character at all in a header would end up in the page, and break it.)
+        # Replace lone surrogates, which a header may contain and a page cannot.
         subject = str(message["Subject"] or "(no subject)").encode("utf-8", "replace").decode()
         mailbox.appendleft(Mail(session.from_ or "", list(session.to), subject, plain_text(message)))
 
@@ -79,17 +79,17 @@ def make_server(mailbox: Mailbox, port: int) -> SMTPServer:
 
 
 def plain_text(message: EmailMessage) -> str:
-    """The part that is plain text, as well as it can be read."""
+    """Return the text of the plain part; bytes that cannot be decoded are replaced."""
     part = message.get_body(("plain",))
     if part is None:
         return "(no plain text)"
-    octets = part.get_payload(decode=True)
+    data = part.get_payload(decode=True)
     charset = part.get_content_charset("utf-8")
-    assert isinstance(octets, bytes)
+    assert isinstance(data, bytes)
     try:
-        return octets.decode(charset, "replace")
-    except (LookupError, UnicodeError):  # a charset nobody knows, or that is none
-        return octets.decode("ascii", "replace")
+        return data.decode(charset, "replace")
+    except (LookupError, UnicodeError):  # an unknown charset
+        return data.decode("ascii", "replace")
 
 
 def main(port: int = 9025, web_port: int | None = None) -> None:
@@ -99,11 +99,11 @@ def main(port: int = 9025, web_port: int | None = None) -> None:
         web_port = 8025 if port else 0
     web = WSGIServer(("127.0.0.1", web_port), make_app(mailbox), log=None)
 
-    def tell(server: Any) -> None:
-        place = "the page is at http://{}:{}/" if server is web else "listening on {}:{}"
-        print(place.format(*server.address), flush=True)
+    def announce(server: Any) -> None:
+        text = "the page is at http://{}:{}/" if server is web else "listening on {}:{}"
+        print(text.format(*server.address), flush=True)
 
-    greensmtp.run(make_server(mailbox, port), web, started=tell)
+    greensmtp.run(make_server(mailbox, port), web, started=announce)
 
 
 if __name__ == "__main__":

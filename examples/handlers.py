@@ -1,9 +1,9 @@
-"""Signal handlers worth having, ten lines each; take those you need.
+"""Useful signal handlers of about ten lines each, to be copied.
 
     python examples/handlers.py [port]
 
-One handler decides about each command. Those that only refuse raise Reject: nobody behind them is asked then. Where
-they have no objection they return, and the last one accepts. They are heard in the order in which they are connected.
+Handlers are called in the order in which they are connected. One that refuses raises Reject, and later handlers are not
+called. One that does not refuse returns, and the last handler accepts.
 """
 
 import email
@@ -17,21 +17,22 @@ from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, 
 from greensmtp.predicates import authenticated, inside
 from greensmtp.protocol.command import HelloCommand
 
-#: Our domains; networks that may send to any; octets that a sender's domain may send, and all others.
+#: Our domains; clients that may send to other domains; the largest message in bytes, by the sender's domain and by
+#: default.
 LOCAL = {"localhost", "example.com"}
 TRUSTED = inside("10.0.0.0/8", "192.168.0.0/16", "unix") | authenticated
 LARGEST = {"example.org": 10_000_000}
 LARGE = 1_000_000
 
 
-# The greeting: who says that he is us is not.
+# EHLO: refuse clients that give this server's own name.
 def no_impostors(session: Session, greeting: HelloCommand, ack: Ack) -> None:
     if greeting.hostname.lower() == session.server.hostname.lower():
-        raise Reject(550, "5.7.1 that is my name")
+        raise Reject(550, "5.7.1 that is the name of this server")
     ack.accept()
 
 
-# Size by sender: at MAIL by what is announced, and at the end by what has come.
+# Size by sender: the announced size at MAIL, and the real size at the end of the message.
 def announced_size(session: Session, address: Address, ack: Ack) -> None:
     if int(address.parameters.get("SIZE") or 0) > LARGEST.get(address.domain, LARGE):
         raise Reject(552, "5.3.4 too large for your domain")
@@ -45,7 +46,7 @@ def true_size(session: Session, ack: Ack) -> None:
         raise Reject(552, "5.3.4 too large for your domain")
 
 
-# Greylisting, the small one: who is new is to try again, after some seconds. What sends spam seldom does.
+# Greylisting: an unknown combination of client, sender and recipient must try again later. Spam programs seldom do.
 class Greylist:
     def __init__(self, delay: float = 60.0, most: int = 100_000) -> None:
         self.delay, self.most = delay, most
@@ -59,31 +60,31 @@ class Greylist:
             raise Reject(450, "4.7.1 greylisted, try again in a minute")
 
 
-# Relaying: to us from anybody, to others from those we trust.
+# Relaying: any client may send to our domains, trusted clients to all domains.
 def local_only(session: Session, address: Address, ack: Ack) -> None:
     if address.domain not in LOCAL and not TRUSTED(session):
         raise Reject(550, "5.7.1 relaying denied")
     ack.accept()
 
 
-# The whole message, in memory or in a temporary file if it is large, for those who look at it at the end.
+# Keep the whole message in memory, or in a temporary file if it is large, for the handlers of ``received``.
 def spool(session: Session, stream: MessageStream, ack: Ack) -> None:
     session.notes["message"] = file = stream.spool(max_memory=100_000)
     stream.at_end(file.close)
     ack.accept()
 
 
-# Reject by header or by attachment. Parsing may compute for a while: not in the hub, where others wait for it.
+# Reject by header or by attachment. Parsing takes time, so it runs in the thread pool.
 def by_content(session: Session, ack: Ack) -> None:
     message: Message = in_thread_pool(email.message_from_binary_file, session.notes["message"])
     if "From" not in message:
-        raise Reject(554, "5.6.0 a message has a From field")
+        raise Reject(554, "5.6.0 the message has no From field")
     for part in message.walk():
         if (part.get_filename() or "").lower().endswith((".exe", ".scr")):
-            raise Reject(554, "5.7.1 no programs by mail, please")
+            raise Reject(554, "5.7.1 programs are not accepted by mail")
 
 
-# The last word: a name by which the message can be found again.
+# Accept the message, with a queue ID to find it by.
 class Queue:
     def __init__(self) -> None:
         self.numbers = itertools.count(int(time.time() * 1000))
@@ -95,7 +96,7 @@ class Queue:
 
 
 def make_server(port: int = 9025, delay: float = 60.0) -> SMTPServer:
-    """A server with all of them."""
+    """Return a server with all of these handlers."""
     server = SMTPServer(("127.0.0.1", port), hostname="mx.example.com")
     server.on("greeting", no_impostors)
     server.on("from", announced_size)

@@ -1,8 +1,8 @@
-"""Take mail for localhost alone, and print it: what the first server example of node's smtp-protocol does.
+"""A server that accepts mail for localhost only, and prints it.
 
     python examples/local_only.py [port]
 
-Then, elsewhere: ``swaks --server 127.0.0.1:9025 --to you@localhost``. Port 0 is any free one.
+Then, in another terminal: ``swaks --server 127.0.0.1:9025 --to you@localhost``. Port 0 is any free port.
 """
 
 import sys
@@ -12,7 +12,7 @@ from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 
 
 def make_server(port: int = 9025) -> SMTPServer:
-    """The server, with its handlers."""
+    """Return the server, with its handlers."""
     server = SMTPServer(("127.0.0.1", port), hostname="localhost")
 
     @server.on("to")

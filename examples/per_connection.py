@@ -1,9 +1,9 @@
-"""Follow each connection by its client's address: what the second server example of node's smtp-protocol does.
+"""Handlers for a single connection.
 
     python examples/per_connection.py [port [idle seconds]]
 
-Whatever is connected with ``session.on`` hears that one connection, as long as it lasts. Here every connection gets
-handlers that know who is there: they print its mail, and tell how it ended. Port 0 is any free one.
+A handler connected with ``session.on`` is called for that one connection, as long as it lasts. Here each connection
+gets handlers that know the client's address, and print the mail and the end of the connection. Port 0 is any free port.
 """
 
 import sys
@@ -11,32 +11,32 @@ import sys
 import greensmtp
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 
-#: Some of the reasons that ``disconnect`` gives, in words.
+#: Texts for some of the reasons of ``disconnect``.
 ENDINGS = {
-    "quit": "said good-bye",
-    "closed": "hung up",
-    "reset": "broke the connection off",
-    "timeout": "fell asleep",
+    "quit": "sent QUIT",
+    "closed": "closed the connection",
+    "reset": "reset the connection",
+    "timeout": "timed out",
 }
 
 
 def make_server(port: int = 9025, idle: float = 60.0) -> SMTPServer:
-    """The server, with the handler that gives every connection its own."""
+    """Return the server, with the handler that connects handlers for each connection."""
     server = SMTPServer(("127.0.0.1", port), hostname="localhost", command_timeout=idle, data_timeout=idle)
 
     @server.on("connect")
     def follow(session: Session, ack: Ack) -> None:
-        who = f"[{session.peer_host}]"
+        client = f"[{session.peer_host}]"
 
         @session.on("message")
         def show(session: Session, stream: MessageStream, ack: Ack) -> None:
-            print(f"{who} from: {session.from_}", f"{who} to: {', '.join(session.to)}", sep="\n", flush=True)
-            stream.pipe(sys.stdout.buffer)  # it all goes there, though nobody here reads
+            print(f"{client} from: {session.from_}", f"{client} to: {', '.join(session.to)}", sep="\n", flush=True)
+            stream.pipe(sys.stdout.buffer)  # the body is written there, without a loop here
             ack.accept()
 
         @session.on("disconnect")
-        def tell(session: Session, reason: str) -> None:
-            print(f"{who} {ENDINGS.get(reason, reason)}", flush=True)
+        def print_end(session: Session, reason: str) -> None:
+            print(f"{client} {ENDINGS.get(reason, reason)}", flush=True)
 
         ack.accept()
 

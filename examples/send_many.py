@@ -1,8 +1,8 @@
-"""A thousand messages, from a hundred greenlets, over ten connections.
+"""Sending a thousand messages from a hundred greenlets, over ten connections.
 
     python examples/send_many.py [port [count]]
 
-Run ``greensmtp serve`` first, or any server at port 1025.
+Start ``greensmtp serve`` first, or any server at port 1025.
 """
 
 import sys
@@ -14,8 +14,8 @@ from gevent.pool import Pool as Greenlets
 from greensmtp import ClientError, Pool
 
 
-def letter(number: int) -> EmailMessage:
-    """One of them. (``send`` adds Date and Message-ID.)"""
+def make_message(number: int) -> EmailMessage:
+    """Return one message. ``send`` adds Date and Message-ID."""
     message = EmailMessage()
     message["From"] = "Newsletter <news@example.com>"
     message["To"] = f"reader{number}@localhost"
@@ -25,22 +25,22 @@ def letter(number: int) -> EmailMessage:
 
 
 def main(port: int = 1025, count: int = 1000) -> int:
-    """Send them; give how many were taken."""
+    """Send all messages; return how many were accepted."""
     began = time.perf_counter()
-    taken = 0
+    accepted = 0
     with Pool("127.0.0.1", port, size=10) as pool:
 
         def send(number: int) -> bool:
             try:
-                pool.send(letter(number))
+                pool.send(make_message(number))
             except ClientError as error:
                 print(f"{number}: {error}{' (try later)' if error.transient else ''}", file=sys.stderr)
                 return False
             return True
 
-        taken = sum(Greenlets(100).imap_unordered(send, range(count)))
-    print(f"{taken} of {count} sent in {time.perf_counter() - began:.1f} s")
-    return taken
+        accepted = sum(Greenlets(100).imap_unordered(send, range(count)))
+    print(f"{accepted} of {count} sent in {time.perf_counter() - began:.1f} s")
+    return accepted
 
 
 if __name__ == "__main__":

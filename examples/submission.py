@@ -2,15 +2,16 @@
 
     python examples/submission.py [port [cert.pem key.pem]]
 
-Then, elsewhere:
+Then, in another terminal:
 
     swaks --server 127.0.0.1:9587 --tls -au beep -ap boop --from beep@example.com --to you@example.org
 
-Without a certificate there is no STARTTLS, and only what does not send the password is offered. One to try it with:
+Without a certificate there is no STARTTLS, and only mechanisms that do not send the password are offered. To make a
+certificate for a test:
 
     openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -keyout key.pem -out cert.pem
 
-Port 0 is any free one.
+Port 0 is any free port.
 """
 
 import sys
@@ -19,12 +20,12 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
-#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or a function; see the documentation of Auth.
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function.
 USERS = {"beep": "boop"}
 
 
 def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | None = None) -> SMTPServer:
-    """The server, with its handlers."""
+    """Return the server, with its handlers."""
     server = SMTPServer(
         ("127.0.0.1", port),
         hostname="localhost",
@@ -38,14 +39,15 @@ def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | No
         if address.lower() == f"{session.identity}@example.com":
             ack.accept()
         else:
-            ack.reject(550, f"5.7.1 {session.identity} sends as {session.identity}@example.com")
+            ack.reject(550, f"5.7.1 {session.identity} may only send as {session.identity}@example.com")
 
     @server.on("message")
     def take(session: Session, stream: MessageStream, ack: Ack) -> None:
         ack.accept()
         size = sum(map(len, stream))
         identity = session.identity
-        print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} octets", flush=True)
+        assert identity is not None  # Auth is required
+        print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} bytes", flush=True)
 
     return server
 

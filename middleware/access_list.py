@@ -1,4 +1,4 @@
-"""AccessList: which networks may connect, from lists and from files that are read again when they change."""
+"""AccessList: the networks that may connect, from lists, and from files that are read again when they change."""
 
 from __future__ import annotations
 
@@ -24,38 +24,36 @@ from greensmtp.session import Session
 logger = logging.getLogger("greensmtp.access")
 
 Verdict = Literal["allow", "deny"]
-News = deque[tuple[int, str]]
+LogEntries = deque[tuple[int, str]]
 
 _DENIED = Reply(554, "5.7.1 Access denied")
 
-#: Seconds that a connection waits for files to be looked at; it goes by the old lists when that takes longer.
-_PATIENCE = 5.0
+#: Seconds that a connection waits for a check of the files; after that it is judged by the lists read before.
+_CHECK_TIMEOUT = 5.0
 
-#: What begins a comment: our own sign, and that of the lists which others publish.
+#: What begins a comment: ``#``, and ``;`` as in published lists.
 _COMMENTS = ("#", ";")
 
 
 class AccessList:
-    """Lets some networks in and keeps others out, with 554 5.7.1 at ACCEPT: before TLS, and without a place
-    in ``max_connections``.
+    """Allows or denies connections by network, with 554 5.7.1 at ACCEPT: before TLS, and before ``max_connections``.
 
-    The most specific network that holds the client's address decides; where one network is in both lists, it is
-    denied. Looking an address up takes a step for each length of prefix there is, however many networks there are. An
-    IPv4-mapped IPv6 address is the IPv4 address.
+    The most specific network that contains the client's address decides. A network in both lists is denied. A lookup
+    takes one step for each prefix length in use, however many networks there are. An IPv4-mapped IPv6 address counts as
+    the IPv4 address.
 
-    A file has a network or an address a line; what follows ``#`` or ``;`` is a comment. It is looked at once in
-    ``check_seconds`` at most, when somebody connects, and read again when it has changed, in gevent's thread pool. A
-    file that cannot be read, or has a line that is no network, leaves in force what was read before, and is logged
-    once.
+    A file has one network or address a line; ``#`` and ``;`` begin a comment. Files are checked when a client connects,
+    at most once in ``check_seconds``, and read again when they have changed, in gevent's thread pool. If a file cannot
+    be read, or a line is malformed, the networks read before stay in force, and the problem is logged once.
 
     :param allow, deny: networks and addresses: ``"192.0.2.0/24"``, ``"2001:db8::/32"``, ``"198.51.100.7"``.
-    :param allow_file, deny_file: files of them.
-    :param otherwise: what becomes of those in no list: ``"allow"`` or ``"deny"``; when not given, they are denied
-        where there is something to allow and nothing to deny, else allowed.
-    :param allow_unix: clients on unix sockets may connect.
-    :param check_seconds: how old the knowledge of a file may be.
+    :param allow_file, deny_file: files with such networks.
+    :param otherwise: ``"allow"`` or ``"deny"`` for addresses in no list. Default: "deny" if there is something to allow
+        and nothing to deny, else "allow".
+    :param allow_unix: allow clients on unix sockets.
+    :param check_seconds: seconds between two checks of the files.
     :param code, message: the reply, instead of ``554 5.7.1 Access denied``.
-    :raises ValueError: no network, or an argument out of range; for a file, with its name and line.
+    :raises ValueError: a network is malformed, or an argument is out of range. For a file the text names the line.
     :raises OSError: a file cannot be read.
     """
 
@@ -77,9 +75,9 @@ class AccessList:
         allowed, denied = _read_list("allow", allow), _read_list("deny", deny)
         if not (allowed or denied or allow_file is not None or deny_file is not None or otherwise is not None):
             raise ValueError(
-                "AccessList takes allow, deny, allow_file, deny_file or otherwise; without, it does nothing"
+                "AccessList takes allow, deny, allow_file, deny_file or otherwise; with none of them it does nothing"
             )
-        #: Those in no list are ``"allow"`` or ``"deny"``.
+        #: ``"allow"`` or ``"deny"`` for addresses in no list.
         self.otherwise: Verdict
         if otherwise is None:
             self.otherwise = "deny" if (allowed or allow_file) and not (denied or deny_file) else "allow"
@@ -96,22 +94,22 @@ class AccessList:
         for file in self._files:
             file.read()
         self._table = self._compile()
-        self._look_at = monotonic() + self.check_seconds
-        self._looking = False
-        #: What is to be logged.
-        self._news: News = deque()
+        self._check_at = monotonic() + self.check_seconds
+        self._checking = False
+        #: Log entries of the thread pool: loggers belong to the thread of the hub.
+        self._log: LogEntries = deque()
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Let it in, or not."""
+        """Pass ACCEPT on, or refuse it."""
         address = client_address(session)
         if address is None:
             return proceed(session, command) if self.allow_unix else self._refusal
-        if self._files and not self._looking and monotonic() >= self._look_at:
-            self._look()
+        if self._files and not self._checking and monotonic() >= self._check_at:
+            self._check_files()
         return proceed(session, command) if self._verdict(address) == "allow" else self._refusal
 
     def allows(self, address: IPAddress) -> bool:
-        """This address may connect, by the lists as they were read last."""
+        """Return whether this address may connect, by the lists as they were read last."""
         return self._verdict(address) == "allow"
 
     def _verdict(self, address: IPAddress) -> Verdict:
@@ -123,7 +121,7 @@ class AccessList:
         return self.otherwise
 
     def _compile(self) -> dict[int, list[tuple[int, dict[int, Verdict]]]]:
-        """IP version -> the networks of each length of prefix, longest first: bits to drop, what is left -> verdict."""
+        """Return IP version -> a list by prefix length, longest first: bits to drop, other bits -> verdict."""
         tables: dict[int, dict[int, dict[int, Verdict]]] = {4: {}, 6: {}}
         for verdict, networks in self._lists():
             for network in networks:
@@ -133,7 +131,7 @@ class AccessList:
         return {version: sorted(table.items(), key=lambda item: item[0]) for version, table in tables.items()}
 
     def _lists(self) -> Iterator[tuple[Verdict, Iterable[IPNetwork]]]:
-        # What is denied comes last, and so has the last word on a network that is in both.
+        # Denied networks come last, and so replace the verdict on a network that is in both lists.
         yield "allow", self._allowed
         if self._allow_file is not None:
             yield "allow", self._allow_file.networks
@@ -141,35 +139,35 @@ class AccessList:
         if self._deny_file is not None:
             yield "deny", self._deny_file.networks
 
-    def _look(self) -> None:
-        """Read what has changed. One connection waits for it; all others go by what is known."""
-        self._looking = True
+    def _check_files(self) -> None:
+        """Read files that have changed. One connection waits for it; all others are judged by the lists read before."""
+        self._checking = True
         result = None
-        patience = Timeout(_PATIENCE)
+        timeout = Timeout(_CHECK_TIMEOUT)
         try:
-            with patience:
+            with timeout:
                 result = get_hub().threadpool.spawn(self._read_changed)
                 result.get()
         except Timeout as expired:
-            if expired is not patience:
-                raise  # somebody else's
-            # It goes on there, and counts for those who come later.
+            if expired is not timeout:
+                raise  # a timeout of an outer caller
+            # The check goes on in its thread, and later connections use its result.
         finally:
             if result is None:
-                self._looking = False
-        while self._news:
-            level, text = self._news.popleft()
+                self._checking = False
+        while self._log:
+            level, text = self._log.popleft()
             logger.log(level, "access list: %s", text)
 
     def _read_changed(self) -> None:
-        """Runs in the thread pool, and raises and logs nothing: loggers belong to the thread of the hub."""
+        """Read files that have changed. Runs in the thread pool; log entries are left for the hub's thread."""
         try:
-            changed = [file.read_if_changed(self._news) for file in self._files]
+            changed = [file.read_if_changed(self._log) for file in self._files]
             if any(changed):
                 self._table = self._compile()
         finally:
-            self._look_at = monotonic() + self.check_seconds
-            self._looking = False
+            self._check_at = monotonic() + self.check_seconds
+            self._checking = False
 
     def __repr__(self) -> str:
         shown: list[str] = []
@@ -184,72 +182,72 @@ class AccessList:
 
 
 class _NetworkFile:
-    """A file of networks, as it was when it was last good."""
+    """A file of networks, with the content of the last time that it was well-formed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.networks: list[IPNetwork] = []
-        #: What tells one version of the file from another; None: there is none that could be looked at.
+        #: Modification time, size and inode; None: the file could not be read.
         self._version: tuple[int, int, int] | None = None
-        self._complaint: str | None = None
+        self._problem: str | None = None
 
     def read(self) -> None:
-        """Read it.
+        """Read the file.
 
-        :raises ValueError: a line is no network; the text names file and line.
+        :raises ValueError: a line is malformed; the text names file and line.
         :raises OSError: it cannot be read.
         """
-        # The version first: what is written in the meantime is then read again, rather than missed.
-        self._version = self._look()
+        # The version is taken first: a change during the read is then read the next time, rather than missed.
+        self._version = self._stat()
         self.networks = list(self._parse(self.path.read_text("utf-8-sig", "replace")))
 
-    def read_if_changed(self, news: News) -> bool:
-        """Read it when it has changed; True: it was, and it was good. What is wrong with it is told, and once."""
+    def read_if_changed(self, log: LogEntries) -> bool:
+        """Read the file if it has changed; return whether there are new networks. A problem is logged once."""
         try:
-            if self._look() == self._version:
+            if self._stat() == self._version:
                 return False
             self.read()
         except Exception as error:
             if isinstance(error, OSError):
-                self._version = None  # there may be no new version to tell that it can be read again
-            if str(error) != self._complaint:
-                self._complaint = str(error)
-                news.append((logging.ERROR, f"{error}; what was read before stays in force"))
+                self._version = None  # read it again even if its version stays the same
+            if str(error) != self._problem:
+                self._problem = str(error)
+                log.append((logging.ERROR, f"{error}; the networks read before stay in force"))
             return False
-        self._complaint = None
-        news.append((logging.INFO, f"read {self.path} again: {len(self.networks)} networks"))
+        self._problem = None
+        log.append((logging.INFO, f"read {self.path} again: {len(self.networks)} networks"))
         return True
 
-    def _look(self) -> tuple[int, int, int]:
-        found = self.path.stat()
-        return found.st_mtime_ns, found.st_size, found.st_ino
+    def _stat(self) -> tuple[int, int, int]:
+        status = self.path.stat()
+        return status.st_mtime_ns, status.st_size, status.st_ino
 
     def _parse(self, text: str) -> Iterator[IPNetwork]:
         for number, line in enumerate(text.splitlines(), 1):
             for comment in _COMMENTS:
-                line = line.partition(comment)[0]  # noqa: PLW2901 - the line, less what does not count
+                line = line.partition(comment)[0]  # noqa: PLW2901 - the line without its comment
             line = line.strip()  # noqa: PLW2901
             if line:
                 try:
                     yield read_network(line)
                 except ValueError as error:
-                    raise ValueError(f"{self.path}, line {number}: {_what_is_wrong(line, error)}") from None
+                    raise ValueError(f"{self.path}, line {number}: {_explain(line, error)}") from None
 
 
 def _read_list(name: str, networks: Iterable[str]) -> list[IPNetwork]:
     if isinstance(networks, str):
-        raise ArgumentError(name, f"takes several networks: [{networks!r}]")
+        raise ValueError(f"{name} takes several networks: [{networks!r}]")
     read = []
     for network in networks:
         try:
             read.append(read_network(network))
         except ValueError as error:
-            raise ArgumentError(name, f"has a wrong entry: {_what_is_wrong(network, error)}") from None
+            raise ArgumentError(name, f"has a wrong entry: {_explain(network, error)}") from None
     return read
 
 
-def _what_is_wrong(text: str, error: ValueError) -> str:
-    """Say what is taken, and what was meant where that can be told."""
+def _explain(text: str, error: ValueError) -> str:
+    """Return the text of an error, with the network that was probably meant."""
     try:
         meant = ip_network(text, strict=False)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Chaos: a server that fails on purpose, for tests of those who send to it."""
+"""Chaos: failures on purpose, for tests of programs that send mail."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from greensmtp.protocol.state import State
 from greensmtp.session import Session
 from greensmtp.session.interfaces import Body
 
-#: In the midst of a body, which no command marks.
+#: The stage within a body.
 BODY = "BODY"
 
 _STAGES = frozenset({CONNECT, END_OF_DATA, BODY}) | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
-#: Their replies have no enhanced status codes (RFC 2034 section 4).
+#: Stages whose replies have no enhanced status codes (RFC 2034 section 4).
 _PLAIN = frozenset({CONNECT, "HELO", "EHLO", "LHLO"})
 
 _REFUSED = Reply(451, "4.3.0 Refused by chaos, for a test")
-#: Never heard: the connection is cut before.
+#: Never sent: the connection is closed before.
 _CUT = Reply(421, "4.4.2 Cut by chaos, for a test")
 
 
 class Chaos:
-    """At a chosen stage, with a chosen probability: refuses, delays, or cuts the connection.
+    """Refuses, delays, or cuts the connection, at a chosen stage and with a chosen probability.
 
-    ``Chaos("RCPT", probability=0.5, seed=1)`` refuses every second recipient or so, the same ones each time that it is
-    run; ``Chaos("BODY", "cut")`` never lets a message end. Several can be stacked, each with its own chance.
+    ``Chaos("RCPT", probability=0.5, seed=1)`` refuses about every second recipient, the same ones in each run.
+    ``Chaos("BODY", "cut")`` lets no message end. Several can be stacked; each has its own probability.
 
-    :param stage: where: a verb (``"CONNECT"`` is before the banner, ``"END-OF-DATA"`` when the body is complete, in
-        LMTP once for each recipient), or ``"BODY"``: in the midst of a body, after ``octets`` of it.
-    :param action: ``"refuse"`` (with ``code``), ``"delay"`` (by ``delay`` seconds, then go on), ``"cut"`` (close
-        without a word, by a reset where that can be). A body cannot be refused midway: that is what END-OF-DATA is for.
-    :param probability: 0, never, to 1, always.
-    :param seed: makes its decisions the same in each run; None: they are not.
+    :param stage: a verb (``"CONNECT"`` is before the banner, ``"END-OF-DATA"`` when the body is complete, in LMTP once
+        for each recipient), or ``"BODY"``: within a body, after ``octets`` bytes of it.
+    :param action: ``"refuse"`` (with ``code``), ``"delay"`` (by ``delay`` seconds, then continue) or ``"cut"`` (close
+        without a reply, with a TCP reset if possible). A body cannot be refused before its end; refuse at END-OF-DATA.
+    :param probability: from 0 (never) to 1 (always).
+    :param seed: makes the decisions the same in each run; None: random.
     :param code, message: the refusal, instead of ``451 4.3.0 ...``.
     :param delay: seconds.
-    :param octets: how much of a body may pass before something happens to it; it happens at its end at the latest.
-    :raises ValueError: there is no such stage, or an argument is out of range.
+    :param octets: bytes of a body that pass before the action. A shorter body gets it at its end.
+    :raises ValueError: the stage is unknown, or an argument is out of range.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Chaos:
         self.stage = _check_stage(stage)
         self.action = check_choice("action", action, ("refuse", "delay", "cut"))
         if self.stage == BODY and action == "refuse":
-            raise ValueError('a body cannot be refused midway; refuse at stage "END-OF-DATA"')
+            raise ValueError('a body cannot be refused before its end; refuse at stage "END-OF-DATA"')
         self.probability = check_number("probability", probability, most=1.0)
         self.seed = seed
         self.delay = check_number("delay", delay)
@@ -78,11 +78,11 @@ class Chaos:
         self._random = Random(seed)
         refusal = make_refusal(code, message, _REFUSED)
         self._refusal = Reply(refusal.code, *refusal.lines, enhanced=None) if self.stage in _PLAIN else refusal
-        #: The commands that it wants to see.
+        #: The commands that pass through here.
         self.verbs = ("DATA", "BDAT") if self.stage == BODY else (self.stage,)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Have it happen, or not."""
+        """Apply the action, or pass the command on."""
         if self.stage == BODY:
             return self._disturb_body(session, command, proceed)
         if self._random.random() >= self.probability:
@@ -115,22 +115,22 @@ class Chaos:
 
 
 class _DisturbedBody:
-    """A body that something happens to, once, behind so many octets."""
+    """A body with a callback after so many bytes, called once."""
 
-    def __init__(self, body: Body, octets: int, happen: Callable[[], None]) -> None:
+    def __init__(self, body: Body, octets: int, action: Callable[[], None]) -> None:
         self._body = body
         self._left: int | None = octets
-        self._happen = happen
-        #: Read from the body behind, and not handed on.
+        self._action = action
+        #: Read from the body, and not returned yet.
         self._held = b""
         self.complete = False
 
     def open(self, reply: Reply) -> None:
-        """As the body's."""
+        """Open the body."""
         self._body.open(reply)
 
     def read_chunk(self) -> bytes:
-        """As the body's, up to the point where it happens, and on from there."""
+        """Return the next chunk, and call the action when its point is reached."""
         chunk, self._held = self._held, b""
         if not chunk:
             chunk = self._body.read_chunk()
@@ -141,7 +141,7 @@ class _DisturbedBody:
                 return chunk
             if len(chunk) > self._left or self._body.complete:
                 self._left = None
-                self._happen()
+                self._action()
             else:
                 self._left -= len(chunk)
         self.complete = self._body.complete
@@ -149,13 +149,13 @@ class _DisturbedBody:
 
 
 def _cut(session: Session) -> None:
-    """End the connection with nothing more said: what the server writes from now on has nowhere to go."""
+    """Close the connection without a reply. Whatever the server writes after this is lost."""
     try:
-        # To close at once, whatever is on its way, is a reset.
+        # Linger time 0: closing sends a reset at once.
         session.socket.setsockopt(SOL_SOCKET, SO_LINGER, struct.pack("ii", 1, 0))
         session.socket.close()
     except OSError:
-        pass  # the peer was quicker
+        pass  # the client has closed it already
 
 
 def _check_stage(stage: str) -> str:

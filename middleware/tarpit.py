@@ -1,4 +1,4 @@
-"""Tarpit: error replies come late, and later each time."""
+"""Tarpit: error replies are delayed, each one longer than the last."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA,
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-#: The least that a client has to wait for any reply is two minutes (RFC 5321 section 4.5.3.2); half of that leaves
-#: room for what else takes time.
-_LONGEST = 60.0
+#: Seconds. A client waits at least two minutes for any reply (RFC 5321 section 4.5.3.2); half of that leaves room for
+#: other delays.
+_MAX_DELAY = 60.0
 
-#: Addresses that are remembered, at most; the one that has been good for longest is forgotten first.
+#: Addresses that are remembered. The one whose last error is longest ago is forgotten first.
 _MAX_ADDRESSES = 10_000
 
-#: These refusals are not delayed: their connections are closed.
+#: Refusals that are not delayed, since they close the connection.
 _NOT_DELAYED = frozenset({ACCEPT, CONNECT, DISCONNECT})
 
 
 class Tarpit:
-    """Holds error replies back: the first for ``delay`` seconds, each further one ``factor`` times as long.
+    """Delays error replies: the first by ``delay`` seconds, each further one ``factor`` times as long.
 
-    Only this connection waits. Replies that are owed already are sent before, so that a client which sends many
-    commands at once sees one answer after the other, none later than ``maximum``. A server that is shutting down holds
-    nothing back, and neither are clients on unix sockets.
+    Only this connection waits. Pending replies are sent first, so that a client which pipelines commands gets one reply
+    after the other, none delayed by more than ``maximum``. There is no delay for clients on unix sockets, nor when the
+    server shuts down.
 
-    :param delay: seconds that the first error costs.
-    :param factor: how much longer each further one takes.
-    :param maximum: seconds, at most; 60 or less, since no client waits for ever.
-    :param free: errors that cost nothing, before it begins.
-    :param by: whose errors are counted together: ``"session"``, until a message is accepted; ``"address"``, over all
+    :param delay: seconds for the first error.
+    :param factor: how many times longer each further delay is.
+    :param maximum: the longest delay, in seconds, up to 60.
+    :param free: errors without a delay, before the first delayed one.
+    :param by: errors are counted by ``"session"``, until a message is accepted; or by ``"address"``, over all
         connections of an IPv4 address or an IPv6 /64, until there was none for ``forget`` seconds.
-    :param transient: 4xx replies count as errors, too.
-    :param forget: seconds.
+    :param transient: count 4xx replies as errors as well.
+    :param forget: seconds without an error after which an address is forgotten.
     :raises ValueError: an argument is out of range.
     """
 
-    # No verbs: unknown ones are errors, too.
+    # No ``verbs``: unknown commands are errors as well.
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class Tarpit:
         transient: bool = False,
         forget: float = 600.0,
     ) -> None:
-        self.delay = check_number("delay", delay, most=_LONGEST)
+        self.delay = check_number("delay", delay, most=_MAX_DELAY)
         self.factor = check_number("factor", factor, least=1.0)
-        self.maximum = check_number("maximum", maximum, most=_LONGEST)
+        self.maximum = check_number("maximum", maximum, most=_MAX_DELAY)
         self.free = check_count("free", free, least=0)
         self.by = check_choice("by", by, ("session", "address"))
         self.transient = check_flag("transient", transient)
         self.forget = check_number("forget", forget)
         self._from = 400 if transient else 500
-        #: Address -> its errors, and when the last one was; the latest at the end.
+        #: address -> (errors, time of the last one); the latest at the end
         self._errors: OrderedDict[str, tuple[int, float]] = OrderedDict()
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Hold the reply back, if it is an error."""
+        """Pass the command on, and delay its reply if it is an error."""
         reply = proceed(session, command)
         if reply.code < self._from:
             if command.verb == END_OF_DATA and self.by == "session" and reply.code < 300:
@@ -78,13 +78,13 @@ class Tarpit:
         if command.verb in _NOT_DELAYED or session.peer_host is None:
             return reply
         seconds = self.delay_of(self._count(session) - self.free)
-        if seconds and not _has_company(session, command):
+        if seconds and not _more_replies_follow(session, command):
             session.flush()
             pause(session, seconds)
         return reply
 
     def delay_of(self, number: int) -> float:
-        """Seconds that the error of this number costs, the first being 1."""
+        """Return the delay in seconds of the error with this number; the first is 1."""
         if number < 1 or not self.delay:
             return 0.0
         try:
@@ -112,8 +112,8 @@ class Tarpit:
         return f"Tarpit(delay={self.delay:g}, factor={self.factor:g}, maximum={self.maximum:g}, by={self.by!r})"
 
 
-def _has_company(session: Session, command: Command) -> bool:
-    """LMTP: replies to further recipients of the same message follow; all go out together, so one delay is enough."""
+def _more_replies_follow(session: Session, command: Command) -> bool:
+    """LMTP: return whether replies for further recipients of the message follow. All are sent after one delay."""
     return (
         isinstance(command, EndOfData)
         and command.recipient is not None

@@ -1,4 +1,4 @@
-"""examples/plugin as a stranger uses it: installed into a fresh environment, found, and seen to act on mail."""
+"""examples/plugin, installed into a new environment, listed, and acting on mail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Serve = Callable[..., Any]
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that nothing of this process's own Python settings has found its way into."""
+    """Run a command without the Python settings of this process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
         command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False, timeout=50
@@ -33,15 +33,15 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The Python of a fresh environment that has what this one has, and the plugin installed."""
+    """Return the Python of a new environment with the packages of this one and the plugin."""
     folder = tmp_path_factory.mktemp("fresh")
-    source = folder / "source"  # a build leaves its traces beside the sources
+    source = folder / "source"  # a build leaves files beside the sources
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
     environment = folder / "venv"
     made = run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=folder)
     assert made.returncode == 0, made.stderr
     (packages,) = environment.glob("lib/python*/site-packages")
-    # As files of this kind that are found there are read too: greensmtp itself may be installed by one.
+    # addsitedir also reads the .pth files there: greensmtp itself may be installed by one.
     lines = [f"import site; site.addsitedir({path!r})" for path in site.getsitepackages()]
     (packages / "parent.pth").write_text("\n".join(lines))
     pip = (sys.executable, "-m", "pip", "--python", environment / "bin" / "python", "install", "--quiet")
@@ -50,7 +50,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin" / "python"
 
 
-def test_it_is_listed(python: Path, tmp_path: Path) -> None:
+def test_the_plugins_are_listed(python: Path, tmp_path: Path) -> None:
     ran = run(python, "-m", "greensmtp", "plugins", "--check", cwd=tmp_path, ALLOWED_DOMAINS="example.com")
     lines = ran.stdout.splitlines()
     package = "greensmtp-courtesy\t1.0.0\tgreensmtp_courtesy"
@@ -64,7 +64,7 @@ def test_it_is_listed(python: Path, tmp_path: Path) -> None:
     assert f"RequireTLS\tmiddleware\t{package}.require_tls:RequireTLS\tok" in lines
 
 
-def test_it_acts_on_mail_without_a_line_of_code(python: Path, tmp_path: Path, serve: Serve) -> None:
+def test_the_plugins_act_on_mail_without_code(python: Path, tmp_path: Path, serve: Serve) -> None:
     notices: Queue[tuple[str | None, list[str], bytes]] = Queue()
     smarthost = SMTPServer(("127.0.0.1", 0), hostname="smarthost.example")
 
@@ -83,7 +83,7 @@ def test_it_acts_on_mail_without_a_line_of_code(python: Path, tmp_path: Path, se
         with server.dial() as peer:
             peer.hello()
             peer.line("MAIL FROM:<ann@example.org>", "RCPT TO:<jo@example.net>", "RCPT TO:<jo@example.com>")
-            peer.expect("250", "550 5.7.1 we take no mail for that domain", "250")
+            peer.expect("250", "550 5.7.1 mail for that domain is not accepted here", "250")
             peer.line("DATA", "From: ann@example.org", "To: jo@example.com", "Subject: Tea", "", "At four.", ".")
             peer.expect("354", "250")
         sender, recipients, notice = notices.get(timeout=20)
@@ -94,7 +94,7 @@ def test_it_acts_on_mail_without_a_line_of_code(python: Path, tmp_path: Path, se
     assert server.log == ""
 
 
-def test_it_does_not_act_unless_it_is_named(python: Path, serve: Serve) -> None:
+def test_a_plugin_that_is_not_named_does_nothing(python: Path, serve: Serve) -> None:
     server = serve(command=[python, "-m", "greensmtp"])
     with server.dial() as peer:
         peer.hello()
@@ -103,7 +103,7 @@ def test_it_does_not_act_unless_it_is_named(python: Path, serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("optional", [False, True])
-def test_without_its_settings_it_stops_the_start_or_is_skipped(python: Path, serve: Serve, optional: bool) -> None:
+def test_a_plugin_without_settings_stops_the_start_or_is_skipped(python: Path, serve: Serve, optional: bool) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in ("ALLOWED_DOMAINS", "VACATION_FILE")}
     server = serve(
         *("--plugin", "all,optional" if optional else "all"),
@@ -124,7 +124,7 @@ def test_without_its_settings_it_stops_the_start_or_is_skipped(python: Path, ser
     assert "Traceback" not in log
 
 
-def test_its_own_tests_pass(tmp_path: Path) -> None:
+def test_the_plugins_own_tests_pass(tmp_path: Path) -> None:
     source = tmp_path / "plugin"
     shutil.copytree(PLUGIN, source, ignore=shutil.ignore_patterns("__pycache__"))
     ran = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", cwd=source, PYTHONPATH=str(source))

@@ -1,4 +1,4 @@
-"""The examples, run as their readers run them, and spoken to."""
+"""The examples, run from the command line, with clients that talk to them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CLIENTS = {"client.py", "send_many.py"}
 
 
 class Example:
-    """A running example: its port, and what it has printed once it is over."""
+    """A running example: its port, and its output after it has ended."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -39,7 +39,7 @@ class Example:
         self.port = int(ready.rpartition(":")[2])
 
     def line(self) -> str:
-        """The next line that it prints."""
+        """Return the next line of its output."""
         assert self._process.stdout is not None
         return self._process.stdout.readline().rstrip("\n")
 
@@ -47,10 +47,10 @@ class Example:
         return Peer(socket.create_connection(("127.0.0.1", self.port), timeout=10))
 
     def stop(self) -> str:
-        """Ctrl-C; it ends without a complaint. What it has printed since it was ready."""
+        """Send SIGINT, check that it ends without an error, and return its output since it was ready."""
         self._process.send_signal(signal.SIGINT)
-        printed, complaints = self._process.communicate(timeout=20)
-        assert (self._process.returncode, complaints) == (0, "")
+        printed, errors = self._process.communicate(timeout=20)
+        assert (self._process.returncode, errors) == (0, "")
         return printed
 
 
@@ -67,7 +67,7 @@ def running(name: str, *arguments: str) -> Iterator[Example]:
 
 
 @pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - CLIENTS))
-def test_every_server_takes_a_port_tells_it_and_ends_in_peace(name: str) -> None:
+def test_every_server_takes_a_port_prints_it_and_ends_cleanly(name: str) -> None:
     with running(name, "0") as example:
         with example.dial() as peer:
             peer.hello()
@@ -76,7 +76,7 @@ def test_every_server_takes_a_port_tells_it_and_ends_in_peace(name: str) -> None
         example.stop()
 
 
-def test_local_only_takes_mail_for_localhost_and_prints_it() -> None:
+def test_local_only_accepts_mail_for_localhost_and_prints_it() -> None:
     with running("local_only.py", "0") as example:
         with example.dial() as peer:
             peer.converse("""
@@ -110,7 +110,7 @@ def test_local_only_takes_mail_for_localhost_and_prints_it() -> None:
     ]
 
 
-def test_per_connection_tells_what_each_connection_does() -> None:
+def test_per_connection_prints_mail_and_end_of_each_connection() -> None:
     with running("per_connection.py", "0") as example:
         with example.dial() as peer:
             peer.hello()
@@ -122,7 +122,7 @@ def test_per_connection_tells_what_each_connection_does() -> None:
             peer.expect_end()
         with example.dial() as peer:
             peer.hello()
-        with example.dial() as peer:  # it has heard the last one hang up when it answers this one
+        with example.dial() as peer:  # the end of the last connection is printed before this one is answered
             peer.hello()
             peer.line("QUIT")
             peer.expect("221")
@@ -133,28 +133,28 @@ def test_per_connection_tells_what_each_connection_does() -> None:
         "[127.0.0.1] from: a@example.org",
         "[127.0.0.1] to: b@example.com, c@example.com",
         "Hello.",
-        "[127.0.0.1] said good-bye",
+        "[127.0.0.1] sent QUIT",
     ]
-    assert sorted(lines[4:]) == ["[127.0.0.1] hung up", "[127.0.0.1] said good-bye"]
+    assert sorted(lines[4:]) == ["[127.0.0.1] closed the connection", "[127.0.0.1] sent QUIT"]
 
 
-def test_per_connection_tells_who_fell_asleep() -> None:
+def test_per_connection_prints_a_timeout() -> None:
     with running("per_connection.py", "0", "1") as example:
         with example.dial() as peer:
             peer.hello()
             peer.expect("421 4.4.2")
             peer.expect_end()
         printed = example.stop()
-    assert printed == "[127.0.0.1] fell asleep\n"
+    assert printed == "[127.0.0.1] timed out\n"
 
 
-def test_handlers_refuse_and_accept_as_they_say() -> None:
+def test_handlers_refuse_and_accept() -> None:
     with running("handlers.py", "0", "0") as example:
         with example.dial() as peer:
             peer.converse("""
                 S: 220
                 C: EHLO MX.example.com
-                S: 550 5.7.1 that is my name
+                S: 550 5.7.1 that is the name of this server
                 C: EHLO client.example
                 S: 250
                 C: MAIL FROM:<a@elsewhere.example> SIZE=1000001
@@ -176,10 +176,10 @@ def test_handlers_refuse_and_accept_as_they_say() -> None:
             """)
             peer.envelope("a@example.org", "b@localhost")
             peer.line("DATA", "Subject: no sender", "", ".")
-            peer.expect("354", "554 5.6.0 a message has a From field")
+            peer.expect("354", "554 5.6.0 the message has no From field")
             peer.envelope("a@example.org", "b@localhost")
             peer.line("DATA", "From: a", 'Content-Disposition: attachment; filename="Bill.EXE"', "", ".")
-            peer.expect("354", "554 5.7.1 no programs by mail")
+            peer.expect("354", "554 5.7.1 programs are not accepted by mail")
             large = b"From: a\r\n\r\n" + b"x" * 1_000_000
             assert peer.deliver(large, sender="a@example.net", to="b@localhost").startswith("552 5.3.4")
             reply = peer.deliver("From: a\r\n\r\n", sender="c@example.net", to=["d@localhost", "e@example.com"])
@@ -189,7 +189,7 @@ def test_handlers_refuse_and_accept_as_they_say() -> None:
     assert second == f"{reply.rpartition(' ')[2]}: from=<c@example.net> to=d@localhost,e@example.com"
 
 
-def test_the_greylist_lets_nobody_in_who_does_not_come_again() -> None:
+def test_the_greylist_refuses_a_retry_that_comes_too_early() -> None:
     with running("handlers.py", "0") as example:
         with example.dial() as peer:
             peer.hello()
@@ -198,7 +198,7 @@ def test_the_greylist_lets_nobody_in_who_does_not_come_again() -> None:
         example.stop()
 
 
-def test_the_flask_app_shows_the_mail_it_gets_newest_first() -> None:
+def test_the_flask_app_shows_received_mail_newest_first() -> None:
     with running("flask_app.py", "0", "0") as example:
         page = example.line().removeprefix("the page is at ")
 
@@ -235,7 +235,7 @@ def test_the_flask_app_shows_the_mail_it_gets_newest_first() -> None:
         assert danger not in shown
 
 
-def test_the_flask_app_forgets_old_mail() -> None:
+def test_the_flask_app_drops_old_mail() -> None:
     with running("flask_app.py", "0", "0") as example:
         page = example.line().removeprefix("the page is at ")
         with example.dial() as peer:
@@ -250,7 +250,7 @@ def test_the_flask_app_forgets_old_mail() -> None:
     assert "number 0<" not in shown
 
 
-def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> None:
+def test_middleware_stack_accepts_mail_and_refuses_early_talkers() -> None:
     with running("middleware_stack.py", "0") as example:
         with example.dial() as peer:
             peer.hello()
@@ -263,7 +263,7 @@ def test_middleware_stack_takes_mail_and_refuses_those_who_will_not_wait() -> No
         example.stop()
 
 
-def test_submission_lets_users_in_and_send_under_their_own_name(certificate: Certificate) -> None:
+def test_submission_accepts_logins_and_mail_under_the_users_own_address(certificate: Certificate) -> None:
     context = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     with running("submission.py", "0", str(certificate.certfile), str(certificate.keyfile)) as example:
         with connect("127.0.0.1", example.port, starttls="never") as mail:
@@ -277,10 +277,10 @@ def test_submission_lets_users_in_and_send_under_their_own_name(certificate: Cer
             assert "PLAIN" in mail.extensions["AUTH"].split()
             assert mail.login("beep", "wrong").code == 535
             assert mail.login("beep", "boop", "PLAIN").code == 235
-            assert mail.from_("root@example.com").text == "beep sends as beep@example.com"
+            assert mail.from_("root@example.com").text == "beep may only send as beep@example.com"
             mail.send(b"x\r\n", "beep@example.com", ["you@example.org", "me@example.org"])
         printed = example.stop()
     assert printed.splitlines() == [
-        "beep (SCRAM-SHA-256) -> you@example.org: 3 octets",
-        "beep (PLAIN) -> you@example.org, me@example.org: 3 octets",
+        "beep (SCRAM-SHA-256) -> you@example.org: 3 bytes",
+        "beep (PLAIN) -> you@example.org, me@example.org: 3 bytes",
     ]

@@ -1,4 +1,4 @@
-"""Where accepted mail can go, and the trace fields that a delivery puts before it."""
+"""Deliveries of accepted mail, and the trace fields that they write before it."""
 
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.trace import received_field, return_path

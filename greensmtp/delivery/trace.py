@@ -1,7 +1,7 @@
-"""Trace information: what a server puts before the mail it takes in (RFC 5321 section 4.4).
+"""Trace fields: what a server writes before the mail that it accepts (RFC 5321 section 4.4).
 
-The fields are octets that end in CRLF, for the head of a stored message. Whatever a session holds, each is one
-well-formed field: names, addresses and literals may come from a hostile client.
+Each function returns the bytes of one field, with its CRLF. The field is well-formed whatever the session holds: all
+input is treated as hostile.
 """
 
 from __future__ import annotations
@@ -21,47 +21,51 @@ from greensmtp.session import Session
 
 _numbers = itertools.count(1)
 
-#: What ``id`` takes (RFC 5321 section 4.4: an atom or a msg-id; the dots of a dot-atom are left out).
+#: A value of ``id``: an atom (RFC 5321 section 4.4 allows a msg-id as well).
 _QUEUE_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,128}")
-#: Controls, the separators of lines beyond ASCII's, and what UTF-8 cannot carry.
+#: Control characters, Unicode line separators, and surrogates, which UTF-8 cannot encode.
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-#: Octets of an address that fit a line (RFC 5322 section 2.1.1) together with what stands around it.
-_LONGEST_ADDRESS = 900
+#: Bytes of an address that fit into a line of 998 octets (RFC 5322 section 2.1.1).
+_MAX_ADDRESS = 900
 
 
 def new_queue_id() -> str:
-    """Return a name for a message that no other message on this host has: time, process, count
-    (as https://cr.yp.to/proto/maildir.html asks for)."""
+    """Return an ID that no other message on this host has, from time, process and a count.
+
+    See https://cr.yp.to/proto/maildir.html.
+    """
     return f"{time.time_ns() // 1000:X}P{os.getpid()}Q{next(_numbers)}"
 
 
 def return_path(session: Session) -> bytes:
-    """Return the ``Return-Path`` field: the reverse-path, which the final delivery keeps."""
+    """Return the ``Return-Path`` field: the reverse-path, for the final delivery."""
     return f"Return-Path: <{_text(session.from_ or '')}>\r\n".encode()
 
 
 def envelope_to(recipients: Iterable[str]) -> bytes:
-    """Return the ``Envelope-To`` field: the recipients of the envelope, one a line. Without it, a Bcc would leave no
-    trace of its recipient."""
+    """Return the ``Envelope-To`` field: the recipients of the envelope, one a line.
+
+    Without it, a Bcc would leave no trace of its recipient.
+    """
     return ("Envelope-To: " + ",\r\n\t".join(map(_text, recipients)) + "\r\n").encode()
 
 
 def received_field(session: Session, queue_id: str | None = None, now: datetime | None = None) -> bytes:
-    """Return the ``Received`` field: from where, by which server, how, under which id, when.
+    """Return the ``Received`` field: client, server, protocol, queue ID and time.
 
-    The recipient is named when there is just one: naming several would tell each of the others (RFC 5321
-    section 7.2). A name from the client that is no domain is not repeated.
+    A single recipient is named. Several are not, since each would see the others (RFC 5321 section 7.2). A client's
+    name that is not a domain is written as ``unknown``.
 
-    :param queue_id: the message's name at this server; a new one when not given.
-    :param now: the time; the current time when not given.
-    :raises ValueError: the queue id is not an atom (RFC 5322 section 3.2.3).
+    :param queue_id: the queue ID at this server. Default: a new one.
+    :param now: the time. Default: the current time.
+    :raises ValueError: the queue ID is not an atom (RFC 5322 section 3.2.3).
     """
     if queue_id is None:
         queue_id = new_queue_id()
     elif not _QUEUE_ID.fullmatch(queue_id):
         raise ValueError(f"queue_id must be an atom of 1 to 128 characters, like 'A1B2C3', not {queue_id!r}")
     recipient = _text(session.to[0]) if len(session.to) == 1 else ""
-    named = recipient and len(recipient.encode()) <= _LONGEST_ADDRESS
+    named = recipient and len(recipient.encode()) <= _MAX_ADDRESS
     return (
         f"Received: from {_client(session)}\r\n"
         f"\tby {_name(session, session.server.hostname)} with {session.protocol} id {queue_id}"
@@ -71,15 +75,15 @@ def received_field(session: Session, queue_id: str | None = None, now: datetime 
 
 
 def _client(session: Session) -> str:
-    """The name that the client gave itself, and its address where there is one."""
+    """Return the name that the client gave in EHLO, and its address if it has one."""
     name = _name(session, session.hostname)
     host = session.peer_host
     try:
         address = ip_address(str(host).partition("%")[0])
-    except ValueError:  # a unix socket, or what another server that accepted the connection calls its client
+    except ValueError:  # a unix socket, or a name given by the program that accepted the connection
         return name
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped  # a client of a dual-stack listener
+        address = address.ipv4_mapped  # an IPv4 client of a dual-stack listener
     literal = f"[IPv6:{address}]" if isinstance(address, IPv6Address) else f"[{address}]"
     return f"{name} ({literal})"
 
@@ -95,5 +99,5 @@ def _name(session: Session, name: str | None) -> str:
 
 
 def _text(address: str) -> str:
-    """An address without anything that would end its line. (Those that came over the wire have nothing of the kind.)"""
+    """Return an address without characters that could end its line. Addresses parsed from commands have none."""
     return _NOT_TEXT.sub("?", address)

@@ -1,4 +1,4 @@
-"""The lines of Logging: the text of a session, a transaction and a command."""
+"""The text of Logging's lines: for a session, a transaction and a command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _QUEUED_AS = re.compile(r"\bqueued(?: mail)?(?: for delivery)?(?: as|:)? +<?([\w
 
 
 def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
-    """What became of each recipient: ``{"recipient": ..., "reply": 250, "reply_text": ...}``."""
+    """Return each recipient's reply: ``{"recipient": ..., "reply": 250, "reply_text": ...}``."""
     return [
         {"recipient": shown(recipient), "reply": reply.code, "reply_text": reply_text(reply)}
         for recipient, reply in given
@@ -23,7 +23,7 @@ def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
 
 
 def queue_id(*given: Reply) -> str | None:
-    """What the first of these replies that says so calls the message."""
+    """Return the queue ID in the first of these replies that has one."""
     for reply in given:
         if reply.code < 300 and "queued" in reply.text.lower():
             match = _QUEUED_AS.search(reply.text)
@@ -33,7 +33,7 @@ def queue_id(*given: Reply) -> str | None:
 
 
 class Line:
-    """A record's message, written when somebody wants to read it: many loggers have it in JSON, or not at all."""
+    """A record's message, formatted when it is read: a JSON formatter may not read it at all."""
 
     __slots__ = ("_facts", "_text")
 
@@ -49,7 +49,7 @@ class Line:
 
 
 def session_text(facts: dict[str, Any]) -> str:
-    """Of a session."""
+    """Return the text of a session."""
     secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
     hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
     away = "" if facts["reply"] is None else f": {facts['reply']} {without_fields(facts['reply_text'])}"
@@ -61,16 +61,16 @@ def session_text(facts: dict[str, Any]) -> str:
 
 
 def command_text(facts: dict[str, Any]) -> str:
-    """Of a command."""
+    """Return the text of a command."""
     said = f"{facts['verb']} {facts['argument']}" if facts["verb"] != CONNECT else f"CONNECT from {word(facts['peer'])}"
-    # The first arrow of a line is ours.
+    # Escaped, so that the first arrow of a line is ours.
     said = said.rstrip(" ").replace("->", r"-\x3e")
-    # (Replies quote what the client has said: an address, the name behind EHLO.)
+    # Replies quote text from the client: an address, the name in EHLO.
     return without_fields(f"{said} -> {facts['reply']} {facts['reply_text']}".rstrip(" "))
 
 
 def transaction_text(facts: dict[str, Any]) -> str:
-    """Of a transaction."""
+    """Return the text of a transaction."""
     words = [
         f"message from={address(facts['sender'])}",
         f"to={addresses(facts['recipients'], facts['recipient_count'])}",

@@ -1,18 +1,17 @@
-"""Logging: a line for every session and every transaction, and every command on request, without the secrets."""
+"""Logging: a line for every session and every transaction, and for every command at DEBUG, without secrets."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, cast
-
-from gevent.ssl import SSLSocket
+from typing import Any, Literal
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
 from greensmtp.middleware.logging import format as log_lines
 from greensmtp.middleware.logging.output import attach
+from greensmtp.middleware.logging.records import SessionRecord, TransactionRecord, peer_of
 from greensmtp.protocol.command import (
     ACCEPT,
     CONNECT,
@@ -28,47 +27,41 @@ from greensmtp.protocol.log_text import LISTED, reply_text, shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-if TYPE_CHECKING:
-    from greensmtp.session.stream import MessageStream
-
 _KNOWN = PSEUDO_COMMANDS | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
 
-#: In a session's notes: AUTH was refused, or a line was garbled that may have been AUTH. Clients have been seen to go
-#: on with user name and password all the same, which makes unknown commands of them.
+#: The key in a session's notes which says that AUTH was refused, or that a malformed line may have been AUTH. Some
+#: clients send user name and password all the same, which the server reads as unknown commands.
 _GUARDED = "greensmtp.middleware.logging.logging: guarded"
 
-#: Refused recipients that are kept for the transaction's line; their number is told besides.
-_REFUSED = 20
-
-#: The lines of a transaction and a session tell what these would.
-_TOLD_ELSEWHERE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
+#: These have no line of their own: the lines of transaction and session say the same.
+_WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 
 
 class Logging:
     """Logs every session and every transaction at ``level``, when it ends, and every command at DEBUG.
 
-    Records carry their facts as attributes, for formatters that make JSON of them: ``event`` (``"session"``,
-    ``"transaction"`` or ``"command"``), ``session``, ``peer``, ``seconds``, and
+    Records have attributes, for formatters that write JSON: ``event`` (``"session"``, ``"transaction"`` or
+    ``"command"``), ``session``, ``peer``, ``seconds``, and
 
-    - of a transaction, which ends with the reply to its message, with RSET, with the connection ...: ``tls``,
-      ``cipher``, ``identity``, ``sender``, ``recipients`` (the first 100), ``recipient_count``, ``refused``,
-      ``refused_count``, ``size``, ``outcome`` (accepted, partial, deferred, refused, abandoned, lost), ``reason`` (the
-      verb or the end of the connection that cut it short), ``reply``, ``reply_text``, ``queue_id``, and in LMTP
-      ``replies``, one for each recipient;
-    - of a session: ``tls``, ``cipher``, ``greeting``, ``hostname``, ``identity``, ``messages``, ``recipient_count``,
-      ``octets``, ``reason``, and ``reply`` and ``reply_text`` where it was turned away at the door;
-    - of a command: ``verb``, ``argument``, ``reply``, ``reply_text``.
+    - a transaction, which ends with the reply to its message, with RSET, or with the connection: ``tls``, ``cipher``,
+      ``identity``, ``sender``, ``recipients`` (the first 100), ``recipient_count``, ``refused``, ``refused_count``,
+      ``size``, ``outcome`` (accepted, partial, deferred, refused, abandoned, lost), ``reason`` (the verb, or the end of
+      the connection, that cut it short), ``reply``, ``reply_text``, ``queue_id``, and in LMTP ``replies``, one for each
+      recipient;
+    - a session: ``tls``, ``cipher``, ``greeting``, ``hostname``, ``identity``, ``messages``, ``recipient_count``,
+      ``octets``, ``reason``, and ``reply`` and ``reply_text`` if it was refused before the banner;
+    - a command: ``verb``, ``argument``, ``reply``, ``reply_text``.
 
-    What is behind AUTH is shown as ``***``, and so is every unknown command after an AUTH that was refused; answers to
-    challenges do not pass through here at all. What a peer says is bounded, and escaped so that it neither ends a
-    line nor passes for another field of it.
+    The argument of AUTH is logged as ``***``, and so is every unknown command after a refused AUTH. Answers to
+    challenges are not logged at all. Text from the client is cut to a limit, and escaped so that it cannot end a line
+    or pass for another field.
 
-    :param logger: where to, or its name; ``greensmtp.session`` when not given.
-    :param level: of what is logged once a session or a transaction: a number, or a name like ``"INFO"``.
-    :param format: None: handlers and formatters are the program's own. ``"text"`` or ``"json"`` (an object a line):
-        the logger gets a handler that writes to standard error, in a thread of its own; it shows what is of ``level``
-        and above, and passes nothing on.
-    :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
+    :param logger: a logger, or its name. Default: ``greensmtp.session``.
+    :param level: the level of session and transaction lines: a number, or a name like ``"INFO"``.
+    :param format: None: the program configures handlers and formatters. ``"text"`` or ``"json"`` (an object a line):
+        the logger gets a handler that writes to standard error in a thread of its own. It shows records of ``level``
+        and above, and does not propagate them.
+    :raises ValueError, TypeError: an argument is invalid; the text says what is expected.
     :raises ModuleNotFoundError: ``"json"`` without python-json-logger; the text says how to install it.
     """
 
@@ -87,9 +80,9 @@ class Logging:
         self.format = format
         if format is not None:
             attach(logger, format, self.level)
-        #: Where this is not wanted, nothing is. (A logger's answer may change while the server runs.)
+        #: If this level is disabled, nothing is logged. A logger's level may change while the server runs.
         self._highest = max(self.level, logging.DEBUG)
-        self._wanted = logger.isEnabledFor
+        self._is_enabled = logger.isEnabledFor
         self._hooks = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
@@ -106,19 +99,19 @@ class Logging:
         }
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """See the command pass, and its reply come back."""
+        """Pass the command on, and log it, or what it ends."""
         verb = command.verb
         hook = self._hooks.get(verb)
-        wanted = self._wanted
+        is_enabled = self._is_enabled
         if hook is None:
-            if wanted(logging.DEBUG):
+            if is_enabled(logging.DEBUG):
                 return self._command(session, command, proceed)
             reply = proceed(session, command)
-            _guard(session, command, reply)  # commands may be asked for in the middle of a session
+            _guard(session, command, reply)  # DEBUG may be enabled in the middle of a session
             return reply
-        if not wanted(self._highest):
+        if not is_enabled(self._highest):
             return proceed(session, command)
-        if not wanted(logging.DEBUG) or verb in _TOLD_ELSEWHERE:
+        if not is_enabled(logging.DEBUG) or verb in _WITHOUT_LINE:
             return hook(session, command, proceed)
         return self._command(session, command, lambda session, command: hook(session, command, proceed))
 
@@ -130,42 +123,42 @@ class Logging:
     # The session
 
     def _accept(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        watch = session.notes[self] = _Watch(perf_counter())
+        record = session.notes[self] = SessionRecord(perf_counter())
         reply = proceed(session, command)
         if reply.code >= 400:
-            watch.turned_away = reply
+            record.refusal = reply
         return reply
 
     def _connect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        watch = self._watch(session)
-        if watch.began is None:
-            watch.began = perf_counter()
-        watch.see_tls(session)
+        record = self._record(session)
+        if record.began is None:
+            record.began = perf_counter()
+        record.note_tls(session)
         reply = proceed(session, command)
         if reply.code >= 400:
-            watch.turned_away = reply
+            record.refusal = reply
         return reply
 
     def _greet(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        self._watch(session).see_tls(session)
+        self._record(session).note_tls(session)
         return self._reset(session, command, proceed)
 
     def _disconnect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
-        watch, reason = self._watch(session), command.argument
-        if watch.transaction is not None:
-            self._end(session, watch, "abandoned" if reason == "quit" else "lost", reason)
-        away = watch.turned_away
+        record, reason = self._record(session), command.argument
+        if record.transaction is not None:
+            self._end(session, record, "abandoned" if reason == "quit" else "lost", reason)
+        refusal = record.refusal
         facts = {
-            **watch.facts(session, "session", watch.began),
+            **record.facts(session, "session", record.began),
             "greeting": session.greeting,
             "hostname": None if session.hostname is None else shown(session.hostname),
             "messages": session.messages_accepted,
-            "recipient_count": watch.recipients,
-            "octets": watch.octets,
+            "recipient_count": record.recipients,
+            "octets": record.size,
             "reason": reason,
-            "reply": None if away is None else away.code,
-            "reply_text": None if away is None else reply_text(away),
+            "reply": None if refusal is None else refusal.code,
+            "reply_text": None if refusal is None else reply_text(refusal),
         }
         self._emit(self.level, log_lines.session_text, facts)
         session.notes.pop(self, None)
@@ -181,39 +174,40 @@ class Logging:
         if reply.code < 300:
             session.stage(self._begin, session, began)
         elif reply.code >= 400 and reply.code != 503 and command.error is None:
-            watch = self._watch(session)
-            watch.transaction = _Transaction(began, session, getattr(command, "address", ""))
-            self._end(session, watch, _refusal(reply), None, reply)
+            record = self._record(session)
+            record.transaction = TransactionRecord(began, session, getattr(command, "address", ""))
+            self._end(session, record, _refused_outcome(reply), None, reply)
         return reply
 
     def _begin(self, session: Session, began: float) -> None:
-        """A transaction has begun, if nothing further outside has refused it."""
+        """Begin a transaction, unless an outer middleware has refused it."""
         if session.from_ is None:
             return
-        watch = self._watch(session)
-        if watch.transaction is not None:  # somebody has reset the session, and no command of the peer's
-            self._end(session, watch, "abandoned", "MAIL")
-        watch.transaction = _Transaction(began, session)
+        record = self._record(session)
+        if record.transaction is not None:  # a handler has reset the session; the client has sent no RSET
+            self._end(session, record, "abandoned", "MAIL")
+        record.transaction = TransactionRecord(began, session)
 
     def _rcpt(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
-        transaction = self._watch(session).transaction
+        transaction = self._record(session).transaction
         if transaction is not None:
-            transaction.recipients = session.to  # it may have been put in the place of another list
+            transaction.recipients = session.to  # the session may have replaced its list
             if reply.code >= 400:
                 transaction.refuse(getattr(command, "address", None) or command.argument, reply)
         return reply
 
     def _data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        watch = self._watch(session)
-        if watch.transaction is None and session.from_ is not None:
-            watch.transaction = _Transaction(perf_counter(), session)  # refused once, and tried again
+        record = self._record(session)
+        if record.transaction is None and session.from_ is not None:
+            record.transaction = TransactionRecord(perf_counter(), session)  # DATA was refused, and is tried again
         before = session.message
         try:
             reply = proceed(session, command)
         finally:
-            # Where the peer is lost, or a chunk refused, the session has forgotten the body by the time it is told.
-            transaction = watch.transaction
+            # When the client is lost, or a chunk refused, the session forgets the body before the transaction is
+            # logged.
+            transaction = record.transaction
             if transaction is not None and session.message is not None:
                 transaction.message = session.message
         if reply.code >= 400 and transaction is not None and transaction.recipients:
@@ -222,14 +216,14 @@ class Logging:
             else:
                 over = session.message is None or not session.message.opened  # else the reply comes at the end
             if over:
-                self._end(session, watch, _refusal(reply), None, reply)
+                self._end(session, record, _refused_outcome(reply), None, reply)
         return reply
 
     def _end_of_data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        watch = self._watch(session)
-        transaction = watch.transaction
-        if transaction is None:  # logging has been switched on since
-            transaction = watch.transaction = _Transaction(perf_counter(), session)
+        record = self._record(session)
+        transaction = record.transaction
+        if transaction is None:  # logging has been enabled since
+            transaction = record.transaction = TransactionRecord(perf_counter(), session)
         transaction.recipients = session.to
         reply = proceed(session, command)
         recipient = getattr(command, "recipient", None)
@@ -242,37 +236,37 @@ class Logging:
                 return reply
             accepted = sum(each.code < 300 for _, each in transaction.replies)
             worst = max((each for _, each in transaction.replies), key=lambda each: each.code)
-        watch.recipients += accepted
-        outcome = _refusal(worst) if not accepted else "accepted" if worst.code < 300 else "partial"
-        self._end(session, watch, outcome, None, worst)
+        record.recipients += accepted
+        outcome = _refused_outcome(worst) if not accepted else "accepted" if worst.code < 300 else "partial"
+        self._end(session, record, outcome, None, worst)
         return reply
 
     def _reset(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
-        if self._watch(session).transaction is not None:
+        if self._record(session).transaction is not None:
             session.stage(self._abandon, session, command.verb)
         return reply
 
     def _abandon(self, session: Session, verb: str) -> None:
-        watch = self._watch(session)
-        if watch.transaction is not None and session.from_ is None:
-            self._end(session, watch, "abandoned", verb)
+        record = self._record(session)
+        if record.transaction is not None and session.from_ is None:
+            self._end(session, record, "abandoned", verb)
 
     def _end(
-        self, session: Session, watch: _Watch, outcome: str, reason: str | None, reply: Reply | None = None
+        self, session: Session, record: SessionRecord, outcome: str, reason: str | None, reply: Reply | None = None
     ) -> None:
-        """One line for the transaction, which is over."""
-        transaction = watch.transaction
+        """Log a transaction that is over."""
+        transaction = record.transaction
         assert transaction is not None
-        watch.transaction = None
+        record.transaction = None
         size = 0 if transaction.message is None else transaction.message.size
-        watch.octets += size
+        record.size += size
         if reply is None and not transaction.recipients and transaction.refused:
-            reply = transaction.refused[-1][1]  # given up, because nobody was left to send to
-            outcome = _refusal(reply)
+            reply = transaction.refused[-1][1]  # given up: all recipients were refused
+            outcome = _refused_outcome(reply)
         recipients = transaction.recipients
         facts = {
-            **watch.facts(session, "transaction", transaction.began),
+            **record.facts(session, "transaction", transaction.began),
             "sender": shown(transaction.sender),
             "recipients": [shown(each) for each in recipients[:LISTED]],
             "recipient_count": len(recipients),
@@ -297,7 +291,7 @@ class Logging:
     # The command
 
     def _command(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """One line for the command, behind its reply."""
+        """Log a command with its reply."""
         verb, argument = command.verb, command.argument
         if command.is_secret:
             verb, argument = "AUTH", argument and "***"
@@ -309,7 +303,7 @@ class Logging:
         facts = {
             "event": "command",
             "session": session.id,
-            "peer": _peer(session),
+            "peer": peer_of(session),
             "seconds": round(perf_counter() - began, 6),
             "verb": shown(verb),
             "argument": shown(argument),
@@ -319,99 +313,27 @@ class Logging:
         self._emit(logging.DEBUG, log_lines.command_text, facts)
         return reply
 
-    # All three
+    # Records
 
-    def _watch(self, session: Session) -> _Watch:
+    def _record(self, session: Session) -> SessionRecord:
         notes = session.notes
-        watch: _Watch | None = notes.get(self)
-        if watch is None:  # no ACCEPT: logging has been switched on since
-            watch = notes[self] = _Watch(None)
-        return watch
+        record: SessionRecord | None = notes.get(self)
+        if record is None:  # no ACCEPT: logging has been enabled since
+            record = notes[self] = SessionRecord(None)
+        return record
 
     def _emit(self, level: int, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
         logger = self.logger
-        if not self._wanted(level):
+        if not self._is_enabled(level):
             return
-        # As logger.log does it, but without a walk up the stack to find out that it was this line.
+        # As logger.log, without its search of the stack for this line.
         record = logger.makeRecord(logger.name, level, __file__, 0, log_lines.Line(text, facts), (), None, "Logging")
         record.__dict__.update(facts)
         logger.handle(record)
 
 
-class _Watch:
-    """What is known of one session, beyond what the session knows."""
-
-    __slots__ = ("began", "cipher", "octets", "recipients", "tls", "transaction", "turned_away")
-
-    def __init__(self, began: float | None) -> None:
-        self.began = began
-        self.tls: str | None = None
-        self.cipher: str | None = None
-        self.turned_away: Reply | None = None
-        self.transaction: _Transaction | None = None
-        #: Of accepted messages.
-        self.recipients = 0
-        #: Of all messages.
-        self.octets = 0
-
-    def see_tls(self, session: Session) -> None:
-        """Ask the socket, while it is there: at the end of the session it has forgotten."""
-        if session.tls and self.tls is None:
-            socket = cast(SSLSocket, session.socket)
-            self.tls = socket.version() or "TLS"
-            self.cipher = (socket.cipher() or (None,))[0]
-
-    def facts(self, session: Session, event: str, began: float | None) -> dict[str, Any]:
-        """What records of sessions and transactions have in common."""
-        return {
-            "event": event,
-            "session": session.id,
-            "peer": _peer(session),
-            "seconds": None if began is None else round(perf_counter() - began, 6),
-            # (TLS that nobody has greeted over is called TLS.)
-            "tls": self.tls or ("TLS" if session.tls else None),
-            "cipher": self.cipher,
-            "identity": None if session.identity is None else _identity(session.identity),
-        }
-
-
-class _Transaction:
-    """What is known of one transaction; at its end the session has forgotten it."""
-
-    __slots__ = ("began", "message", "recipients", "refused", "refused_count", "replies", "sender")
-
-    def __init__(self, began: float, session: Session, sender: str | None = None) -> None:
-        self.began = began
-        self.sender = (session.from_ or "") if sender is None else sender
-        self.recipients = session.to
-        self.message: MessageStream | None = session.message
-        self.refused: list[tuple[str, Reply]] = []
-        self.refused_count = 0
-        #: LMTP's.
-        self.replies: list[tuple[str, Reply]] = []
-
-    def refuse(self, recipient: str, reply: Reply) -> None:
-        """RCPT was refused."""
-        self.refused_count += 1
-        if len(self.refused) < _REFUSED:
-            self.refused.append((recipient, reply))
-
-
-def _refusal(reply: Reply) -> str:
-    return "refused" if reply.code >= 500 else "deferred"
-
-
-def _peer(session: Session) -> str:
-    return shown(session.peer_host or "unix")
-
-
-def _identity(identity: Any) -> str:
-    """Who has authenticated: the name alone, whatever else the identity holds."""
-    return shown(getattr(identity, "authcid", identity))
-
-
 def _guard(session: Session, command: Command, reply: Reply) -> None:
-    """Passwords may follow."""
+    """Note that passwords may follow."""
     if command.verb == UNKNOWN or (command.is_secret and not reply.is_positive):
         session.notes[_GUARDED] = True
 
@@ -423,3 +345,7 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
         raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level
+
+
+def _refused_outcome(reply: Reply) -> str:
+    return "refused" if reply.code >= 500 else "deferred"

@@ -1,4 +1,4 @@
-"""Where Logging writes in a program that has no logging of its own: to standard error, as text or JSON."""
+"""Output of Logging to standard error, as text or JSON, for programs that configure no logging."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from greensmtp.log_writer import LogHandler
 
 
 class _StandardError(LogHandler):
-    """The handler that ``format`` asks for; one for each logger, whichever Logging asks."""
+    """The handler for ``format``. A logger has one, however many Logging use it."""
 
 
 def attach(logger: logging.Logger, form: str, level: int) -> None:
-    """Have a logger write in this form to standard error, and nowhere else.
+    """Let a logger write to standard error in this form, and not propagate.
 
-    :raises ValueError: no such form, or the logger writes in the other one.
+    :raises ValueError: there is no such form, or the logger writes in the other one.
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
     """
     if form not in ("text", "json"):
         raise ArgumentError(
-            "format", f"takes 'text' or 'json', or None for handlers of the program's own, not {form!r}"
+            "format", f"takes 'text' or 'json', or None where the program configures handlers, not {form!r}"
         )
-    there = next((handler for handler in logger.handlers if isinstance(handler, _StandardError)), None)
-    if there is not None and there.log_format != form:
-        raise ValueError(f"logger {logger.name!r} writes {there.log_format} already: name another one for {form}")
-    if there is None:
+    attached = next((handler for handler in logger.handlers if isinstance(handler, _StandardError)), None)
+    if attached is not None and attached.log_format != form:
+        raise ValueError(f"logger {logger.name!r} writes {attached.log_format} already; pass another logger for {form}")
+    if attached is None:
         try:
             logger.addHandler(_StandardError(form))
         except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Prometheus metrics, and a listener that serves them."""
+"""Prometheus metrics, and the HTTP listener that serves them."""
 
 from greensmtp.middleware.metrics.metrics import Metrics
 

@@ -1,4 +1,4 @@
-"""``/metrics`` over HTTP on gevent's pywsgi, open for as long as some server uses it."""
+"""``/metrics`` over HTTP by gevent's pywsgi, open while a server uses it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
 
-#: Seconds that a connection may last, however many scrapes it brings and however slowly: pywsgi itself waits for ever.
+#: Seconds that a connection may last, with any number of scrapes: pywsgi itself has no timeout.
 CONNECTION_SECONDS = 15.0
 
-#: Connections at once; more wait to be accepted.
+#: Open connections; more wait to be accepted.
 MAX_CONNECTIONS = 10
 
-#: In a process with others beside it, prometheus-client keeps every value in files of this folder.
+#: With several processes, prometheus-client keeps every value in files of the folder that this variable names.
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -40,35 +40,34 @@ def parse_address(listen: object) -> tuple[str, int]:
 
 
 class MetricsServer:
-    """One HTTP listener for one registry; ``use`` and ``leave`` say for whom it stays open."""
+    """One HTTP listener for one registry. It is open from the first ``use`` to the last ``leave``."""
 
-    #: Those that are open. Two servers of one process, each with a stack of its own made from the same
-    #: configuration, share one.
+    #: The open ones. Two servers in one process share one if their stacks have the same ``listen`` and registry.
     _open: ClassVar[dict[tuple[Any, ...], MetricsServer]] = {}
 
     def __init__(self, key: tuple[Any, ...], registry: Any, host: str, port: int) -> None:
         self._key = key
         self._users: set[object] = set()
         self._server = _listen(_app(registry), host, port)
-        #: Where it listens: ``("127.0.0.1", 9100)``.
+        #: The address that it listens at: ``("127.0.0.1", 9100)``.
         self.address: tuple[str, int] = self._server.address[:2]
 
     @classmethod
     def use(cls, user: object, registry: Any, host: str, port: int) -> MetricsServer:
-        """The listener at this address, opened if need be.
+        """Return the listener at this address, opened if it is not open.
 
-        :raises OSError: the address cannot be had; the text names it.
+        :raises OSError: the address cannot be bound; the text names it.
         """
-        # (A hub is a thread's own, and so are its listeners. Port 0 is another one each time.)
+        # A hub belongs to a thread, and so do its listeners. Port 0 is a different port each time.
         key = (get_hub(), id(registry), host, port or user)
-        exposition = cls._open.get(key)
-        if exposition is None:
-            exposition = cls._open[key] = cls(key, registry, host, port)
-        exposition._users.add(user)
-        return exposition
+        server = cls._open.get(key)
+        if server is None:
+            server = cls._open[key] = cls(key, registry, host, port)
+        server._users.add(user)
+        return server
 
     def leave(self, user: object) -> None:
-        """The last one closes it."""
+        """Stop using the listener; the last user closes it."""
         self._users.discard(user)
         if not self._users and self._open.pop(self._key, None) is not None:
             self._server.stop(timeout=0)
@@ -78,16 +77,16 @@ def _listen(app: App, host: str, port: int) -> Any:
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
     class Handler(WSGIHandler):
-        """Keeps to itself what is wrong with a request."""
+        """A handler that prints nothing when a request is malformed."""
 
         def read_request(self, raw_requestline: str) -> Any:
             try:
                 return super().read_request(raw_requestline)
-            except HTTPException as error:  # too many headers; of anything but a ValueError, pywsgi prints a traceback
+            except HTTPException as error:  # too many headers; pywsgi prints a traceback unless it is a ValueError
                 raise ValueError(str(error)) from error
 
     class Server(WSGIServer):
-        """Hangs up in time."""
+        """A server that closes each connection after CONNECTION_SECONDS."""
 
         def handle(self, sock: Any, address: Any) -> None:
             timer = get_hub().loop.timer(CONNECTION_SECONDS)
@@ -102,11 +101,11 @@ def _listen(app: App, host: str, port: int) -> Any:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if SEVERAL_PROCESSES in os.environ:
-            # Each of them tells the numbers of all, so it does not matter which one is asked.
+            # Each process serves the numbers of all, so any of them may answer.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, port))
         listener.listen(16)
-        # Without a name of ours it would ask the DNS for one.
+        # SERVER_NAME is given, since pywsgi would ask the DNS for it.
         server = Server(
             listener,
             app,
@@ -120,13 +119,13 @@ def _listen(app: App, host: str, port: int) -> Any:
     except Exception as error:
         listener.close()
         if not isinstance(error, OSError):
-            raise  # a host that is no name at all
+            raise  # the host is not a valid name
         raise OSError(error.errno, f"{error.strerror} for the metrics, port {port} of {host}") from error
     return server
 
 
 def _hang_up(sock: Any) -> None:
-    """In the hub. Whoever reads or writes just now finds the connection over, as if the client had ended it."""
+    """Shut the connection down. Runs in the hub; a greenlet that reads or writes sees the end of the connection."""
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
@@ -146,17 +145,17 @@ def _app(registry: Any) -> App:
         if environ["PATH_INFO"] != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"The metrics are at /metrics\n"]
-        told: list[Any] = []
+        started: list[Any] = []
         try:
             if several:  # files are read
-                body = in_thread_pool(metrics, environ, lambda *answer: told.append(answer))
+                body = in_thread_pool(metrics, environ, lambda *answer: started.append(answer))
             else:
-                body = metrics(environ, lambda *answer: told.append(answer))
+                body = metrics(environ, lambda *answer: started.append(answer))
         except Exception:
-            logger.exception("the metrics cannot be told")
+            logger.exception("the metrics cannot be collected; replying 500")
             start_response("500 Internal Server Error", [("Content-Type", "text/plain")])
-            return [b"The log tells why\n"]
-        start_response(*told[0])
+            return [b"See the log for the cause\n"]
+        start_response(*started[0])
         return body  # type: ignore[no-any-return]
 
     return app

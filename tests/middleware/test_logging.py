@@ -652,7 +652,7 @@ def test_formats_that_are_none_and_two_at_once_are_refused(own_logger: logging.L
         Logging(own_logger, format="xml")  # type: ignore[arg-type]
     assert own_logger.handlers == []
     Logging(own_logger, format="text")
-    with pytest.raises(ValueError, match=r"'greensmtp.tests.own' writes text already: name another one for json"):
+    with pytest.raises(ValueError, match=r"'greensmtp.tests.own' writes text already; pass another logger for json"):
         Logging(own_logger, format="json")
 
 

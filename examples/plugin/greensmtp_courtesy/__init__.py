@@ -1,1 +1,1 @@
-"""Plugins for greensmtp: each module is one, and its entry point is in pyproject.toml."""
+"""Plugins for greensmtp. Each module is a plugin, with an entry point in pyproject.toml."""

@@ -1,11 +1,11 @@
-"""Whether a message is to be answered by a machine, and with what (RFC 3834)."""
+"""Automatic responses: which messages may get one, and its content (RFC 3834)."""
 
 import re
 from collections.abc import Mapping
 from email.message import EmailMessage, Message
 from email.utils import formatdate, getaddresses, make_msgid
 
-#: Local parts that are no people: nobody there would read an answer, or a machine would answer it in turn.
+#: Local parts of machines: an answer would not be read, or would be answered automatically.
 _MACHINES = re.compile(
     r"(?:owner-.*|.*-(?:request|owner|bounces?)|mailer-daemon|postmaster|listserv|majordomo|(?:no|do-?not)-?reply)(?:\+.*)?",
     re.IGNORECASE,
@@ -14,7 +14,7 @@ _BULK = frozenset({"bulk", "junk", "list"})
 
 
 def may_be_answered(head: Message, sender: str, recipient: str) -> bool:
-    """A person has written it, to this recipient by name, and will hear the answer (RFC 3834 section 2)."""
+    """Return whether a person has written the message to this recipient by name (RFC 3834 section 2)."""
     local_part = sender.rpartition("@")[0]
     if not local_part or _MACHINES.fullmatch(local_part) or sender.lower() == recipient.lower():
         return False
@@ -28,23 +28,23 @@ def may_be_answered(head: Message, sender: str, recipient: str) -> bool:
 
 
 def make_notice(head: Message, sender: str, recipient: str, text: str) -> EmailMessage:
-    """The answer (RFC 3834 section 3)."""
+    """Return the notice (RFC 3834 section 3)."""
     notice = EmailMessage()
     notice["From"], notice["To"] = recipient, sender
     notice["Subject"] = f"Auto: {_one_line(head, 'Subject') or 'your message'}"
     notice["Date"], notice["Message-ID"] = formatdate(), make_msgid(domain=recipient.rpartition("@")[2])
     notice["Auto-Submitted"] = "auto-replied"
-    answered = re.fullmatch(r"<[!-;=?-~]{3,250}>", _one_line(head, "Message-ID"))
-    if answered is not None:
-        notice["In-Reply-To"] = notice["References"] = answered[0]
+    message_id = re.fullmatch(r"<[!-;=?-~]{3,250}>", _one_line(head, "Message-ID"))
+    if message_id is not None:
+        notice["In-Reply-To"] = notice["References"] = message_id[0]
     notice.set_content(text + "\n")
     return notice
 
 
 def read_texts(settings: Mapping[str, object]) -> dict[str, str]:
-    """The table ``away`` of the settings: address -> text.
+    """Return the table ``away`` of the settings: address -> text.
 
-    :raises ValueError: that is not what there is.
+    :raises ValueError: the table is missing or malformed.
     """
     away = settings.get("away")
     if not isinstance(away, dict) or not all(isinstance(text, str) for text in away.values()):
@@ -53,6 +53,6 @@ def read_texts(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def _one_line(head: Message, field: str) -> str:
-    """A header field of somebody else's, as text that is safe in one of ours."""
+    """Return a header field of the message as text that is safe in a field of the notice."""
     text = str(head.get(field, ""))[:200].encode("ascii", "replace").decode()
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())

@@ -1,8 +1,8 @@
-"""RequireTLS: no mail in the clear."""
+"""RequireTLS: a middleware that refuses mail without TLS."""
 
 from greensmtp import Command, Proceed, Reply, Session
 
-_FIRST = Reply(530, "5.7.0 Must issue a STARTTLS command first")  # RFC 3207 section 4
+_REFUSAL = Reply(530, "5.7.0 Must issue a STARTTLS command first")  # RFC 3207 section 4
 
 
 class RequireTLS:
@@ -11,8 +11,8 @@ class RequireTLS:
     verbs = ("MAIL",)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Let it pass where TLS is up."""
-        return proceed(session, command) if session.tls else _FIRST
+        """Pass MAIL on if the connection uses TLS."""
+        return proceed(session, command) if session.tls else _REFUSAL
 
     def __repr__(self) -> str:
         return "RequireTLS()"

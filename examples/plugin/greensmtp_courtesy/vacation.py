@@ -1,4 +1,4 @@
-"""Vacation notices: answers people while somebody is away, each of them once a week."""
+"""Vacation notices: answers senders while a recipient is away, each sender once a week."""
 
 import logging
 import os
@@ -28,20 +28,20 @@ from greensmtp_courtesy.notices import make_notice, may_be_answered, read_texts
 
 logger = logging.getLogger("greensmtp_courtesy.vacation")
 
-#: Seconds until the same person is answered again (RFC 3834 section 2 asks for several days).
+#: Seconds until the same sender is answered again (RFC 3834 section 2 asks for several days).
 WEEK = 7 * 24 * 3600.0
 
-#: Bounds: octets of a message that are looked at, people that are remembered, answers on their way.
+#: Limits: bytes of a message that are parsed, senders that are remembered, notices being sent.
 MAX_HEAD, MAX_REMEMBERED, MAX_SENDING = 64 * 1024, 10_000, 20
 
-#: Hands an answer on, to this recipient.
+#: Sends a notice to a recipient.
 Send = Callable[[EmailMessage, str], Any]
 
 
 def install(server: SMTPServer) -> None:
-    """The plugin: read the settings, and have every server's mail answered.
+    """Read the settings, and attach the plugin to a server.
 
-    :raises ValueError, OSError: $VACATION_FILE is not what it should be.
+    :raises ValueError, OSError: $VACATION_FILE cannot be read, or is malformed.
     """
     name = os.environ.get("VACATION_FILE")
     if not name:
@@ -55,26 +55,26 @@ def _smarthost() -> Send | None:
         return None
     host, _, port = address.rpartition(":")
     pool = Pool(host.strip("[]"), int(port), size=2, timeout=30)
-    # From the null sender: nobody is to answer an answer (RFC 3834 section 3.3).
+    # From the null sender, so that a notice is not answered (RFC 3834 section 3.3).
     return lambda notice, recipient: pool.send(notice, "", recipient)
 
 
 class Head:
-    """Takes the beginning of a body as it flows: what is needed of the header section, and no more."""
+    """Keeps the beginning of a body, which contains the header section."""
 
     def __init__(self) -> None:
-        self.octets = b""
+        self.data = b""
 
     def write(self, data: bytes) -> None:
-        """As a file does."""
-        self.octets += data[: MAX_HEAD - len(self.octets)]
+        """Keep the data up to MAX_HEAD."""
+        self.data += data[: MAX_HEAD - len(self.data)]
 
 
 class Vacation:
-    """Answers what has been accepted. The decisions are others': it reads along, and looks at the last reply.
+    """Answers accepted messages. Other handlers decide; this one reads the body along, and checks the final reply.
 
-    :param texts: address -> what is answered to people who write there.
-    :param send: hands an answer on; without it, the log tells what would have been sent.
+    :param texts: address -> the text of its notices.
+    :param send: sends a notice. None: the log shows what would be sent.
     """
 
     verbs = ("END-OF-DATA",)
@@ -86,47 +86,47 @@ class Vacation:
         self._answered: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def attach(self, server: SMTPServer) -> None:
-        """Connect it."""
+        """Connect the handler and the middleware."""
         server.on("message", self.read_along)
         server.use(self)
 
     def read_along(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """A handler that decides nothing: what flows to whoever reads flows here too."""
+        """Keep the head of the body. This handler decides nothing."""
         session.notes[self] = head = Head()
         stream.pipe(head)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """See how it ends; in LMTP, for each recipient."""
+        """Answer the message if it was accepted; in LMTP, for each recipient."""
         reply = proceed(session, command)
         if reply.is_positive and session.from_ and self in session.notes:
             recipient = getattr(command, "recipient", None)
             for each in session.to if recipient is None else [recipient]:
                 text = self._texts.get(each.lower())
                 if text is not None:
-                    self._spawn(session.notes[self].octets, str(session.from_), str(each), text)
+                    self._spawn(session.notes[self].data, str(session.from_), str(each), text)
         return reply
 
-    def _spawn(self, octets: bytes, sender: str, recipient: str, text: str) -> None:
-        """The peer has its reply without waiting for this, and whatever comes of it."""
+    def _spawn(self, head: bytes, sender: str, recipient: str, text: str) -> None:
+        """Send a notice in the background: the client gets its reply at once, even if the notice fails."""
         if self._sending.free_count():
-            self._sending.spawn(self._answer, octets, sender, recipient, text)
+            self._sending.spawn(self._answer, head, sender, recipient, text)
         else:
-            logger.warning("too many answers on their way: %s gets none from %s", sender, recipient)
+            logger.warning("too many notices are being sent: %s gets none from %s", sender, recipient)
 
-    def _answer(self, octets: bytes, sender: str, recipient: str, text: str) -> None:
+    def _answer(self, data: bytes, sender: str, recipient: str, text: str) -> None:
         try:
-            head = BytesHeaderParser().parsebytes(octets)
+            head = BytesHeaderParser().parsebytes(data)
             if not may_be_answered(head, sender, recipient) or not self._is_new(sender.lower(), recipient.lower()):
                 return
             notice = make_notice(head, sender, recipient, text)
             if self._send is None:
-                logger.info("would answer %s for %s; set VACATION_SMARTHOST to have it sent", sender, recipient)
+                logger.info("would answer %s for %s; set VACATION_SMARTHOST to send it", sender, recipient)
             else:
                 self._send(notice, sender)
         except (GreenSMTPError, OSError) as error:
-            logger.warning("an answer to %s could not be sent: %s", sender, error)
+            logger.warning("the notice to %s could not be sent: %s", sender, error)
         except Exception:
-            logger.exception("an answer to %s could not be made", sender)
+            logger.exception("the notice to %s could not be made", sender)
 
     def _is_new(self, sender: str, recipient: str) -> bool:
         now, key = time.monotonic(), (sender, recipient)

@@ -1,4 +1,4 @@
-"""The package's own tests: with greensmtp.testing, over socket pairs, without a network."""
+"""Tests of the plugins, with greensmtp.testing: over socket pairs, without a network."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ At four.\r
 
 @pytest.fixture
 def answers() -> list[tuple[EmailMessage, str]]:
-    """What has been answered, and to whom."""
+    """Return the list that notices and their recipients are added to."""
     return []
 
 
 @pytest.fixture
 def peer(smtp_server: Any, answers: list[tuple[EmailMessage, str]]) -> Iterator[Peer]:
-    """Somebody who has greeted a server whose Jo is away."""
+    """Return a client of a server with a vacation notice for jo@example.com, after EHLO."""
     server: SMTPServer = smtp_server(start=False)
     server.on("message", lambda session, stream, ack: ack.accept())
     Vacation(TEXTS, lambda notice, recipient: answers.append((notice, recipient))).attach(server)
@@ -46,12 +46,12 @@ def peer(smtp_server: Any, answers: list[tuple[EmailMessage, str]]) -> Iterator[
 
 
 def write(peer: Peer, extra: str = "", sender: str = "ann@example.org", to: str = "jo@example.com") -> None:
-    """Send a message, and let the answer go out."""
+    """Send a message, and let its notice be sent."""
     assert peer.deliver(MESSAGE.format(extra=extra and f"{extra}\r\n"), sender=sender, to=to).startswith("250")
     gevent.idle()
 
 
-def test_people_are_answered_once(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
+def test_each_sender_is_answered_once(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
     write(peer)
     write(peer)
     write(peer, sender="bob@example.net")
@@ -72,26 +72,26 @@ def test_machines_are_not_answered(peer: Peer, answers: list[tuple[EmailMessage,
 
 
 @pytest.mark.parametrize("sender", ["", "MAILER-DAEMON@example.org", "owner-tea@example.org", "no-reply@example.org"])
-def test_who_would_not_read_it_is_not_answered(
+def test_senders_that_are_machines_are_not_answered(
     peer: Peer, answers: list[tuple[EmailMessage, str]], sender: str
 ) -> None:
     write(peer, sender=sender)
     assert not answers
 
 
-def test_who_is_here_does_not_answer(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
+def test_recipients_without_a_notice_do_not_answer(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
     write(peer, to="cyd@example.com")
     assert not answers
 
 
-def test_who_was_not_written_to_by_name_does_not_answer(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
+def test_recipients_not_in_to_or_cc_do_not_answer(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
     body = MESSAGE.format(extra="").replace("jo@example.com", "all@example.com")
     assert peer.deliver(body, to="jo@example.com").startswith("250")
     gevent.idle()
     assert not answers
 
 
-def test_a_subject_cannot_bring_a_header_field_along(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
+def test_a_subject_cannot_add_a_header_field(peer: Peer, answers: list[tuple[EmailMessage, str]]) -> None:
     body = MESSAGE.format(extra="").replace("Tea?", "Tea?\r\n\tBcc: everybody@example.net\x01")
     peer.deliver(body, sender="ann@example.org", to="jo@example.com")
     gevent.idle()
@@ -99,7 +99,7 @@ def test_a_subject_cannot_bring_a_header_field_along(peer: Peer, answers: list[t
     assert answers[0][0]["Bcc"] is None
 
 
-def test_what_goes_wrong_with_an_answer_is_not_the_senders_concern(
+def test_a_notice_that_fails_is_logged_and_the_message_accepted(
     smtp_server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def send(notice: EmailMessage, recipient: str) -> None:
@@ -113,18 +113,18 @@ def test_what_goes_wrong_with_an_answer_is_not_the_senders_concern(
         write(peer)
         write(peer, sender='"a b"@example.org')
     assert [record.getMessage() for record in caplog.records] == [
-        "an answer to ann@example.org could not be made",
-        'an answer to "a b"@example.org could not be made',
+        "the notice to ann@example.org could not be made",
+        'the notice to "a b"@example.org could not be made',
     ]
 
 
-def test_without_settings_it_does_not_start(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_settings_install_fails(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VACATION_FILE", raising=False)
     with pytest.raises(ValueError, match="VACATION_FILE"):
         install(smtp_server(start=False))
 
 
-def test_the_allow_list(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allow_list_refuses_other_domains(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     name = "greensmtp_courtesy.allow_list"
     sys.modules.pop(name, None)
     monkeypatch.delenv("ALLOWED_DOMAINS", raising=False)
@@ -142,7 +142,7 @@ def test_the_allow_list(smtp_server: Any, monkeypatch: pytest.MonkeyPatch) -> No
         signals.to.disconnect(module.allow)
 
 
-def test_require_tls(smtp_server: Any) -> None:
+def test_mail_without_tls_gets_530(smtp_server: Any) -> None:
     with dial(smtp_server(start=False, middleware=[RequireTLS()])) as peer:
         peer.hello()
         peer.line("MAIL FROM:<a@b.example>", "NOOP")
