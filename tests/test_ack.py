@@ -70,7 +70,7 @@ def test_receivers_for_other_sessions_do_not_count_as_listeners(smtp_server: Mak
 @pytest.mark.parametrize("second", ["accept", "reject"])
 @pytest.mark.parametrize("first", ["accept", "reject"])
 @pytest.mark.parametrize("caught", [True, False])
-def test_a_second_decision_raises_in_the_one_who_made_it_and_is_451(
+def test_a_second_decision_raises_in_its_handler_and_is_a_451(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, first: str, second: str, caught: bool
 ) -> None:
     server = smtp_server(start=False)

@@ -155,7 +155,7 @@ def test_replies_keep_their_order_when_acks_come_late(smtp_server: MakeServer) -
         peer.expect_end()
 
 
-def test_a_decision_for_a_peer_that_is_gone_harms_nobody(smtp_server: MakeServer) -> None:
+def test_a_decision_after_the_client_is_gone_is_ignored(smtp_server: MakeServer) -> None:
     server = smtp_server()
     acks: list[Ack] = []
     over = Event()
@@ -232,7 +232,9 @@ def test_an_ack_that_is_let_go_is_noticed_at_once(
     assert handler.__name__ in record.getMessage()
 
 
-def test_all_who_let_it_go_are_named(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_all_handlers_that_could_have_decided_are_named(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
     reply = ask_for_recipient(smtp_server(start=False, ack_timeout=3600), forget, forget_in_a_greenlet)
     assert reply.startswith("451")
     (record,) = caplog.records

@@ -418,7 +418,7 @@ def test_a_challenge_waits_in_the_connections_own_greenlet_only(smtp_server: Mak
     assert [type(failure) for failure in failures] == [RuntimeError]
 
 
-def test_a_session_that_is_over_has_nobody_to_challenge(smtp_server: MakeServer) -> None:
+def test_challenge_after_the_end_of_a_session_raises(smtp_server: MakeServer) -> None:
     """What the peer had sent behind QUIT is no answer."""
     server = smtp_server(start=False)
     sessions: list[Session] = []

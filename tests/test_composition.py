@@ -254,7 +254,7 @@ class CountingAll(Counting):
 @pytest.mark.parametrize("kind", [Counting, CountingAll])
 @pytest.mark.parametrize("nested", [lambda it: it, lambda it: when(lambda session: True, compose(it))])
 @pytest.mark.parametrize("at_first", [True, False])
-def test_who_has_seen_the_beginning_sees_the_end_whatever_has_changed(
+def test_a_branch_that_saw_the_beginning_sees_the_end_whatever_has_changed(
     smtp_server: MakeServer, kind: type[Counting], nested: Callable[[Any], Any], at_first: bool
 ) -> None:
     def changing(session: Session) -> bool:
@@ -269,7 +269,7 @@ def test_who_has_seen_the_beginning_sees_the_end_whatever_has_changed(
     assert (other.open, other.highest) == (0, 0)
 
 
-def test_who_does_not_want_the_beginning_sees_the_end_of_what_he_has_seen(smtp_server: MakeServer) -> None:
+def test_a_branch_without_the_beginning_sees_the_end_if_it_saw_a_command(smtp_server: MakeServer) -> None:
     log: list[str] = []
     then, otherwise = Noting("then", log, "NOOP", "DISCONNECT"), Noting("else", log, "RSET", "DISCONNECT")
     server = smtp_server(start=False, middleware=[when(greeted_as("me"), then, otherwise)])
@@ -283,7 +283,7 @@ def test_who_does_not_want_the_beginning_sees_the_end_of_what_he_has_seen(smtp_s
 
 
 @pytest.mark.parametrize("applies", [True, False])
-def test_who_wants_nothing_but_the_end_sees_it_where_the_predicate_says_so(
+def test_a_branch_that_wants_only_the_end_sees_it_if_the_predicate_is_true(
     smtp_server: MakeServer, applies: bool
 ) -> None:
     log: list[str] = []
@@ -308,7 +308,7 @@ def test_the_end_passes_a_predicate_that_raises(
     assert len(caplog.records) == isinstance(error, LookupError)
 
 
-def test_when_the_beginning_failed_nobody_sees_the_end(smtp_server: MakeServer) -> None:
+def test_no_branch_sees_the_end_if_the_beginning_failed(smtp_server: MakeServer) -> None:
     def unsure(session: Session) -> bool:
         raise LookupError
 

@@ -451,7 +451,7 @@ def no_is_refused(server: SMTPServer) -> None:
 @pytest.mark.parametrize("passes", [True, False])
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 @pytest.mark.parametrize("order", [["no"], ["b", "no"], ["no", "b"], ["b", "no", "b"]])
-def test_a_recipient_whom_only_a_middleware_accepts_ends_in_503(
+def test_a_recipient_that_only_a_middleware_accepts_ends_in_503(
     smtp_server: MakeServer, passes: bool, lmtp: bool, order: list[str]
 ) -> None:
     """Never is a message taken for fewer recipients than the client believes."""
@@ -473,7 +473,7 @@ def test_a_recipient_whom_only_a_middleware_accepts_ends_in_503(
 
 
 @pytest.mark.parametrize("passes", [True, False])
-def test_a_sender_whom_only_a_middleware_accepts_ends_in_503(smtp_server: MakeServer, passes: bool) -> None:
+def test_a_sender_that_only_a_middleware_accepts_ends_in_503(smtp_server: MakeServer, passes: bool) -> None:
     """Above all where there is an older transaction, whose recipients would get the mail."""
     server = smtp_server(start=False, middleware=[turned("MAIL", passes)])
     no_is_refused(server)
@@ -524,7 +524,7 @@ def test_a_reset_that_only_a_middleware_grants_drops_the_transaction(
     assert [mail[:2] for mail in box.mail] == [("new@example.org", ["new@example.com"])]
 
 
-def test_a_recipient_whom_a_middleware_accepts_between_two_chunks_fails_the_message(smtp_server: MakeServer) -> None:
+def test_a_recipient_that_a_middleware_accepts_between_two_chunks_fails_the_message(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[turned("RCPT", True)])
     with dial(server) as peer:
         Box(server)

@@ -246,7 +246,7 @@ def test_what_is_left_unread_is_drained(smtp_server: MakeServer, reader: Reader)
 
 
 @pytest.mark.parametrize("reader", [lambda stream: None, lambda stream: stream.read(1), at_once, by_lines])
-def test_everything_flows_to_every_pipe_whoever_reads(smtp_server: MakeServer, reader: Reader) -> None:
+def test_everything_flows_to_every_pipe_with_any_reader(smtp_server: MakeServer, reader: Reader) -> None:
     server = smtp_server(start=False)
     one, two = io.BytesIO(), io.BytesIO()
 
