@@ -51,6 +51,17 @@ check: test lint types imports ## all of these; CI runs test-all instead of test
 bench: .venv/.dev ## measure the server beside a bare loop and its peers; options in ARGS (--help)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html $(ARGS)
+
+# Beside dev.txt, and at the same versions: neither serving nor testing needs these.
+.venv/.docs: requirements/docs.txt .venv/.dev
+	@echo "Installing $< into .venv"
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+.PHONY: docs
+
 # One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp per lock file says
 # what has been installed, so that serving needs no test tools and nothing is installed twice.
 .venv/.serve .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml
@@ -70,8 +81,9 @@ lock: ## regenerate requirements/*.txt
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(LOCK) requirements/serve.in --extra all -o requirements/serve.txt
 	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
+	$(LOCK) requirements/docs.in --extra all -o requirements/docs.txt
 
 clean: ## remove whatever make and the tools have made
-	rm -rf .venv .venv-lock .bench build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-lock .bench build dist docs/_build docs/reference/generated *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -19,7 +19,7 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
-#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or a function of yours; see docs/auth.md.
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function.
 USERS = {"beep": "boop"}
 
 

@@ -22,6 +22,7 @@ from greensmtp.errors import (
     GreenSMTPError,
     HelloRefused,
     IncompleteMessage,
+    MalformedAnswer,
     MessageRefused,
     NotOffered,
     PartiallyRefused,
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
     from greensmtp.client import signals as client_signals
     from greensmtp.client.client import SMTPClient
     from greensmtp.client.connect import connect
-    from greensmtp.client.deadlines import Timeouts
-    from greensmtp.client.message import SendResult
     from greensmtp.client.pool import Pool
+    from greensmtp.client.timeouts import Timeouts
+    from greensmtp.protocol.send_result import SendResult
     from greensmtp.server.run import run
     from greensmtp.session.mail import Mail
     from greensmtp.thread_pool import in_thread_pool
@@ -82,6 +83,7 @@ __all__ = [
     "IncompleteMessage",
     "Limits",
     "Mail",
+    "MalformedAnswer",
     "MessageRefused",
     "MessageStream",
     "Middleware",
@@ -124,8 +126,8 @@ _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
     "SMTPClient": "greensmtp.client.client",
-    "SendResult": "greensmtp.client.message",
-    "Timeouts": "greensmtp.client.deadlines",
+    "SendResult": "greensmtp.protocol.send_result",
+    "Timeouts": "greensmtp.client.timeouts",
     "compose": "greensmtp.chain.compose",
     "connect": "greensmtp.client.connect",
     "in_thread_pool": "greensmtp.thread_pool",

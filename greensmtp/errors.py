@@ -112,6 +112,14 @@ class ConnectionLost(IncompleteMessage, ConnectionError):
         self.reason = reason
 
 
+class MalformedAnswer(ProtocolError):
+    """The client answered a challenge with a line that cannot be taken. ``reply`` tells it why."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+
+
 class TransactionReset(IncompleteMessage):
     """The client ended the transaction between two chunks of a body (RSET after BDAT, RFC 3030 section 2)."""
 

@@ -184,7 +184,7 @@ class LogHandler(logging.Handler):
     def close(self) -> None:
         """Write the waiting records.
 
-        ``logging`` calls this when the process ends, and when ``logging.config`` reads a configuration. In that case the
+        ``logging`` calls this when the process ends, and when ``logging.config`` reads a configuration. Then the
         handler stays with its logger, and later records are written as before.
         """
         is_done = self._writer.finish()

@@ -1,4 +1,4 @@
-"""The catalogue of middleware: each in its own file, each usable alone, none knowing more than the public contract."""
+"""The catalogue of middleware. Each one can be used alone, and uses only what a third party's package could."""
 
 if __name__ != "greensmtp.middleware":
     raise ImportError(

@@ -1,4 +1,4 @@
-"""The many names of one account, folded into one key."""
+"""The key of an account: its name, folded so that all ways to write it count as one."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import re
 from hashlib import sha256
 from unicodedata import category, decimal, normalize
 
-#: A key that is longer is hashed: a name of 255 octets may fold into 2,550, and a hundred thousand keys are kept.
+#: Longer keys are hashed: a name of 255 bytes may fold into 2,550, and a hundred thousand keys are kept.
 _MAX_KEY = 64
 
 _A_LABEL = re.compile(r"\bxn--([a-z0-9-]{1,59})", re.IGNORECASE)
 
-#: Small letters that look like Latin ones, or that collations of databases take for them, and that Unicode does not
-#: decompose.
+#: Small letters that look like Latin ones, or that the collations of databases treat as equal. Unicode does not
+#: decompose them.
 _ALIKE = str.maketrans(
     {
         **dict(zip("авеѕіјкмнорстухүһԁԛԝӏґѵԍ", "abesijkmhopctyxyhdqwlrvg", strict=True)),  # Cyrillic
@@ -21,7 +21,7 @@ _ALIKE = str.maketrans(
         **dict(zip("łøđħŧıȷɑɡɩɨƀ", "lodhtijagiib", strict=True)),
         **dict(zip("ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ", "abcdefghijklmnoprstuvwyz", strict=True)),
         **{"æ": "ae", "œ": "oe", "ð": "d", "þ": "th"},
-        **dict.fromkeys("\u115f\u1160", ""),  # fillers of Hangul: letters that show nothing
+        **dict.fromkeys("\u115f\u1160", ""),  # Hangul fillers: invisible letters
     }
 )
 
@@ -29,19 +29,18 @@ _ALIKE = str.maketrans(
 def account_of(name: str) -> str:
     """Return the key that a user's failures are counted by: the letters and digits of the name, folded.
 
-    Directories and databases take many names for one: in either case, with blanks, accents and dots and without, in
-    wide or invisible letters, with letters that look like others. What may be the same user counts as the same, or
-    each way to write a name would have guesses of its own. That two users may share a key does little harm, since
-    their clients are told apart by address.
+    Directories and databases treat many spellings as one name: with or without case, blanks, accents and dots, in wide
+    or invisible letters, in letters that look like others. Spellings that may mean one user share a key, or each would
+    have its own guesses. That two users may share a key does little harm: their clients are counted by address.
     """
     name = _A_LABEL.sub(_u_label, name)
-    folded = _fold(_fold(name))  # what the first round comes to may have compatibility forms of its own
+    folded = _fold(_fold(name))  # the first round may yield new compatibility forms
     key = folded or normalize("NFKC", name).casefold()
     return key if len(key) <= _MAX_KEY else sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _u_label(match: re.Match[str]) -> str:
-    """What an A-label stands for (RFC 5891), if it is one."""
+    """Return the U-label of an A-label (RFC 5891); other text unchanged."""
     try:
         return match[1].encode().decode("punycode")
     except UnicodeError:
@@ -56,5 +55,5 @@ def _fold(name: str) -> str:
 def _letter_or_digit(char: str) -> str:
     kind = category(char)
     if kind == "Nd":
-        return str(decimal(char))  # databases take the digits of all scripts for the same
+        return str(decimal(char))  # databases treat the digits of all scripts as equal
     return char if kind[0] in "LN" else ""

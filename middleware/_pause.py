@@ -1,4 +1,4 @@
-"""Waiting on purpose: one session waits, nobody else does, and a server that shuts down is not kept."""
+"""Waiting on purpose. Only the session waits, and a server that shuts down is not held up."""
 
 from __future__ import annotations
 
@@ -10,29 +10,31 @@ from gevent.socket import wait_read
 
 from greensmtp.session import Session
 
-#: Seconds after which a pause sees that the server shuts down; nothing tells it.
-_LOOK = 1.0
+#: Seconds between two checks for a shutdown, which does not interrupt a pause.
+_CHECK_INTERVAL = 1.0
 
-#: Seconds that an attempt to authenticate waits for others which are under way, and between two looks at them.
-_LONGEST_WAIT = 10.0
-_WAIT = 0.1
+#: Seconds that an attempt to authenticate waits for others under way, and seconds between two checks.
+_MAX_WAIT = 10.0
+_WAIT_INTERVAL = 0.1
 
 
 def pause(session: Session, seconds: float) -> None:
-    """Let so many seconds pass, or fewer where the server begins to shut down."""
+    """Sleep; return early when the server begins to shut down."""
     deadline = monotonic() + seconds
     while not session.server.draining and (left := deadline - monotonic()) > 0:
-        sleep(min(left, _LOOK))
+        sleep(min(left, _CHECK_INTERVAL))
 
 
-def hears(session: Session, seconds: float) -> bool:
-    """Wait until the client sends something, or hangs up; False: it has done neither for so many seconds, or the
-    server shuts down."""
+def wait_readable(session: Session, seconds: float) -> bool:
+    """Wait until the client sends something or hangs up.
+
+    :return: False after so many seconds, or when the server shuts down.
+    """
     descriptor = session.socket.fileno()
     deadline = monotonic() + seconds
     while not session.server.draining and (left := deadline - monotonic()) > 0:
         try:
-            wait_read(descriptor, min(left, _LOOK))
+            wait_read(descriptor, min(left, _CHECK_INTERVAL))
         except TimeoutError:
             continue
         return True
@@ -40,15 +42,17 @@ def hears(session: Session, seconds: float) -> bool:
 
 
 def waiting(session: Session) -> Callable[[], bool]:
-    """Return what waits a little for other attempts to end, and gives False when it has been called for too long, or
-    the server shuts down."""
-    deadline = monotonic() + _LONGEST_WAIT
+    """Return a function that waits a little for other attempts to end.
+
+    It returns False once it has been called for ten seconds, or when the server shuts down.
+    """
+    deadline = monotonic() + _MAX_WAIT
 
     def wait() -> bool:
         if session.server.draining or monotonic() >= deadline:
             return False
         session.flush()
-        sleep(_WAIT)
+        sleep(_WAIT_INTERVAL)
         return True
 
     return wait

@@ -1,4 +1,4 @@
-"""What the limiting middleware has in common about its arguments: numbers, and the reply of a refusal."""
+"""Checks of arguments that several middlewares share: numbers, choices, and the reply of a refusal."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from greensmtp.protocol.reply import Reply
 
 
 def check_number(name: str, value: float, *, least: float = 0.0, most: float | None = None) -> float:
-    """A number of seconds, a factor, a probability.
+    """Return a number: of seconds, a factor, a probability.
 
-    :raises ValueError: it is none, or out of range; the text says what is taken.
+    :raises ValueError: it is not a number, or out of range.
     """
-    # (Put so that NaN, of which no comparison is true, fails it.)
+    # NaN fails: no comparison with it is true.
     if _is_number(value, (int, float)) and value >= least and (most is None or value <= most) and value < float("inf"):
         return value
     upto = "" if most is None else f" and at most {most:g}"
@@ -22,9 +22,9 @@ def check_number(name: str, value: float, *, least: float = 0.0, most: float | N
 
 
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
-    """A whole number.
+    """Return a whole number.
 
-    :raises ValueError: it is none, or out of range.
+    :raises ValueError: it is not a whole number, or out of range.
     """
     if _is_number(value, (int,)) and value >= least and (most is None or value <= most):
         return value
@@ -33,9 +33,9 @@ def check_count(name: str, value: int, *, least: int = 1, most: int | None = Non
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
-    """One of several words.
+    """Return one of several words.
 
-    :raises ValueError: another one.
+    :raises ValueError: it is another one.
     """
     choices = tuple(choices)
     if value in choices:
@@ -44,12 +44,12 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
 
 
 def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:
-    """The reply of a refusal: the usual one, unless the user has his own code or text.
+    """Return the reply of a refusal: the usual one, with the user's code and text where given.
 
     A text without an enhanced status code gets the usual one, in the class of the code.
 
-    :raises ValueError: not a 4xx or 5xx code.
-    :raises ProtocolError: the text brings an enhanced status code of another class.
+    :raises ValueError: the code is not 4xx or 5xx.
+    :raises ProtocolError: the text has an enhanced status code of another class.
     """
     if code is None and message is None:
         return usual

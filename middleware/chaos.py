@@ -10,7 +10,7 @@ from typing import Literal
 
 from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ConnectionLost
+from greensmtp.errors import ArgumentError, ConnectionLost
 from greensmtp.middleware._pause import pause
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.protocol.command import (
@@ -163,4 +163,4 @@ def _check_stage(stage: str) -> str:
     if verb in _STAGES:
         return verb
     hint = did_you_mean(verb, _STAGES)
-    raise ValueError(f"stage takes a verb, {CONNECT!r}, {END_OF_DATA!r} or {BODY!r}, not {stage!r}{hint}")
+    raise ArgumentError("stage", f"takes a verb, {CONNECT!r}, {END_OF_DATA!r} or {BODY!r}, not {stage!r}{hint}")

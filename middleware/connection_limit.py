@@ -1,4 +1,4 @@
-"""ConnectionLimit: how many connections one address, and one network, may have at once."""
+"""ConnectionLimit: a limit on the open connections of one address and one network."""
 
 from __future__ import annotations
 
@@ -17,32 +17,31 @@ _TOO_MANY = Reply(421, "4.7.0 Too many connections at once from where you are, t
 
 
 class _Slot:
-    """What one connection takes up; given back once, at the latest when its session is no more."""
+    """The place of one connection in the counts. It is given back once, at the latest when its session is collected."""
 
-    __slots__ = ("_forgotten", "keys")
+    __slots__ = ("_dropped", "keys")
 
-    def __init__(self, keys: tuple[str, ...], forgotten: deque[tuple[str, ...]]) -> None:
+    def __init__(self, keys: tuple[str, ...], dropped: deque[tuple[str, ...]]) -> None:
         self.keys = keys
-        self._forgotten = forgotten
+        self._dropped = dropped
 
     def __del__(self) -> None:
-        # No more than this: it may run in the midst of counting.
+        # A deque's append, and nothing that locks: the collector may run this while the lock is held.
         if self.keys:
-            self._forgotten.append(self.keys)
+            self._dropped.append(self.keys)
 
 
 class ConnectionLimit:
-    """Refuses a connection, with 421 4.7.0, when its address or its network has as many open as it may have.
+    """Refuses a connection with 421 4.7.0 when its address or its network has too many open.
 
-    Counted from ACCEPT, which comes before TLS, to DISCONNECT, in this process, over all servers that have this object
-    in their stack. Connections that it has refused are not counted, so that trying again does not prolong the wait.
-    Clients on unix sockets are not counted.
+    Connections count from ACCEPT, which comes before TLS, to DISCONNECT, in this process, over all servers that have
+    this object in their stack. Refused connections do not count, so that a client may try again at once. Clients on
+    unix sockets do not count.
 
-    :param per_address: connections at once from one address; None: any number.
-    :param per_network: connections at once from one network; None: any number.
-    :param ipv4_prefix, ipv6_prefix: how large a network is: /24 and /64.
-    :param code, message: the reply, instead of ``421 4.7.0 ...``. (At ACCEPT every 4xx goes out as 421, every 5xx as
-        554.)
+    :param per_address: open connections from one address; None: no limit.
+    :param per_network: open connections from one network; None: no limit.
+    :param ipv4_prefix, ipv6_prefix: the prefix length of a network.
+    :param code, message: the reply, instead of ``421 4.7.0 ...``. At ACCEPT a 4xx is sent as 421, a 5xx as 554.
     :raises ValueError: an argument is out of range.
     """
 
@@ -66,23 +65,22 @@ class ConnectionLimit:
         self.ipv6_prefix = check_count("ipv6_prefix", ipv6_prefix, most=128)
         self._refusal = make_refusal(code, message, _TOO_MANY)
         self._counts: dict[str, int] = {}
-        #: Keys of connections whose DISCONNECT did not come through to here, because of somebody further out.
-        self._forgotten: deque[tuple[str, ...]] = deque()
-        #: Servers may run in several native threads. (The real lock, in a patched process too; never held across a
-        #: switch.)
-        self._counting = get_original("_thread", "allocate_lock")()
+        #: Keys of connections whose DISCONNECT has not arrived here, because an outer middleware failed.
+        self._dropped: deque[tuple[str, ...]] = deque()
+        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
+        self._lock = get_original("_thread", "allocate_lock")()
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Count it in, or out."""
+        """Count the connection in at ACCEPT, or refuse it; count it out at DISCONNECT."""
         if command.verb == DISCONNECT:
-            place = session.notes.pop(self, None)
-            if place is not None:
-                self._give_back(place)
+            slot = session.notes.pop(self, None)
+            if slot is not None:
+                self._give_back(slot)
             return proceed(session, command)
         return proceed(session, command) if self._take(session) else self._refusal
 
     def count(self, host: str) -> int:
-        """How many connections are open now from this address (``"192.0.2.1"``) or network (``"192.0.2.0/24"``)."""
+        """Return the open connections from this address (``"192.0.2.1"``) or network (``"192.0.2.0/24"``)."""
         return self._counts.get(host, 0)
 
     def _take(self, session: Session) -> bool:
@@ -95,19 +93,19 @@ class ConnectionLimit:
         if self.per_network is not None:
             limits.append((network_of(address, self.ipv4_prefix, self.ipv6_prefix), self.per_network))
         keys = tuple(dict.fromkeys(key for key, _ in limits))
-        with self._counting:
-            while self._forgotten:
-                self._count_out(self._forgotten.popleft())
+        with self._lock:
+            while self._dropped:
+                self._count_out(self._dropped.popleft())
             if any(self._counts.get(key, 0) >= limit for key, limit in limits):
                 return False
             for key in keys:
                 self._counts[key] = self._counts.get(key, 0) + 1
-        session.notes[self] = _Slot(keys, self._forgotten)
+        session.notes[self] = _Slot(keys, self._dropped)
         return True
 
-    def _give_back(self, place: _Slot) -> None:
-        with self._counting:
-            keys, place.keys = place.keys, ()
+    def _give_back(self, slot: _Slot) -> None:
+        with self._lock:
+            keys, slot.keys = slot.keys, ()
             self._count_out(keys)
 
     def _count_out(self, keys: tuple[str, ...]) -> None:

@@ -1,3 +1,3 @@
-"""Another name of ``greensmtp.middleware.auth.credentials``."""
+"""The documented name of ``greensmtp.middleware.auth.credentials``."""
 
 from greensmtp.middleware.auth.credentials import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""Another name of ``greensmtp.middleware.auth.dovecot``."""
+"""The documented name of ``greensmtp.middleware.auth.dovecot``."""
 
 from greensmtp.middleware.auth.dovecot import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""Another name of ``greensmtp.middleware.auth.htpasswd``."""
+"""The documented name of ``greensmtp.middleware.auth.htpasswd``."""
 
 from greensmtp.middleware.auth.htpasswd import *  # noqa: F403

@@ -23,13 +23,13 @@ from greensmtp._hostport import parse_url
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
 from greensmtp.client.dial import PORTS, check_name
-from greensmtp.client.exchange import trace_lines
-from greensmtp.client.message import SendResult
 from greensmtp.client.pool import Pool
+from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.log_text import printable
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
 #: Exit statuses: everything was sent; something failed permanently; all failures are temporary (EX_TEMPFAIL).
 SENT, FAILED, TRY_LATER = 0, 1, 75
@@ -208,7 +208,7 @@ class _Sender:
     def go(self, concurrency: int) -> None:
         """Send the files over at most this many connections at a time."""
         workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
-        # Ctrl-C must end this greenlet, whichever greenlet is running.
+        # Ctrl-C must interrupt this greenlet, not the one that happens to be running.
         throw, callback = getcurrent().throw, get_hub().loop.run_callback
         interrupt = signal_handler(SIGINT, lambda: callback(throw, KeyboardInterrupt))
         try:

@@ -5,8 +5,8 @@ The rules of this file:
 - Parsing never raises. A malformed line becomes a command whose ``error`` is the reply that it gets, so that the
   middleware chain sees what the client sent, whatever that was.
 - A client cannot send the pseudo-commands, nor a verb beyond ASCII that Unicode's rules would turn into another one.
-- What is printed of a command shows no password: see ``is_secret``.
-- Each parser is tried at a line of a hostile client, so every pattern runs in linear time.
+- The repr of a command and its form for logs show no password: see ``is_secret``.
+- Any client may send any line, so every pattern runs in linear time.
 
 How it works: ``parse_command`` decodes the line, splits off the verb, and calls the verb's entry in ``PARSERS`` with
 the argument. MAIL and RCPT, which are most of the traffic, are parsed by one pattern of usual addresses; what it does

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from greensmtp.protocol import enhanced_status as enhanced_codes
+from greensmtp.protocol import enhanced_status
 from greensmtp.protocol.errors import ProtocolError
 
 #: Characters of text in one line. A reply line has at most 512 octets, code and CRLF included (RFC 5321 section
@@ -133,19 +133,19 @@ class Reply:
 
 def _take_enhanced(code: int, texts: list[str]) -> tuple[list[str], str | None]:
     """Remove the enhanced codes from the beginning of the lines; the first line's is that of the reply."""
-    usual = enhanced_codes.default_for(code)
-    if usual is None:
+    default = enhanced_status.default_for(code)
+    if default is None:
         return texts, None
-    found = enhanced_codes.LEADING.match(texts[0])
+    found = enhanced_status.LEADING.match(texts[0])
     if found is None:
-        return texts, usual
+        return texts, default
     enhanced = found[1]
     _check_enhanced(code, enhanced)
-    return [enhanced_codes.LEADING.sub("", text, count=1) for text in texts], enhanced
+    return [enhanced_status.LEADING.sub("", text, count=1) for text in texts], enhanced
 
 
 def _check_enhanced(code: int, enhanced: str) -> None:
-    if not enhanced_codes.CODE.fullmatch(enhanced):
+    if not enhanced_status.CODE.fullmatch(enhanced):
         raise ProtocolError(f"an enhanced status code is like 5.7.1, not {enhanced!r} (RFC 3463 section 2)")
     if enhanced[0] != str(code)[0]:
         raise ProtocolError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from greensmtp.protocol import enhanced_status as enhanced_codes
+from greensmtp.protocol import enhanced_status
 from greensmtp.protocol.errors import ReplySyntaxError
 from greensmtp.protocol.reply import Reply
 
@@ -167,10 +167,10 @@ def _read_single(line: bytes) -> Reply | None:
 
 def _make(code: int, texts: list[str]) -> Reply:
     """Make a reply, with the enhanced code of its text; one of another class is text (RFC 3463 section 2)."""
-    found = enhanced_codes.LEADING.match(texts[0])
+    found = enhanced_status.LEADING.match(texts[0])
     if found is None or found[1][0] != str(code)[0]:
         return Reply(code, *texts, enhanced=None)
-    return Reply(code, *(enhanced_codes.LEADING.sub("", text, count=1) for text in texts), enhanced=found[1])
+    return Reply(code, *(enhanced_status.LEADING.sub("", text, count=1) for text in texts), enhanced=found[1])
 
 
 def _decode(text: bytes) -> str:

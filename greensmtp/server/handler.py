@@ -30,7 +30,7 @@ from typing import Any
 from gevent import GreenletExit, getcurrent
 
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, ProtocolError
+from greensmtp.errors import ConnectionLost, MalformedAnswer
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, ChunkCommand, Command
 from greensmtp.protocol.line_reader import BadLine
@@ -237,7 +237,7 @@ class ConnectionHandler(CommandLoop):
         try:
             return transport.read_line(self.routes.limits.max_auth_line_length)
         except BadLine as bad:
-            raise ProtocolError(str(bad.reply)) from None
+            raise MalformedAnswer(bad.reply) from None
 
     def data_body(self) -> DataBody:
         """Return the body that follows DATA.

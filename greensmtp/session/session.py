@@ -227,7 +227,7 @@ class Session(ConnectsHandlers):
     def challenge(self, text: str = "", code: int = 334) -> bytes:
         """Send a 3xx reply, and return the line that the client answers, without its CRLF (RFC 4954 section 4).
 
-        :raises ProtocolError: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
+        :raises MalformedAnswer: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
         :raises ConnectionLost: the client is gone.
         :raises RuntimeError: the caller is not in the connection's own greenlet, where handlers are called.
         """

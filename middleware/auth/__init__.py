@@ -1,4 +1,4 @@
-"""AUTH (RFC 4954): the middleware, its backends and mechanisms."""
+"""AUTH (RFC 4954): the middleware, its backends and its mechanisms."""
 
 from greensmtp.middleware.auth.auth import Auth
 

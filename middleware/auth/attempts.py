@@ -1,4 +1,4 @@
-"""Attempts to authenticate, and how many of them may fail: by client, by account and network, and by account alone."""
+"""Attempts to authenticate: the limits on failures by client, by account and network, and by account alone."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from collections.abc import Callable
 from time import monotonic
 
 from greensmtp.middleware._accounts import account_of
-from greensmtp.middleware.auth.failure_counter import AttemptLimiter
+from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
 from greensmtp.networks import network_around
 
-#: Accounts and addresses of past successes that are remembered, and for how many seconds.
+#: How many past successes (account and client) are remembered, and for how many seconds.
 _MAX_KNOWN = 100_000
 _KNOWN_FOR = 7 * 86400.0
 
-#: Failures of one account, over all networks, are slowed down from so many times the limit of one network: each further
-#: one waits so many seconds longer, up to the last number. (A client has five minutes for a reply, RFC 5321 section
-#: 4.5.3.2; a user has less patience.)
+#: Failures of one account from all networks delay attempts from this many times the limit of one network on: each
+#: further one adds DELAY_STEP seconds, up to MAX_DELAY. A client waits five minutes for a reply (RFC 5321 section
+#: 4.5.3.2); a user waits less.
 SLOW_FROM = 5
 DELAY_STEP = 0.5
 MAX_DELAY = 10.0
 
 
 class AttemptLimits:
-    """What is counted of attempts to authenticate: by client, by account and network, and by account alone.
+    """The limits on failed attempts, none of which lets an attacker lock a user out.
 
-    - So many failures of one client, and it is refused.
-    - So many failures at one account from one network (IPv4 /24, IPv6 /64), and that network is refused there. An
-      address from which a client has lately logged in to the account has a count of its own. So an attacker elsewhere
-      locks no user out.
-    - Failures at one account from everywhere: beyond ``SLOW_FROM`` times as many, attempts wait, but not those from an
-      address of the kind above. So many networks together get slower, and still lock no user out.
+    - By client: one client's failures; beyond the limit it is refused.
+    - By account and network: failures at one account from one network (IPv4 /24, IPv6 /64); beyond the limit, that
+      network is refused at that account. A client that has lately logged in to the account is counted apart.
+    - By account alone: failures from all networks; beyond ``SLOW_FROM`` times the limit, attempts are delayed. Clients
+      that have lately logged in to the account are not.
 
-    :param by_client, by_account: the limits; None: that is not counted.
+    :param by_client, by_account: the limits; None: failures are not counted.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class AttemptLimits:
         self.by_account = None if by_account is None else AttemptLimiter(by_account, "failures_by_account", clock=clock)
         self.everywhere = None if by_account is None else AttemptLimiter(by_account, clock=clock)
         self._clock = clock
-        #: Account and client -> when it logged in last; in the order of that.
+        #: (account, client) -> time of the last login; the latest at the end.
         self._known: OrderedDict[tuple[str, str], float] = OrderedDict()
 
     def knows(self, account: str, client: str) -> bool:
@@ -51,7 +50,7 @@ class AttemptLimits:
         return then is not None and self._clock() - then < _KNOWN_FOR
 
     def remember(self, account: str, client: str) -> None:
-        """It has logged in."""
+        """Note that this client has logged in to this account."""
         self._known.pop((account, client), None)
         self._known[account, client] = self._clock()
         if len(self._known) > _MAX_KNOWN:
@@ -59,36 +58,36 @@ class AttemptLimits:
 
 
 class Attempt:
-    """One attempt: it counts as a failure from its beginning, and is given back at its end if it was none.
+    """One attempt. It counts as a failure from its beginning, and is given back at its end if it was none.
 
-    :param host: the client's address; None: a unix socket, whose clients are not told apart.
-    :param wait: called while all that is left is taken by attempts under way: many users behind one address, or a
-        program with many connections, may log in at the same time. It waits a little; False: no longer.
+    :param host: the client's address; None: a unix socket, whose clients are not counted.
+    :param wait: called while attempts under way use up what is left of a limit, since users behind one address may log
+        in at the same time. It waits a little; False: stop waiting.
     """
 
     def __init__(self, limits: AttemptLimits, host: str | None, wait: Callable[[], bool] = lambda: False) -> None:
         self._limits = limits
         self._host = host
         self._wait = wait
-        self._client = "" if host is None else _around(host, 32, 64)
+        self._client = "" if host is None else _network(host, 32, 64)
         self._taken: list[tuple[AttemptLimiter, str]] = []
         self._accounts: list[str] = []
 
     def begin(self) -> bool:
-        """Count it for the client; False: there have been too many. (Clients on a unix socket do not guess.)"""
+        """Count the attempt for its client; False after too many failures."""
         return self._host is None or self._take(self._limits.by_client, self._client)
 
-    def claim(self, username: str) -> float | None:
-        """Count it for an account; give the seconds that it has to wait. None: there have been too many.
+    def count_for_account(self, username: str) -> float | None:
+        """Count the attempt for an account; return the seconds that it must wait, None after too many failures.
 
-        (A token without a name is nobody's account.)
+        An empty name is not counted: a token may come without one.
         """
         limits = self._limits
         if not username or limits.by_account is None or limits.everywhere is None:
             return 0.0
         account = account_of(username)
         known = limits.knows(account, self._client)
-        place = self._client if known or self._host is None else _around(self._host, 24, 64)
+        place = self._client if known or self._host is None else _network(self._host, 24, 64)
         if not self._take(limits.by_account, f"{account}\0{place}"):
             return None
         self._accounts.append(account)
@@ -97,31 +96,31 @@ class Attempt:
         return 0.0 if known else min(max(0, excess) * DELAY_STEP, MAX_DELAY)
 
     def give_back(self) -> None:
-        """It was no failure."""
-        for failures, key in self._taken:
-            failures.give_back(key)
+        """Subtract the attempt from all counts: it was not a failure."""
+        for limiter, key in self._taken:
+            limiter.give_back(key)
 
     def end(self) -> None:
-        """It is over, a failure or not."""
-        for failures, key in self._taken:
-            failures.settle(key)
+        """End the attempt, whether it failed or not."""
+        for limiter, key in self._taken:
+            limiter.end(key)
 
     def succeed(self) -> None:
-        """It was a success."""
+        """Give the attempt back, and remember the client for its account."""
         self.give_back()
         for account in self._accounts:
             self._limits.remember(account, self._client)
 
-    def _take(self, failures: AttemptLimiter | None, key: str) -> bool:
-        if failures is not None:
-            while not failures.take(key):
-                if not failures.may_give_back(key) or not self._wait():
+    def _take(self, limiter: AttemptLimiter | None, key: str) -> bool:
+        if limiter is not None:
+            while not limiter.take(key):
+                if not limiter.has_attempts_in_flight(key) or not self._wait():
                     return False
-            self._taken.append((failures, key))
+            self._taken.append((limiter, key))
         return True
 
 
-def _around(host: str, ipv4: int, ipv6: int) -> str:
+def _network(host: str, ipv4: int, ipv6: int) -> str:
     try:
         return network_around(host, ipv4, ipv6)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Making a backend of whatever Auth takes for one: a mapping, a callable, a str, an object."""
+"""Backends from what Auth accepts as one: a mapping, a callable, a str or an object."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from greensmtp.signals import handler_name
 
 
 class Passwords:
-    """A mapping: user -> password. It may change as it goes."""
+    """A mapping of users to passwords, which may change while the server runs."""
 
     def __init__(self, users: Mapping[str, str]) -> None:
         if isinstance(users, dict):
             for name, password in users.items():
                 if not isinstance(name, str) or not isinstance(password, str):
-                    raise TypeError(f"a mapping has a str for each user, and a str, his password; {name!r} has not")
+                    raise TypeError(f"a mapping of users to passwords must map str to str; user {name!r} does not")
         self._users = users
 
     def get_password(self, username: str) -> str | None:
-        """His password."""
+        """Return the user's password; None if there is no such user."""
         return self._users.get(username)
 
     def __repr__(self) -> str:
@@ -32,7 +32,7 @@ class Passwords:
 
 
 class Checker:
-    """A callable: ``check(credentials) -> bool``."""
+    """A callable ``check(credentials) -> bool``."""
 
     def __init__(self, check: Check) -> None:
         check_check(check)
@@ -44,25 +44,28 @@ class Checker:
 
 
 def check_check(check: Any) -> None:
-    """Raise TypeError unless it can be called with credentials."""
+    """Check that it can be called with credentials.
+
+    :raises TypeError: it cannot.
+    """
     if not callable(check):
-        raise TypeError(f"a check is called as (credentials) -> bool; a {type(check).__name__} cannot be called")
+        raise TypeError(f"a check must be a callable (credentials) -> bool, not a {type(check).__name__}")
     try:
         signature = inspect.signature(check)
-    except ValueError:  # something built in: it tells nothing
+    except ValueError:  # a built-in function without a signature
         return
     try:
         signature.bind(None)
     except TypeError:
         raise TypeError(
-            f"a check is called as (credentials) -> bool; {handler_name(check)} takes {signature}"
+            f"a check must be a callable (credentials) -> bool; {handler_name(check)} takes {signature}"
         ) from None
 
 
 def make_backend(backend: Any) -> Backend:
-    """A backend, of whatever ``Auth`` takes for one.
+    """Return a backend made from an argument of ``Auth``.
 
-    :raises ValueError, TypeError: it is none; the text says what is taken, and shows nothing of what was given.
+    :raises ValueError, TypeError: it is not a backend; the text shows nothing of what was given.
     """
     if isinstance(backend, str):
         kind, _, path = backend.partition(":")
@@ -70,7 +73,9 @@ def make_backend(backend: Any) -> Backend:
             return Htpasswd(path)
         if kind == "dovecot" and path:
             return DovecotAuth(path)
-        raise ValueError("a backend given as a str is 'htpasswd:/path/of/the/file' or 'dovecot:/path/of/the/socket'")
+        raise ValueError(
+            "a backend given as a str must be 'htpasswd:/path/of/the/file' or 'dovecot:/path/of/the/socket'"
+        )
     if isinstance(backend, get_args(Backend)) and not inspect.isclass(backend):
         found: Backend = backend
         return found
@@ -79,7 +84,7 @@ def make_backend(backend: Any) -> Backend:
     if callable(backend) and not inspect.isclass(backend):
         return Checker(backend)
     raise TypeError(
-        "a backend is a mapping of users to passwords, a callable (credentials) -> bool, 'htpasswd:/path', "
-        f"'dovecot:/path', or an object with one of the methods of greensmtp.middleware.auth.credentials; not a "
+        "a backend must be a mapping of users to passwords, a callable (credentials) -> bool, 'htpasswd:/path', "
+        f"'dovecot:/path', or an object with one of the methods of greensmtp.middleware.auth.credentials, not a "
         f"{backend.__name__ if inspect.isclass(backend) else type(backend).__name__}"
     )

@@ -1,4 +1,4 @@
-"""What a backend of Auth is: one who knows the users, and has one or more of these methods."""
+"""The interface of Auth's backends: an object with one or more of these methods."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from greensmtp.session import Session
 
 
 class Unavailable(Exception):
-    """A backend cannot say who is who just now: the client gets 454, the log gets the text, which holds no secret."""
+    """Raised by a backend that cannot answer: the reply is 454, and the text is logged. It must hold no secret."""
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client has shown. The repr has no secret in it."""
+    """What a client has sent to authenticate. The repr shows no secret."""
 
-    #: Who he says he is; with a token it may be ``""``, the token says it then.
+    #: The name that the client gives. ``""`` with a token that brings the name itself.
     username: str
     #: The password, for PLAIN and LOGIN; never ``""``.
     password: str | None = field(repr=False)
     #: The token, for OAUTHBEARER and XOAUTH2.
     token: str | None = field(repr=False)
-    #: ``"PLAIN"``.
+    #: The SASL mechanism: ``"PLAIN"``.
     mechanism: str
-    #: Whom he wants to act as; ``""``: himself.
+    #: The user that the client wants to act as; ``""``: the one that has authenticated.
     authzid: str
     session: Session = field(repr=False)
 
 
-#: True: that is him. A str: that is him, and this is the name he is known by. False or None: no.
+#: True: the credentials are right. A str: they are right, and this is the user's name. False or None: they are wrong.
 Verdict = bool | str | None
 #: A callable backend.
 Check = Callable[[Credentials], Verdict]
@@ -44,7 +44,7 @@ class PasswordVerifier(Protocol):
     """Serves PLAIN and LOGIN."""
 
     def check_password(self, credentials: Credentials, /) -> Verdict:
-        """Is this his password?"""
+        """Return whether this is the user's password."""
 
 
 @runtime_checkable
@@ -52,60 +52,68 @@ class TokenVerifier(Protocol):
     """Serves OAUTHBEARER and XOAUTH2."""
 
     def check_token(self, credentials: Credentials, /) -> Verdict:
-        """Is this a good token of his?"""
+        """Return whether the token is valid, or the name that it is valid for."""
 
 
 @runtime_checkable
 class PasswordStore(Protocol):
-    """Serves CRAM-MD5, SCRAM, PLAIN and LOGIN: it knows the passwords themselves."""
+    """Serves CRAM-MD5, SCRAM, PLAIN and LOGIN, since it has the passwords themselves."""
 
     def get_password(self, username: str, /) -> str | None:
-        """His password; None: there is no such user."""
+        """Return the user's password; None if there is no such user."""
 
 
 @runtime_checkable
 class ScramKeyStore(Protocol):
     """Serves SCRAM without knowing a password.
 
-    Where the keys are made with another number of iterations than 4096, an attribute ``scram_iterations`` says which,
-    and ``scram_salt_length`` where their salts have other than 16 octets (12 to 32): unknown users are to look the
-    same.
+    The attribute ``scram_iterations`` gives the number of iterations (default: 4096), ``scram_salt_length`` the bytes
+    of a salt (12 to 32; default: 16). Keys for unknown users are made up with the same numbers.
     """
 
     def get_scram_keys(self, username: str, /) -> ScramKeys | None:
-        """His keys; None: there is no such user."""
+        """Return the user's keys; None if there is no such user."""
 
 
 @runtime_checkable
 class MechanismRelay(Protocol):
-    """Another server holds the exchange."""
+    """Passes the exchange on to another server."""
 
     def offered_mechanisms(self) -> Collection[str]:
-        """The mechanisms that it has just now."""
+        """Return the mechanisms that the other server offers now."""
 
     def relay(self, mechanism: str, session: Session, /) -> Exchange:
-        """Hold one exchange."""
+        """Return the exchange, which the other server holds."""
 
 
 Backend = PasswordVerifier | TokenVerifier | PasswordStore | ScramKeyStore | MechanismRelay
 
 
 def check_seconds(name: str, value: Any) -> float:
-    """A time-out, in seconds."""
+    """Return a timeout in seconds.
+
+    :raises ValueError: it is not a positive number.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
         raise ArgumentError(name, f"takes a number of seconds above 0, not {value!r}")
     return float(value)
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Yes or no; a str like "no" is neither."""
+    """Return a flag.
+
+    :raises TypeError: it is not a bool; a str like "no" would be true.
+    """
     if not isinstance(value, bool):
         raise TypeError(f"{name} takes True or False, not {value!r}")
     return value
 
 
 def check_path(name: str, value: Any) -> str:
-    """The path of a file or a socket."""
+    """Return the path of a file or a socket.
+
+    :raises TypeError: it is not a path; what was given is not shown.
+    """
     if not isinstance(value, str | Path) or not str(value):
         raise TypeError(f"{name} takes a path, a str or a Path, not a {type(value).__name__}")
     return str(value)

@@ -1,4 +1,4 @@
-"""Dovecot's auth socket: Dovecot holds the SASL exchange, we pass it on."""
+"""Authentication by Dovecot: the SASL exchange is passed on to its auth socket."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from greensmtp.protocol.sasl.exchange import CredentialQuery, Exchange, Identity
 from greensmtp.protocol.sasl.server import MECHANISMS
 from greensmtp.session import Session
 
-#: The version of the auth protocol that is spoken: the same major number, any minor one.
+#: Our version of the auth protocol. Dovecot's must have the same major number.
 MAJOR, MINOR = 1, 2
-#: Octets in a line to Dovecot (its own limit is 8192), in one of its, and in all of its handshake.
+#: Limits in bytes: a line to Dovecot (which takes up to 8192), a line from it, its whole handshake.
 MAX_SENT = 8000
 MAX_LINE = 16 * 1024
 MAX_HANDSHAKE = 64 * 1024
-#: Challenges in one exchange; no mechanism has more.
+#: Challenges in one exchange. No mechanism has more.
 MAX_STEPS = 10
-#: When Dovecot is only asked what it offers, the client waits for its reply to EHLO: seconds that it may take, and
-#: seconds to leave it alone when it did not answer.
+#: When Dovecot is only asked which mechanisms it offers, a client is waiting for the reply to EHLO. Hence a shorter
+#: timeout, and a pause after a failure, in seconds.
 ASKING = 5.0
 PAUSE = 2.0
 
-#: Channel binding is beyond this protocol.
+#: All but SCRAM-SHA-256-PLUS: the auth protocol does not carry channel bindings.
 _RELAYED = frozenset(MECHANISMS) - {"SCRAM-SHA-256-PLUS"}
 
 _WORD = re.compile(r"[A-Za-z0-9-]{1,32}")
 
-#: ``\001`` and a letter stand for what a field may not have.
+#: ``\001`` and a letter stand for a character that a field must not have.
 _ESCAPES = {"0": "\0", "1": "\001", "t": "\t", "r": "\r", "n": "\n"}
 
 
 class DovecotAuth:
-    """Dovecot's users, by its auth-client protocol over a unix socket.
+    """Authenticates Dovecot's users by its auth-client protocol over a unix socket.
 
     ::
 
@@ -54,13 +54,14 @@ class DovecotAuth:
           unix_listener auth-client { mode = 0660 ... }
         }
 
-    Those mechanisms are offered that Dovecot offers, and that are known here; -PLUS is not among them. Each exchange
-    has a connection of its own. Who is known by what name, and who may act as whom, is up to Dovecot.
+    The mechanisms offered are those that both Dovecot and Auth have, without -PLUS. Each exchange has a connection of
+    its own. Dovecot decides a user's name, and which users may act as others.
 
-    :param path: of the socket: ``/run/dovecot/auth-client``.
-    :param timeout: seconds that Dovecot has for each answer. (It takes up to 17 to say no, on purpose:
-        ``auth_failure_delay``, and the penalty of an address with many failures.)
-    :param service: what Dovecot calls us in its rules and logs.
+    :param path: the socket: ``/run/dovecot/auth-client``.
+    :param timeout: seconds for each answer. Dovecot delays a refusal by up to 17 seconds on purpose
+        (``auth_failure_delay``, and the penalty of an address with many failures).
+    :param service: the name of this service in Dovecot's rules and logs.
+    :raises ValueError, TypeError: an argument is invalid.
     """
 
     def __init__(self, path: str | Path, timeout: float = 25.0, service: str = "smtp") -> None:
@@ -71,23 +72,23 @@ class DovecotAuth:
         self._service = service
         self._offered: frozenset[str] = frozenset()
         self._asking = BoundedSemaphore(1)
-        #: When it may be asked again what it offers.
+        #: When it may be asked for its mechanisms again.
         self._again = 0.0
 
     def offered_mechanisms(self) -> Collection[str]:
-        """As the last handshake had it; when there was none, now is the time for it.
+        """Return the mechanisms of the last handshake; connect for one if there was none.
 
-        :raises Unavailable: nobody knows.
+        :raises Unavailable: Dovecot does not answer.
         """
         if not self._offered:
-            with self._asking:  # one for all who want to know
+            with self._asking:  # one handshake for all greenlets that wait for it
                 if not self._offered:
                     self._ask()
         return self._offered
 
     def _ask(self) -> None:
         if monotonic() < self._again:
-            raise Unavailable(f"{self._path}: no answer a moment ago")
+            raise Unavailable(f"{self._path}: no answer a moment ago, not asked again yet")
         try:
             with self._connected(min(self._timeout, ASKING)):
                 pass
@@ -96,7 +97,7 @@ class DovecotAuth:
             raise
 
     def relay(self, mechanism: str, session: Session) -> Exchange:
-        """Hold one exchange; the name in it is claimed before Dovecot is told anything."""
+        """Pass one exchange on. The query for its user is made before Dovecot gets a response."""
         row = MECHANISMS[mechanism]
         request = [*self._request(mechanism, session)]
         client_first = row.takes_initial and mechanism != "LOGIN"
@@ -118,7 +119,7 @@ class DovecotAuth:
                 if step == 0 and not client_first:
                     yield CredentialQuery(username=row.name_in(response), mechanism=mechanism)
                 line.send("CONT", "1", _encode(response))
-            raise Unavailable(f"{self._path}: challenges without end")
+            raise Unavailable(f"{self._path}: more than {MAX_STEPS} challenges in one exchange")
 
     def _request(self, mechanism: str, session: Session) -> Iterator[str]:
         yield from ("AUTH", "1", mechanism, f"service={self._service}", "nologin")
@@ -130,13 +131,14 @@ class DovecotAuth:
                     yield f"{name}ip={ipaddress.ip_address(address[0].partition('%')[0])}"
                     yield f"{name}port={int(address[1])}"
                 except (ValueError, AttributeError):
-                    pass  # no address: somebody has put something else there
+                    pass  # not an IP address: the server was given something else as the peer
 
     @contextmanager
     def _connected(self, timeout: float) -> Iterator[_Line]:
-        """A connection with its handshake done, which may take that long, like each answer.
+        """Connect, and complete the handshake.
 
-        :raises Unavailable: there is none.
+        :param timeout: seconds for the handshake, and for each answer.
+        :raises Unavailable: Dovecot cannot be connected to, or the handshake fails.
         """
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             line = _Line(sock, self._path, timeout)
@@ -148,7 +150,7 @@ class DovecotAuth:
 
 
 class _Line:
-    """One connection: lines of fields between tabs."""
+    """One connection to Dovecot. A line consists of fields with tabs between them."""
 
     def __init__(self, sock: Any, path: str, timeout: float) -> None:
         self._socket = sock
@@ -157,54 +159,56 @@ class _Line:
         self._buffer = b""
 
     def shake_hands(self) -> frozenset[str]:
-        """Connect; give the mechanisms that there are on both sides."""
-        with self._patience():
+        """Connect; return the mechanisms that both sides have."""
+        with self._limit_time():
             try:
                 self._socket.connect(self._path)
             except OSError as error:
                 raise Unavailable(f"{self._path}: {error.strerror}") from None
-            # The number tells connections apart; it need not be a process's, but no two may have the same.
+            # The number distinguishes connections. It need not be a process ID, but must be unique.
             self.send("VERSION", str(MAJOR), str(MINOR))
             self.send("CPID", str(randbelow(2**31 - 1) + 1))
             found = set()
-            octets = 0
+            size = 0
             while True:
                 line = self._line()
-                octets += len(line)
+                size += len(line)
                 word, *fields = line.split("\t")
                 if word == "VERSION" and fields[:1] != [str(MAJOR)]:
-                    raise Unavailable(f"{self._path}: it speaks another version of the auth protocol")
+                    raise Unavailable(
+                        f"{self._path}: its auth protocol has version {fields[0] if fields else None}, not {MAJOR}"
+                    )
                 if word == "MECH" and fields:
                     found.add(fields[0].upper())
                 if word == "DONE":
                     return frozenset(found) & _RELAYED
-                if octets > MAX_HANDSHAKE:
-                    raise Unavailable(f"{self._path}: a handshake without end")
+                if size > MAX_HANDSHAKE:
+                    raise Unavailable(f"{self._path}: a handshake of more than {MAX_HANDSHAKE} bytes")
 
     def send(self, *fields: str) -> None:
-        """Send a line. None of the fields is anybody's text: names of ours, numbers, addresses, base64."""
+        """Send a line. The fields need no escaping: they are our own names, numbers, addresses and base64."""
         line = "\t".join(fields).encode()
         if len(line) > MAX_SENT:
             raise Refused(canned.AUTH_MALFORMED)
-        with self._patience():
+        with self._limit_time():
             self._try(self._socket.sendall, line + b"\n")
 
     def answer(self) -> tuple[str, list[str]]:
-        """The next answer to our request: ``OK``, ``CONT`` or ``FAIL``, and what follows the request's number."""
-        with self._patience():
+        """Return the next answer to our request: ``OK``, ``CONT`` or ``FAIL``, and the fields behind its number."""
+        with self._limit_time():
             for _ in range(MAX_STEPS):
                 word, *fields = self._line().split("\t")
                 if word in ("OK", "CONT", "FAIL") and fields[:1] == ["1"]:
                     return word, fields[1:]
-        raise Unavailable(f"{self._path}: it says what nobody asked for")
+        raise Unavailable(f"{self._path}: {MAX_STEPS} lines, none of which answers the request")
 
     def _line(self) -> str:
         while b"\n" not in self._buffer:
             if len(self._buffer) > MAX_LINE:
-                raise Unavailable(f"{self._path}: a line without end")
+                raise Unavailable(f"{self._path}: a line of more than {MAX_LINE} bytes")
             piece = self._try(self._socket.recv, 4096)
             if not piece:
-                raise Unavailable(f"{self._path}: it has closed the connection")
+                raise Unavailable(f"{self._path}: Dovecot closed the connection")
             self._buffer += piece
         line, _, self._buffer = self._buffer.partition(b"\n")
         return line.decode("utf-8", "replace")
@@ -215,7 +219,7 @@ class _Line:
         except OSError as error:
             raise Unavailable(f"{self._path}: {error.strerror}") from None
 
-    def _patience(self) -> Timeout:
+    def _limit_time(self) -> Timeout:
         return Timeout(self._timeout, Unavailable(f"{self._path}: no answer within {self._timeout:g} s"))
 
 
@@ -229,7 +233,7 @@ def _local(session: Session) -> Any:
 def _user(fields: list[str]) -> str:
     name = _parameters(fields).get("user", "")
     if not name:
-        raise Unavailable("dovecot says OK, but not to whom")
+        raise Unavailable("Dovecot answered OK without a user")
     return name
 
 
@@ -257,4 +261,4 @@ def _decode(text: str) -> bytes:
     try:
         return b64decode(text, validate=True)
     except BadBase64:
-        raise Unavailable("dovecot's challenge is not base64") from None
+        raise Unavailable("Dovecot sent a challenge that is not base64") from None

@@ -1,4 +1,4 @@
-"""Which SASL mechanisms there are, and which of them may be used on a connection as it is."""
+"""The policy on SASL mechanisms: those that a backend can serve, and those that a connection may use."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ _PLUS = "SCRAM-SHA-256-PLUS"
 _SCRAM = frozenset({_PLUS, "SCRAM-SHA-256"})
 _RANKS = {name: rank for rank, name in enumerate(MECHANISMS)}
 
-#: What is missing, where a mechanism cannot be had.
+#: What a backend needs in order to serve a mechanism, for errors.
 _NEEDS: Mapping[Need, str] = {
-    "check": "somebody who checks passwords",
+    "check": "a check of passwords",
     "token": "check_token",
     "secret": "the passwords themselves",
-    "keys": "the passwords themselves, or SCRAM's keys",
+    "keys": "the passwords themselves, or SCRAM keys",
 }
 
 
 class MechanismPolicy:
     """The mechanisms of one Auth.
 
-    :param wanted: the names that the user has asked for; None: all that can be had.
-    :raises ValueError, TypeError: one that there is not, or that cannot be had from this backend; or there is none.
-    :raises ImportError: SCRAM was asked for, and scramp is missing.
+    :param wanted: the names to offer; None: all that the backend can serve.
+    :raises ValueError, TypeError: a name is unknown, the backend cannot serve it, or no mechanism is left.
+    :raises ImportError: SCRAM is wanted, and scramp is missing.
     """
 
     def __init__(
-        self, backend: Backend, registrar: CredentialResolver, wanted: Iterable[str] | None, *, allow_plaintext: bool
+        self, backend: Backend, resolver: CredentialResolver, wanted: Iterable[str] | None, *, allow_plaintext: bool
     ) -> None:
         self._relays = backend if isinstance(backend, MechanismRelay) else None
-        self._serves = registrar.serves
+        self._serves = resolver.serves
         self._allow_plaintext = allow_plaintext
         able = [name for name, row in MECHANISMS.items() if row.needs in self._serves or self._relays is not None]
         names = able if wanted is None else _check_names(wanted)
@@ -57,22 +57,22 @@ class MechanismPolicy:
                 raise ModuleNotFoundError("SCRAM needs scramp: pip install 'greensmtp[scram]'", name="scramp")
             names = [name for name in names if name not in _SCRAM]
         if not names:
-            raise ValueError("Auth without a mechanism: name some, or give a backend that serves some")
-        #: All of them, the strongest first.
+            raise ValueError("no mechanism is left to offer: pass mechanisms, or a backend that can serve some")
+        #: The names, the strongest first.
         self.mechanisms = tuple(sorted(names, key=_RANKS.__getitem__))
-        #: SCRAM is among them, and not relayed.
+        #: True if SCRAM is among them, and not relayed.
         self.has_scram = "keys" in self._serves and not _SCRAM.isdisjoint(self.mechanisms)
-        #: None of them may be used in the clear.
+        #: True if none of them may be used without TLS.
         self.needs_tls = not allow_plaintext and all(MECHANISMS[name].plaintext for name in self.mechanisms)
 
     def is_relayed(self, name: str) -> bool:
-        """The backend holds this exchange itself."""
+        """True if the backend holds this exchange itself."""
         return self._relays is not None and _needs(name) not in self._serves
 
     def usable(self, session: Session, bindings: Mapping[str, bytes]) -> list[str]:
-        """The mechanisms that may be used on this connection, the strongest first.
+        """Return the mechanisms that this connection may use, the strongest first.
 
-        Whatever a backend that is asked for its mechanisms raises comes through.
+        :raises BaseException: whatever a backend raises when it is asked for its mechanisms.
         """
         relayed = frozenset() if self._relays is None else self._relays.offered_mechanisms()
         secure = session.tls or self._allow_plaintext
@@ -85,31 +85,30 @@ class MechanismPolicy:
         ]
 
     def bindings(self, session: Session) -> Mapping[str, bytes]:
-        """The channel bindings of this connection, where -PLUS is to be had."""
+        """Return the channel bindings of this connection; none where -PLUS is not offered."""
         found: dict[str, bytes] = {}
         if not session.tls or _PLUS not in self.mechanisms or self.is_relayed(_PLUS):
             return found
-        # There a client binds to tls-exporter (RFC 9266), which Python's ssl does not have: it would take -PLUS, as the
-        # strongest mechanism, and could not log in.
-        socket = cast(SSLSocket, session.socket)
-        if socket.version() == "TLSv1.3":
+        # With TLS 1.3 a client binds to tls-exporter (RFC 9266), which Python's ssl does not have. It would choose
+        # -PLUS, as the strongest mechanism, and could not log in.
+        if cast(SSLSocket, session.socket).version() == "TLSv1.3":
             return found
         certificate = session.server.certificate
         data = None if certificate is None else end_point_binding(certificate)
         if data is not None:
             found[END_POINT] = data
-        # TLS 1.3 has done away with what this one is made of (RFC 8446 appendix C.5).
-        if socket.version() == "TLSv1.2":
-            unique = socket.get_channel_binding(UNIQUE)
+        # TLS 1.3 has no tls-unique (RFC 8446 appendix C.5).
+        if cast(SSLSocket, session.socket).version() == "TLSv1.2":
+            unique = cast(SSLSocket, session.socket).get_channel_binding(UNIQUE)
             if unique:
                 found[UNIQUE] = unique
         return found
 
     def refusal(self, session: Session, name: str) -> Reply:
-        """What a client gets that asks for a mechanism which is not usable."""
+        """Return the reply to a mechanism that this connection may not use."""
         if name in self.mechanisms and MECHANISMS[name].plaintext and not session.tls and not self._allow_plaintext:
             return canned.AUTH_NEEDS_TLS
-        # Weaker than all that we would have: left out on purpose.
+        # Weaker than every mechanism here: it was left out on purpose.
         if _RANKS.get(name, -1) > max(map(_RANKS.__getitem__, self.mechanisms)):
             return canned.AUTH_TOO_WEAK
         return canned.AUTH_UNKNOWN_MECHANISM

@@ -1,4 +1,4 @@
-"""Whether anything in a server has a say in which recipients a client may send to."""
+"""The search for open relays: does anything in a server decide which recipients a client may send to?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from greensmtp.signals import shared
 if TYPE_CHECKING:
     from greensmtp.chain.chain import StackInfo
 
-#: Those of the catalogue that see MAIL or RCPT, and let every recipient pass.
+#: Middleware of the catalogue that sees MAIL or RCPT, and lets every recipient pass.
 _WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"})
 
 
 def decides_recipients(server: StackInfo) -> bool:
-    """True if there is a handler, or a middleware, that may refuse a sender or a recipient.
+    """Return whether a handler or a middleware may refuse a sender or a recipient.
 
-    What it looks at cannot be told from outside: this finds servers where nothing looks at anything.
+    What a handler checks cannot be seen from outside, so this finds only servers without any check.
     """
     for signals in (shared, server.signals):
         if signals.to.receivers or signals.from_.receivers or signals.command.receivers:
@@ -29,12 +29,12 @@ def decides_recipients(server: StackInfo) -> bool:
 def _may_refuse(middleware: Any) -> bool:
     if isinstance(middleware, Composed | When):
         return any(map(_may_refuse, middleware.members))
-    # What decides is the class that handles the commands: a subclass may only have other arguments, or a name.
+    # The class that defines __call__ counts: a subclass may merely add arguments, or a name.
     kind = next((kind for kind in type(middleware).__mro__ if "__call__" in vars(kind)), type(middleware))
     name = kind.__name__ if kind.__module__.startswith("greensmtp.middleware.") else ""
     if name == "Auth":
         return bool(middleware.required)
-    if name == "AccessList":  # with a list of those who may connect, clients are known by their addresses
+    if name == "AccessList":  # only listed addresses may connect
         return bool(middleware.otherwise == "deny")
     if name in _WITHOUT_POLICY:
         return False

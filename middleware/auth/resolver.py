@@ -1,4 +1,12 @@
-"""Answers to the claims of SASL mechanisms, out of a backend; an unknown user costs as much as a known one."""
+"""Answers to the queries of SASL mechanisms, from a backend.
+
+Rules of this file:
+
+- An unknown user takes as long as a known one. Whatever is done for one is done for the other, with a password that no
+  client knows (``_stand_in``).
+- An unknown user looks like a known one: its SCRAM salt is the same at every attempt.
+- No error shows a password or a token.
+"""
 
 from __future__ import annotations
 
@@ -33,33 +41,30 @@ from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
-#: Keys derived at once.
+#: How many keys are derived at the same time.
 AT_ONCE = 4
 
-#: What SASLprep works on for every user, since it looks at each character in Python: the password, and as much of this
-#: as is missing from its length.
+#: SASLprep looks at each character in Python. It is given the password and the rest of this text, so that it takes
+#: equally long for every user.
 _FILLER = "x" * 64
 
 
 class CredentialResolver:
-    """Answers the claims of the mechanisms out of a backend.
+    """Answers the queries of the mechanisms from a backend.
 
-    A user that does not exist costs as much as one that does: whatever is done for one is done for the other, with
-    a password that nobody knows.
-
-    :param secret: what SCRAM's salts are made with. Where it is the same in several processes, an unknown user has the
-        same salt in all of them; None: a random one, of this process alone.
+    :param secret: the key of the salts for unknown users. With the same secret, several processes show the same salt;
+        None: a random secret for this process.
     """
 
     def __init__(self, backend: Backend, check_token: Check | None = None, secret: bytes | None = None) -> None:
         self._pepper = token_bytes(32)
         self._secret_of_salts = token_bytes(32) if secret is None else secret
-        self._nobody = token_urlsafe(32)
+        self._stand_in = token_urlsafe(32)
         self._pool = BoundedPool(AT_ONCE)
         self._check = backend.check_password if isinstance(backend, PasswordVerifier) else None
         self._get_password = backend.get_password if isinstance(backend, PasswordStore) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, ScramKeyStore) else None
-        #: What unknown users' keys are said to have been made with.
+        #: How the keys of unknown users look.
         self._iterations = _check_number("scram_iterations", getattr(backend, "scram_iterations", 4096), 4096)
         self._salt_length = _check_number("scram_salt_length", getattr(backend, "scram_salt_length", 16), 12, 32)
         self._has_warned = False
@@ -67,7 +72,7 @@ class CredentialResolver:
 
     @property
     def serves(self) -> frozenset[Need]:
-        """What it can answer."""
+        """The kinds of queries that it can answer."""
         can: dict[Need, bool] = {
             "check": self._check is not None or self._get_password is not None,
             "token": self._check_token is not None,
@@ -76,48 +81,47 @@ class CredentialResolver:
         }
         return frozenset(need for need, it_can in can.items() if it_can)
 
-    def answer(self, claim: CredentialQuery, session: Session) -> Any:
-        """What the mechanism is to be sent for its claim.
+    def answer(self, query: CredentialQuery, session: Session) -> Any:
+        """Return what the mechanism is to be sent for its query.
 
-        Whatever the backend raises comes through.
+        :raises BaseException: whatever the backend raises.
         """
-        if isinstance(claim, PasswordQuery):
+        if isinstance(query, PasswordQuery):
             if self._check is None:
-                return self._compare(claim)
-            return _name(claim, self._check(_credentials(claim, session, password=claim.password)))
-        if isinstance(claim, TokenQuery):
+                return self._compare(query)
+            return _name(query, self._check(_credentials(query, session, password=query.password)))
+        if isinstance(query, TokenQuery):
             assert self._check_token is not None
-            return _name(claim, self._check_token(_credentials(claim, session, token=claim.token)))
-        if isinstance(claim, SecretQuery):
-            return self._secret(claim.username)
-        if isinstance(claim, KeysQuery):
-            return self._keys(claim.username)
+            return _name(query, self._check_token(_credentials(query, session, token=query.token)))
+        if isinstance(query, SecretQuery):
+            return self._password(query.username)
+        if isinstance(query, KeysQuery):
+            return self._keys(query.username)
         return None
 
-    def _secret(self, username: str) -> str | None:
+    def _password(self, username: str) -> str | None:
         assert self._get_password is not None
         password = self._get_password(username)
         if password is not None and not isinstance(password, str):
-            raise TypeError(f"a password is a str, or None, not a {type(password).__name__}")
+            raise TypeError(f"get_password must return a str or None, not a {type(password).__name__}")
         return password or None
 
-    def _compare(self, claim: PasswordQuery) -> str | None:
-        password = self._secret(claim.username)
-        # Of digests, which are of one length, with a key that nobody knows.
-        expected, given = (self._digest(text) for text in (password or self._nobody, claim.password))
-        return claim.username if hmac.compare_digest(expected, given) and password is not None else None
+    def _compare(self, query: PasswordQuery) -> str | None:
+        password = self._password(query.username)
+        # Digests are compared: they have one length, and their key is secret.
+        expected, given = (self._digest(text) for text in (password or self._stand_in, query.password))
+        return query.username if hmac.compare_digest(expected, given) and password is not None else None
 
     def _digest(self, text: str) -> bytes:
         return hmac.digest(self._pepper, text.encode("utf-8", "surrogatepass"), "sha256")
 
     @property
     def knows_keys(self) -> bool:
-        """The salts of known users are the backend's, so that a salt which changes is an unknown user's."""
+        """True if the backend has the salts of known users. A salt that changes is then an unknown user's."""
         return self._get_keys is not None
 
     def _keys(self, username: str) -> ScramKeys:
-        # Not random, but not to be foreseen either: an unknown user has the same salt at every try, too (RFC 5802
-        # section 9).
+        # Not random and not predictable: an unknown user has the same salt at every attempt (RFC 5802 section 9).
         salt = self._made_up("salt", username)[: self._salt_length]
         if self._get_keys is not None:
             found = self._get_keys(username)
@@ -126,20 +130,19 @@ class CredentialResolver:
                 return ScramKeys(salt, made_up, made_up, self._iterations, False)
             self._warn_of_difference(_checked(found))
             return found
-        # Derived each time, which takes a millisecond: who came quickly because he had been here before would be known
-        # by that.
-        return self._pool.call(_derive, self._secret(username), self._nobody, salt)
+        # Derived each time, which takes a millisecond. Keys from a cache would show that the user is known.
+        return self._pool.call(_derive, self._password(username), self._stand_in, salt)
 
     def _warn_of_difference(self, keys: ScramKeys) -> None:
-        """Log, once, that known users can be told from unknown ones by what their challenges show."""
+        """Log once that challenges distinguish known users from unknown ones."""
         length, iterations = len(keys.salt), keys.iterations
         if self._has_warned or (length, iterations) == (self._salt_length, self._iterations):
             return
         self._has_warned = True
         logger.warning(
-            "auth: SCRAM keys with %d octets of salt and %d iterations; unknown users are shown %d and %d, and can be "
-            "told from known ones by that: set scram_salt_length and scram_iterations of the backend, and use the same "
-            "for all users",
+            "auth: SCRAM keys with %d bytes of salt and %d iterations; unknown users get %d and %d, which "
+            "distinguishes them from known users: set scram_salt_length and scram_iterations of the backend, "
+            "and use the same for all users",
             *(length, iterations, self._salt_length, self._iterations),
         )
 
@@ -147,15 +150,15 @@ class CredentialResolver:
         return hmac.digest(self._secret_of_salts, f"{what}\0{username}".encode("utf-8", "surrogatepass"), "sha256")
 
 
-def _derive(password: str | None, nobody: str, salt: bytes) -> ScramKeys:
-    """Do the same work for every user. Runs in the thread pool."""
+def _derive(password: str | None, stand_in: str, salt: bytes) -> ScramKeys:
+    """Derive keys, with the same work for every user. Runs in the thread pool."""
     prepared = None
     try:
         prepared = prepare_password(password or "")
     except ValueError:
-        pass  # such a password cannot be given over SCRAM: it is nobody's
+        pass  # SCRAM cannot carry such a password: it never matches
     prepare_password(_FILLER[len(password or "") :])
-    return ScramKeys.of_prepared(prepared or nobody, salt, known=bool(prepared))
+    return ScramKeys.of_prepared(prepared or stand_in, salt, known=bool(prepared))
 
 
 def _check_number(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -167,21 +170,24 @@ def _check_number(name: str, value: Any, least: int, most: int | None = None) ->
 
 def _checked(keys: Any) -> ScramKeys:
     if not isinstance(keys, ScramKeys):
-        raise TypeError(f"get_scram_keys gives ScramKeys, or None, not a {type(keys).__name__}")
+        raise TypeError(f"get_scram_keys must return ScramKeys or None, not a {type(keys).__name__}")
     return keys
 
 
 def _credentials(
-    claim: CredentialQuery, session: Session, password: str | None = None, token: str | None = None
+    query: CredentialQuery, session: Session, password: str | None = None, token: str | None = None
 ) -> Credentials:
-    return Credentials(claim.username, password, token, claim.mechanism, claim.authzid, session)
+    return Credentials(query.username, password, token, query.mechanism, query.authzid, session)
 
 
-def _name(claim: CredentialQuery, verdict: Verdict) -> str | None:
-    """The name that a check has come to; anything but a clear answer is an error, not a yes."""
+def _name(query: CredentialQuery, verdict: Verdict) -> str | None:
+    """Return the user's name by the verdict of a check; None if it says no.
+
+    :raises TypeError: the verdict is neither a bool nor a name. (It is not taken as a yes.)
+    """
     if verdict is False or verdict is None or verdict == "":
         return None
-    name: Any = claim.username if verdict is True else verdict
+    name: Any = query.username if verdict is True else verdict
     if not isinstance(name, str) or not name:
-        raise TypeError("a check gives True, False or a name, and for a token that comes without a name, the name")
+        raise TypeError("a check must return True, False or a name, and the name for a token that comes without one")
     return name

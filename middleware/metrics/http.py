@@ -144,7 +144,7 @@ def _app(registry: Any) -> App:
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if environ["PATH_INFO"] != "/metrics":
-            start_response("404 Not EntryPoint", [("Content-Type", "text/plain")])
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"The metrics are at /metrics\n"]
         told: list[Any] = []
         try:

@@ -1,4 +1,4 @@
-"""Rate limits, in memory or in Redis."""
+"""Rate limits, counted in memory or in Redis."""
 
 from greensmtp.middleware.rate_limit.rate_limit import RateLimit
 

@@ -1,37 +1,26 @@
 """A storage for the ``limits`` library, in memory: bounded, and without a thread or a timer.
 
-(The library's own starts a native thread for each round of expiry.) Imported when a RateLimit is made, since it needs
-the library.
+The library's own storage starts a native thread for each round of expiry. This module imports the library, so it is
+imported when a RateLimit is made.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from time import monotonic, time
 
 from gevent.monkey import get_original
 from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
-#: How much is kept for a limit, in hits that a moving window remembers, 32 octets each; a key takes as much as ten of
-#: them. So no more than 100,000 keys, and some 40 MB, whoever comes with whatever keys.
+from greensmtp.middleware._records import KEY_WEIGHT, Counter, Records
+
+#: How much one limit may keep, in hits that a moving window remembers. A key weighs as much as ten hits: there are at
+#: most 100,000 keys, in some 40 MB.
 MAX_WEIGHT = 1_000_000
-_KEY_WEIGHT = 10
-
-
-class _Counter:
-    """How many hits there were up to a moment."""
-
-    __slots__ = ("count", "ends")
-
-    weight = _KEY_WEIGHT
-
-    def __init__(self, ends: float) -> None:
-        self.count = 0
-        self.ends = ends
 
 
 class _Window:
-    """When each hit of a moving window was."""
+    """The times of the hits in a moving window."""
 
     __slots__ = ("ends", "times")
 
@@ -41,84 +30,80 @@ class _Window:
 
     @property
     def weight(self) -> int:
-        return _KEY_WEIGHT + len(self.times)
+        return KEY_WEIGHT + len(self.times)
 
 
 class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     """Counts of this process. Safe to use from several native threads.
 
-    What is over is dropped when something new needs room, and so is, beyond ``max_weight``, what nobody has asked for
-    the longest. Times are of the monotonic clock: setting the machine's clock moves no window.
+    Times are of the monotonic clock: setting the machine's clock moves no window.
+
+    :param max_weight: the bound of ``Records``.
     """
 
-    #: None of the library's: it is not to be found by a URI there.
+    #: The library cannot open this storage by a URI.
     STORAGE_SCHEME = None
 
     def __init__(self, max_weight: int = MAX_WEIGHT) -> None:
         super().__init__()
-        self._max_weight = max_weight
-        self._weight = 0
-        #: The key used last is at the end.
-        self._records: OrderedDict[str, _Counter | _Window] = OrderedDict()
-        # (The real lock, in a patched process too; held for an instant, never across a switch.)
+        self._records: Records[Counter | _Window] = Records(max_weight)
+        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
         self._lock = get_original("_thread", "allocate_lock")()
 
     def __len__(self) -> int:
-        """How many keys there are."""
+        """The number of keys."""
         return len(self._records)
 
     @property
     def base_exceptions(self) -> type[Exception]:
-        """What a failure of the storage raises: nothing of this one's."""
+        """The errors of a storage that fails; this one raises none."""
         return ValueError
 
     # The fixed window
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Add to a counter, which begins a window of ``expiry`` seconds where there is none; give what it has."""
+        """Add to a counter, and return its count; a new counter begins a window of ``expiry`` seconds."""
         with self._lock:
             return self._add(key, expiry, amount)
 
     def get(self, key: str) -> int:
-        """What a counter has."""
+        """Return a counter's count."""
         with self._lock:
             return self._count(key)
 
     def get_expiry(self, key: str) -> float:
-        """When a counter's window is over, in seconds since the epoch."""
+        """Return when a counter's window ends, in seconds since the epoch."""
         with self._lock:
-            record = self._records.get(key)
-            left = 0.0 if record is None else max(0.0, record.ends - monotonic())
-            return time() + left
+            now = monotonic()
+            record = self._records.find(key, now)
+            return time() + (0.0 if record is None else record.ends - now)
 
     # The moving window
 
     def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Add hits, if there are no more than ``limit`` in the last ``expiry`` seconds then."""
+        """Add hits, unless there would be more than ``limit`` in the last ``expiry`` seconds."""
         with self._lock:
-            window = self._window(key, expiry)
-            if window is None:
-                window = _Window()
+            window = self._window(key, expiry) or _Window()
             if len(window.times) + amount > limit:
                 return False
             now = monotonic()
             window.times.extend([now] * amount)
             window.ends = now + expiry
-            self._keep(key, window, amount)
+            self._records.keep(key, window, now, amount)
             return True
 
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
-        """When the first hit of the last ``expiry`` seconds was, since the epoch, and how many there are."""
+        """Return the time of the first hit in the last ``expiry`` seconds, since the epoch, and the number of hits."""
         with self._lock:
             window = self._window(key, expiry)
-            if window is None or not window.times:
+            if window is None:
                 return time(), 0
             return time() - (monotonic() - window.times[0]), len(window.times)
 
-    # The sliding counter: two fixed windows, the one before weighing as much as is left of it
+    # The sliding counter: two fixed windows; the previous one counts by the share of it that is left
 
     def acquire_sliding_window_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
-        """Add to the counter of the window that runs, if the weighted count is no more than ``limit`` then."""
+        """Add to the current window's counter, unless the weighted count would exceed ``limit``."""
         with self._lock:
             before, before_ends, current, _ = self._sliding_window(key, expiry)
             if int(before * before_ends / expiry + current) + amount > limit:
@@ -127,69 +112,59 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
             return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
-        """The window before, and the one that runs: the count of each, and the seconds for which it still counts."""
+        """Return count and remaining seconds of the previous window, then of the current one."""
         with self._lock:
             return self._sliding_window(key, expiry)
 
     def clear_sliding_window(self, key: str, expiry: int) -> None:
-        """Forget both."""
+        """Forget both windows of a key."""
         for each in self._keys(key, expiry):
             self.clear(each)
 
-    # All of them
+    # All strategies
 
     def clear(self, key: str) -> None:
         """Forget a key."""
         with self._lock:
-            self._drop(key)
+            self._records.drop(key)
 
     def check(self) -> bool:
-        """It is always well."""
+        """Return True: memory is always available."""
         return True
 
     def reset(self) -> int:
-        """Forget all; gives how many keys there were."""
+        """Forget all keys; return how many there were."""
         with self._lock:
-            count = len(self._records)
-            self._records.clear()
-            self._weight = 0
-            return count
+            return self._records.clear()
 
-    # Within, with the lock held
+    # With the lock held
 
     def _count(self, key: str) -> int:
-        record = self._records.get(key)
-        if not isinstance(record, _Counter):
-            return 0
-        if record.ends <= monotonic():
-            self._drop(key)
-            return 0
-        self._records.move_to_end(key)
-        return record.count
+        record = self._records.find(key, monotonic())
+        return record.count if isinstance(record, Counter) else 0
 
     def _add(self, key: str, expiry: float, amount: int) -> int:
-        self._count(key)
-        counter = self._records.get(key)
-        if not isinstance(counter, _Counter):
-            counter = _Counter(monotonic() + expiry)
+        now = monotonic()
+        counter = self._records.find(key, now)
+        if not isinstance(counter, Counter):
+            counter = Counter(now + expiry)
         counter.count += amount
-        self._keep(key, counter)
+        self._records.keep(key, counter, now)
         return counter.count
 
     def _window(self, key: str, expiry: int) -> _Window | None:
-        """A window, without what has moved out of it."""
-        window = self._records.get(key)
+        """Return a window without the hits that have left it; None if no hit is left."""
+        now = monotonic()
+        window = self._records.find(key, now)
         if not isinstance(window, _Window):
             return None
         times = window.times
-        oldest = monotonic() - expiry
-        while times and times[0] <= oldest:
+        while times and times[0] <= now - expiry:
             times.popleft()
-            self._weight -= 1
+            self._records.weight -= 1
         if not times:
-            self._drop(key)
+            self._records.drop(key)
             return None
-        self._records.move_to_end(key)
         return window
 
     def _sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
@@ -200,28 +175,3 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     def _keys(self, key: str, expiry: int) -> tuple[str, str]:
         number = int(monotonic() // expiry)
         return f"{key}/{number - 1}", f"{key}/{number}"
-
-    def _keep(self, key: str, record: _Counter | _Window, more: int = 0) -> None:
-        """Store what is new or has grown, and make room."""
-        if key not in self._records:
-            self._records[key] = record
-            self._weight += record.weight
-            # What nobody has asked for lately is in front; most of what is over is found there in time.
-            self._drop_what_is_over(2)
-        else:
-            self._weight += more
-        while self._weight > self._max_weight and len(self._records) > 1:
-            self._drop(next(iter(self._records)))
-
-    def _drop_what_is_over(self, most: int) -> None:
-        now = monotonic()
-        for _ in range(most):
-            key, record = next(iter(self._records.items()))
-            if record.ends > now:
-                return
-            self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        record = self._records.pop(key, None)
-        if record is not None:
-            self._weight -= record.weight

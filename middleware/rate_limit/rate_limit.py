@@ -1,4 +1,4 @@
-"""RateLimit: how much one client, sender or account may send in a time, by the ``limits`` library."""
+"""RateLimit: limits on connections, messages, recipients, bytes and failed logins, by the ``limits`` library."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
-from gevent.monkey import get_original
-
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError, ConnectionLost
+from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._pause import waiting
-from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
+from greensmtp.middleware._validate import check_choice, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.middleware.rate_limit.keys import BY, By, On, make_key
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
-from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
@@ -25,93 +24,73 @@ from greensmtp.signals import handler_name
 if TYPE_CHECKING:
     from limits import RateLimitItem
 
-By = Literal["address", "network", "identity", "sender", "recipient"]
-On = Literal["connections", "messages", "recipients", "bytes", "auth_failures"]
 Strategy = Literal["moving-window", "fixed-window", "sliding-window-counter"]
 
-#: What is counted -> by what it can be counted: what is known at that moment.
-_KNOWN: Mapping[str, tuple[str, ...]] = {
-    "connections": ("address", "network"),
-    "messages": ("address", "network", "identity", "sender"),
-    "recipients": ("address", "network", "identity", "sender", "recipient"),
-    "bytes": ("address", "network", "identity", "sender"),
-    "auth_failures": ("address", "network"),
-}
-
-#: What is counted -> the refusal, when there has been enough of it.
+#: on -> the refusal
 _SPENT: Mapping[str, Reply] = {
     "connections": Reply(421, "4.7.0 Too many connections in a short time, try again later"),
     "messages": Reply(450, "4.7.1 Too many messages in a short time, try again later"),
     "recipients": Reply(450, "4.7.1 Too many recipients in a short time, try again later"),
-    "bytes": Reply(450, "4.7.1 Too many octets in a short time, try again later"),
+    "bytes": Reply(450, "4.7.1 Too many bytes in a short time, try again later"),
     "auth_failures": Reply(454, "4.7.0 Too many failed attempts to authenticate, try again later"),
 }
 _NEVER = Reply(552, "5.3.4 Message exceeds your byte quota")
 
-#: The refusals when the storage cannot be asked and ``fail_open`` is false.
+#: The refusals where the storage cannot be asked and ``fail_open`` is false.
 _UNKNOWN = Reply(451, "4.3.0 Limits cannot be checked just now, try again later")
 _UNKNOWN_AT_AUTH = Reply(454, "4.7.0 Limits cannot be checked just now, try again later")
 
-#: What is counted -> the bits of an address that count for ``by="address"``: the whole of an IPv4 address, and of an
-#: IPv6 address what its host cannot choose (RFC 6177).
-_PREFIXES = {"address": (32, 64), "network": (24, 64)}
-
-#: A moving window remembers every hit.
+#: The most that a moving window, which remembers every hit, may allow.
 _MAX_MOVING = 100_000
 
-#: A key that is longer is hashed: what a client says of itself must not fill a storage.
+#: Longer keys are hashed: text from a client must not fill a storage.
 _MAX_KEY = 128
 
-#: Replies to AUTH behind which there may have been a guess. (An OAuth client that is told of its token's failure by a
-#: challenge may answer what it likes, ``*`` or no base64: RFC 7628 section 3.2.3.)
+#: Replies to AUTH that count as a failed attempt. Not 535 alone: an OAuth client that learns of the failure from a
+#: challenge may answer anything, such as ``*`` or no base64 (RFC 7628 section 3.2.3).
 _FAILED = frozenset({421, 500, 501, 535})
 
 _GREETED = State.GREETED
 
 _numbers = itertools.count(1)
 
-#: ``(session, command) -> key``; None: this one is not limited.
-Key = Callable[[Session, Command], str | None]
-
 
 class RateLimit:
-    """Refuses what is more than so much in a time.
+    """Refuses what exceeds a limit in a window of time.
 
-    ``RateLimit("100/minute")`` takes a hundred messages a minute from each address. Limits are written as the
-    ``limits`` library has them, several with a semicolon: ``"100/minute; 1000/hour"``.
+    ``RateLimit("100/minute")`` accepts a hundred messages a minute from each address. Limits have the syntax of the
+    ``limits`` library, several with a semicolon between them: ``"100/minute; 1000/hour"``.
 
-    ``on`` says what is counted, and so when the refusal comes:
+    ``on`` is what is counted, which determines where the refusal comes:
 
     - ``"connections"``: 421 at ACCEPT, which comes before TLS.
-    - ``"messages"``: 450 at MAIL once there were enough. Each MAIL in its place counts, as it does in Postfix: one who
-      tries addresses and never sends has had his share, too.
-    - ``"recipients"``: 450 at RCPT. Those who are refused count, too: guessing addresses has its price.
-    - ``"bytes"``: 450 at MAIL when there is nothing left, or less than SIZE announces; 552 where SIZE announces more
-      than would ever be left. What the message really had is counted at the end of its data; if that is more than is
-      left, it is refused there, and all is spent.
-    - ``"auth_failures"``: 454 at AUTH once there were enough attempts that failed: with 535, with an answer that is
-      malformed, or ``*``, or because the client has gone away in the midst of it. Those under way at the moment are
-      taken for failures, so that trying many at once gets no further than one by one; further ones wait for them, up to
-      ten seconds.
+    - ``"messages"``: 450 at MAIL. Every MAIL in its place counts, as in Postfix, whether or not a message follows.
+    - ``"recipients"``: 450 at RCPT. Refused recipients count as well, since they may be guesses.
+    - ``"bytes"``: 450 at MAIL when nothing is left, or less than SIZE announces; 552 when SIZE exceeds the limit
+      itself. The size of the message is counted at the end of its data. If it exceeds what is left, the message is
+      refused, and the limit is used up.
+    - ``"auth_failures"``: 454 at AUTH. An attempt fails with 535, with a malformed answer or ``*``, or when the client
+      disconnects before its end. Attempts under way count as failures, so that many at once get no further than one
+      after the other; further attempts wait for them, up to ten seconds.
 
-    ``by`` says who is counted: ``"address"``, ``"network"``, ``"identity"`` (who has authenticated), ``"sender"``,
-    ``"recipient"`` (only on recipients), or a function of the session that gives a str. Who has none is not limited:
-    a client on a unix socket has no address, one that has not authenticated no identity, the null sender no name, and
-    the function may give None.
+    ``by`` is the key: ``"address"``, ``"network"``, ``"identity"`` (the authenticated user), ``"sender"``,
+    ``"recipient"`` (on recipients only), or a function of the session that returns a str. What has no key is not
+    limited: clients on unix sockets have no address, clients that have not authenticated no identity, the null sender
+    has no name, and the function may return None.
 
     :param limit: one or several limits: ``"10/second"``, ``"100 per 5 minutes"``.
     :param strategy: ``"moving-window"`` (exact, and the default), ``"fixed-window"``, or ``"sliding-window-counter"``
-        (the default for bytes, of which a moving window would have to remember each).
-    :param storage: ``"memory://"`` counts in this process; ``"redis://host:6379"`` for all machines that use it.
-    :param fail_open: whether what is to be limited passes when the storage cannot be asked. Mail must flow: true, but
-        for ``on="auth_failures"``, where it would give guessing free.
-    :param name: limits of the same name, text, ``by`` and ``on`` count together where they share a storage. In memory
-        one that has no name counts alone.
-    :param ipv4_prefix, ipv6_prefix: how many bits of an address count: 32 and 64 by ``"address"``, since an IPv6 host
-        has a /64 to choose its addresses from; 24 and 64 by ``"network"``.
-    :param timeout: seconds that connecting to the storage may take, and a question to it as well.
-    :param code, message: the refusal, instead of the usual one. (421 closes the connection.)
-    :raises ValueError: an argument is out of range, or one does not go with another.
+        (the default for bytes, since a moving window remembers every hit).
+    :param storage: ``"memory://"`` counts in this process, ``"redis://host:6379"`` over all machines that use it.
+    :param fail_open: pass commands on when the storage cannot be asked. Default: True, so that mail flows; False for
+        ``on="auth_failures"``, where it would allow guessing.
+    :param name: limits with the same name, text, ``by`` and ``on`` count together if they share a storage. In memory a
+        limit without a name counts alone.
+    :param ipv4_prefix, ipv6_prefix: the prefix lengths of a key: 32 and 64 by ``"address"`` (an IPv6 host chooses its
+        addresses from a /64), 24 and 64 by ``"network"``.
+    :param timeout: seconds to connect to the storage, and again seconds for its answer.
+    :param code, message: the refusal, instead of the usual one. 421 closes the connection.
+    :raises ValueError: an argument is out of range, or two do not go together.
     :raises ModuleNotFoundError: a library is missing; the text says which extra to install.
     """
 
@@ -133,8 +112,8 @@ class RateLimit:
     ) -> None:
         self.limit = limit
         self.on = check_choice("on", on, _SPENT)
-        self.by = by if callable(by) else check_choice("by", by, _PREFIXES | dict.fromkeys(_KNOWN["recipients"]))
-        self._key = self._make_key(ipv4_prefix, ipv6_prefix)
+        self.by = by if callable(by) else check_choice("by", by, BY)
+        self._key = make_key(self.on, self.by, ipv4_prefix, ipv6_prefix)
         self.fail_open = on != "auth_failures" if fail_open is None else check_flag("fail_open", fail_open)
         self._refusal = make_refusal(code, message, _SPENT[on])
         self._unknown = _UNKNOWN_AT_AUTH if on == "auth_failures" else _UNKNOWN
@@ -150,49 +129,27 @@ class RateLimit:
         if strategy == "moving-window":
             if on == "bytes":
                 raise ValueError(
-                    'on="bytes" takes "sliding-window-counter" or "fixed-window": no window remembers octets'
+                    'on="bytes" takes "sliding-window-counter" or "fixed-window": a moving window remembers every byte'
                 )
             if max(item.amount for item in self._items) > _MAX_MOVING:
-                raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; take "sliding-window-counter" for more')
+                raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; pass "sliding-window-counter" for more')
         if not name and str(storage).startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
-        #: What its keys begin with in the storage.
+        #: The prefix of its keys in the storage.
         self._name = f"{name}/{self.on}/{self._by_name}"
         self._store = open_store(storage, timeout, self._name)
         self._limiter = STRATEGIES[strategy](self._store.storage)
 
-        #: Key -> attempts to authenticate that are under way here. (The real lock, in a patched process too; never held
-        #: across a switch.)
-        self._under_way: dict[str, int] = {}
-        self._counting = get_original("_thread", "allocate_lock")()
+        #: Attempts to authenticate.
+        self._in_flight = InFlight()
 
         self._stages = self._make_stages()
-        #: The commands that it wants to see.
+        #: The commands that pass through here.
         self.verbs = tuple(self._stages)
 
-    def _make_key(self, ipv4_prefix: int | None, ipv6_prefix: int | None) -> Key:
-        by = self.by
-        if callable(by):
-            function = by
-            return lambda session, command: function(session)
-        if by not in _KNOWN[self.on]:
-            known = ", ".join(map(repr, _KNOWN[self.on]))
-            raise ValueError(f"on={self.on!r} takes by={known} or a function: {by!r} is not known then")
-        if by not in _PREFIXES:
-            return _KEYS[by]
-        prefixes = _PREFIXES[by]
-        ipv4 = prefixes[0] if ipv4_prefix is None else check_count("ipv4_prefix", ipv4_prefix, most=32)
-        ipv6 = prefixes[1] if ipv6_prefix is None else check_count("ipv6_prefix", ipv6_prefix, most=128)
-
-        def network(session: Session, command: Command) -> str | None:
-            host = session.peer_host
-            return None if host is None else network_around(host, ipv4, ipv6)
-
-        return network
-
     def _make_stages(self) -> Mapping[str, Callable[[Session, Command, Proceed], Reply]]:
-        """Verb -> what is done then."""
+        """Return verb -> handler."""
         if self.on == "connections":
             return {ACCEPT: self._count}
         if self.on == "recipients":
@@ -202,28 +159,28 @@ class RateLimit:
         if self.on == "messages":
             return {"MAIL": self._count_message}
         return {
-            "MAIL": self._look_ahead,
-            "DATA": self._expect_octets,
-            "BDAT": self._expect_octets,
-            END_OF_DATA: self._count_octets,
+            "MAIL": self._check_size,
+            "DATA": self._begin_data,
+            "BDAT": self._begin_data,
+            END_OF_DATA: self._count_bytes,
         }
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Count, and let pass or refuse."""
+        """Count the command, and pass it on or refuse it."""
         return self._stages[command.verb](session, command, proceed)
 
-    # What is done at each stage
+    # The commands
 
     def _count(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         return self._ask(session, command, self._hit) or proceed(session, command)
 
     def _count_recipient(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         if session.from_ is None or command.error is not None:
-            return proceed(session, command)  # it is refused, and was no attempt
+            return proceed(session, command)  # it will be refused, and counts for nothing
         return self._count(session, command, proceed)
 
-    def _look_ahead(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """MAIL: is there room for what it announces?"""
+    def _check_size(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """MAIL: compare the announced size with what is left."""
         if command.error is not None or session.state is not _GREETED:
             return proceed(session, command)
         cost = _announced_size(command)
@@ -233,17 +190,17 @@ class RateLimit:
 
     def _count_message(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.error is not None or session.state is not _GREETED:
-            return proceed(session, command)  # it is refused, and begins nothing
+            return proceed(session, command)  # it will be refused, and begins no transaction
         return self._ask(session, command, self._hit) or proceed(session, command)
 
-    def _expect_octets(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """DATA: forget how the last message was counted."""
+    def _begin_data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """DATA and BDAT: forget the verdict on the last message."""
         if session.state is State.RECIPIENTS and command.error is None:  # it is in its place
             session.notes.pop(self, None)
         return proceed(session, command)
 
-    def _count_octets(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """END-OF-DATA: LMTP has one for each recipient, of one and the same message."""
+    def _count_bytes(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """END-OF-DATA: count a message once, even though LMTP has one END-OF-DATA for each recipient."""
         if self not in session.notes:
             size = max(1, session.message.size) if session.message is not None else 1
             session.notes[self] = self._ask(session, command, self._spend, size)
@@ -264,43 +221,35 @@ class RateLimit:
                 self._ask(session, command, self._hit)
                 raise
             if reply.code in _FAILED:
-                self._ask(session, command, self._hit)  # what is too much is told next time
+                self._ask(session, command, self._hit)  # a limit that is reached shows at the next attempt
             return reply
         finally:
-            self._add(key, -1)
+            self._in_flight.end(key)
 
     def _begin_attempt(self, session: Session, command: Command, key: str) -> Reply | None:
-        """Count an attempt in; the refusal, if there is no room for it.
+        """Begin an attempt; return the refusal when the limit is reached.
 
-        Where attempts under way take all the room, it waits for them: several users may log in at the same time.
+        Where attempts under way use up the limit, wait for them: several users may log in at the same time.
         """
         wait = waiting(session)
         while True:
             try:
-                refusal = self._ask(session, command, self._test, self._add(key, 1))
+                refusal = self._ask(session, command, self._test, self._in_flight.begin(key))
             except BaseException:
-                self._add(key, -1)
+                self._in_flight.end(key)
                 raise
             if refusal is None:
                 return None
-            others = self._add(key, -1)
+            others = self._in_flight.end(key)
             if not others or self._ask(session, command, self._test) is not None or not wait():
                 return refusal
-
-    def _add(self, key: str, number: int) -> int:
-        """Count an attempt in, or out; gives how many are under way."""
-        with self._counting:
-            count = self._under_way.pop(key, 0) + number
-            if count:
-                self._under_way[key] = count
-            return count
 
     # Questions to the storage
 
     def _ask(
         self, session: Session, command: Command, question: Callable[[str, int], bool], cost: int = 1
     ) -> Reply | None:
-        """The refusal; None: it may pass."""
+        """Ask the storage; return the refusal, None if the command may pass."""
         key = self._key(session, command)
         if key is None:
             return None
@@ -318,11 +267,11 @@ class RateLimit:
         items = self._items
         if len(items) == 1:
             return self._limiter.hit(items[0], self._name, key, cost=cost)
-        # What one of several limits refuses must not use the others up.
+        # Test first: a command that one limit refuses must not use up the others.
         return self._test(key, cost) and all(self._limiter.hit(item, self._name, key, cost=cost) for item in items)
 
     def _spend(self, key: str, cost: int) -> bool:
-        """A hit that has been taken already: what is too much for the limit uses it up."""
+        """Count bytes that have arrived already: what exceeds a limit uses it up."""
         if self._hit(key, cost):
             return True
         for item in self._items:
@@ -353,24 +302,6 @@ def _read_limits(limit: str) -> list[RateLimitItem]:
 
 
 def _announced_size(command: Command) -> int:
-    """What SIZE= announces (RFC 1870 section 6.1), or 1."""
+    """Return the value of SIZE= (RFC 1870 section 6.1), or 1."""
     size = command.address.parameters.get("SIZE") if isinstance(command, PathCommand) else None
     return max(1, int(size)) if size is not None and size.isascii() and size.isdigit() and len(size) <= 20 else 1
-
-
-def _identity(session: Session, command: Command) -> str | None:
-    identity = session.identity
-    return None if identity is None else str(getattr(identity, "authcid", identity)).casefold()
-
-
-def _sender(session: Session, command: Command) -> str | None:
-    sender = command.address if command.verb == "MAIL" and isinstance(command, PathCommand) else session.from_
-    return sender.casefold() if sender else None
-
-
-def _recipient(session: Session, command: Command) -> str | None:
-    return command.address.casefold() if isinstance(command, PathCommand) else None
-
-
-#: Who is counted -> the key.
-_KEYS: Mapping[str, Key] = {"identity": _identity, "sender": _sender, "recipient": _recipient}

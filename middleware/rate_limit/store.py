@@ -1,6 +1,6 @@
-"""Where limits are counted: in memory, or on a server, which may be down.
+"""The stores that limits are counted in: memory, or a server that may be down.
 
-Imports the ``limits`` library when a store is opened.
+The ``limits`` library is imported when a store is opened.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ logger = logging.getLogger("greensmtp.limits")
 
 Answer = TypeVar("Answer")
 
-#: Seconds until a server that could not be asked is tried again, at first and at last.
+#: Seconds until a server that failed is tried again: the first pause, and the longest.
 _FIRST_PAUSE = 1.0
-_LAST_PAUSE = 30.0
+_MAX_PAUSE = 30.0
 
-#: The URIs that redis-py serves, and so the ones that its time-outs can be given to.
+#: The schemes of redis-py, which takes our timeouts.
 _REDIS = frozenset({"redis", "rediss", "redis+unix"})
 
 
 class Unavailable(Exception):
-    """The store cannot be asked just now."""
+    """The store cannot be asked now."""
 
 
 class Store:
     """A storage of the limits library.
 
-    In memory it is asked right away. On a server it is asked within a time-out, in gevent's thread pool unless sockets
-    are patched, so that the hub never waits. When it fails it is left alone for a while, longer each time; then one
-    question tries it, while all others are told at once that it is not available.
+    Memory is asked at once. A server is asked with a timeout, and in gevent's thread pool unless sockets are patched,
+    so that the hub never blocks. A server that fails is not asked for a pause, which doubles each time. Then one
+    question tries it again, while all others fail at once.
     """
 
     def __init__(
         self, storage: Storage, shown: str, timeout: float | None, secrets: frozenset[str] = frozenset()
     ) -> None:
         """
-        :param shown: what it is called in a log: no secrets.
-        :param timeout: seconds for a question; None: it is in memory, and does not wait.
-        :param secrets: what no log may show.
+        :param shown: its name in logs, without secrets.
+        :param timeout: seconds for a question; None: it is in memory.
+        :param secrets: texts that no log may show.
         """
         self.storage = storage
         self.shown = shown
@@ -64,9 +64,9 @@ class Store:
         self._try_at = 0.0
 
     def ask(self, question: Callable[[str, int], Answer], key: str, cost: int) -> Answer:
-        """Call ``question``, which asks the storage something about a key.
+        """Call ``question`` with a key and a cost, and return its answer.
 
-        :raises Unavailable: it cannot be asked.
+        :raises Unavailable: the store cannot be asked.
         """
         if self._timeout is None:
             return question(key, cost)
@@ -82,9 +82,9 @@ class Store:
         except Unavailable:
             raise
         except (Exception, SystemExit) as error:
-            self._has_failed(error, trying)
+            self._note_failure(error, trying)
             raise Unavailable from None
-        self._has_answered()
+        self._note_answer()
         return answer
 
     def _call(self, question: Callable[[], Answer], trying: bool) -> Answer:
@@ -93,14 +93,14 @@ class Store:
         return in_thread_pool(self._attempt, question, trying)
 
     def _attempt(self, question: Callable[[], Answer], trying: bool) -> Answer:
-        """Runs in the thread pool."""
+        """Ask the question. Runs in the thread pool."""
         if self._down and not trying:
-            raise Unavailable  # it had to wait for a thread, and need not find out once more
+            raise Unavailable  # the server failed while this call waited for a thread
         return question()
 
-    def _has_failed(self, error: BaseException, trying: bool) -> None:
+    def _note_failure(self, error: BaseException, trying: bool) -> None:
         if trying:
-            self._pause = min(self._pause * 2, _LAST_PAUSE)
+            self._pause = min(self._pause * 2, _MAX_PAUSE)
         self._try_at = monotonic() + self._pause
         if not self._down:
             self._down = True
@@ -112,11 +112,11 @@ class Store:
             )
 
     def _text(self, error: BaseException) -> str:
-        """What an error says; old versions of Redis quote the command that they do not know, password and all."""
+        """Return an error's text without secrets: old versions of Redis quote unknown commands, passwords included."""
         text = str(error)
-        return "its text quotes a secret" if any(secret in text for secret in self._secrets) else shown(text)
+        return "text left out: it quotes a secret" if any(secret in text for secret in self._secrets) else shown(text)
 
-    def _has_answered(self) -> None:
+    def _note_answer(self) -> None:
         if self._down:
             self._down = False
             self._pause = _FIRST_PAUSE
@@ -127,14 +127,14 @@ _stores: WeakValueDictionary[tuple[str, str | float], Store] = WeakValueDictiona
 
 
 def open_store(uri: str, timeout: float, owner: str) -> Store:
-    """The store of this URI: ``"memory://"``, or a storage that the limits library knows: ``"redis://host:6379"``.
+    """Return the store of a URI: ``"memory://"``, or one of the limits library, such as ``"redis://host:6379"``.
 
-    In memory one for each owner: what is kept is bounded, and nobody shall have his failures forgotten by filling up
-    another limit with keys. On a server one for each URI. A server is not connected to before it is asked.
+    In memory there is one store for each owner: memory is bounded, and keys in one limit must not push out failures in
+    another. On a server there is one for each URI. It is connected to when it is asked.
 
-    :param owner: the name of a limit, which those that count together have in common.
+    :param owner: the name that limits have in common which count together.
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
-    :raises ValueError: not such a URI.
+    :raises ValueError: the URI is invalid; the text shows no secret.
     """
     key = (uri, owner if str(uri).startswith("memory:") else timeout)
     store = _stores.get(key)
@@ -144,7 +144,7 @@ def open_store(uri: str, timeout: float, owner: str) -> Store:
 
 
 def shown_uri(uri: str) -> str:
-    """Return a URI without what may be secret in it: user, password, options.
+    """Return a URI without the parts that may be secret: user, password, options.
 
     An ``@`` behind the host may mean that a password with a ``/``, ``?`` or ``#`` in it was not quoted: then only the
     scheme is shown.
@@ -156,7 +156,7 @@ def shown_uri(uri: str) -> str:
 
 
 def _secrets(uri: str) -> frozenset[str]:
-    """The passwords in a URI, as they stand there and as they are sent."""
+    """Return the passwords in a URI, quoted and unquoted."""
     parts = urlsplit(uri)
     options = parse_qsl(parts.query)
     found = [parts.password or "", *(value for name, value in options if "password" in name.lower())]
@@ -165,12 +165,12 @@ def _secrets(uri: str) -> frozenset[str]:
 
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
-        # What was given is not shown: it may be a URI with a password that lacks a slash.
+        # The value is not shown: it may be a URI with a password that lacks a slash.
         raise ArgumentError("storage", "takes 'memory://' or a URI like 'redis://localhost:6379', with '://' in it")
     try:
         name = shown_uri(uri)
     except ValueError:
-        raise ArgumentError("storage", "is not a URI that can be read") from None  # nor one to be shown
+        raise ArgumentError("storage", "is not a valid URI") from None  # and is not shown
     scheme = uri.partition("://")[0]
     import_limits()
     if scheme == "memory":
@@ -182,25 +182,23 @@ def _open(uri: str, timeout: float) -> Store:
 
     try:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
-    # Not chained: the library's text may quote the URI, password and all.
+    # Not chained: the library's text may quote the URI, password included.
     except ConfigurationError:
-        raise ArgumentError(
-            "storage", f"{name!r} is not one that limits can open; it takes memory:// or redis://"
-        ) from None
+        raise ArgumentError("storage", f"{name!r} is not supported by limits; pass memory:// or redis://") from None
     except ValueError:
-        raise ArgumentError("storage", f"{name!r} is not a URI that its library can read") from None
+        raise ArgumentError("storage", f"{name!r} is not a URI that its library accepts") from None
     if not isinstance(storage, Storage):
-        raise ArgumentError("storage", f"{name!r} is for asyncio; take the URI without async+")
-    # A connection and a command have the time-out each.
+        raise ArgumentError("storage", f"{name!r} is for asyncio; pass the URI without async+")
+    # Twice the timeout: a question may connect, and then send a command.
     store = Store(storage, name, 2 * timeout, _secrets(uri))
     close = getattr(getattr(storage, "storage", None), "close", None)
     if callable(close):
-        finalize(store, close).atexit = False  # with the store go its connections
+        finalize(store, close).atexit = False  # the connections are closed with the store
     return store
 
 
 def import_limits() -> Any:
-    """The limits library.
+    """Import the limits library.
 
     :raises ModuleNotFoundError: it is missing; the text says what to install.
     """
@@ -218,7 +216,7 @@ def _redis_options(timeout: float) -> dict[str, Any]:
         from redis.retry import Retry
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("a redis:// storage needs redis: pip install 'greensmtp[redis]'") from error
-    # Once more at once, for a kept connection that the server has closed meanwhile; what takes too long is not
-    # tried again, and nothing sleeps in between: the pause is ours.
+    # One retry at once, for a kept connection that the server has closed. Timeouts are not retried, and no backoff
+    # sleeps: the pause is ours.
     retry = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     return {"socket_connect_timeout": timeout, "socket_timeout": timeout, "retry": retry, "key_prefix": "greensmtp"}

@@ -25,7 +25,7 @@ PATIENCE = 20.0
 
 
 def free_port() -> int:
-    """A port that nobody has, for servers that cannot choose one themselves."""
+    """Return a free port, for servers that cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -33,7 +33,7 @@ def free_port() -> int:
 
 
 def wait_for(address: Any, log: Any = None) -> None:
-    """Until somebody accepts connections there."""
+    """Wait until connections to the address are accepted."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
     with Timeout(PATIENCE, AssertionError(f"nobody answers at {address}: {log() if log else ''}")):
         while True:
@@ -47,7 +47,7 @@ def wait_for(address: Any, log: Any = None) -> None:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """One that other users may enter (pytest's own are closed to them)."""
+    """A folder that other users may enter (pytest's own are closed to them)."""
     path = Path(tempfile.mkdtemp(prefix="greensmtp-"))
     path.chmod(0o755)
     try:
@@ -133,7 +133,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
 
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[Any]:
-    """A server that says its port on its first line, and ends when its input does."""
+    """Start a server that prints its port on its first line, and ends when its input does."""
     process: Any = Popen(command, stdin=PIPE, stdout=PIPE, **options)
     out = process.stdout
     try:
@@ -181,7 +181,7 @@ sys.stdin.read()
 
 @contextmanager
 def aiosmtpd() -> Iterator[int]:
-    """aiosmtpd, in a Python of its own."""
+    """Start aiosmtpd, in a Python of its own."""
     with running([sys.executable, "-W", "ignore", "-c", AIOSMTPD]) as port:
         yield port
 
@@ -216,7 +216,7 @@ process.stdin.resume().on('end', () => process.exit());
 
 @contextmanager
 def node_smtp_server(modules: Path, certificate: Any, protocol: str = "smtp") -> Iterator[int]:
-    """node's smtp-server."""
+    """Start node's smtp-server."""
     command = [find("node"), "-e", SMTP_SERVER, protocol, str(certificate.keyfile), str(certificate.certfile)]
     with running(command, env={**os.environ, "NODE_PATH": str(modules)}) as port:
         yield port

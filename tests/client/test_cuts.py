@@ -1,4 +1,4 @@
-"""Whole dialogues, cut between any two octets of what the server says: SASL, STARTTLS, a message."""
+"""Whole dialogues, cut between any two bytes of the server's output: SASL, STARTTLS, a message."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FROM, TO = "a@example.com", "b@example.com"
 
 
 def dialogue(offers: str, *turns: tuple[str, str]) -> Callable[[Script], None]:
-    """Greet; what the client says, and the answer to it; NOOP and QUIT, to see that both are in step still."""
+    """Return a script: the banner, pairs of command and reply, and NOOP and QUIT to see that both sides are in step."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING", offers)
@@ -35,7 +35,7 @@ def dialogue(offers: str, *turns: tuple[str, str]) -> Callable[[Script], None]:
 
 TOKEN = {"XOAUTH2": "user=jo\x01auth=Bearer t\x01\x01", "OAUTHBEARER": "n,a=jo,\x01auth=Bearer t\x01\x01"}
 
-#: mechanism -> what the client says, and the answers
+#: mechanism -> pairs of command and reply
 GOOD: dict[str, list[tuple[str, str]]] = {
     "PLAIN": [(f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235-2.7.0 in\r\n235 2.7.0 at last")],
     "LOGIN": [
@@ -133,7 +133,7 @@ def test_scram(converse: Converse, prove: bool) -> None:
 
 @pytest.fixture(scope="module")
 def contexts(certificate: Certificate) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The client's and the server's."""
+    """The client's and the server's TLS context."""
     ours: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     theirs: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(str(certificate.certfile), str(certificate.keyfile))
@@ -141,7 +141,7 @@ def contexts(certificate: Certificate) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class Records:
-    """A Script's socket in TLS, over octets that the script sends, and therefore cuts, itself."""
+    """A Script's socket in TLS. The script sends the TLS records itself, and so can cut them."""
 
     def __init__(self, script: Script, context: ssl.SSLContext) -> None:
         self._script = script
@@ -179,7 +179,7 @@ class Records:
 
 
 def in_tls(script: Script, context: ssl.SSLContext) -> None:
-    """STARTTLS, and a dialogue in TLS."""
+    """Answer STARTTLS, and run a dialogue in TLS."""
     script.greet("STARTTLS")
     script.expect("STARTTLS")
     script.say("220-2.0.0 ready", "220 2.0.0 go")
@@ -193,7 +193,7 @@ def in_tls(script: Script, context: ssl.SSLContext) -> None:
 
 
 def test_starttls(converse: Converse, cuts: Cuts, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    """Cut what is said in the clear, and, in fewer places, the handshake and what follows it."""
+    """Cut the plaintext, and, in fewer places, the handshake and what follows it."""
     ours, theirs = contexts
     spoken = len(
         "220 mx.example.com ESMTP\r\n250-mx.example.com\r\n250 STARTTLS\r\n220-2.0.0 ready\r\n220 2.0.0 go\r\n"
@@ -220,7 +220,7 @@ def test_starttls(converse: Converse, cuts: Cuts, contexts: tuple[ssl.SSLContext
 def test_text_before_the_handshake(
     converse: Converse, cuts: Cuts, contexts: tuple[ssl.SSLContext, ssl.SSLContext], extra: str
 ) -> None:
-    """CVE-2011-0411, wherever the cut falls: never taken for what is said in TLS."""
+    """CVE-2011-0411: at no cut is plaintext taken for text within TLS."""
     ours, theirs = contexts
 
     def script(script: Script) -> None:
@@ -265,7 +265,7 @@ def test_a_message(converse: Converse) -> None:
     converse.at_every_cut(script, client)
 
 
-def test_354_for_nobody(converse: Converse) -> None:
+def test_354_without_recipients(converse: Converse) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")

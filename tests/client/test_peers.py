@@ -1,4 +1,4 @@
-"""The client against the servers that are out there."""
+"""The client against real servers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BODY = b"Subject: dots\r\n\r\n.\r\n..\r\n.x\r\nend"
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ExitStack]:
-    """What the module has started, to be stopped at its end."""
+    """Servers that the module started, stopped at its end."""
     with ExitStack() as stack:
         yield stack
 
@@ -45,7 +45,7 @@ def context(certificate: Certificate) -> Any:
 
 @pytest.fixture(scope="module")
 def arrived(stack: ExitStack) -> Any:
-    """A server of ours, behind postfix: its port, and the queue of what arrives."""
+    """A greensmtp server that Postfix relays to: its port, and the queue of what arrives."""
     queue: Any = Queue()
     server = SMTPServer(("127.0.0.1", 0), hostname="next.example.com")
 

@@ -182,7 +182,7 @@ def test_answers(fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pyte
         peer.expect(reply, "250")
     assert "sesame" not in caplog.text
     assert PLAIN_JO not in caplog.text
-    assert ("a line without end" in caplog.text) == ("x" * 1000 in answer)
+    assert ("a line of more than" in caplog.text) == ("x" * 1000 in answer)
 
 
 def test_answers_cut_at_every_octet(fake: Fake, peer_of: Any) -> None:

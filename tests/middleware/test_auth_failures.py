@@ -12,9 +12,9 @@ from gevent.event import Event
 
 from greensmtp.middleware import Auth
 from greensmtp.middleware._accounts import account_of
+from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
 from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM, Attempt, AttemptLimits
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable
-from greensmtp.middleware.auth.failure_counter import AttemptLimiter
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
 from tests.helpers import auth_plain
@@ -197,7 +197,7 @@ def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: 
 def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("greensmtp.middleware._pause._LONGEST_WAIT", 0.0)
+    monkeypatch.setattr("greensmtp.middleware._pause._MAX_WAIT", 0.0)
     auth = Auth({"jo": "x"}, allow_plaintext=True, failures_by_client="1/minute", failures_by_account=None)
     server = smtp_server(start=False, middleware=[auth])
     with dial(server, source=("192.0.2.1", 1)) as slow, dial(server, source=("192.0.2.1", 2)) as other:
@@ -210,7 +210,7 @@ def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
         slow.line("*")
         slow.expect("501")
     assert auth._limits.by_client is not None
-    assert not auth._limits.by_client.may_give_back("192.0.2.1")
+    assert not auth._limits.by_client.has_attempts_in_flight("192.0.2.1")
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    monkeypatch.setattr("greensmtp.middleware.auth.auth.pause", lambda session, seconds: waited.append(seconds))
+    monkeypatch.setattr("greensmtp.middleware.auth.exchange.pause", lambda session, seconds: waited.append(seconds))
     server, check = make(smtp_server, failures_by_account="2/minute", timeout=0.5)
     attempt(server, "jo", "sesame", "192.0.2.1")
     for number in range(2 * SLOW_FROM):
@@ -345,7 +345,8 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
 def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
     limits = AttemptLimits(None, "1/minute", clock=Clock())
     seconds = {
-        name: [Attempt(limits, f"10.0.{number}.1").claim(name) for number in range(30)] for name in ("jo", "nobody")
+        name: [Attempt(limits, f"10.0.{number}.1").count_for_account(name) for number in range(30)]
+        for name in ("jo", "nobody")
     }
     assert seconds["jo"] == seconds["nobody"]
 
@@ -357,7 +358,7 @@ def test_what_is_remembered_of_successes_is_bounded_and_ends(monkeypatch: pytest
     for number in range(50):
         attempt = Attempt(limits, f"192.0.2.{number}")
         assert attempt.begin()
-        assert attempt.claim("jo") == 0.0
+        assert attempt.count_for_account("jo") == 0.0
         attempt.succeed()
     assert len(limits._known) == 10
     assert limits.knows("jo", "192.0.2.49")
@@ -463,15 +464,16 @@ def test_it_is_bounded() -> None:
     assert not failures.take("999")
     assert failures.take("0")  # forgotten early
     clock.now += 60
-    assert failures.take("x")
-    assert len(failures) == 1
+    for number in range(5):  # each new key drops two that are over
+        assert failures.take(f"new {number}")
+    assert len(failures) == 5
 
 
 @pytest.mark.parametrize(
     "limit", ["10/minute", "1/second", "5/15 minutes", "5 per 15 minutes", "100/hour", "1000/day", "3/2days"]
 )
 def test_limits(limit: str) -> None:
-    assert repr(AttemptLimiter(limit)) == f"Failures({limit!r})"
+    assert repr(AttemptLimiter(limit)) == f"AttemptLimiter({limit!r})"
 
 
 @pytest.mark.parametrize("limit", ["", "10", "minute", "0/minute", "1/0 minutes", "-1/minute", "1/fortnight", None, 10])

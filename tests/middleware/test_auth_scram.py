@@ -347,7 +347,7 @@ def test_keys_unlike_those_of_unknown_users_are_warned_of_once(
             peer.expect("501")
     (text,) = (text for text in caplog.messages if "SCRAM keys with" in text)
     assert text.startswith(
-        f"auth: SCRAM keys with {len(keys['salt'])} octets of salt and {keys.get('iterations', 4096)} "
+        f"auth: SCRAM keys with {len(keys['salt'])} bytes of salt and {keys.get('iterations', 4096)} "
     )
 
 
@@ -424,8 +424,8 @@ def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: Make
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
-        ("hunter2", ValueError, "secret must have at least 16 octets, not 7"),
-        (b"", ValueError, "secret must have at least 16 octets"),
+        ("hunter2", ValueError, "secret must have at least 16 bytes, not 7"),
+        (b"", ValueError, "secret must have at least 16 bytes"),
         (1234567890123456, TypeError, "secret must be bytes or a str, not int"),
     ],
 )

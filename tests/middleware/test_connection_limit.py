@@ -225,7 +225,7 @@ def test_nothing_is_kept_of_those_who_have_gone(smtp_server: MakeServer) -> None
             peer.expect("220")
         ends.wait()
     assert limit._counts == {}
-    assert not limit._forgotten
+    assert not limit._dropped
 
 
 def test_two_servers_with_one_limit_count_together(smtp_server: MakeServer) -> None:

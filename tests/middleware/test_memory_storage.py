@@ -81,8 +81,8 @@ def test_what_it_keeps_is_bounded_and_what_is_used_is_kept(strategy: str, clock:
         assert limiter.hit(item, "busy")
         for stranger in range(20):
             limiter.hit(item, f"{number}-{stranger}")
-        assert storage._weight <= 1000
-        assert storage._weight == sum(record.weight for record in storage._records.values())
+        assert storage._records.weight <= 1000
+        assert storage._records.weight == sum(record.weight for record in storage._records.values())
     assert not limiter.test(item, "busy")
     assert len(storage) <= 100
 
@@ -104,7 +104,7 @@ def test_what_is_over_makes_room(strategy: str, clock: Clock) -> None:
     limiter.clear(item, "one")
     assert limiter.hit(item, "one")
     storage.reset()
-    assert (len(storage), storage._weight) == (0, 0)
+    assert (len(storage), storage._records.weight) == (0, 0)
 
 
 def test_the_machines_clock_moves_no_window(monkeypatch: pytest.MonkeyPatch) -> None:

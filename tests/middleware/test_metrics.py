@@ -422,7 +422,7 @@ def test_metrics_are_told_over_http(told: tuple[SMTPServer, Metrics]) -> None:
     # (A client that blocks, so in another thread than the server's.)
     answer = get_hub().threadpool.apply(lambda: urllib.request.urlopen(url, timeout=10).read())
     assert parse(answer.decode())["greensmtp_commands_total{code=250,verb=EHLO}"] == 1
-    assert get(metrics, "/")[0] == b"HTTP/1.1 404 Not EntryPoint"
+    assert get(metrics, "/")[0] == b"HTTP/1.1 404 Not Found"
     post = b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     assert get(metrics, send=post)[0].startswith(b"HTTP/1.1 405 ")
 

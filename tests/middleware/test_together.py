@@ -196,14 +196,14 @@ def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, gre
         peer = greet(server)
         peer.line(RIGHT)
         peer.expect("235")
-    assert not limit._under_way
+    assert not limit._in_flight
 
 
 def test_filling_one_limit_has_another_forget_nothing(smtp_server: MakeServer, greet: Any) -> None:
     """What is kept is bounded; who can choose keys, such as recipients, must not drive out what he has done."""
     failures = RateLimit("1/hour", on="auth_failures")
     recipients = RateLimit("5/hour", by="recipient", on="recipients")
-    recipients._store.storage._max_weight = 100  # type: ignore[attr-defined]
+    recipients._store.storage._records.max_weight = 100  # type: ignore[attr-defined]
     server = accepting(smtp_server, failures, recipients, users())
     peer = greet(server)
     peer.line(WRONG)
