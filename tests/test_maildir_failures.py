@@ -179,7 +179,7 @@ def interrupt(server: SMTPServer, how: str) -> None:
 
 
 def throw(greenlet: Any, error: BaseException) -> None:
-    """From the hub, as a sweep and a kill do it."""
+    """Throw from the hub, as the deadline monitor and a kill do."""
     done = Event()
 
     def in_the_hub() -> None:

@@ -535,7 +535,7 @@ def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: Make
         other.hello()
         idle.hello()
         begin_data(sending)
-        sleep(SHORT / 4)  # a sweep has seen them
+        sleep(SHORT / 4)  # a check has seen them
         other.line("VRFY x")
         other.expect("252")
         idle.expect("250")

@@ -9,7 +9,7 @@ The rules of this file:
   reply comes then.
 - A refused BDAT ends the transaction, and its bytes are dropped: the next chunk must not pass for a message.
 - A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 section 4.2). Each is
-  written as soon as it is known: if the connection is cut off in between, the client knows who has the message.
+  written as soon as it is known: if the connection is cut off in between, the client knows which recipients have it.
 """
 
 from __future__ import annotations
