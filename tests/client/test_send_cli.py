@@ -128,7 +128,7 @@ def test_a_refused_connection_is_reported(files: list[Path]) -> None:
     [
         (["--server", "nonsense://x", "-"], "'--server'"),
         (["--server", "a:99999", "-"], "'--server'"),
-        (["--server", "smtps://a", "--server", "smtp://a", "-"], "one kind"),
+        (["--server", "smtps://a", "--server", "smtp://a", "-"], "the same scheme"),
         (["--user", "jo", "-"], "GREENSMTP_PASSWORD"),
         (["--user", "jo", "--password-file", "/nonexistent", "-"], "'--password-file'"),
         (["--user", "jo", "--password-file", "/dev/null", "-"], "the first line of '/dev/null' is empty"),
