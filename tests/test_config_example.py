@@ -115,7 +115,7 @@ def test_it_serves(serve: Serve, tmp_path: Path) -> None:
     assert len(server.mail) == 1
 
 
-DOCUMENT = (EXAMPLE.parent.parent / "docs" / "configuration.md").read_text("utf-8")
+DOCUMENT = (EXAMPLE.parent.parent / "docs" / "reference" / "configuration.md").read_text("utf-8")
 
 
 def test_the_document_names_every_key_that_is_not_a_limit() -> None:
