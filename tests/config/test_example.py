@@ -23,7 +23,7 @@ from greensmtp.server.limits import Limits
 
 Serve = Callable[..., Any]
 
-EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "greensmtp.toml"
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "greensmtp.toml"
 #: With what is commented out.
 WHOLE = re.sub(r"(?m)^#(?=[^\s#])", "", EXAMPLE.read_text("utf-8"))
 

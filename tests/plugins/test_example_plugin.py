@@ -18,7 +18,7 @@ from greensmtp import Ack, MessageStream, Session, SMTPServer
 
 pytestmark = pytest.mark.subprocess
 
-PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin"
+PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
 Serve = Callable[..., Any]
 
