@@ -4,16 +4,29 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test coverage lint format types imports check bench lock clean
+.PHONY: help serve test test-all fast mutants coverage lint format types imports check bench lock clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 serve: .venv/.serve ## run an SMTP server, full stack, on embedded defaults; options in ARGS
 	$(BIN)/greensmtp serve $(ARGS)
 
-test: .venv/.dev ## run the tests; options for pytest in ARGS
-	$(BIN)/pytest $(ARGS)
+# Two processes; tests of one xdist_group stay together, so that what measures is not measured by itself.
+PARALLEL := -n 2 --dist loadgroup
+
+test: .venv/.dev ## run the tests, two minutes on two cores; options for pytest in ARGS
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
+
+# A superset of `make test`: every cut of every input, and longer properties.
+test-all: .venv/.dev ## run every test, those marked exhaustive too; options for pytest in ARGS
+	$(BIN)/pytest $(PARALLEL) -m "" --hypothesis-profile=long $(ARGS)
+
+fast: .venv/.dev ## run the tests that start no process; options for pytest in ARGS
+	$(BIN)/pytest $(PARALLEL) -m "not exhaustive and not peer and not subprocess" $(ARGS)
+
+mutants: .venv/.dev ## change the code here and there, see whether tests notice: ARGS="chain --sample 20"
+	$(BIN)/python tests/mutation.py $(ARGS)
 
 coverage: .venv/.dev ## run the tests and show what they leave untouched
 	$(BIN)/coverage run -m pytest $(ARGS)
@@ -33,10 +46,21 @@ types: .venv/.dev ## mypy, strict
 imports: .venv/.dev ## who may import whom
 	$(BIN)/lint-imports --no-logo
 
-check: test lint types imports ## all of these, as CI does
+check: test lint types imports ## all of these; CI runs test-all instead of test
 
 bench: .venv/.dev ## measure the server beside a bare loop and its peers; options in ARGS (--help)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is an error
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html $(ARGS)
+
+# Beside dev.txt, and at the same versions: neither serving nor testing needs these.
+.venv/.docs: requirements/docs.txt .venv/.dev
+	@echo "Installing $< into .venv"
+	@$(PIP) install --require-hashes -r $<
+	@touch $@
+
+.PHONY: docs
 
 # One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp per lock file says
 # what has been installed, so that serving needs no test tools and nothing is installed twice.
@@ -57,8 +81,9 @@ lock: ## regenerate requirements/*.txt
 	.venv-lock/bin/pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(LOCK) requirements/serve.in --extra all -o requirements/serve.txt
 	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
+	$(LOCK) requirements/docs.in --extra all -o requirements/docs.txt
 
 clean: ## remove whatever make and the tools have made
-	rm -rf .venv .venv-lock .bench build dist *.egg-info .coverage .coverage.* htmlcov
+	rm -rf .venv .venv-lock .bench build dist docs/_build docs/reference/generated *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
-"""The pytest plugin that comes with greensmtp: the fixtures ``smtp_sink`` and ``make_smtp_sink``.
+"""greensmtp's pytest plugin: the fixtures ``smtp_sink`` and ``make_smtp_sink``.
 
-pytest imports this module in every run, wherever greensmtp is installed. So it stands beside the package, whose import
-brings gevent along, and imports it only when a fixture is used. Nothing is patched.
+pytest imports this module in every run if greensmtp is installed. So it is not inside the package, whose import would
+import gevent; the package is imported when a fixture is used. Nothing is patched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_smtp_sink() -> Iterator[Callable[..., SMTPSink]]:
-    """Make sinks with options: ``make_smtp_sink(tls="starttls", users={"jo": "secret"})``; see ``SMTPSink``."""
+    """Create sinks with options: ``make_smtp_sink(tls="starttls", users={"jo": "secret"})``; see ``SMTPSink``."""
     from greensmtp.testing import SMTPSink
 
     with ExitStack() as sinks:
@@ -27,9 +27,9 @@ def make_smtp_sink() -> Iterator[Callable[..., SMTPSink]]:
 
 @pytest.fixture
 def smtp_sink(make_smtp_sink: Callable[..., SMTPSink]) -> SMTPSink:
-    """A mail server on a free port of 127.0.0.1 that keeps what it gets, for tests of code that sends mail.
+    """A mail server on a free port of 127.0.0.1 that keeps all messages, for tests of code that sends mail.
 
     ``.host``, ``.port``, ``.messages``, ``.wait_for(to=, subject=)``, ``.refuse("RCPT", 451)``; see ``SMTPSink``. It
-    listens when the test begins.
+    is listening when the test starts.
     """
     return make_smtp_sink()

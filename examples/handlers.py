@@ -15,7 +15,7 @@ from email.message import Message
 import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer, in_thread_pool
 from greensmtp.predicates import authenticated, inside
-from greensmtp.protocol.command import Greeting
+from greensmtp.protocol.command import HelloCommand
 
 #: Our domains; clients that may send to other domains; the largest message in bytes, by the sender's domain and by
 #: default.
@@ -26,7 +26,7 @@ LARGE = 1_000_000
 
 
 # EHLO: refuse clients that give this server's own name.
-def no_impostors(session: Session, greeting: Greeting, ack: Ack) -> None:
+def no_impostors(session: Session, greeting: HelloCommand, ack: Ack) -> None:
     if greeting.hostname.lower() == session.server.hostname.lower():
         raise Reject(550, "5.7.1 that is the name of this server")
     ack.accept()

@@ -20,7 +20,7 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
-#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function; see docs/auth.md.
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function.
 USERS = {"beep": "boop"}
 
 
@@ -46,6 +46,7 @@ def make_server(port: int = 9587, certfile: str | None = None, keyfile: str | No
         ack.accept()
         size = sum(map(len, stream))
         identity = session.identity
+        assert identity is not None  # Auth(required=True)
         print(f"{identity} ({identity.mechanism}) -> {', '.join(session.to)}: {size} bytes", flush=True)
 
     return server

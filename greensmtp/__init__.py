@@ -11,12 +11,14 @@ from greensmtp import signals
 from greensmtp.chain.chain import Middleware, Proceed
 from greensmtp.errors import (
     AlreadyAcknowledged,
+    ArgumentError,
     AuthenticationFailed,
     CannotConnect,
     ClientError,
     ConnectionLost,
     DataRefused,
     Disconnected,
+    EnvelopeMissing,
     GreenSMTPError,
     HelloRefused,
     IncompleteMessage,
@@ -51,9 +53,9 @@ if TYPE_CHECKING:
     from greensmtp.client import signals as client_signals
     from greensmtp.client.client import SMTPClient
     from greensmtp.client.connect import connect
-    from greensmtp.client.deadlines import Timeouts
-    from greensmtp.client.message import SendResult
     from greensmtp.client.pool import Pool
+    from greensmtp.client.timeouts import Timeouts
+    from greensmtp.protocol.send_result import SendResult
     from greensmtp.server.run import run
     from greensmtp.session.mail import Mail
     from greensmtp.thread_pool import in_thread_pool
@@ -64,6 +66,7 @@ __all__ = [
     "Ack",
     "Address",
     "AlreadyAcknowledged",
+    "ArgumentError",
     "AuthenticationFailed",
     "CannotConnect",
     "ClientError",
@@ -71,6 +74,7 @@ __all__ = [
     "ConnectionLost",
     "DataRefused",
     "Disconnected",
+    "EnvelopeMissing",
     "GreenSMTPError",
     "HelloRefused",
     "IncompleteMessage",
@@ -117,8 +121,8 @@ _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
     "SMTPClient": "greensmtp.client.client",
-    "SendResult": "greensmtp.client.message",
-    "Timeouts": "greensmtp.client.deadlines",
+    "SendResult": "greensmtp.protocol.send_result",
+    "Timeouts": "greensmtp.client.timeouts",
     "compose": "greensmtp.chain.compose",
     "connect": "greensmtp.client.connect",
     "in_thread_pool": "greensmtp.thread_pool",

@@ -1,4 +1,4 @@
-"""``python -m greensmtp`` and the ``greensmtp`` command: patches first thing, then runs the command line."""
+"""``python -m greensmtp`` and the ``greensmtp`` command: patch the standard library, then run the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gevent import monkey
 def main() -> None:
     """Run the command line, and exit with its status."""
     _fill_standard_streams()
-    # Before anything else is imported: plugins may use blocking libraries, and are to find them cooperative.
+    # Before anything else is imported, so that blocking libraries in plugins become cooperative.
     monkey.patch_all()
     try:
         from greensmtp.cli import cli
@@ -21,7 +21,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):
             raise
-        # What could not be written would be tried again at the end, and complained of.
+        # Python would try to flush the rest at exit, and print another error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(f"greensmtp: cannot write: {error.strerror}")
     except ModuleNotFoundError as error:
@@ -31,7 +31,10 @@ def main() -> None:
 
 
 def _fill_standard_streams() -> None:
-    """Where 0, 1 or 2 was closed, the next socket or message file would take its place, and get what is printed."""
+    """Open /dev/null for closed standard streams.
+
+    Otherwise the next socket or file would get descriptor 0, 1 or 2, and what is printed would go there.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

@@ -1,18 +1,5 @@
-"""The library's logger, ``greensmtp``. It says little, so ``logging`` is imported with the first thing it says."""
+"""The library's logger, ``greensmtp``."""
 
-from __future__ import annotations
+import logging
 
-from typing import TYPE_CHECKING, Any, cast
-
-if TYPE_CHECKING:
-    from logging import Logger
-
-
-class _Later:
-    def __getattr__(self, name: str) -> Any:
-        import logging
-
-        return getattr(logging.getLogger("greensmtp"), name)
-
-
-logger = cast("Logger", _Later())
+logger = logging.getLogger("greensmtp")

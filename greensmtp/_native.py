@@ -1,4 +1,4 @@
-"""The real things behind gevent's monkey patching: what belongs to native threads must not be a greenlet's."""
+"""Primitives of native threads, also where gevent has patched the standard library."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 
 def native(module: str, name: str) -> Any:
-    """``module.name`` as Python has it, in a patched process too.
+    """Return the unpatched ``module.name``.
 
-    (As ``gevent.monkey.get_original`` does it, which need not be imported where nothing is patched.)
+    ``gevent.monkey`` is used only if it has been imported, since nothing is patched otherwise.
     """
     monkey = sys.modules.get("gevent.monkey")
     return getattr(import_module(module), name) if monkey is None else monkey.get_original(module, name)

@@ -1,37 +1,22 @@
-"""What can go wrong: every exception that greensmtp raises at its users."""
+"""Every exception that greensmtp raises at its users."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from greensmtp.client.message import SendResult
-    from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.errors import EnvelopeMissing as EnvelopeMissing
+from greensmtp.protocol.errors import GreenSMTPError as GreenSMTPError
+from greensmtp.protocol.errors import ProtocolError as ProtocolError
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
-
-class GreenSMTPError(Exception):
-    """The base of all of them. They can be pickled, for those who work with several processes."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own calls the class with ``args``, which is the text, and not what every class takes.
-        return _unpickled, (type(self), self.args), self.__dict__
-
-
-def _unpickled(kind: type[GreenSMTPError], args: tuple[Any, ...]) -> GreenSMTPError:
-    error = kind.__new__(kind)
-    error.args = args
-    return error
-
-
-#: At the head of a text: an enhanced status code, and a reply code, which is an argument of its own.
-_ENHANCED = re.compile(r"([245])\.[0-9]{1,3}\.[0-9]{1,3}(?: |$)")
+#: A reply code at the beginning of a text. It is an argument of its own.
 _REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
 
 
 class Reject(GreenSMTPError):
-    """Raise it in a signal handler or a middleware: this is the reply.
+    """Raised in a signal handler or a middleware, it becomes the reply.
 
     ``Reject(550, "5.7.1 relaying denied")``; ``Reject("5.7.1 relaying denied")``, whose code is 550; or
     ``Reject(reply)`` with a 4xx or 5xx ``Reply``, that of a next hop for example: its enhanced status code is kept,
@@ -41,7 +26,7 @@ class Reject(GreenSMTPError):
     :param message: the text, which may begin with an enhanced status code; several lines as one str with newlines, or
         as an iterable of str.
     :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code belongs to another class.
-    :raises TypeError: the message is no text.
+    :raises TypeError: the message is not text.
     """
 
     code: int
@@ -56,15 +41,15 @@ class Reject(GreenSMTPError):
             if _REPLY_CODE.match(code):
                 raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
             message, code = code, 550
-        if not isinstance(code, int | str):
-            if not hasattr(code, "handed_on"):
-                raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
+        if isinstance(code, Reply):
             if message is not None:
                 raise TypeError("Reject(reply) takes no message besides: the reply has its text")
             if code.code < 400:
                 raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
             self.reply = code.handed_on()
             self.code, self.message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
+        elif not isinstance(code, int | str):
+            raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
         else:
             self.code, self.message = _rejecting(code), None if message is None else _text(message)
             if self.message is not None:
@@ -96,28 +81,30 @@ def _text(message: str | Iterable[str]) -> str:
 
 def _check_text(code: int, text: str) -> None:
     """Raise ValueError where the enhanced status code is of another class than the reply code."""
-    enhanced = _ENHANCED.match(text)
-    if enhanced is not None and enhanced[1] != str(code)[0]:
-        raise ValueError(
-            f"enhanced status code {enhanced[0].rstrip()} does not go with reply code {code}: "
-            f"its first digit must be {code // 100} (RFC 3463 section 2)"
-        )
+    try:
+        Reply(code, text)
+    except ProtocolError as error:
+        raise ValueError(str(error)) from None
+
+
+def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
+    """Return the reply that a Reject stands for.
+
+    :param usual: the text of the reply where the Reject has none.
+    """
+    return reject.reply or Reply(reject.code, reject.message or usual)
 
 
 class AlreadyAcknowledged(GreenSMTPError):
-    """This ack has been decided already, or its command has been answered without it."""
-
-
-class ProtocolError(GreenSMTPError):
-    """Bytes or text that the protocol's grammar does not allow, given by us or by the peer."""
+    """The ack was decided before, or its command was answered without it."""
 
 
 class IncompleteMessage(GreenSMTPError, OSError):
-    """This body will never be whole; what has been read of it must not be kept as a message."""
+    """The body will never be complete; discard what was read of it."""
 
 
 class ConnectionLost(IncompleteMessage, ConnectionError):
-    """The peer is gone. ``reason`` says how: ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
+    """The connection is over. ``reason`` is one of ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
     ``shutdown``."""
 
     def __init__(self, reason: str = "closed") -> None:
@@ -134,13 +121,13 @@ class MalformedAnswer(ProtocolError):
 
 
 class TransactionReset(IncompleteMessage):
-    """The peer gave the transaction up between two chunks of a body (RSET after BDAT, RFC 3030 section 2)."""
+    """The client ended the transaction between two chunks of a body (RSET after BDAT, RFC 3030 section 2)."""
 
 
 class MessageRefused(IncompleteMessage):
-    """The server refuses the rest of this body: it is too large, or its lines are not well formed.
+    """The server refuses the rest of the body: it is too large, or its lines are malformed.
 
-    The reply has been settled (``code``, ``message``); whatever the receiver does, it is what the peer gets.
+    The reply is decided (``code``, ``message``); the client gets it whatever the receiver does.
     """
 
     def __init__(self, code: int, message: str) -> None:
@@ -149,21 +136,41 @@ class MessageRefused(IncompleteMessage):
         self.message = message
 
 
+class ArgumentError(GreenSMTPError, ValueError):
+    """An argument has a wrong value.
+
+    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
+    and the key of that option.
+
+    :param name: the argument, as the caller wrote it.
+    :param text: what is wrong with it: the rest of the sentence.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(name, text)
+        self.name = name
+        self.text = text
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.text}"
+
+
 # The client's
 
 
 class ClientError(GreenSMTPError):
-    """The base of what the client raises about its peer.
+    """The base class of the errors that the client raises about its server.
 
-    What a program wants to know of each: is it worth another try later (``transient``), and can another try
-    make a second copy of the message (``safe_to_retry`` is false then)?
+    Two attributes tell a program what to do: ``transient``, whether a later try may succeed, and ``safe_to_retry``,
+    whether another try can make no second copy of the message.
     """
 
-    #: Another try, later, may succeed.
+    #: A later try may succeed.
     transient: bool = False
-    #: Nobody can have taken the message: it may be sent again, now and to another host, without a duplicate.
+    #: No server can have accepted the message: it may be sent again, now and to another host, without a duplicate.
     safe_to_retry: bool = True
-    #: The reply that says so, where there is one.
+    #: The server's reply, where there is one.
     reply: Reply | None = None
 
     def _take_reply(self, reply: Reply | None) -> None:
@@ -173,7 +180,7 @@ class ClientError(GreenSMTPError):
 
 
 class CannotConnect(ClientError, ConnectionError):
-    """No connection, no banner, or a banner that refuses service (then with its ``reply``)."""
+    """No connection, no banner, or a banner that refuses service (``reply`` is set then)."""
 
     transient = True
 
@@ -183,8 +190,7 @@ class CannotConnect(ClientError, ConnectionError):
 
 
 class TLSFailed(ClientError, ConnectionError):
-    """The connection could not be made secure. ``TLSRefused`` and ``TLSUnverified`` say why; else the handshake
-    itself failed."""
+    """The connection could not be secured: the handshake failed, or see TLSRefused and TLSUnverified."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -192,15 +198,15 @@ class TLSFailed(ClientError, ConnectionError):
 
 
 class TLSRefused(TLSFailed):
-    """The peer does not offer STARTTLS, or refuses it, and ``starttls="require"`` was asked for."""
+    """The server does not offer STARTTLS or refuses it, and ``starttls="require"`` was given."""
 
 
 class TLSUnverified(TLSFailed):
-    """The peer is not who it should be: its certificate does not verify, or a handler of ``secure`` rejects it."""
+    """The server's certificate does not verify, or a handler of ``secure`` rejects it."""
 
 
 class AuthenticationFailed(ClientError):
-    """The peer refuses the credentials (with its ``reply``), cannot prove itself, or no mechanism is fit."""
+    """The server refuses the credentials (``reply`` is set), cannot prove itself, or no mechanism fits."""
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -208,7 +214,7 @@ class AuthenticationFailed(ClientError):
 
 
 class NotOffered(ClientError):
-    """The message needs an extension that the peer does not offer; ``extension`` is its keyword."""
+    """The message needs an extension that the server does not offer; ``extension`` is its keyword."""
 
     def __init__(self, extension: str, why: str) -> None:
         super().__init__(f"{why}, and the peer does not offer {extension}")
@@ -216,9 +222,9 @@ class NotOffered(ClientError):
 
 
 class Refused(ClientError):
-    """The peer refused a command that sending needs; ``reply`` is what it said.
+    """The server refused a command that sending needs; ``reply`` is its reply.
 
-    ``recipients`` has each recipient's own reply, as far as they were asked about.
+    ``recipients`` has the reply to each recipient that was sent with RCPT.
     """
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
@@ -228,7 +234,7 @@ class Refused(ClientError):
 
 
 class HelloRefused(Refused):
-    """The peer refused EHLO and HELO, or LHLO."""
+    """The server refused EHLO and HELO, or LHLO."""
 
 
 class SenderRefused(Refused):
@@ -236,7 +242,7 @@ class SenderRefused(Refused):
 
 
 class RecipientsRefused(Refused):
-    """All recipients were rejected; ``transient`` where one of them may be accepted later."""
+    """All recipients were rejected; ``transient`` if one of them may be accepted later."""
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
         super().__init__(what, reply, recipients)
@@ -244,12 +250,12 @@ class RecipientsRefused(Refused):
 
 
 class DataRefused(Refused):
-    """DATA, or the message itself, was refused. (LMTP: for all recipients; ``transient`` where one of them may have
-    it later.)"""
+    """DATA or the message itself was refused. (LMTP: for all recipients; ``transient`` if one of them may accept it
+    later.)"""
 
 
 class PartiallyRefused(Refused):
-    """With ``raise_on_partial``: the message was sent, but not to all. ``result`` is what ``send`` would return."""
+    """With ``raise_on_partial``: some recipients were refused. ``result`` is what ``send`` would have returned."""
 
     safe_to_retry = False
 
@@ -259,28 +265,28 @@ class PartiallyRefused(Refused):
 
 
 class Disconnected(ClientError, ConnectionLost):
-    """The peer is gone. ``after_content``: the whole message had been sent, and its reply had not come.
+    """The connection to the server was lost. ``after_content``: the whole message was sent, and no reply came.
 
-    In LMTP some recipients' replies may have come before: they are in ``recipients``, and the message is theirs where
-    they agree; nothing is known of the others.
+    In LMTP the replies to some recipients may have come before; they are in ``recipients``. The message was delivered
+    to those with a positive reply; nothing is known about the others.
     """
 
     transient = True
-    #: The replies to what was said last, as far as they came.
+    #: The replies to the last group of commands, as far as they came.
     replies: tuple[Reply, ...] = ()
 
     def __init__(self, reason: str, *, after_content: bool = False, reply: Reply | None = None) -> None:
         super().__init__(reason)
         self.after_content = after_content
         self.safe_to_retry = not after_content
-        #: What it said last before it went: ``421`` most often.
+        #: The server's last reply before it closed the connection, mostly 421.
         self.reply = reply
-        #: LMTP: what each recipient's message was answered, as far as that came.
+        #: LMTP: the reply to the message for each recipient, as far as it came.
         self.recipients: dict[str, Reply] = {}
 
 
 class PeerProtocolError(ClientError, ProtocolError):
-    """The peer does not keep to the protocol; the connection has been closed, since nothing it says can be trusted."""
+    """The server violates the protocol; the connection was closed, since its replies may be out of step."""
 
     def __init__(self, text: str, *, after_content: bool = False) -> None:
         super().__init__(text)
@@ -289,10 +295,10 @@ class PeerProtocolError(ClientError, ProtocolError):
 
 
 class PoolTimeout(ClientError, TimeoutError):
-    """All connections of the pool have been busy for ``acquire_timeout`` seconds."""
+    """All connections of the pool were busy for ``acquire_timeout`` seconds."""
 
     transient = True
 
 
 class PoolClosed(GreenSMTPError, RuntimeError):
-    """This pool has been closed."""
+    """The pool has been closed."""

@@ -1,4 +1,4 @@
-"""Lines to a stream, and log records as lines, neither of which holds up the hub."""
+"""Write lines and log records without blocking the hub."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from weakref import WeakSet
 from greensmtp._native import native
 from greensmtp.protocol.log_text import printable
 
-#: Lines that may wait for whatever reads them; more are dropped, and counted.
+#: Maximum number of lines that wait to be written; further lines are dropped and counted.
 MAX_WAITING = 10_000
 
-#: Lines that are written at once, at most.
+#: Maximum number of lines in one write.
 BATCH = 1_000
 
 
 class LineWriter:
-    """Writes lines to a stream's descriptor in a native thread: a pipe that nothing reads holds up that thread alone.
+    """Write lines to a stream's descriptor in a native thread, so that a full pipe blocks that thread only.
 
-    ``say`` may be called in any thread. The thread begins with the first line, and anew with the first one after
-    ``finish``; after a fork, the child has one of its own. A stream without a descriptor (one in memory, say) is
-    written to at once; a closed one takes everything, and shows nothing.
+    ``say`` may be called in any thread. The thread starts with the first line, and again with
+    the first one after ``finish``; after a fork, the child starts one of
+    its own. A stream without a descriptor, such as one in memory, is written to directly. Lines for a closed stream are
+    discarded.
 
-    :param gap: the line that stands for so many which were dropped.
+    :param gap: formats the line that reports how many lines were dropped.
     """
 
     def __init__(self, stream: TextIO | None, gap: Callable[[int], str] = "({} lines dropped)".format) -> None:
@@ -40,8 +41,8 @@ class LineWriter:
         _writers.add(self)
 
     def forget(self) -> None:
-        """Begin anew, with nothing waiting and no thread: a fork leaves threads and held locks behind."""
-        # The real things: what monkey patching puts in their place belongs to one thread's hub.
+        """Drop all waiting lines and start anew: after a fork the thread is gone, and locks may be held."""
+        # Unpatched, since gevent's replacements belong to the hub of one thread.
         self._lines: Any = native("queue", "SimpleQueue")()
         self._at_work: Any = native("_thread", "allocate_lock")()
         self._starting: Any = native("_thread", "allocate_lock")()
@@ -49,7 +50,7 @@ class LineWriter:
         self._dropped = 0
 
     def say(self, line: str) -> None:
-        """Have one line written, soon. Never wait, and raise nothing."""
+        """Queue a line to be written. Never wait, and never raise."""
         if self._descriptor is None:
             self._print(line)
         elif self._lines.qsize() < MAX_WAITING and (self._started or self._start(self._descriptor)):
@@ -58,7 +59,7 @@ class LineWriter:
             self._dropped += 1
 
     def finish(self, timeout: float = 1.0) -> bool:
-        """Write what is waiting, and end the thread; False: that takes longer than so many seconds."""
+        """Write the waiting lines and end the thread; return False if that takes longer than ``timeout`` seconds."""
         if not self._started:
             return True
         self._lines.put(None)
@@ -68,12 +69,12 @@ class LineWriter:
         return True
 
     def _start(self, descriptor: int) -> bool:
-        with self._starting:  # for an instant
+        with self._starting:  # held very briefly
             if not self._started:
                 self._at_work.acquire()
                 try:
                     native("_thread", "start_new_thread")(self._write_all, (descriptor,))
-                except RuntimeError:  # no more threads are to be had
+                except RuntimeError:  # no thread can be started
                     self._at_work.release()
                     return False
                 self._started = True
@@ -126,30 +127,30 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 
 def _write(descriptor: int, data: bytes) -> None:
-    # Not through the stream: what it could not write would stay in its buffer, and fail once more at exit.
+    # Not through the stream: a line that it cannot write would stay in its buffer, and fail again at exit.
     try:
         while data:
             try:
                 data = data[os.write(descriptor, data) :]
-            except BlockingIOError:  # it is non-blocking, and this thread may wait
+            except BlockingIOError:  # the descriptor is non-blocking, but this thread may wait
                 waiting = native("select", "poll")()
                 waiting.register(descriptor, select.POLLOUT)
                 waiting.poll()
     except OSError:
-        pass  # the reader is gone, or the disk is full: mail goes on
+        pass  # the reader is gone, or the disk is full; the server must go on
 
 
 class LogHandler(logging.Handler):
-    """Records as lines on standard error, or at the end of a file.
+    """Write log records as lines to standard error, or append them to a file.
 
-    :param log_format: ``text``, or ``json``: an object a line.
+    :param log_format: ``text``, or ``json`` for one object per line.
     :param target: ``stderr``, or the path of a file.
     :raises OSError: the file cannot be opened.
-    :raises ModuleNotFoundError: ``json`` without python-json-logger.
+    :raises ModuleNotFoundError: the format is ``json``, and python-json-logger is not installed.
     """
 
     def __init__(self, log_format: str, target: str = "stderr") -> None:
-        # (Before logging knows of this handler, and would close it at the end.)
+        # Before super().__init__, which registers this handler to be closed at exit.
         formatter = (
             _json_formatter() if log_format == "json" else _TextFormatter("%(asctime)s %(levelname)s %(message)s")
         )
@@ -164,7 +165,7 @@ class LogHandler(logging.Handler):
         return LineWriter(file or sys.stderr, self._format_gap), file
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Have it written, soon. Never wait."""
+        """Queue the record to be written. Never wait."""
         try:
             if self._file is not None and self._file.closed:
                 self._writer, self._file = self._open()
@@ -173,18 +174,18 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Log that a record cannot be formatted. (logging's own way waits for standard error.)"""
+        """Log that a record cannot be formatted. The method of ``logging`` would block on standard error."""
         if self._file is not None and self._file.closed:
             return  # it cannot be opened again
-        text = f"a record of {record.name}, line {record.lineno} of {record.pathname}, cannot be formatted"
+        text = f"cannot format a record of {record.name} ({record.pathname}, line {record.lineno})"
         made = {"name": "greensmtp", "levelname": "ERROR", "msg": f"{text}: {sys.exc_info()[1]!r}"}
         self._writer.say(self.format(logging.makeLogRecord(made)))
 
     def close(self) -> None:
-        """Write what is waiting.
+        """Write the waiting records.
 
-        ``logging`` calls it when the process ends, and when ``logging.config`` reads a configuration: the handler stays
-        with its logger then, so that later records are written as before.
+        ``logging`` calls this when the process ends, and when ``logging.config`` reads a configuration. Then the
+        handler stays with its logger, and later records are written as before.
         """
         is_done = self._writer.finish()
         if is_done and self._file is not None:  # else the thread would write to whatever gets its descriptor next
@@ -195,13 +196,16 @@ class LogHandler(logging.Handler):
         record = {
             "name": "greensmtp",
             "levelname": "WARNING",
-            "msg": f"{lines} records dropped: the output was not read",
+            "msg": f"{lines} records dropped: the log is read too slowly",
         }
         return self.format(logging.makeLogRecord(record))
 
 
 class _TextFormatter(logging.Formatter):
-    """A record begins with its time, and no further line of it does: no text can pass for another record."""
+    """Start a record with its time, and indent further lines that begin with a digit.
+
+    So no text in a record can pass for another record.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-#: Held for an instant, in the hub and in native threads: gevent's would not hold off a thread.
+#: Held very briefly, in the hub and in native threads. One of gevent's locks would not exclude another thread.
 _lock = native("_thread", "allocate_lock")()
 
 
@@ -38,12 +38,12 @@ def in_thread_pool(
 
 
 class BoundedPool:
-    """A share of gevent's thread pool: at most ``at_once`` calls run at the same time, and the others wait.
+    """A share of gevent's thread pool: at most ``at_once`` calls run at the same time, and further calls wait.
 
-    A call keeps its place until its work is over, even when the waiting greenlet has been killed or timed out. So work
-    that hangs (on a file system that does not answer, say) cannot take more than its share of the threads.
+    A call keeps its slot until its work is over, even if the waiting greenlet is killed or times out. So work that
+    hangs, for example on an unresponsive file system, cannot occupy more than its share of the threads.
 
-    :param at_once: how many calls may run at the same time.
+    :param at_once: maximum number of calls that run at the same time.
     """
 
     def __init__(self, at_once: int) -> None:
@@ -52,14 +52,14 @@ class BoundedPool:
     def call(
         self, function: Callable[Parameters, Result], *args: Parameters.args, **kwargs: Parameters.kwargs
     ) -> Result:
-        """Call ``function`` in the thread pool, as ``in_thread_pool`` does, once there is a free place."""
+        """Call ``function`` in the thread pool, as ``in_thread_pool`` does, once there is a free slot."""
         outcome: Any = self.start(_caught, function, args, kwargs).get()
         return cast(Result, _given(*outcome))
 
     def start(self, function: Callable[..., Any], *args: Any) -> AsyncResult[Any]:
-        """Begin a call once there is a free place, and return what its result will be in.
+        """Start a call once there is a free slot, and return an AsyncResult for it.
 
-        :param function: it must not raise: gevent would print the traceback.
+        :param function: must not raise, since gevent would print the traceback.
         """
         self._free.acquire()
         try:
@@ -71,13 +71,13 @@ class BoundedPool:
         return work
 
 
-class CredentialQuery:
-    """What only the first of several threads and greenlets can settle."""
+class FirstOutcome:
+    """An outcome that only the first of several threads and greenlets can settle."""
 
     _settled: object = None
 
     def claim(self, outcome: object) -> bool:
-        """Settle the outcome; False: another one was first."""
+        """Settle the outcome; return False if a different outcome was settled before."""
         with _lock:
             if self._settled is None:
                 self._settled = outcome
@@ -85,18 +85,18 @@ class CredentialQuery:
 
 
 class Steps:
-    """Blocking steps on one resource, a file most often, one after another in the thread pool.
+    """Run blocking steps on one resource, usually a file, one after another in the thread pool.
 
-    A greenlet that waits for a step can be killed, or a timeout can end its wait, while the thread is still at work.
-    So nothing else may touch the resource then: what cleans up is given to ``end``, and runs behind that step.
+    A greenlet that waits for a step can be killed, or its wait can time out, while the thread is still running. Nothing
+    else may use the resource then. So the clean-up is given to ``end``, which runs it after that step.
     """
 
     def __init__(self, pool: BoundedPool | None = None) -> None:
         """
-        :param pool: the share of the thread pool that the steps run in; None: all of it.
+        :param pool: the share of the thread pool to use; None for all of it.
         """
         self._pool = pool
-        #: A step is running: a thread may be using the resource.
+        #: True while a step is running; then a thread may be using the resource.
         self.busy = False
         self._cleanup: Callable[[], object] | None = None
 
@@ -112,7 +112,7 @@ class Steps:
         return cast(Result, _given(*outcome))
 
     def start(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> AsyncResult[Any]:
-        """Begin a step. Its result will be a pair: what the function returns, or what it raises."""
+        """Start a step. The AsyncResult will be a pair: the function's result, and the exception that it raised."""
         with _lock:
             if self.busy or self._cleanup is not None:
                 raise RuntimeError("another step is running" if self.busy else "the steps have ended")
@@ -138,9 +138,9 @@ class Steps:
         return outcome
 
     def end(self, cleanup: Callable[[], object]) -> AsyncResult[Any] | None:
-        """Run ``cleanup`` in the thread pool as the last step; one that is running now goes first.
+        """Run ``cleanup`` in the thread pool as the last step, after the step that is running now.
 
-        :return: what can be waited for; None where a step is running.
+        :return: an AsyncResult to wait for; None if a step is running, or if ``end`` was called before.
         """
         with _lock:
             if self._cleanup is not None:
@@ -148,7 +148,7 @@ class Steps:
             self._cleanup = cleanup
             if self.busy:
                 return None
-        # (Not in its pool's share: what cleans up must not wait for a disk that does not answer.)
+        # Not in the pool's share: the clean-up must not wait behind calls that hang.
         return get_hub().threadpool.spawn(_caught, cleanup, (), {})
 
 
@@ -157,7 +157,7 @@ def _caught(
 ) -> tuple[Any, BaseException | None]:
     try:
         return function(*args, **kwargs), None
-    except BaseException as error:  # returned, since gevent would print what a thread raises
+    except BaseException as error:  # returned, since gevent would print the traceback
         return None, error
 
 

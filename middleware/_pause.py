@@ -51,7 +51,7 @@ def waiting(session: Session) -> Callable[[], bool]:
     def wait() -> bool:
         if session.server.draining or monotonic() >= deadline:
             return False
-        session.link.flush()
+        session.flush()
         sleep(_WAIT_INTERVAL)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.enhanced_status import LEADING
 from greensmtp.protocol.reply import Reply
 
@@ -17,7 +18,7 @@ def check_number(name: str, value: float, *, least: float = 0.0, most: float | N
     if _is_number(value, (int, float)) and value >= least and (most is None or value <= most) and value < float("inf"):
         return value
     upto = "" if most is None else f" and at most {most:g}"
-    raise ValueError(f"{name} takes a number of at least {least:g}{upto}, not {value!r}")
+    raise ArgumentError(name, f"takes a number of at least {least:g}{upto}, not {value!r}")
 
 
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None) -> int:
@@ -28,7 +29,7 @@ def check_count(name: str, value: int, *, least: int = 1, most: int | None = Non
     if _is_number(value, (int,)) and value >= least and (most is None or value <= most):
         return value
     upto = "" if most is None else f" and at most {most}"
-    raise ValueError(f"{name} takes a whole number of at least {least}{upto}, not {value!r}")
+    raise ArgumentError(name, f"takes a whole number of at least {least}{upto}, not {value!r}")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
@@ -39,7 +40,7 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     choices = tuple(choices)
     if value in choices:
         return value
-    raise ValueError(f"{name} takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+    raise ArgumentError(name, f"takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
 
 
 def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:

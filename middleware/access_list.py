@@ -13,9 +13,10 @@ from typing import Literal
 from gevent import Timeout, get_hub
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware._addresses import IPAddress, IPNetwork, client_address, read_network
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware._validate import check_choice, check_number, make_refusal
 from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.networks import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.protocol.command import ACCEPT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -235,13 +236,13 @@ class _NetworkFile:
 
 def _read_list(name: str, networks: Iterable[str]) -> list[IPNetwork]:
     if isinstance(networks, str):
-        raise ValueError(f"{name} takes several networks: [{networks!r}]")
+        raise ArgumentError(name, f"takes several networks: [{networks!r}]")
     read = []
     for network in networks:
         try:
             read.append(read_network(network))
         except ValueError as error:
-            raise ValueError(f"{name}: {_explain(network, error)}") from None
+            raise ArgumentError(name, f"has a wrong entry: {_explain(network, error)}") from None
     return read
 
 

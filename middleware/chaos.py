@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import struct
 from collections.abc import Callable
 from random import Random
 from socket import SO_LINGER, SOL_SOCKET
-from typing import Any, Literal, cast
+from typing import Literal
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ConnectionLost
+from greensmtp.errors import ArgumentError, ConnectionLost
 from greensmtp.middleware._pause import pause
 from greensmtp.middleware._validate import check_choice, check_count, check_number, make_refusal
 from greensmtp.protocol.command import (
@@ -18,13 +18,12 @@ from greensmtp.protocol.command import (
     END_OF_DATA,
     KNOWN_BUT_NOT_IMPLEMENTED,
     PARSERS,
-    ChunkCommand,
     Command,
 )
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
-from greensmtp.session import Link, Session
-from greensmtp.session.stream import Body
+from greensmtp.session import Session
+from greensmtp.session.interfaces import Body
 
 #: The stage within a body.
 BODY = "BODY"
@@ -100,14 +99,8 @@ class Chaos:
         begins = session.state is State.RECIPIENTS and command.error is None
         if not begins or self._random.random() >= self.probability:
             return proceed(session, command)
-        # The body that the dispatcher is about to open comes from the session's link.
-        link = session.link
-        disturbed = _DisturbedLink(link, lambda body: _DisturbedBody(body, self.octets, lambda: self._act(session)))
-        session.link = cast(Link, disturbed)
-        try:
+        with session.wrap_body(lambda body: _DisturbedBody(body, self.octets, lambda: self._act(session))):
             return proceed(session, command)
-        finally:
-            session.link = link
 
     def _act(self, session: Session) -> None:
         if self.action == "delay":
@@ -119,25 +112,6 @@ class Chaos:
     def __repr__(self) -> str:
         chance = f"probability={self.probability:g}"
         return f"Chaos({self.stage!r}, {self.action!r}, {chance}{'' if self.seed is None else f', seed={self.seed}'})"
-
-
-class _DisturbedLink:
-    """A session's link, with bodies that something happens to."""
-
-    def __init__(self, link: Link, disturb: Callable[[Body], Body]) -> None:
-        self._link = link
-        self._disturb = disturb
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._link, name)
-
-    def data_body(self) -> Body:
-        """As the link's, disturbed."""
-        return self._disturb(self._link.data_body())
-
-    def chunked_body(self, command: ChunkCommand) -> Body:
-        """As the link's, disturbed."""
-        return self._disturb(self._link.chunked_body(command))
 
 
 class _DisturbedBody:
@@ -188,6 +162,5 @@ def _check_stage(stage: str) -> str:
     verb = str(stage).upper()
     if verb in _STAGES:
         return verb
-    near = difflib.get_close_matches(verb, _STAGES, 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"stage takes a verb, {CONNECT!r}, {END_OF_DATA!r} or {BODY!r}, not {stage!r}{hint}")
+    hint = did_you_mean(verb, _STAGES)
+    raise ArgumentError("stage", f"takes a verb, {CONNECT!r}, {END_OF_DATA!r} or {BODY!r}, not {stage!r}{hint}")

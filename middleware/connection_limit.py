@@ -7,8 +7,8 @@ from collections import deque
 from gevent.monkey import get_original
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._validate import check_count, make_refusal
+from greensmtp.networks import client_address, network_of
 from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session

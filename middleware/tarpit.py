@@ -7,10 +7,10 @@ from time import monotonic
 from typing import Literal
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware._addresses import client_address, network_of
 from greensmtp.middleware._pause import pause
 from greensmtp.middleware._validate import check_choice, check_count, check_number
 from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.networks import client_address, network_of
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -79,7 +79,7 @@ class Tarpit:
             return reply
         seconds = self.delay_of(self._count(session) - self.free)
         if seconds and not _more_replies_follow(session, command):
-            session.link.flush()
+            session.flush()
             pause(session, seconds)
         return reply
 

@@ -7,10 +7,10 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 import trustme
@@ -18,13 +18,48 @@ from gevent import socket
 from hypothesis import settings
 
 from greensmtp.testing import Peer
+from tests.cuts import interesting_cuts
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 
 # What is slow is measured by tests of its own; how long one example takes on a busy machine means nothing.
-settings.register_profile("unhurried", deadline=None)
-settings.load_profile("unhurried")
+settings.register_profile("short", deadline=None, max_examples=40)
+settings.register_profile("long", deadline=None, max_examples=300)  # make test-all
+settings.load_profile("short")
+
+
+#: Fixtures that start processes; tests that use one need no marker of their own.
+_PROCESSES = {"serve", "run", "program"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes by a fixture, before ``-m`` selects."""
+    for item in items:
+        if not _PROCESSES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.subprocess)
+
+
+class Cuts(Protocol):
+    """What the fixture ``cuts`` returns."""
+
+    def __call__(self, wire: bytes, start: int = ..., stop: int | None = ..., step: int = ...) -> Iterable[int]: ...
+
+
+@pytest.fixture(params=["interesting", pytest.param("every", marks=pytest.mark.exhaustive)])
+def cuts(request: pytest.FixtureRequest) -> Cuts:
+    """Return the places where a test cuts bytes: ``cuts(wire, start, stop)``.
+
+    A test that uses it runs twice: with the interesting places (``make test``), and with every place, or every
+    ``step``-th, which only ``make test-all`` does.
+    """
+
+    def places(wire: bytes, start: int = 1, stop: int | None = None, step: int = 1) -> Iterable[int]:
+        end = len(wire) if stop is None else stop
+        return range(start, end, step) if request.param == "every" else interesting_cuts(wire, start, end)
+
+    return places
 
 
 class Certificate(NamedTuple):

@@ -91,7 +91,7 @@ def test_a_second_decision_raises_in_the_one_who_made_it_and_is_451(
 
     assert ask_for_recipient(server, decides, meddles).startswith("451 4.3.0")
     assert len(raised) == 1
-    assert all(to == [] for to in recipients)
+    assert recipients == [[]] * caught
     (record,) = caplog.records
     assert record.levelno == logging.ERROR
     assert "meddles" in record.getMessage()
@@ -231,7 +231,7 @@ def test_what_a_handler_raises_is_451_and_stays_in_the_log(
     ],
 )
 def test_a_code_of_the_wrong_class_raises_at_the_call(
-    smtp_server: MakeServer, name: str, call: str, wrong: list[Any]
+    smtp_server: MakeServer, name: Any, call: str, wrong: list[Any]
 ) -> None:
     server = smtp_server(start=False)
     raised: list[Any] = []

@@ -315,7 +315,7 @@ def provoke(peer: Peer, name: str) -> str:
 @pytest.mark.parametrize("failure", [raises, forgets, decides_twice, times_out])
 @pytest.mark.parametrize("name", ["greeting", "from", "to", "message", "received"])
 def test_after_each_failure_the_connection_is_usable(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, failure: Callable[[Ack], None]
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, failure: Callable[[Ack], None]
 ) -> None:
     server = smtp_server(start=False, ack_timeout=0.1 if failure is times_out else 3600)
     calls: list[str] = []

@@ -105,7 +105,7 @@ def test_a_middlewares_reject_of_a_reply_is_handed_on(smtp_server: MakeServer, r
 )
 @pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
 def test_what_a_handler_returns_decides(
-    smtp_server: MakeServer, name: str, given: Reply, expected: str, lmtp: bool
+    smtp_server: MakeServer, name: Any, given: Reply, expected: str, lmtp: bool
 ) -> None:
     server = smtp_server(start=False, lmtp=lmtp)
     if name == "received" and lmtp:
@@ -161,7 +161,7 @@ def test_anything_else_returned_is_a_451_that_names_the_handler(
 @pytest.mark.parametrize("name", ["reset", "quit", "disconnect"])
 @pytest.mark.parametrize("given", [1, Reply(250)])
 def test_a_handler_without_an_ack_returns_nothing(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, given: Any
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, given: Any
 ) -> None:
     server = smtp_server(start=False)
 

@@ -272,17 +272,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
         (["--listen", "127.0.0.1:70000"], r"'--listen': .*'127\.0\.0\.1:70000'"),
         (["--listen", "[nonsense]:25"], r"'--listen': .*\[nonsense\] is not an IPv6 address"),
         (["--listen", "http://127.0.0.1:25"], r"'--listen': .*'http://127\.0\.0\.1:25'"),
-        (["--listen", "smtps://127.0.0.1:0"], r"smtps:// needs a certificate: give --tls-cert and --tls-key$"),
-        (["--hostname", "not a name"], r"--hostname takes a domain name .*'not a name'"),
-        (["--maildir", "/dev/null/maildir"], r"--maildir: cannot make '/dev/null/maildir': Not a directory$"),
-        (["--tls-cert", "missing.pem"], r"--tls-cert: cannot read 'missing\.pem': No such file or directory$"),
-        (["--tls-cert", "empty.pem"], r"--tls-cert 'empty\.pem' .*must be a certificate"),
-        (["--tls-cert", "empty.pem", "--tls-key", "missing.pem"], r"--tls-key: cannot read 'missing\.pem'"),
-        (["--tls-key", "empty.pem"], r"--tls-key needs a --tls-cert"),
-        (["--tls-cert", "cert.pem"], r"--tls-cert 'cert\.pem' has no private key in it \(PEM\): give a --tls-key"),
+        (
+            ["--listen", "smtps://127.0.0.1:0"],
+            r"Invalid value for '--listen': smtps:// needs a certificate: give --tls-cert and --tls-key$",
+        ),
+        (["--hostname", "not a name"], r"'--hostname': takes a domain name .*'not a name'"),
+        (
+            ["--maildir", "/dev/null/maildir"],
+            r"'--maildir': cannot make '/dev/null/maildir': '/dev/null' is not a",
+        ),
+        (["--tls-cert", "missing.pem"], r"'--tls-cert': 'missing\.pem' cannot be read: No such file or directory$"),
+        (["--tls-cert", "empty.pem"], r"'--tls-cert': 'empty\.pem' .*must be a certificate"),
+        (["--tls-cert", "empty.pem", "--tls-key", "missing.pem"], r"'--tls-key': 'missing\.pem' cannot be read"),
+        (["--tls-key", "empty.pem"], r"'--tls-key': needs --tls-cert"),
+        (["--tls-cert", "cert.pem"], r"'--tls-cert': 'cert\.pem' contains no private key \(PEM\)"),
         (
             ["--tls-cert", "cert.pem", "--tls-key", "locked.pem"],
-            r"--tls-key 'locked\.pem' is encrypted: take the password off it",
+            r"'--tls-key': 'locked\.pem' is encrypted: remove its passphrase",
         ),
         (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write octets, or 500k, 32M, 1G$"),
         (["--max-size", "0"], r"'--max-size': '0' is not a size"),
@@ -361,7 +367,7 @@ def test_two_listeners_at_one_address_end_it_before_it_listens(serve: Serve) -> 
 def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
     server = serve("--listen", f"unix:/tmp/{'x' * 103}", wait=False)
     assert server.wait() == 2
-    assert "the path is longer than 107 octets" in server.log
+    assert "the path is longer than 107 bytes" in server.log
     assert "None" not in server.log
 
 

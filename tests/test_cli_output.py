@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
-from greensmtp.protocol.log_text import ROOM
+from greensmtp.protocol.log_text import MAX_LENGTH
 
 Serve = Callable[..., Any]
 
@@ -201,7 +201,7 @@ def test_a_record_that_cannot_be_formatted_is_told_of_in_the_log(
     handler.handle(logging.makeLogRecord({"name": "tea", "msg": "%d", "args": ("sesame",), "pathname": "tea.py"}))
     handler.close()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "a record of tea, line 0 of tea.py, cannot be formatted: TypeError(" in line
+    assert "cannot format a record of tea (tea.py, line 0): TypeError(" in line
     assert "sesame" not in line
 
 
@@ -225,7 +225,7 @@ def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) ->
     assert f"number {MAX_WAITING - 1}" in text.decode()
     assert f"number {MAX_WAITING}" not in text.decode()
     (gap,) = (line for line in text.decode().splitlines() if "dropped" in line)
-    assert "5 records dropped: the output was not read" in gap
+    assert "5 records dropped: the log is read too slowly" in gap
     if log_format == "json":
         assert json.loads(gap)["level"] == "WARNING"
 
@@ -288,7 +288,7 @@ def test_a_long_address_is_cut(serve: Serve) -> None:
         peer.hello()
         peer.line(f"MAIL FROM:<{'x' * 64}@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
         peer.expect("250", "250", "354", "250")
-    assert len(server.line()) < 2 * ROOM
+    assert len(server.line()) < 2 * MAX_LENGTH
     assert server.stop() == 0
 
 

@@ -351,7 +351,7 @@ NUMBERS = Noting("x", [])
 NUMBERS.verbs = (1, 2)  # type: ignore[assignment]
 
 WRONG = [
-    (generating, r"\(session, command, proceed\) -> Reply.*generating has a yield.*return the Reply"),
+    (generating, r"\(session, command, proceed\) -> Reply.*generating has a yield.*return Reply instead"),
     (waiting, r"\(session, command, proceed\) -> Reply.*waiting is an async def.*wait with gevent"),
     (WaitingInstance(), r"WaitingInstance is an async def"),
     (on_recipient, r"as a handler of the signal 'from' or 'to' does: connect it with server\.on.*on_recipient\)"),

@@ -59,10 +59,13 @@ def complaints(result: Result) -> list[str]:
 
 BROKEN = """
 from pathlib import Path
+from greensmtp import ArgumentError
 class Fussy:
     def __init__(self, rate: str = "", also: str = "") -> None:
         if rate == "bad":
-            raise ValueError(f"rate takes something better than {also!r}")
+            raise ArgumentError("rate", f"takes something better than {also!r}")
+        if rate == "plain":
+            raise ValueError("rate takes something better")
         if rate == "odd":
             raise OSError("the disk says no")
         if rate == "unread":
@@ -97,8 +100,9 @@ def wait(server):
     [
         (
             "[[middleware]]\nuse = 'broken:Fussy'\nalso = 'x'\nrate = 'bad'",
-            "4: middleware.rate: broken:Fussy: rate ",
+            "4: middleware.rate: broken:Fussy: takes something better than 'x'",
         ),
+        ("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'plain'", "1: middleware: broken:Fussy: rate takes something"),
         ("\n[[middleware]]\nuse = 'broken:Fussy'\nrate = 'odd'", "2: middleware: broken:Fussy: the disk says no"),
         (
             "[[middleware]]\nuse = 'broken:Fussy'\nrate = 'unread'\nalso = 'nix'",
@@ -119,12 +123,12 @@ def wait(server):
         ("[[plugins]]\nname = 'broken:wait'", "2: plugins.name: 'broken:wait': wait failed: Timeout: 0.001 seconds"),
         ("[[middleware]]\nuse = 'broken:take_leave'", "1: middleware: broken:take_leave: usage: none"),
         ("hostname = 'a b'", "1: hostname: takes a domain name or an address literal"),
-        ("\ntls_cert = 'missing.pem'", "2: tls_cert: cannot read 'missing.pem': No such file or directory"),
-        ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: cannot read 'missing.pem'"),
-        ("tls_cert = 'empty'", "1: tls_cert: 'empty' and tls_key 'empty' must be a certificate and its private key"),
-        ("tls_key = 'empty'", "1: tls_key: needs a tls_cert with it"),
-        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'", "3: listeners.tls_cert: cannot read 'x'"),
-        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_key = 'x'", "3: listeners.tls_key: needs a tls_cert"),
+        ("\ntls_cert = 'missing.pem'", "2: tls_cert: 'missing.pem' cannot be read: No such file or directory"),
+        ("tls_cert = 'empty'\ntls_key = 'missing.pem'", "2: tls_key: 'missing.pem' cannot be read"),
+        ("tls_cert = 'empty'", "1: tls_cert: 'empty' and 'empty' must be a certificate and its private key"),
+        ("tls_key = 'empty'", "1: tls_key: needs tls_cert with it"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'", "3: listeners.tls_cert: 'x' cannot be read"),
+        ("[[listeners]]\nurl = '127.0.0.1:0'\ntls_key = 'x'", "3: listeners.tls_key: needs tls_cert"),
         (
             "[[listeners]]\nurl = 'smtps://127.0.0.1:0'",
             "2: listeners.url: smtps:// needs a certificate: give tls_cert and tls_key",
@@ -169,17 +173,23 @@ class Policy:
             "name = 'policy:install'\ndelay = 1\nwrds = ['a']",
             "4: plugins.wrds: policy:install: there is no such key; di",
         ),
-        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1979-05-27", "3: plugins.delay: policy:install: takes a number, not text"),
-        ("name = 'policy:install'\ndelay = 1\nwords = [1]", "4: plugins.words: policy:install: takes text, not a w"),
-        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: takes "a" or "b"'),
+        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: expected a number, got a s"),
+        (
+            "name = 'policy:install'\ndelay = 1979-05-27",
+            "3: plugins.delay: policy:install: expected a number, got a string",
+        ),
+        (
+            "name = 'policy:install'\ndelay = 1\nwords = [1]",
+            "4: plugins.words: policy:install: expected a string, ",
+        ),
+        ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: expected "a" or "b"'),
         ("name = 'policy:install'", "1: plugins.delay: policy:install: must be given"),
         (
             "name = 'policy:install'\noptional = true\ndelay = []",
-            "4: plugins.delay: policy:install: takes a number, no",
+            "4: plugins.delay: policy:install: expected a number, g",
         ),
         ("name = 'policy:plain'\ndelay = 1", "3: plugins.delay: policy:plain: there is no such key"),
-        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: takes a whole number, not a n"),
+        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: expected an integer, got a f"),
         ("name = 'policy'\ndelay = 1", "2: plugins.name: 'policy' takes no options: it is a module; name a callable"),
         ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
     ],
@@ -233,9 +243,9 @@ def test_a_plugin_gets_its_options(check: Check, tmp_path: Path, monkeypatch: py
     [
         ("missing/socket", "'{}/missing': no such folder"),
         ("file/socket", "'{}/file': not a folder"),
-        ("file", "it is there already, and no socket"),
-        (".", "it is there already, and no socket"),
-        ("x" * 107, "the path is longer than 107 octets"),
+        ("file", "it exists and is not a socket"),
+        (".", "it exists and is not a socket"),
+        ("x" * 107, "the path is longer than 107 bytes"),
     ],
 )
 def test_a_unix_path_that_cannot_be_bound_is_told_with_its_line(
@@ -296,7 +306,7 @@ def test_options_that_contradict_each_other(check: Check) -> None:
     for option in ("--maildir", "--config", "--tls-cert", "--tls-key"):
         result = check(None, option, "")
         assert result.exit_code == 2
-        assert "takes a path, not an empty text" in result.stderr
+        assert "expected a path, got an empty string" in result.stderr
 
 
 def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
@@ -312,7 +322,7 @@ def test_a_mistake_in_an_option_is_told_as_click_does(check: Check) -> None:
     result = check("hostname = 'x'", "--hostname", "a b", "--tls-key", "x")
     assert result.exit_code == 2
     assert "Usage: greensmtp check [OPTIONS]\nTry 'greensmtp check --help' for help.\n\n" in result.stderr
-    assert "Error: --hostname takes a domain name" in result.stderr
+    assert "Error: Invalid value for '--hostname': takes a domain name" in result.stderr
     result = check(None, "--no-such")
     assert result.exit_code == 2
 
@@ -321,7 +331,7 @@ def test_a_secret_is_in_no_complaint(check: Check, tmp_path: Path, monkeypatch: 
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.setenv("SECRET", "open \\sesame'")
     (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'bad'\nalso = { env = 'SECRET' }"))
-    assert line.endswith('rate takes something better than "***"')
+    assert line.endswith('Fussy: takes something better than "***"')
     sys.modules.pop("broken", None)
 
 

@@ -112,6 +112,35 @@ def test_whatever_stands_around_it(before: list[str], after: list[str], key: str
     assert text.line_of(("t", key)) == "\n".join([*lines, ""]).count("\n") + 1
 
 
+APART = """\
+[[d]]
+x = 1
+[a.b]
+y = true
+[[d]]
+x = 2
+[a]
+e = false
+[[d]]
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        (("d",), 1),
+        (("d", 1), 5),
+        (("d", 1, "x"), 6),
+        (("d", 2), 9),
+        (("a", "b"), 3),
+        (("a", "b", "y"), 4),
+        (("a", "e"), 8),
+    ],
+)
+def test_tables_that_stand_apart_have_lines_of_their_own(path: KeyPath, line: int) -> None:
+    assert TomlText(APART).line_of(path) == line
+
+
 def test_a_long_file_is_no_trouble() -> None:
     text = TomlText("".join(f"[[listeners]]\nurl = '{number}'\n" for number in range(1500)))
     assert text.line_of(("listeners", 1400, "url")) == 2802

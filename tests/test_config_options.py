@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import pytest
 
 from greensmtp.config.load import load
-from greensmtp.config.options import NOT_IN_TOML, option_names, sayable
+from greensmtp.config.options import NOT_IN_TOML, describe_options, expressible
 from greensmtp.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -136,24 +136,27 @@ def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, An
     ("lines", "complaint"),
     [
         ("", "1: middleware.rate: Probe: must be given"),
-        ("rate = 3", "3: middleware.rate: Probe: takes text or a list, not a whole number"),
-        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: takes text, not a whole number"),
-        ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: takes "address" or "network"'),
-        ("rate = ''\noften = true", "4: middleware.often: Probe: takes a whole number, not true or false"),
-        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: takes a number, not text"),
-        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: takes a list, not text"),
+        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array, got an integer"),
+        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string, got an integer"),
+        ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: expected "address" or "network"'),
+        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer, got true or false"),
+        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number, got a string"),
+        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array, got a string"),
         ("rate = ''\npair = ['a']", "4: middleware.pair"),
-        ("rate = ''\nusers = 3", "4: middleware.users: Probe: takes a table or text, not a whole number"),
+        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string, got an integer"),
         (
             "rate = ''\n[middleware.users]\na = 'x'\nb = 3",
-            "6: middleware.users.b: Probe: takes text, not a whole number",
+            "6: middleware.users.b: Probe: expected a string, got an integer",
         ),
-        ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: takes "soft" or "hard"'),
+        ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: expected "soft" or "hard"'),
         (
             "rate = ''\nlogger = 'x'",
-            "4: middleware.logger: Probe: takes logging.Logger | None, which a file cannot say",
+            "4: middleware.logger: Probe: expected logging.Logger | None, which TOML cannot express",
         ),
-        ("rate = ''\nrules = [{ a = [] }]", "4: middleware.rules.a: Probe: takes a whole number or text, not a list"),
+        (
+            "rate = ''\nrules = [{ a = [] }]",
+            "4: middleware.rules.a: Probe: expected an integer or a string, got a",
+        ),
         ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
     ],
 )
@@ -194,11 +197,11 @@ def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..
     ],
 )
 def test_of_a_type_what_can_be_said_is_left(annotation: Any, form: Any) -> None:
-    assert sayable(annotation) == form
+    assert expressible(annotation) == form
 
 
-def test_the_names_are_those_that_can_be_said() -> None:
-    names = option_names(Probe)
+def test_options_that_toml_cannot_express_are_not_described() -> None:
+    names = {option.partition("=")[0] for option in describe_options(Probe).split(", ")}
     assert "logger" not in names
-    assert {"rate", "users", "file", "schema", "copy"} <= {*names}
-    assert option_names(keywords) == ["session", "command", "proceed"]
+    assert {"rate", "users", "file", "schema", "copy"} <= names
+    assert describe_options(keywords) == "session=None, command=None, proceed=None, ..."

@@ -277,7 +277,7 @@ def test_a_wrong_file_ends_it_with_status_2_before_anything_is_made(serve: Serve
     assert server.wait() == 2
     assert server.log.splitlines() == [
         "Error: greensmtp.toml:3: limits.max_mesage_size: there is no such key; did you mean max_message_size?",
-        "Error: greensmtp.toml:5: logging.target: takes text, not a whole number",
+        "Error: greensmtp.toml:5: logging.target: expected a string, got an integer",
     ]
     assert server.lines() == []
     assert not server.maildir.exists()

@@ -28,6 +28,8 @@ from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth, Logging, RateLimit
 from greensmtp.testing.fixtures import MakeServer
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 MEGABYTE = 1024 * 1024
 
 #: what is counted -> the most there may be of it

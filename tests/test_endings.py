@@ -75,7 +75,7 @@ def test_a_transaction_that_outlives_stop_gets_421(
 @pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("signal", ["from", "to", "message", "received"])
 def test_a_handler_that_hangs_is_ended_by_stop_and_its_client_gets_421(
-    smtp_server: MakeServer, certificate: Certificate, signal: str, tls: bool
+    smtp_server: MakeServer, certificate: Certificate, signal: Any, tls: bool
 ) -> None:
     files: dict[str, Any] = {"certfile": certificate.certfile, "keyfile": certificate.keyfile} if tls else {}
     server = smtp_server(implicit_tls=tls, **files)

@@ -16,6 +16,8 @@ import pytest
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 
+pytestmark = pytest.mark.subprocess
+
 PLUGIN = Path(__file__).resolve().parent.parent / "examples" / "plugin"
 
 Serve = Callable[..., Any]

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
+from greensmtp import Ack, Address, MessageStream, Session
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import collect_bodies
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -20,18 +21,6 @@ USUAL = ["PIPELINING", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "ENHANC
 def offers(reply: str) -> list[str]:
     """The keywords of EHLO's reply, with their parameters."""
     return [line[4:] for line in reply.split("\n")[1:]]
-
-
-def take_mail(server: SMTPServer) -> list[bytes]:
-    """Accept every message; the list fills with the bodies."""
-    bodies: list[bytes] = []
-
-    @server.on("message")
-    def take(session: Session, stream: MessageStream, ack: Ack) -> None:
-        ack.accept()
-        bodies.append(stream.read())
-
-    return bodies
 
 
 # What is on offer
@@ -175,7 +164,7 @@ def test_with_smtputf8_addresses_arrive_as_they_are(smtp_server: MakeServer) -> 
 
 def test_8bitmime_bodies_are_not_touched(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
-    bodies = take_mail(server)
+    bodies = collect_bodies(server)
     body = "Subject: gr\u00fc\u00dfe\r\n\r\n".encode("latin-1") + bytes(range(128, 256)) + b"\r\n"
     with dial(server) as peer:
         peer.hello()
@@ -218,7 +207,7 @@ def provoke_every_kind(peer: Peer) -> list[str]:
 
 def test_every_line_has_its_enhanced_code(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
-    take_mail(server)
+    collect_bodies(server)
 
     @server.on("to")
     def two_lines(session: Session, address: Address, ack: Ack) -> None:
@@ -267,7 +256,7 @@ def test_smtp_has_no_lhlo(smtp_server: MakeServer) -> None:
 @pytest.mark.parametrize("how", ["DATA", "BDAT"])
 def test_lmtp_answers_once_for_each_accepted_recipient(smtp_server: MakeServer, how: str) -> None:
     server = smtp_server(start=False, lmtp=True)
-    bodies = take_mail(server)
+    bodies = collect_bodies(server)
 
     @server.on("to")
     def some(session: Session, address: Address, ack: Ack) -> None:
@@ -349,7 +338,7 @@ def test_the_protocol_has_a_name(
     files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile} if tls else {}
     server = smtp_server(start=False, lmtp=verb == "LHLO", **files)
     names: list[str] = []
-    take_mail(server)
+    collect_bodies(server)
 
     def note(session: Session, ack: Ack, recipient: Any = None) -> None:
         names.append(session.protocol)

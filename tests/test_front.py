@@ -10,8 +10,8 @@ import pytest
 
 import greensmtp
 from greensmtp import errors
-from greensmtp.client.message import SendResult
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
 NO = Reply(550, "5.7.1 no")
 SENT = SendResult("a@example.org", {"b@example.com": NO}, Reply(250, "Ok"))

@@ -57,7 +57,7 @@ def replies_of(peer: Peer) -> list[str]:
     ],
 )
 def test_one_that_a_handler_lets_go_is_an_error_like_others(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, expected: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, expected: str
 ) -> None:
     server = smtp_server(start=False)
     if name != "message":

@@ -18,6 +18,8 @@ from greensmtp import SMTPServer
 from greensmtp.server.hub_watch import HubWatch
 from greensmtp.testing.fixtures import MakeServer
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 WARNING = "no client gets a banner"
 
 

@@ -22,21 +22,10 @@ from gevent.event import Event
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import collect_bodies
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
-
-
-def accept_mail(server: SMTPServer) -> list[bytes]:
-    """Take every message; the list fills as they are received."""
-    bodies: list[bytes] = []
-
-    @server.on("message")
-    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
-        ack.accept()
-        bodies.append(stream.read())
-
-    return bodies
 
 
 def refused(address: Any) -> bool:
@@ -110,8 +99,8 @@ def test_serve_forever_starts_and_returns_at_stop() -> None:
 
 def test_several_servers_in_one_process_keep_to_themselves(smtp_server: MakeServer) -> None:
     smtp, lmtp, small = smtp_server(), smtp_server(lmtp=True), smtp_server(max_message_size=10)
-    bodies = accept_mail(smtp)
-    accept_mail(small)
+    bodies = collect_bodies(smtp)
+    collect_bodies(small)
     lmtp.on("from", lambda session, address, ack: ack.reject(550, "not here"))
     with dial(smtp) as one, dial(lmtp) as two, dial(small) as three:
         one.hello()
@@ -149,7 +138,7 @@ def test_idle_peers_get_421_and_the_listener_is_closed(smtp_server: MakeServer) 
 def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -> None:
     """However many peers, busy or idle, and whoever is first."""
     server = smtp_server()
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     with dial(server) as idle, dial(server) as first, dial(server) as second:
         for peer in (idle, first, second):
             peer.hello()
@@ -177,7 +166,7 @@ def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -
 
 def test_what_was_pipelined_behind_the_transaction_is_not_begun(smtp_server: MakeServer) -> None:
     server = smtp_server()
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     with dial(server) as peer:
         peer.hello()
         peer.envelope()
@@ -197,7 +186,7 @@ def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> N
     received: list[Session] = []
     server.on("disconnect", lambda session, reason: reasons.append(reason))
     server.on("received", lambda session, ack: received.append(session))
-    accept_mail(server)
+    collect_bodies(server)
     stuck_forever = Event()
 
     @server.on("to")
@@ -280,7 +269,7 @@ def test_stopping_what_never_started_is_nothing() -> None:
 def test_it_can_be_started_again_where_it_was(smtp_server: MakeServer) -> None:
     server = smtp_server()
     address = server.address
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     for number in range(3):
         with dial(server) as peer:
             peer.hello()
@@ -312,7 +301,7 @@ def test_middleware_can_be_stacked_between_two_starts(smtp_server: MakeServer) -
 
 def test_a_handler_can_stop_the_server(smtp_server: MakeServer) -> None:
     server = smtp_server()
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
 
     @server.on("received")
     def enough(session: Session, ack: Ack) -> None:
@@ -429,7 +418,7 @@ def test_a_unix_server_starts_again(path: Path) -> None:
 
 def test_adopt_serves_a_connection_of_somebody_elses() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     peers: list[Any] = []
 
     @server.on("connect")
@@ -463,7 +452,7 @@ def test_adopt_serves_a_connection_that_has_tls(certificate: Certificate) -> Non
     server = SMTPServer(
         ("127.0.0.1", 0), hostname="mx.example.com", certfile=certificate.certfile, keyfile=certificate.keyfile
     )
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     seen: list[tuple[str, bool]] = []
     server.on("tls", lambda session: seen.append(("tls", session.tls)))
 
@@ -514,7 +503,7 @@ def blocking_client(server: SMTPServer) -> smtplib.SMTP:
 def test_a_blocking_client_reaches_a_server_in_a_thread() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
     threads: list[int] = []
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     server.on("quit", lambda session: threads.append(threading.get_ident()))
     for _ in range(2):
         with server.in_thread() as running:
@@ -602,7 +591,7 @@ def test_a_process_ends_that_leaves_a_server_in_its_thread_running(case: str) ->
 
 def test_stopping_a_thread_finishes_its_transactions() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-    bodies = accept_mail(server)
+    bodies = collect_bodies(server)
     thread = server.in_thread()
     thread.start()
     with native_socket.create_connection(address_of(server), timeout=5) as client, client.makefile("rb") as replies:

@@ -225,7 +225,7 @@ def test_a_mapping_that_is_wrong_fails_closed(
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 @pytest.mark.parametrize("signal", ["message", "received"])
-def test_what_another_handler_refuses_is_refused(smtp_server: MakeServer, signal: str, place: str) -> None:
+def test_what_another_handler_refuses_is_refused(smtp_server: MakeServer, signal: Any, place: str) -> None:
     server = smtp_server(start=False)
 
     def refuse(session: Session, ack: Ack, **given: Any) -> None:

@@ -89,7 +89,7 @@ def test_accept_comes_first_and_disconnect_last(smtp_server: MakeServer) -> None
         (Timeout(1), "421 4.3.0"),
         ("no reply", "421 4.3.0"),
     ],
-    ids=repr,
+    ids=lambda part: type(part).__name__ if isinstance(part, Exception | Timeout) else str(part),
 )
 def test_a_connection_refused_at_accept_is_told_and_closed_at_once(
     smtp_server: MakeServer, answer: Any, told: str
@@ -287,7 +287,7 @@ PAUSES = {"EarlyTalker": when(inside(MANY), EarlyTalker(10)), "Tarpit": when(ins
 
 
 @pytest.mark.parametrize("pausing", ["connect", "from", *PAUSES])
-def test_a_connection_in_a_pause_without_a_message_is_displaced(smtp_server: MakeServer, pausing: str) -> None:
+def test_a_connection_in_a_pause_without_a_message_is_displaced(smtp_server: MakeServer, pausing: Any) -> None:
     """Else an address that connects faster than such a pause ends would hold all places."""
     server = smtp_server(
         middleware=[PAUSES[pausing]] if pausing in PAUSES else [],

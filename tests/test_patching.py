@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.subprocess
+
 Serve = Callable[..., Any]
 
 BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"

@@ -22,6 +22,8 @@ from greensmtp import SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
+pytestmark = pytest.mark.subprocess
+
 PROGRAM = """
 import sys
 {patch}

@@ -1,4 +1,4 @@
-"""The faults of the seed's server, fault by fault, shown to be absent."""
+"""Faults that SMTP servers commonly have, shown to be absent."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def deliver_raw(peer: Peer, wire: bytes) -> None:
     peer.send(wire)
 
 
-# What outlived its transaction
+# State that outlives its transaction
 
 
 def test_the_envelope_is_cleared_after_data(smtp_server: MakeServer) -> None:
@@ -141,7 +141,7 @@ def test_with_pipelining_no_command_vanishes_and_no_body_runs(smtp_server: MakeS
     assert mails == [("a@example.org", ["b@example.com", "c@example.com"], body)]
 
 
-# Commands that it refused or took wrongly
+# Commands that are refused or taken wrongly
 
 
 def test_the_null_sender_is_a_sender(smtp_server: MakeServer) -> None:

@@ -1,4 +1,4 @@
-"""What the seed's server could do, row by row of its table, under greensmtp's names."""
+"""What the server does for its users, feature by feature: signals, acks, replies, TLS."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from gevent import socket
 from gevent.server import StreamServer
 
 from greensmtp import Ack, Address, Command, MessageStream, Session, SMTPServer
-from greensmtp.protocol.command import Greeting
+from greensmtp.protocol.command import HelloCommand
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-# A plain server to listen with
+# Listening
 
 
 def listening_socket() -> Any:
@@ -57,7 +57,7 @@ def test_a_with_block_starts_and_stops_it(smtp_server: MakeServer) -> None:
         socket.create_connection(server.address, timeout=5)
 
 
-def test_the_hostname_is_the_seeds_domain(smtp_server: MakeServer) -> None:
+def test_the_hostname_is_in_the_banner(smtp_server: MakeServer) -> None:
     with dial(smtp_server(hostname="beep.example", start=False)) as peer:
         peer.expect("220 beep.example ")
 
@@ -69,7 +69,7 @@ def test_a_server_without_a_hostname_has_one_all_the_same() -> None:
         peer.expect(f"220 {server.hostname} ")
 
 
-# cb(req) on every connection
+# Connections
 
 
 def test_connect_is_told_of_every_connection(smtp_server: MakeServer) -> None:
@@ -160,7 +160,7 @@ def test_greeting_names_the_verb_and_the_client(smtp_server: MakeServer, verb: s
     sessions: list[Session] = []
 
     @server.on("greeting")
-    def note(session: Session, greeting: Greeting, ack: Ack) -> None:
+    def note(session: Session, greeting: HelloCommand, ack: Ack) -> None:
         seen.append((greeting.verb, greeting.hostname, session.greeting))
         sessions.append(session)
         ack.accept()
@@ -276,10 +276,10 @@ def test_reset_quit_and_tls_are_told(smtp_server: MakeServer, certificate: Certi
     assert seen == [("tls", True), "reset", "quit"]
 
 
-# What the request knew
+# What a session knows
 
 
-def test_the_session_knows_what_the_request_knew(smtp_server: MakeServer) -> None:
+def test_the_session_knows_its_peer_and_its_transaction(smtp_server: MakeServer) -> None:
     server = smtp_server()
     facts: list[Any] = []
 
@@ -334,7 +334,7 @@ ENVELOPE = {
         ("message", "354", "550"),
     ],
 )
-def test_accept_and_reject_have_defaults(smtp_server: MakeServer, name: str, accepted: str, rejected: str) -> None:
+def test_accept_and_reject_have_defaults(smtp_server: MakeServer, name: Any, accepted: str, rejected: str) -> None:
     for call, code in (("accept", accepted), ("reject", rejected)):
         server = smtp_server(start=False)
         server.on(name, lambda session, call=call, **fields: getattr(fields["ack"], call)())

@@ -536,7 +536,7 @@ def test_a_wrong_argument_is_named(options: dict[str, Any], names: list[str]) ->
     "listener",
     [
         None,
-        object(),
+        pytest.param(object(), id="object()"),
         ("127.0.0.1",),
         ("127.0.0.1", "smtp", 3, 4, 5),
         ("127.0.0.1", 70_000),

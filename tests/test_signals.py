@@ -6,7 +6,7 @@ import gc
 import weakref
 from collections.abc import Callable
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from gevent import spawn
@@ -147,7 +147,7 @@ def test_on_is_strong(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("name", ["from", "from_"])
-def test_on_is_a_decorator_and_a_call(smtp_server: MakeServer, name: str) -> None:
+def test_on_is_a_decorator_and_a_call(smtp_server: MakeServer, name: Any) -> None:
     server = smtp_server(start=False)
     heard: list[str] = []
 
@@ -223,10 +223,10 @@ def test_receivers_are_called_in_the_order_of_connecting_global_ones_first(smtp_
 @pytest.mark.parametrize(
     ("name", "hint"), [("recieved", "'received'"), ("conect", "'connect'"), ("rcpt", "to"), ("", "connect")]
 )
-def test_an_unknown_name_raises_and_tells_the_known_ones(smtp_server: MakeServer, name: str, hint: str) -> None:
+def test_an_unknown_name_raises_and_tells_the_known_ones(smtp_server: MakeServer, name: Any, hint: str) -> None:
     server = smtp_server(start=False)
     with pytest.raises(ValueError, match=hint) as raised:
-        server.on(name)(print)
+        server.on(name, print)
     assert "disconnect" in str(raised.value)
 
 
@@ -245,7 +245,7 @@ def test_an_unknown_name_raises_and_tells_the_known_ones(smtp_server: MakeServer
     ],
 )
 def test_a_handler_of_the_wrong_shape_is_refused_with_the_right_one(
-    smtp_server: MakeServer, name: str, handler: Any, shape: str
+    smtp_server: MakeServer, name: Any, handler: Any, shape: str
 ) -> None:
     with pytest.raises(TypeError, match=shape):
         smtp_server(start=False).on(name, handler)
@@ -305,7 +305,7 @@ def test_every_signal_gives_the_session_and_its_fields(smtp_server: MakeServer, 
 
     server.use(auth)
     for name in FIELDS:
-        server.on(name, partial(note, name))
+        server.on(cast(Any, name), partial(note, name))
     with dial(server) as peer:
         peer.hello()
         peer.line("STARTTLS")
@@ -351,8 +351,8 @@ class Methods:
 
 
 CONNECTING: dict[str, Callable[[Session, Any], Any]] = {
-    "server.on": lambda session, handler: session.server.on("disconnect", handler),
-    "decorator": lambda session, handler: session.server.on("disconnect")(handler),
+    "server.on": lambda session, handler: session.server.signals.on("disconnect", handler),
+    "decorator": lambda session, handler: session.server.signals.on("disconnect")(handler),
     "session.on": lambda session, handler: session.on("disconnect", handler),
     "server's signal": lambda session, handler: session.server.signals.disconnect.connect(handler),
     "global signal": lambda session, handler: signals.disconnect.connect(handler),
@@ -471,9 +471,9 @@ def test_command_can_answer_every_verb(smtp_server: MakeServer, certificate: Cer
     server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile)
     heard: list[str] = []
     for name in ("greeting", "from", "to", "message"):
-        server.on(name, lambda session, name=name, **fields: heard.append(name))
+        server.on(cast(Any, name), lambda session, name=name, **fields: heard.append(name))
     for name in ("reset", "quit"):
-        server.on(name, lambda session, name=name: heard.append(name))
+        server.on(cast(Any, name), lambda session, name=name: heard.append(name))
 
     @server.on("command")
     def answer(session: Session, command: Command, ack: Ack) -> None:
@@ -497,7 +497,7 @@ def test_commands_ack_need_not_be_decided_and_is_over_then(
         peer.hello()
         peer.line("NOOP")
         peer.expect("250")
-    assert all(ack.decided for ack in acks)
+    assert [ack.decided for ack in acks] == [True, True]
     assert not caplog.records
 
 
@@ -662,7 +662,7 @@ def test_disconnect_comes_once_for_a_rejected_connection_too(smtp_server: MakeSe
 
 @pytest.mark.parametrize(("name", "line"), [("reset", "RSET"), ("quit", "QUIT")])
 def test_what_a_handler_without_an_ack_raises_is_logged_and_changes_nothing(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, line: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, line: str
 ) -> None:
     server = smtp_server(start=False)
     heard: list[str] = []

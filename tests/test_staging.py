@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gevent import Timeout, spawn
@@ -188,7 +188,7 @@ def test_an_identity_that_a_middleware_sets_itself_goes_with_the_refusal(
 ) -> None:
     def knows(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == line.partition(" ")[0]:
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome") if command.verb == "XAUTH" else proceed(session, command)
         return proceed(session, command)
 
@@ -217,7 +217,7 @@ def test_an_identity_that_a_middleware_takes_away_stays_away(smtp_server: MakeSe
             session.identity = None
             return Reply(535, "5.7.8 locked")
         if command.verb == "XAUTH":
-            session.identity = "me"
+            session.identity = cast(Any, "me")
             return Reply(235, "2.7.0 welcome")
         return proceed(session, command)
 
@@ -588,10 +588,10 @@ def test_counters_count_what_the_client_was_told(smtp_server: MakeServer) -> Non
         play(peer, ("NOOP", "550"))
         assert server.connections
         (conversation,) = server.connections
-        assert (conversation.session.messages, conversation.session.errors) == (0, 1)
+        assert (conversation.session.messages_accepted, conversation.session.errors) == (0, 1)
         assert peer.deliver().startswith("250")
         play(peer, ("QUIT", "221"))
-    assert (sessions[0].messages, sessions[0].errors) == (1, 0)
+    assert (sessions[0].messages_accepted, sessions[0].errors) == (1, 0)
 
 
 # The transaction's notes

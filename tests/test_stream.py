@@ -20,8 +20,9 @@ from gevent.queue import Queue
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
 from greensmtp.session import spool
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import begin_data
 
 Reader = Callable[[MessageStream], Any]
 
@@ -40,13 +41,6 @@ def read_with(server: SMTPServer, reader: Reader) -> list[Any]:
             raise
 
     return results
-
-
-def begin_data(peer: Peer) -> None:
-    peer.hello()
-    peer.envelope()
-    peer.line("DATA")
-    peer.expect("354")
 
 
 # Ways to read

@@ -14,6 +14,7 @@ from greensmtp import Ack, Command, ConnectionLost, MessageRefused, MessageStrea
 from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import begin_data
 
 Reader = Callable[[MessageStream], Any]
 
@@ -32,13 +33,6 @@ def read_with(server: SMTPServer, reader: Reader) -> list[Any]:
             raise
 
     return results
-
-
-def begin_data(peer: Peer) -> None:
-    peer.hello()
-    peer.envelope()
-    peer.line("DATA")
-    peer.expect("354")
 
 
 def not_at_all(stream: MessageStream) -> None:

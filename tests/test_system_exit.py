@@ -59,7 +59,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
     ],
 )
 def test_in_a_handler(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, way: Any, name: str, expected: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, way: Any, name: Any, expected: str
 ) -> None:
     server = smtp_server(start=False)
     if name != "message":

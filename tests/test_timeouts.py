@@ -13,11 +13,14 @@ from gevent import sleep, spawn
 
 from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import begin_data
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
+
+pytestmark = pytest.mark.xdist_group("serial")
 
 #: The time-out under test, and what is surely below it and surely above it.
 SHORT = 0.3
@@ -47,13 +50,6 @@ def reasons_of(server: SMTPServer) -> list[str]:
     reasons: list[str] = []
     server.on("disconnect", lambda session, reason: reasons.append(reason))
     return reasons
-
-
-def begin_data(peer: Peer) -> None:
-    peer.hello()
-    peer.envelope()
-    peer.line("DATA")
-    peer.expect("354")
 
 
 # command_timeout
@@ -371,7 +367,7 @@ def test_receivers_that_do_not_decide_are_451_and_named(
 
 @pytest.mark.parametrize("name", ["connect", "greeting", "from", "to", "message", "received", "command"])
 def test_a_receiver_that_hangs_is_cut_short(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any
 ) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
     cut_short: list[str] = []

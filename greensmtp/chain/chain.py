@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from types import MethodType
 from typing import Any, Protocol
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import Reject
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
-from greensmtp.protocol.reply import Reply, reply_of
-from greensmtp.session import Session
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import HandlerTimeout
-from greensmtp.signals import handler_name
 
 #: What a middleware calls to have the rest of the chain answer.
 Proceed = Callable[[Session, Command], Reply]
@@ -31,6 +31,14 @@ class Middleware(Protocol):
     """
 
     def __call__(self, session: Session, command: Command, proceed: Proceed, /) -> Reply: ...
+
+
+class StackInfo(ServerInfo, Protocol):
+    """A server as the ``start`` and ``stop`` of its middleware see it."""
+
+    @property
+    def stack(self) -> tuple[Middleware, ...]:
+        """All middleware of the server, outermost first."""
 
 
 def check_middleware(middleware: Any) -> None:
@@ -140,7 +148,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             logger.error("%s: middleware %s ran too long: %s; replying 451", session.id, name, error)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
-            if error is session.link.lost:
+            if error is session.close_error:
                 raise  # there is nobody to answer
             logger.exception(
                 "%s: middleware %s raised at %s; replying 451",

@@ -129,7 +129,7 @@ class When:
             logger.error("%s: predicate %s ran too long: %s; replying 451", session.id, describe(self.predicate), error)
             return None
         except (Exception, SystemExit) as error:
-            if error is session.link.lost:
+            if error is session.close_error:
                 raise  # there is nobody to answer
             logger.exception(
                 "%s: predicate %s raised at %s; replying 451",

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from greensmtp._callables import body_of, require_plain_function
-from greensmtp.signals import FIELDS, handler_name
+from greensmtp._callables import body_of, deferred_kind, handler_name
+from greensmtp.session.signals import FIELDS
 
 
 def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: str) -> None:
@@ -21,7 +21,7 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
         raise TypeError(f"{what} is an instance: write {given.__name__}(...), not {given.__name__}")
     if not callable(given):
         raise TypeError(f"{what} is called as {shape}; {given!r} cannot be called")
-    wrong = require_plain_function(given)
+    wrong = deferred_kind(given)
     if wrong == "async def":
         raise TypeError(
             f"{what} is called as {shape}, in the connection's greenlet; {handler_name(given)} is an async def, which "

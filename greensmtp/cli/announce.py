@@ -1,4 +1,4 @@
-"""A line for every message that was accepted."""
+"""One line of output for every accepted message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from greensmtp.session import Session
 
 
 class Announce:
-    """A line for every message that was accepted, for whichever recipients."""
+    """A middleware that prints a line for every message that was accepted for at least one recipient."""
 
     verbs = (END_OF_DATA,)
 
@@ -25,12 +25,12 @@ class Announce:
         return "Announce()"
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Say it once the reply is settled; LMTP settles one for each recipient in turn."""
+        """Print the line after the reply; in LMTP, after the reply for the last recipient."""
         assert isinstance(command, EndOfData)
         reply = proceed(session, command)
         if command.recipient is None:
             if reply.is_positive:
-                self._say(session, session.to, reply)
+                self._print(session, session.to, reply)
             return reply
         accepted = session.notes.setdefault(self, [])
         if reply.is_positive:
@@ -38,10 +38,10 @@ class Announce:
         if command.recipient is session.to[-1]:
             del session.notes[self]
             if accepted:
-                self._say(session, [recipient for recipient, _ in accepted], accepted[-1][1])
+                self._print(session, [recipient for recipient, _ in accepted], accepted[-1][1])
         return reply
 
-    def _say(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
+    def _print(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
         size = session.message.size if session.message is not None else 0
         to = addresses([shown(recipient) for recipient in recipients[:LISTED]], len(recipients))
         sender = address(shown(session.from_ or ""))

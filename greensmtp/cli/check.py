@@ -1,4 +1,4 @@
-"""The command line: ``greensmtp check``."""
+"""``greensmtp check``: check a configuration."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from greensmtp.cli.options import load_given, refuse, serve_options
 @serve_options
 @click.pass_context
 def check(context: click.Context, /, **options: Any) -> None:
-    """Check a configuration, and print all of it.
+    """Check a configuration, and print the effective one.
 
-    Makes everything that "serve" with these options would make (certificates, middleware, plugins), but listens
-    nowhere and writes nothing to the disk. What is printed is the effective configuration, as TOML: with the defaults,
-    with what options override, without secrets. Exit status 0: it is right; 2: it is not, and each mistake is on
-    standard error.
+    Builds everything that "serve" with these options would build (certificates, middleware, plugins), but does not
+    listen and writes nothing to the disk. Prints the effective configuration as TOML: with defaults, with the options
+    applied, without secrets.
+
+    Exit status 0: the configuration is valid. Exit status 2: it is not; standard error lists the problems.
 
     \b
     Try it:

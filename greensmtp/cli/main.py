@@ -1,4 +1,4 @@
-"""The command line: ``greensmtp serve``."""
+"""The ``greensmtp`` command, and ``greensmtp serve``."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
-    """A gevent SMTP and LMTP server framework, run as a server."""
+    """Run an SMTP or LMTP server, and send mail."""
 
 
 cli.add_command(send)
@@ -44,11 +44,11 @@ cli.add_command(plugins)
 @serve_options
 @click.pass_context
 def serve(context: click.Context, /, **options: Any) -> None:
-    """Take mail in, and store it in a Maildir.
+    """Receive mail, and store it in a Maildir.
 
-    A line on standard output for each listener when it is ready, and for each message that was accepted; the log is
-    on standard error. SIGTERM or Ctrl-C lets transactions in progress finish, up to 30 seconds; a second one ends at
-    once. SIGHUP is ignored: restart to apply a changed configuration.
+    Prints a line on standard output for each listener that is ready, and for each accepted message. The log goes to
+    standard error. SIGTERM or Ctrl-C lets transactions in progress finish, for up to 30 seconds; a second one ends
+    the server at once. SIGHUP is ignored: restart to apply a changed configuration.
 
     \b
     Try it:
@@ -78,8 +78,8 @@ def _start_logging(loaded: Loaded) -> None:
         probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
     except OSError as error:
-        mistake = Problem(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
-        raise loaded.source.error([mistake]) from error
+        problem = Problem(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
+        raise loaded.source.error([problem]) from error
     except ValueError as error:
         raise loaded.source.error([Problem(("logging", "target"), str(error))]) from error
 
@@ -96,7 +96,7 @@ def _run(serving: list[ConfiguredServer], source: Source, stdout: LineWriter) ->
     except (Exception, SystemExit, Timeout) as error:
         if not waiting:
             raise
-        # They are started in this order, and none after the one that fails.
+        # Servers are started in this order, and none after the one that fails.
         failed = next(iter(waiting.values()))
         logger.debug("cannot start", exc_info=error)
         raise click.ClickException(_explain(error, failed, source)) from error
@@ -105,16 +105,16 @@ def _run(serving: list[ConfiguredServer], source: Source, stdout: LineWriter) ->
 
 
 def _explain(error: BaseException, failed: ConfiguredServer, source: Source) -> str:
-    """Why a server did not start, in one line: its address, or one of its middleware."""
+    """Return in one line why a server did not start: because of its address, or of one of its middleware."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is start_each.__code__:
             middleware = frame.f_locals["each"]
             places = (f"{source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
-            place = next(places, f"middleware {handler_name(middleware)}")  # which a plugin has stacked
+            place = next(places, f"middleware {handler_name(middleware)}")  # one that a plugin has added
             return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
     place = source.place(failed.path)
     if not isinstance(error, OSError):
         return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
-    # (Without the address, which is behind a colon: it is in the URL.)
+    # Without what follows the colon, the address: the URL has it already.
     reason = (error.strerror or str(error)).partition(":")[0]
     return f"{place}: cannot listen on {failed.listen.url()}: {reason}"

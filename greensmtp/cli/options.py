@@ -1,4 +1,4 @@
-"""The options of ``serve`` and ``check``: a configuration file, and what overrides it."""
+"""The options of ``serve`` and ``check``: a configuration file, and the options that override it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ListenType(click.ParamType[Listen]):
     name = "URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Listen:
-        """Read it, or say what it takes."""
+        """Convert the value, or fail with a usage error."""
         if isinstance(value, Listen):
             return value
         try:
@@ -37,12 +37,12 @@ class ListenType(click.ParamType[Listen]):
 
 
 class SizeType(click.ParamType[int]):
-    """Octets: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024)."""
+    """A number of bytes: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024)."""
 
     name = "SIZE"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it, or say what it takes."""
+        """Convert the value, or fail with a usage error."""
         if isinstance(value, int):
             return value
         try:
@@ -52,15 +52,15 @@ class SizeType(click.ParamType[int]):
 
 
 class FileType(click.Path):
-    """A path, which is not empty: that would be the current folder."""
+    """A path that is not empty, since an empty one would mean the current folder."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read it, or say what it takes."""
+        """Convert the value, or fail with a usage error."""
         if value == "":
-            self.fail("takes a path, not an empty text", param, ctx)
+            self.fail("expected a path, got an empty string", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -70,7 +70,7 @@ _OPTIONS = (
         "--config",
         type=FileType(),
         metavar="FILE",
-        help="A TOML file, see docs/configuration.md; the options below override what it says.",
+        help="TOML configuration file, see docs/configuration.md; the options below override it.",
     ),
     click.option(
         "--listen",
@@ -79,46 +79,48 @@ _OPTIONS = (
         multiple=True,
         default=(DEFAULT_URL,),
         show_default=True,
-        help=f"Where to listen; may be given several times: {HELP}. Port 0 takes a free one.",
+        help=f"Address to listen on; may be given several times: {HELP}. Port 0 means any free port.",
     ),
-    click.option("--hostname", help="The name in the banner and in Received; this machine's own by default."),
+    click.option("--hostname", help="Name in the banner and in Received header fields; default: this machine's name."),
     click.option(
         "--maildir",
         type=FileType(),
         default=Path(DEFAULT_MAILDIR),
         show_default=True,
-        help="The Maildir that takes the mail; made when it is not there. Over LMTP, too, it stores one file for "
-        "all recipients of a message.",
+        help="Maildir to store mail in; created if missing. A message is stored once for all its recipients, over "
+        "LMTP too.",
     ),
     click.option(
-        "--no-maildir", is_flag=True, help="Store nothing: plugins decide what becomes of messages; without any, 554."
+        "--no-maildir",
+        is_flag=True,
+        help="Store nothing: plugins decide about messages; without any, the reply is 554.",
     ),
-    click.option("--tls-cert", type=FileType(), help="PEM certificate chain; with it, STARTTLS."),
-    click.option("--tls-key", type=FileType(), help="PEM private key; in --tls-cert by default."),
+    click.option("--tls-cert", type=FileType(), help="PEM certificate chain; enables STARTTLS."),
+    click.option("--tls-key", type=FileType(), help="PEM private key; default: the one in --tls-cert."),
     click.option(
         "--plugin",
         "plugins",
         metavar="NAME[,optional]",
         multiple=True,
-        help="An installed plugin, as `greensmtp plugins` lists it; `all` of them; or MODULE[:CALLABLE]: importing a "
-        "module connects its handlers, a callable is given each server. An optional one is skipped where it fails. May "
-        "be given several times, and is heard in that order.",
+        help="Plugin to load: an installed one, as listed by `greensmtp plugins`; `all` of them; or MODULE[:CALLABLE]. "
+        "Importing a module connects its handlers; a callable is called with each server. An optional plugin is "
+        "skipped if it fails. May be given several times; handlers run in that order.",
     ),
     click.option(
         "--max-size",
         type=SizeType(),
         default="32M",
         show_default=True,
-        help="The largest message, in octets, or like 500k, 32M, 1G.",
+        help="Maximum message size in bytes, or 500k, 32M, 1G.",
     ),
     click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="Of standard error.",
+        help="Format of the log on standard error.",
     ),
-    click.option("-v", "--verbose", count=True, help="Log sessions and messages; twice: every command."),
+    click.option("-v", "--verbose", count=True, help="Log sessions and messages; given twice, every command."),
 )
 
 
@@ -126,7 +128,7 @@ def _plugins(texts: Iterable[str]) -> list[dict[str, Any]]:
     return [{"name": name, "optional": optional} for name, optional in map(read_option, texts)]
 
 
-#: parameter -> option, the path of what it sets, and its value there. Later ones have the last word.
+#: parameter -> option, the path of the key that it sets, and the function that converts the value. Later ones win.
 _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
     "listeners": ("--listen", ("listeners",), lambda value: [{"url": listen.url()} for listen in value]),
     "hostname": ("--hostname", ("hostname",), str),
@@ -142,18 +144,18 @@ _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
 
 
 def serve_options(command: Command) -> Command:
-    """Give a command all of them."""
+    """Decorate a command with all of these options."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def load_given(context: click.Context) -> Loaded:
-    """The configuration that this command line means.
+    """Load the configuration that this command line describes.
 
-    :raises ConfigError: it is wrong.
+    :raises ConfigError: it is invalid.
     """
-    # Here, and not above: it takes its time, and the other commands do without it.
+    # Not at the top: it imports pydantic, which takes a third of a second that the other commands need not spend.
     from greensmtp.config.load import Override, load
 
     if context.params["no_maildir"] and context.get_parameter_source("maildir") is not ParameterSource.DEFAULT:
@@ -168,19 +170,19 @@ def load_given(context: click.Context) -> Loaded:
 
 
 class WrongConfig(click.ClickException):
-    """A configuration file cannot be used; a line for each mistake."""
+    """A configuration file cannot be used; the message has a line for each problem."""
 
     exit_code = 2
 
     def show(self, file: Any = None) -> None:
-        """As click does, line by line."""
+        """Print each line like click's own errors."""
         for line in self.message.splitlines():
             click.echo(f"Error: {line}", file=file, err=file is None)
 
 
 def refuse(error: ConfigError) -> NoReturn:
-    """End the command with what is wrong: status 2."""
-    # Keys and values may hold anything; here nothing breaks the line, or commands the terminal.
+    """Exit with status 2, and print the problems."""
+    # Keys and values may contain line breaks and terminal control sequences.
     lines = "\n".join("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) for line in error.lines)
     if error.options:
         raise click.UsageError(lines, click.get_current_context()) from error

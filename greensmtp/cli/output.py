@@ -1,21 +1,24 @@
-"""The log of the command line."""
+"""Logging for the command line."""
 
 from __future__ import annotations
 
 import logging
 from typing import Any
 
-import pythonjsonlogger.json  # noqa: F401  # a command line without one of its libraries says so at once
+import pythonjsonlogger.json  # noqa: F401  # so that a missing library is reported at the start
 from gevent import get_hub
 
 from greensmtp.log_writer import LogHandler
 
 
 def set_up_logging(log_format: str, level: str, target: str) -> None:
-    """Records of this level and above to standard error or a file: ``warning``; with ``info`` sessions and messages;
-    with ``debug`` every command.
+    """Send log records to standard error or a file.
 
-    What Python warns of, and what ends a greenlet that nobody waits for, goes there too, not past the format.
+    Python's warnings, and exceptions that end a greenlet, become log records too.
+
+    :param log_format: ``text`` or ``json``.
+    :param level: the lowest level: ``warning``; ``info`` includes sessions and messages, ``debug`` every command.
+    :param target: ``stderr``, or the path of a file.
 
     :raises OSError: the file cannot be opened.
     """

@@ -1,4 +1,4 @@
-"""The command line: ``greensmtp plugins``."""
+"""``greensmtp plugins``: list plugins and middleware."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ import click
 from greensmtp.plugins import load_plugin, middleware_factory
 from greensmtp.plugins.discovery import EntryPoint, PluginError, installed_middleware, installed_plugins
 
-#: What --check says of one that can be loaded.
+#: The status of a plugin that can be loaded.
 OK = "ok"
 
-#: What is said of one whose name is the catalogue's.
-RESERVED = "the name is reserved for greensmtp's own: write the object"
+#: The status of a middleware that has a name of the catalogue's.
+RESERVED = "this name is reserved for greensmtp's own: use the object instead"
 
 _TITLES = ("NAME", "KIND", "PACKAGE", "VERSION", "OBJECT", "STATUS", "OPTIONS")
 
 _NONE = """\
-No plugins are installed. A package offers one by an entry point in its pyproject.toml:
+No plugins are installed. A package provides one with an entry point in its pyproject.toml:
 
     [project.entry-points."greensmtp.plugins"]
     vacation = "my_package.vacation:install"
 
-examples/plugin is a whole one. A module of your own needs no package: greensmtp serve --plugin policy"""
+examples/plugin is a complete one. A module of your own needs no package: greensmtp serve --plugin policy"""
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Import each of them, and tell what comes of it.")
-@click.option("--options", is_flag=True, help="Import each of them, and list the options that a file may give it.")
+@click.option("--check", is_flag=True, help="Import each of them, and show the result.")
+@click.option("--options", is_flag=True, help="Import each of them, and list its options.")
 def plugins(check: bool, options: bool) -> None:
-    """List the plugins and the middleware that are installed.
+    """List the installed plugins and middleware.
 
-    A line for each: its name, its kind, the package that it comes from, the version of that, the object; in columns on
-    a terminal, else with a tab between two. The exit status is 1 when --check finds one that cannot be loaded, or when
-    two packages claim one name. (The names of greensmtp's own middleware are reserved: another package's is had by its
-    object alone.)
+    Prints a line for each: name, kind, package, version of the package, object. The fields are aligned on a terminal,
+    and separated by tabs elsewhere. The names of greensmtp's own middleware are reserved: use the object to name
+    another package's middleware of such a name.
+
+    The exit status is 1 if --check finds one that cannot be loaded, or if two packages claim the same name.
 
     \b
     Use them:
-      greensmtp serve --plugin NAME            by name; NAME,optional: skipped where it fails
-      greensmtp serve --plugin all             all that are installed, in the order of their names
+      greensmtp serve --plugin NAME            one plugin; NAME,optional: skipped if it fails
+      greensmtp serve --plugin all             all installed plugins, in the order of their names
     """
     found = [*installed_plugins().values(), *installed_middleware().values()]
     rows = [
         (each.name, each.kind, each.distribution, each.version, each.value, status, _options(first) if options else "")
         for first in found
         for each, status in (
-            *((each, _status(first, check=check)) for each in (first, *first.rivals)),
+            *((each, _status(first, check=check)) for each in (first, *first.conflicts)),
             *((each, RESERVED) for each in first.shadowed),
         )
     ]
@@ -62,7 +63,7 @@ def plugins(check: bool, options: bool) -> None:
 
 
 def _status(found: EntryPoint, *, check: bool) -> str:
-    if found.rivals:
+    if found.conflicts:
         return "claimed by several packages"
     if not check:
         return ""
@@ -75,7 +76,7 @@ def _status(found: EntryPoint, *, check: bool) -> str:
 
 
 def _options(found: EntryPoint) -> str:
-    """What a file may give it: ``text, delay=3``; nothing where it cannot be imported, which --check tells."""
+    """Describe its options: ``text, delay=3``; return nothing if it cannot be imported, which --check reports."""
     from greensmtp.config.options import describe_options
 
     try:
@@ -90,7 +91,7 @@ def _options(found: EntryPoint) -> str:
 def _lines(rows: Sequence[Sequence[str]], *, columns: bool) -> Iterable[str]:
     if not columns:
         return ("\t".join(row).rstrip("\t") for row in rows)
-    # Columns that are empty from top to bottom are left out.
+    # Leave out empty columns.
     rows = [*zip(*(c for c in zip(_TITLES, *rows, strict=True) if any(c[1:])), strict=True)] if rows else [_TITLES]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

@@ -1,9 +1,8 @@
-"""The command line: ``greensmtp send``."""
+"""``greensmtp send``: send message files."""
 
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import sys
 from collections.abc import Callable, Iterator
@@ -20,54 +19,43 @@ import click
 from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
+from greensmtp._hostport import parse_url
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
-from greensmtp.client.exchange import trace_lines
-from greensmtp.client.message import SendResult
+from greensmtp.client.dial import PORTS, check_name
 from greensmtp.client.pool import Pool
-from greensmtp.errors import ClientError, GreenSMTPError, ProtocolError
+from greensmtp.client.trace import trace_lines
+from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.log_text import printable
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
-#: Exit statuses: all sent; something will never be; what was not sent may be taken later (EX_TEMPFAIL of sysexits.h).
+#: Exit statuses: everything was sent; something failed permanently; all failures are temporary (EX_TEMPFAIL).
 SENT, FAILED, TRY_LATER = 0, 1, 75
 
-#: Seconds until a progress bar is worth showing.
-PATIENCE = 1.0
+#: Seconds until a progress bar is shown.
+PROGRESS_DELAY = 1.0
 
-#: Arguments of the library, as its errors name them -> the options that set them.
-_OPTIONS = {
-    r"sender=": "--from",
-    r"recipients=": "--to",
-    r"local_hostname": "--hostname",
-    r"allow_plaintext=True": "--allow-plaintext",
-    r'starttls="(\w+)"(?: to connect)?': r"--starttls \1",
-}
-
-_UNIX = re.compile(r"(?:(lmtp)\+)?unix:(?://)?(/.+)")
-_TCP = re.compile(r"(?:(smtps?|lmtp)://)?(?:\[([^\]]+)\]|([^:/\[\]]+))(?::(\d{1,5}))?/?")
+#: Arguments of ``Pool.send`` -> the options that set them.
+_OPTIONS = {"sender": "--from", "recipients": "--to"}
 
 
 def _read_url(text: str) -> dict[str, Any]:
-    """What a server's URL means, in ``connect``'s words."""
-    unix = _UNIX.fullmatch(text)
-    if unix is not None:
-        return {"host": unix[2], "lmtp": unix[1] is not None}
-    tcp = _TCP.fullmatch(text)
-    if tcp is None or int(tcp[4] or 25) > 65535:
+    """Return the options of ``connect`` that a server's URL stands for."""
+    try:
+        url = parse_url(text)
+    except ValueError:
         raise click.BadParameter(
-            f"{text!r} is no server: write it like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
-            "lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            f"{text!r} is not a server's URL: write it like mx.example.com, smtp://127.0.0.1:1025, "
+            "smtps://mx.example.com, lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
             param_hint="'--server'",
-        )
-    scheme, literal, name, port = tcp.groups()
-    usual = {"smtps": 465, "lmtp": 24}.get(scheme, 25)
-    return {
-        "host": (literal or name, int(port or usual)),
-        "lmtp": scheme == "lmtp",
-        "tls": scheme == "smtps",
-    }
+        ) from None
+    lmtp = url.scheme == "lmtp"
+    if url.path is not None:
+        return {"host": url.path, "lmtp": lmtp}
+    port = PORTS[url.scheme or "smtp"] if url.port is None else url.port
+    return {"host": (url.host, port), "lmtp": lmtp, "tls": url.scheme == "smtps"}
 
 
 @click.command()
@@ -78,15 +66,15 @@ def _read_url(text: str) -> dict[str, Any]:
     multiple=True,
     default=("127.0.0.1:1025",),
     show_default=True,
-    help="Where to: host[:port], smtp://, smtps://, lmtp://, unix:/path or lmtp+unix:/path; several, of one kind, for "
-    "fail-over.",
+    help="Server: host[:port], smtp://, smtps://, lmtp://, unix:/path or lmtp+unix:/path. Several "
+    "servers, for fail-over, must have the same scheme.",
 )
-@click.option("--from", "sender", help="Envelope sender, by default the message's Sender or From; '' is the null one.")
+@click.option("--from", "sender", help="Envelope sender; default: the message's Sender or From. '' is the null sender.")
 @click.option(
     "--to",
     "recipients",
     multiple=True,
-    help="Envelope recipient, by default To, Cc and Bcc; may be repeated.",
+    help="Envelope recipient; default: To, Cc and Bcc. May be given several times.",
 )
 @click.option(
     "--starttls",
@@ -95,13 +83,15 @@ def _read_url(text: str) -> dict[str, Any]:
     "certificate, and continues without TLS when the handshake fails.",
 )
 @click.option(
-    "--ca-file", type=click.Path(path_type=Path), help="PEM file of the authorities to trust instead of the system's."
+    "--ca-file",
+    type=click.Path(path_type=Path),
+    help="PEM file of authorities to trust, instead of the system's.",
 )
 @click.option("--no-verify", is_flag=True, help="Accept any certificate: protects against passive eavesdroppers only.")
 @click.option("--user", help="Log in as this user; the password is read from --password-file or $GREENSMTP_PASSWORD.")
 @click.option("--password-file", type=click.Path(path_type=Path), help="A file whose first line is the password.")
 @click.option("--allow-plaintext", is_flag=True, help="Send the password even without TLS.")
-@click.option("--hostname", help="Name to send in EHLO; by default this machine's own.")
+@click.option("--hostname", help="Name to send in EHLO; default: this machine's name.")
 @click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
@@ -114,10 +104,10 @@ def _read_url(text: str) -> dict[str, Any]:
     "--timeout",
     type=click.FloatRange(0, min_open=True),
     metavar="SECONDS",
-    help="Timeout for every wait; by default those of RFC 5321.",
+    help="Timeout for every wait; default: the timeouts of RFC 5321.",
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the dialogue with the server, without passwords and bodies.")
-@click.option("-q", "--quiet", is_flag=True, help="Show failures only.")
+@click.option("-q", "--quiet", is_flag=True, help="Show only failures.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
 def send(  # noqa: PLR0917 - click passes them by name
     servers: tuple[str, ...],
@@ -138,14 +128,14 @@ def send(  # noqa: PLR0917 - click passes them by name
 ) -> None:
     """Send messages: each FILE is one (.eml), and "-" is standard input.
 
-    Every message that cannot be sent, and every recipient that is refused, is reported in a line on standard error;
-    the other messages are sent all the same. A "From " line of an mbox file in front of a message is dropped.
+    Each message that cannot be sent, and each rejected recipient, is reported in one line on standard error. The other
+    messages are still sent. An mbox "From " line before a message is dropped.
 
     \b
     Exit status:
       0   all messages were sent to all recipients
-      75  some were not, and may be accepted later
-      1   some were refused for good, or cannot be sent
+      75  some were not, but may be accepted later
+      1   some were permanently rejected, or cannot be sent
       2   the command line is wrong
 
     \b
@@ -157,9 +147,16 @@ def send(  # noqa: PLR0917 - click passes them by name
         raise click.UsageError("--verbose and --quiet exclude each other")
     places = [_read_url(text) for text in servers]
     if len({(place.get("tls", False), place["lmtp"]) for place in places}) > 1:
-        raise click.BadParameter("all servers must be of one kind", param_hint="'--server'")
+        raise click.BadParameter("all servers must have the same scheme", param_hint="'--server'")
     for hint, addresses in (("--from", (sender,) if sender is not None else ()), ("--to", recipients)):
         _check_addresses(addresses, hint)
+    _check_hostname(hostname)
+    if starttls == "opportunistic" and user is not None:
+        raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
+    if starttls == "opportunistic" and places[0].get("tls"):
+        raise click.UsageError("--starttls opportunistic and smtps:// exclude each other")
+    if starttls == "opportunistic" and ca_file is not None:
+        raise click.UsageError("--starttls opportunistic accepts any certificate, so --ca-file cannot be used with it")
     options: dict[str, Any] = {} if starttls is None else {"starttls": starttls}
     try:
         pool = Pool(
@@ -176,15 +173,15 @@ def send(  # noqa: PLR0917 - click passes them by name
             **options,
         )
     except (ValueError, ProtocolError) as error:
-        raise click.UsageError(_in_options(str(error))) from error
-    run = _Run(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
-    with _shown(several=min(concurrency, len(files)) > 1) if verbose else nullcontext(), pool:
+        raise click.UsageError(str(error)) from error
+    run = _Sender(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
+    with _show_dialogue(several=min(concurrency, len(files)) > 1) if verbose else nullcontext(), pool:
         run.go(concurrency)
     sys.exit(run.status)
 
 
-class _Run:
-    """All the files of one command line."""
+class _Sender:
+    """Send all files of one command line."""
 
     def __init__(
         self,
@@ -200,24 +197,24 @@ class _Run:
         self._sender = sender
         self._recipients = recipients
         self._files = files
-        self._left = iter(files)
+        self._remaining = iter(files)
         self._verbose = verbose
         self._quiet = quiet
         self._done = 0
-        self._began = monotonic()
+        self._started = monotonic()
         self._bar: Any = None
         self.status = SENT
 
     def go(self, concurrency: int) -> None:
-        """Send them, so many at a time."""
+        """Send the files over at most this many connections at a time."""
         workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
-        # Ctrl-C is for this greenlet, whichever runs at the moment.
+        # Ctrl-C must end this greenlet, whichever greenlet is running.
         throw, callback = getcurrent().throw, get_hub().loop.run_callback
         interrupt = signal_handler(SIGINT, lambda: callback(throw, KeyboardInterrupt))
         try:
             joinall(workers, raise_error=True)
         finally:
-            killall(workers)  # what is on its way is given up, or the pool would wait for it
+            killall(workers)  # give up unfinished messages, or closing the pool would wait for them
             interrupt.cancel()
         if self._bar is not None:
             self._bar.render_finish()
@@ -225,17 +222,20 @@ class _Run:
             click.echo(f"{self._done} of {len(self._files)} sent", err=True)
 
     def _work(self) -> None:
-        for path in self._left:
+        for path in self._remaining:
             try:
                 sent = self._send(path)
             except ClientError as error:
                 self._fail(path, str(error), TRY_LATER if error.transient and error.safe_to_retry else FAILED)
+            except EnvelopeMissing as error:
+                options = " and ".join(_OPTIONS[name] for name in error.arguments)
+                self._fail(path, f"{error.why}; pass {options}", FAILED)
             except (GreenSMTPError, ValueError, TypeError) as error:
-                self._fail(path, _in_options(str(error)), FAILED)
+                self._fail(path, str(error), FAILED)
             except OSError as error:
                 self._fail(path, error.strerror or str(error), FAILED)
             except Exception as error:
-                # Whatever is wrong with one message, the others are sent.
+                # The other messages must still be sent.
                 self._fail(path, f"{type(error).__name__}: {error}", FAILED)
             else:
                 self._done += 1
@@ -251,17 +251,17 @@ class _Run:
         with path.open("rb") as file:
             return self._pool.send(file, self._sender, self._recipients)
 
-    def _fail(self, path: Path, why: str, status: int) -> None:
+    def _fail(self, path: Path, reason: str, status: int) -> None:
         if self._bar is not None:
             click.echo("\r\x1b[K", err=True, nl=False)
-        # (A name need not be UTF-8, and it and the message may have what a terminal obeys.)
-        click.echo(printable(f"{click.format_filename(path)}: {' | '.join(why.splitlines())}"), err=True)
+        # A file name need not be UTF-8, and it and the message may have control characters of the terminal.
+        click.echo(printable(f"{click.format_filename(path)}: {' | '.join(reason.splitlines())}"), err=True)
         self.status = FAILED if FAILED in (self.status, status) else status
 
     def _progress(self) -> None:
         if self._quiet or self._verbose or not sys.stderr.isatty():
             return
-        if self._bar is None and monotonic() - self._began > PATIENCE:
+        if self._bar is None and monotonic() - self._started > PROGRESS_DELAY:
             self._bar = click.progressbar(length=len(self._files), label="Sending", file=sys.stderr)
             self._bar.update(self._done)
         elif self._bar is not None:
@@ -269,8 +269,8 @@ class _Run:
 
 
 @contextmanager
-def _shown(*, several: bool) -> Iterator[None]:
-    """Show on standard error what is said on every connection; where there are several, each line with its number."""
+def _show_dialogue(*, several: bool) -> Iterator[None]:
+    """Show the dialogue of every connection on standard error; prefix its number if there are several."""
     numbers = count(1)
     shows: WeakKeyDictionary[SMTPClient, Callable[[str], None]] = WeakKeyDictionary()
 
@@ -283,7 +283,7 @@ def _shown(*, several: bool) -> Iterator[None]:
         client.trace(show)
 
     def tls(client: SMTPClient) -> None:
-        if client in shows:  # else it is told with the banner
+        if client in shows:  # implicit TLS is shown with the banner
             shows[client](f"= {client.socket.version()}")
 
     signals.greeting.connect(greeting)
@@ -315,29 +315,32 @@ def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
             raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
 
 
-def _in_options(text: str) -> str:
-    """What the library says of its arguments, in the command line's words."""
-    for argument, option in _OPTIONS.items():
-        text = re.sub(argument, option, text)
-    return text
+def _check_hostname(name: str | None) -> None:
+    try:
+        if name is not None:
+            check_name(name, "the name")
+    except ProtocolError as error:
+        raise click.BadParameter(str(error), param_hint="'--hostname'") from error
 
 
 def _read_password(user: str | None, path: Path | None) -> str | None:
     if user is None:
         if path is not None:
-            raise click.UsageError("--password-file is of no use without --user")
+            raise click.UsageError("--password-file needs --user")
         return None
     if path is None:
         password = os.environ.get("GREENSMTP_PASSWORD")
         if not password:
-            raise click.UsageError("--user needs a password: in --password-file, or in $GREENSMTP_PASSWORD")
+            raise click.UsageError("--user needs a password: pass --password-file, or set $GREENSMTP_PASSWORD")
         return password
     try:
         with path.open(encoding="utf-8") as file:
             password = file.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"  # its text would have octets of it
-        raise click.BadParameter(f"cannot read {str(path)!r}: {why}", param_hint="'--password-file'") from error
+        reason = (
+            error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        )  # the error's own text may show a part of it
+        raise click.BadParameter(f"cannot read {str(path)!r}: {reason}", param_hint="'--password-file'") from error
     if not password:
         raise click.BadParameter(f"the first line of {str(path)!r} is empty", param_hint="'--password-file'")
     return password
@@ -346,7 +349,7 @@ def _read_password(user: str | None, path: Path | None) -> str | None:
 def _context(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext | None:
     if not verify:
         if ca_file is not None:
-            raise click.UsageError("--ca-file says whom to trust, and --no-verify to trust anybody: give one of them")
+            raise click.UsageError("--ca-file and --no-verify exclude each other")
         context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -357,5 +360,5 @@ def _context(ca_file: Path | None, *, verify: bool) -> ssl.SSLContext | None:
         made: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(ca_file))
         return made
     except (OSError, ssl.SSLError) as error:
-        why = "no PEM certificate in it" if isinstance(error, ssl.SSLError) else error.strerror
-        raise click.BadParameter(f"cannot read {str(ca_file)!r}: {why}", param_hint="'--ca-file'") from error
+        reason = "it contains no PEM certificate" if isinstance(error, ssl.SSLError) else error.strerror
+        raise click.BadParameter(f"cannot read {str(ca_file)!r}: {reason}", param_hint="'--ca-file'") from error

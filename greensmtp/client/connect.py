@@ -1,14 +1,45 @@
-"""``connect``: from whatever says where to, to a client that has read the banner."""
+"""``connect``: open a connection, and return a client that has read the banner."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from socket import socket as StandardSocket
+from typing import Any, Unpack, overload
+
+from gevent.socket import socket as GeventSocket
 
 from greensmtp.client import dial
-from greensmtp.client.client import SMTPClient, StartTLS
-from greensmtp.client.deadlines import Timeouts
+from greensmtp.client.client import SMTPClient
+from greensmtp.client.options import ConnectOptions, StartTLS
+from greensmtp.client.signals import SecureHandler
+from greensmtp.client.timeouts import Timeouts
+
+#: A connected socket. (gevent's SSLSocket is a gevent socket.)
+Stream = StandardSocket | GeventSocket
+
+#: What ``connect`` tells apart by type, where it is given without a name.
+Where = str | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
+
+
+@overload
+def connect(
+    host: str | None = ...,
+    port: int | None = ...,
+    *,
+    path: str | None = ...,
+    stream: Stream | None = ...,
+    **options: Unpack[ConnectOptions],
+) -> SMTPClient: ...
+@overload
+def connect(
+    *where: Where,
+    host: str | None = ...,
+    port: int | None = ...,
+    path: str | None = ...,
+    stream: Stream | None = ...,
+    **options: Unpack[ConnectOptions],
+) -> SMTPClient: ...
 
 
 def connect(
@@ -16,51 +47,52 @@ def connect(
     host: str | None = None,
     port: int | None = None,
     path: str | None = None,
-    stream: Any = None,
+    stream: Stream | None = None,
     tls: bool | ssl.SSLContext | None = None,
     ssl_context: ssl.SSLContext | None = None,
     server_hostname: str | None = None,
     timeout: float | Timeouts | None = None,
     source_address: tuple[str, int] | None = None,
     local_hostname: str | None = None,
-    on_secure: Callable[..., Any] | None = None,
+    on_secure: SecureHandler | None = None,
     starttls: StartTLS | None = None,
     lmtp: bool | None = None,
     ignore: str | Iterable[str] | None = None,
 ) -> SMTPClient:
     """Connect, and read the banner: ``connect("localhost", 25)``.
 
-    What is given without a name is told apart by its type, in any order: a host name, a port, a unix path (a str that
-    begins with ``.`` or ``/``), ``(host, port)``, a connected socket, an SSLContext, Timeouts, a handler for
-    ``secure``, a mapping of the options below.
+    Arguments without a name may be in any order, and are told apart by their type: a host name, a port, a unix path
+    (a str that begins with ``.`` or ``/``), ``(host, port)``, a connected socket, an SSLContext, Timeouts, a handler
+    for ``secure``, or a mapping of the options below.
 
-    :param host: a name, an address, or either with its port: ``"mx.example.com:2525"``, ``"[::1]:2525"``;
+    :param host: a name or an address, perhaps with its port: ``"mx.example.com:2525"``, ``"[::1]:2525"``;
         ``localhost`` by default.
-    :param port: 25 when not given; 465 with ``tls``, 24 with ``lmtp``.
-    :param stream: a connected gevent socket (a plain one of the standard library's is taken over).
-    :param tls: TLS from the first octet (RFC 8314): True, or an SSLContext.
-    :param ssl_context: for ``tls=True`` and STARTTLS; by default the peer must have a certificate for its name, from
+    :param port: 25 by default; 465 with ``tls``, 24 with ``lmtp``.
+    :param path: the path of a unix socket.
+    :param stream: a connected gevent socket; or one of the standard library's, which is taken over.
+    :param tls: TLS from the first byte (RFC 8314): True, or an SSLContext.
+    :param ssl_context: for ``tls=True`` and STARTTLS. By default the server must have a certificate for its name, from
         an authority that the system trusts.
     :param server_hostname: the name that the certificate must be for; the host by default.
-    :param timeout: seconds for every wait, or Timeouts; RFC 5321 section 4.5.3.2 by default.
+    :param timeout: seconds for every wait, or Timeouts; the defaults are those of RFC 5321 section 4.5.3.2.
     :param source_address: ``(host, port)`` to connect from.
-    :param local_hostname: what EHLO says; this machine's name where it has a domain, else its address.
-    :param on_secure: called with the client and an ack when TLS is up: accept or reject the peer. (The context has
-        verified it before, unless that context does not: pinning, for one, wants a context with CERT_NONE.)
-    :param starttls: what ``send`` does before the first message, and ``login`` before it sends credentials:
-        ``"require"`` TLS (the default of ``login``), take it where it is ``"offered"`` (the default of ``send``), or
-        ``"never"``. ``"opportunistic"`` is for delivery to an MX (RFC 7435): the server is not verified, a failed
-        handshake means that the client reconnects without TLS, and ``login`` is refused. The low-level calls never do
-        anything by themselves.
-    :param lmtp: this is LMTP (RFC 2033): ``send`` says LHLO and reads a reply for each recipient.
-    :param ignore: extensions that the server offers but breaks at: ``("CHUNKING", "PIPELINING")``.
-    :raises CannotConnect: no connection, no banner, or one that refuses service.
+    :param local_hostname: the argument of EHLO; by default this machine's name if it has a domain, else its address.
+    :param on_secure: called with the client and an ack when TLS is up, to accept or reject the peer. The context has
+        verified the certificate before; to pin a self-signed one, pass a context with CERT_NONE.
+    :param starttls: what ``send`` does before the first message, and ``login`` before it sends credentials.
+        ``"require"`` TLS (the default of ``login``), use it if it is ``"offered"`` (the default of ``send``), or
+        ``"never"``. ``"opportunistic"`` is for delivery to an MX (RFC 7435): the server is not verified, the client
+        reconnects without TLS if the handshake fails, and ``login`` is refused. The low-level calls never send STARTTLS
+        by themselves.
+    :param lmtp: use LMTP (RFC 2033): ``send`` sends LHLO and reads a reply for each recipient.
+    :param ignore: extensions that the server offers but handles wrongly: ``("CHUNKING", "PIPELINING")``.
+    :raises CannotConnect: there is no connection or no banner, or the banner refuses service.
     :raises ValueError: no host can have that name, or an option is out of range.
     :raises TLSFailed: with ``tls``.
-    :raises PeerProtocolError: that is no SMTP server.
-    :raises TypeError: arguments that contradict each other.
+    :raises PeerProtocolError: the server does not speak SMTP.
+    :raises TypeError: arguments contradict each other.
     """
-    said = dial.parse_arguments(
+    given = dial.parse_arguments(
         where,
         {
             "host": host,
@@ -79,7 +111,7 @@ def connect(
             "ignore": ignore,
         },
     )
-    places = [name for name in ("host", "path", "stream") if name in said]
+    places = [name for name in ("host", "path", "stream") if name in given]
     if len(places) > 1:
-        raise TypeError(f"connect takes a {' or a '.join(places)}, not several of them")
-    return SMTPClient(**said)
+        raise TypeError(f"connect takes one of host, path and stream, not {' and '.join(places)} together")
+    return SMTPClient(**given)

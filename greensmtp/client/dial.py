@@ -1,4 +1,4 @@
-"""Where a client connects to, and the connected socket."""
+"""Open the socket: parse where to connect, look the host up, try its addresses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from gevent import Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
-from greensmtp.client.deadlines import Timeouts, is_foreign
+from greensmtp._hostport import is_unix_path, join
+from greensmtp.client.deadlines import is_callers_timeout
+from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
 
-#: Implicit TLS (RFC 8314), LMTP's customary port, and everybody else's.
+#: Default ports: implicit TLS (RFC 8314), LMTP by custom, SMTP.
 PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
 
-#: Seconds until the next address is tried beside one that has not answered yet (RFC 8305 section 5).
+#: Seconds without an answer after which the next address is tried at the same time (RFC 8305 section 5).
 STAGGER = 0.25
-#: Addresses of one host that are tried at most.
+#: The most addresses of one host that are tried.
 MAX_ADDRESSES = 16
 
 _pid = os.getpid()
@@ -33,24 +35,24 @@ _Address = tuple[int, int, Any]
 
 
 def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Tell ``connect``'s positional arguments apart by their type, and put them among its keywords.
+    """Tell the positional arguments of ``connect`` apart by their type, and return them with its keywords.
 
-    :raises TypeError: one is of no type that we know, or says what another one says.
+    :raises TypeError: an argument has an unknown type, or sets what another one sets.
     """
-    sorted_out = {name: value for name, value in options.items() if value is not None}
+    given = {name: value for name, value in options.items() if value is not None}
     for argument in where:
         for name, value in _named(argument).items():
-            if name in sorted_out:
-                raise TypeError(f"connect got two values for {name}: {sorted_out[name]!r} and {value!r}")
+            if name in given:
+                raise TypeError(f"connect got two values for {name}: {given[name]!r} and {value!r}")
             if name not in options:
                 raise TypeError(f"connect has no option {name!r} (it has: {', '.join(options)})")
-            sorted_out[name] = value
-    return sorted_out
+            given[name] = value
+    return given
 
 
 def _named(argument: Any) -> Mapping[str, Any]:
     if isinstance(argument, str):
-        return {"path" if argument.startswith((".", "/")) else "host": argument}
+        return {"path" if is_unix_path(argument) else "host": argument}
     if isinstance(argument, int) and not isinstance(argument, bool):
         return {"port": argument}
     if isinstance(argument, tuple) and len(argument) >= 2:
@@ -66,13 +68,13 @@ def _named(argument: Any) -> Mapping[str, Any]:
     if callable(argument):
         return {"on_secure": argument}
     raise TypeError(
-        "connect takes a host name, a port, a unix path (it begins with . or /), a connected socket, an SSLContext, "
+        "connect takes a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
         f"Timeouts, a handler for secure, or a mapping of options, not {argument!r}"
     )
 
 
 def read_place(host: str, port: int | None) -> tuple[str, int | None]:
-    """Return the host, fit for ``dial``, and the port, which may stand behind the host.
+    """Return the host, fit for ``dial``, and the port, which may be part of the host.
 
     :raises ValueError: no host can have that name, or no port that number.
     :raises TypeError: two ports are given.
@@ -90,18 +92,18 @@ def dial(
 ) -> Any:
     """Return a connected gevent socket.
 
-    A host's addresses are tried as in RFC 8305 ("Happy Eyeballs"): the next attempt begins when one has failed or has
+    A host's addresses are tried as in RFC 8305 ("Happy Eyeballs"): the next attempt starts when one has failed or has
     taken ``STAGGER`` seconds, and the first that succeeds is used. So a dead address does not hide a live one.
 
     :param host: as ``protocol.hosts.fit`` makes it.
-    :param seconds: for all of it together, name look-up included.
+    :param seconds: the timeout for everything together, name lookup included.
     :raises CannotConnect: no address accepts a connection in time.
     """
     _reinit_after_fork()
-    name = path if path is not None else f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
-    late = Timeout(seconds)
+    name = path if path is not None else join(str(host), int(port or 0))
+    timeout = Timeout(seconds)
     try:
-        with late:
+        with timeout:
             if path is not None:
                 return _connected(socket.AF_UNIX, 0, path, None)
             sock = _connect_to_any(_addresses(host, port), source_address)
@@ -110,17 +112,17 @@ def dial(
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return sock
     except Timeout as expired:
-        if expired is not late:
+        if expired is not timeout:
             raise
         raise CannotConnect(f"cannot connect to {name}: no answer within {seconds:g} s") from None
     except (OSError, UnicodeError) as error:
-        if isinstance(error, CannotConnect) or is_foreign(error):
+        if isinstance(error, CannotConnect) or is_callers_timeout(error):
             raise
         raise CannotConnect(f"cannot connect to {name}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _reinit_after_fork() -> None:
-    """Without ``gevent.reinit``, which a plain ``os.fork`` does not call, name look-ups in the child never end."""
+    """Call ``gevent.reinit``, which a plain ``os.fork`` does not: without it, name lookups in the child never end."""
     global _pid  # noqa: PLW0603 - the process is one
     if os.getpid() != _pid:
         _pid = os.getpid()
@@ -128,19 +130,19 @@ def _reinit_after_fork() -> None:
 
 
 def _addresses(host: str | None, port: int | None) -> list[_Address]:
-    """Look up the host; the address families take turns (RFC 8305 section 4), so that none has to fail as a whole."""
+    """Look up the host. Address families alternate (RFC 8305 section 4), so that a broken one costs little time."""
     families: dict[int, list[_Address]] = {}
     try:
         found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
     except socket.gaierror:
-        # A final dot keeps DNS from trying search domains. /etc/hosts does not know it.
+        # A final dot keeps DNS from trying search domains, but names in /etc/hosts have none.
         if host is None or not host.endswith("."):
             raise
         found = socket.getaddrinfo(host[:-1], port, 0, socket.SOCK_STREAM)
     for family, _, protocol, _, address in found:
         families.setdefault(family, []).append((family, protocol, address))
-    turns = zip_longest(*families.values())
-    return [address for turn in turns for address in turn if address is not None][:MAX_ADDRESSES]
+    rounds = zip_longest(*families.values())
+    return [address for each in rounds for address in each if address is not None][:MAX_ADDRESSES]
 
 
 def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] | None) -> Any:
@@ -175,7 +177,7 @@ def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] |
 
 
 def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
-    """A socket, or the error: returned, since gevent would print what a greenlet raises."""
+    """Return a socket, or the error, since gevent would print what a greenlet raises."""
     try:
         return _connected(family, protocol, address, source_address)
     except Exception as error:
@@ -188,10 +190,10 @@ def _discard(attempt: Any) -> None:
 
 
 def _connected(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
-    """One attempt. (``create_connection`` leaves the socket open when a greenlet is killed in it.)"""
+    """Connect to one address. (``create_connection`` leaves the socket open if its greenlet is killed.)"""
     source: Any = None
     if source_address is not None:
-        # Looked up here, because a name given to bind() would block the hub.
+        # Look the name up here: bind() would block the hub for that.
         host, port = source_address[:2]
         source = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0][4]
     sock = socket.socket(family, socket.SOCK_STREAM, protocol)
@@ -207,22 +209,25 @@ def _connected(family: int, protocol: int, address: Any, source_address: tuple[s
 
 
 def adopt(stream: Any) -> Any:
-    """The caller's connected socket, as a gevent socket; a socket of the standard library's is taken over.
+    """Return the caller's connected socket as a gevent socket; one of the standard library's is taken over.
 
-    :raises TypeError: that cannot be.
+    :raises TypeError: it is not a socket, or is the standard library's SSLSocket.
     """
     if isinstance(stream, (socket.socket, gevent_ssl.SSLSocket)):
         return stream
     if isinstance(stream, ssl.SSLSocket):
-        raise TypeError("stream= takes gevent's SSLSocket: the standard library's would block the hub")
+        raise TypeError("stream must be gevent's SSLSocket: the standard library's would block the hub")
     if isinstance(stream, stdlib_socket.socket):
         family, kind, number = stream.family, stream.type, stream.proto
         return socket.socket(family, kind, number, fileno=stream.detach())
-    raise TypeError(f"stream= takes a connected socket, not {stream!r}")
+    raise TypeError(f"stream must be a connected socket, not {stream!r}")
 
 
 def own_name(sock: Any) -> str:
-    """RFC 5321 section 4.1.4: a name with a domain, or an address literal. No look-up: that could take long."""
+    """Return this machine's name if it has a domain, else an address literal (RFC 5321 section 4.1.4).
+
+    Nothing is looked up, since that could take long.
+    """
     name = socket.gethostname()
     if "." in name and name.isascii() and name.isprintable() and " " not in name:
         return str(name)
@@ -234,10 +239,10 @@ def own_name(sock: Any) -> str:
 
 
 def check_name(name: str, what: str) -> str:
-    """Give it back: what EHLO can say.
+    """Return the name, if it can be an argument of EHLO.
 
     :raises ProtocolError: it is empty, or has a space or a control character in it.
     """
     if not command_builder.check(name, what) or " " in name:
-        raise ProtocolError(f"{what} is a host name or an address literal, not {name!r}")
+        raise ProtocolError(f"{what} must be a host name or an address literal, not {name!r}")
     return name

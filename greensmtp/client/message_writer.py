@@ -1,74 +1,74 @@
-"""The body of a message on its way out, behind 354."""
+"""Write the body of a message after 354."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from greensmtp.client.exchange import CommandExchange, verdict
+from greensmtp.client.exchange import CommandExchange, first_refusal_or_last
 from greensmtp.client.sources import Readable, Source
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.dot_stuffing import DotEncoder
 from greensmtp.protocol.reply import Reply
 
-#: Octets that are gathered before they are written.
-GATHER = 64 * 1024
+#: Bytes that are buffered before they are sent.
+FLUSH_BYTES = 64 * 1024
 
 
 class BodyWriter:
-    """Write a message's octets, in any pieces: ``with mail.message() as body: body.write(...)``.
+    """Write a message in pieces of any size: ``with mail.message() as body: body.write(...)``.
 
     Dots are stuffed, bare CRs and LFs become CRLF, and no empty line is added at the end. Leaving the block ends the
-    message and reads the reply; leaving it by an exception closes the connection, since half a message must not
-    pass for a whole one.
+    message and reads the reply; leaving it by an exception closes the connection, so that the server does not take part
+    of a message for all of it.
     """
 
-    def __init__(self, dialogue: CommandExchange, refusal: Reply | None) -> None:
-        if dialogue.writing:
+    def __init__(self, exchange: CommandExchange, refusal: Reply | None) -> None:
+        if exchange.writing:
             raise ProtocolError("a message is being written already: finish that one first")
-        self._dialogue = dialogue
+        self._exchange = exchange
         self._encoder = DotEncoder()
-        self._gathered: list[bytes] = []
+        self._buffer: list[bytes] = []
         self._size = 0
-        #: What the peer said: to the message, once the block is left; or to DATA, where it refused. (Then nothing is
-        #: sent, and what is written is dropped.)
+        #: The reply to the message, once the block is left; or the refusal of DATA. (Then nothing is sent, and what is
+        #: written is dropped.)
         self.reply: Reply | None = refusal
         self._refused = refusal is not None
-        self._open = dialogue.writing = refusal is None
+        self._open = exchange.writing = refusal is None
 
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
-        """The next octets.
+        """Write the next bytes; return their number.
 
-        :raises Disconnected: the peer is gone.
-        :raises TypeError: they are none.
-        :raises ValueError: the message has been ended.
+        :raises Disconnected: the server is gone.
+        :raises TypeError: the data is not bytes.
+        :raises ValueError: the message has ended.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a message is made of bytes, not {type(data).__name__}")
+            raise TypeError(f"a message must be bytes, not {type(data).__name__}")
         if self._open:
             piece = self._encoder.feed(bytes(data))
-            self._gathered.append(piece)
+            self._buffer.append(piece)
             self._size += len(piece)
-            if self._size >= GATHER:
+            if self._size >= FLUSH_BYTES:
                 self._flush()
         elif not self._refused:
-            raise ValueError("this message has been ended")
+            raise ValueError("this message has ended")
         return len(data)
 
     def finish(self) -> Reply:
-        """End the message, and read the reply."""
+        """End the message, and return the reply."""
         if self._open:
             self._open = False
-            self._gathered.append(self._encoder.finish())
-            self.reply = verdict(self._dialogue.end_message(b"".join(self._gathered)))
+            self._buffer.append(self._encoder.finish())
+            self.reply = first_refusal_or_last(self._exchange.end_message(b"".join(self._buffer)))
         if self.reply is None:
-            raise ValueError("this message has been given up")
+            raise ValueError("this message was given up, and the connection closed")
         return self.reply
 
     def _flush(self) -> None:
-        data = b"".join(self._gathered)
-        self._gathered.clear()
+        data = b"".join(self._buffer)
+        self._buffer.clear()
         self._size = 0
-        self._dialogue.send_body(data)
+        self._exchange.send_body(data)
 
     def __enter__(self) -> BodyWriter:
         return self
@@ -78,18 +78,18 @@ class BodyWriter:
             self.finish()
         elif self._open:
             self._open = False
-            self._dialogue.wire.close()
+            self._exchange.transport.close()
 
 
 def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) -> Iterator[bytes]:
-    """The octets of a source, piece by piece.
+    """Return the bytes of a source, piece by piece.
 
-    :raises TypeError: it is text, or none of these.
+    :raises TypeError: the source is text, or of another type.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield bytes(source)
     elif isinstance(source, str):
-        raise TypeError("a message is made of bytes, not str: encode it")
+        raise TypeError("a message must be bytes, not str: encode it")
     elif hasattr(source, "read") or hasattr(source, "recv"):
         file = Source(source)
         while piece := file.read():

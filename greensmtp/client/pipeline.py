@@ -11,45 +11,44 @@ from greensmtp.protocol.reply import Reply
 
 
 class Pipeline:
-    """``with mail.pipeline() as batch:`` gathers commands; leaving the block sends them, and ``batch.replies`` has the
-    replies, in order. Leaving it by an exception sends nothing. Each call gives the index of its reply.
+    """``with mail.pipeline() as batch:`` collects commands, and sends them at the end of the block.
 
-    Where the peer does not offer PIPELINING, the same commands go one by one.
+    Afterwards ``batch.replies`` has their replies in order. Leaving the block by an exception sends nothing. Each call
+    returns the index of its reply. If the server does not offer PIPELINING, the commands are sent one by one.
     """
 
-    def __init__(self, dialogue: CommandExchange) -> None:
-        self._dialogue = dialogue
+    def __init__(self, exchange: CommandExchange) -> None:
+        self._exchange = exchange
         self._steps: list[Step] = []
         self._closed_by: str | None = None
-        #: Filled when the block has been left.
+        #: Filled at the end of the block.
         self.replies: list[Reply] = []
 
     def from_(self, address: str, ext: Ext = None) -> int:
-        """MAIL."""
-        return self._add(self._dialogue.mail(address, ext))
+        """Add MAIL."""
+        return self._add(self._exchange.mail(address, ext))
 
     def to(self, address: str, ext: Ext = None) -> int:
-        """RCPT."""
-        return self._add(self._dialogue.rcpt(address, ext))
+        """Add RCPT."""
+        return self._add(self._exchange.rcpt(address, ext))
 
     def reset(self) -> int:
-        """RSET."""
-        return self._add(self._dialogue.reset())
+        """Add RSET."""
+        return self._add(self._exchange.reset())
 
     def data(self) -> int:
-        """DATA; nothing can follow it."""
-        return self._add(self._dialogue.data(), last="DATA")
+        """Add DATA, as the last command."""
+        return self._add(self._exchange.data(), last="DATA")
 
     def verify(self, username: str) -> int:
-        """VRFY; nothing can follow it."""
-        return self._add(self._dialogue.plain("VRFY", username), last="VRFY")
+        """Add VRFY, as the last command."""
+        return self._add(self._exchange.plain("VRFY", username), last="VRFY")
 
     def noop(self) -> int:
-        """NOOP; nothing can follow it."""
-        return self._add(self._dialogue.plain("NOOP"), last="NOOP")
+        """Add NOOP, as the last command."""
+        return self._add(self._exchange.plain("NOOP"), last="NOOP")
 
     def _add(self, step: Step, last: str | None = None) -> int:
-        # RFC 2920 section 3.1: their replies may decide what comes next.
         if self._closed_by is not None:
             raise ProtocolError(f"{self._closed_by} must be the last command of a group (RFC 2920 section 3.1)")
         self._closed_by = last
@@ -70,4 +69,4 @@ class Pipeline:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is None and self._steps:
-            self.replies = self._dialogue.send_pipelined(self._steps)
+            self.replies = self._exchange.send_pipelined(self._steps)

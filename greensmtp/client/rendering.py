@@ -1,8 +1,8 @@
-"""Message objects of the standard library's email package, as octets.
+"""Write message objects of the standard library's email package as bytes.
 
-What has been parsed goes out as it was read: a field that is still the text of its source is written unchanged, and so
-are bodies. What has been composed is written as the email package writes it. The caller's message is never changed: the
-generator works on a copy, since it sets policies and boundaries in what it is given.
+- A parsed message is written as it was read: fields that are still the text of their source, and bodies, are unchanged.
+- A composed message is written as the email package writes it.
+- The caller's message is never changed: the generator works on a copy, since it sets policies and boundaries.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list, header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
 
-#: Octets in a line, without its end (RFC 5322 section 2.1.1).
-MAX_LINE = 998
+#: Bytes in a line, without its end (RFC 5322 section 2.1.1).
+MAX_LINE_LENGTH = 998
 
 TOO_DEEP = "the message cannot be written: its parts are nested too deeply"
 
 _ENVELOPE_FIELDS = header_envelope.ADDRESS_FIELDS | {"resent-date"}
 _NAME = re.compile(r"[!-9;-~]+")
-#: A field's text as it may stand in a message: every further line begins with a blank.
+#: The text of a field that can be written unchanged: each continuation line begins with a blank.
 _RAW = re.compile(r"(?:[^\r\n\0]++|(?:\r\n|\r|\n)(?=[ \t]))*+")
 _HOST_NAME = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*")
 _ONE_FIELD = re.compile(rb"(?:[^\r\n\0]++|\r\n(?=[ \t]))*+\r\n")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
-#: The beginning of a body that cannot be taken for more of the header section.
+#: The beginning of a body that cannot be taken for a header field.
 _NOT_A_FIELD = re.compile(r"(?![!-9;-~]*[ \t]*:)[^\s]")
 _RAW_UTF8 = SMTPUTF8.clone(max_line_length=0)
 
@@ -49,7 +49,7 @@ _RAW_UTF8 = SMTPUTF8.clone(max_line_length=0)
 def envelope_fields(message: Message[Any, Any]) -> header_envelope.Fields:
     """Return the fields that name senders and recipients.
 
-    :raises ProtocolError: one of them is no text.
+    :raises ProtocolError: one of them cannot be read as text.
     """
     return [(lower, _text(value)) for name, value in message.raw_items() if (lower := name.lower()) in _ENVELOPE_FIELDS]
 
@@ -64,7 +64,7 @@ def is_signed(message: Message[Any, Any]) -> bool:
 
 
 def size(message: Message[Any, Any]) -> int:
-    """Return about how many characters there are to write.
+    """Return about how many characters the message has.
 
     :raises ProtocolError: the parts are nested too deeply.
     """
@@ -80,9 +80,9 @@ def size(message: Message[Any, Any]) -> int:
 
 
 def missing_fields(message: Message[Any, Any], sender: str) -> bytes:
-    """Return Date and Message-ID (RFC 5322 section 3.6), as far as a message that was composed here lacks them.
+    """Return the Date and Message-ID (RFC 5322 section 3.6) that a composed message lacks.
 
-    A message that was parsed, or is signed, is left as it is.
+    Nothing is added to a parsed or signed message.
     """
     composed = isinstance(message, MIMEBase) or (
         isinstance(message.policy, EmailPolicy) and all(hasattr(value, "name") for _, value in message.raw_items())
@@ -105,34 +105,34 @@ def _date(now: int) -> str:
 
 
 def _own_name() -> str:
-    """This machine's name, where that can be the right side of a Message-ID."""
+    """Return this machine's name if it can be the right side of a Message-ID, else ``localhost``."""
     name = socket.gethostname()
     return name if _HOST_NAME.fullmatch(name) else "localhost"
 
 
 def render(message: Message[Any, Any], *, utf8: bool = False, seven_bit: bool = False) -> bytes:
-    """Return the message's octets, without Bcc.
+    """Return the message as bytes, without Bcc.
 
     :param utf8: write composed fields as raw UTF-8 (RFC 6532).
     :param seven_bit: encode bodies that are not ASCII, or binary.
-    :raises ProtocolError: it cannot be written.
+    :raises ProtocolError: the message cannot be written.
     """
-    octets = io.BytesIO()
+    data = io.BytesIO()
     try:
         own = _copy(message, seven_bit=seven_bit)
-        # The message's own header section ends with an empty line in any case.
+        # An empty line always ends the header section of the message itself.
         own.defects = [defect for defect in own.defects if not isinstance(defect, MissingHeaderBodySeparatorDefect)]
         for name in ("bcc", "resent-bcc"):
             if name in message:
                 del own[name]
         if seven_bit and "mime-version" not in own and "content-transfer-encoding" in own:
             own["MIME-Version"] = "1.0"
-        _Writer(octets, mangle_from_=False, policy=_policy(message.policy, utf8)).flatten(own)
+        _Writer(data, mangle_from_=False, policy=_policy(message.policy, utf8)).flatten(own)
     except RecursionError:
         raise ProtocolError(TOO_DEEP) from None
     except (MessageError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise ProtocolError(f"the message cannot be written: {type(error).__name__}: {error}") from error
-    return octets.getvalue()
+    return data.getvalue()
 
 
 @lru_cache(maxsize=64)
@@ -144,9 +144,9 @@ def _policy(policy: Policy[Any], utf8: bool) -> Policy[Any]:
 
 
 def _copy(message: Message[Any, Any], *, seven_bit: bool) -> Message[Any, Any]:
-    """A copy down to lists of fields and parts, which are its own."""
+    """Return a copy with its own lists of fields and parts."""
     own = copy.copy(message)
-    del own[""]  # makes a new list of fields, whether there is such a field or not
+    del own[""]  # makes a new list of fields, even without such a field
     if own.is_multipart():
         parts: Any = message.get_payload()
         own.set_payload([_copy(part, seven_bit=seven_bit) for part in parts])
@@ -155,10 +155,10 @@ def _copy(message: Message[Any, Any], *, seven_bit: bool) -> Message[Any, Any]:
     else:
         text = getattr(own, "_payload", None)
         if isinstance(text, str) and not text.isascii() and not _SURROGATE.search(text):
-            # Parsed from text rather than bytes: what the generator cannot write.
+            # Parsed from text rather than bytes: the generator cannot write it.
             charset = own.get_content_charset("utf-8")
-            octets = text.encode("utf-8" if charset == "us-ascii" else charset)
-            own.set_payload(octets.decode("ascii", "surrogateescape"))
+            data = text.encode("utf-8" if charset == "us-ascii" else charset)
+            own.set_payload(data.decode("ascii", "surrogateescape"))
         if seven_bit:
             _encode_body(own)
     return own
@@ -169,26 +169,26 @@ def _encoding(part: Message[Any, Any]) -> str:
 
 
 def _encode_body(part: Message[Any, Any]) -> None:
-    """Put a body that is not ASCII, or binary, in a transfer encoding (RFC 2045 section 6)."""
+    """Apply a transfer encoding (RFC 2045 section 6) to a body that is not ASCII, or binary."""
     encoding = _encoding(part)
     if encoding not in ("", "7bit", "8bit", "binary"):
         return
-    octets: Any = part.get_payload(decode=True)
-    if not octets or (octets.isascii() and encoding != "binary"):
+    data: Any = part.get_payload(decode=True)
+    if not data or (data.isascii() and encoding != "binary"):
         if encoding == "8bit":
             part.replace_header("Content-Transfer-Encoding", "7bit")
         return
     encoding, encoded = "base64", b""
-    if part.get_content_maintype() == "text" and b"\0" not in octets:
-        lines = with_crlf(octets)
+    if part.get_content_maintype() == "text" and b"\0" not in data:
+        lines = with_crlf(data)
         quoted = b2a_qp(lines.replace(b"\r\n", b"\n"), istext=True)
         encoded = encodebytes(lines)
         if len(quoted) <= len(encoded):
             encoding, encoded = "quoted-printable", quoted
     else:
-        encoded = encodebytes(octets)
+        encoded = encodebytes(data)
     if "content-type" not in part:
-        part["Content-Type"] = f'text/plain; charset="{"utf-8" if header_envelope.is_utf8(octets) else "unknown-8bit"}"'
+        part["Content-Type"] = f'text/plain; charset="{"utf-8" if header_envelope.is_utf8(data) else "unknown-8bit"}"'
     part.set_payload(encoded.decode())
     if "content-transfer-encoding" in part:
         part.replace_header("Content-Transfer-Encoding", encoding)
@@ -197,24 +197,25 @@ def _encode_body(part: Message[Any, Any]) -> None:
 
 
 def _fold(name: str, value: Any, policy: Any) -> bytes:
+    """Return a field as the policy folds it.
+
+    :raises ValueError: the result is not one field.
     """
-    :raises ValueError: what the policy makes of it is not one field.
-    """
-    octets: bytes = policy.fold_binary(name, value)
-    if _ONE_FIELD.fullmatch(octets) and b"=?" not in octets:
-        return octets
-    octets = with_crlf(octets)
+    data: bytes = policy.fold_binary(name, value)
+    if _ONE_FIELD.fullmatch(data) and b"=?" not in data:
+        return data
+    data = with_crlf(data)
     text = _text(value)
     if text.isascii() and "=?" not in text:
-        # The email package makes encoded words of a long token (a signature, say), or puts an empty line before it.
-        octets = header_envelope.folded(name, text)
-    if not _ONE_FIELD.fullmatch(octets):
+        # The email package turns a long token (a signature, say) into encoded words, or puts an empty line before it.
+        data = header_envelope.folded(name, text)
+    if not _ONE_FIELD.fullmatch(data):
         raise ValueError(f"the {name} field would end before its value does")
-    return octets
+    return data
 
 
 class _Writer(BytesGenerator):
-    """The email package's generator, but for fields that have been parsed and for bodies that are binary."""
+    """The email package's generator, changed for parsed fields and binary bodies."""
 
     _fp: Any
 
@@ -225,12 +226,12 @@ class _Writer(BytesGenerator):
             self._fp.write(b"\r\n")
 
     def _write_lines(self, lines: Any) -> None:
-        # In one step: the package's own way, line by line, holds the interpreter lock for a third of a second in 8 MB.
+        # In one step: the package's own loop over lines holds the interpreter lock for 0.3 s with 8 MB.
         if lines:
             self._fp.write(with_crlf(lines.encode("ascii", "surrogateescape")))
 
     def _dispatch(self, msg: Any) -> None:
-        # A body that is one text is written as such, also where its type promises parts that could not be found.
+        # A body that is text is written as text, even if its type is multipart and no parts were found.
         if msg.is_multipart():
             super()._dispatch(msg)  # type: ignore[misc]
         else:
@@ -239,7 +240,7 @@ class _Writer(BytesGenerator):
     def _handle_multipart(self, msg: Any) -> None:
         super()._handle_multipart(msg)  # type: ignore[misc]
         if msg.epilogue is None and _has_defect(msg, CloseBoundaryNotFoundDefect):
-            # It was cut off before its closing delimiter: a signature does not cover one.
+            # The parsed message had no closing delimiter, and a signature would not cover an added one.
             end = f"\r\n--{msg.get_boundary()}--\r\n".encode("ascii", "surrogateescape")
             at = self._fp.tell() - len(end)
             self._fp.seek(at)
@@ -261,8 +262,10 @@ def _has_defect(part: Any, kind: type[Exception]) -> bool:
 
 
 def _lacks_empty_line(part: Any) -> bool:
-    """True if a part was read without an empty line behind its header section, as base64 in message/rfc822 is, and its
-    body still begins with what is no header field."""
+    """True if a part was read without an empty line after its header section, and its body does not begin like a field.
+
+    (base64 in message/rfc822 is parsed like that.)
+    """
     if not _has_defect(part, MissingHeaderBodySeparatorDefect):
         return False
     text = getattr(part, "_payload", None)
@@ -271,21 +274,21 @@ def _lacks_empty_line(part: Any) -> bool:
 
 def _field(name: str, value: Any, policy: Any) -> bytes:
     if not _NAME.fullmatch(name):
-        raise ValueError(f"a header field cannot be called {name[:40]!r}")
+        raise ValueError(f"invalid header field name {name[:40]!r}")
     is_source = isinstance(value, str) and not hasattr(value, "name")
     if is_source and _RAW.fullmatch(value):
-        octets = f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
-        # The old policy keeps what was composed as text, too: what is too long or beyond ASCII is of that kind.
+        data = f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")
+        # With the compat32 policy, composed fields are plain text too: long or non-ASCII ones need folding.
         if isinstance(policy, EmailPolicy) or (
-            (value.isascii() or _SURROGATE.search(value)) and max(map(len, octets.splitlines())) <= MAX_LINE
+            (value.isascii() or _SURROGATE.search(value)) and max(map(len, data.splitlines())) <= MAX_LINE_LENGTH
         ):
-            return with_crlf(octets)
+            return with_crlf(data)
     if getattr(policy, "utf8", False):
         return _fold(name, value, policy)
     is_list = hasattr(type(value), "addresses") or name.lower() in header_envelope.ADDRESS_FIELDS
     if is_list and (not (text := _text(value)).isascii() or ('"' in text and _has_encoded_word(value))):
-        # The email package writes encoded words into addresses, and drops the quotes around a name with a comma, so
-        # that the name becomes an address.
+        # The email package writes encoded words into addresses, and drops the quotes around a name with a comma, which
+        # turns the name into an address.
         try:
             return header_envelope.folded_list(name, text)
         except ProtocolError:
@@ -295,7 +298,7 @@ def _field(name: str, value: Any, policy: Any) -> bytes:
 
 
 def _has_encoded_word(value: Any) -> bool:
-    """True if this field was composed from text with encoded words, or if that cannot be told."""
+    """True if this field was composed from text with encoded words, or if that is unknown."""
     tokens = [getattr(value, "_parse_tree", None)] if hasattr(type(value), "addresses") else []
     for token in tokens:
         if token is None or getattr(token, "token_type", "") == "encoded-word":
@@ -313,9 +316,9 @@ def _is_readable(text: str, name: str) -> bool:
 
 
 def _text(value: Any) -> str:
-    """A field's text as it stands, or will stand, in the message.
+    """Return a field's text as it is, or will be, in the message.
 
-    :raises ProtocolError: it is no text.
+    :raises ProtocolError: it cannot be read as text.
     """
     try:
         if isinstance(value, Header):
@@ -324,13 +327,13 @@ def _text(value: Any) -> str:
             return text if "@" in text else str(value)
         defects = [str(defect) for defect in getattr(value, "defects", ())]
         if defects and _has_encoded_word(value):
-            # Its str() may lack what could not be parsed, and what goes out may be decoded, as if never encoded.
+            # Its str() may lack what could not be parsed, and the field may be written decoded.
             if any("invalid" in defect for defect in defects):
                 raise ProtocolError(
                     f"the {value.name} field cannot be read as a list of addresses from {str(value)!r} on"
                 )
         elif defects:
-            # What could not be parsed is missing in its str(), but goes out.
+            # What could not be parsed is missing in its str(), but is written.
             folded: str = value.fold(policy=_RAW_UTF8)
             return folded.partition(":")[2].strip()
         return header_envelope.text_of(str(value).encode("utf-8", "surrogateescape"))

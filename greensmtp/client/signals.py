@@ -1,17 +1,39 @@
-"""The client's signals: those of this module hear every client in the process, ``mail.on(name)`` hears one.
+"""The client's signals. Those of this module are sent for every client in the process, ``mail.on(name)`` for one.
 
-The sender is the ``SMTPClient``. ``greeting`` and ``tls`` tell; ``secure`` asks, and has an ack: is this peer, whose
-certificate the TLS context has found good, the one that is meant?
+The sender is the ``SMTPClient``. ``greeting`` (the banner was read) and ``tls`` (TLS is up) inform. ``secure`` asks:
+the TLS context has accepted the certificate, and the handler decides by an ack whether this is the intended server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 from blinker import Signal
 
-#: signal -> what receivers are given by name, besides the client, their first argument
+from greensmtp.protocol.reply import Reply
+from greensmtp.session.ack import Ack
+
+#: signal -> the keyword arguments of its handlers, besides the client, which is their first argument
 FIELDS: Mapping[str, tuple[str, ...]] = {"greeting": ("reply",), "tls": (), "secure": ("ack",)}
+
+
+class GreetingHandler(Protocol):
+    """A handler of ``greeting``."""
+
+    def __call__(self, client: Any, /, *, reply: Reply) -> object: ...
+
+
+class TLSHandler(Protocol):
+    """A handler of ``tls``."""
+
+    def __call__(self, client: Any, /) -> object: ...
+
+
+class SecureHandler(Protocol):
+    """A handler of ``secure``."""
+
+    def __call__(self, client: Any, /, *, ack: Ack) -> object: ...
 
 
 class ClientSignals:
@@ -28,12 +50,12 @@ class ClientSignals:
             setattr(self, name, Signal(name))
 
     def named(self, name: str) -> Signal:
-        """The signal of this name.
+        """Return the signal of this name.
 
         :raises ValueError: there is none.
         """
         if name not in FIELDS:
-            raise ValueError(f"a client has no signal {name!r} (there are: {', '.join(FIELDS)})")
+            raise ValueError(f"a client has no signal {name!r} (expected one of: {', '.join(FIELDS)})")
         signal: Signal = getattr(self, name)
         return signal
 

@@ -1,4 +1,4 @@
-"""Where the octets of a message come from: binary files of all kinds, read without blocking the hub."""
+"""Read messages from binary files of all kinds, without blocking the hub."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from greenlet import error as GreenletError
 
 from greensmtp.thread_pool import in_thread_pool
 
-#: Octets of a file that are read at once.
-PIECE = 256 * 1024
+#: Bytes of a file that are read at once.
+READ_BYTES = 256 * 1024
 
-#: Seconds: longer than no time, for which gevent would not look at sockets and timers.
+#: Seconds to sleep. With 0, gevent would run other greenlets, but would not look at sockets and timers.
 _MOMENT = 1e-6
 
-#: Objects that are looked at to find out what a file stands on.
+#: The most objects that are searched for the file at the bottom.
 _MAX_LAYERS = 64
 
 
 class Readable(Protocol):
-    """A binary file, as far as we need one."""
+    """A binary file; only ``read`` is needed."""
 
     def read(self, size: int = ..., /) -> bytes: ...
 
 
 class Source:
-    """A file, and where to read it: gevent's own files and those in memory in this greenlet, others in the thread pool.
+    """Reads a file: gevent's own files and those in memory in this greenlet, others in the thread pool.
 
-    :raises TypeError: it is no binary file; the text says what to do.
+    :raises TypeError: it is not a binary file.
     """
 
     __slots__ = ("_in_memory", "_in_pool", "file")
@@ -39,47 +39,51 @@ class Source:
         check(file)
         self.file = file
         self._in_memory = isinstance(file, (io.BytesIO, tempfile.SpooledTemporaryFile))
-        self._in_pool = not self._in_memory and hasattr(file, "fileno") and not _is_gevents(file)
+        self._in_pool = not self._in_memory and hasattr(file, "fileno") and not _needs_hub(file)
 
     def read(self) -> bytes:
         """Return the next piece; ``b""`` at the end.
 
-        :raises TypeError: what it gives is not bytes.
+        :raises TypeError: the file returns something else than bytes.
         """
         piece: Any
         if self._in_pool:
             try:
-                piece = in_thread_pool(self.file.read, PIECE)
+                piece = in_thread_pool(self.file.read, READ_BYTES)
             except GreenletError as error:
                 raise TypeError(
-                    f"{type(self.file).__name__} waits for gevent and cannot be read in a thread: pass the gevent file "
-                    "below it, or the bytes"
+                    f"{type(self.file).__name__} needs gevent's hub and cannot be read in a thread: pass the gevent "
+                    "file inside it, or the bytes"
                 ) from error
         else:
-            piece = self.file.read(PIECE)
-            if self._in_memory and len(piece) == PIECE:
-                sleep(_MOMENT)  # a large one has many pieces, and other greenlets have work too
+            piece = self.file.read(READ_BYTES)
+            if self._in_memory and len(piece) == READ_BYTES:
+                sleep(_MOMENT)  # let other greenlets run between the pieces
         if not isinstance(piece, (bytes, bytearray, memoryview)):
-            # None, which a non-blocking file gives, would pass for its end, and half the message for all of it.
-            what = "open it with 'rb'" if isinstance(piece, str) else f"its read() gave {type(piece).__name__}"
-            raise TypeError(f"a message is read from a binary file: {what}")
+            # A non-blocking file returns None, which must not be taken for its end.
+            what = "open it with 'rb'" if isinstance(piece, str) else f"its read() returned {type(piece).__name__}"
+            raise TypeError(f"a message must be read from a binary file: {what}")
         return piece if isinstance(piece, bytes) else bytes(piece)
 
 
 def check(file: Any) -> None:
-    """
-    :raises TypeError: this is no binary file.
+    """Check that this is a binary file.
+
+    :raises TypeError: it is not.
     """
     if isinstance(file, io.TextIOBase):
-        raise TypeError(f"a message is read from a binary file, not {type(file).__name__}: open it with 'rb'")
+        raise TypeError(f"a message must be a binary file, not {type(file).__name__}: open it with 'rb'")
     if hasattr(file, "recv"):
-        raise TypeError(f"a message is read from a file, not {type(file).__name__}: pass makefile('rb')")
+        raise TypeError(f"a message must be a file, not {type(file).__name__}: pass makefile('rb')")
     if not hasattr(file, "read"):
         raise TypeError(f"expected an EmailMessage, bytes or a binary file, got {type(file).__name__}")
 
 
 def rewindable(source: Source, seen: bytes) -> BinaryIO:
-    """Return the file, behind what has been read; or a copy of all of it, where it cannot go back."""
+    """Return the file, positioned after what has been read; or a temporary copy, if the file cannot seek.
+
+    :param seen: what has been read of it.
+    """
     file = source.file
     try:
         if file.seekable():
@@ -99,8 +103,8 @@ def rewindable(source: Source, seen: bytes) -> BinaryIO:
     return copy  # type: ignore[no-any-return]
 
 
-def _is_gevents(file: Any) -> bool:
-    """True if this file, or one below it, is gevent's or a MessageStream: another thread cannot wait for it."""
+def _needs_hub(file: Any) -> bool:
+    """True if this file, or one inside it, is gevent's or a MessageStream: another thread cannot wait for it."""
     layers = [file]
     for layer in layers:
         if any(kind.__module__.partition(".")[0] in ("gevent", "greensmtp") for kind in type(layer).__mro__):

@@ -1,11 +1,15 @@
-"""One message, from MAIL to the reply at its end: what ``send`` does with a connection that has been greeted."""
+"""One transaction on a connection after EHLO: MAIL, RCPT, the message, and the outcome.
+
+With PIPELINING, the envelope and DATA go out in one write (``_send_envelope``); else each command waits for its reply
+(``_send_envelope_stepwise``). Both return only if the message may follow, and raise Refused otherwise.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
 from greensmtp.client.exchange import CommandExchange
-from greensmtp.client.message import PreparedMessage, SendResult
+from greensmtp.client.message import PreparedMessage
 from greensmtp.errors import (
     ClientError,
     DataRefused,
@@ -16,155 +20,163 @@ from greensmtp.errors import (
     SenderRefused,
 )
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import SendResult
 
-#: Octets in a chunk, and chunks that are sent before their replies are read.
+#: Bytes in a chunk, and chunks that are sent before their replies are read.
 CHUNK = 512 * 1024
 CHUNKS_AHEAD = 16
 
 
 def transact(
-    dialogue: CommandExchange, outgoing: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
+    exchange: CommandExchange, prepared: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
 ) -> SendResult:
-    """Send it. See ``SMTPClient.send`` for what is raised; the connection stays usable after a refusal, but for 421."""
-    extensions = dialogue.extensions
-    mail_line = outgoing.mail_line(extensions)
-    chunked = outgoing.in_chunks(extensions)
-    reset = reset_first or dialogue.open_transaction
-    envelope = _envelope if "PIPELINING" in extensions else _envelope_one_by_one
-    recipients = envelope(dialogue, outgoing, mail_line, reset=reset, chunked=chunked)
+    """Send the message; see ``SMTPClient.send`` for the errors. After a refusal but 421, the connection stays usable.
+
+    :param reset_first: send RSET first.
+    """
+    extensions = exchange.extensions
+    mail_line = prepared.mail_line(extensions)
+    chunked = prepared.in_chunks(extensions)
+    reset = reset_first or exchange.open_transaction
+    envelope = _send_envelope if "PIPELINING" in extensions else _send_envelope_stepwise
+    recipients = envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     try:
-        replies = _send_chunked(dialogue, outgoing) if chunked else _send_data(dialogue, outgoing)
+        replies = _send_chunked(exchange, prepared) if chunked else _send_data(exchange, prepared)
     except Disconnected as lost:
         if lost.after_content:
             lost.recipients = _by_recipient(recipients, lost.replies)
             raise
-        # Who hung up in the middle of a message may have said why: that is the reply to it.
+        # A server that closes the connection in the middle of a message may send a reply first: that is its answer.
         if lost.reply is None or lost.reply.code < 400:
             raise
         replies = [lost.reply]
     except BaseException:
-        dialogue.wire.close()  # half a message must not pass for a whole one
+        exchange.transport.close()  # the server must not take part of a message for all of it
         raise
-    return _result(dialogue, outgoing, recipients, replies, raise_on_partial=raise_on_partial)
+    return _result(exchange, prepared, recipients, replies, raise_on_partial=raise_on_partial)
 
 
 # The envelope
 
 
-def _envelope(
-    dialogue: CommandExchange, outgoing: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
+def _send_envelope(
+    exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
-    """All of it in one write. Each recipient's reply, when the server is ready to take the message for somebody."""
-    lines = [b"RSET\r\n", mail_line, *outgoing.rcpt_lines] if reset else [mail_line, *outgoing.rcpt_lines]
+    """Send the envelope in one write; return each recipient's reply if the message may follow."""
+    lines = [b"RSET\r\n", mail_line, *prepared.rcpt_lines] if reset else [mail_line, *prepared.rcpt_lines]
     if not chunked:
         lines.append(b"DATA\r\n")
     data: Reply | None = None
     try:
-        # What has to be done to the message is done while the server works.
-        replies = dialogue.ask_lines(lines, None if chunked else outgoing.prepare)
+        # The message is prepared while the server works.
+        replies = exchange.send_lines(lines, None if chunked else prepared.prepare)
     except Disconnected as lost:
-        # (Of a connection from before, it may be for its age or number of messages: a new one tells.)
-        refusal = None if reset else _last_words(outgoing, lost.replies)
+        # A kept connection may have been closed for its age: then try a new one, whatever the reply says.
+        refusal = None if reset else _final_reply(prepared, lost.replies)
         if refusal is None:
             raise
         raise refusal from lost
     if not chunked:
         data = replies.pop()
     mail = replies[reset]
-    recipients = dict(zip(outgoing.recipients, replies[reset + 1 :], strict=True))
-    dialogue.open_transaction = True
-    dialogue.accepted = accepted = len([reply for reply in recipients.values() if reply.code < 300])
+    recipients = dict(zip(prepared.recipients, replies[reset + 1 :], strict=True))
+    exchange.open_transaction = True
+    exchange.accepted = accepted = len([reply for reply in recipients.values() if reply.code < 300])
     if mail.code < 300 and accepted and (replies[-1].code != 421 if data is None else data.code == 354):
         return recipients
     if data is not None and data.code == 354:
-        _send_to_nobody(dialogue)
-    raise _refusal(outgoing, mail, recipients, data)
+        _end_empty_message(exchange)
+    raise _refusal(prepared, mail, recipients, data)
 
 
-def _last_words(outgoing: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
-    """Return the refusal of a server that hung up behind it, as far as it is for good; None where there is none."""
+def _final_reply(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
+    """Return the error for a server that sent a permanent refusal and closed the connection; None if it sent none."""
     if not replies:
         return None
-    mail, recipients = replies[0], dict(zip(outgoing.recipients, replies[1:], strict=False))
+    mail, recipients = replies[0], dict(zip(prepared.recipients, replies[1:], strict=False))
     refused = [reply.is_permanent_failure for reply in recipients.values()]
-    if mail.is_permanent_failure or (len(refused) == len(outgoing.recipients) and all(refused)):
-        return _refusal(outgoing, mail, recipients, None)
+    if mail.is_permanent_failure or (len(refused) == len(prepared.recipients) and all(refused)):
+        return _refusal(prepared, mail, recipients, None)
     return None
 
 
-def _send_to_nobody(dialogue: CommandExchange) -> None:
-    """RFC 2920 section 3.1: DATA was pipelined, and the server agrees to it though there is nobody to send to. What it
-    gets is a message without content; what becomes of that changes nothing about the refusal."""
-    dialogue.accepted = 0
+def _end_empty_message(exchange: CommandExchange) -> None:
+    """Send an empty message: DATA was pipelined and accepted although there is no recipient (RFC 2920 section 3.1).
+
+    Its reply does not change the refusal.
+    """
+    exchange.accepted = 0
     try:
-        dialogue.end_message(b".\r\n")
+        exchange.end_message(b".\r\n")
     except ClientError:
         pass  # the connection has been closed
 
 
-def _envelope_one_by_one(
-    dialogue: CommandExchange, outgoing: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
+def _send_envelope_stepwise(
+    exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
-    """Without PIPELINING there is no need to go on when all is lost."""
+    """Send the envelope command by command, as far as it is accepted; return each recipient's reply."""
     if reset:
-        said = dialogue.ask_lines([b"RSET\r\n"])[0]
-        if said.code == 421:
-            raise _refusal(outgoing, said, {}, None)
-    mail = dialogue.ask_lines([mail_line])[0]
-    dialogue.open_transaction = True
-    dialogue.accepted = 0
+        answer = exchange.send_lines([b"RSET\r\n"])[0]
+        if answer.code == 421:
+            raise _refusal(prepared, answer, {}, None)
+    mail = exchange.send_lines([mail_line])[0]
+    exchange.open_transaction = True
+    exchange.accepted = 0
     recipients: dict[str, Reply] = {}
     data: Reply | None = None
     if mail.is_positive:
-        for recipient, line in zip(outgoing.recipients, outgoing.rcpt_lines, strict=True):
-            # (Behind a 421 nobody is asked any more.)
+        for recipient, line in zip(prepared.recipients, prepared.rcpt_lines, strict=True):
+            # After 421 nothing more is sent; it stands for the other replies.
             last = next(reversed(recipients.values()), mail)
-            reply = recipients[recipient] = last if last.code == 421 else dialogue.ask_lines([line])[0]
-            dialogue.accepted += reply.is_positive
-        if dialogue.accepted and reply.code != 421:
+            reply = recipients[recipient] = last if last.code == 421 else exchange.send_lines([line])[0]
+            exchange.accepted += reply.is_positive
+        if exchange.accepted and reply.code != 421:
             if chunked:
                 return recipients
-            data = dialogue.ask_lines([b"DATA\r\n"])[0]
+            data = exchange.send_lines([b"DATA\r\n"])[0]
             if data.code == 354:
                 return recipients
-    raise _refusal(outgoing, mail, recipients, data)
+    raise _refusal(prepared, mail, recipients, data)
 
 
-def _refusal(outgoing: PreparedMessage, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
-    """What to raise when the server is not ready to take the message."""
+def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
+    """Return the error to raise when the message may not follow the envelope."""
     if not mail.is_positive:
-        return SenderRefused(f"the sender {outgoing.sender!r} was refused", mail)
+        return SenderRefused(f"the sender {prepared.sender!r} was refused", mail)
     replies = list(recipients.values())
     if any(reply.is_positive for reply in replies):
         return DataRefused("the message was refused", replies[-1] if data is None else data, recipients)
     if len(replies) == 1:
-        return RecipientsRefused(f"the recipient {outgoing.recipients[0]!r} was refused", replies[0], recipients)
-    return RecipientsRefused(f"all {len(replies)} recipients were refused, one with", _gravest(replies), recipients)
+        return RecipientsRefused(f"the recipient {prepared.recipients[0]!r} was refused", replies[0], recipients)
+    return RecipientsRefused(
+        f"all {len(replies)} recipients were refused, one with", _representative(replies), recipients
+    )
 
 
 # The message
 
 
-def _send_data(dialogue: CommandExchange, outgoing: PreparedMessage) -> list[Reply]:
+def _send_data(exchange: CommandExchange, prepared: PreparedMessage) -> list[Reply]:
     last = b""
-    for piece in outgoing.data():
+    for piece in prepared.data():
         if last:
-            dialogue.send_body(last)
+            exchange.send_body(last)
         last = piece
-    return dialogue.end_message(last)
+    return exchange.end_message(last)
 
 
-def _send_chunked(dialogue: CommandExchange, outgoing: PreparedMessage) -> list[Reply]:
+def _send_chunked(exchange: CommandExchange, prepared: PreparedMessage) -> list[Reply]:
     window: list[bytes] = []
-    ahead = CHUNKS_AHEAD if "PIPELINING" in dialogue.extensions else 1
-    for chunk in _cut(outgoing.chunks()):
+    ahead = CHUNKS_AHEAD if "PIPELINING" in exchange.extensions else 1
+    for chunk in _cut(prepared.chunks()):
         if len(window) == ahead:
-            replies = dialogue.send_chunks(window, last=False)
+            replies = exchange.send_chunks(window, last=False)
             if not replies[0].is_positive:
-                return replies  # and the next transaction begins with RSET
+                return replies  # the next transaction begins with RSET
             window = []
         window.append(chunk)
-    return dialogue.send_chunks(window or [b""], last=True)
+    return exchange.send_chunks(window or [b""], last=True)
 
 
 def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -173,40 +185,40 @@ def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield piece[start : start + CHUNK] if len(piece) > CHUNK else piece
 
 
-# What became of it
+# The outcome
 
 
 def _result(
-    dialogue: CommandExchange,
-    outgoing: PreparedMessage,
+    exchange: CommandExchange,
+    prepared: PreparedMessage,
     recipients: dict[str, Reply],
     replies: Sequence[Reply],
     *,
     raise_on_partial: bool,
 ) -> SendResult:
     reply = replies[0]
-    if dialogue.lmtp:
-        # One for each; but a refused chunk is refused for all of them.
+    if exchange.lmtp:
+        # One reply for each recipient; but a refused chunk has one reply for all of them.
         recipients.update(_by_recipient(recipients, replies if len(replies) > 1 else [reply] * len(recipients)))
-        reply = next((said for said in replies if said.is_positive), _gravest(replies))
+        reply = next((each for each in replies if each.is_positive), _representative(replies))
     if reply.code >= 300:
         raise DataRefused("the message was refused", reply, recipients)
-    sent = SendResult(outgoing.sender, recipients, reply)
+    sent = SendResult(prepared.sender, recipients, reply)
     if raise_on_partial and sent.refused:
         refused = sent.refused
-        said = _gravest(list(refused.values()))
-        name = next(recipient for recipient, each in refused.items() if each is said)
+        worst = _representative(list(refused.values()))
+        name = next(recipient for recipient, each in refused.items() if each is worst)
         what = f"sent, but {len(refused)} of {len(recipients)} recipients were refused, {name!r} with"
-        raise PartiallyRefused(what, said, recipients, sent)
+        raise PartiallyRefused(what, worst, recipients, sent)
     return sent
 
 
 def _by_recipient(recipients: dict[str, Reply], replies: Sequence[Reply]) -> dict[str, Reply]:
-    """LMTP: the replies to a message come in the order of the recipients that were accepted (RFC 2033 section 4.2)."""
-    accepted = [recipient for recipient, said in recipients.items() if said.is_positive]
+    """Assign LMTP's replies to a message to the accepted recipients, in their order (RFC 2033 section 4.2)."""
+    accepted = [recipient for recipient, reply in recipients.items() if reply.is_positive]
     return dict(zip(accepted, replies, strict=False))
 
 
-def _gravest(refusals: Sequence[Reply]) -> Reply:
-    """The one to tell of several: one that may be otherwise later, if there is one, since that asks for another try."""
+def _representative(refusals: Sequence[Reply]) -> Reply:
+    """Return the refusal to report: a transient one if there is any, since the message should then be tried again."""
     return next((reply for reply in refusals if reply.is_transient_failure), refusals[0])

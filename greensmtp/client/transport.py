@@ -1,4 +1,19 @@
-"""The client's end of the wire: octets out, replies in, a deadline for every wait, TLS."""
+"""The client's side of a connection: send bytes, read replies, with a deadline for every wait; TLS.
+
+Rules of this file:
+
+- One greenlet at a time uses a transport, in the native thread and the process that made it. ``close`` alone may be
+  called from elsewhere.
+- Every wait runs between ``self._timer.set`` and ``self._timer.clear``. The timer throws DeadlineExpired into the
+  greenlet.
+- Any error closes the transport: after a partial command or reply there is no way back into step with the server.
+  ``_fail`` does that, and translates what was raised into the public error.
+- A timeout of the caller's own (``gevent.Timeout``) closes the transport too, but is raised unchanged.
+- A reply may only follow a command. Before bytes are sent, the reader must be empty: an unsolicited reply would be
+  taken for the reply to the next command. ``check_no_pending_reply`` also looks at the socket.
+- ``message_sent`` is True from the moment when the kernel has taken the last byte of a message until its reply is read.
+  An error in that window has ``safe_to_retry`` False, since the server may have accepted the message.
+"""
 
 from __future__ import annotations
 
@@ -14,37 +29,37 @@ from gevent import ssl as gevent_ssl
 from gevent.socket import wait_read
 
 from greensmtp._native import native
-from greensmtp.client.deadlines import Alarm, Expired, in_use, is_foreign
+from greensmtp.client.deadlines import DeadlineExpired, DeadlineTimer, in_use_error, is_callers_timeout
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
+from greensmtp.protocol.errors import ReplySyntaxError
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.reply_parser import ReplyParser
 
-#: Octets taken off the socket at once: the replies to a batch of commands, and more.
-PIECE = 16 * 1024
-#: Octets of a body that are handed to the socket at once, and have ``Timeouts.data`` to go.
-SEND_PIECE = 256 * 1024
-#: Replies that are looked at for the reason why a peer has hung up on us.
-MAX_LAST_WORDS = 64
-#: Seconds in which a peer that says good-bye hangs up, too.
-GOODBYE_CLOSES_WITHIN = 0.1
+#: Bytes read from the socket at once; enough for the replies to a group of commands.
+RECV_BYTES = 16 * 1024
+#: Bytes of a body that are passed to the socket at once; ``Timeouts.data`` applies to each such piece.
+SEND_BYTES = 256 * 1024
+#: Replies that are searched for the reason why the server closed the connection.
+MAX_FINAL_REPLIES = 64
+#: Seconds within which a server that announces the end of the connection closes it.
+CLOSE_AFTER_REFUSAL_SECONDS = 0.1
 
-#: What has close_reason a connection in a child process, which has inherited it.
+#: ``close_reason`` of an inherited connection in a child process.
 _FORKED = "a fork"
 
-# gevent's poll, in a patched process, would let other greenlets run where nothing is waited for.
+# The unpatched poll: in a monkey-patched process, gevent's would let other greenlets run.
 poll = native("select", "poll")
 
 
 class ClientTransport:
-    """One connected socket, used by one greenlet at a time. Whatever goes wrong closes it: there is no way back into
-    step with a peer that was cut off in the middle of something."""
+    """One connected socket, and the parser of the server's replies. Any error closes it."""
 
     __slots__ = (
         "__weakref__",
-        "_alarm",
         "_hub",
         "_poll",
         "_reader",
+        "_timer",
         "_watcher",
         "close_reason",
         "message_sent",
@@ -54,44 +69,45 @@ class ClientTransport:
 
     def __init__(self, socket: Any) -> None:
         """
-        :param socket: a connected gevent socket, or gevent SSLSocket; from now on it is ours to close.
+        :param socket: a connected gevent socket, or gevent SSLSocket; the transport closes it.
         """
-        # No time-outs of the socket's own, which its maker or the process may have set: ours tell a program more.
+        # The socket's own timeout, which its creator or the process may have set, would hide which wait took too long.
         socket.settimeout(None)
         self.socket = socket
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
-        self._alarm = Alarm(self._hub)
+        self._timer = DeadlineTimer(self._hub)
         self._reader = ReplyParser()
         self._poll = poll()
         self._poll.register(socket.fileno(), POLLIN)
         self._watcher: Any = None if self.tls else self._hub.loop.io(socket.fileno(), 1)
-        #: A whole message has gone out, and its reply has not come.
+        #: True if a whole message was sent, and its reply has not been read.
         self.message_sent = False
-        #: What has ended the connection. (Its text: the error itself would hold on to all that its frames hold.)
+        #: Why the connection was closed; None while it is open. (A text: an error would keep its frames alive.)
         self.close_reason: str | None = None
-        _wires.add(self)
+        _transports.add(self)
 
     @property
     def closed(self) -> bool:
-        """It cannot be used any more."""
+        """True if the connection cannot be used any more."""
         return self.close_reason is not None
 
-    # Out
+    # Sending
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send octets: each piece, of up to 256 KiB, within so many seconds.
+        """Send bytes.
 
-        :raises Disconnected: the peer is gone, or does not take them in time.
-        :raises PeerProtocolError: it has said something unasked.
+        :param seconds: the timeout for each piece of up to 256 KiB.
+        :raises Disconnected: the server is gone, or does not take the bytes in time.
+        :raises PeerProtocolError: the server has sent an unsolicited reply.
         """
         self._check_open()
-        alarm = self._alarm
-        alarm.set(seconds)
+        timer = self._timer
+        timer.set(seconds)
         try:
             if self._reader.pending:
-                raise self._unasked()
-            sent = self.socket.send(data[:SEND_PIECE] if len(data) > SEND_PIECE else data)
+                raise self._unsolicited()
+            sent = self.socket.send(data[:SEND_BYTES] if len(data) > SEND_BYTES else data)
             if sent < len(data):
                 self._send_rest(memoryview(data)[sent:], seconds)
         except BaseException as error:
@@ -100,29 +116,30 @@ class ClientTransport:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            alarm.clear()
+            timer.clear()
 
     def _send_rest(self, view: memoryview, seconds: float) -> None:
         while view:
-            left = SEND_PIECE
+            left = SEND_BYTES
             while left > 0 and view:
                 sent = self.socket.send(view[:left])
                 view = view[sent:]
                 left -= sent
-            self._alarm.clear()
-            self._alarm.set(seconds)
+            self._timer.clear()
+            self._timer.set(seconds)
 
-    # In
+    # Receiving
 
-    def reply(self, seconds: float) -> Reply:
-        """The next reply, all of which must have come within so many seconds.
+    def read_reply(self, seconds: float) -> Reply:
+        """Return the next reply.
 
-        :raises Disconnected: the peer is gone, or late.
-        :raises PeerProtocolError: what came is no reply.
+        :param seconds: the timeout for the whole reply.
+        :raises Disconnected: the server is gone, or timed out.
+        :raises PeerProtocolError: what it sent is not a reply.
         """
-        return self.exchange(b"", 1, seconds, seconds)[0]
+        return self.send_and_receive(b"", 1, seconds, seconds)[0]
 
-    def exchange(
+    def send_and_receive(
         self,
         data: bytes,
         count: int,
@@ -132,32 +149,33 @@ class ClientTransport:
         ends_message: float | None = None,
         while_waiting: Callable[[], object] | None = None,
     ) -> list[Reply]:
-        """Send octets, and read so many replies; fewer where one of them is a 421, behind which nothing comes.
+        """Send bytes, and return the replies to them: ``count``, or fewer if the last one is 421.
 
-        :param seconds: for the octets, and for each reply; ``last_seconds`` for the last of them.
-        :param ends_message: the octets are the end of a message, and have so many seconds to go, without which the
-            peer cannot have it (see ``message_sent``).
-        :param while_waiting: work to be done while the peer does its own.
-        :raises Disconnected: the peer is gone, or late; its ``replies`` are those that came.
-        :raises PeerProtocolError: what came is no reply, or came before the octets went.
+        :param seconds: the timeout for sending, and for each reply but the last.
+        :param last_seconds: the timeout for the last reply.
+        :param ends_message: seconds for sending, where the bytes are the end of a message. Once they are sent,
+            ``message_sent`` is True.
+        :param while_waiting: called after the bytes are sent, while the server works.
+        :raises Disconnected: the server is gone, or timed out; its ``replies`` are those that were read.
+        :raises PeerProtocolError: what it sent is not a reply, or was sent before the command.
         """
         if self.close_reason is not None:
             self._check_open()
-        reader, watcher, alarm = self._reader, self._watcher, self._alarm
+        reader, watcher, timer = self._reader, self._watcher, self._timer
         replies: list[Reply] = []
-        alarm.set(ends_message or seconds)
+        timer.set(ends_message or seconds)
         try:
             if data:
                 if reader.pending:
-                    raise self._unasked()
-                # Nearly always all of it goes at once.
-                sent = self.socket.send(data[:SEND_PIECE] if len(data) > SEND_PIECE else data)
+                    raise self._unsolicited()
+                # Usually the kernel takes all of it at once.
+                sent = self.socket.send(data[:SEND_BYTES] if len(data) > SEND_BYTES else data)
                 if sent < len(data):
                     self._send_rest(memoryview(data)[sent:], ends_message or seconds)
                 if ends_message:
-                    # Not before: what the kernel has not taken to its last octet, the peer cannot take for whole.
+                    # Until the kernel has taken the last byte, the server cannot have the whole message.
                     self.message_sent = True
-                    alarm.extend(seconds)
+                    timer.extend(seconds)
                 if while_waiting is not None:
                     while_waiting()
             elif reader.pending:
@@ -165,16 +183,16 @@ class ClientTransport:
             left = count - len(replies)
             while left and not (replies and replies[-1].code == 421):
                 if left == 1 or replies:
-                    alarm.extend(seconds if left > 1 else last_seconds)
+                    timer.extend(seconds if left > 1 else last_seconds)
                 while True:
-                    # A plain socket is waited for before it is tried, since nearly always there is nothing yet; TLS
-                    # may hold what the socket no longer has, and is tried first.
+                    # On a plain socket, wait before recv, since usually nothing has arrived yet. With TLS, try recv
+                    # first: the SSL object may hold bytes that the socket no longer has.
                     if watcher is not None:
                         self._hub.wait(watcher)
-                    octets = self.socket.recv(PIECE)
-                    if not octets:
+                    data_in = self.socket.recv(RECV_BYTES)
+                    if not data_in:
                         raise Disconnected("closed")
-                    reader.feed(octets)
+                    reader.feed(data_in)
                     more = reader.next_replies(left)
                     if more:
                         break
@@ -189,21 +207,21 @@ class ClientTransport:
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            alarm.clear()
+            timer.clear()
         return replies
 
-    def check_silence(self) -> None:
-        """Nothing has been said that was not asked for. To be called before a command, when all have been answered.
+    def check_no_pending_reply(self) -> None:
+        """Check that the server has sent nothing unsolicited. Call this before a command, when all have been answered.
 
-        :raises Disconnected: the peer has hung up, perhaps with a 421, which is the error's ``reply``.
-        :raises PeerProtocolError: it has said something else: it would pass for the reply to the command.
-        :raises RuntimeError: another greenlet waits for a reply, which would pass for a reply unasked; or this is not
-            the native thread, or not the process, that has made the connection.
+        :raises Disconnected: the server closed the connection, perhaps after a 421, which is the error's ``reply``.
+        :raises PeerProtocolError: the server sent something else, which would be taken for the reply to the command.
+        :raises RuntimeError: another greenlet is waiting for a reply; or this is not the native thread, or not the
+            process, that made the connection.
         """
         if self.close_reason is not None:
             self._check_open()
-        if self._alarm.greenlet is not None or get_hub() is not self._hub:
-            raise in_use(self._hub)
+        if self._timer.greenlet is not None or get_hub() is not self._hub:
+            raise in_use_error(self._hub)
         if not self._reader.pending:
             if not self._poll.poll(0):
                 return
@@ -213,39 +231,43 @@ class ClientTransport:
             if not data:
                 raise self._fail(Disconnected("closed"))
             self._reader.feed(data)
-        raise self._fail(self._unasked(idle=True))
+        raise self._fail(self._unsolicited(idle=True))
 
-    def _unasked(self, *, idle: bool = False) -> ClientError:
+    def _unsolicited(self, *, idle: bool = False) -> ClientError:
+        """Return the error for bytes that arrived without a command."""
         try:
             reply = self._reader.next_reply()
-        except PeerProtocolError as error:
-            return error
-        # 421 is the one reply that may come at any time (RFC 5321 section 3.8). But there are servers that say 451 or
-        # 554 to an idle client before they hang up.
-        if reply is not None and (reply.code == 421 or (idle and reply.code >= 400 and self._hangs_up())):
+        except ReplySyntaxError as error:
+            return PeerProtocolError(str(error))
+        # 421 may come at any time (RFC 5321 section 3.8). Some servers send 451 or 554 to an idle client before they
+        # close the connection.
+        if reply is not None and (reply.code == 421 or (idle and reply.code >= 400 and self._closes_now())):
             return Disconnected("closed", reply=reply)
-        return PeerProtocolError(f"a reply that nothing was said to: {'half a line' if reply is None else reply}")
+        return PeerProtocolError(f"unsolicited reply: {'part of a line' if reply is None else reply}")
 
-    def _hangs_up(self) -> bool:
-        """The peer says nothing else, and closes the connection, now or in a moment."""
+    def _closes_now(self) -> bool:
+        """True if the server sends nothing else, and closes the connection now or within a moment."""
         if self._reader.pending:
             return False
         try:
             data = self._recv_now()
             if data is None:
-                wait_read(self.socket.fileno(), GOODBYE_CLOSES_WITHIN)
+                wait_read(self.socket.fileno(), CLOSE_AFTER_REFUSAL_SECONDS)
                 data = self._recv_now()
             return data == b""
         except TimeoutError:
             return False
         except Disconnected:
-            return True  # with a reset
+            return True  # by a reset
 
     def _recv_now(self) -> bytes | None:
-        """What has come; None: nothing. (In TLS, records that are the handshake's own make a socket readable.)"""
+        """Return what has arrived, without waiting; None for nothing.
+
+        (With TLS, a readable socket may have no data: session tickets are records of the handshake.)
+        """
         self.socket.settimeout(0.0)
         try:
-            data: bytes = self.socket.recv(PIECE)
+            data: bytes = self.socket.recv(RECV_BYTES)
             return data
         except (BlockingIOError, ssl.SSLWantReadError, TimeoutError):
             return None
@@ -257,20 +279,20 @@ class ClientTransport:
     # TLS
 
     def start_tls(self, context: ssl.SSLContext, server_hostname: str | None, seconds: float) -> None:
-        """Shake hands.
+        """Do the TLS handshake.
 
-        :raises TLSUnverified: the certificate is not good enough for this context.
-        :raises TLSFailed: the handshake failed otherwise, or took too long.
-        :raises PeerProtocolError: text stands before the handshake (CVE-2011-0411).
+        :raises TLSUnverified: the certificate does not verify in this context.
+        :raises TLSFailed: the handshake failed otherwise, or timed out.
+        :raises PeerProtocolError: plaintext arrived before the handshake (CVE-2011-0411).
         """
         self._check_open()
         if self._reader.pending:
-            raise self._fail(PeerProtocolError("text behind the reply to STARTTLS, in the clear"))
+            raise self._fail(PeerProtocolError("plaintext after the reply to STARTTLS"))
         self._close_watcher()
-        self._alarm.set(seconds)
+        self._timer.set(seconds)
         try:
-            # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
-            # socket of the standard library's, which blocks the hub.)
+            # Not context.wrap_socket: the standard library's context would make the standard library's SSLSocket, which
+            # blocks the hub.
             self.socket = gevent_ssl.SSLSocket(
                 sock=self.socket,
                 server_side=False,
@@ -282,10 +304,10 @@ class ClientTransport:
         except ssl.SSLCertVerificationError as error:
             text = f"the certificate of {server_hostname or 'the peer'} does not verify: {error.verify_message}"
             raise self._fail(TLSUnverified(text)) from error
-        except Expired:
-            raise self._fail(TLSFailed(f"the TLS handshake took more than {seconds:g} s")) from None
+        except DeadlineExpired:
+            raise self._fail(TLSFailed(f"the TLS handshake timed out after {seconds:g} s")) from None
         except OSError as error:
-            if is_foreign(error):
+            if is_callers_timeout(error):
                 self.close(error)
                 raise
             raise self._fail(TLSFailed(f"the TLS handshake failed: {error}")) from error
@@ -293,59 +315,61 @@ class ClientTransport:
             self.close(error)
             raise
         finally:
-            self._alarm.clear()
+            self._timer.clear()
         self.tls = True
         self._reader = ReplyParser()
 
     def with_deadline(self, seconds: float, call: Callable[[], object]) -> bool:
-        """Call something that waits, for so long at most; False: it took longer, and the wire has been closed."""
-        self._alarm.set(seconds)
+        """Call a function that waits; return False if it timed out, after closing the transport."""
+        self._timer.set(seconds)
         try:
             call()
-        except Expired as error:
+        except DeadlineExpired as error:
             self.close(error)
             return False
         except BaseException as error:
             self.close(error)
             raise
         finally:
-            self._alarm.clear()
+            self._timer.clear()
         return True
 
-    # The end
+    # Closing
 
     def close(self, why: BaseException | None = None) -> None:
-        """Hang up; closing twice is fine. A greenlet that waits for the peer gets Disconnected.
+        """Close the connection. Closing twice is harmless. A greenlet that waits for the server gets Disconnected.
 
-        In another native thread than the connection's own, this only asks that thread to do so.
+        In a native thread other than the connection's own, this only asks that thread to close it.
+
+        :param why: the error that ended the connection.
         """
         if self.close_reason is not None:
             return
         if get_hub() is not self._hub:
-            self._close_elsewhere()
+            self._close_in_own_thread()
             return
-        # (What is not ours may say what it should not.)
+        # The text of an error that is not greensmtp's may have secrets in it, so only its type is kept.
         self.close_reason = (
             str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
         )
-        waiting = self._alarm.greenlet
+        waiting = self._timer.greenlet
         if waiting is not None and waiting is not getcurrent():
-            self._hub.loop.run_callback(self._alarm.interrupt, waiting)
+            self._hub.loop.run_callback(self._timer.interrupt, waiting)
         elif self.tls:
-            self._say_close_notify()
-        self._alarm.close()
+            self._send_close_notify()
+        self._timer.close()
         self._close_watcher()
         self.socket.close()
 
-    def _close_elsewhere(self) -> None:
+    def _close_in_own_thread(self) -> None:
         loop = self._hub.loop
         try:
             loop.run_callback_threadsafe(self.close)
-        except Exception:  # that thread has destroyed its hub: nothing can run there any more
+        except Exception:  # that thread has destroyed its hub, so nothing can run there
             self.abandon("close()")
 
-    def _say_close_notify(self) -> None:
-        """RFC 8446 section 6.1. What the kernel does not take at once is not sent, and no answer is waited for."""
+    def _send_close_notify(self) -> None:
+        """Send close_notify (RFC 8446 section 6.1), if the kernel takes it at once; do not wait for the answer."""
         try:
             self.socket.settimeout(0.0)
             self.socket.unwrap()
@@ -353,17 +377,20 @@ class ClientTransport:
             pass
 
     def abandon(self, why: str) -> None:
-        """Close the descriptor, and say nothing to the peer. For a process or a thread in which the connection's hub
-        does not run; a greenlet that has been copied into this process while it waited gets RuntimeError."""
+        """Close the descriptor without sending anything.
+
+        This is for a process or thread in which the connection's hub does not run. A greenlet that was waiting when
+        the process was forked gets RuntimeError in the child.
+        """
         if self.close_reason is not None:
             return
         self.close_reason = why
         try:
             os.close(self._detach())
-            waiting = self._alarm.greenlet
+            waiting = self._timer.greenlet
             if waiting is not None:
-                self._hub.loop.run_callback(self._alarm.interrupt, waiting, _forked())
-            self._alarm.close()
+                self._hub.loop.run_callback(self._timer.interrupt, waiting, _forked())
+            self._timer.close()
             self._close_watcher()
         except Exception:  # the hub has been destroyed, and its watchers with it
             pass
@@ -371,7 +398,7 @@ class ClientTransport:
     def _detach(self) -> int:
         try:
             return int(self.socket.detach())
-        except Exception:  # the hub has been destroyed; gevent's socket wants it to cancel its watchers
+        except Exception:  # the hub has been destroyed; gevent's socket needs it to cancel its watchers
             return int(self.socket._sock.detach())
 
     def _check_open(self) -> None:
@@ -379,31 +406,34 @@ class ClientTransport:
             raise _forked()
         if self.close_reason is not None:
             error = Disconnected("closed")
-            error.add_note(f"This connection close_reason before, with {self.close_reason}")
+            error.add_note(f"This connection was closed before, by {self.close_reason}")
             raise error
 
     def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:
-        """Close, and give what is to be raised."""
+        """Close the transport, and return the error to raise."""
         if self.close_reason == _FORKED:
             return _forked()
-        if isinstance(error, Expired):
+        if isinstance(error, DeadlineExpired):
             error = Disconnected("timeout")
-        elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_foreign(error):
-            # A server that refuses in the middle of a body may say so and hang up: its reply says more than the reset.
-            error = Disconnected("reset", reply=self._last_words() if sending else None)
+        elif isinstance(error, ReplySyntaxError):
+            error = PeerProtocolError(str(error))
+        elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_callers_timeout(error):
+            # A server may refuse in the middle of a body and close the connection: its reply says more than the reset.
+            error = Disconnected("reset", reply=self._final_reply() if sending else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
             error.after_content = self.message_sent
             error.safe_to_retry = not self.message_sent
         self.close(error)
         return error
 
-    def _last_words(self) -> Reply | None:
+    def _final_reply(self) -> Reply | None:
+        """Return the reply that explains why the server closed the connection, where there is one."""
         try:
             self.socket.settimeout(0.0)
-            self._reader.feed(self.socket.recv(PIECE))
-            replies = self._reader.next_replies(MAX_LAST_WORDS)
+            self._reader.feed(self.socket.recv(RECV_BYTES))
+            replies = self._reader.next_replies(MAX_FINAL_REPLIES)
             return next((reply for reply in replies if reply.code >= 400), replies[-1] if replies else None)
-        except (OSError, ClientError):
+        except (OSError, ReplySyntaxError):
             return None
 
     def _close_watcher(self) -> None:
@@ -413,18 +443,18 @@ class ClientTransport:
             self._watcher = None
 
 
-#: Every connection of this process.
-_wires: WeakSet[ClientTransport] = WeakSet()
+#: Every transport of this process.
+_transports: WeakSet[ClientTransport] = WeakSet()
 
 
 def _forked() -> RuntimeError:
-    return RuntimeError("this connection belongs to the process that was forked: connect() in the child, or use a Pool")
+    return RuntimeError("this connection belongs to the parent process: connect() in the child, or use a Pool")
 
 
-def _let_go_in_child() -> None:
-    # A child that kept them would hold the parent's connections open, and two processes would speak on each.
-    for wire in list(_wires):
-        wire.abandon(_FORKED)
+def _abandon_in_child() -> None:
+    # If the child kept them, it would hold the parent's connections open, and two processes would write to each.
+    for transport in list(_transports):
+        transport.abandon(_FORKED)
 
 
-os.register_at_fork(after_in_child=_let_go_in_child)
+os.register_at_fork(after_in_child=_abandon_in_child)

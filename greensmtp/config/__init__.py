@@ -1,1 +1,1 @@
-"""Configuration: a TOML file and the command line's options, read, checked, and written out again."""
+"""Configuration: read, check and write TOML files and the command line's options."""

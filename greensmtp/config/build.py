@@ -1,4 +1,4 @@
-"""A configuration becomes servers, ready to start."""
+"""Build servers, ready to start, from a configuration."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.errors import ArgumentError
 from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
 from greensmtp.server.server import SMTPServer
 from greensmtp.session import Session
@@ -33,31 +34,30 @@ Made = TypeVar("Made")
 
 _Stack = list[tuple[KeyPath, str, Middleware]]
 
-#: SMTPServer's arguments, and the keys they come from.
+#: SMTPServer's arguments -> the keys that they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
 
 
 @dataclass(slots=True)
 class ConfiguredServer:
-    """One server, where it is to listen, and the path of that in the configuration.
-
-    ``stack`` has the path, the name and the object of each of its middleware.
-    """
+    """A server, and where its parts stand in the configuration."""
 
     server: SMTPServer
     listen: Listen
+    #: The path of the listener's URL.
     path: KeyPath
+    #: The path, the name and the object of each middleware.
     stack: _Stack
 
 
 def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[ConfiguredServer]:
-    """Make the servers: their stacks, their certificates, then the Maildir and the plugins.
+    """Build the servers: their stacks and certificates, then the Maildir and the plugins.
 
-    A stack that several listeners have in common is made once: what it counts, it counts for all of them.
+    A stack that several listeners share is built once, so its counters and limits cover all of these listeners.
 
-    :param outermost: stands before every stack.
-    :param dry: leave no trace: nothing is made on the disk, and no handler of ours is connected.
-    :raises ConfigError: something cannot be made; with everything that could not.
+    :param outermost: a middleware to put in front of every stack.
+    :param dry: check everything, but create nothing on the disk and connect no handler of the Maildir.
+    :raises ConfigError: something cannot be built; the error lists all problems.
     """
     return _Assembly(loaded, outermost, dry).assemble()
 
@@ -67,11 +67,11 @@ class _Assembly:
     loaded: Loaded
     outermost: Middleware | None
     dry: bool
-    mistakes: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
     maildir: Maildir | None = None
-    #: Where the servers so far are to listen.
-    places: set[tuple[str, int] | str] = field(default_factory=set)
+    #: The addresses of the servers so far.
+    addresses: set[tuple[str, int] | str] = field(default_factory=set)
 
     def assemble(self) -> list[ConfiguredServer]:
         warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
@@ -83,24 +83,24 @@ class _Assembly:
         ]
         self.servers = [each.server for each in serving]
         if self.loaded.config.delivery.maildir is not None and not self.dry:
-            # Before the plugins: process-wide handlers come before a server's own, in the order of connecting.
+            # Before the plugins: process-wide handlers run before a server's own, in the order of connecting.
             shared.on("message", self._tap)
         try:
             self._plug_in()
             self._deliver()
         finally:
-            if self.mistakes:
+            if self.problems:
                 shared.message.disconnect(self._tap)
         if self.dry:
             self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
-        if self.mistakes:
-            raise self.loaded.source.error(self.mistakes)
+        if self.problems:
+            raise self.loaded.source.error(self.problems)
         return serving
 
     # Middleware
 
     def _stacks(self) -> Iterator[tuple[KeyPath, _Stack]]:
-        """Each stack by its path."""
+        """Yield each stack with its path."""
         for path, stack in self.loaded.config.stacks():
             made = []
             for number, entry in enumerate(stack):
@@ -118,16 +118,19 @@ class _Assembly:
             return made if condition is None else when(condition, made)
         except ImportError as error:
             if "middleware" not in self.loaded.config.model_fields_set and path[0] == "middleware":
-                logger.info("without %s, which is in the default stack: %s", name, error)
+                logger.info("left %s out of the default stack: %s", name, error)
                 return None
-            self.mistakes.append(Problem(path, f"{name}: {error}"))
+            self.problems.append(Problem(path, str(error), name))
         except (Exception, SystemExit, Timeout) as error:
-            key, text = _blame(error, arguments)
-            self.mistakes.append(Problem(path if key is None else (*path, key), f"{name}: {text}"))
+            key, text = _explain(error, arguments)
+            self.problems.append(Problem(path if key is None else (*path, key), text, name))
         return None
 
     def _secret_for(self, name: str, arguments: dict[str, Any]) -> dict[str, str]:
-        """Auth's secret, where none is given and SCRAM may be offered: one for all workers, kept beside the file."""
+        """Return a secret for Auth if none is configured and SCRAM may be offered.
+
+        It is kept in a file beside the configuration, so that all workers share it.
+        """
         if name != "Auth" or "secret" in arguments or not isinstance(arguments.get("backend"), dict):
             return {}
         if self.dry or not self.loaded.source.name:
@@ -141,8 +144,8 @@ class _Assembly:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             logger.warning(
-                "auth: cannot keep a secret in %r: %s; SCRAM's salts will change with every process: "
-                'set secret = { file = "..." } for Auth',
+                "cannot keep Auth's secret in %r: %s; SCRAM's salts will differ in every process; "
+                'to avoid that, set secret = { file = "..." } for Auth',
                 str(path),
                 reason,
             )
@@ -154,13 +157,17 @@ class _Assembly:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
-        own = listener.tls_cert is not None
-        tls = listener if own else config
-        files: dict[str, Any] = {"certfile": tls.tls_cert, "keyfile": tls.tls_key}
-        if not listener.tls:
-            files = {}
-        elif not own and listener.tls_key is not None:
-            files = {"keyfile": listener.tls_key}
+        # A key belongs to its certificate, so a listener that has one of its own uses nothing of the common pair.
+        tls = config if listener.tls_cert is None and listener.tls_key is None else listener
+        certfile, keyfile = (tls.tls_cert, tls.tls_key) if listener.tls else (None, None)
+        if certfile is None and (keyfile is not None or listen.implicit_tls):
+            cert, key = (self.loaded.source.key((name,)) for name in ("tls_cert", "tls_key"))
+            self.problems.append(
+                Problem((*path, "url"), f"smtps:// needs a certificate: give {cert} and {key}")
+                if keyfile is None
+                else Problem(self._place_of("keyfile", path, listener), f"needs {cert} with it")
+            )
+            return None
         stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
         try:
             server = SMTPServer(
@@ -170,31 +177,34 @@ class _Assembly:
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
                 middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
-                **files,
+                certfile=certfile,
+                keyfile=keyfile,
                 **(config.limits.given() | listener.limits.given()),
             )
+        except ArgumentError as error:
+            self.problems.append(Problem(self._place_of(error.name, path, listener), error.text))
+            return None
         except (ValueError, TypeError) as error:
-            self.mistakes.append(Problem(self._culprit(path, listener, str(error)), str(error)))
+            self.problems.append(Problem((*path, "url"), str(error)))
             return None
         self._check_place((*path, "url"), listen)
         return ConfiguredServer(server, listen, (*path, "url"), stack)
 
     def _check_place(self, path: KeyPath, listen: Listen) -> None:
-        """Could it listen there, as far as that can be told without trying?"""
+        """Check, without binding, that a listener can be opened at this address."""
         address = listen.address
         if isinstance(address, str):
             if self.dry:
                 self._try(path, probe_socket, address)
         elif address[1] == 0:
             return  # any free port
-        if address in self.places:
-            self.mistakes.append(Problem(path, f"another listener has {listen.url()} already"))
-        self.places.add(address)
+        if address in self.addresses:
+            self.problems.append(Problem(path, f"another listener already uses {listen.url()}"))
+        self.addresses.add(address)
 
-    def _culprit(self, path: KeyPath, listener: ListenerSection, text: str) -> KeyPath:
-        """Where the argument that an error begins with has been given."""
-        first = text.partition(" ")[0].rstrip(":")
-        key = _KEYS.get(first)
+    def _place_of(self, argument: str, path: KeyPath, listener: ListenerSection) -> KeyPath:
+        """Return the key that an argument of SMTPServer comes from."""
+        key = _KEYS.get(argument)
         if key is None:
             return (*path, "url")
         return (*path, key) if key in listener.model_fields_set else (key,)
@@ -206,8 +216,11 @@ class _Assembly:
             self.maildir.tap(session, stream, ack)
 
     def _plug_in(self) -> None:
-        """Plugins are heard between the two halves of the Maildir: what they read flows into it too, what they refuse
-        is not stored, and what they leave undecided is accepted."""
+        """Put the plugins between the two halves of the Maildir.
+
+        What they read is also written to the Maildir, what they reject is not stored, and what they leave undecided is
+        accepted.
+        """
         for number, plugin in enumerate(self.loaded.config.plugins):
             try:
                 plug_in(
@@ -217,24 +230,24 @@ class _Assembly:
                     options=dict.fromkeys(plugin.options),
                     check=partial(self._read_options, ("plugins", number), plugin.name, self.loaded.plugins[number]),
                 )
-            except _Mistaken as error:
-                self.mistakes += error.mistakes
+            except _OptionProblems as error:
+                self.problems += error.problems
             except PluginError as error:
-                self.mistakes.append(Problem(("plugins", number, "name"), str(error)))
+                self.problems.append(Problem(("plugins", number, "name"), str(error)))
 
     def _read_options(
         self, path: KeyPath, name: str, entry: dict[str, Any], target: Callable[..., Any], _: dict[str, Any]
     ) -> dict[str, Any]:
-        """A plugin's options, read as a middleware's are."""
+        """Read a plugin's options in the same way as a middleware's."""
         without_server = partial(target, None)
-        options, mistakes = read_options(
+        options, problems = read_options(
             path, name, without_server, entry, section=PluginSection, folder=self.loaded.folder
         )
-        if mistakes and self.loaded.source.option(path) is not None:
-            wrong = "; ".join(f"{mistake.path[-1]} {mistake.text.removeprefix(f'{name}: ')}" for mistake in mistakes)
-            raise WrongOptions(f"{name}: {wrong}: name it in a configuration file, with its options")
-        if mistakes:
-            raise _Mistaken(mistakes)
+        if problems and self.loaded.source.option(path) is not None:
+            wrong = "; ".join(f"{problem.path[-1]} {problem.text}" for problem in problems)
+            raise WrongOptions(f"{name}: {wrong}; set its options in a [[plugins]] table of a configuration file")
+        if problems:
+            raise _OptionProblems(problems)
         self.loaded.arguments[path] = options
         return options
 
@@ -242,8 +255,8 @@ class _Assembly:
         folder = self.loaded.config.delivery.maildir
         if folder is None:
             return
-        if self.dry or self.mistakes:
-            self._try(("delivery", "maildir"), probe_maildir, folder)
+        self._try(("delivery", "maildir"), probe_maildir, folder)
+        if self.dry or self.problems:
             return
         self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
         if self.maildir is not None:
@@ -255,25 +268,25 @@ class _Assembly:
         try:
             return make(value)
         except ValueError as error:
-            self.mistakes.append(Problem(path, str(error)))
+            self.problems.append(Problem(path, str(error)))
         except OSError as error:
-            self.mistakes.append(Problem(path, f"cannot use {value!r}: {error.strerror or error}"))
+            self.problems.append(Problem(path, f"cannot use {value!r}: {error.strerror or error}"))
         return None
 
 
-class _Mistaken(WrongOptions):
-    """A plugin's options are wrong, with the place of each."""
+class _OptionProblems(WrongOptions):
+    """A plugin's options are wrong."""
 
-    def __init__(self, mistakes: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem]) -> None:
         super().__init__("wrong options")
-        self.mistakes = mistakes
+        self.problems = problems
 
 
-def _blame(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
-    """The argument that an error is about, if that can be told, and what it says."""
+def _explain(error: BaseException, arguments: dict[str, Any]) -> tuple[str | None, str]:
+    """Return the argument that an error is about, None if it does not tell, and what is wrong."""
+    if isinstance(error, ArgumentError) and error.name in arguments:
+        return error.name, error.text
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         about = (key for key, value in arguments.items() if str(value) == str(error.filename))
         return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
-    text = str(error) or type(error).__name__
-    first = text.partition(" ")[0].rstrip(":")  # as our own errors have it
-    return first if first in arguments else None, text
+    return None, str(error) or type(error).__name__

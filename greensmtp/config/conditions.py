@@ -1,10 +1,12 @@
-"""Where a middleware applies, as a file says it: ``only = ["outside:10.0.0.0/8", "not over_tls"]``."""
+"""Conditions on a middleware in a configuration file: ``only = ["outside:10.0.0.0/8", "not over_tls"]``."""
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import and_
 
+from greensmtp._suggest import did_you_mean
 from greensmtp.predicates import Predicate, authenticated, inside, outside, over_tls, unauthenticated
 
 _PLAIN = {"authenticated": authenticated, "unauthenticated": unauthenticated, "over_tls": over_tls}
@@ -14,9 +16,9 @@ HELP = '"authenticated", "unauthenticated", "over_tls", "inside:192.0.2.0/24,200
 
 
 def read_condition(text: str) -> Predicate:
-    """One condition; ``not`` in front of it turns it round.
+    """Return the predicate for one condition; ``not`` in front negates it.
 
-    :raises ValueError: there is no such condition; the text names the nearest, or all.
+    :raises ValueError: there is no such condition; the text names the nearest one, or all of them.
     """
     text = text.strip()
     condition = _read(text.removeprefix("not ").lstrip())
@@ -29,16 +31,12 @@ def _read(text: str) -> Predicate:
         return _OF_NETWORKS[name](*(network.strip() for network in networks.split(",")))
     if not colon and name in _PLAIN:
         return _PLAIN[name]
-    near = difflib.get_close_matches(name, [*_PLAIN, *_OF_NETWORKS], 1)
-    if near and near[0] != name:
-        raise ValueError(f"there is no condition {text!r}; did you mean {near[0]!r}?")
-    raise ValueError(f"there is no condition {text!r}: write {HELP}")
+    names = (*_PLAIN, *_OF_NETWORKS)
+    hint = "" if name in names else did_you_mean(name, names)
+    raise ValueError(f"there is no condition {text!r}{hint or f': write {HELP}'}")
 
 
 def all_of(texts: Iterable[str]) -> Predicate | None:
-    """Every one of them must hold; None where there is none."""
-    whole: Predicate | None = None
-    for text in texts:
-        condition = read_condition(text)
-        whole = condition if whole is None else whole & condition
-    return whole
+    """Return a predicate that requires all of the conditions; None if there are none."""
+    conditions = [*map(read_condition, texts)]
+    return reduce(and_, conditions) if conditions else None

@@ -1,12 +1,15 @@
-"""What is meant where nothing is said, but for the limits, which have theirs. (Imports little: every command does.)"""
+"""Default values of the configuration; those of the limits are in ``greensmtp.server.limits``.
+
+Every command imports this module, so it does not import pydantic.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-#: The stack where no other is said, outermost first: what does no harm on a developer's machine, where all clients
-#: have one address and may be a test of load. One that wants a library which is not installed is left out.
+#: The default stack, outermost first. It must suit a developer's machine, where all clients have one address and may
+#: belong to a load test. A middleware whose library is not installed is left out.
 DEFAULT_STACK: tuple[dict[str, Any], ...] = (
     {"use": "Logging"},
     {"use": "ConnectionLimit", "per_address": 500, "per_network": False},
@@ -19,11 +22,11 @@ DEFAULT_MAILDIR = "maildir"
 
 
 def parse_size(text: str) -> int:
-    """Octets: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024).
+    """Return the number of bytes that ``1000``, ``500k``, ``32M`` or ``1G`` stands for; the units are powers of 1024.
 
-    :raises ValueError: it is none.
+    :raises ValueError: it is not a size, or 0.
     """
     match = re.fullmatch(r"(\d{1,12})([kmg]?)b?", text.strip().lower(), re.ASCII)
     if match is None or not int(match[1]):
-        raise ValueError(f"{text!r} is not a size: write octets, or 500k, 32M, 1G")
+        raise ValueError(f"{text!r} is not a size: write a number of bytes, or 500k, 32M, 1G")
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")

@@ -1,13 +1,12 @@
-"""The effective configuration as TOML, without its secrets: what is read again is the same configuration."""
+"""Write the effective configuration as TOML, without its secrets. Reading it gives the same configuration."""
 
 from __future__ import annotations
 
-import datetime
-import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import tomlkit
 
 from greensmtp.config.load import Loaded
 from greensmtp.config.locations import KeyPath
@@ -15,16 +14,14 @@ from greensmtp.config.model import PATHS
 from greensmtp.config.secrets import hide
 from greensmtp.server.limits import Limits
 
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-
 
 def write(loaded: Loaded) -> str:
-    """Every key, defaults too; of a listener, what is its own alone."""
+    """Return the TOML text: every key with its value or default; for a listener, only the keys that it sets itself."""
     return toml(hide(effective(loaded), loaded.references))
 
 
 def effective(loaded: Loaded) -> dict[str, Any]:
-    """It as data, as a file would have it, secrets included."""
+    """Return the configuration as the data of a file, including its secrets."""
     config = loaded.config
     data = config.model_dump()
     data["limits"] = asdict(Limits(**config.limits.given()))
@@ -49,7 +46,7 @@ def _at(data: Any, path: KeyPath) -> Any:
 
 
 def _make_absolute(data: Any, place: tuple[str | None, ...]) -> None:
-    """Whatever folder the text is read from, the path is the same."""
+    """Make a path absolute, so that the text can be read from any folder."""
     key, *rest = place
     if key is None:
         for inner in data:
@@ -60,56 +57,19 @@ def _make_absolute(data: Any, place: tuple[str | None, ...]) -> None:
         data[key] = str(Path(data[key]).absolute())
 
 
-# A small writer: tomllib only reads.
-
-
 def toml(data: dict[str, Any]) -> str:
-    """A document: single values first, then tables and arrays of tables, each with a header."""
-    return "\n".join(_table(data, ())).strip() + "\n"
+    """Return the data as a TOML document; ``None`` becomes ``false``, and references are written inline."""
+    return tomlkit.dumps(_writable(data)).lstrip("\n")
 
 
-def _table(data: dict[str, Any], path: tuple[str, ...]) -> list[str]:
-    lines, tables = [], []
-    for key, value in data.items():
-        inner = (*path, key)
-        if _is_tables(value):
-            for each in value:
-                tables += ["", f"[[{_key(inner)}]]", *_table(each, inner)]
-        elif isinstance(value, dict) and not _is_reference(value):
-            tables += ["", f"[{_key(inner)}]", *_table(value, inner)]
-        else:
-            lines.append(f"{_key((key,))} = {_value(value)}")
-    return lines + tables
-
-
-def _is_tables(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
-
-
-def _is_reference(value: dict[str, Any]) -> bool:
-    return len(value) == 1 and value.keys() <= {"env", "file"}
-
-
-def _key(path: tuple[str, ...]) -> str:
-    return ".".join(key if _BARE_KEY.fullmatch(key) else _text(key) for key in path)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "false"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
+def _writable(value: Any) -> Any:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key((key,))} = {_value(each)}" for key, each in value.items()) + " }"
-    if isinstance(value, datetime.date | datetime.time):
-        return value.isoformat()
-    return str(value)  # inf and nan, too
-
-
-def _text(text: str) -> str:
-    # JSON's escapes are TOML's, but for DEL, which TOML wants escaped.
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+        items = {key: _writable(each) for key, each in value.items()}
+        if items.keys() in ({"env"}, {"file"}):
+            reference = tomlkit.inline_table()
+            reference.update(items)
+            return reference
+        return items
+    if isinstance(value, list | tuple):
+        return [_writable(each) for each in value]
+    return False if value is None else value

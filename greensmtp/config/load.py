@@ -1,18 +1,18 @@
-"""A file and the command line's options become a configuration, or all that is wrong with them is told at once."""
+"""Load a configuration from a file and the command line's options; report all problems at once."""
 
 from __future__ import annotations
 
 import datetime
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from greensmtp._suggest import nearest
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
 from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
@@ -21,13 +21,13 @@ from greensmtp.config.problems import ConfigError, Problem, Source, explain, no_
 from greensmtp.config.secrets import References
 from greensmtp.plugins import PluginError, middleware_factory
 
-#: Octets in a configuration file.
-MAX_OCTETS = 1024 * 1024
+#: Maximum size of a configuration file, in bytes.
+MAX_BYTES = 1024 * 1024
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-#: What the command line sets holds everywhere: what is removed, also from each listener, before it is set. (A key
-#: belongs to its certificate.)
+#: An option applies to all listeners. So before it is set, these keys are removed from the file's data and from each of
+#: its listeners. A private key is removed together with its certificate.
 _REPLACES: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("hostname",): (("hostname",),),
     ("tls_cert",): (("tls_cert",), ("tls_key",)),
@@ -38,37 +38,38 @@ _REPLACES: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Override:
-    """What an option of the command line says."""
+    """A value that a command-line option sets."""
 
     option: str
     path: tuple[str, ...]
     value: Any
 
 
-@dataclass(frozen=True, slots=True, repr=False)  # there may be secrets in it
+@dataclass(frozen=True, slots=True, repr=False)  # it may contain secrets
 class Loaded:
-    """A configuration in which each key is right in itself."""
+    """A configuration in which each key is valid by itself."""
 
     config: Config
     source: Source
-    #: Where values stood in the environment or in files.
+    #: The references to the environment and to files, by the path of the value.
     references: dict[KeyPath, dict[str, str]]
-    #: The arguments of each middleware, by its path; of each plugin, too, once it has been loaded.
+    #: The arguments of each middleware by its path; plugins are added as they are loaded.
     arguments: dict[KeyPath, dict[str, Any]] = field(default_factory=dict)
-    #: Each plugin's entry as it was written, with references resolved: its options can be read only when it is loaded.
+    #: Each plugin's table, with references resolved. Its options are validated when the plugin is loaded.
     plugins: list[dict[str, Any]] = field(default_factory=list)
-    #: Where paths begin.
+    #: The folder that relative paths start from.
     folder: Path = field(default_factory=Path)
 
 
 def load(
     path: Path | None = None, overrides: Iterable[Override] = (), options: Mapping[KeyPath, str] | None = None
 ) -> Loaded:
-    """Read the file, if there is one, have the options override it, and check everything that can be checked without
-    making anything.
+    """Read the file, apply the options, and check everything that can be checked without creating anything.
 
-    :param options: all options by the path they set: where there is no file, mistakes are told by their names.
-    :raises ConfigError: with all mistakes.
+    :param path: the file; None for the defaults.
+    :param overrides: the options that were given.
+    :param options: the names of all options, by the path that they set; errors use them if there is no file.
+    :raises ConfigError: something is wrong; the error lists all problems.
     """
     text, name = (TomlText(""), "") if path is None else (_read(path), str(path))
     folder = Path() if path is None else path.parent
@@ -82,21 +83,21 @@ def load(
         places[override.path] = override.option
     source = Source(name, text, places, references.values)
     broken = [*_broken_text(data)]
-    if broken:  # nothing else can be made of it
-        raise source.error([*references.mistakes, *broken])
-    config, mistakes = _validate(Config, data, known_keys(), ())
-    mistakes += _plugin_keys(data)
+    if broken:  # such text would break the checks below
+        raise source.error([*references.problems, *broken])
+    config, problems = _validate(Config, data, known_keys(), ())
+    problems += _plugin_keys(data)
     arguments: dict[KeyPath, dict[str, Any]] = {}
     for place, entry in _middleware(data):
         given, wrong = _arguments(place, entry, folder)
         arguments[place] = given
-        mistakes += wrong
-    # What could not be had has been replaced by something that may be wrong in its place.
-    missing = {mistake.path for mistake in references.mistakes}
-    mistakes = [*references.mistakes, *(mistake for mistake in mistakes if mistake.path not in missing)]
-    if mistakes or config is None:
-        raise source.error(mistakes)
-    # (What an option has overridden is the option's, and no secret.)
+        problems += wrong
+    # A reference that could not be resolved has been replaced by an empty string, which may cause a second problem.
+    missing = {problem.path for problem in references.problems}
+    problems = [*references.problems, *(problem for problem in problems if problem.path not in missing)]
+    if problems or config is None:
+        raise source.error(problems)
+    # A value that an option has set is not a reference any more.
     found = {key: value for key, value in references.found.items() if source.option(key) is None}
     return Loaded(config, source, found, arguments, data.get("plugins", []), folder)
 
@@ -104,22 +105,22 @@ def load(
 def _read(path: Path) -> TomlText:
     try:
         with path.open("rb") as file:
-            octets = file.read(MAX_OCTETS + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from None
-    if len(octets) > MAX_OCTETS:
-        raise ConfigError([f"{path}: too long for a configuration: more than {MAX_OCTETS} octets"])
+    if len(data) > MAX_BYTES:
+        raise ConfigError([f"{path}: too large for a configuration: more than {MAX_BYTES} bytes"])
     try:
-        return TomlText(octets.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
+        return TomlText(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:
-        line = octets.count(b"\n", 0, error.start) + 1
-        raise ConfigError([f"{path}:{line}: this is not UTF-8"]) from None
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError([f"{path}:{line}: not UTF-8"]) from None
     except TomlError as error:
         raise ConfigError([f"{path}:{error.line}: {error}"]) from None
 
 
 def _anchor(data: Any, place: tuple[str | None, ...], folder: Path) -> None:
-    """Have a path begin at the file's folder."""
+    """Make a relative path start from the file's folder."""
     key, *rest = place
     if key is None:
         for inner in data if isinstance(data, list) else ():
@@ -137,7 +138,7 @@ def _override(data: dict[str, Any], override: Override) -> None:
     for name in tables:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
-            return  # a mistake, which will be told
+            return  # the validation will report it
     listeners = data.get("listeners")
     for place in _REPLACES.get(override.path, ()):
         for inner in (data, *(listeners if isinstance(listeners, list) else ())):
@@ -155,21 +156,21 @@ def _remove(table: Any, path: tuple[str, ...]) -> None:
 def _validate(
     model: type[Any], data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath
 ) -> tuple[Any, list[Problem]]:
-    # As JSON: there, strict means what a file can say (a list for a tuple, a text for a path) and nothing looser.
+    # As JSON, for which pydantic's strict mode still accepts an array for a tuple and a string for a path.
     try:
         read = model.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         return None, explain(error, data, known, path)
-    mistakes = [
-        Problem((*path, *place), f"takes text, not a {kind}: put it in quotes")
+    problems = [
+        Problem((*path, *place), f"expected a string, got a {kind}: put it in quotes")
         for place, kind in _moments(data)
         if isinstance(_value_at(read, place), str)
     ]
-    return (None, mistakes) if mistakes else (read, [])
+    return (None, problems) if problems else (read, [])
 
 
 def _moments(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Where TOML has a date or a time, which JSON has to write as text."""
+    """Yield the paths of dates and times, which become strings in JSON."""
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             yield from _moments(value, (*path, key))
@@ -180,12 +181,12 @@ def _moments(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _value_at(read: Any, path: KeyPath) -> Any:
-    """What has been made of the value at this place; None where that cannot be told."""
+    """Return the validated value at this path; None if it cannot be found."""
     for key in path:
         if isinstance(read, BaseModel):
             names = {field.alias or name: name for name, field in type(read).model_fields.items()}
             extra = read.model_extra or {}
-            if key in extra:  # of a section of ours: an option, which is looked at by itself
+            if key in extra:  # in a Section, it is an option, which is validated separately
                 read = None if isinstance(read, Section) else extra[key]
             else:
                 read = getattr(read, names.get(str(key), ""), None)
@@ -199,32 +200,38 @@ def _value_at(read: Any, path: KeyPath) -> Any:
 
 
 def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Problem]:
-    """A NUL ends a path, a host name or a password for the system's C functions. Surrogates stand for octets of the
-    command line that are no UTF-8: what is printed as TOML could not have them."""
+    """Find strings that cannot be used: those with a NUL, and command-line arguments that are not UTF-8.
+
+    The system's C functions end a path, a host name or a password at a NUL. Python represents invalid UTF-8 by
+    surrogates, which TOML cannot contain.
+    """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
             yield from _broken_text(value, (*path, key))
     elif isinstance(data, str):
         if "\0" in data:
-            yield Problem(path, "must not have a NUL character in it")
+            yield Problem(path, "must not contain a NUL character")
         elif _SURROGATE.search(data):
             yield Problem(path, "must be UTF-8")
 
 
 def _plugin_keys(data: dict[str, Any]) -> Iterator[Problem]:
-    """Keys of plugins that cannot be options, which else are known only once the plugin has been loaded: misspelled
-    ones of ours, and those of an entry that names no plugin."""
+    """Report keys of plugins that cannot be options.
+
+    The options are known only when the plugin has been loaded. These are wrong in any case: misspelled ``name`` and
+    ``optional``, and keys of a table without a name.
+    """
     ours = PluginSection.model_fields
     plugins = data.get("plugins")
     for number, entry in enumerate(plugins if isinstance(plugins, list) else ()):
         for key in entry.keys() - ours.keys() if isinstance(entry, dict) else ():
-            if not isinstance(entry.get("name"), str) or difflib.get_close_matches(key, ours, 1, 0.9):
+            if not isinstance(entry.get("name"), str) or nearest(key, ours, cutoff=0.9):
                 text = no_such_key(key, ("plugins",), {("plugins",): ours})
                 yield Problem(("plugins", number, key), text)
 
 
 def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """Every entry of every stack that has a name, right or wrong as the rest may be."""
+    """Return every middleware table that has a name, with its path; the rest of the data may be invalid."""
     stacks: list[tuple[KeyPath, Any]] = [(("middleware",), data.get("middleware", list(DEFAULT_STACK)))]
     listeners = data.get("listeners")
     for number, listener in enumerate(listeners if isinstance(listeners, list) else ()):
@@ -256,19 +263,22 @@ def read_options(
     section: type[BaseModel],
     folder: Path,
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """The keys of an entry that are not the section's own, as arguments of ``factory``, checked by its annotations."""
+    """Return the keys of a table that are not the section's own, as arguments for ``factory``, and all problems.
+
+    They are checked against the annotations of ``factory``.
+    """
     model = option_model(factory, folder)
     ours = section.model_fields.keys()
     names = [*ours, *(each.alias or name for name, each in model.model_fields.items())]
     options = {key: value for key, value in entry.items() if key not in ours}
-    found, mistakes = _validate(model, options, {(): names}, path)
+    found, problems = _validate(model, options, {(): names}, path)
     if found is None:
-        return {}, [Problem(each.path, f"{name}: {each.text}") for each in mistakes]
+        return {}, [replace(each, owner=name) for each in problems]
     return _given(found), []
 
 
 def _given(options: BaseModel) -> dict[str, Any]:
-    """What was set, by its own name, as pydantic has read it."""
+    """Return the options that were set, by their own names, as pydantic has read them."""
     fields = type(options).model_fields
     named = {(fields[name].alias or name): getattr(options, name) for name in options.model_fields_set & fields.keys()}
     return named | (options.model_extra or {})

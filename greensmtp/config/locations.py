@@ -1,18 +1,23 @@
-"""Where a key of a TOML text stands.
+"""The lines of a TOML text's keys, for error messages.
 
-tomllib gives values without their lines, and a grammar of our own would disagree with it some day. So tomllib itself
-is asked: a key stands where the text has to go on to, for the key to be in what is read of it.
+tomllib reads the data: it is strict and quick. Only when there is an error to report is the text parsed a second time,
+by tomlkit. tomlkit knows no positions, but it keeps the indentation of every key and table header. So the text for the
+second parse has the number of each line at its beginning, written as spaces and tabs.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
-from bisect import bisect_left
+from functools import cached_property
 from typing import Any
 
-#: The way to a value: keys of tables, and numbers (from 0) in arrays.
+#: The path of a value: keys of tables, and numbers (from 0) in arrays.
 KeyPath = tuple[str | int, ...]
+
+#: Characters that a line number takes: digits of base 2, space and tab.
+_WIDTH = 24
+_AS_INDENTATION = {"0": " ", "1": "\t"}
 
 
 class TomlText:
@@ -22,46 +27,40 @@ class TomlText:
     """
 
     def __init__(self, text: str) -> None:
-        # tomllib does the same; here a prefix is not to end within a CRLF.
-        self._lines = text.replace("\r\n", "\n").split("\n")
-        self._prefixes: dict[int, dict[str, Any] | None] = {}
+        self._text = text
         try:
             self.data = tomllib.loads(text)
         except ValueError as error:
             raise self._explain(error) from None
         except RecursionError:
-            raise TomlError("this is nested too deeply", len(self._lines)) from None
+            raise TomlError("nested too deeply", text.count("\n") + 1) from None
 
     def line_of(self, path: KeyPath) -> int:
-        """The line, from 1, on which this key's assignment or table begins; of a key that is not there, that of the
-        table where it is missing."""
-        while path and not is_in(self.data, path):
+        """Return the line, from 1, of this key's assignment or table header; for a missing key, that of its table."""
+        while path and path not in self._lines:
             path = path[:-1]
-        if not path:
-            return 1
-        # A text cut off within an assignment is no TOML; so what is complete with the next line began there.
-        return bisect_left(range(1, len(self._lines) + 1), True, key=lambda line: is_in(self._upto(line), path)) + 1
+        return self._lines[path] if path else 1
 
-    def _upto(self, line: int) -> dict[str, Any]:
-        """The data of the shortest readable beginning of the text that has these lines."""
-        for end in range(line, len(self._lines)):
-            if end not in self._prefixes:
-                try:
-                    self._prefixes[end] = tomllib.loads("\n".join(self._lines[:end]))
-                except ValueError:
-                    self._prefixes[end] = None
-            data = self._prefixes[end]
-            if data is not None:
-                return data
-        return self.data
+    @cached_property
+    def _lines(self) -> dict[KeyPath, int]:
+        """The line of each key; of a table without a header of its own, the line of its first key."""
+        import tomlkit
+        from tomlkit.exceptions import TOMLKitError
+
+        lines: dict[KeyPath, int] = {}
+        try:
+            _collect(tomlkit.parse(_number_lines(self._text)), (), lines)
+        except (TOMLKitError, RecursionError):  # tomllib has accepted the text: only its lines are unknown
+            pass
+        return lines
 
     def _explain(self, error: ValueError) -> TomlError:
-        """tomllib's words, which end in the place, taken apart."""
+        """Separate the position from tomllib's text."""
         match = re.fullmatch(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", str(error), re.DOTALL)
         if match is None:  # a number of too many digits
             return TomlError(str(error), 1)
         text = match[1][:1].lower() + match[1][1:]
-        return TomlError(text, int(match[2]) if match[2] else len(self._lines))
+        return TomlError(text, int(match[2]) if match[2] else self._text.count("\n") + 1)
 
 
 class TomlError(ValueError):
@@ -75,13 +74,28 @@ class TomlError(ValueError):
         self.line = line
 
 
-def is_in(data: Any, path: KeyPath) -> bool:
-    """There is something at the end of this way."""
-    for key in path:
-        if isinstance(data, list):
-            if not isinstance(key, int) or key >= len(data):
-                return False
-        elif not isinstance(data, dict) or key not in data:
-            return False
-        data = data[key]
-    return True
+def _number_lines(text: str) -> str:
+    """Indent every line by its number. Inside multi-line strings this changes values, which are not used."""
+    codes = str.maketrans(_AS_INDENTATION)
+    return "\n".join(f"{number:0{_WIDTH}b}".translate(codes) + line for number, line in enumerate(text.split("\n"), 1))
+
+
+def _collect(item: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
+    """Add the lines of this item, and of every item in it, in the order of the text."""
+    from tomlkit.container import Container
+    from tomlkit.items import AbstractTable, AoT
+
+    if isinstance(item, AoT):
+        for number, table in enumerate(item.body):
+            _collect(table, (*path, number), lines)
+        return
+    indent = "" if isinstance(item, Container) else item.trivia.indent[:_WIDTH]
+    if len(indent) == _WIDTH:  # shorter inside an array or an inline table, which have the line of their key
+        number = int("".join("1" if character == "\t" else "0" for character in indent), 2)
+        for end in range(1, len(path) + 1):
+            lines.setdefault(path[:end], number)
+    container = item.value if isinstance(item, AbstractTable) else item
+    # The body has both parts of a table that is continued further down; the mapping has only what they add up to.
+    for key, child in container.body if isinstance(container, Container) else ():
+        if key is not None:  # None is a comment or an empty line
+            _collect(child, (*path, key.key), lines)

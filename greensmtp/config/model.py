@@ -1,4 +1,4 @@
-"""The configuration's shape: what may be said, and what is meant where nothing is said."""
+"""The configuration's model: its tables, keys, types and defaults."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from greensmtp.server.options import check_hostname
 
 
 def none_for_false(value: Any) -> Any:
-    """TOML has no null; ``false`` stands for it here.
+    """Return None for ``false``: TOML has no null.
 
     :raises ValueError: it is ``true``.
     """
@@ -42,7 +42,7 @@ def _check_condition(text: str) -> str:
 
 def _check_path(text: str | None) -> str | None:
     if text == "":
-        raise ValueError("takes a path, not an empty text")
+        raise ValueError("expected a path, got an empty string")
     return text
 
 
@@ -55,19 +55,19 @@ OptionalPath = Annotated[str | None, OrFalse, AfterValidator(_check_path)]
 
 
 class Section(BaseModel):
-    """A table: it has the keys that are named here, of just these types."""
+    """A table with fixed keys and strict types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True, validate_default=False)
 
     def __repr__(self) -> str:
-        """Without its values, for some may be secrets."""
+        """Leave the values out, since some may be secrets."""
         return f"{type(self).__name__}(...)"
 
     __str__ = __repr__
 
 
 class MiddlewareSection(Section):
-    """A middleware: the name, where it applies, and the options of what it names."""
+    """A middleware: its name, the conditions under which it applies, and its options as extra keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -76,7 +76,7 @@ class MiddlewareSection(Section):
 
 
 class PluginSection(Section):
-    """A plugin: the name, and the options of what it names."""
+    """A plugin: its name, and its options as extra keys."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -104,7 +104,7 @@ class LoggingSection(Section):
 
 
 def _limit(name: str, annotation: Any) -> Any:
-    """A limit's type, checked by the limits themselves."""
+    """Return a limit's type, with a validator that uses ``Limits`` itself."""
 
     def check(value: Any) -> Any:
         return getattr(Limits(**{name: value}), name)
@@ -129,7 +129,7 @@ class _LimitsSection(Section):
     """Every field of :class:`greensmtp.server.limits.Limits`."""
 
     def given(self) -> dict[str, Any]:
-        """Those that are said."""
+        """Return the limits that are set."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
@@ -140,7 +140,7 @@ else:
 
 
 class ListenerSection(Section):
-    """A place to listen, and what is otherwise there than everywhere."""
+    """A listener, and the settings in which it differs from the rest."""
 
     url: Annotated[str, AfterValidator(_check_url)]
     hostname: Hostname = None
@@ -153,7 +153,7 @@ class ListenerSection(Section):
 
 
 class Config(Section):
-    """All of it."""
+    """The whole configuration."""
 
     hostname: Hostname = None
     tls_cert: OptionalPath = None
@@ -168,7 +168,7 @@ class Config(Section):
     logging: LoggingSection = Field(default_factory=LoggingSection)
 
     def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
-        """Every stack that is used, with its path: the common one first."""
+        """Yield every stack that is used, with its path; the common one comes first."""
         if any(listener.middleware is None for listener in self.listeners):
             yield ("middleware",), self.middleware
         for number, listener in enumerate(self.listeners):
@@ -176,7 +176,7 @@ class Config(Section):
                 yield ("listeners", number, "middleware"), listener.middleware
 
 
-#: Where a path is taken from the file's folder. (None: any number.)
+#: The keys whose relative paths start from the file's folder. None stands for any index.
 PATHS: tuple[tuple[str | None, ...], ...] = (
     ("tls_cert",),
     ("tls_key",),
@@ -188,7 +188,7 @@ PATHS: tuple[tuple[str | None, ...], ...] = (
 
 
 def known_keys(model: type[BaseModel] = Config, path: KeyPath = ()) -> dict[KeyPath, list[str]]:
-    """The names in every table, by the table's path without numbers."""
+    """Return the keys of every table, by the table's path without indexes."""
     known: dict[KeyPath, list[str]] = {path: list(model.model_fields)}
     for name, field in model.model_fields.items():
         for inner in _models_in(field.annotation):

@@ -1,4 +1,4 @@
-"""A middleware's options as a model, made from its constructor's annotations: a file's are checked like any key."""
+"""Build a model for a middleware's or plugin's options from the annotations of its callable."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from greensmtp.config.model import OrFalse
 
-#: What a file cannot say: an object, a function.
+#: Marks a type that TOML cannot express, such as an object or a function.
 NOT_IN_TOML = object()
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 _SCALARS = (bool, int, float, str, Path, datetime.datetime, datetime.date, datetime.time)
-#: What takes any iterable is given a list.
+#: A parameter that accepts any iterable gets a list.
 _LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Iterable, abc.Collection)
 _SETS = (set, frozenset, abc.Set)
 _TABLES = (dict, abc.Mapping, abc.MutableMapping)
 
 
 def option_model(factory: Callable[..., Any], folder: Path | None = None) -> type[BaseModel]:
-    """The model of what a file may say to ``factory``: by alias, and of what was set, these are its arguments.
+    """Return a model of the options that a file may set for ``factory``.
 
-    :param folder: where paths begin.
+    The fields' aliases are the names of the arguments.
+
+    :param folder: the folder that relative paths start from.
     """
     named, extra = {}, "forbid"
     for parameter in _parameters(factory):
@@ -40,7 +42,7 @@ def option_model(factory: Callable[..., Any], folder: Path | None = None) -> typ
         elif parameter.kind in _NAMED:
             default = ... if parameter.default is parameter.empty else None
             named[parameter.name] = (_field_type(parameter.annotation, folder or Path()), default)
-    # (By alias, for a model's own attributes have names, too.)
+    # Aliases, because an option may have the name of an attribute of BaseModel.
     definitions: dict[str, Any] = {
         f"option_{number}": (kind, Field(default, alias=name))
         for number, (name, (kind, default)) in enumerate(named.items())
@@ -51,61 +53,52 @@ def option_model(factory: Callable[..., Any], folder: Path | None = None) -> typ
     return create_model("Options", __config__=settings, **definitions)
 
 
-def option_names(factory: Callable[..., Any]) -> list[str]:
-    """What a file can say to it."""
-    return [
-        parameter.name
-        for parameter in _parameters(factory)
-        if parameter.kind in _NAMED and sayable(parameter.annotation) is not NOT_IN_TOML
-    ]
-
-
 def describe_options(factory: Callable[..., Any]) -> str:
-    """What a file can say to it, as its signature has it: ``text, delay=3``; ``...`` for any others."""
-    told = []
+    """Describe the options that a file may set, like a signature: ``text, delay=3``; ``...`` for any others."""
+    shown = []
     for parameter in _parameters(factory):
         if parameter.kind is parameter.VAR_KEYWORD:
-            told.append("...")
-        elif parameter.kind in _NAMED and sayable(parameter.annotation) is not NOT_IN_TOML:
+            shown.append("...")
+        elif parameter.kind in _NAMED and expressible(parameter.annotation) is not NOT_IN_TOML:
             required = parameter.default is parameter.empty
-            told.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
-    return ", ".join(" ".join(each.split()) for each in told)
+            shown.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
+    return ", ".join(" ".join(each.split()) for each in shown)
 
 
 def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
     try:
         return inspect.signature(factory, eval_str=True).parameters.values()
-    except NameError:  # an annotation that only a type checker can read
+    except NameError:  # an annotation that only type checkers can resolve
         unread = inspect.signature(factory).parameters.values()
         return [parameter.replace(annotation=parameter.empty) for parameter in unread]
-    except (TypeError, ValueError):  # something built in: it tells nothing
+    except (TypeError, ValueError):  # a built-in without a signature
         return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
 
 
 def _field_type(annotation: Any, folder: Path) -> Any:
-    said = sayable(annotation)
-    if said is not NOT_IN_TOML:
-        return Annotated[said, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else said
+    kind = expressible(annotation)
+    if kind is not NOT_IN_TOML:
+        return Annotated[kind, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else kind
 
     def refuse(value: Any) -> Any:
-        raise ValueError(f"takes {inspect.formatannotation(annotation)}, which a file cannot say")
+        raise ValueError(f"expected {inspect.formatannotation(annotation)}, which TOML cannot express")
 
     return Annotated[Any, BeforeValidator(refuse)]
 
 
 def _is_path(annotation: Any) -> bool:
-    """It takes a path, in one form or the other, and nothing else."""
+    """True if it accepts a path, as Path or str, and nothing else but None."""
     forms = {part for part in typing.get_args(annotation) or (annotation,) if part is not type(None)}
     return Path in forms and forms <= {str, Path}
 
 
-def sayable(annotation: Any) -> Any:
-    """The part of a type that TOML can say, or ``NOT_IN_TOML``. None, where it may be given, is said as ``false``."""
+def expressible(annotation: Any) -> Any:
+    """Return the part of a type that TOML can express, or ``NOT_IN_TOML``; ``None`` is written as ``false``."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if hasattr(annotation, "__value__"):  # type X = ...
-        return sayable(annotation.__value__)
+        return expressible(annotation.__value__)
     if origin is Annotated:
-        return sayable(arguments[0])
+        return expressible(arguments[0])
     if annotation in (Any, object, inspect.Parameter.empty):
         return Any
     if origin is typing.Literal:
@@ -120,7 +113,7 @@ def sayable(annotation: Any) -> Any:
     if kind in _TABLES:
         return _container(dict, (str, *arguments[1:]))
     if kind is tuple:
-        members = [part if part is ... else sayable(part) for part in arguments]
+        members = [part if part is ... else expressible(part) for part in arguments]
         return NOT_IN_TOML if NOT_IN_TOML in members else _subscript(tuple, members) if members else list
     if annotation in (None, type(None)):
         return None
@@ -130,22 +123,22 @@ def sayable(annotation: Any) -> Any:
 
 
 def _container(kind: Any, arguments: tuple[Any, ...]) -> Any:
-    inner = [sayable(part) for part in arguments]
+    inner = [expressible(part) for part in arguments]
     if NOT_IN_TOML in inner:
         return NOT_IN_TOML
     return kind if not inner or (kind is dict and len(inner) == 1) else _subscript(kind, inner)
 
 
 def _subscript(generic: Any, arguments: list[Any]) -> Any:
-    """``generic[...]``, of arguments that no type checker can know."""
+    """Return ``generic[...]`` for arguments that are known at run time only."""
     return generic[tuple(arguments)]
 
 
 def _union(arguments: tuple[Any, ...]) -> Any:
-    parts = [part for part in map(sayable, arguments) if part is not NOT_IN_TOML]
+    parts = [part for part in map(expressible, arguments) if part is not NOT_IN_TOML]
     if not [part for part in parts if part is not None]:
         return NOT_IN_TOML
-    if str in parts:  # a text would be either
+    if str in parts:  # a string would match both
         parts = [part for part in parts if part is not Path]
     union = _subscript(typing.Union, parts)
     return Annotated[union, OrFalse] if None in parts and bool not in parts else union

@@ -1,9 +1,7 @@
-"""What is wrong with a configuration, where it stands, and how that is said."""
+"""Problems of a configuration: where they are, and how they are reported."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,27 +9,30 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from greensmtp._suggest import nearest
 from greensmtp.config.locations import KeyPath, TomlText
-from greensmtp.errors import GreenSMTPError
+from greensmtp.errors import ArgumentError, GreenSMTPError
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong.
+    """Something wrong with a configuration.
 
     :param path: the key.
-    :param text: what is wrong with it; it may begin with the key's name, as the library's errors do.
+    :param text: what is wrong with its value.
+    :param owner: the middleware or plugin that has this option.
     """
 
     path: KeyPath
     text: str
+    owner: str = ""
 
 
 class ConfigError(GreenSMTPError):
     """A configuration cannot be used.
 
-    :param lines: one for each mistake: ``greensmtp.toml:12: limits.max_size: there is no such key``.
-    :param options: an option of the command line is among the culprits.
+    :param lines: one for each problem: ``greensmtp.toml:12: limits.max_size: there is no such key``.
+    :param options: True if a command-line option causes one of them.
     """
 
     def __init__(self, lines: Iterable[str], *, options: bool = False) -> None:
@@ -41,11 +42,11 @@ class ConfigError(GreenSMTPError):
 
 
 class Source:
-    """Where values have come from: a file, and options of the command line, which override it.
+    """Where the values come from: a file, and the command-line options that override it.
 
-    :param name: the file's, as it was given; empty where there is none.
-    :param options: the option by the path that it has set; without a file, all there are.
-    :param secrets: what must not be shown. (What has one or two characters is no secret.)
+    :param name: the file's name as it was given; empty if there is no file.
+    :param options: the options by the path that they have set; without a file, all options.
+    :param secrets: values that must not be shown. Values of one or two characters are not hidden.
     """
 
     def __init__(self, name: str, text: TomlText, options: Mapping[KeyPath, str], secrets: Iterable[str] = ()) -> None:
@@ -55,37 +56,34 @@ class Source:
         self._secrets = sorted((secret for secret in secrets if len(secret) > 2), key=len, reverse=True)
 
     def option(self, path: KeyPath) -> str | None:
-        """The option that has set this, if one has."""
+        """Return the option that has set this value; None if none has."""
         return next((option for key, option in self._options.items() if path[: len(key)] == key), None)
 
+    def key(self, path: KeyPath) -> str:
+        """The name of a key for an error message: the option that has set it, or its own name."""
+        return self.option(path) or str(path[-1])
+
     def place(self, path: KeyPath) -> str:
-        """``--hostname``, or ``greensmtp.toml:3: hostname``."""
+        """Return where a value is set: ``--hostname``, or ``greensmtp.toml:3: hostname``."""
         option = self.option(path)
         if option is not None:
             return option
         key = ".".join(part for part in path if isinstance(part, str))
         return ": ".join(filter(None, (f"{self.name}:{self._text.line_of(path)}" if self.name else "", key)))
 
-    def error(self, mistakes: Iterable[Problem]) -> ConfigError:
-        """All of them as one error, options first, then in the order of the file."""
-        ordered = sorted(mistakes, key=lambda mistake: self._order(mistake.path))
-        options = any(self.option(mistake.path) is not None for mistake in ordered)
-        return ConfigError(dict.fromkeys(self._say(mistake) for mistake in ordered), options=options)
+    def error(self, problems: Iterable[Problem]) -> ConfigError:
+        """Return one error for all problems: options first, then in the order of the file."""
+        ordered = sorted(problems, key=lambda problem: self._order(problem.path))
+        options = any(self.option(problem.path) is not None for problem in ordered)
+        return ConfigError(dict.fromkeys(self._format(problem) for problem in ordered), options=options)
 
     def _order(self, path: KeyPath) -> int:
         return 0 if self.option(path) is not None else self._text.line_of(path)
 
-    def _say(self, mistake: Problem) -> str:
-        option = self.option(mistake.path)
-        text = self._hide(mistake.text).replace(", or ssl_context", "")
-        for argument, (key, name) in _NAMES.items():
-            text = re.sub(rf"\b{argument}\b", key if option is None else name, text)
-        if option is not None:
-            text = re.sub(rf"^{option.removeprefix('--')}\b", option, text)
-            # What names an option, says enough; the rest is put as click does it.
-            return text if re.match(r"--[a-z-]+[: ]|smtps://", text) else f"Invalid value for '{option}': {text}"
-        last = str(mistake.path[-1]) if mistake.path else ""
-        return f"{self.place(mistake.path)}: {re.sub(rf'^{re.escape(last)}(?:: | )', '', text) if last else text}"
+    def _format(self, problem: Problem) -> str:
+        option = self.option(problem.path)
+        place = self.place(problem.path) if option is None else f"Invalid value for '{option}'"
+        return ": ".join(filter(None, (place, problem.owner, self._hide(problem.text))))
 
     def _hide(self, text: str) -> str:
         for secret in self._secrets:
@@ -93,26 +91,18 @@ class Source:
         return text
 
 
-#: The library's names of arguments; a file's; the command line's.
-_NAMES = {
-    "certfile": ("tls_cert", "--tls-cert"),
-    "keyfile": ("tls_key", "--tls-key"),
-    "implicit_tls": ("smtps://", "smtps://"),
-}
+# pydantic's errors in the terms of TOML
 
-
-# What pydantic finds, in our words
-
-_TAKES = {
-    "string_type": "text",
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
     "float_type": "a number",
     "bool_type": "true or false",
-    "list_type": "a list",
-    "tuple_type": "a list",
-    "set_type": "a list",
-    "frozen_set_type": "a list",
+    "list_type": "an array",
+    "tuple_type": "an array",
+    "set_type": "an array",
+    "frozen_set_type": "an array",
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
@@ -122,28 +112,28 @@ _TAKES = {
 
 _KINDS = {
     bool: "true or false",
-    int: "a whole number",
-    float: "a number with a fraction",
-    str: "text",
-    list: "a list",
+    int: "an integer",
+    float: "a float",
+    str: "a string",
+    list: "an array",
     dict: "a table",
 }
 
 
 def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath) -> list[Problem]:
-    """pydantic's errors as mistakes: one for each key, however many forms the key may take.
+    """Return pydantic's errors as problems: one for each key, even if its type is a union.
 
-    :param data: what was looked at.
-    :param known: the names that there are, by the path of their table without its numbers.
-    :param path: where the data stands.
+    :param data: the data that was validated.
+    :param known: the valid keys, by the path of their table without indexes.
+    :param path: the path of the data in the configuration.
     """
     found: dict[KeyPath, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
         found.setdefault(_real(details, data), []).append(details)
-    mistakes = []
+    problems = []
     for place, several in found.items():
         if any(place == other[: len(place)] for other in found if len(other) > len(place)):
-            continue  # of a union, the form that was meant has been entered
+            continue  # the errors further inside belong to the intended member of a union
         if several[0]["type"] == "extra_forbidden":
             table = tuple(key for key in place[:-1] if isinstance(key, str))
             text = no_such_key(str(place[-1]), table, known)
@@ -151,22 +141,22 @@ def explain(error: ValidationError, data: Any, known: Mapping[KeyPath, Iterable[
             text = "must be given"
         else:
             text = _wrong(several)
-        mistakes.append(Problem((*path, *place), text))
-    return mistakes
+        problems.append(Problem((*path, *place), text))
+    return problems
 
 
 def no_such_key(name: str, table: tuple[str, ...], known: Mapping[KeyPath, Iterable[str]]) -> str:
-    """A wrong name, and the nearest right one; where none is near, the table that has it, or all there are."""
+    """Return the error for an unknown key: with the nearest key, the table that has such a key, or all keys."""
     names = sorted(known.get(table, ()))
     elsewhere = sorted((path for path, there in known.items() if name in there), key=len)
-    near = difflib.get_close_matches(name, names, 1) or [".".join(map(str, (*path, name))) for path in elsewhere]
-    if near:
-        return f"there is no such key; did you mean {near[0]}?"
+    near = nearest(name, names) or next((".".join(map(str, (*path, name))) for path in elsewhere), None)
+    if near is not None:
+        return f"there is no such key; did you mean {near}?"
     return f"there is no such key (there are: {', '.join(names)})" if names else "there is no such key"
 
 
 def _real(details: ErrorDetails, data: Any) -> KeyPath:
-    """The way to a place in the data, without pydantic's names for the forms of unions that stand in between."""
+    """Return the path of an error in the data, without pydantic's names for members of unions."""
     place: list[str | int] = []
     *way, last = details["loc"] or ("",)
     for key in way:
@@ -183,16 +173,21 @@ def _wrong(several: list[ErrorDetails]) -> str:
     for details in several:
         kind = details["type"]
         if kind == "value_error":
-            return str(details.get("ctx", {}).get("error", details["msg"]))
+            error = details.get("ctx", {}).get("error", details["msg"])
+            return error.text if isinstance(error, ArgumentError) else str(error)
         if kind in ("literal_error", "enum"):
             wanted.append(str(details.get("ctx", {}).get("expected")).replace("'", '"'))
-        elif kind in _TAKES:
-            wanted.append(_TAKES[kind])
+        elif kind in _EXPECTED:
+            wanted.append(_EXPECTED[kind])
         elif kind == "too_short":
-            return f"takes {details['ctx']['min_length']} or more"
+            return f"expected at least {details['ctx']['min_length']}"
         else:
             return details["msg"].replace("Input should", "should", 1)
-    takes = " or ".join(dict.fromkeys(wanted))
-    # What was given is not shown, for it may be a secret.
-    given = _KINDS.get(type(several[0]["input"]), "that")
-    return f"takes {takes}" if '"' in takes or given in wanted else f"takes {takes}, not {given}"
+    expected = " or ".join(dict.fromkeys(wanted))
+    # The value itself is not shown, since it may be a secret.
+    given = _KINDS.get(type(several[0]["input"]))
+    return (
+        f"expected {expected}"
+        if given is None or '"' in expected or given in wanted
+        else f"expected {expected}, got {given}"
+    )

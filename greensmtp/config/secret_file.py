@@ -1,4 +1,4 @@
-"""A secret that a server makes for itself once, and keeps in a file."""
+"""A secret that the server generates once and keeps in a file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import os
 from pathlib import Path
 from secrets import token_hex, token_urlsafe
 
-#: Octets that a secret has at least, and that its file may have.
-LEAST = 16
-MOST = 4096
+#: Minimum and maximum length of a secret, in bytes.
+MIN_BYTES = 16
+MAX_BYTES = 4096
 
 
 def keep_secret(path: Path) -> str:
-    """Return the secret in a file; where there is no such file, make it, with a new secret, for its owner alone.
+    """Return the secret in a file; create the file, readable by its owner only, if it does not exist.
 
     Several processes may do this at the same time: all of them get the same secret. The file appears under its name
-    when it is whole.
+    only when it is complete.
 
-    :raises OSError: the file can neither be read nor made.
-    :raises ValueError: what is in it is no secret; the text shows nothing of it.
+    :raises OSError: the file can neither be read nor created.
+    :raises ValueError: the file does not contain a secret; the text shows nothing of its content.
     """
     try:
         return _read(path)
@@ -32,7 +32,9 @@ def keep_secret(path: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(draft, path)  # unlike a rename, this does not replace what another process has made meanwhile
+            os.link(
+                draft, path
+            )  # unlike a rename, this does not replace a file that another process has created meanwhile
         except FileExistsError:
             pass
     finally:
@@ -42,11 +44,11 @@ def keep_secret(path: Path) -> str:
 
 def _read(path: Path) -> str:
     with path.open("rb") as file:
-        data = file.read(MOST + 1)
+        data = file.read(MAX_BYTES + 1)
     try:
         secret = data.decode().strip()
     except UnicodeDecodeError:
-        raise ValueError(f"{str(path)!r} holds no secret: it is not UTF-8") from None
-    if not LEAST <= len(secret.encode()) <= MOST:
-        raise ValueError(f"{str(path)!r} holds no secret: expected {LEAST} to {MOST} octets")
+        raise ValueError(f"{str(path)!r} contains no secret: it is not UTF-8") from None
+    if not MIN_BYTES <= len(secret.encode()) <= MAX_BYTES:
+        raise ValueError(f"{str(path)!r} contains no secret: expected {MIN_BYTES} to {MAX_BYTES} bytes")
     return secret

@@ -1,4 +1,4 @@
-"""Secrets: values that stand in the environment or in files, and what a configuration shows of them when printed."""
+"""Secrets: resolve values from the environment and from files, and hide them when a configuration is printed."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.problems import Problem
 
-#: Octets in a file that holds a value.
-MAX_OCTETS = 64 * 1024
+#: Maximum size of a file that contains a value, in bytes.
+MAX_BYTES = 64 * 1024
 
 HIDDEN = "***"
 
@@ -21,21 +21,21 @@ _SECRET_PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:pass(?:word|wd|phrase)?|sec
 
 
 class References:
-    """Replaces ``{ env = "NAME" }`` and ``{ file = "path" }`` by what they name, wherever a value may stand.
+    """Replace ``{ env = "NAME" }`` and ``{ file = "path" }`` by the values that they refer to.
 
-    A table is a reference when it has one key, ``env`` or ``file``, and that is text. A file is looked for from the
-    configuration's folder; a newline at its end is no part of the value.
+    A table is a reference if it has one key, ``env`` or ``file``, with a string. Relative paths start from the
+    configuration's folder. One newline at the end of a file is not part of the value.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        #: The reference at each place where one stood; files with their whole path.
+        #: The references by the path of the value; files with absolute paths.
         self.found: dict[KeyPath, dict[str, str]] = {}
         self.values: list[str] = []
-        self.mistakes: list[Problem] = []
+        self.problems: list[Problem] = []
 
     def resolve(self, data: Any, path: KeyPath = ()) -> Any:
-        """The data, with values in the references' place; an empty one where there is a mistake."""
+        """Return the data with all references replaced; by an empty string where one cannot be resolved."""
         if isinstance(data, list):
             return [self.resolve(value, (*path, number)) for number, value in enumerate(data)]
         if not isinstance(data, dict):
@@ -54,11 +54,11 @@ class References:
             value = _from_file(name) if kind == "file" else os.environ[name]
             value.encode()
         except KeyError:
-            self.mistakes.append(Problem(path, f"the environment has no variable {name!r}"))
-        except UnicodeEncodeError:  # which would show it
-            self.mistakes.append(Problem(path, f"{name!r} in the environment is not UTF-8"))
+            self.problems.append(Problem(path, f"the environment has no variable {name!r}"))
+        except UnicodeEncodeError:  # its text would show the value
+            self.problems.append(Problem(path, f"{name!r} in the environment is not UTF-8"))
         except ValueError as error:
-            self.mistakes.append(Problem(path, str(error)))
+            self.problems.append(Problem(path, str(error)))
         else:
             self.values.append(value)
             return value
@@ -66,25 +66,29 @@ class References:
 
 
 def _from_file(name: str) -> str:
-    """
-    :raises ValueError: it cannot be read; the text says why, and shows nothing of what is in it.
+    """Return the content of a file.
+
+    :raises ValueError: it cannot be read; the text says why, and shows nothing of its content.
     """
     try:
         with Path(name).open("rb") as file:
-            octets = file.read(MAX_OCTETS + 1)
+            data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ValueError(f"cannot read {name!r}: {getattr(error, 'strerror', None) or error}") from None
-    if len(octets) > MAX_OCTETS:
-        raise ValueError(f"{name!r} is too long for a value: more than {MAX_OCTETS} octets")
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{name!r} is too large for a value: more than {MAX_BYTES} bytes")
     try:
-        return octets.decode("utf-8").removesuffix("\n").removesuffix("\r")
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError:
         raise ValueError(f"{name!r} is not UTF-8") from None
 
 
 def hide(data: Any, references: dict[KeyPath, dict[str, str]], path: KeyPath = ()) -> Any:
-    """The data without its secrets: references as they were written, and ``***`` for what goes by a secret's name, for
-    texts in a table of a middleware's or a plugin's (users and their passwords), and before the @ of a URL."""
+    """Return the data without its secrets.
+
+    References are shown as they were written. ``***`` replaces the values of keys such as ``password``, strings in a
+    table of a middleware or plugin (users and their passwords), and what stands before the @ of a URL.
+    """
     if path in references:
         return references[path]
     if isinstance(data, dict):
@@ -99,7 +103,7 @@ def hide(data: Any, references: dict[KeyPath, dict[str, str]], path: KeyPath = (
 
 
 def _named_secret(path: KeyPath) -> bool:
-    """It, or a table or array it is in, is called ``password`` or the like."""
+    """True if the key, or a table or array around it, is called ``password`` or the like."""
     return any(isinstance(key, str) and _SECRET_KEY.fullmatch(key) is not None for key in path)
 
 

@@ -25,7 +25,7 @@ from greensmtp.errors import Reject
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
 from greensmtp.session.stream import MessageStream, reply_to_failure
-from greensmtp.thread_pool import BoundedPool, CredentialQuery, Steps
+from greensmtp.thread_pool import BoundedPool, FirstOutcome, Steps
 
 logger = logging.getLogger("greensmtp")
 
@@ -65,7 +65,7 @@ class MaildirFile:
         self._batch = bytearray()
         self._steps = Steps(pool)
         #: ``"stored"`` or ``"abandoned"``: the first claim.
-        self._outcome = CredentialQuery()
+        self._outcome = FirstOutcome()
 
     def write(self, data: bytes, /) -> None:
         """Write the next piece of the message.

@@ -15,7 +15,7 @@ from greensmtp.session.stream import MessageStream
 from greensmtp.thread_pool import BoundedPool
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.session import ServerInfo
 
 #: How many of gevent's ten threads one Maildir may use at the same time.
 _THREADS = 8
@@ -61,15 +61,15 @@ class Maildir:
         # Bounded, so that a disk that does not answer leaves threads for others.
         self._pool = BoundedPool(_THREADS)
 
-    def attach(self, server: SMTPServer) -> None:
+    def attach(self, server: ServerInfo) -> None:
         """Store the mail of this server.
 
         To order them among other handlers, connect the three methods yourself: ``tap`` before the handlers that read
         the body, ``accept`` and ``store`` after those that may refuse the message.
         """
-        server.on("message", self.tap)
-        server.on("message", self.accept)
-        server.on("received", self.store)
+        server.signals.on("message", self.tap)
+        server.signals.on("message", self.accept)
+        server.signals.on("received", self.store)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """Write the body to the Maildir as it arrives; a handler of ``message``.

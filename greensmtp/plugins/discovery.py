@@ -1,8 +1,7 @@
-"""What is installed: plugins and middleware that packages offer by entry points, and the catalogue's middleware."""
+"""Find installed plugins and middleware: entry points of packages, and the catalogue's middleware."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import traceback
@@ -15,28 +14,29 @@ from typing import Any, Literal
 from gevent import Timeout
 
 from greensmtp._log import logger
+from greensmtp._suggest import did_you_mean
 from greensmtp.errors import GreenSMTPError
 
 Kind = Literal["plugin", "middleware"]
 
-#: The entry point groups, by what they offer.
+#: Kind -> entry point group.
 GROUPS: dict[Kind, str] = {"plugin": "greensmtp.plugins", "middleware": "greensmtp.middleware"}
 
-#: Whose the catalogue is.
+#: The distribution that contains the catalogue.
 OURS = "greensmtp"
 
 
 class PluginError(GreenSMTPError):
-    """A plugin or a middleware cannot be loaded, or not be put into a server; the text says which and why."""
+    """A plugin or middleware cannot be loaded or added to a server; the text says which one and why."""
 
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """One thing that is installed.
+    """An installed plugin or middleware.
 
-    ``value`` is the object, as ``MODULE`` or ``MODULE:ATTRIBUTE``; ``rivals`` are those of other packages that claim
-    the same name, so that none of them can be had by it. ``shadowed`` are those that claim a name of the catalogue:
-    the catalogue's wins.
+    ``value`` is the object, as ``MODULE`` or ``MODULE:ATTRIBUTE``. ``conflicts`` are the entry points of other packages
+    with the same name; then none of them can be loaded by that name. ``shadowed`` are the entry points of other
+    packages with a name of the catalogue's, which wins.
     """
 
     kind: Kind
@@ -44,31 +44,32 @@ class EntryPoint:
     value: str
     distribution: str
     version: str
-    rivals: tuple[EntryPoint, ...] = ()
+    conflicts: tuple[EntryPoint, ...] = ()
     shadowed: tuple[EntryPoint, ...] = ()
 
     def load(self) -> Any:
-        """Import it; give the module, or the object in it.
+        """Import it, and return the module or the object in it.
 
         :raises PluginError: it cannot be imported, or several packages claim its name.
         """
-        self.check_rivals()
+        self.check_conflicts()
         return import_object(self.value, str(self))
 
-    def check_rivals(self) -> None:
+    def check_conflicts(self) -> None:
+        """Check that only one package claims the name.
+
+        :raises PluginError: several do; the text names them.
         """
-        :raises PluginError: several packages claim its name; the text names them.
-        """
-        if self.rivals:
-            owners = " and ".join(f"{each.origin} ({each.value})" for each in (self, *self.rivals))
+        if self.conflicts:
+            owners = " and ".join(f"{each.origin} ({each.value})" for each in (self, *self.conflicts))
             raise PluginError(
                 f"{self.kind} {self.name!r} is claimed by several packages, {owners}: uninstall all but one, "
-                "or write the one you mean as it stands in parentheses"
+                "or name the object in parentheses instead"
             )
 
     @property
     def origin(self) -> str:
-        """The package that it comes from, and its version."""
+        """The package that provides it, with its version."""
         return f"{self.distribution} {self.version}".rstrip()
 
     def __str__(self) -> str:
@@ -76,25 +77,28 @@ class EntryPoint:
 
 
 def installed_plugins() -> dict[str, EntryPoint]:
-    """The plugins that are installed, by name, in the order of their names."""
+    """Return the installed plugins by name, sorted by name."""
     return _by_name(_entry_points("plugin"))
 
 
 def installed_middleware() -> dict[str, EntryPoint]:
-    """The middleware that is installed, the catalogue's among it, by name, in the order of their names.
+    """Return the installed middleware by name, sorted by name; it includes the catalogue's.
 
-    The catalogue's names are reserved: another package's middleware of such a name is ``shadowed``.
+    The catalogue's names are reserved: another package's middleware with such a name is in ``shadowed``.
     """
     ours = {each.name: each for each in _catalogue()}
     others = _by_name(_entry_points("middleware"))
     for name in ours.keys() & others.keys():
         first = others.pop(name)
-        ours[name] = replace(ours[name], shadowed=(replace(first, rivals=()), *first.rivals))
+        ours[name] = replace(ours[name], shadowed=(replace(first, conflicts=()), *first.conflicts))
     return dict(sorted((ours | others).items()))
 
 
 def _entry_points(kind: Kind) -> Iterator[EntryPoint]:
-    """What the distributions offer. (``metadata.entry_points`` raises when one of them, whichever, is broken.)"""
+    """Yield the entry points of all distributions.
+
+    ``metadata.entry_points`` is not used because it raises if any distribution is broken.
+    """
     seen = set()
     for distribution in metadata.distributions():
         try:
@@ -103,21 +107,24 @@ def _entry_points(kind: Kind) -> Iterator[EntryPoint]:
                 continue
             seen.add(key)
             if GROUPS[kind] not in (distribution.read_text("entry_points.txt") or ""):
-                continue  # as most of them; reading is cheaper than parsing
+                continue  # most distributions; reading is cheaper than parsing
             points = [
-                (point.name, "".join(point.value.partition("[")[0].split()))  # without extras: nothing installs them
+                (
+                    point.name,
+                    "".join(point.value.partition("[")[0].split()),
+                )
                 for point in distribution.entry_points.select(group=GROUPS[kind])
             ]
         except Exception as error:
-            # At DEBUG: there are many packages, and most of them have nothing for us.
-            logger.debug("skipped a package whose metadata cannot be read: %r", error)
+            # At DEBUG, since most packages have no plugins.
+            logger.debug("cannot read the metadata of a package: %r; skipping it", error)
             continue
         for name, value in points:
             yield EntryPoint(kind, name, value, *_origin(distribution, str(key or "?")))
 
 
 def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]:
-    """Name and version; the name of its folder where its metadata cannot be read."""
+    """Return name and version; if the metadata cannot be read, the name of its folder."""
     try:
         return distribution.name or folder, distribution.version or ""
     except Exception:
@@ -136,7 +143,7 @@ def _catalogue() -> Iterator[EntryPoint]:
 
 
 def is_middleware_class(given: Any) -> bool:
-    """A class whose instances are called with three arguments. (What else a catalogue exports is for these.)"""
+    """True if it is a class whose instances can be called with three arguments; the catalogue also exports others."""
     if not inspect.isclass(given) or "__call__" not in dir(given):
         return False
     try:
@@ -147,47 +154,36 @@ def is_middleware_class(given: Any) -> bool:
 
 
 def _by_name(found: Iterable[EntryPoint]) -> dict[str, EntryPoint]:
-    """Each name once; whoever comes later with the same one is a rival."""
+    """Return each name once; further entry points with the same name become its conflicts."""
     names: dict[str, EntryPoint] = {}
     for each in sorted(found, key=lambda each: (each.name, each.distribution.lower())):
         first = names.get(each.name)
-        names[each.name] = each if first is None else replace(first, rivals=(*first.rivals, each))
+        names[each.name] = each if first is None else replace(first, conflicts=(*first.conflicts, each))
     return names
 
 
-def import_object(value: str, who: str) -> Any:
+def import_object(value: str, label: str) -> Any:
     """Import ``MODULE``, or ``MODULE:ATTRIBUTE``.
 
-    :param who: what the error begins with.
-    :raises PluginError: no such module or attribute, or importing it failed; the text says where.
+    :param label: the beginning of error messages.
+    :raises PluginError: there is no such module or attribute, or importing it failed; the text says where.
     """
     module_name, _, attribute = value.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
     except (Exception, SystemExit, Timeout) as error:
-        raise PluginError(f"{who}: cannot import {module_name}: {describe_error(error)}") from error
+        raise PluginError(f"{label}: cannot import {module_name}: {describe_error(error)}") from error
     for part in attribute.split(".") if attribute else ():
         if not hasattr(target, part):
             hint = did_you_mean(part, (name for name in dir(target) if not name.startswith("_")))
-            raise PluginError(f"{who}: {module_name} has no {attribute!r}{hint}")
+            raise PluginError(f"{label}: {module_name} has no {attribute!r}{hint}")
         target = getattr(target, part)
     return target
 
 
 def describe_error(error: BaseException) -> str:
-    """What was raised, and where: the plugin's author has nothing but this line."""
+    """Return what was raised and where, in one line for the author of the plugin."""
     ours = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen ")
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
     return f"{type(error).__name__}: {error}{place}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The nearest of these names, as the end of a sentence, or nothing. ``rate_limit`` is near ``RateLimit``."""
-    folded = {_fold(each): each for each in names}
-    near = difflib.get_close_matches(_fold(name), folded, 1)
-    return f"; did you mean {folded[near[0]]!r}?" if near else ""
-
-
-def _fold(name: str) -> str:
-    return name.lower().replace("_", "").replace("-", "")

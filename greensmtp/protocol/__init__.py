@@ -1,1 +1,1 @@
-"""SMTP without a socket: bytes in, objects out. Nothing here waits, and nothing here knows gevent."""
+"""SMTP without a socket: bytes in, objects out. Nothing in this package does I/O, waits, or imports gevent."""

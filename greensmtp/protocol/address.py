@@ -1,4 +1,4 @@
-"""Mailboxes and paths (RFC 5321 section 4.1.2, RFC 6531 section 3.3)."""
+"""Mailboxes and paths (RFC 5321 section 4.1.2, RFC 6531 section 3.3): text in, an Address out, or ProtocolError."""
 
 from __future__ import annotations
 
@@ -7,53 +7,53 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from greensmtp.errors import ProtocolError
+from greensmtp.protocol.errors import ProtocolError
 
-#: The parameters of a command: keyword in upper case, and the value as sent, or None where there was no ``=``.
+#: The parameters of a command: keyword in upper case -> the value as sent, or None where there was no ``=``.
 Parameters = Mapping[str, str | None]
 
 NO_PARAMETERS: Parameters = MappingProxyType({})
 
-# Classes name what they do not have: that lets all of Unicode in (under SMTPUTF8), and compiles in no time, where a
-# range up to U+10FFFF takes milliseconds. What is no text in Unicode either is looked for by itself.
+# The character classes are negated: so they include all of Unicode (for SMTPUTF8) and compile fast, where a range up to
+# U+10FFFF takes milliseconds. Code points that are not text are excluded by ``is_text``.
 _ATOM = r'[^\x00-\x20"(),.:;<>@\[\\\]\x7f-\x9f]+'
-#: Letters, digits, hyphens inside, and the underscore that many real hosts have.
+#: Letters, digits, hyphens inside, and the underscore, which many real hosts have.
 _LABEL = r"[^\x00-/:-@\[-^`{-\x9f](?:[^\x00-,./:-@\[-^`{-\x9f]*[^\x00-/:-@\[-^`{-\x9f])?"
-#: The separators of lines, and what UTF-8 cannot carry.
+#: Line separators, and code points that UTF-8 cannot encode.
 _NOT_TEXT = re.compile(r"[\u2028\u2029\ud800-\udfff]")
 
-# Patterns, not compiled: nearly all addresses are read in one step (see commands), and need none of these.
+# These patterns are not compiled at import: nearly all addresses are parsed in one step (see command.py) without them.
 DOT_STRING = rf"{_ATOM}(?:\.{_ATOM})*"
 DOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
 _QUOTED = r'"((?:[^\x00-\x1f"\\\x7f-\x9f]|\\[\x20-\x7e])*)"'
 _QUOTABLE = r"[^\x00-\x1f\x7f-\x9f]*"
 _ESCAPE = r"\\(.)"
 _NEEDS_ESCAPE = r'(["\\])'
-#: ``@one.example,@two.example:`` at the head of a path: to be accepted and ignored (RFC 5321 appendix C).
+#: ``@one.example,@two.example:`` at the beginning of a path: accepted and ignored (RFC 5321 appendix C).
 _SOURCE_ROUTE = rf"@{_LABEL}(?:\.{_LABEL})*(?:,@{_LABEL}(?:\.{_LABEL})*)*:"
-#: Without an @: readers take the last one of a path for the one before its domain.
+#: Without an @, since the last one of a path is the one before its domain.
 _GENERAL_LITERAL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x3f\x41-\x5a\x5e-\x7e]+"
 
-#: RFC 5321 section 4.5.3.1.2 and RFC 1035 section 2.3.4, octets.
+#: Bytes in a domain and in a label (RFC 5321 section 4.5.3.1.2, RFC 1035 section 2.3.4).
 MAX_DOMAIN = 255
 MAX_LABEL = 63
 
 
 class Address(str):
-    """A reverse or forward path: a ``str`` (``"jo@example.com"``, ``""`` for the null sender) that knows its parts.
+    """A reverse-path or forward-path: a ``str`` (``"jo@example.com"``, ``""`` for the null sender) with its parts.
 
-    Source routes are dropped, and quotes that the local part does not need, and the domain is in lower case, so two
-    ways to write one mailbox compare equal. The local part is as the client sent it.
+    Source routes and needless quotes are dropped, and the domain is in lower case, so that two ways to write one
+    mailbox compare equal. The case of the local part is kept.
     """
 
     __slots__ = ("domain", "local_part", "parameters")
 
-    #: As it is meant: unquoted, unescaped.
+    #: The local part without quotes and escapes.
     local_part: str
     #: Lower case: ``"example.com"``, ``"[192.0.2.1]"``, ``"[ipv6:2001:db8::1]"``; ``""`` for ``<>`` and
     #: ``<postmaster>``.
     domain: str
-    #: What followed the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
+    #: The parameters behind the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
     parameters: Parameters
 
     def __new__(cls, text: str, local_part: str, domain: str, parameters: Parameters = NO_PARAMETERS) -> Address:
@@ -65,9 +65,9 @@ class Address(str):
 
     @classmethod
     def parse(cls, text: str, parameters: Parameters = NO_PARAMETERS) -> Address:
-        """Read what stands between ``<`` and ``>``: a mailbox, perhaps behind a source route, or nothing.
+        """Parse the text between ``<`` and ``>``: a mailbox, perhaps behind a source route, or nothing.
 
-        :raises ProtocolError: it is not a mailbox; the text says why.
+        :raises ProtocolError: the text is not a mailbox; the error says why.
         """
         if not text:
             return cls("", "", "", parameters)
@@ -88,26 +88,26 @@ class Address(str):
                 return cls._bare(text, parameters)
             if not re.fullmatch(DOT_STRING, local_part) or not is_text(local_part):
                 raise ProtocolError(f"malformed local part: {local_part!r}")
-        domain = lower(domain)  # first: a letter may take more octets in lower case
+        domain = lower(domain)  # before the check: a letter may have more bytes in lower case
         check_domain(domain)
         return cls(f"{quote_local_part(local_part)}@{domain}", local_part, domain, parameters)
 
     @classmethod
     def _bare(cls, text: str, parameters: Parameters) -> Address:
-        """``<postmaster>`` is the one mailbox that needs no domain (RFC 5321 section 4.5.1)."""
+        """Parse a mailbox without a domain: ``<postmaster>`` is the only one (RFC 5321 section 4.5.1)."""
         if text.lower() != "postmaster":
             raise ProtocolError(f"an address needs a domain: {text!r}")
         return cls(text, text, "", parameters)
 
     def with_parameters(self, parameters: Parameters) -> Address:
-        """The same path with other parameters."""
+        """Return the same path with other parameters."""
         return type(self)(str(self), self.local_part, self.domain, MappingProxyType(dict(parameters)))
 
     @property
     def ascii_domain(self) -> str:
-        """The domain as DNS has it, with A-labels: ``"xn--bcher-kva.example"`` for ``"bücher.example"``.
+        """The domain with A-labels, as DNS has it: ``"xn--bcher-kva.example"`` for ``"bücher.example"``.
 
-        The domain itself where it has no such form: an address literal, or a name that IDNA 2008 does not allow.
+        It is the domain itself where there is no such form: an address literal, or a name that IDNA 2008 forbids.
         """
         return ascii_domain(self.domain)
 
@@ -125,7 +125,7 @@ def lower(domain: str) -> str:
 
 
 def ascii_domain(domain: str) -> str:
-    """A domain with A-labels for its U-labels (RFC 5890); as it is where it has no such form."""
+    """Return a domain with A-labels for its U-labels (RFC 5890), or as it is where it has no such form."""
     return domain if domain.isascii() else _encode_domain(domain)
 
 
@@ -134,11 +134,11 @@ def _encode_domain(domain: str) -> str:
     import idna  # its tables take milliseconds to load, and few addresses need them
 
     try:
-        # (UTS 46: full-width letters and the like are mapped first. A label of ASCII may have an underscore.)
+        # (UTS 46 maps full-width letters and the like first.)
         return idna.encode(domain, uts46=True).decode().lower()
     except UnicodeError:  # IDNAError is one
         pass
-    try:
+    try:  # (an ASCII label may have an underscore, which idna refuses)
         return ".".join(
             label if label.isascii() else idna.encode(label, uts46=True).decode() for label in domain.split(".")
         )
@@ -147,14 +147,14 @@ def _encode_domain(domain: str) -> str:
 
 
 def is_text(text: str) -> bool:
-    """It has no separators of lines beyond ASCII's, and nothing that UTF-8 cannot carry."""
+    """Return True if the text has no line separators beyond ASCII, and can be encoded as UTF-8."""
     return text.isascii() or not _NOT_TEXT.search(text)
 
 
 def quote_local_part(local_part: str) -> str:
-    """The local part as it goes over the wire: quoted where it is no dot-string (RFC 5321 section 4.1.2).
+    """Return a local part as it is sent: quoted where it is not a dot-string (RFC 5321 section 4.1.2).
 
-    :raises ProtocolError: it has control characters, which no quoting allows.
+    :raises ProtocolError: it has control characters, which cannot be quoted.
     """
     if not re.fullmatch(_QUOTABLE, local_part) or not is_text(local_part):
         raise ProtocolError(f"a local part cannot have control characters: {local_part!r}")
@@ -182,7 +182,7 @@ def _check_literal(literal: str) -> None:
     try:
         if inside[:5].lower() == "ipv6:":
             if "%" in inside:
-                raise ValueError("a zone means nothing to another host, and may be any text")
+                raise ValueError("a zone has no meaning on another host")
             IPv6Address(inside[5:])
         elif ":" not in inside:
             IPv4Address(inside)

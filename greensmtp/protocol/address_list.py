@@ -1,13 +1,13 @@
-"""Address lists, as From, To and their like hold them (RFC 5322 section 3.4, RFC 6532), read in linear time.
+"""Address lists of From, To and the like (RFC 5322 section 3.4, RFC 6532): parsed in linear time, encoded in ASCII.
 
 The rules of this file:
 
-- A list is read whole or not at all. What cannot be read is an error that names the field and the leftover, since a
-  message that goes to the part of its recipients that could be read is lost for the others.
-- The obsolete forms (RFC 5322 section 4.4) are read too: routes, blanks around dots and ``@``, empty members. So is
-  what people write: ``;`` between addresses, an unquoted display name with dots or ``@`` in it, a group without ``;``.
-- One pattern cuts the text into tokens, each tried once and never given back (possessive quantifiers); comments are
-  counted, not recursed into. A member is then read from its tokens. So the time is linear in the length.
+- A list is parsed as a whole or not at all. If a message went only to the recipients that could be parsed, it would be
+  lost for the others. The error names the field and the text from which on it is malformed.
+- The obsolete forms (RFC 5322 section 4.4) are accepted: routes, blanks around dots and ``@``, empty members. So are
+  common mistakes: ``;`` between addresses, an unquoted display name with dots or ``@``, a group without ``;``.
+- The time is linear in the length. One pattern with possessive quantifiers cuts the text into tokens, each tried once;
+  nested comments are counted, not recursed into. A member is then parsed from its tokens.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from base64 import b64encode
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import Address, ascii_domain, quote_local_part
+from greensmtp.protocol.errors import ProtocolError
 
-#: Characters of the leftover that an error shows.
+#: Characters of the malformed text that an error shows.
 MAX_SHOWN = 60
 
 #: Tokens of one member: more than any address, and few enough that a hostile field is neither kept as millions of them
 #: nor read to its end.
 MAX_TOKENS = 1_000
 
-#: Octets of UTF-8 in one encoded word, which may have 75 characters (RFC 2047 section 2).
+#: Bytes of UTF-8 in one encoded word, which may have 75 characters (RFC 2047 section 2).
 _ENCODED_WORD = 45
 
 _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
@@ -48,11 +48,11 @@ _TOKEN = re.compile(
 )
 _IN_COMMENT = re.compile(r"(?:[^()\\]++|\\.)*+([()])", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-#: What nearly all addresses are; the others are checked by ``Address.parse``.
+#: A usual address; ``Address.parse`` checks the others.
 _USUAL = re.compile(r"[A-Za-z0-9_+=.-]{1,64}@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*")
 _MAX_USUAL_DOMAIN = 63
-#: A member as nearly all are: such an address, perhaps in angle brackets behind a display name. This is only a short
-#: cut through the tokens below, for long lists.
+#: A usual member: such an address, perhaps in angle brackets behind a display name. It is a short cut past the tokens,
+#: for long lists.
 _USUAL_MEMBER = re.compile(
     rf"""[ \t\r\n]*+
     (?:(?:{_ATOM}(?:\.{_ATOM})*+[ \t\r\n]++|"[^"\\]*+"[ \t\r\n]*+)*+(<))?+
@@ -72,26 +72,24 @@ class _Token(NamedTuple):
 
 
 class _Member(NamedTuple):
-    """One address of a list, as tokens: what stands before the angle brackets, and the address itself."""
+    """One member of a list, as tokens: the text before the angle brackets, and the address."""
 
     phrase: list[_Token]
     address: list[_Token]
 
 
 class _Malformed(Exception):
-    """The list cannot be read from ``start`` on; to ``end``, where that is known."""
+    """The list is malformed from ``start`` on; up to ``end`` if that is known."""
 
     def __init__(self, start: int, end: int | None = None, why: str = "") -> None:
         self.start, self.end, self.why = start, end, why
 
 
 def read(text: str, field: str) -> list[str]:
-    """Return the addresses of a list, in order, as they go between angle brackets.
-
-    A group gives its members; an empty one gives none.
+    """Return the addresses of a list and of its groups, in order, as they stand between angle brackets.
 
     :param field: the header field's name, for the error.
-    :raises ProtocolError: a part of the list is no address; the text names the field and that part.
+    :raises ProtocolError: a part of the list is malformed; the text names the field and that part.
     """
     text = _FOLD.sub("", text)
     found: list[str] = []
@@ -109,7 +107,7 @@ def read(text: str, field: str) -> list[str]:
 def encode(text: str, field: str) -> str:
     """Return the list in ASCII: encoded words in display names and comments (RFC 2047), A-labels in domains.
 
-    :raises ProtocolError: it cannot be read, or has a local part beyond ASCII, which needs SMTPUTF8.
+    :raises ProtocolError: the list is malformed, or a local part is not ASCII, which needs SMTPUTF8.
     """
     text = _FOLD.sub("", text)
     comments: list[tuple[int, int]] = []
@@ -140,19 +138,19 @@ def encode(text: str, field: str) -> str:
 
 def encoded_words(text: str) -> str:
     """Return text as encoded words (RFC 2047), a blank between them."""
-    octets = text.encode()
+    data = text.encode()
     words: list[str] = []
     start = 0
-    while start < len(octets):
-        # A character is never cut: RFC 2047 section 5.
-        end = start + len(octets[start : start + _ENCODED_WORD].decode(errors="ignore").encode())
-        words.append(f"=?utf-8?b?{b64encode(octets[start:end]).decode()}?=")
+    while start < len(data):
+        # No character is cut in two (RFC 2047 section 5).
+        end = start + len(data[start : start + _ENCODED_WORD].decode(errors="ignore").encode())
+        words.append(f"=?utf-8?b?{b64encode(data[start:end]).decode()}?=")
         start = end
     return " ".join(words)
 
 
 def a_labels(domain: str) -> str | None:
-    """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``); None where it has none."""
+    """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``), or None if it has none."""
     if domain.isascii():
         return domain
     encoded = ascii_domain(domain)
@@ -163,7 +161,7 @@ def a_labels(domain: str) -> str | None:
 
 
 def _tokens(text: str, comments: list[tuple[int, int]], at: int = 0) -> Iterator[_Token]:
-    """The tokens from ``at`` on, without blanks; comments are passed over, and noted where they stand."""
+    """Yield the tokens from ``at`` on, without blanks and comments; add the places of comments to the list."""
     end = len(text)
     while at < end:
         found = _TOKEN.match(text, at)
@@ -193,7 +191,7 @@ def _end_of_comment(text: str, start: int) -> int:
 
 
 def _members(tokens: Iterator[_Token]) -> Iterator[_Member]:
-    """The members of a list and of the groups in it; a group's name comes as a phrase without an address."""
+    """Yield the members of a list and of its groups; a group's name is a phrase without an address."""
     member: list[_Token] = []
     opened: _Token | None = None
     in_group = False
@@ -229,7 +227,7 @@ def _members(tokens: Iterator[_Token]) -> Iterator[_Member]:
 
 
 def _split(member: list[_Token]) -> _Member:
-    """A display name and what the angle brackets behind it hold; or an address alone."""
+    """Split a member into its display name and the address in angle brackets, or return it as an address."""
     if member[-1].kind != ">":
         return _Member([], member)
     kinds = [token.kind for token in member]
@@ -249,7 +247,7 @@ def _split(member: list[_Token]) -> _Member:
 
 
 def _mailbox(tokens: list[_Token]) -> str:
-    """What a member's address is on the wire."""
+    """Return a member's address as it stands between angle brackets."""
     # Nearly always: word, @, word.
     if len(tokens) == 3 and tokens[1].kind == "@":
         usual = f"{tokens[0].text}@{tokens[2].text}"
@@ -274,12 +272,12 @@ def _mailbox(tokens: list[_Token]) -> str:
     except ProtocolError as error:
         raise _Malformed(start, end, str(error)) from None
     if not address.isascii() and not _INVISIBLE.sub("", local_part + domain).isprintable():
-        raise _Malformed(start, end, "it has a blank beyond ASCII, or what cannot be printed")
+        raise _Malformed(start, end, "it has a blank beyond ASCII, or an unprintable character")
     return address
 
 
 def _dotted(tokens: list[_Token], kinds: tuple[str, ...]) -> str | None:
-    """Words with dots between them, as one text; None where they are something else."""
+    """Return words with dots between them as one text, or None if the tokens are anything else."""
     if len(tokens) % 2 == 0 or any(
         token.kind not in kinds if number % 2 == 0 else token.kind != "." for number, token in enumerate(tokens)
     ):

@@ -1,7 +1,16 @@
-"""Commands (RFC 5321 section 4.1): a line in, an object out, by a table of verb and parser.
+"""Commands as a server reads them (RFC 5321 section 4.1): a line in, an object out, by a table of verb and parser.
 
-Parsing never raises: a line that is not well formed becomes a command whose ``error`` is the reply it has earned,
-so that the middleware chain sees what the peer sent, whatever that was.
+The rules of this file:
+
+- Parsing never raises. A malformed line becomes a command whose ``error`` is the reply that it gets, so that the
+  middleware chain sees what the client sent, whatever that was.
+- A client cannot send the pseudo-commands, nor a verb beyond ASCII that Unicode's rules would turn into another one.
+- The repr of a command and its form for logs show no password: see ``is_secret``.
+- Any client may send any line, so every pattern runs in linear time.
+
+How it works: ``parse_command`` decodes the line, splits off the verb, and calls the verb's entry in ``PARSERS`` with
+the argument. MAIL and RCPT, which are most of the traffic, are parsed by one pattern of usual addresses; what it does
+not match is parsed again by ``Address.parse``, which knows all of RFC 5321. Adding a verb is adding a row.
 """
 
 from __future__ import annotations
@@ -10,23 +19,23 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
-from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.esmtp import parse_parameters
 from greensmtp.protocol.reply import Reply
 
-#: The life of a connection goes through the middleware chain as these; no peer can send them.
+#: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
 ACCEPT = "ACCEPT"
 CONNECT = "CONNECT"
 END_OF_DATA = "END-OF-DATA"
 DISCONNECT = "DISCONNECT"
 PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
 
-#: What a peer's line is called when it has no verb of its own, or one that is ours.
+#: The verb of a line that has none, or that of a pseudo-command.
 UNKNOWN = "UNKNOWN"
 
-#: Verbs of the RFCs that get 502 when nobody has taken them over, rather than 500 (RFC 5321 section 4.2.4).
+#: Verbs of RFCs that get 502 rather than 500 where no middleware implements them (RFC 5321 section 4.2.4).
 KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
     {"AUTH", "ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"}
 )
@@ -37,11 +46,11 @@ _FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16
 
 
 class Command:
-    """What the peer said: a verb and its argument.
+    """A command of the client: a verb and its argument.
 
-    The verb is in upper case; ``argument`` is everything behind the first space, stripped. ``error`` is the reply
-    that the dispatcher gives when the line is not well formed, else None. One that has no argument may be shared by
-    all connections: do not change it.
+    The verb is in upper case; ``argument`` is everything behind the first space, stripped. ``error`` is the reply that
+    the dispatcher gives to a malformed line, else None. Do not change a Command: one without an argument may be shared
+    by all connections.
     """
 
     __slots__ = ("argument", "error", "verb")
@@ -56,13 +65,15 @@ class Command:
 
     @property
     def is_secret(self) -> bool:
-        """It is AUTH, or somebody's attempt at it, so that a password may be in it: not for logs."""
+        """True if it is AUTH, or looks like an attempt at it, so that it may hold a password and must not be logged."""
         return self.verb.startswith("AUTH") or (self.verb == UNKNOWN and "AUTH" in self.argument.upper())
 
     @property
     def shown_verb(self) -> str:
-        """The verb, for a log: none that nobody knows, since clients have been seen to go on with user name and
-        password where AUTH was refused, which makes verbs of them."""
+        """The verb for a log; UNKNOWN in place of an unknown one.
+
+        Some clients send user name and password as lines of their own after AUTH was refused, so a verb may be one.
+        """
         if self.is_secret:
             return "AUTH"
         known = self.verb in PARSERS or self.verb in KNOWN_BUT_NOT_IMPLEMENTED or self.verb in PSEUDO_COMMANDS
@@ -74,8 +85,8 @@ class Command:
         return f"<{type(self).__name__} {shown!r}>"
 
 
-class Greeting(Command):
-    """HELO, EHLO or LHLO, with the name the client gives itself."""
+class HelloCommand(Command):
+    """HELO, EHLO or LHLO, with the name that the client gives itself."""
 
     __slots__ = ("hostname",)
 
@@ -87,7 +98,7 @@ class Greeting(Command):
 
 
 class PathCommand(Command):
-    """MAIL or RCPT, with its path. (``address`` is the null path when ``error`` says that it could not be read.)"""
+    """MAIL or RCPT, with its path; ``address`` is the null path where ``error`` says that it is malformed."""
 
     __slots__ = ("address",)
 
@@ -99,7 +110,7 @@ class PathCommand(Command):
 
 
 class ChunkCommand(Command):
-    """BDAT (RFC 3030): ``size`` octets follow it; the ``last`` one ends the message."""
+    """BDAT (RFC 3030): ``size`` bytes follow it; the ``last`` chunk ends the message."""
 
     __slots__ = ("last", "size")
 
@@ -125,35 +136,35 @@ class EndOfData(Command):
 
 NO_ADDRESS = Address("", "", "")
 
-#: ``FROM:<local@domain> parameters``, as nearly every client writes it, found in one step; what it does not match, or
-#: what has dots and hyphens side by side, takes the long way round. Runs of one class are all that it is made of,
-#: and letters in both cases: alternatives, repetition of groups and IGNORECASE are what makes a pattern slow.
+#: ``FROM:<local@domain> parameters``, as nearly every client writes it, matched in one step. What it does not match, or
+#: what has a dot beside a dot or a hyphen, ``_parse_any_path`` parses. The pattern has only runs of one class, and
+#: letters in both cases, since alternatives, repeated groups and IGNORECASE make a pattern slow.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
 _USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
-#: A blank behind the colon is wrong, and so common that it is let through.
+#: A blank behind the colon is wrong, but so common that it is accepted.
 _ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
-#: Zeros at the head count for nothing: who reads a size otherwise than its sender takes a body for commands.
+#: Leading zeros count for nothing: if client and server read a size differently, a body would be run as commands.
 _CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
 
 
 class _Path(NamedTuple):
-    """How one verb's path is read."""
+    """How one verb's path is parsed."""
 
     usual: re.Pattern[str]
     word: str
     syntax: Reply
     malformed: Reply
-    #: ``<>`` is a path.
+    #: ``<>`` is allowed.
     may_be_null: bool
 
 
-_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", canned.SAY_FROM, canned.BAD_SENDER, True)
-_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", canned.SAY_TO, canned.BAD_RECIPIENT, False)
+_MAIL = _Path(re.compile(f"[Ff][Rr][Oo][Mm]{_USUAL}"), "FROM", canned.MAIL_SYNTAX, canned.BAD_SENDER, True)
+_RCPT = _Path(re.compile(f"[Tt][Oo]{_USUAL}"), "TO", canned.RCPT_SYNTAX, canned.BAD_RECIPIENT, False)
 
 
 def _path_parser(path: _Path) -> Callable[[str, str], Command]:
-    """What reads one verb's path and its parameters. (A function of its own for each: see ``parse_command``.)"""
+    """Return the parser of one verb's path and parameters. (A closure each: no look-up by verb on the hot path.)"""
     usual = path.usual.fullmatch
 
     def parse(verb: str, argument: str) -> Command:
@@ -176,7 +187,7 @@ def _path_parser(path: _Path) -> Callable[[str, str], Command]:
 
 
 def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
-    """The long way round."""
+    """Parse a path that is not a usual one."""
     match = re.fullmatch(_ANY_PATH, argument, re.IGNORECASE)
     if match is None or match[1].upper() != path.word:
         return PathCommand(verb, argument, NO_ADDRESS, path.syntax)
@@ -193,18 +204,18 @@ def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:
-    # RFC 5321 section 4.1.4 forbids to refuse a client for a name that does not resolve, and printers and PCs send
-    # names with spaces and umlauts. What shows the name escapes it.
+    # RFC 5321 section 4.1.4 forbids refusing a client for a name that does not resolve. Printers and PCs send names
+    # with spaces and umlauts. Code that shows the name escapes it.
     if not argument.isprintable():
         argument = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in argument)
     error = None if 0 < len(argument) <= MAX_DOMAIN else canned.NEEDS_HOSTNAME
-    return Greeting(verb, argument, argument, error)
+    return HelloCommand(verb, argument, argument, error)
 
 
 def _parse_bdat(verb: str, argument: str) -> Command:
     match = re.fullmatch(_CHUNK, argument)
     if match is None:
-        return ChunkCommand(verb, argument, 0, False, canned.SAY_SIZE)
+        return ChunkCommand(verb, argument, 0, False, canned.BDAT_SYNTAX)
     return ChunkCommand(verb, argument, int(match[1] or 0), match[2] is not None)
 
 
@@ -216,7 +227,7 @@ def _parse_with_argument(verb: str, argument: str) -> Command:
     return Command(verb, argument, None if argument else canned.NEEDS_ARGUMENT)
 
 
-#: How each verb's argument is read; NOOP and HELP may be followed by anything (RFC 5321 sections 4.1.1.8, 4.1.1.9).
+#: verb -> parser of its argument. Anything may follow NOOP and HELP (RFC 5321 sections 4.1.1.8, 4.1.1.9).
 PARSERS: Mapping[str, Callable[[str, str], Command]] = {
     "HELO": _parse_greeting,
     "EHLO": _parse_greeting,
@@ -236,21 +247,20 @@ PARSERS: Mapping[str, Callable[[str, str], Command]] = {
 
 
 def is_foreign(data: bytes) -> bool:
-    """This is the beginning of another protocol's, which must not be answered as if it were mail."""
+    """Return True if this begins another protocol (HTTP, TLS), which must not be answered as if it were SMTP."""
     return re.match(_FOREIGN, data, re.IGNORECASE) is not None
 
 
 def parse_command(line: bytes) -> Command:
-    """Read one command line, given without its CRLF."""
+    """Parse one command line, given without its CRLF. Never raises: a malformed line has its ``error`` set."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
         return _malformed(line)
     if not text.isprintable():
-        # A tab is not in the grammar, but people's scripts have it; any other control character is an attempt at
-        # something.
+        # A tab is not in the grammar, but scripts send it. Any other control character is refused.
         text = text.replace("\t", " ")
-        # The joiner and the non-joiner are not printable, and letters of Persian and Indic domains (RFC 5892 A.1, A.2).
+        # The joiner and the non-joiner are not printable, but occur in Persian and Indic domains (RFC 5892 A.1, A.2).
         if not text.replace("\u200c", "").replace("\u200d", "").isprintable():
             return _malformed(line)
     verb, _, argument = text.partition(" ")
@@ -266,7 +276,7 @@ def parse_command(line: bytes) -> Command:
 
 
 def _malformed(line: bytes) -> Command:
-    """Keep the verb where it can be read: a malformed AUTH must be redacted like any other."""
+    """Return a command that is not text; with its verb if that is known, so that a malformed AUTH is redacted too."""
     verb = line[:4].decode("ascii", "replace").upper()
     verb = verb if verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED else UNKNOWN
     argument = line if verb == UNKNOWN else line[4:].strip(b" \t")
@@ -277,14 +287,14 @@ def _malformed(line: bytes) -> Command:
         return PathCommand(verb, text, NO_ADDRESS, canned.NOT_TEXT)
     if verb in ("HELO", "EHLO", "LHLO"):
         name = _legacy_text(line[4:])
-        return Greeting(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
+        return HelloCommand(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
     return Command(verb, text, canned.NOT_TEXT)
 
 
 def _legacy_text(argument: bytes) -> str | None:
-    """Read a greeting's argument that is not UTF-8: Latin-1, or escaped where it is some other code page.
+    """Decode a greeting's argument that is not UTF-8, as Latin-1; escape it where it is another code page.
 
-    None: it has control characters, or is UTF-8 and not printable.
+    Return None if it has control characters, or if it is UTF-8 that is not printable.
     """
     argument = argument.replace(b"\t", b" ")
     if not argument.startswith(b" ") or re.search(rb"[\x00-\x1f\x7f]", argument):

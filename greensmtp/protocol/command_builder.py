@@ -1,40 +1,43 @@
-"""Command lines as a client writes them (RFC 5321 section 4.1): arguments in, one line out, or an error and no line."""
+"""Commands as a client writes them (RFC 5321 section 4.1): arguments in, exactly one line out, or an error.
+
+No argument can end its line: CR, LF, NUL and the other control characters are refused before anything is built.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import MAX_LABEL, Address
-from greensmtp.protocol.parameters import parse_parameters
-from greensmtp.protocol.xtext import encode_xtext, is_xtext
+from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.esmtp import encode_xtext, is_xtext, parse_parameters
 
-#: What stands behind MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
+#: Parameters of MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
 Ext = str | Mapping[str, str | int | None] | None
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-#: A mailbox as nearly everybody's is; what it does not match is parsed.
+#: A usual mailbox, which needs no parsing.
 _USUAL = re.compile(r"[A-Za-z0-9_+=-]+(?:\.[A-Za-z0-9_+=-]+)*@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*")
 
 
 def check(text: str, what: str = "an argument") -> str:
-    """Give it back.
+    """Return the text if it can be a part of a command.
 
-    :raises ProtocolError: it has CR, LF, NUL or another control character in it, which could end the command.
-    :raises TypeError: it is no str.
+    :param what: the name of the text in errors.
+    :raises ProtocolError: it has CR, LF, NUL or another control character.
+    :raises TypeError: it is not a str.
     """
     if not isinstance(text, str):
-        raise TypeError(f"{what} is a str, not {text!r}")
+        raise TypeError(f"{what} must be a str, not {text!r}")
     if not text.isprintable() and _CONTROL.search(text):
         raise ProtocolError(f"{what} cannot have CR, LF, NUL or another control character in it: {text[:60]!r}")
     return text
 
 
 def line(verb: str, argument: str | None = None) -> bytes:
-    """``VERB argument`` and CRLF.
+    """Return ``VERB argument`` with CRLF.
 
-    :raises ProtocolError: see ``check``.
+    :raises ProtocolError: a part has a control character, or cannot be encoded as UTF-8.
     """
     text = check(verb if not argument else f"{verb} {argument}")
     try:
@@ -44,17 +47,17 @@ def line(verb: str, argument: str | None = None) -> bytes:
 
 
 def mail(address: str, ext: Ext = None) -> bytes:
-    """MAIL; an empty address is the null sender.
+    """Return MAIL; an empty address is the null sender.
 
-    :raises ProtocolError: no mailbox, or no parameters (RFC 5321 section 4.1.2).
+    :raises ProtocolError: the mailbox or the parameters are malformed (RFC 5321 section 4.1.2).
     """
     return line(f"MAIL FROM:<{mailbox(address)}>{parameters(ext)}")
 
 
 def rcpt(address: str, ext: Ext = None) -> bytes:
-    """RCPT.
+    """Return RCPT.
 
-    :raises ProtocolError: no mailbox, or no parameters.
+    :raises ProtocolError: the mailbox is empty or malformed, or the parameters are.
     """
     path = mailbox(address)
     if not path:
@@ -63,12 +66,12 @@ def rcpt(address: str, ext: Ext = None) -> bytes:
 
 
 def mailbox(address: str) -> str:
-    """What stands between the angle brackets; they may be given too.
+    """Return an address as it stands between angle brackets; it may be given with them.
 
-    :raises ProtocolError: it is no mailbox.
+    :raises ProtocolError: the address is malformed.
     """
     check(address, "an address")
-    # A domain no longer than a label may be has no label that is longer.
+    # A domain that is no longer than a label may be needs no look at its labels.
     if _USUAL.fullmatch(address) and len(address) - address.index("@") <= MAX_LABEL + 1:
         return address
     if address.startswith("<") and address.endswith(">"):
@@ -77,9 +80,9 @@ def mailbox(address: str) -> str:
 
 
 def parameters(ext: Ext) -> str:
-    """What goes behind a path: a space and the parameters, or nothing.
+    """Return parameters as they stand behind a path, with the space before them; ``""`` for none.
 
-    :raises ProtocolError: they are not well formed.
+    :raises ProtocolError: they are malformed.
     """
     if not ext:
         return ""
@@ -97,13 +100,15 @@ def parameters(ext: Ext) -> str:
     return f" {ext.strip()}"
 
 
-#: Parameters whose value is xtext, behind such a prefix (RFC 3461 sections 4.2 and 4.4, RFC 4954 section 5).
+#: Parameters whose value is xtext -> the end of a prefix that is not (RFC 3461 sections 4.2, 4.4; RFC 4954 section 5).
 _XTEXT_PARAMETERS = {"ENVID": "", "AUTH": "", "ORCPT": ";"}
 
 
 def _value(keyword: str, value: object) -> object:
-    """A parameter's value as it goes on the wire. As a session had it, it is xtext already, but for what is an Address,
-    which has been decoded; of what a program gives, that which is no xtext is encoded."""
+    """Return a parameter's value as it is sent: encoded as xtext where it is not xtext yet.
+
+    A value that a session received is xtext already. An Address is not: it was decoded.
+    """
     separator = _XTEXT_PARAMETERS.get(keyword.upper())
     if separator is None or not isinstance(value, str) or value == "<>":
         return value

@@ -1,8 +1,9 @@
-"""What a body's octets are checked for, and made of, while they flow (RFC 5321 sections 2.3.8, 4.5.3.1.6).
+"""Checks of a body while it is read: bare newlines and line length (RFC 5321 sections 2.3.8, 4.5.3.1.6).
 
-The C scanner behind universal newlines notes every kind of line end that it meets: one pass, where three counts of CR,
-LF and CRLF cost more than twice as much, in a small body too. Latin-1 is one octet, one character: a copy, not a
-decoding. Without a decoder of its own the scanner takes text, which typeshed does not know.
+How it works: ``io.IncrementalNewlineDecoder``, the C scanner behind universal newlines, notes each kind of line end in
+its input. That is one pass, where counting CR, LF and CRLF costs more than twice as much, in a small body too. The
+scanner takes text; Latin-1 has one character for each byte, so decoding is a copy. (typeshed does not know that the
+scanner takes text if it has no decoder.)
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ _MAX_CRS = 3
 
 
 class NoBareNewlines:
-    """Finds a CR without LF, or an LF without CR, over any cuts of the body."""
+    """Refuses a body with a CR without LF, or an LF without CR, over any cuts."""
 
     _scanner: io.IncrementalNewlineDecoder | None = None
 
     def __call__(self, chunk: bytes, last: bool = False) -> Reply | None:
-        """Return the refusal, or None as long as all is well.
+        """Check the next bytes of the body; return the refusal, or None.
 
-        :param last: the body ends with this chunk, so that a CR at its end is a bare one.
+        :param last: the body ends with this chunk, so a CR at its end is a bare one.
         """
         scanner = self._scanner
         if scanner is None:
@@ -38,9 +39,9 @@ class NoBareNewlines:
 class NormalNewlines:
     """Makes a bare LF a CRLF and a bare CR a space, over any cuts of the body, as Postfix 3.9 does.
 
-    A CR without an LF is no line end to any mail server, so it must not become one: that could end a header section,
-    or begin a field. Up to three CRs directly before an LF are part of its line end. So many are held back where the
-    input is cut behind a CR; nothing else is. A chunk without bare newlines is handed on as it is, not copied.
+    No mail server treats a CR without LF as a line end, so it must not become one: that could end a header section or
+    begin a field. Up to three CRs directly before an LF are part of its line end; they are held back where the input
+    is cut behind them. Nothing else is held back. A chunk without bare newlines is returned as it is, not copied.
     """
 
     _scanner: io.IncrementalNewlineDecoder | None = None
@@ -48,7 +49,7 @@ class NormalNewlines:
     _held = b""
 
     def feed(self, chunk: bytes, last: bool = False) -> bytes:
-        """Take the next octets of the body; return what they are in the content, perhaps nothing.
+        """Take the next bytes of the body; return them with normal newlines, perhaps none.
 
         :param last: the body ends with this chunk.
         """
@@ -69,25 +70,25 @@ class NormalNewlines:
             return chunk
         scanner.reset()
         if kinds != "\n":
-            # Together these two take up to three CRs off an LF.
+            # Together, the first two remove up to three CRs before an LF.
             chunk = chunk.replace(b"\r\r\n", b"\n").replace(b"\r\n", b"\n").replace(b"\r", b" ")
         return chunk.replace(b"\n", b"\r\n")
 
 
 class LineLength:
-    """Finds a line longer than ``limit`` octets, CRLF included, over any cuts of the body."""
+    """Refuses a body with a line longer than ``limit`` bytes, CRLF included, over any cuts."""
 
     __slots__ = ("_limit", "_open")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        #: Octets of the line that the last chunk left open.
+        #: Bytes of the line in which the last chunk ended.
         self._open = 0
 
     def __call__(self, chunk: bytes, last: bool = False) -> Reply | None:
-        """Return the refusal, or None as long as all is well."""
-        # From the start of a line, its end must lie within the limit; look for the last end in reach, so that
-        # many short lines are one step.
+        """Check the next bytes of the body; return the refusal, or None."""
+        # From the start of a line, search backwards for the last line end within the limit, so that many short lines
+        # are one step.
         start = -self._open
         length = len(chunk)
         while length - start > self._limit:

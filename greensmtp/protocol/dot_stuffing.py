@@ -1,4 +1,26 @@
-"""Dot transparency (RFC 5321 section 4.5.2): a body's lines that begin with a dot, and the dot that ends it."""
+"""Dot-stuffing (RFC 5321 section 4.5.2): bodies of DATA in and out, over any cuts.
+
+The rules of this file:
+
+- Only CRLF.CRLF ends a body, or .CRLF at its very beginning. A line begins behind CRLF and nowhere else: a dot behind a
+  bare CR or a bare LF is content. A server that sees an end where its client sees none can be made to smuggle mail.
+- The decoder leaves bare CRs and bare LFs as they are (``content_checks`` decides about them). The encoders make each
+  of them a CRLF, so what goes out has no CR without LF and no LF without CR.
+- What needs no change is returned as it is, not copied. Most pieces have no dot to stuff.
+
+How decoding works: at most two bytes are held back, ``.`` or ``.`` CR at the beginning of a line, since only the next
+byte tells what they are. What else must be known of the pieces before is in two flags:
+
+==================== =============== =========================================================
+``_at_line_start``   ``_after_cr``   the last piece ended
+==================== =============== =========================================================
+True                 any             with CRLF, or is the beginning of the body
+False                True            with CR: an LF as the next byte begins a line
+False                False           within a line
+==================== =============== =========================================================
+
+Invariant: what ``feed`` has returned so far is the body up to there, whatever the cuts.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +30,25 @@ import re
 _CRLF_DOT = b"\r\n."
 _END = b"\r\n.\r\n"
 
-# A compiled pattern finds these in half the time that ``bytes.find`` takes: it skips to the first octet by memchr.
+# A compiled pattern finds these in half the time that ``bytes.find`` takes: it skips to the first byte by memchr.
 _search_dot = re.compile(re.escape(_CRLF_DOT)).search
 _search_end = re.compile(re.escape(_END)).search
 
 
 class DotDecoder:
-    """Undoes dot-stuffing over any cuts of the input, and finds the one thing that ends data: CRLF.CRLF.
+    """Undoes dot-stuffing, and finds the end of a body. The rules are at the head of this file."""
 
-    A dot is looked at only where a line begins, and a line begins only after CRLF: a lone dot between bare CRs or
-    LFs is content. What cannot be told yet (``.`` or ``.`` CR at the end of a piece) is held back; nothing
-    else is, so at most two octets are buffered. A piece without a stuffed dot is handed on as it is, not copied.
-    """
-
-    # One is made for every message, and most are over with the first piece: what they start with belongs to the class.
+    # One is made for each message, and most messages are one piece: the initial values belong to the class.
     _held = b""
     _at_line_start = True
     _after_cr = False
-    #: CRLF.CRLF has been seen.
+    #: The end has come.
     complete = False
-    #: What came behind it: the next commands.
+    #: What came behind the end: the next commands.
     rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next octets off the wire, give what they are of the body (perhaps nothing)."""
+        """Take the next bytes from the client; return those of the body, perhaps none."""
         if self._held:
             data = self._held + data
             self._held = b""
@@ -50,11 +67,11 @@ class DotDecoder:
                 self._at_line_start, self._after_cr = True, False
                 return data[:line]
             if line:
-                # The LF that ended the line, then a stuffed dot: rare, as a cut must fall between CR and LF.
+                # An LF that ends a line, then a stuffed dot. This is rare: a cut must fall between CR and LF.
                 data = data[:line] + data[line + 1 :]
             else:
                 start = 1
-        # One memchr tells for most pieces (base64 has no dots) that there is nothing to look for.
+        # base64 has no dots, so one memchr is all that most pieces cost.
         found = _search_dot(data, start) if b"." in data else None
         dot, end = -1, len(data)
         if found is not None:
@@ -81,14 +98,14 @@ class DotDecoder:
 
 
 def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:
-    """data[start:end], without the dots that follow CRLF; ``dot`` is where the first of them is, if there is one."""
+    """Return data[start:end] without the dots behind CRLF; ``dot`` is the place of the first CRLF with one, or -1."""
     piece = data if start == 0 and end == len(data) else data[start:end]
     return piece.replace(_CRLF_DOT, b"\r\n") if 0 <= dot < end - 2 else piece
 
 
 def with_crlf(data: bytes) -> bytes:
-    """Make every bare CR and bare LF a CRLF; what has none is given back as it is, not copied."""
-    # The C scanner behind universal newlines tells in one pass which kinds there are: see body.NoBareNewlines.
+    """Make each bare CR and bare LF a CRLF; return bytes without any as they are, not copied."""
+    # The C scanner behind universal newlines tells in one pass which kinds there are: see content_checks.
     scanner = io.IncrementalNewlineDecoder(None, translate=False)
     scanner.decode(data.decode("latin-1"), final=True)
     kinds = scanner.newlines
@@ -100,9 +117,9 @@ def with_crlf(data: bytes) -> bytes:
 
 
 def stuffed(message: bytes) -> bytes:
-    """A whole message of CRLF lines, dot-stuffed; what has no dots to stuff is given back as it is, not copied."""
+    """Stuff the dots of a whole message of CRLF lines; return one without such dots as it is, not copied."""
     if b"." in message:
-        # (A search from behind, for its first octet, is the faster way to learn that there is nothing to replace.)
+        # (Searching backwards for two bytes is the fastest way to learn that there is nothing to replace.)
         if message.rfind(b"\n.") >= 0:
             message = message.replace(_CRLF_DOT, b"\r\n..")
         if message.startswith(b"."):
@@ -111,7 +128,7 @@ def stuffed(message: bytes) -> bytes:
 
 
 class LineEncoder:
-    """Makes every bare CR and bare LF a CRLF over any cuts of a body, for BDAT, which needs nothing else."""
+    """Makes each bare CR and bare LF of a body a CRLF, over any cuts. BDAT needs nothing else."""
 
     __slots__ = ("_after_cr", "_at_line_start")
 
@@ -120,10 +137,10 @@ class LineEncoder:
         self._at_line_start = True
 
     def feed(self, data: bytes) -> bytes:
-        """The next octets of the body, as they go over the wire."""
+        """Take the next bytes of the body; return them as they are sent."""
         if not data:
             return b""
-        # A CR at the end waits for what follows: an LF belongs to it.
+        # A CR at the end is held back: an LF may follow, which belongs to it.
         if self._after_cr:
             data = b"\r" + data
         self._after_cr = data.endswith(b"\r")
@@ -133,26 +150,25 @@ class LineEncoder:
         return data
 
     def finish(self) -> bytes:
-        """What the last line needs."""
+        """Return what completes the last line: CRLF, or nothing."""
         return b"\r\n" if self._after_cr or not self._at_line_start else b""
 
 
 class DotEncoder(LineEncoder):
-    """Dot-stuffs a body over any cuts, makes every bare CR and bare LF a CRLF, and ends it with CRLF.CRLF.
+    """Stuffs the dots of a body over any cuts, makes each bare CR and bare LF a CRLF, and ends it with CRLF.CRLF.
 
-    No further empty line is added to a body that ends in CRLF already. What goes out can smuggle nothing: no
-    CR without LF, no LF without CR.
+    A body that ends with CRLF gets no further empty line.
     """
 
     __slots__ = ()
 
     def feed(self, data: bytes) -> bytes:
-        """The next octets of the body, as they go over the wire."""
+        """Take the next bytes of the body; return them as they are sent."""
         begins_line = self._at_line_start
         lines = super().feed(data)
         stuffed = lines.replace(_CRLF_DOT, b"\r\n..") if b"." in lines and lines.rfind(b"\n.") >= 0 else lines
         return b"." + stuffed if begins_line and lines.startswith(b".") else stuffed
 
     def finish(self) -> bytes:
-        """What ends the body."""
+        """Return the end of the body."""
         return super().finish() + b".\r\n"

@@ -1,4 +1,4 @@
-"""Enhanced status codes (RFC 2034, RFC 3463, and the registry that RFC 5248 keeps)."""
+"""Enhanced status codes (RFC 2034, RFC 3463, and the registry of RFC 5248)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 #: ``class.subject.detail``; the class is the reply code's first digit.
 CODE = re.compile(r"[245]\.[0-9]{1,3}\.[0-9]{1,3}")
-#: The same at the head of a reply's text.
+#: The same at the beginning of a reply's text.
 LEADING = re.compile(rf"({CODE.pattern})(?: +|$)")
 
-#: What a reply code means when its text does not say more.
+#: reply code -> the enhanced code where the text has none
 DEFAULTS: Mapping[int, str] = {
     211: "2.0.0",
     214: "2.0.0",
@@ -47,7 +47,7 @@ DEFAULTS: Mapping[int, str] = {
 
 
 def default_for(code: int) -> str | None:
-    """The enhanced code that goes with a reply code; None for 3xx, which have none (RFC 2034 section 4)."""
+    """Return the usual enhanced code of a reply code; None for 3xx, which have none (RFC 2034 section 4)."""
     family = code // 100
     if family not in (2, 4, 5):
         return None

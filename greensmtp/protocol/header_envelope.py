@@ -1,28 +1,27 @@
-"""A message's header section, as far as sending needs it (RFC 5322 section 3.6, RFC 5321 appendix B)."""
+"""The header section of a message to be sent: envelope, Bcc, ASCII form (RFC 5322 section 3.6, RFC 5321 appendix B)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
 
-from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list
+from greensmtp.protocol.errors import EnvelopeMissing, ProtocolError
 
-#: Names of header fields in lower case, and their text as it stands in the message.
+#: Header fields in order: name in lower case, and text as it stands in the message.
 Fields = Sequence[tuple[str, str]]
 
-#: The header fields that hold address lists. (Those of the envelope are read, in all of them names may be encoded.)
+#: The header fields that hold address lists.
 ADDRESS_FIELDS = frozenset(
     f"{resent}{name}" for resent in ("", "resent-") for name in ("from", "sender", "reply-to", "to", "cc", "bcc")
 )
 #: A message that has one of these was resent (RFC 5322 section 3.6.6).
 _RESENT = frozenset(f"resent-{name}" for name in ("date", "from", "sender", "to", "cc", "bcc"))
-#: What signs the header section, or a part of it: such a message is sent as it is, or not at all.
+#: Header fields that sign the message or a part of it: such a message is sent as it is, or not at all.
 SIGNATURES = frozenset({"dkim-signature", "domainkey-signature", "arc-seal", "arc-message-signature"})
 SIGNED_TYPES = frozenset({"multipart/signed", "multipart/encrypted", "application/pkcs7-mime"})
 
-#: Header fields that RFC 5322, MIME and their kin give a grammar without place for encoded words; all others are
-#: unstructured text, or address lists.
+#: Header fields whose grammar has no place for encoded words. All others are unstructured text, or address lists.
 _STRUCTURED = re.compile(
     r"(?:resent-)?(?:date|message-id)|in-reply-to|references|received(?:-spf)?|return-path|mime-version"
     r"|content-(?!description).*|list-.*|dkim-.*|domainkey-.*|arc-.*|auto-submitted|authentication-results"
@@ -30,7 +29,7 @@ _STRUCTURED = re.compile(
 )
 
 _END_OF_LINE = rb"(?:\r\n|\r|\n)"
-#: A field, with the lines that continue it.
+#: A field with its continuation lines.
 _FIELD = re.compile(rb"([!-9;-~]++)[ \t]*+:((?:[^\r\n]++|%(end)s(?=[ \t]))*+)(?:%(end)s|\Z)" % {b"end": _END_OF_LINE})
 _BCC = re.compile(
     rb"(?:\A|(?<=\n)|(?<=\r)(?!\n))(?:resent-)?bcc[ \t]*+:[^\r\n]*+%(end)s?(?:[ \t][^\r\n]*+%(end)s?)*+"
@@ -42,14 +41,14 @@ _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
 
 
 def split(message: bytes) -> int:
-    """Return where the header section ends: the offset of the body, or the length where there is none.
+    """Return the offset of the body, or the length of the message if it has none.
 
-    The end is an empty line, however lines end.
+    The header section ends with an empty line; its line ends may be CRLF, LF or CR.
     """
     if message[:1] in (b"\r", b"\n"):
         return 2 if message.startswith(b"\r\n") else 1
-    # Two ends of lines, one behind the other, always have one of these pairs in them. (``find`` is many times faster
-    # than a pattern, and all of a large message may be looked through.)
+    # Two line ends in a row always contain one of these pairs. (``find`` is many times faster than a pattern, and may
+    # have to search all of a large message.)
     first = len(message)
     for pair in (b"\n\n", b"\n\r", b"\r\r"):
         found = message.find(pair, 0, first + 1)
@@ -68,7 +67,7 @@ def without_mbox_line(message: bytes) -> bytes:
 
 
 def without_bcc(head: bytes) -> bytes:
-    """Return the header section without Bcc and Resent-Bcc; every other octet stays."""
+    """Return the header section without Bcc and Resent-Bcc; every other byte is kept."""
     return _BCC.sub(b"", head) if b"bcc" in head.lower() else head
 
 
@@ -85,7 +84,7 @@ def is_signed(head: bytes) -> bool:
 def parse(head: bytes) -> Fields:
     """Return the fields.
 
-    :raises ProtocolError: a line between them is no header field, so that what follows might be missed.
+    :raises ProtocolError: a line is not a header field, so fields behind it might be missed.
     """
     found = [(name, text_of(value)) for name, value in _read(head)]
     if found:
@@ -93,21 +92,21 @@ def parse(head: bytes) -> Fields:
         left = head[consumed:].strip(b"\r\n")
         if left:
             line = left.splitlines()[0][:60]
-            raise ProtocolError(f"the header section has a line that is no header field: {line!r}")
+            raise ProtocolError(f"the header section has a line that is not a header field: {line!r}")
     return found
 
 
-def is_utf8(octets: bytes) -> bool:
-    """True if these octets are UTF-8."""
+def is_utf8(data: bytes) -> bool:
+    """Return True if the bytes are UTF-8."""
     try:
-        octets.decode()
+        data.decode()
     except UnicodeDecodeError:
         return False
     return True
 
 
 def text_of(value: bytes) -> str:
-    """Return a field's text: UTF-8 (RFC 6532), or else Latin-1, of which every octet is a character."""
+    """Return a field's text: decoded as UTF-8 (RFC 6532), or else as Latin-1, which has a character for each byte."""
     try:
         return value.decode()
     except UnicodeDecodeError:
@@ -115,37 +114,34 @@ def text_of(value: bytes) -> str:
 
 
 def sender(fields: Fields) -> str:
-    """Return the mailbox that Sender names, or the first in From.
+    """Return the mailbox in Sender, or else the first in From; of a resent message, in the Resent fields.
 
-    A message that was resent (RFC 5322 section 3.6.6) has both in its Resent fields.
-
-    :raises ProtocolError: there is none, it cannot be read, or there is more than one set of Resent fields.
+    :raises ProtocolError: there is none, it is malformed, or the message was resent more than once.
     """
     prefix = _prefix(fields)
     senders = _mailboxes(fields, f"{prefix}Sender") or _mailboxes(fields, f"{prefix}From")
     if not senders:
-        raise ProtocolError(f"the message has no {prefix}From or {prefix}Sender header; pass sender=")
+        raise EnvelopeMissing(f"the message has no {prefix}From or {prefix}Sender header", "sender")
     return senders[0]
 
 
 def recipients(fields: Fields) -> list[str]:
-    """Return the mailboxes that To, Cc and Bcc name, each once; of a message that was resent, the Resent fields.
+    """Return the mailboxes in To, Cc and Bcc, each once; of a resent message, in the Resent fields.
 
-    :raises ProtocolError: there is none, one cannot be read, or there is more than one set of Resent fields.
+    :raises ProtocolError: there is none, one is malformed, or the message was resent more than once.
     """
     prefix = _prefix(fields)
     found = [mailbox for name in ("To", "Cc", "Bcc") for mailbox in _mailboxes(fields, f"{prefix}{name}")]
     if not found:
-        raise ProtocolError(
-            f"the message names no recipient in {prefix}To, {prefix}Cc or {prefix}Bcc; pass recipients="
-        )
+        raise EnvelopeMissing(f"the message names no recipient in {prefix}To, {prefix}Cc or {prefix}Bcc", "recipients")
     return list(dict.fromkeys(found))
 
 
 def _prefix(fields: Fields) -> str:
+    """Return ``"Resent-"`` if the message was resent (RFC 5322 section 3.6.6), else ``""``."""
     resent = [name for name, _ in fields if name in _RESENT]
     if len(resent) != len(set(resent)):
-        raise ProtocolError("the message was resent more than once; pass sender= and recipients=")
+        raise EnvelopeMissing("the message was resent more than once", "sender", "recipients")
     return "Resent-" if resent else ""
 
 
@@ -158,10 +154,10 @@ def _mailboxes(fields: Fields, name: str) -> list[str]:
 
 
 def in_ascii(head: bytes) -> bytes | None:
-    """Return the header section with what is raw UTF-8 in it encoded (RFC 2047), for servers without SMTPUTF8.
+    """Return the header section with raw UTF-8 as encoded words (RFC 2047), for servers without SMTPUTF8.
 
-    Fields in ASCII are not touched. None: a field cannot be encoded without a change to what it means, or the header
-    section is signed.
+    Fields in ASCII are not touched. Return None if a field cannot be encoded without changing its meaning, or if the
+    message is signed.
     """
     if is_signed(head):
         return None
@@ -189,7 +185,7 @@ def _encoded(name: str, value: str) -> bytes:
         return folded_list(name, value)
     if _STRUCTURED.fullmatch(lower) or "=?" in value:
         raise ProtocolError(f"the {name} field cannot be encoded")
-    # From the first word beyond ASCII to the last: a reader drops the blanks between two encoded words.
+    # One run from the first non-ASCII word to the last: readers drop the blanks between two encoded words.
     words = value.split(" ")
     beyond = [number for number, word in enumerate(words) if not word.isascii()]
     first, last = beyond[0], beyond[-1] + 1
@@ -200,17 +196,17 @@ def _encoded(name: str, value: str) -> bytes:
 def folded_list(name: str, value: str) -> bytes:
     """Return an address field in ASCII, folded.
 
-    :raises ProtocolError: see ``address_list.encode``.
+    :raises ProtocolError: the list is malformed, or cannot be encoded.
     """
     return folded(name, address_list.encode(value, name))
 
 
 def folded(name: str, text: str, width: int = 76) -> bytes:
-    """Return a field in ASCII, in lines of so many characters as far as blanks allow it."""
+    """Return a field in ASCII, folded at blanks into lines of at most ``width`` characters where possible."""
     lines: list[str] = []
     line, length = [f"{name}:"], len(name) + 1
     for word in text.split(" "):
-        # (A line of blanks alone would be an obsolete form: the word goes on in this one.)
+        # (A line of blanks alone would be an obsolete form, so the word stays in this line.)
         if length + 1 + len(word) > width and word and any(line[1:]):
             lines.append(" ".join(line))
             line, length = ["", word], 1 + len(word)
@@ -221,7 +217,7 @@ def folded(name: str, text: str, width: int = 76) -> bytes:
 
 
 def _read(head: bytes) -> Iterator[tuple[str, bytes]]:
-    """The fields, up to the first line that is none."""
+    """Yield the fields, up to the first line that is not one."""
     at = 0
     while (found := _FIELD.match(head, at)) is not None:
         at = found.end()

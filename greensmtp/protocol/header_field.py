@@ -1,28 +1,28 @@
-"""One header field as octets (RFC 5322 section 2.2): checked, folded, and encoded where it is not ASCII (RFC 2047)."""
+"""One header field as bytes (RFC 5322 section 2.2): checked, folded, and encoded where it is not ASCII (RFC 2047)."""
 
 from __future__ import annotations
 
 import re
 
-#: RFC 5322 section 2.1.1, without CRLF: what a line should have, and what it may have.
+#: Characters that a line should have and may have, without CRLF (RFC 5322 section 2.1.1).
 _USUAL_LINE = 78
 _LONGEST_LINE = 998
 
 _NAME = re.compile(r"[!-9;-~]{1,76}")
 #: A word with the blanks before it.
 _WORD = re.compile(r"[ \t]*[^ \t]+")
-#: Controls, the separators of lines beyond ASCII's, and what UTF-8 cannot carry.
+#: Control characters, line separators, and code points that UTF-8 cannot encode.
 _FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def header_field(name: str, value: str, *, utf8: bool = False) -> bytes:
     """Return the field with its CRLF.
 
-    Lines are folded at blanks. What is not ASCII becomes encoded words, and so does a word too long for any line.
+    Lines are folded at blanks. Text beyond ASCII becomes encoded words, and so does a word too long for a line.
 
     :param value: the text, unfolded.
-    :param utf8: the message may have UTF-8 in its fields (RFC 6532): no encoding is needed.
-    :raises ValueError: the name is not one of RFC 5322, or the value has a control character, a CR or LF for example.
+    :param utf8: the message may have UTF-8 in its fields (RFC 6532), so that text beyond ASCII stays as it is.
+    :raises ValueError: the name does not match RFC 5322, or the value has a control character, such as CR or LF.
     """
     if not _NAME.fullmatch(str(name)):
         raise ValueError(f"a field's name is 1 to 76 printable ASCII characters without a colon, not {name!r}")

@@ -1,16 +1,18 @@
-"""The header section of a body that flows, where fields of ours go before it (RFC 5322 section 2.2, RFC 5321 4.4).
+"""The header section of a body that is being read, behind fields of ours (RFC 5322 section 2.2, RFC 5321 section 4.4).
 
 The rules of this file:
 
-- Fields of ours cannot be continued. A body whose first line is neither a field nor empty has no header section; an
-  empty line goes before it, so that all of it is content.
-- The section goes on to the first empty line, whatever else stands in between.
-- A field of a given name can be left out, with its folded lines; another one then comes first.
-- A line begins behind CRLF, LF and CR alike, but only LF ends an empty one: what any reader may take for a field is
-  looked at, in all that any reader may take for the header section.
+- A body cannot continue the last field of ours. If its first line is neither a field nor empty, it has no header
+  section: an empty line is put before it, so that all of it is content.
+- The section ends with the first empty line, whatever stands before that.
+- Fields of one given name can be left out, with their continuation lines.
+- A line begins behind CRLF, LF and CR alike, but only LF ends an empty one. So a field is found wherever any reader
+  might see one, in all that any reader might take for the header section.
 
-Where the input is cut, only what may be such a name is held back, up to its colon, and a line end within a field that
-is left out. Everything is found by compiled patterns, for a hostile section may have millions of lines.
+How it works: each step (``_begin``, ``_pass``, ``_drop``) handles the bytes from a place on and returns where the next
+step begins. Where the input is cut, only the beginning of a name that is left out is held back, up to its colon, and a
+line end within a field that is left out. Compiled patterns find everything: a hostile section may have
+millions of lines.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-#: Octets that a name may have, the blanks behind it included: the longest line (RFC 5322 section 2.1.1).
+#: Bytes in a name with the blanks behind it: those of the longest line (RFC 5322 section 2.1.1).
 _MAX_NAME = 998
 
 _match_field = re.compile(rb"[!-9;-~]+[ \t]*:").match
-#: It may become the name of a field yet.
+#: Matches bytes that more bytes may make the name of a field.
 _may_be_name = re.compile(rb"[!-9;-~]*[ \t]*").fullmatch
-#: The end of a field: a line end that no continuation follows.
+#: Finds the end of a field: a line end without a continuation line behind it.
 _search_field_end = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?=[^ \t])").search
 _line_end_at_end = re.compile(rb"(?:\r\n|\r|\n)\Z").search
 
@@ -32,30 +34,30 @@ _Step = Callable[["HeaderSection", bytes, int, list[bytes], bool], int]
 
 
 class HeaderSection:
-    """Passes a body on from its first octet, over any cuts, as the rules above say."""
+    """Passes on a body from its first byte, over any cuts, by the rules above."""
 
     __slots__ = ("_before", "_held", "_name", "_resume", "_search_event", "_step", "over")
 
     def __init__(self, without: bytes | None = None) -> None:
         """
-        :param without: the name of the field that is left out, in lower case.
+        :param without: the name of a field to leave out, in lower case.
         """
         self._name = without
         event = rb"\n\r?\n"
         if without is not None:
             event += rb"|[\r\n]" + re.escape(without) + rb"(?:[ \t]*:|[ \t]{%d})" % _MAX_NAME
         self._search_event = re.compile(event, re.IGNORECASE).search
-        #: The two octets before those that come next: a line end, perhaps.
+        #: The last two bytes before ``_held``: a line end, perhaps.
         self._before = b""
         self._held = b""
-        #: What takes the next octets, and what does so once a field has been left out.
+        #: The step for the next bytes, and the step behind a field that is left out.
         self._step: _Step = HeaderSection._begin
         self._resume: _Step = HeaderSection._begin
-        #: The header section has ended: what comes now is passed on without a look.
+        #: The header section has ended: all that follows is passed on as it is.
         self.over = False
 
     def feed(self, data: bytes, last: bool = False) -> bytes:
-        """Take the next octets of the body; return what they become, perhaps nothing.
+        """Take the next bytes of the body; return them without the field that is left out, perhaps none.
 
         :param last: the body ends with these.
         """
@@ -71,10 +73,10 @@ class HeaderSection:
         self._before = data[: len(data) - len(self._held)][-2:]
         return b"".join(kept)
 
-    # Each step begins at a place in the data, and returns where the next one begins. What it cannot tell yet it holds.
+    # The steps. Each begins at a place in the data, and returns where the next one begins.
 
     def _begin(self, data: bytes, at: int, kept: list[bytes], last: bool) -> int:
-        """The first line decides whether there is a header section at all."""
+        """Decide by the first line whether there is a header section."""
         found = _match_field(data, at, at + _MAX_NAME + 1)
         if found is not None:
             is_left_out = self._is_name(found[0][:-1])
@@ -91,7 +93,7 @@ class HeaderSection:
         return at
 
     def _pass(self, data: bytes, at: int, kept: list[bytes], last: bool) -> int:
-        """Pass lines on, to the empty one or to a field that is left out."""
+        """Pass on lines, up to the empty one or to a field that is left out."""
         found = self._search_event(data, max(at - 2, 0))
         if found is None:
             end = len(data) if last or self._name is None else self._begun_name(data, at)
@@ -106,7 +108,7 @@ class HeaderSection:
         return found.start() + 1
 
     def _begun_name(self, data: bytes, at: int) -> int:
-        """Where the name that is left out begins, if the octets may end within it; else their length."""
+        """Return where the name that is left out begins, if the data may end within it; else the data's length."""
         assert self._name is not None
         start = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
         if start < max(at, 1) or len(data) - start >= len(self._name) + _MAX_NAME:
@@ -118,12 +120,12 @@ class HeaderSection:
         """Leave a field out, up to a line that does not continue it."""
         found = _search_field_end(data, at)
         if found is None:
-            # The next octet tells whether this line end is the field's.
+            # The next byte tells whether this line end ends the field.
             end = _line_end_at_end(data, at)
             self._held = b"" if last or end is None else end[0]
             return len(data)
         self._step = self._resume
         return found.end()
 
-    def _is_name(self, octets: bytes) -> bool:
-        return octets.rstrip(b" \t").lower() == self._name
+    def _is_name(self, data: bytes) -> bool:
+        return data.rstrip(b" \t").lower() == self._name

@@ -1,4 +1,4 @@
-"""Host names as callers write them: one form for the resolver, one for TLS, and a host together with its port."""
+"""Host names as callers write them: parsed, with a port or without, and made fit for the resolver and for TLS."""
 
 from __future__ import annotations
 
@@ -7,41 +7,36 @@ from ipaddress import AddressValueError, IPv6Address
 
 import idna
 
+from greensmtp._hostport import split
 from greensmtp.protocol import command_builder
 
 #: RFC 1123 section 2.1, and the underscore, which real host names have.
 _LABEL = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_BRACKETED = re.compile(r"\[([^\[\]]*)\](?::([0-9]+))?")
 MAX_LENGTH = 253
 
 
 def read(place: str) -> tuple[str, int | None]:
-    """Read ``host``, ``host:port``, ``[::1]``, ``[::1]:port`` or ``::1``: the host, as ``fit`` makes it, and the port.
+    """Parse ``host``, ``host:port``, ``[::1]``, ``[::1]:port`` or ``::1``; return the host (see ``fit``) and the port.
 
     Brackets may stand around a name too, as in Postfix's ``relayhost``.
 
-    :raises ValueError: it is none of these.
-    :raises ProtocolError: it has CR, LF, NUL or another control character in it.
+    :raises ValueError: the text is none of these.
+    :raises ProtocolError: it has a control character.
     """
     _check_text(place)
-    bracketed = _BRACKETED.fullmatch(place)
-    if bracketed is not None:
-        host, port = bracketed[1], bracketed[2]
-    elif place.count(":") == 1:
-        host, _, port = place.partition(":")
-        if not (port.isascii() and port.isdigit()):
-            raise _not_a_host(place)
-    else:
-        host, port = place, None
-    return fit(host), None if port is None else check_port(int(port[:6]))
+    try:
+        host, port = split(place)
+    except ValueError:
+        raise _not_a_host(place) from None
+    return fit(host), None if port is None else check_port(port)
 
 
 def fit(host: str) -> str:
-    """Make a host name or address fit for the resolver: in ASCII, an IPv6 address without brackets.
+    """Return a host name or address as the resolver takes it: in ASCII, an IPv6 address without brackets.
 
-    A name in other characters becomes its A-label form (RFC 5891). An IPv6 address may have a zone: ``fe80::1%eth0``.
+    A name beyond ASCII becomes A-labels (RFC 5891). An IPv6 address may have a zone: ``fe80::1%eth0``.
 
-    :raises ValueError: no host can be named like that.
+    :raises ValueError: the text is not a host name or an address.
     """
     _check_text(host)
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
@@ -50,7 +45,7 @@ def fit(host: str) -> str:
             IPv6Address(bare)
         except AddressValueError:
             raise _not_a_host(host) from None
-        if not (bare.isascii() and bare.isprintable()):  # the zone, which ipaddress does not look at
+        if not (bare.isascii() and bare.isprintable()):  # ipaddress does not check the zone
             raise _not_a_host(host)
         return bare
     if not bare.isascii():
@@ -65,9 +60,9 @@ def fit(host: str) -> str:
 
 
 def fit_for_tls(host: str) -> str:
-    """The same for SNI and for the name in a certificate: without the final dot, and without an IPv6 zone.
+    """Return a host as SNI and certificates have it: as ``fit`` does, without a final dot and an IPv6 zone.
 
-    :raises ValueError: no host can be named like that.
+    :raises ValueError: the text is not a host name or an address.
     """
     return fit(host).partition("%")[0].removesuffix(".")
 
@@ -75,7 +70,7 @@ def fit_for_tls(host: str) -> str:
 def check_port(port: object) -> int:
     """Return the port.
 
-    :raises ValueError: it is not a number from 1 to 65535.
+    :raises ValueError: it is not an int from 1 to 65535.
     """
     if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= 65535:
         raise ValueError(f"port must be 1 to 65535, not {port!r}")

@@ -1,11 +1,11 @@
-"""Reading any octets as an ``EmailMessage``: the standard library's parser, without the errors it raises on wild input.
+"""Any bytes as an ``EmailMessage``: the standard library's parser, without the errors that it raises on wild input.
 
 The rules of this file:
 
-- Nothing raises: not parsing, not a look at a field, a parameter or a part, not turning it into octets again. Where the
-  standard library's parser of one field fails, the field is the text it came as.
-- The time stays in proportion to the octets. The parsers of fields are quadratic, so fields of more than ``MAX_TEXT``
-  or ``MAX_STRUCTURED`` characters are not parsed, and no more than ``MAX_FIELDS`` of a message; nor are parts that are
+- Nothing raises: not parsing, not reading a field, a parameter or a part, not writing the message as bytes again. Where
+  the standard library's parser of a field fails, the field is its text.
+- The time is proportional to the size. The parsers of fields are quadratic, so fields of more than ``MAX_TEXT`` or
+  ``MAX_STRUCTURED`` characters are not parsed, and no more than ``MAX_FIELDS`` of a message; nor are parts that are
   nested deeper than ``MAX_DEPTH``.
 """
 
@@ -20,30 +20,30 @@ from functools import partial
 from itertools import count
 from typing import Any, BinaryIO, cast
 
-#: Characters of a field that are parsed, as text and as a list of addresses or the like: the standard library takes
-#: 0.1 s for the worst such field, and 10 s for one that is four times as long.
+#: Characters in a field that is parsed, as text and as structured text (addresses and the like). The standard library
+#: takes 0.1 s for the worst such field, and 10 s for one four times as long.
 MAX_TEXT = 8_192
 MAX_STRUCTURED = 2_048
-#: Fields of a message that are parsed, those of its parts among them; further ones are text. The standard library takes
-#: 0.1 to 1 ms for the shortest, so that a message of 1 MB could take a minute and more.
+#: Fields of a message that are parsed, those of its parts included; further ones are text. The standard library takes
+#: 0.1 to 1 ms for the shortest, so a message of 1 MB could take more than a minute.
 MAX_FIELDS = 2_000
-#: Parts within parts.
+#: Levels of nested parts.
 MAX_DEPTH = 50
 
 _LINE_ENDS = re.compile(r"[\r\n]+")
 
 
 class LenientMessage(EmailMessage):
-    """An ``EmailMessage`` of wild input. What it has are its octets' best reading; no method of reading raises."""
+    """An ``EmailMessage`` of wild input: the best reading of its bytes. No method that reads it raises."""
 
-    #: Parts that it is within.
+    #: The number of parts around this one.
     depth = 0
 
     def attach(self, payload: Any) -> None:
         """Add a part.
 
         :raises ValueError: parts are nested too deeply. (The parser's time grows with the square of the depth, and
-            what reads parts recursively would fail.)
+            code that reads parts recursively would fail.)
         """
         if self.depth >= MAX_DEPTH:
             raise ValueError(f"parts are nested more than {MAX_DEPTH} deep")
@@ -51,7 +51,7 @@ class LenientMessage(EmailMessage):
         super().attach(payload)
 
     def get_content(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the content: text as a str, whatever its charset claims to be, and anything else as it comes."""
+        """Return the content: text as a str, even if its charset is unknown, and any other content as it is."""
         try:
             return super().get_content(*args, **kwargs)
         except Exception:
@@ -75,14 +75,14 @@ class LenientMessage(EmailMessage):
         return self.get_content_disposition() == "attachment"
 
     def get_body(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the part that is the text of the message, or None."""
+        """Return the part with the text of the message, or None."""
         try:
             return super().get_body(*args, **kwargs)
         except Exception:
             return None
 
     def iter_attachments(self) -> Any:
-        """Yield the parts that are not the text of the message; none where they cannot be told."""
+        """Yield the parts other than the text of the message; none where the structure is malformed."""
         try:
             return iter(list(super().iter_attachments()))
         except Exception:
@@ -96,14 +96,14 @@ class LenientMessage(EmailMessage):
             return iter(())
 
     def as_bytes(self, *args: Any, **kwargs: Any) -> bytes:
-        """Return the message as octets; where it cannot be written, its fields and an empty body."""
+        """Return the message as bytes; where that fails, its fields and an empty body."""
         try:
             return super().as_bytes(*args, **kwargs)
         except Exception:
             return "".join(f"{name}: {value}\n" for name, value in self.items()).encode("utf-8", "replace") + b"\n"
 
     def as_string(self, *args: Any, **kwargs: Any) -> str:
-        """Return the message as text; where it cannot be written, its fields and an empty body."""
+        """Return the message as text; where that fails, its fields and an empty body."""
         try:
             return super().as_string(*args, **kwargs)
         except Exception:
@@ -123,7 +123,7 @@ class _Text(str):
 
 
 class _LenientPolicy(policy.EmailPolicy):
-    """The default policy; what its parsers of fields raise, or would take too long for, is text.
+    """The default policy, except that a field is text where its parser raises or would take too long.
 
     There is one for each message.
     """
@@ -178,12 +178,12 @@ _REGISTRY: Any = HeaderRegistry()  # (typeshed knows no class of a field that is
 _REGISTRY.map_to_type("sender", _LenientUniqueSender)
 _REGISTRY.map_to_type("resent-sender", _LenientSender)
 
-#: The fields that are more than text.
+#: The fields with a grammar of their own.
 _STRUCTURED = frozenset(_REGISTRY.registry) - {"subject"}
 
 
 def _as_text(value: str) -> str:
-    """The field as one line; octets that are not UTF-8 become U+FFFD."""
+    """Return the field as one line; bytes that are not UTF-8 become U+FFFD."""
     return _LINE_ENDS.sub("", value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -191,9 +191,9 @@ _new_policy = partial(_LenientPolicy, message_factory=LenientMessage, refold_sou
 
 
 def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
-    """Read a message from its file.
+    """Parse a message from its file, from the current position on.
 
-    :param headers_only: the body is not parsed: it is the payload, as text.
+    :param headers_only: leave the body unparsed; it becomes the payload, as text.
     """
     start = file.tell()
     try:

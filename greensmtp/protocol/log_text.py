@@ -1,6 +1,6 @@
-"""Text that a peer had a hand in, as it goes into a log: bounded, on one line, and unable to pass for something else.
+"""Text of a peer for a log: bounded, on one line, and never mistaken for another field.
 
-Everything that writes such text for people uses this: a quoted local part may hold blanks, brackets and whole fields.
+All code that logs or prints such text uses this module: a quoted local part may hold blanks, brackets and whole fields.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Sequence
 
 from greensmtp.protocol.reply import Reply
 
-#: Characters of one value. (A path has 256 octets at most, RFC 5321 section 4.5.3.1.3, a command line 512.)
-ROOM = 512
+#: Characters of one value. (RFC 5321 section 4.5.3.1: a path has at most 256, a command line 512.)
+MAX_LENGTH = 512
 
-#: Recipients that are named in one record; their number is told besides.
+#: Recipients that are named in one record, beside their number.
 LISTED = 100
 
-#: The names of fields in lines of ours. A value that has one of them with its ``=`` in it would be found by a search.
+#: The names of fields in log lines of ours. In a value, their ``=`` is escaped, so that a search does not find it.
 _FIELDS = ("from", "to", "refused", "size", "peer", "tls", "identity", "greeting", "messages", "recipients", "octets")
 _FIELD = re.compile("|".join(f"(?<={name})=" for name in _FIELDS))
 
-#: In the text of a line a value is one word, without what ends a word, and without what looks like another field.
+#: Characters that are escaped in a word: those that end a word, and the ``=`` of a field.
 _APART = re.compile(f"[ <>;]|{_FIELD.pattern}")
 
 
@@ -31,26 +31,26 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
-def shown(value: object, room: int = ROOM) -> str:
-    """The value as text that is printable and no longer than this; what is not printable is escaped."""
+def shown(value: object, max_length: int = MAX_LENGTH) -> str:
+    """Return a value as printable text of at most ``max_length`` characters, and how many more there were."""
     text = value if isinstance(value, str) else str(value)
-    if len(text) <= room and text.isprintable():
+    if len(text) <= max_length and text.isprintable():
         return text
-    rest = len(text) - room
-    # (Cut before it is escaped: what is escaped takes ten characters at most.)
-    text = printable(text[:room])
+    rest = len(text) - max_length
+    # (Cut first: an escaped character takes up to ten.)
+    text = printable(text[:max_length])
     return f"{text}...({rest} more)" if rest > 0 else text
 
 
 def word(value: object) -> str:
-    """The value as one word of a line; ``-`` where there is none."""
+    """Return a value as one word of a line; ``-`` for None and ``""``."""
     if value is None or value == "":
         return "-"
     return _APART.sub(_escape, str(value))
 
 
 def without_fields(text: str) -> str:
-    """A text of several words, in which nothing looks like a field of ours."""
+    """Return a text of several words in which nothing looks like a field of ours."""
     return _FIELD.sub(_escape, text)
 
 
@@ -59,12 +59,12 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def address(value: str) -> str:
-    """An address, in brackets."""
+    """Return an address in angle brackets."""
     return f"<{word(value) if value else ''}>"
 
 
 def addresses(values: Sequence[str], count: int) -> str:
-    """Addresses, of which there are ``count`` in all."""
+    """Return addresses as a list, and how many of ``count`` are not in it."""
     if not values:
         return "-"
     rest = count - len(values)
@@ -72,6 +72,6 @@ def addresses(values: Sequence[str], count: int) -> str:
 
 
 def reply_text(reply: Reply) -> str:
-    """Enhanced code and text, on one line."""
+    """Return a reply's enhanced code and text on one line."""
     text = f"{reply.enhanced} {reply.text}".rstrip(" ") if reply.enhanced else reply.text
     return shown(text.replace("\n", " | ") if "\n" in text else text)

@@ -1,8 +1,12 @@
-"""Line ends of a MIME message that may have binary parts (RFC 2045 section 2.9, RFC 3030 section 3).
+"""Normal line ends in a MIME message that may have binary parts (RFC 2045 section 2.9, RFC 3030 section 3).
 
-Header sections, delimiters and most parts are lines: their bare CRs and LFs become CRLF. The body of a part whose own
-header section says ``Content-Transfer-Encoding: binary`` stays as it is; text that merely quotes such a line does not
-count. The end of the line in front of a delimiter belongs to the delimiter (RFC 2046 section 5.1.1).
+The rules of this file:
+
+- In header sections, delimiters and most parts, each bare CR and bare LF becomes CRLF.
+- The body of a part stays as it is if the part's own header section says ``Content-Transfer-Encoding: binary``. Text
+  that merely quotes such a line does not count.
+- The line end before a delimiter belongs to the delimiter (RFC 2046 section 5.1.1).
+- Heads, delimiters and nesting are bounded. Beyond the bounds, everything is text.
 """
 
 from __future__ import annotations
@@ -11,12 +15,12 @@ import re
 
 from greensmtp.protocol.dot_stuffing import with_crlf
 
-#: Octets of a part's header section that are looked at.
+#: Bytes of a part's header section that are parsed.
 MAX_HEAD = 64 * 1024
-#: Octets in a delimiter line: hyphens, a boundary of up to 70 (RFC 2046 section 5.1.1), blanks. A longer line is none,
-#: and need not be whole to be handed on.
+#: Bytes in a delimiter line: hyphens, a boundary of up to 70 (RFC 2046 section 5.1.1), blanks. A longer line is not a
+#: delimiter, so it is passed on before it is whole.
 MAX_DELIMITER = 128
-#: Multipart entities in one another; what is deeper is text.
+#: Levels of nested multiparts; a deeper one is text.
 MAX_DEPTH = 50
 
 _LINE = re.compile(rb"([^\r\n]*+)(\r\n|\r|\n|\Z)")
@@ -27,30 +31,30 @@ _TYPE = re.compile(rb"^content-type[ \t]*+:[ \t]*+(multipart/|message/(?:rfc822|
 _BOUNDARY = re.compile(rb'[;\s]boundary[ \t]*+=[ \t]*+(?:"((?:[^"\\]++|\\.)*+)"|([^\s;"]++))', re.I)
 
 
-def may_be_binary(octets: bytes) -> bool:
-    """True if a part of this may be binary: a quick look, which a quoted line passes too."""
-    return b"inary" in octets and _BINARY.search(octets) is not None
+def may_be_binary(message: bytes) -> bool:
+    """Return True if a part may be binary. (A quick check: a quoted line passes it too.)"""
+    return b"inary" in message and _BINARY.search(message) is not None
 
 
 class MimeLines:
-    """Takes a message in any pieces, and gives what goes over the wire."""
+    """Makes the line ends of a message normal, over any cuts."""
 
     def __init__(self) -> None:
-        #: A line that is not yet whole.
+        #: The beginning of a line that is not whole yet.
         self._held = b""
-        #: The header section that is being read; None: a body is.
+        #: The lines of the header section that is being read; None in a body.
         self._head: list[bytes] | None = []
         self._head_size = 0
         self._binary = False
         self._boundaries: list[bytes] = []
         self._at_line_start = True
-        #: A binary part's last end of a line: perhaps it belongs to a delimiter.
+        #: The last line end of a binary part, which may belong to a delimiter.
         self._ending = b""
         #: A binary part has a NUL, or line ends that are not CRLF.
         self.needs_binary = False
 
     def feed(self, data: bytes) -> bytes:
-        """Return the next octets as they go over the wire."""
+        """Take the next bytes of the message; return them as they are sent."""
         data = self._held + data
         # The last line may be part of a delimiter; a CR at its end may be half of a CRLF.
         end = data.rfind(b"\n") + 1
@@ -61,7 +65,7 @@ class MimeLines:
         return self._take(data[:end] if self._held else data)
 
     def finish(self) -> bytes:
-        """Return what was held back, and the end of the last line, where that is text."""
+        """Return the bytes that were held back, with the end of the last line if that is text."""
         rest, self._held = self._take(self._held), b""
         if self._binary:
             self.needs_binary = self.needs_binary or self._ending != b"\r\n"
@@ -78,7 +82,7 @@ class MimeLines:
                 stop = found.end()
                 pieces += self._line(found[1], found[2])
             else:
-                # All up to the next line that may be a delimiter.
+                # Everything up to the next line that may be a delimiter.
                 candidate = _CANDIDATE.search(data, at + 1) if self._boundaries else None
                 stop = end if candidate is None else candidate.start()
                 pieces += self._body(data[at:stop])
@@ -86,7 +90,7 @@ class MimeLines:
         return b"".join(pieces)
 
     def _line(self, text: bytes, ending: bytes) -> tuple[bytes, ...]:
-        """A line of a header section, or one that may be a delimiter."""
+        """Return a line of a header section, or one that may be a delimiter, as it is sent."""
         if self._head is None:
             if not self._is_delimiter(text[2:].rstrip(b" \t")):
                 return self._body(text + ending)
@@ -101,16 +105,16 @@ class MimeLines:
         self._at_line_start = bool(ending)
         return before, text, b"\r\n" if ending else b""
 
-    def _body(self, octets: bytes) -> tuple[bytes, ...]:
-        """Lines of a body; the last may be a part of one."""
-        self._at_line_start = octets.endswith((b"\n", b"\r"))
+    def _body(self, data: bytes) -> tuple[bytes, ...]:
+        """Return lines of a body as they are sent; the last may not be whole."""
+        self._at_line_start = data.endswith((b"\n", b"\r"))
         if not self._binary:
-            return (with_crlf(octets),)
-        size = 2 if octets.endswith(b"\r\n") else int(self._at_line_start)
-        octets = self._ending + octets
-        octets, self._ending = octets[: len(octets) - size], octets[len(octets) - size :]
-        self.needs_binary = self.needs_binary or b"\0" in octets or with_crlf(octets) is not octets
-        return (octets,)
+            return (with_crlf(data),)
+        size = 2 if data.endswith(b"\r\n") else int(self._at_line_start)
+        data = self._ending + data
+        data, self._ending = data[: len(data) - size], data[len(data) - size :]
+        self.needs_binary = self.needs_binary or b"\0" in data or with_crlf(data) is not data
+        return (data,)
 
     def _begin_body(self, head: bytes) -> None:
         head = _FOLD.sub(b"", head)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from greensmtp.errors import ProtocolError, Reject
-from greensmtp.protocol import enhanced_status as enhanced_codes
+from greensmtp.protocol import enhanced_status
+from greensmtp.protocol.errors import ProtocolError
 
-#: RFC 5321 section 4.5.3.1.5: a reply line is at most 512 octets, its code and CRLF among them. What an enhanced
-#: code and its space may take (``5.255.255``) is left free too.
+#: Characters of text in one line. A reply line has at most 512 octets, code and CRLF included (RFC 5321 section
+#: 4.5.3.1.5); the longest enhanced code (``5.255.255``) and its space must fit too.
 MAX_TEXT = 512 - len("250-") - len("\r\n") - len("5.255.255 ")
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e\t]")
 
 
 class Reply:
-    """One reply, immutable; it is encoded once, when it is first sent.
+    """One reply. It is immutable, and encoded once, when it is first sent.
 
-    ``Reply(250, "2.1.5 fine")``, ``Reply(250, "fine", "and dandy")``, ``Reply(250, "two\\nlines")``. Where the text
-    brings no enhanced code, the code's usual one is put before every line of a 2xx, 4xx or 5xx reply (RFC 2034);
-    ``enhanced=None`` leaves it out, as the greeting and the replies to HELO and EHLO must. Text that is not
-    printable ASCII goes out as ``?``, and a line too long for RFC 5321 is folded into several: whatever a
-    handler says, one well-formed reply is sent.
+    ``Reply(250, "2.1.5 fine")``, ``Reply(250, "fine", "and dandy")``, ``Reply(250, "two\\nlines")``.
+
+    Each line of a 2xx, 4xx or 5xx reply is sent with an enhanced status code (RFC 2034): that at the beginning of the
+    text, or else the usual one of the reply code. ``enhanced=None`` sends none, as the banner and the replies to HELO
+    and EHLO need it. Characters that are not printable ASCII are sent as ``?``, and a line too long for RFC 5321 is
+    folded into several. So any text makes exactly one well-formed reply.
 
     :param code: 200 to 599.
     :param lines: the text, without codes and CRLF.
@@ -36,9 +37,9 @@ class Reply:
     lines: tuple[str, ...]
     #: ``"2.1.5"``, or None.
     enhanced: str | None
-    #: 221 and 421 are said by a server that is about to close the connection (RFC 5321 section 4.2.3).
+    #: True for 221 and 421, behind which the server closes the connection (RFC 5321 section 4.2.3).
     ends_connection: bool
-    #: What ``encode`` gives, once it has been asked; None before.
+    #: The encoded reply, once ``encode`` has been called; None before.
     wire: bytes | None
 
     def __init__(self, code: int, *lines: str, enhanced: str | None = "") -> None:
@@ -67,40 +68,40 @@ class Reply:
 
     @property
     def is_positive(self) -> bool:
-        """2xx: done."""
+        """True for 2xx: the command has succeeded."""
         return self.code < 300
 
     @property
     def is_intermediate(self) -> bool:
-        """3xx: go on."""
+        """True for 3xx: the server waits for more."""
         return 300 <= self.code < 400
 
     @property
     def is_transient_failure(self) -> bool:
-        """4xx: not now."""
+        """True for 4xx: a later try may succeed."""
         return 400 <= self.code < 500
 
     @property
     def is_permanent_failure(self) -> bool:
-        """5xx: no."""
+        """True for 5xx: the same command will fail again."""
         return self.code >= 500
 
     def handed_on(self) -> Reply:
-        """Return the reply as a server may hand it on that got it from a next hop, with its enhanced code.
+        """Return the reply of a next hop as a relay may pass it to its own client, with its enhanced code.
 
-        421 becomes 451: it would close the connection to the client, which has done nothing wrong.
+        421 becomes 451, since 421 would close the connection to a client that has done nothing wrong.
         """
         return Reply(451, *self.lines, enhanced=self.enhanced) if self.code == 421 else self
 
     def encode(self) -> bytes:
-        """The reply as it goes over the wire, CRLF and all."""
+        """Return the reply as bytes, with its last CRLF."""
         if self.wire is None:
             self.wire = self._encode()
         return self.wire
 
     def _encode(self) -> bytes:
         if self.code == 334 and not self.text:
-            return b"334 \r\n"  # the one reply whose grammar wants the space (RFC 4954 section 8); msmtp does too
+            return b"334 \r\n"  # the one reply that needs the space (RFC 4954 section 8); msmtp insists on it
         prefix = f"{self.enhanced} " if self.enhanced else ""
         texts: list[str] = []
         for line in self.lines:
@@ -130,29 +131,21 @@ class Reply:
         return f"Reply({str(self)!r})"
 
 
-def reply_of(reject: Reject, usual: str = "Refused") -> Reply:
-    """Return the reply that a raised Reject stands for.
-
-    :param usual: the text where the Reject brings none.
-    """
-    return reject.reply or Reply(reject.code, reject.message or usual)
-
-
 def _take_enhanced(code: int, texts: list[str]) -> tuple[list[str], str | None]:
-    """Take the enhanced code off the head of the lines that bring one; the first line's counts for all."""
-    usual = enhanced_codes.default_for(code)
-    if usual is None:
+    """Remove the enhanced codes from the beginning of the lines; the first line's is that of the reply."""
+    default = enhanced_status.default_for(code)
+    if default is None:
         return texts, None
-    found = enhanced_codes.LEADING.match(texts[0])
+    found = enhanced_status.LEADING.match(texts[0])
     if found is None:
-        return texts, usual
+        return texts, default
     enhanced = found[1]
     _check_enhanced(code, enhanced)
-    return [enhanced_codes.LEADING.sub("", text, count=1) for text in texts], enhanced
+    return [enhanced_status.LEADING.sub("", text, count=1) for text in texts], enhanced
 
 
 def _check_enhanced(code: int, enhanced: str) -> None:
-    if not enhanced_codes.CODE.fullmatch(enhanced):
+    if not enhanced_status.CODE.fullmatch(enhanced):
         raise ProtocolError(f"an enhanced status code is like 5.7.1, not {enhanced!r} (RFC 3463 section 2)")
     if enhanced[0] != str(code)[0]:
         raise ProtocolError(
@@ -162,7 +155,7 @@ def _check_enhanced(code: int, enhanced: str) -> None:
 
 
 def _fold(text: str) -> Iterable[str]:
-    """Cut a text into pieces that fit a reply line, at a space where there is one."""
+    """Yield a text in pieces that fit a reply line, cut at spaces where possible."""
     while len(text) > MAX_TEXT:
         cut = text.rfind(" ", 1, MAX_TEXT)
         cut = cut if cut > 0 else MAX_TEXT

@@ -1,9 +1,10 @@
-"""The two framings of a body over a connection: DATA's dots, and BDAT's counted chunks."""
+"""Bodies over a connection: DATA's, which is dot-stuffed, and BDAT's, which comes in counted chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from greensmtp.protocol.chunking import ChunkDecoder
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.dot_stuffing import DotDecoder
 from greensmtp.protocol.reply import Reply
@@ -11,7 +12,7 @@ from greensmtp.server.transport import BODY_PIECE, Connection
 
 
 class DataBody(DotDecoder):
-    """What follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
+    """The body that follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -21,7 +22,7 @@ class DataBody(DotDecoder):
         self._connection.ask_for_body(reply.wire or reply.encode())
 
     def read_chunk(self) -> bytes:
-        """The next octets; ``b""`` only at the end."""
+        """Return the next bytes; ``b""`` only at the end."""
         connection = self._connection
         while True:
             chunk = self.feed(connection.read())
@@ -34,43 +35,40 @@ class DataBody(DotDecoder):
                 return chunk
 
 
-class ChunkedBody:
-    """The octets of one BDAT after another, up to the last one's end (RFC 3030 section 2)."""
+class ChunkedBody(ChunkDecoder):
+    """The bytes of one BDAT after another, up to the end of the last one (RFC 3030 section 2)."""
 
-    __slots__ = ("_connection", "_last", "_left", "_next", "complete")
+    __slots__ = ("_connection", "_next")
 
     def __init__(self, connection: Connection, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
         """
-        :param next_chunk: answers the chunk that has ended, and gives the command that goes on with the body; it
-            raises TransactionReset when the peer does not go on.
+        :param next_chunk: answers the chunk that has ended, and returns the command that continues the body; raises
+            TransactionReset if the client does not continue it.
         """
+        super().__init__()
         self._connection = connection
-        self._left = first.size
-        self._last = first.last
         self._next = next_chunk
-        self.complete = False
+        self.begin(first.size, first.last)
 
     def open(self, reply: Reply) -> None:
-        """The peer does not wait to be asked."""
+        """Begin to measure the rate. There is nothing to send: the client does not wait for a reply."""
         self._connection.begin_body()
 
     def read_chunk(self) -> bytes:
-        """The next octets; ``b""`` only at the end."""
-        while not self._left and not self._last:
+        """Return the next bytes; ``b""`` only at the end."""
+        while self.needs_command:
             command = self._next()
-            self._left, self._last = command.size, command.last
+            self.begin(command.size, command.last)
         connection = self._connection
-        data = connection.read(min(self._left, BODY_PIECE)) if self._left else b""
-        self._left -= len(data)
-        if self._last and not self._left:
-            self.complete = True
+        data = self.feed(connection.read(min(self.left, BODY_PIECE)) if self.left else b"")
+        if self.complete:
             connection.in_body = False
         return data
 
 
-def skip(connection: Connection, octets: int) -> None:
-    """Read the octets of a chunk that nobody wants, so that none of them is taken for a command."""
+def skip(connection: Connection, size: int) -> None:
+    """Read and drop the bytes of a refused chunk, so that none of them is run as a command."""
     connection.begin_body()
-    while octets:
-        octets -= len(connection.read(min(octets, BODY_PIECE)))
+    while size:
+        size -= len(connection.read(min(size, BODY_PIECE)))
     connection.in_body = False

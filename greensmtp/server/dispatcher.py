@@ -20,7 +20,7 @@ from greensmtp.protocol.command import (
     ChunkCommand,
     Command,
     EndOfData,
-    Greeting,
+    HelloCommand,
     PathCommand,
 )
 from greensmtp.protocol.content_checks import LineLength, NoBareNewlines, NormalNewlines
@@ -30,11 +30,12 @@ from greensmtp.protocol.state import REFUSALS, State
 from greensmtp.server.limits import Limits
 from greensmtp.session import Session
 from greensmtp.session.emitter import Emitter
-from greensmtp.session.stream import Body, BodyCheck, MessageStream
-from greensmtp.signals import FIELDS, Signals
+from greensmtp.session.interfaces import Body, BodyCheck
+from greensmtp.session.signals import FIELDS, Signals
+from greensmtp.session.stream import MessageStream
 
 # Names of the module cost less to look up than a class's attributes.
-_begin, _add_recipient, _greet = Session.begin, Session.add_recipient, Session.greet
+_begin, _add_recipient, _greet = Session._begin, Session._add_recipient, Session._greet
 
 
 class Dispatcher:
@@ -101,7 +102,7 @@ class Dispatcher:
 
         def act(session: Session, command: Command) -> Reply:
             if own.receivers or shared.receivers:
-                reply = emitter.ask(session, command=command)
+                reply = emitter.collect(session, command=command)
                 if reply is not None:
                     return reply
             return command.error or refusals[session.state] or behaviour(session, command)
@@ -135,10 +136,10 @@ class Dispatcher:
     # The connection
 
     def _accept(self, session: Session, command: Command) -> Reply:
-        return session.link.take_place()
+        return session._connection.take_place()
 
     def _connect(self, session: Session, command: Command) -> Reply:
-        reply = self.emitters["connect"].ask(session)
+        reply = self.emitters["connect"].collect(session)
         assert reply is not None
         if reply.code >= 400:
             return reply
@@ -158,14 +159,14 @@ class Dispatcher:
 
     # The greeting
 
-    def _helo(self, session: Session, greeting: Greeting) -> Reply:
+    def _helo(self, session: Session, greeting: HelloCommand) -> Reply:
         return self._greet(session, greeting, ())
 
-    def _ehlo(self, session: Session, greeting: Greeting) -> Reply:
+    def _ehlo(self, session: Session, greeting: HelloCommand) -> Reply:
         return self._greet(session, greeting, self._offers[session.tls])
 
-    def _greet(self, session: Session, greeting: Greeting, offers: tuple[str, ...]) -> Reply:
-        reply = self.emitters["greeting"].ask(session, greeting=greeting)
+    def _greet(self, session: Session, greeting: HelloCommand, offers: tuple[str, ...]) -> Reply:
+        reply = self.emitters["greeting"].collect(session, greeting=greeting)
         assert reply is not None
         if reply.code >= 400:
             return reply
@@ -191,7 +192,7 @@ class Dispatcher:
     def _starttls(self, session: Session, command: Command) -> Reply:
         if session.tls:
             return canned.TLS_ALREADY
-        session.tls_requested = True
+        session._tls_requested = True
         return canned.START_TLS
 
     # The envelope
@@ -206,11 +207,11 @@ class Dispatcher:
                 address = address.with_parameters({**address.parameters, "AUTH": "<>"})
         if not address.isascii() and "SMTPUTF8" not in address.parameters:
             return canned.NEED_SMTPUTF8
-        reply = self.emitters["from"].ask(session, address=address)
+        reply = self.emitters["from"].collect(session, address=address)
         assert reply is not None
         if reply.code < 300:
             # As Session.stage does it, which would be one more call for every message.
-            session.staged = (*session.staged, (_begin, (session, address)))
+            session._staged = (*session._staged, (_begin, (session, address)))
         return reply
 
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
@@ -222,12 +223,12 @@ class Dispatcher:
         if not address.isascii() and not session.smtputf8:
             return canned.NEED_SMTPUTF8
         # (A middleware may make several recipients of one.)
-        if len(session.to) + len(session.staged) >= self._limits.max_recipients:
+        if len(session.to) + len(session._staged) >= self._limits.max_recipients:
             return canned.TOO_MANY_RECIPIENTS
-        reply = self.emitters["to"].ask(session, address=address)
+        reply = self.emitters["to"].collect(session, address=address)
         assert reply is not None
         if reply.code < 300:
-            session.staged = (*session.staged, (_add_recipient, (session, address)))
+            session._staged = (*session._staged, (_add_recipient, (session, address)))
         return reply
 
     def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
@@ -270,13 +271,13 @@ class Dispatcher:
             return canned.BINARY_NEEDS_BDAT
         if session.message is not None and session.message.opened:
             return canned.START_MAIL  # a middleware proceeds again: the client has been told to send
-        return self._take_message(session, session.link.data_body(), binary=False)
+        return self._take_message(session, session._connection.data_body(), binary=False)
 
     def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
         accepted = Reply(250, f"2.0.0 {command.size} octets received")
         if session.state is State.CHUNKS:
             return accepted
-        body = session.link.chunked_body(command)
+        body = session._connection.chunked_body(command)
         session.state = State.CHUNKS
         reply = self._take_message(session, body, binary=_is_binary(session.from_))
         if reply.code == 354:
@@ -290,9 +291,11 @@ class Dispatcher:
 
         :param binary: the body is handed on unchanged and unchecked, except for its size.
         """
+        if session._wrap_body is not None:
+            body = session._wrap_body(body)
         normalize, checks = (None, ()) if binary else (self._normalize(), tuple(map(call, self._checks)))
         stream = session.message = MessageStream(session, body, self._max_size, checks, normalize)
-        reply = self.emitters["message"].ask(session, stream.open, stream=stream)
+        reply = self.emitters["message"].collect(session, stream.open, stream=stream)
         assert reply is not None
         if reply.code == 354:
             if not stream.opened:
@@ -312,7 +315,7 @@ class Dispatcher:
         if stream.failure is not None:
             return stream.failure
         fields = {} if command.recipient is None else {"recipient": command.recipient}
-        reply = self.emitters["received"].ask(session, **fields)
+        reply = self.emitters["received"].collect(session, **fields)
         assert reply is not None
         return reply
 

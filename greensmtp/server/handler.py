@@ -5,12 +5,13 @@ from __future__ import annotations
 import ssl
 import traceback
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from gevent import GreenletExit, Timeout, getcurrent, spawn_raw
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import ConnectionLost, IncompleteMessage, MalformedAnswer, Reject, TransactionReset
+from greensmtp.errors import ConnectionLost, IncompleteMessage, MalformedAnswer, Reject, TransactionReset, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import (
     ACCEPT,
@@ -24,19 +25,16 @@ from greensmtp.protocol.command import (
     is_foreign,
     parse_command,
 )
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.line_reader import BadLine
+from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import ChunkedBody, DataBody, skip
 from greensmtp.server.places import client_key
 from greensmtp.server.routes import Continuation, Routes
-from greensmtp.server.transport import BadLine, Connection
-from greensmtp.session import Change, Session
+from greensmtp.server.transport import Connection
+from greensmtp.session import Change, ServerInfo, Session
 from greensmtp.session.ack import ENDINGS, HandlerTimeout
 from greensmtp.session.stream import MessageStream
-from greensmtp.signals import handler_name
-
-if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
 
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
@@ -77,8 +75,30 @@ _THROWS = 3
 _FAREWELL_TIMEOUT = 2.0
 
 
+class Owner(ServerInfo, Protocol):
+    """What a connection needs of its server: its places, and to be told how far the connection is."""
+
+    def has_arrived(self, conversation: ConnectionHandler) -> None:
+        """ACCEPT has been answered."""
+
+    def give_place(self, conversation: ConnectionHandler) -> bool:
+        """Give it one of the ``max_connections``."""
+
+    def take_place_back(self, conversation: ConnectionHandler) -> None:
+        """It no longer counts for ``max_connections``."""
+
+    def let_linger(self, conversation: ConnectionHandler) -> None:
+        """It has been told to go, and waits for its client."""
+
+    def forget(self, conversation: ConnectionHandler) -> None:
+        """It is over; DISCONNECT comes next."""
+
+    def gone(self, conversation: ConnectionHandler) -> None:
+        """Nothing of it is left."""
+
+
 class ConnectionHandler:
-    """One connection's greenlet: the Link of its Session."""
+    """One connection's greenlet: the `Connection` of its session."""
 
     __slots__ = (
         "_deferred_recipients",
@@ -102,7 +122,7 @@ class ConnectionHandler:
         "spent",
     )
 
-    def __init__(self, server: SMTPServer, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
+    def __init__(self, server: Owner, program: Routes, socket: Any, peer: Any, *, tls_first: bool) -> None:
         self._server = server
         self._program = program
         self._tls_first = tls_first
@@ -196,7 +216,7 @@ class ConnectionHandler:
             logger.exception("%s: at the end of the connection", session.id)
         finally:
             self.greenlet = self.current = self._identity = None
-            session.disconnect_receivers()
+            session._disconnect_receivers()
             self._server.gone(self)
 
     def _say_farewell(self, reason: str) -> bool:
@@ -217,7 +237,7 @@ class ConnectionHandler:
         """The server's sweep comes by: is the peer late, or are the handlers?"""
         if self.greenlet is None:
             return  # it is over
-        decision = self.session.decision
+        decision = self.session._ack_state
         if self.connection.timeout:
             if self._dismissed:
                 self.dismiss(self._dismissed)
@@ -329,7 +349,7 @@ class ConnectionHandler:
         self.current = command
         self.spent = _UNSEEN
         self._identity = self.session.identity
-        self.session.staged = ()
+        self.session._staged = ()
 
     def _admit(self) -> bool:
         """ACCEPT, before TLS: may this client stay? If not, it is told where that can be done in the clear."""
@@ -380,9 +400,9 @@ class ConnectionHandler:
             self.current = command
             self.spent = _UNSEEN
             self._identity = session.identity
-            session.staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
+            session._staged = _NOTHING  # what was staged after its command had been answered, from elsewhere
             if session.from_ is None:
-                session.noted = None  # what was noted before belongs to no transaction
+                session._transaction_notes = None  # what was noted before belongs to no transaction
             try:
                 reply = handle(session, command)
             except BaseException as error:
@@ -391,7 +411,7 @@ class ConnectionHandler:
                 if not follow(self, command, reply):
                     return
             elif reply.code < 300:
-                if session.staged or command.verb in _PROMISES:
+                if session._staged or command.verb in _PROMISES:
                     reply = self._take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self._answer(command, reply):
@@ -425,7 +445,7 @@ class ConnectionHandler:
     def _forget_changes(self) -> None:
         """The client has been refused: nothing has changed. An identity that was given up stays given up."""
         session = self.session
-        session.staged = ()
+        session._staged = ()
         if session.identity is not self._identity and session.identity is not None:
             session.identity = self._identity
 
@@ -434,9 +454,9 @@ class ConnectionHandler:
         session = self.session
         command = self.current
         assert command is not None
-        changes, greeting = session.changes, (session.greeting, session.hostname)
+        changes, greeting = session._changes, (session.greeting, session.hostname)
         recipients = len(session.to)
-        staged, session.staged = session.staged, ()
+        staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
                 change(*arguments)
@@ -461,7 +481,7 @@ class ConnectionHandler:
                 return reply
         if self._program.lmtp and len(session.to) > recipients + 1:  # of one RCPT: the client waits for one reply
             session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
-        if session.changes == changes and command.verb in _PROMISES:
+        if session._changes == changes and command.verb in _PROMISES:
             # Client and server would disagree about the transaction: a recipient be lost, or an old one get the mail.
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
@@ -547,8 +567,8 @@ class ConnectionHandler:
 
     def _count_idle(self) -> bool:
         session = self.session
-        session.idle_commands += 1
-        if session.idle_commands <= self._program.limits.max_idle_commands:
+        session._idle_commands += 1
+        if session._idle_commands <= self._program.limits.max_idle_commands:
             return True
         self.connection.write(canned.TOO_MANY_COMMANDS.encode())
         return False
@@ -565,7 +585,7 @@ class ConnectionHandler:
 
     def _after_starttls(self, command: Command, reply: Reply) -> bool:
         session = self.session
-        requested, session.tls_requested = session.tls_requested, False
+        requested, session._tls_requested = session._tls_requested, False
         if not requested and reply.code == 220:
             logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.id, reply)
             reply = canned.TLS_UNAVAILABLE
@@ -575,7 +595,7 @@ class ConnectionHandler:
             return self._answer(command, reply)
         self.connection.write(reply.encode())
         self.connection.flush(self._program.limits.command_timeout)
-        session.reset_all()
+        session._reset_all()
         self._start_tls()
         return True
 
@@ -588,7 +608,7 @@ class ConnectionHandler:
     def _note_tls(self) -> None:
         self._handle(Command("STARTTLS"))
         self.session.tls = True
-        self.session.emitters["tls"].emit(self.session)
+        self.session._emitters["tls"].emit(self.session)
 
     def _after_data(self, command: Command, reply: Reply) -> bool:
         session = self.session
@@ -596,7 +616,7 @@ class ConnectionHandler:
         if stream is None or not stream.opened:
             self._forget_message()
             return self._answer(command, reply)
-        if reply.code == canned.START_MAIL.code and session.staged:
+        if reply.code == canned.START_MAIL.code and session._staged:
             reply = self._take_effect(reply)
         if reply.code != canned.START_MAIL.code:
             self._overrule(reply)
@@ -616,7 +636,7 @@ class ConnectionHandler:
             if go_on:
                 skip(self.connection, command.size)
             return go_on
-        if reply.is_positive and self.session.staged:
+        if reply.is_positive and self.session._staged:
             reply = self._take_effect(reply)
         if not reply.is_positive:
             self._overrule(reply)
@@ -659,8 +679,8 @@ class ConnectionHandler:
         session.reset()
         if reply.code >= 300:
             return self._answer(_END_OF_DATA, reply)
-        session.messages += 1
-        session.errors = session.idle_commands = self._deferred_recipients = 0
+        session.messages_accepted += 1
+        session.errors = session._idle_commands = self._deferred_recipients = 0
         self.connection.write(reply.wire or reply.encode())
         return True
 
@@ -678,7 +698,7 @@ class ConnectionHandler:
         if failure is not None and reply.code < 300:
             logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, failure)
             reply = failure
-        if not session.staged and reply.code < 300:
+        if not session._staged and reply.code < 300:
             return reply
         self._is_storing = True
         try:
@@ -709,8 +729,8 @@ class ConnectionHandler:
                 owed = None
         session.reset()
         if accepted:
-            session.messages += 1
-            session.errors = session.idle_commands = self._deferred_recipients = 0
+            session.messages_accepted += 1
+            session.errors = session._idle_commands = self._deferred_recipients = 0
             return go_on
         return go_on and self._count_errors() and self._count_idle()
 
@@ -728,7 +748,7 @@ class ConnectionHandler:
             except BaseException:
                 logger.exception("%s: a pipe of the message raised; replying %s", self.session.id, stream.failure)
 
-    # The session's Link
+    # The connection beneath the session
 
     @property
     def socket(self) -> Any:
@@ -736,7 +756,7 @@ class ConnectionHandler:
         return self.connection.socket
 
     @property
-    def lost(self) -> ConnectionLost | None:
+    def close_error(self) -> ConnectionLost | None:
         """What was raised when the peer was lost."""
         return self.connection.lost
 
@@ -796,14 +816,14 @@ class ConnectionHandler:
                 raise TransactionReset("the peer gave the transaction up between two chunks")
             route = self._program.routes.get(command.verb, self._program.unknown)
             # The handler that reads the body is handling a command, too.
-            outer = self.current, self.spent, session.staged
+            outer = self.current, self.spent, session._staged
             self._handle(command)
             try:
                 reply = self._settle(route.handle(session, command))
             except BaseException as error:
                 reply = self._settle(self._error_reply(error, command.shown_verb))
             finally:
-                self.current, self.spent, session.staged = outer
+                self.current, self.spent, session._staged = outer
             self._identity = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply

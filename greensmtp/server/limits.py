@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from greensmtp.errors import ArgumentError
+
 BareNewlines = Literal["normalize", "reject", "keep"]
 
 
@@ -76,7 +78,7 @@ _MAY_BE_ZERO = frozenset({"min_data_rate", "data_rate_grace"})
 def _check(name: str, value: Any) -> None:
     if name == "bare_newlines":
         if value not in get_args(BareNewlines):
-            raise ValueError(f'bare_newlines takes "normalize", "reject" or "keep", not {value!r}')
+            raise ArgumentError("bare_newlines", f'takes "normalize", "reject" or "keep", not {value!r}')
         return
     if value is None and name in _MAY_BE_NONE:
         return
@@ -88,7 +90,7 @@ def _check(name: str, value: Any) -> None:
         wanted += ", or None for no limit"
     kinds = (int,) if counted else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise ValueError(f"{name} takes {wanted}, not {value!r}")
+        raise ArgumentError(name, f"takes {wanted}, not {value!r}")
     # (Put so that NaN, of which no comparison is true, fails it.)
     if not value >= _LEAST.get(name, 1 if counted else 0) or (value == 0 and name not in _MAY_BE_ZERO):
-        raise ValueError(f"{name} takes {wanted}, not {value!r}")
+        raise ArgumentError(name, f"takes {wanted}, not {value!r}")

@@ -9,10 +9,7 @@ from typing import Any
 
 from gevent import socket
 
-
-def is_unix_path(listener: Any) -> bool:
-    """A str (or Path) that begins with ``.`` or ``/`` names a unix socket."""
-    return isinstance(listener, Path) or (isinstance(listener, str) and listener.startswith(("/", ".")))
+from greensmtp._hostport import is_port, is_unix_path, split
 
 
 def check_listener(listener: Any) -> None:
@@ -21,13 +18,15 @@ def check_listener(listener: Any) -> None:
         return
     port: Any = None
     if isinstance(listener, str):
-        port = listener.rpartition(":")[2]
-        port = int(port) if port.isascii() and port.isdigit() else None
+        try:
+            port = split(listener if ":" in listener else f":{listener}")[1]
+        except ValueError:
+            pass
     elif isinstance(listener, tuple) and len(listener) in (2, 4) and isinstance(listener[0], str):
         port = listener[1]
     elif isinstance(listener, int):
         port = listener
-    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+    if not is_port(port):
         kind = ValueError if isinstance(listener, str | tuple) else TypeError
         raise kind(
             f'listener takes (host, port), "host:port", a listening socket, or a unix path that begins with / or ., '

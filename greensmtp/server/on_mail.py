@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.chain.validate import check_callable
-from greensmtp.errors import Reject
+from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import Ack
 from greensmtp.session.mail import Mail, Verdict
 from greensmtp.session.session import Session
+from greensmtp.session.signals import Signals
 from greensmtp.session.spool import Spool
 from greensmtp.session.stream import MessageStream, reply_to_failure
-from greensmtp.signals import Signals, handler_name
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 

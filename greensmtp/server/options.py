@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from greensmtp.errors import ProtocolError
+from greensmtp._suggest import did_you_mean
+from greensmtp.errors import ArgumentError, ProtocolError
 from greensmtp.protocol.address import check_domain
 from greensmtp.server.limits import Limits
 from greensmtp.server.tls import server_context
@@ -30,19 +31,15 @@ def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limi
     try:
         return Limits(**given)
     except TypeError:
-        import difflib
-
         known = [field.name for field in fields(Limits)]
         wrong = next(name for name in given if name not in known)
-        near = difflib.get_close_matches(wrong, [*known, *others], 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"SMTPServer takes no argument {wrong!r}{hint}") from None
+        raise TypeError(f"SMTPServer takes no argument {wrong!r}{did_you_mean(wrong, [*known, *others])}") from None
 
 
 def check_backlog(value: Any) -> int | None:
     """Connections that the kernel keeps until they are accepted."""
     if value is not None and (not isinstance(value, int) or value < 0):
-        raise ValueError(f"backlog takes a whole number, or None for the usual, not {value!r}")
+        raise ArgumentError("backlog", f"takes a whole number, or None for the usual, not {value!r}")
     return value
 
 
@@ -60,11 +57,11 @@ def check_hostname(name: str | None) -> str:
     try:
         check_domain(name)
     except ProtocolError as error:
-        raise ValueError(
-            f"hostname takes a domain name or an address literal, like 'mx.example.com': {error}"
+        raise ArgumentError(
+            "hostname", f"takes a domain name or an address literal, like 'mx.example.com': {error}"
         ) from None
     if not name.isascii():
-        raise ValueError(f"hostname takes ASCII; write {name!r} in its xn-- form")
+        raise ArgumentError("hostname", f"takes ASCII; write {name!r} in its xn-- form")
     return name
 
 
@@ -81,7 +78,7 @@ def check_tls_context(
     if certfile is not None:
         return server_context(certfile, keyfile)
     if keyfile is not None:
-        raise ValueError("keyfile needs a certfile with it")
+        raise ArgumentError("keyfile", "needs a certfile with it")
     if implicit:
-        raise ValueError("implicit_tls needs a certificate: give certfile and keyfile, or ssl_context")
+        raise ArgumentError("implicit_tls", "needs a certificate: give certfile and keyfile, or ssl_context")
     return None

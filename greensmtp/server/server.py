@@ -9,13 +9,14 @@ import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
 from gevent import socket as gevent_socket
 from gevent.event import Event
 from gevent.server import StreamServer
 
+from greensmtp._hostport import is_unix_path
 from greensmtp._log import logger
 from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.protocol import canned
@@ -25,13 +26,14 @@ from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.handler import CONTINUATIONS, ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits
-from greensmtp.server.listener import check_listener, is_unix_path, listen, send_at_once
+from greensmtp.server.listener import check_listener, listen, send_at_once
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
 from greensmtp.server.places import Places, client_key
 from greensmtp.server.routes import Routes
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
-from greensmtp.signals import Handler, Signals
+from greensmtp.session.handlers import ConnectsHandlers
+from greensmtp.session.signals import Signals
 
 if TYPE_CHECKING:
     from greensmtp.chain.describe import Stack
@@ -53,7 +55,7 @@ MAX_ARRIVING = 256
 MAX_LINGERING = 100
 
 
-class SMTPServer(StreamServer):
+class SMTPServer(StreamServer, ConnectsHandlers):
     """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
 
     By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
@@ -162,18 +164,11 @@ class SMTPServer(StreamServer):
 
         return Stack(self._middleware)
 
-    @overload
-    def on(self, name: str, handler: Handler) -> Handler: ...
-    @overload
-    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+    def _check_signal(self, name: str) -> None:
+        self.signals.named(name)
 
-    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Connect a handler to a signal of this server: ``@server.on("to")``, or ``server.on("to", handler)``.
-
-        :raises ValueError: no such signal.
-        :raises TypeError: the handler cannot be called with what this signal gives.
-        """
-        return self.signals.on(name, handler)
+    def _connect_handler(self, name: str, handler: Any) -> Any:
+        return self.signals._connect_handler(name, handler)
 
     def on_mail(self, handler: MailHandler) -> MailHandler:
         """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.
@@ -259,7 +254,7 @@ class SMTPServer(StreamServer):
             self.loop = get_hub().loop  # as in start()
         self.do_handle(socket, peer)
 
-    def in_thread(self) -> ServerThread:
+    def in_thread(self) -> ServerThread[SMTPServer]:
         """This server in a native thread with a hub of its own, for programs that are not gevent's:
         ``with server.in_thread(): ...``. Its handlers run in that thread."""
         return ServerThread(self)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import atexit
 import os
 import threading  # noqa: F401  # Python takes the thread that imports it first for the main one, and waits for that at exit
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from gevent import Timeout, get_hub
 from gevent.hub import Waiter
 
 from greensmtp._native import native
 
-if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
-
 #: Seconds that the end of the process waits for a server that has not been stopped.
 EXIT_SECONDS = 5.0
 
 #: Those whose servers run.
-_running: set[ServerThread] = set()
+_running: set[ServerThread[Any]] = set()
 
 
 class Bell:
@@ -48,10 +45,27 @@ class Bell:
         self._watcher.close()
 
 
-class ServerThread:
+class Startable(Protocol):
+    """What can run in a thread: an ``SMTPServer``."""
+
+    @property
+    def started(self) -> bool:
+        """True if it listens."""
+
+    def start(self) -> None:
+        """Listen."""
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Stop listening, and let connections end for so many seconds."""
+
+
+Server = TypeVar("Server", bound=Startable)
+
+
+class ServerThread(Generic[Server]):
     """A server in a native thread, for programs that are not gevent's; a context manager that starts and stops it."""
 
-    def __init__(self, server: SMTPServer) -> None:
+    def __init__(self, server: Server) -> None:
         self.server = server
         self._error: BaseException | None = None
         self._please_stop: Bell | None = None
@@ -60,7 +74,7 @@ class ServerThread:
         #: The process that has the thread.
         self._pid = 0
 
-    def start(self) -> SMTPServer:
+    def start(self) -> Server:
         """Start, and return when the server listens.
 
         :raises OSError: the address cannot be bound.
@@ -123,7 +137,7 @@ class ServerThread:
             assert self._stopped is not None
             self._stopped.ring()
 
-    def __enter__(self) -> SMTPServer:
+    def __enter__(self) -> Server:
         return self.start()
 
     def __exit__(self, *exc_info: object) -> None:

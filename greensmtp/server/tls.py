@@ -8,6 +8,8 @@ from pathlib import Path
 
 from gevent import ssl as gevent_ssl
 
+from greensmtp.errors import ArgumentError
+
 _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
 
 _KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
@@ -28,7 +30,7 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
                 with Path(path).open("rb"):
                     pass
             except OSError as error:
-                raise ValueError(f"{name}: cannot read {str(path)!r}: {error.strerror}") from error
+                raise ArgumentError(name, f"{str(path)!r} cannot be read: {error.strerror}") from error
     context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     locked = False
@@ -43,18 +45,20 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
         context.load_cert_chain(str(certfile), None if keyfile is None else str(keyfile), no_password)
     except (ssl.SSLError, OSError) as error:
         if locked:
-            raise ValueError(
-                f"keyfile {str(keyfile or certfile)!r} is encrypted: take the password off it (openssl pkey -in OLD "
-                "-out NEW), and let file permissions protect it"
+            raise ArgumentError(
+                "certfile" if keyfile is None else "keyfile",
+                f"{str(keyfile or certfile)!r} is encrypted: remove its passphrase (openssl pkey -in OLD -out NEW), "
+                "and let file permissions protect it",
             ) from None
         text = Path(certfile).read_text("latin-1")
         if keyfile is None and _CERTIFICATE.search(text) and not _KEY.search(text):
-            raise ValueError(
-                f"certfile {str(certfile)!r} has no private key in it (PEM): give a keyfile, if it is elsewhere"
+            raise ArgumentError(
+                "certfile", f"{str(certfile)!r} contains no private key (PEM), and no separate key file is given"
             ) from error
-        raise ValueError(
-            f"certfile {str(certfile)!r} and keyfile {str(keyfile or certfile)!r} must be a certificate and its "
-            f"private key, both PEM: {error}"
+        raise ArgumentError(
+            "certfile",
+            f"{str(certfile)!r} and {str(keyfile or certfile)!r} must be a certificate and its private key, both PEM: "
+            f"{error}",
         ) from error
     return context
 

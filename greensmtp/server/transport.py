@@ -1,4 +1,4 @@
-"""A buffered byte stream over a gevent socket: lines in, replies out, deadlines, the step up to TLS."""
+"""The server's end of a connection: lines and bodies in, replies out, over a gevent socket, with timeouts and TLS."""
 
 from __future__ import annotations
 
@@ -11,68 +11,47 @@ from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ConnectionLost
-from greensmtp.protocol import canned
-from greensmtp.protocol.command import is_foreign
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.line_reader import LineReader
 from greensmtp.server.limits import Limits
 from greensmtp.session.ack import Expired
 
-#: Octets taken off the socket at once: a batch of pipelined commands, and a good piece of a body.
+#: Bytes in one recv: a batch of pipelined commands, and a large piece of a body.
 COMMAND_PIECE = 16 * 1024
 BODY_PIECE = 128 * 1024
-#: Octets that a peer who brings them as fast as they are taken may have on end, under TLS.
+#: Bytes that a fast client may send under TLS before other connections run.
 TURN = 128 * 1024
 
-#: Command lines of one pipelined batch that a client may have answered before other connections have their turn.
+#: Command lines of one pipelined batch that are handled before other connections run.
 BATCH = 50
 
-#: The first octets of a TLS ClientHello.
-TLS_HANDSHAKE = b"\x16\x03"
-
-#: How much of a line that is too long is skipped in search of its end, until the peer is given up.
-MAX_SKIPPED = 1024 * 1024
-
-#: Seconds in which a line with a bare LF in it must come to its CRLF. A client that ends its lines so never sends one.
+#: Seconds in which the CRLF of a line with a bare LF must come. A client that ends its lines with LF never sends one.
 CRLF_SECONDS = 1.0
 
-#: After the last reply of ours to a peer that may still be sending, its octets are taken for this long, and up to
-#: this many: a close with unread input would be a reset, which can destroy the reply on its way.
+#: How long, and how many bytes, a closing connection reads after its last reply. Closing a socket with unread input
+#: sends a reset, which can destroy that reply on its way.
 LINGER_SECONDS = 2.0
-LINGER_OCTETS = 1024 * 1024
+LINGER_BYTES = 1024 * 1024
 
 
-class BadLine(Exception):
-    """A command line that cannot be taken for one; ``reply`` is what it gets."""
+class Connection(LineReader):
+    """One client's socket, used by one greenlet; LineReader holds its input.
 
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
-
-
-class Connection:
-    """One peer's socket, used by one greenlet.
-
-    It has no timer: before each wait it notes how many seconds that may take (``timeout``), and that nobody has
-    looked yet (``wait_started``); the server's sweep looks at all connections now and then, and calls ``expire`` on
-    those that are late. So a time-out costs the assignment of two numbers. ``expire`` runs in the hub, hence while the
-    greenlet waits, and what it throws arrives exactly there.
+    It has no timer. Before each wait it sets how many seconds that may take (``timeout``), and that no sweep has seen
+    it (``wait_started``). The server's sweep checks all connections now and then, and calls ``expire`` on those that
+    have timed out. So timeouts are cheap: starting one is two attribute assignments. ``expire`` runs in the hub, so the
+    greenlet is waiting, and the exception arrives exactly there.
     """
 
     __slots__ = (
-        "_at",
         "_batch",
-        "_buffer",
         "_command_timeout",
         "_data_timeout",
         "_hub",
-        "_line_limit",
         "_out",
         "_pending",
         "_received",
         "_recv",
-        "_room",
         "_send_some",
-        "_skip_reply",
-        "_skipped",
         "_swept",
         "_turn",
         "_waited",
@@ -90,78 +69,72 @@ class Connection:
         "write",
     )
 
-    def __init__(self, socket: Any, limits: Limits, room: Callable[[str], int], line_limit: int) -> None:
+    def __init__(self, socket: Any, limits: Limits, max_length: Callable[[str], int], line_limit: int) -> None:
         """
-        :param room: verb -> octets in its longest line, CRLF included; ``line_limit`` is the greatest of them.
+        :param max_length, line_limit: as LineReader takes them.
         """
-        #: Who speaks here; None before ``begin``, and when the connection is over.
+        super().__init__(max_length, line_limit)
+        #: The greenlet that uses this connection; None before ``begin``, and when the connection is over.
         self.greenlet: Any = None
         self._wake: Any = None
         self._hub = get_hub()
-        #: TLS: octets that have been decrypted, and not taken.
+        #: TLS: returns the number of bytes that have been decrypted and not read.
         self._pending: Callable[[], int] | None = None
         self._use(socket)
-        #: Octets that may come before others have their turn.
+        #: Bytes that may come before other connections run.
         self._turn = TURN
-        #: Command lines that may be taken before others have their turn.
+        #: Command lines that may be read before other connections run.
         self._batch = BATCH
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
-        self._room = room
-        self._line_limit = line_limit
-        self._buffer = b""
-        self._at = 0
-        #: Octets skipped of a bad line, 0: there is none; the reply that it gets at its end, None: it has had it.
-        self._skipped = 0
-        self._skip_reply: Reply | None = None
         self._out: list[bytes] = []
-        #: ``write(octets)``: owe them to the peer; they go out before the next wait for input, all in one piece.
+        #: ``write(data)``: keep bytes for the client; all are sent in one piece before the next wait for input.
         self.write: Callable[[bytes], None] = self._out.append
-        #: Seconds that what it waits for may take; 0.0: it waits for nothing.
+        #: Seconds that the current wait may take; 0.0 while it does not wait.
         self.timeout = 0.0
-        #: When the sweep first saw it wait for that, on its clock; 0.0: it has not.
+        #: When a sweep first saw this wait, on the sweep's clock; 0.0 if none has.
         self.wait_started = 0.0
-        #: The greenlet waits for a command, of which nothing needs to have come yet.
+        #: The greenlet waits for a command.
         self.awaiting_command = False
-        #: What was raised when the peer was lost.
+        #: The error with which the connection was lost.
         self.lost: ConnectionLost | None = None
-        #: Nothing more can be said: a reply has been cut short, or a handshake.
+        #: Nothing more can be sent: a reply or a handshake was cut short.
         self.mute = False
-        #: A body is on its way, whose rate is measured.
+        #: A body is being received, and its rate is measured.
         self.in_body = False
-        #: A sweep has seen that it is on its way; seconds that it has been waited for, octets that have come.
+        #: Of that body: a sweep has seen it; seconds that were spent waiting for it; bytes that have come.
         self._swept = False
         self._waited = 0.0
         self._received = 0
 
     def _use(self, socket: Any) -> None:
-        """Speak over this socket from here on."""
+        """Use this socket from here on."""
         self.socket = socket
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         if isinstance(socket, gevent_ssl.SSLSocket):
             self._pending = socket.pending
             native = socket
         else:
-            # gevent's methods try what these do, and wait where it cannot be done; here it will have been waited for.
+            # gevent's methods try these and wait if that fails. Here the wait comes first.
             native = getattr(socket, "_sock", socket)
         self._recv: Callable[[int], bytes] = native.recv
         self._send_some: Callable[[bytes], int] = native.send
 
     @property
     def encrypted(self) -> bool:
-        """TLS is up."""
+        """True if TLS is active."""
         return self._pending is not None
 
     def begin(self) -> None:
-        """This connection belongs to the current greenlet."""
+        """Make the current greenlet the one that uses this connection."""
         self.greenlet = getcurrent()
         self._wake = self.greenlet.switch
 
     # Deadlines
 
     def look(self, now: float, elapsed: float) -> None:
-        """The server's sweep comes by: has it waited for too long? Only in the hub, while it waits.
+        """Check for a timeout and for the data rate, in a sweep of the server. Call it in the hub, during a wait.
 
         :param now: on the sweep's clock.
         :param elapsed: seconds since the last sweep.
@@ -172,7 +145,7 @@ class Connection:
             self.expire()
         elif self.in_body and not self.awaiting_command:
             # A slow sender is waiting in almost every sweep, so sampling there is accurate enough. The time until the
-            # next BDAT command is the client's to think: it has announced no octets.
+            # next BDAT command does not count: no bytes have been announced.
             self._waited = self._waited + elapsed if self._swept else 0.0
             self._swept = True
             limits = self.limits
@@ -180,7 +153,7 @@ class Connection:
                 self.expire("slow")
 
     def expire(self, reason: str = "timeout") -> None:
-        """Time is up, or the server shuts down. Only in the hub, while it waits."""
+        """End the wait with ConnectionLost. Call it in the hub, during a wait."""
         self.timeout = 0.0
         if self.greenlet is not None:
             self.greenlet.throw(Expired(reason))
@@ -188,9 +161,9 @@ class Connection:
     # Out
 
     def flush(self, timeout: float) -> None:
-        """Send what is owed, within ``timeout`` seconds.
+        """Send what was written, within ``timeout`` seconds.
 
-        :raises ConnectionLost: the peer is gone, or does not take it in time.
+        :raises ConnectionLost: the client is gone, or does not read it in time.
         """
         if not self._out:
             return
@@ -221,7 +194,7 @@ class Connection:
             raise
 
     def say_at_once(self, reply: bytes) -> None:
-        """Send what is owed, and the last reply, as far as that can be done without waiting. For the hub."""
+        """Send what was written and a last reply, as far as that works without waiting. Call it in the hub."""
         if self.mute:
             return
         self.mute = True
@@ -233,87 +206,37 @@ class Connection:
             else:
                 self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
                 self._notify_close()
-            # Nothing may follow it, whatever the handler does. (The TLS socket's own would forget TLS.)
+            # Nothing may follow, whatever the handler does. (The TLS socket's own shutdown would drop TLS.)
             getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
         except (OSError, AttributeError):
-            pass  # its buffer is full, or the client is gone
+            pass  # the send buffer is full, or the client is gone
 
     # In
 
-    def _next_line(self, room: int | None) -> bytes | None:
-        """As ``read_line``, of what has come already; None: no whole line has."""
-        if self._skipped and not self._skip_line():
-            return None
-        buffer = self._buffer
-        at = self._at
-        end = buffer.find(b"\n", at)
-        if end < 0:
-            if len(buffer) - at > self._line_limit:
-                self._skip_reply = self._error_reply(at, len(buffer), canned.LINE_TOO_LONG)
-                if self._skip_reply is canned.NOT_SMTP:
-                    raise BadLine(canned.NOT_SMTP)
-                self._skip_line()
-            elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
-                raise BadLine(canned.NOT_SMTP)  # which has no lines to wait for
-            return None
-        self._at = end + 1
-        if end == at or buffer[end - 1] != 13:
-            # Told at once, as there may be no CRLF to come; what follows up to that is the same line, no command.
-            self._skipped = self._at - at
-            self._skip_reply = None
-            raise BadLine(self._error_reply(at, end, canned.BARE_NEWLINE))
-        line = buffer[at : end - 1]
-        # 64 is below any limit: most lines need no look at theirs.
-        if end - at >= 64 and end - at + 1 > (room or self._room(line[:8].split(b" ", 1)[0].decode("latin-1").upper())):
-            raise BadLine(self._error_reply(at, end, canned.LINE_TOO_LONG))
-        return line
+    def read_line(self, max_length: int | None = None) -> bytes:
+        """Return the next line without its CRLF. If none has come, send what was written and wait for one.
 
-    def _error_reply(self, start: int, end: int, reply: Reply) -> Reply:
-        """The reply to a bad line, unless it is another protocol's: a browser's request must not be listened to
-        because its first line is too long, or ended by a bare LF."""
-        return canned.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
+        The whole line must come within ``command_timeout``.
 
-    def _skip_line(self) -> bool:
-        """Drop a bad line, up to its CRLF: a bare LF in it must not make a command of its tail. False: no end yet."""
-        end = self._buffer.find(b"\r\n", self._at)
-        if end >= 0:
-            self._at = end + 2
-            self._skipped = 0
-            if self._skip_reply is not None:
-                raise BadLine(self._skip_reply)
-            return True
-        keep = 1 if self._buffer.endswith(b"\r") else 0
-        self._skipped += len(self._buffer) - self._at
-        self._buffer = self._buffer[len(self._buffer) - keep :]
-        self._at = 0
-        if self._skipped > MAX_SKIPPED:
-            raise BadLine(canned.LINE_WITHOUT_END)
-        return False
-
-    def read_line(self, room: int | None = None) -> bytes:
-        """The next line, without its CRLF. Where none has come yet, what is owed is sent, and waited for a line, all
-        of which must be there within ``command_timeout``.
-
-        :param room: octets that it may have, CRLF included; None: as many as its verb allows.
-        :raises BadLine: it is too long, or has a bare LF. It is skipped, up to its CRLF.
-        :raises ConnectionLost: the peer is gone, or late.
+        :param max_length: bytes that it may have, CRLF included; None: as many as its verb allows.
+        :raises BadLine: the line is too long or has a bare LF; it is dropped up to its CRLF.
+        :raises ConnectionLost: the client is gone or has timed out.
         """
         if self._at < len(self._buffer):
             self._batch -= 1
             if self._batch < 0:
                 self._give_way()
-            line = self._next_line(room)
+            line = self.next_line(max_length)
             if line is not None:
                 return line
         self.wait_started = 0.0
         self.timeout = self._command_timeout
-        if self._skipped and self._skip_reply is None:
+        if self.skipped and self.awaits_crlf:
             self.timeout = min(self.timeout, CRLF_SECONDS)
         self.awaiting_command = True
         try:
             while True:
-                self._fill(COMMAND_PIECE)
-                line = self._next_line(room)
+                line = self.next_line(max_length, self._receive(COMMAND_PIECE))
                 if line is not None:
                     return line
         finally:
@@ -321,7 +244,7 @@ class Connection:
             self.awaiting_command = False
 
     def _give_way(self) -> None:
-        """Let the other connections run."""
+        """Let other connections run."""
         self._batch = BATCH
         turn = self._hub.loop.run_callback(self._wake)
         try:
@@ -330,40 +253,26 @@ class Connection:
             turn.stop()
 
     def read(self, size: int = BODY_PIECE) -> bytes:
-        """Octets of a body, up to ``size``, at least one.
+        """Return the next bytes of a body, at least one and up to ``size``.
 
-        :raises ConnectionLost: the peer is gone, or late, or brings less than ``min_data_rate``.
+        :raises ConnectionLost: the client is gone, has timed out, or sends less than ``min_data_rate``.
         """
-        at = self._at
-        if at == len(self._buffer):
+        if self._at < len(self._buffer):
+            data = self.take(size)
+        else:
             self.wait_started = 0.0
             self.timeout = self._data_timeout
             try:
-                self._fill(size)
+                data = self._receive(size)
             finally:
                 self.timeout = 0.0
-            at = 0
-        data = self._buffer
-        if at or len(data) > size:
-            data = data[at : at + size]
-        at += len(data)
-        if at == len(self._buffer):
-            self._buffer = b""
-            at = 0
-        self._at = at
         self._received += len(data)
         return data
 
-    def unread(self, data: bytes) -> None:
-        """Put octets back that belong to what comes next."""
-        if data:
-            self._buffer = data + self._buffer[self._at :]
-            self._at = 0
-
     def ask_for_body(self, reply: bytes) -> None:
-        """Send what is owed, and this, at once: the receiver may take its time before it reads.
+        """Send what was written and the 354 at once, since the receiver may wait before it reads.
 
-        :raises ConnectionLost: the peer is gone, or does not take it in time.
+        :raises ConnectionLost: the client is gone, or does not read it in time.
         """
         self._out.append(reply)
         self.flush(self._command_timeout)
@@ -375,19 +284,22 @@ class Connection:
         self._swept = False
         self._received = 0
 
-    def _fill(self, size: int) -> None:
-        """Send what is owed, wait for input, take it."""
+    def _receive(self, size: int) -> bytes:
+        """Send what was written, wait for input, and return up to ``size`` bytes of it.
+
+        :raises ConnectionLost: the client is gone or has timed out.
+        """
         try:
             if self._out:
                 self._send()
-            # A plain socket is waited for before it is tried, since nearly always there is nothing yet. TLS hands out
-            # one record at a time, so within a body the next one is tried first; but now and then the others must
-            # have their turn, however fast this peer is.
+            # On a plain socket the wait comes before recv, since nearly always nothing has come yet. TLS returns one
+            # record at a time, so within a body recv comes first; but now and then other connections must run,
+            # however fast this client is.
             pending = self._pending
             if pending is None or ((self._turn <= 0 or size <= COMMAND_PIECE) and not pending()):
                 self._turn = TURN
-                # (``hub.wait`` makes a Waiter for each wait, which tells the wake-up that it was made for from any
-                # other. Here any other costs no more than a try that finds nothing.)
+                # (``hub.wait`` makes a Waiter for each wait, to tell its own wake-up from any other. Here another
+                # wake-up costs no more than a recv that finds nothing.)
                 watcher = self._watcher
                 watcher.start(self._wake)
                 try:
@@ -395,7 +307,7 @@ class Connection:
                 finally:
                     watcher.stop()
             try:
-                data = self._recv(size)
+                data: bytes = self._recv(size)
             except BlockingIOError:
                 data = self.socket.recv(size)
             self._turn -= len(data)
@@ -406,9 +318,7 @@ class Connection:
             raise self._fail("reset") from error
         if not data:
             raise self._fail("closed")
-        at = self._at
-        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
-        self._at = 0
+        return data
 
     def _fail(self, reason: str) -> ConnectionLost:
         self.in_body = False
@@ -418,21 +328,20 @@ class Connection:
     # TLS, and the end
 
     def start_tls(self, context: ssl.SSLContext) -> None:
-        """Shake hands. Every octet that came in the clear is dropped, half a line too (RFC 3207 section 5).
+        """Do the TLS handshake. All bytes that came in the clear are dropped (RFC 3207 section 5).
 
         :raises ConnectionLost: the handshake failed, or took longer than ``tls_timeout``.
         """
-        self._buffer = b""
-        self._at = self._skipped = 0
+        self.clear()
         self._close_watcher()
         self.mute = True
         self.wait_started = 0.0
         self.timeout = self.limits.tls_timeout
-        self.awaiting_command = True  # a shutdown does not wait for this peer
+        self.awaiting_command = True  # a shutdown does not wait for this client
         try:
             # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
             # socket of the standard library's, which blocks the hub.)
-            self.socket.getpeername()  # raises, where the constructor would leave a descriptor behind: the peer is gone
+            self.socket.getpeername()  # raises if the client is gone, where the constructor would leak a descriptor
             self.socket = gevent_ssl.SSLSocket(
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
@@ -448,9 +357,9 @@ class Connection:
             self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
-        """Send what is owed, and close.
+        """Send what was written, and close.
 
-        :param linger: the peer may still be sending: see to it that it can read our last reply.
+        :param linger: the client may still be sending: make sure that it can read the last reply.
         """
         try:
             self.flush(LINGER_SECONDS)
@@ -459,24 +368,24 @@ class Connection:
             if linger:
                 self._linger()
         except (ConnectionLost, OSError):
-            pass  # there is nobody left to tell
+            pass  # the client is gone
         finally:
             self.greenlet = self._wake = None
             self._close_watcher()
             self.socket.close()
             if self.lost is not None:
-                # One that was never raised: a traceback knows this connection, by its frames, and would be a cycle.
+                # A copy that was never raised: the frames of a traceback refer to this connection, which is a cycle.
                 self.lost = ConnectionLost(self.lost.reason)
 
     def abandon(self) -> None:
-        """Close at once, while the greenlet is elsewhere and may not come back."""
+        """Close at once, while the greenlet is busy elsewhere and may never return."""
         self.greenlet = self._wake = None
         self.mute = True
         self._close_watcher()
         self.socket.close()
 
     def _notify_close(self) -> None:
-        """Tell a TLS client that nothing follows (RFC 8446 section 6.1), and do not wait for its answer."""
+        """Send close_notify (RFC 8446 section 6.1), without waiting for the client's."""
         try:
             self.socket._sslobj.shutdown()
         except (OSError, AttributeError):
@@ -487,10 +396,8 @@ class Connection:
         self.wait_started = 0.0
         self.timeout = LINGER_SECONDS
         taken = 0
-        while taken < LINGER_OCTETS:
-            self._buffer = b""
-            self._fill(COMMAND_PIECE)
-            taken += len(self._buffer)
+        while taken < LINGER_BYTES:
+            taken += len(self._receive(COMMAND_PIECE))
 
     def _close_watcher(self) -> None:
         if self._watcher is not None:

@@ -1,7 +1,8 @@
 """What handlers and middleware hold: the session, acks, the message stream."""
 
 from greensmtp.session.ack import Ack
-from greensmtp.session.session import Change, Link, Session
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.session.session import Change, Session
 from greensmtp.session.stream import MessageStream
 
-__all__ = ["Ack", "Change", "Link", "MessageStream", "Session"]
+__all__ = ["Ack", "Change", "MessageStream", "ServerInfo", "Session"]

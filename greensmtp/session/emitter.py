@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blinker import ANY
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import ENDINGS, PASS, RULES, Ack, AckState, HandlerTimeout
-from greensmtp.signals import Signal, Signals, handler_name, shared
-
-if TYPE_CHECKING:
-    from greensmtp.session.session import Session
+from greensmtp.session.session import Session
+from greensmtp.session.signals import Signal, Signals, shared
 
 
 class Emitter:
@@ -79,7 +78,9 @@ class Emitter:
                 if given is not None:
                     self._tell(session, "returned %s, not None", receiver, type(given).__name__)
 
-    def ask(self, session: Session, on_accept: Callable[[Reply], None] | None = None, /, **fields: Any) -> Reply | None:
+    def collect(
+        self, session: Session, on_accept: Callable[[Reply], None] | None = None, /, **fields: Any
+    ) -> Reply | None:
         """Have the receivers decide. The reply is theirs, or 451 where they failed; None where an optional ack
         stays undecided.
 
@@ -93,8 +94,8 @@ class Emitter:
         receivers = self.receivers(session)
         if not receivers:
             return rules.default
-        outer = session.decision  # one of them may ask, too
-        session.decision = decision = AckState(rules, on_accept)
+        outer = session._ack_state  # one of them may ask, too
+        session._ack_state = decision = AckState(rules, on_accept)
         ack = Ack(decision)
         receiver = receivers[0]
         try:
@@ -106,7 +107,7 @@ class Emitter:
                 alive = decision.watch(ack)
                 del ack  # from here on, only receivers hold it
                 # It may take a while: what has been answered before must not wait for this.
-                session.link.flush()
+                session._connection.flush()
                 decision.since = 0.0
                 decision.wait(alive)
         except Reject as reject:
@@ -127,7 +128,7 @@ class Emitter:
             if not decision.conflict:  # of another ack; else it is told below, and once
                 self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
-            if error is session.link.lost:
+            if error is session.close_error:
                 raise  # there is nobody to answer
             if session.message is None or error is not session.message.error:
                 self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
@@ -141,7 +142,7 @@ class Emitter:
         except (Exception, SystemExit):
             self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
         finally:
-            session.decision = outer
+            session._ack_state = outer
             decision.closed = True
         if decision.conflict:
             self._fault(

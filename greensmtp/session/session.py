@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any
 
-from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
-from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
-from greensmtp.session.ack import AckState
-from greensmtp.session.emitter import Emitter
-from greensmtp.signals import Handler, Signal
+from greensmtp.session.handlers import ConnectsHandlers
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
-    from greensmtp.session.stream import Body, MessageStream
+    from gevent.socket import socket
+
+    from greensmtp.errors import ConnectionLost
+    from greensmtp.protocol.sasl.exchange import Identity
+    from greensmtp.session.ack import AckState
+    from greensmtp.session.interfaces import Body, Collector, Connection
+    from greensmtp.session.server_info import ServerInfo
+    from greensmtp.session.signals import Signal
+    from greensmtp.session.stream import MessageStream
+
+#: A client's address as the socket gives it: host and port, more for IPv6; ``""`` on a unix socket.
+SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 
 #: What tells a session from the others of its process.
 _numbers = itertools.count(1)
@@ -39,34 +46,7 @@ def _process(pid: int) -> str:
     return os.urandom(3).hex()
 
 
-class Link(Protocol):
-    """What a session needs of the connection beneath it."""
-
-    @property
-    def socket(self) -> Any:
-        """The gevent socket."""
-
-    @property
-    def lost(self) -> ConnectionLost | None:
-        """What was raised when the peer was lost."""
-
-    def flush(self) -> None:
-        """Send the replies that are owed."""
-
-    def take_place(self) -> Reply:
-        """Take one of the server's ``max_connections``; a refusal if there is none."""
-
-    def challenge(self, reply: Reply) -> bytes:
-        """Send a reply, and wait for the line that answers it."""
-
-    def data_body(self) -> Body:
-        """The body that DATA announces."""
-
-    def chunked_body(self, command: ChunkCommand) -> Body:
-        """The body that begins with this BDAT."""
-
-
-class Session:
+class Session(ConnectsHandlers):
     """One connection, from ``connect`` to ``disconnect``; the sender of every signal.
 
     Handlers and middleware read it, keep what they like in ``notes``, and change the rest only where they mean to
@@ -75,38 +55,40 @@ class Session:
 
     __slots__ = (
         "__weakref__",
+        "_ack_state",
+        "_changes",
+        "_connection",
+        "_emitters",
         "_id",
+        "_idle_commands",
         "_notes",
         "_receivers",
-        "changes",
-        "decision",
-        "emitters",
+        "_staged",
+        "_tls_requested",
+        "_transaction_notes",
+        "_wrap_body",
         "errors",
         "from_",
         "greeting",
         "hostname",
         "identity",
-        "idle_commands",
-        "link",
         "message",
-        "messages",
-        "noted",
+        "messages_accepted",
         "peer",
         "server",
-        "staged",
         "state",
         "tls",
-        "tls_requested",
         "to",
     )
 
-    def __init__(self, server: SMTPServer, link: Link, peer: Any, emitters: dict[str, Emitter]) -> None:
+    def __init__(
+        self, server: ServerInfo, connection: Connection, peer: SocketAddress, emitters: Mapping[str, Collector]
+    ) -> None:
         self.server = server
-        #: The connection beneath; for the framework itself.
-        self.link = link
-        self.emitters = emitters
+        self._connection = connection
+        self._emitters = emitters
         #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
-        self.peer = peer
+        self.peer: SocketAddress = peer
         #: TLS is up.
         self.tls = False
         #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has greeted.
@@ -114,7 +96,7 @@ class Session:
         #: The name the client gave itself.
         self.hostname: str | None = None
         #: Who has authenticated; set by the Auth middleware, kept over RSET and EHLO, gone after STARTTLS.
-        self.identity: Any = None
+        self.identity: Identity | None = None
         #: The reverse path; None: no transaction; ``""``: the null sender.
         self.from_: Address | None = None
         #: The recipients accepted so far.
@@ -122,21 +104,24 @@ class Session:
         #: The body, while one is being received.
         self.message: MessageStream | None = None
         #: How many messages have been accepted.
-        self.messages = 0
+        self.messages_accepted = 0
         #: 5xx replies, and commands that brought no message nearer, since the last accepted message.
         self.errors = 0
-        self.idle_commands = 0
+        self._idle_commands = 0
+        #: Where the connection stands in the SMTP dialogue.
         self.state = State.CONNECTED
         #: What receivers are deciding just now; the server's sweep sees to it that they do.
-        self.decision: AckState | None = None
+        self._ack_state: AckState | None = None
         #: STARTTLS has been agreed to; the handshake follows the reply.
-        self.tls_requested = False
+        self._tls_requested = False
         #: What takes effect once the client is told that its command has worked: callables and their arguments.
-        self.staged: tuple[Change, ...] = ()
+        self._staged: tuple[Change, ...] = ()
         #: How often the greeting or the transaction has changed.
-        self.changes = 0
+        self._changes = 0
         #: The transaction's notes, where there are any.
-        self.noted: dict[Any, Any] | None = None
+        self._transaction_notes: dict[Any, Any] | None = None
+        #: What a middleware has asked to stand between the connection and the next body.
+        self._wrap_body: Callable[[Body], Body] | None = None
         self._id: str | None = None
         self._notes: dict[Any, Any] | None = None
         self._receivers: tuple[tuple[Signal, Callable[..., Any]], ...] = ()
@@ -150,9 +135,17 @@ class Session:
         return name
 
     @property
-    def socket(self) -> Any:
+    def socket(self) -> socket:
         """The gevent socket; after STARTTLS, the TLS one."""
-        return self.link.socket
+        return self._connection.socket
+
+    @property
+    def close_error(self) -> ConnectionLost | None:
+        """The error that ended the connection, or None while it lasts.
+
+        Middleware that catches every exception raises this one again: no client is left to reply to.
+        """
+        return self._connection.close_error
 
     @property
     def notes(self) -> dict[Any, Any]:
@@ -166,9 +159,9 @@ class Session:
     def transaction_notes(self) -> dict[Any, Any]:
         """A place for handlers and middleware to keep things, as long as the transaction lasts: from MAIL, whose own
         handlers may begin it, to the reply to the message, RSET, a new greeting or STARTTLS."""
-        notes = self.noted
+        notes = self._transaction_notes
         if notes is None:
-            notes = self.noted = {}
+            notes = self._transaction_notes = {}
         return notes
 
     @property
@@ -199,27 +192,22 @@ class Session:
         name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
         return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
 
-    @overload
-    def on(self, name: str, handler: Handler) -> Handler: ...
-    @overload
-    def on(self, name: str, handler: None = ...) -> Callable[[Handler], Handler]: ...
+    # ``on`` is as a server's, for this connection alone, and no longer than it lasts.
 
-    def on(self, name: str, handler: Handler | None = None) -> Handler | Callable[[Handler], Handler]:
-        """Like ``server.on``, for this connection alone, and no longer than it lasts."""
+    def _check_signal(self, name: str) -> None:
+        self.server.signals.named(name)
+
+    def _connect_handler(self, name: str, handler: Any) -> Any:
         signals = self.server.signals
         signal = signals.named(name)
+        signals.check(name, handler)
+        # A receiver of its own, to be disconnected whatever other signals and sessions this handler is connected to.
+        receiver = partial(handler)
+        signal.connect(receiver, sender=self, weak=False)
+        self._receivers = (*self._receivers, (signal, receiver))
+        return handler
 
-        def connect(handler: Handler) -> Handler:
-            signals.check(name, handler)
-            # One of its own, to be taken back whatever else this handler is connected to.
-            receiver = partial(handler)
-            signal.connect(receiver, sender=self, weak=False)
-            self._receivers = (*self._receivers, (signal, receiver))
-            return handler
-
-        return connect if handler is None else connect(handler)
-
-    def disconnect_receivers(self) -> None:
+    def _disconnect_receivers(self) -> None:
         """The connection is over, and with it what ``on`` connected: blinker would keep that, and the session by it."""
         for signal, receiver in self._receivers:
             signal.disconnect(receiver)
@@ -230,7 +218,7 @@ class Session:
 
         For middleware that owns an extension: Auth asks ``session.ask("auth", identity=...)``.
         """
-        return self.emitters[name].ask(self, None, **fields)
+        return self._emitters[name].collect(self, None, **fields)
 
     def challenge(self, text: str = "", code: int = 334) -> bytes:
         """Send a 3xx reply and give the line that the client answers, without its CRLF (RFC 4954 section 4).
@@ -239,7 +227,24 @@ class Session:
         :raises ConnectionLost: the client is gone.
         :raises RuntimeError: this is another greenlet than the connection's own, in which handlers are called.
         """
-        return self.link.challenge(Reply(code, text))
+        return self._connection.challenge(Reply(code, text))
+
+    def flush(self) -> None:
+        """Send the replies that are waiting, before something that takes long. Call it in the connection's greenlet.
+
+        :raises ConnectionLost: the client is gone.
+        """
+        self._connection.flush()
+
+    @contextmanager
+    def wrap_body(self, wrap: Callable[[Body], Body]) -> Iterator[None]:
+        """Within the block, read a message that begins from ``wrap(body)``: a context manager."""
+        outer = self._wrap_body
+        self._wrap_body = wrap if outer is None else lambda body: wrap(outer(body))
+        try:
+            yield
+        finally:
+            self._wrap_body = outer
 
     # What a command changes
 
@@ -252,30 +257,30 @@ class Session:
         the client gets 451; a Reject is the reply. What is staged too late, when the command has been answered, is
         forgotten.
         """
-        self.staged = (*self.staged, (change, arguments))
+        self._staged = (*self._staged, (change, arguments))
 
-    def greet(self, greeting: str, hostname: str) -> None:
+    def _greet(self, greeting: str, hostname: str) -> None:
         """Take a greeting. It ends the transaction (RFC 5321 section 4.1.4)."""
         self.greeting = greeting
         self.hostname = hostname
         self.reset()
 
-    def begin(self, sender: Address) -> None:
+    def _begin(self, sender: Address) -> None:
         """Begin a transaction."""
-        self.changes += 1
+        self._changes += 1
         self.from_ = sender
         self.state = _SENDER
 
-    def add_recipient(self, recipient: Address) -> None:
+    def _add_recipient(self, recipient: Address) -> None:
         """Add a recipient to the transaction."""
-        self.changes += 1
+        self._changes += 1
         self.to.append(recipient)
         self.state = _RECIPIENTS
 
     def reset(self) -> None:
         """Forget the transaction: sender, recipients, their parameters, the body (RFC 5321 section 4.1.1.5)."""
-        self.changes += 1
-        self.from_ = self.noted = None
+        self._changes += 1
+        self.from_ = self._transaction_notes = None
         if self.to:
             self.to = []
         if self.message is not None:
@@ -283,7 +288,7 @@ class Session:
             self.message = None
         self.state = _CONNECTED if self.greeting is None else _GREETED
 
-    def reset_all(self) -> None:
+    def _reset_all(self) -> None:
         """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""
         self.greeting = self.hostname = self.identity = None
         self.reset()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import io
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 from gevent import getcurrent
 
+from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject
+from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
-from greensmtp.protocol.reply import Reply, reply_of
+from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import ENDINGS
-from greensmtp.signals import handler_name
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
     from greensmtp.protocol.content_checks import NormalNewlines
-    from greensmtp.session.session import Session
+    from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner, Writable
     from greensmtp.session.spool import SpoolPipe
 
 #: The disk, the quota, or the largest file: more room may come.
@@ -35,34 +35,6 @@ def reply_to_failure(error: BaseException) -> Reply:
     if isinstance(error, OSError) and error.errno in _FULL:
         return canned.NO_STORAGE
     return canned.LOCAL_ERROR
-
-
-class Body(Protocol):
-    """Where the octets come from: DATA's or BDAT's framing over the connection."""
-
-    #: The end has been read.
-    complete: bool
-
-    def open(self, reply: Reply) -> None:
-        """Let the peer send: for DATA, this reply goes out."""
-
-    def read_chunk(self) -> bytes:
-        """The next octets of the body, as many as there are; ``b""`` only when it is complete.
-
-        :raises IncompleteMessage: there will be no end.
-        """
-
-
-class BodyCheck(Protocol):
-    """Looks at every chunk, and names the refusal when the body breaks a rule; ``last``: the body ends with it."""
-
-    def __call__(self, chunk: bytes, last: bool) -> Reply | None: ...
-
-
-class Writable(Protocol):
-    """Anything with ``write(bytes)``."""
-
-    def write(self, data: bytes, /) -> Any: ...
 
 
 class MessageStream:
@@ -110,7 +82,7 @@ class MessageStream:
 
     def __init__(
         self,
-        session: Session,
+        session: MessageOwner,
         body: Body,
         max_size: float,
         checks: tuple[BodyCheck, ...],

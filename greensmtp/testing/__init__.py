@@ -1,4 +1,4 @@
-"""For tests of what is built on greensmtp: scripted dialogues, connections without a network, a pytest fixture.
+"""Test programs that use greensmtp: scripted dialogues, connections without a network, pytest fixtures.
 
 ::
 
@@ -19,10 +19,10 @@
                 S: END
             ''')
 
-Server and test share one thread's hub, so a handler can be stopped at an ``Event`` of the test's, and a failing
-assertion names the line of the dialogue and shows all of it up to there.
+Server and test share the hub of one thread, so a test can hold a handler at an ``Event``. A failing assertion names the
+line of the dialogue, and shows the dialogue up to that line.
 
-The fixture, which starts servers and stops them, is opt-in: ``pytest_plugins = ["greensmtp.testing.fixtures"]`` in a
+The fixture that starts and stops servers is opt-in: ``pytest_plugins = ["greensmtp.testing.fixtures"]`` in a
 ``conftest.py``.
 """
 

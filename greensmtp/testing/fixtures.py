@@ -1,4 +1,4 @@
-"""A pytest fixture that starts servers, and stops them: ``pytest_plugins = ["greensmtp.testing.fixtures"]``."""
+"""A pytest fixture that starts and stops servers: ``pytest_plugins = ["greensmtp.testing.fixtures"]``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from greensmtp.server.server import SMTPServer
 
 
 class MakeServer(Protocol):
-    """What the fixture ``smtp_server`` gives, for annotations."""
+    """The type of the fixture ``smtp_server``."""
 
     def __call__(self, *, listener: Any = ..., start: bool = ..., **options: Any) -> SMTPServer: ...
 
 
 @pytest.fixture
 def smtp_server() -> Iterator[MakeServer]:
-    """Make a server: ``smtp_server(max_errors=3)`` listens on a free loopback port, in this thread's hub.
+    """Create a server: ``smtp_server(max_errors=3)`` listens on a free loopback port, in this thread's hub.
 
-    It takes what ``SMTPServer`` takes; its name is ``mx.example.com`` and its listener ``("127.0.0.1", 0)`` unless
-    you say so. With ``start=False`` it does not listen: middleware can still be stacked, and ``dial`` reaches it
-    over a socket pair. All are stopped when the test is over.
+    It accepts the arguments of ``SMTPServer``. By default the host name is ``mx.example.com`` and the listener
+    ``("127.0.0.1", 0)``. With ``start=False`` it does not listen: middleware can still be added, and ``dial`` connects
+    over a socket pair. All servers are stopped when the test ends.
     """
     servers: list[SMTPServer] = []
 

@@ -1,4 +1,4 @@
-"""The other end of a conversation, spoken line by line."""
+"""A scripted SMTP client for tests."""
 
 from __future__ import annotations
 
@@ -14,70 +14,69 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp.server.server import SMTPServer
 
-#: Seconds that a reply may take.
-PATIENCE = 10.0
+#: Seconds that any one operation may take.
+TIMEOUT = 10.0
 
-#: How much of the dialogue a DialogueError shows: entries, and octets of one that was sent.
-_ENTRIES = 40
-_OCTETS = 200
+#: How much of the dialogue a DialogueError shows: lines, and bytes of each sent piece.
+_MAX_LINES = 40
+_MAX_BYTES = 200
 
 _REPLY_LINE = re.compile(rb"\d{3}([ -]|$)")
 
 
 class DialogueError(AssertionError):
-    """The server did not say what the script has it say. The text ends with the dialogue so far."""
+    """The server's reply differs from the script. The text ends with the dialogue so far."""
 
 
 class Peer:
-    """A client that says just what it is told to, however wrong, and reads what comes back.
+    """A client that sends exactly what a test asks for, valid or not, and reads the replies.
 
-    ``dial`` makes one; so does ``Peer(socket)``, for a connected gevent socket of your own. It is a context manager
-    that hangs up.
+    ``dial`` returns one; ``Peer(socket)`` uses a connected gevent socket. As a context manager, it closes it.
 
-    :param timeout: seconds that any one thing may take, until DialogueError is raised.
+    :param timeout: seconds that any one operation may take before DialogueError is raised.
     """
 
-    def __init__(self, sock: Any, *, timeout: float = PATIENCE) -> None:
+    def __init__(self, sock: Any, *, timeout: float = TIMEOUT) -> None:
         #: The gevent socket; after ``start_tls``, the TLS one.
         self.socket = sock
         self.timeout = timeout
         self._buffer = b""
-        self._said: deque[str] = deque(maxlen=_ENTRIES)
+        self._said: deque[str] = deque(maxlen=_MAX_LINES)
 
     @property
     def transcript(self) -> str:
-        """The last of what has been said, a line each: ``C:`` ours, ``S:`` the server's."""
+        """The latest lines of the dialogue: ``C:`` is the client, ``S:`` the server."""
         return "\n".join(self._said)
 
-    # Saying
+    # Sending
 
     def send(self, data: bytes | str, *, cut: int | None = None) -> None:
-        """Send octets; with ``cut``, that many first, and the rest after the server has had time to take them."""
-        octets = data.encode() if isinstance(data, str) else data
-        self._note(octets)
-        with self._patience("sending"):
+        """Send data; with ``cut``, send that many bytes first, and the rest after the server has read them."""
+        data = data.encode() if isinstance(data, str) else data
+        self._note(data)
+        with self._timeout("sending"):
             if cut is not None:
-                self.socket.sendall(octets[:cut])
+                self.socket.sendall(data[:cut])
                 self.let_it_read()
-                octets = octets[cut:]
-            self.socket.sendall(octets)
+                data = data[cut:]
+            self.socket.sendall(data)
 
     def line(self, *lines: str) -> None:
-        """Send lines, each with its CRLF, all in one piece."""
+        """Send lines, each with CRLF, in one piece."""
         self.send("".join(f"{line}\r\n" for line in lines))
 
     def let_it_read(self) -> None:
         """Let a server in this thread's hub run until it has nothing left to read."""
-        # Once is not enough: what runs when the loop is idle may come before what idling has just made ready.
+        # Twice, because this greenlet may continue before greenlets that have just become ready.
         for _ in range(2):
             idle()
 
-    # Hearing
+    # Receiving
 
     def reply(self) -> str:
-        """Read one reply, all its lines, joined by newlines, without CRLF.
+        """Read one reply, and return its lines, joined by newlines, without CRLF.
 
-        :raises DialogueError: the connection ended, or that is no reply.
+        :raises DialogueError: the connection ended, or this is not a reply.
         """
         lines: list[str] = []
         while True:
@@ -92,12 +91,12 @@ class Peer:
                 return "\n".join(lines)
 
     def expect(self, *patterns: str) -> str:
-        """Read one reply for each pattern, and compare; give the last one.
+        """Read one reply for each pattern, compare them, and return the last reply.
 
-        A pattern is the beginning of a reply: ``"250"``, ``"550 5.7.1 *denied"``. ``*`` in it stands for anything,
-        newlines too.
+        A pattern is the beginning of a reply: ``"250"``, ``"550 5.7.1 *denied"``. ``*`` matches anything, including
+        newlines.
 
-        :raises DialogueError: it is another one.
+        :raises DialogueError: a reply does not match.
         """
         got = ""
         for pattern in patterns:
@@ -108,9 +107,9 @@ class Peer:
         return got
 
     def expect_nothing(self, seconds: float = 0.05) -> None:
-        """The server says nothing for so long, and does not hang up.
+        """Expect the server to send nothing for some time, and to keep the connection open.
 
-        :raises DialogueError: it does.
+        :raises DialogueError: it sends something, or closes the connection.
         """
         if not self._buffer:
             piece = with_timeout(seconds, self.socket.recv, 65536, timeout_value=None)
@@ -121,19 +120,19 @@ class Peer:
             raise self._failure(f"expected nothing, got {self._buffer!r}")
 
     def expect_end(self) -> None:
-        """The server has closed the connection, and said no more.
+        """Expect the server to close the connection without sending more.
 
-        :raises DialogueError: it has not, or it has.
+        :raises DialogueError: it sends more, or does not close the connection in time.
         """
         rest = self.rest()
         if rest:
             raise self._failure(f"expected the end, got {rest!r}")
 
     def rest(self) -> bytes:
-        """Everything up to the end of the connection."""
+        """Read and return everything up to the end of the connection."""
         pieces = [self._buffer]
         self._buffer = b""
-        with self._patience("waiting for the end"):
+        with self._timeout("waiting for the end of the connection"):
             while True:
                 try:
                     piece = self.socket.recv(65536)
@@ -146,25 +145,25 @@ class Peer:
     # Both
 
     def converse(self, script: str) -> None:
-        """Play a dialogue: ``C:`` lines are sent, ``S:`` lines are patterns for one reply each (see ``expect``).
+        """Play a dialogue: send ``C:`` lines; compare one reply with the pattern of each ``S:`` line (see ``expect``).
 
-        Indentation and empty lines do not matter; the text begins behind the colon and one space, so ``C:`` alone
-        sends an empty line. ``S: END`` expects the end.
+        Indentation and empty lines are ignored. The text starts after the colon and one space, so ``C:`` alone sends an
+        empty line. ``S: END`` expects the connection to end.
 
-        :raises DialogueError: the server says something else; the text names the line.
-        :raises ValueError: a line begins with neither.
+        :raises DialogueError: a reply does not match; the text names the line.
+        :raises ValueError: a line begins with neither ``C:`` nor ``S:``.
         """
         for number, raw in enumerate(script.strip("\n").splitlines(), 1):
             line = raw.strip()
             if not line:
                 continue
-            who, _, text = line.partition(":")
+            side, _, text = line.partition(":")
             text = text.removeprefix(" ")
             try:
-                if who == "C":
+                if side == "C":
                     self.line(text)
-                elif who != "S":
-                    raise ValueError(f"a line of a dialogue begins with C: or S:, not {line!r}")
+                elif side != "S":
+                    raise ValueError(f"a line of a dialogue must begin with C: or S:, not {line!r}")
                 elif text == "END":
                     self.expect_end()
                 else:
@@ -173,13 +172,13 @@ class Peer:
                 raise DialogueError(f"line {number} ({line}): {error}") from None
 
     def hello(self, name: str = "client.example", *, verb: str = "EHLO") -> str:
-        """Read the banner and greet; give the reply to that."""
+        """Read the banner, send EHLO, and return the reply."""
         self.expect("220")
         self.line(f"{verb} {name}")
         return self.expect("250")
 
     def envelope(self, sender: str = "sender@example.org", to: str | Iterable[str] = "recipient@example.com") -> None:
-        """Say MAIL and RCPT, and expect 250 to each. An address may be followed by parameters: ``"a@b> SIZE=9"``."""
+        """Send MAIL and RCPT, and expect 250 for each. Parameters may follow an address: ``"a@b> SIZE=9"``."""
         recipients = [to] if isinstance(to, str) else list(to)
         for command in (f"MAIL FROM:<{sender}", *(f"RCPT TO:<{recipient}" for recipient in recipients)):
             self.line(command if ">" in command else f"{command}>")
@@ -192,25 +191,25 @@ class Peer:
         sender: str = "sender@example.org",
         to: str | Iterable[str] = "recipient@example.com",
     ) -> str:
-        """Send a message, after ``hello``; give the reply at its end, whatever it is (in LMTP: the first of them).
+        """Send a message, after ``hello``, and return the final reply; in LMTP, the first of the final replies.
 
-        The body goes out octet for octet, but for the dots, which are stuffed, and a last CRLF, where it has none.
+        The body is sent unchanged, except for dot-stuffing, and a final CRLF if it has none.
 
-        :raises DialogueError: it was refused before its end.
+        :raises DialogueError: a command was rejected before the body.
         """
         self.envelope(sender, to)
         self.line("DATA")
         self.expect("354")
-        octets = body.encode() if isinstance(body, str) else body
-        if octets and not octets.endswith(b"\r\n"):
-            octets += b"\r\n"
-        self.send((b"\r\n" + octets).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n")
+        data = body.encode() if isinstance(body, str) else body
+        if data and not data.endswith(b"\r\n"):
+            data += b"\r\n"
+        self.send((b"\r\n" + data).replace(b"\r\n.", b"\r\n..")[2:] + b".\r\n")
         return self.reply()
 
     def start_tls(self, context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> None:
-        """Shake hands; without a context of yours, nothing is verified.
+        """Perform the TLS handshake; without a context, nothing is verified.
 
-        :raises DialogueError: the server has said something in the clear that has not been read.
+        :raises DialogueError: the server has sent something in the clear that has not been read.
         """
         if self._buffer:
             raise self._failure(f"in the clear, before TLS: {self._buffer!r}")
@@ -218,23 +217,23 @@ class Peer:
             context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
-        with self._patience("shaking hands"):
-            # (Not context.wrap_socket: a context of the standard library's makes a socket that blocks the hub.)
+        with self._timeout("shaking hands"):
+            # Not context.wrap_socket: with the standard library's context, the socket would block the hub.
             self.socket = gevent_ssl.SSLSocket(sock=self.socket, server_hostname=server_hostname, _context=context)
         self._said.append("-- TLS --")
 
     # The end
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.socket.close()
 
     def half_close(self) -> None:
-        """Say that nothing more will come, and go on listening."""
+        """Shut down the sending side, and keep receiving."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
-        """Break the connection off: over TCP, the server gets a reset instead of an end."""
+        """Close the connection abruptly; over TCP, the server gets a reset."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
 
@@ -248,7 +247,7 @@ class Peer:
         return f"<Peer {self._said[-1] if self._said else 'silent'!r}>"
 
     def _read_line(self) -> bytes:
-        with self._patience("waiting for a reply"):
+        with self._timeout("waiting for a reply"):
             while b"\r\n" not in self._buffer:
                 try:
                     piece = self.socket.recv(65536)
@@ -260,21 +259,21 @@ class Peer:
         line, _, self._buffer = self._buffer.partition(b"\r\n")
         return line
 
-    def _note(self, octets: bytes) -> None:
-        shown = octets[:_OCTETS].decode("utf-8", "backslashreplace")
-        if len(octets) > _OCTETS:
-            shown += f"... ({len(octets)} octets)"
+    def _note(self, data: bytes) -> None:
+        shown = data[:_MAX_BYTES].decode("utf-8", "backslashreplace")
+        if len(data) > _MAX_BYTES:
+            shown += f"... ({len(data)} bytes)"
         self._said.extend(f"C: {line}" for line in shown.removesuffix("\r\n").split("\r\n"))
 
     def _failure(self, what: str) -> DialogueError:
         return DialogueError(f"{what}\n\nThe dialogue so far:\n{self.transcript}")
 
-    def _patience(self, what: str) -> Timeout:
-        return Timeout(self.timeout, _Impatience(self, f"no timeout left: {what} for {self.timeout} s"))
+    def _timeout(self, what: str) -> Timeout:
+        return Timeout(self.timeout, _TimedOut(self, f"timed out after {self.timeout} s: {what}"))
 
 
-class _Impatience(DialogueError):
-    """Shows the dialogue as it stands when timeout ends, not when waiting began."""
+class _TimedOut(DialogueError):
+    """Shows the dialogue up to the time-out, rather than up to the start of the wait."""
 
     def __init__(self, peer: Peer, what: str) -> None:
         super().__init__(what)
@@ -284,11 +283,11 @@ class _Impatience(DialogueError):
         return f"{self.args[0]}\n\nThe dialogue so far:\n{self._peer.transcript}"
 
 
-def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, timeout: float = PATIENCE) -> Peer:
-    """Connect to a server: over its listener when it has started, else over a socket pair, without any network.
+def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, timeout: float = TIMEOUT) -> Peer:
+    """Connect to a server: over its listener if it has started, else over a socket pair without a network.
 
-    :param source: the address that the session is to see as its peer's, whatever it is: ``("192.0.2.1", 4711)``;
-        over a socket pair, too.
+    :param source: the client address that the session sees, such as ``("192.0.2.1", 4711)``; with it, a socket pair is
+        used in any case.
     """
     if source is not None or not server.started:
         ours, theirs = socket.socketpair()
@@ -300,6 +299,6 @@ def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, timeout: 
     else:
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    with Timeout(timeout, DialogueError(f"no timeout left: connecting to {address!r} for {timeout} s")):
+    with Timeout(timeout, DialogueError(f"timed out after {timeout} s: connecting to {address!r}")):
         sock.connect(address)
     return Peer(sock, timeout=timeout)

@@ -1,8 +1,8 @@
-"""``SMTPSink``: a server that keeps what it gets, for tests of code that sends mail.
+"""``SMTPSink``: a server that keeps all messages, for tests of code that sends mail.
 
 The code under test may block its thread (smtplib, Django, Celery), and so may the test that waits for it. The sink
-therefore runs in a native thread with a hub of its own, whether or not this process is patched. What both sides touch
-is kept under one native lock, which is never held while something waits.
+therefore runs in a native thread with its own hub, whether or not the process is patched. One native lock guards the
+shared state; it is never held while waiting.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from greensmtp._native import native
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.auth import Auth
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, Greeting, PathCommand
+from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, HelloCommand, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.server import SMTPServer
 from greensmtp.server.thread import ServerThread
@@ -48,35 +48,35 @@ _STAGES = {
     END_OF_DATA: END_OF_DATA,
 }
 
-#: Replies to these have no enhanced status code (RFC 2034 section 4).
+#: Stages whose replies have no enhanced status code (RFC 2034 section 4).
 _PLAIN = frozenset({CONNECT, "EHLO"})
 
-_FULL = Reply(452, "4.3.1 This sink is full: clear() it, or give it more max_messages or max_total_size")
+_FULL = Reply(452, "4.3.1 This sink is full: call clear(), or raise max_messages or max_total_size")
 
-#: Entries that a failing ``wait_for`` shows of each kind.
+#: Number of messages and of refusals that a failing ``wait_for`` shows.
 _SHOWN = 20
 
 
 class MessageNotReceived(AssertionError, TimeoutError):
-    """No such message came in time; the text lists what did come, and what was refused."""
+    """No matching message arrived in time; the text lists the messages that did, and refused commands."""
 
 
 class Refusal:
-    """What ``SMTPSink.refuse`` gives: one rule.
+    """A rule that refuses commands, made by ``SMTPSink.refuse``.
 
-    ``hits`` counts the commands that it has refused; ``cancel()`` ends it.
+    ``hits`` counts the commands that it has refused; ``cancel()`` ends the rule.
     """
 
     def __init__(self, stage: str, reply: Reply, matching: str | None, times: int | None) -> None:
         self.stage = stage
         self.reply = reply
         self.matching = matching
-        #: How many more it refuses; None: all.
+        #: How many more commands it refuses; None for all.
         self.left = times
         self.hits = 0
 
     def cancel(self) -> None:
-        """Refuse no more."""
+        """Stop refusing."""
         self.left = 0
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ class Refusal:
 
 
 class SMTPSink:
-    """A mail server for tests of code that *sends*: it accepts everything, and keeps it for the test to look at.
+    """A mail server for tests of code that *sends* mail: it accepts all messages, and keeps them for the test.
 
     ::
 
@@ -96,15 +96,15 @@ class SMTPSink:
     It runs in a native thread with its own gevent hub, so the code under test may block: smtplib, Django, Flask-Mail, a
     Celery worker in another thread. Nothing is patched. The methods may be called from any thread and from greenlets.
 
-    :param host, port: where to listen; port 0 is a free one.
-    :param hostname: the server's name, in the banner and the greeting.
-    :param users: users and their passwords: AUTH is offered, and required for mail unless ``auth_required=False``.
-        Without TLS too, since it is a test.
-    :param tls: ``"starttls"`` offers STARTTLS, ``"implicit"`` has TLS from the first octet. The certificate is made for
-        this sink, by the trustme library; ``ca_file`` and ``client_context()`` are for clients that verify it.
-    :param certfile, keyfile: PEM files, instead of a certificate of its own.
-    :param max_messages, max_total_size: what is kept, in messages and octets; what is beyond gets 452.
-    :param options: what ``SMTPServer`` takes besides: ``lmtp=True``, limits, ``middleware``.
+    :param host, port: the address to listen on; port 0 means any free port.
+    :param hostname: the server's name in the banner and in the reply to EHLO.
+    :param users: users and their passwords. AUTH is offered, also without TLS, since this is for tests; it is required
+        for mail unless ``auth_required=False``.
+    :param tls: ``"starttls"`` offers STARTTLS, ``"implicit"`` uses TLS from the first byte. The trustme library makes a
+        certificate for this sink; clients verify it with ``ca_file`` or ``client_context()``.
+    :param certfile, keyfile: PEM files to use instead of that certificate.
+    :param max_messages, max_total_size: how many messages and bytes are kept; further messages get 452.
+    :param options: other arguments of ``SMTPServer``: ``lmtp=True``, limits, ``middleware``.
     """
 
     def __init__(
@@ -123,12 +123,12 @@ class SMTPSink:
         **options: Any,
     ) -> None:
         if tls not in (None, "starttls", "implicit"):
-            raise ValueError(f'tls takes "starttls", "implicit" or None, not {tls!r}')
-        self._thread: ServerThread | None = None
+            raise ValueError(f'tls must be "starttls", "implicit" or None, not {tls!r}')
+        self._thread: ServerThread[SMTPServer] | None = None
         self._messages: list[SinkMessage] = []
         self.max_messages = max_messages
         self.max_total_size = max_total_size
-        #: The certificates' authority (PEM), for clients that verify; None without ``tls``.
+        #: The certificate authority (PEM) for clients that verify; None without ``tls``.
         self.ca_file: Path | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         if tls is not None and certfile is None:
@@ -151,19 +151,19 @@ class SMTPSink:
         self.server.on("received", self._keep)
         if users is not None:
             self.server.on("auth", self._admit)
-        # The real thing, in a patched process too: the two sides are native threads.
+        # Unpatched, since the two sides are native threads.
         self._lock: Any = native("_thread", "allocate_lock")()
         self._waiting: list[_Alarm] = []
         self._refusals: list[Refusal] = []
         self._refused: deque[str] = deque(maxlen=_SHOWN)
         self._connections = 0
-        #: Octets of the messages that are kept or on their way.
+        #: Total size in bytes of the messages that are kept or being received.
         self._size = 0
 
-    # Its life
+    # Start and stop
 
     def start(self) -> SMTPSink:
-        """Listen; returns when clients can connect.
+        """Start listening, and return when clients can connect.
 
         :raises OSError: the address cannot be bound.
         """
@@ -174,7 +174,7 @@ class SMTPSink:
         return self
 
     def stop(self) -> None:
-        """Stop listening, and cut off the clients that are still there. The messages stay."""
+        """Stop listening, and disconnect all clients. The messages are kept."""
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop(timeout=1.0)
@@ -189,16 +189,16 @@ class SMTPSink:
 
     @property
     def host(self) -> str:
-        """The address that it listens on."""
+        """The address that the sink listens on."""
         return str(self.server.address[0])
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
+        """The port that the sink listens on."""
         return int(self.server.address[1])
 
     def client_context(self) -> ssl.SSLContext:
-        """A context for a client, which trusts the sink's certificate and nothing else.
+        """Return an SSL context for clients that trusts only the sink's certificate.
 
         :raises RuntimeError: the sink has no TLS.
         """
@@ -206,30 +206,30 @@ class SMTPSink:
             raise RuntimeError('this sink has no TLS: make it with tls="starttls" or tls="implicit"')
         return ssl.create_default_context(cafile=str(self.ca_file))
 
-    # What has come
+    # Messages
 
     @property
     def messages(self) -> list[SinkMessage]:
-        """The messages so far, oldest first, as a list of your own."""
+        """A new list of the messages so far, oldest first."""
         with self._lock:
             return list(self._messages)
 
     def clear(self) -> None:
-        """Forget the messages. Refusals stay; end one by its ``cancel()``."""
+        """Remove all messages. Rules made by ``refuse`` stay; end one with its ``cancel()``."""
         with self._lock:
             self._size -= sum(len(message.raw) for message in self._messages)
             self._messages.clear()
             self._refused.clear()
 
     def wait_for(self, to: str | None = None, subject: str | None = None, timeout: float = 10.0) -> SinkMessage:
-        """Return the first message that fits, among those that have come and those that will.
+        """Return the first message that matches, waiting for it if necessary.
 
-        In a greenlet other greenlets go on meanwhile; in a thread without a hub the thread waits.
+        In a greenlet, other greenlets run meanwhile; in a thread without a hub, the thread waits.
 
-        :param to: one of the envelope's recipients, in any case; ``*`` stands for anything: ``"*@example.com"``.
-        :param subject: a part of the subject, in any case; or all of it with ``*`` in it.
-        :param timeout: seconds.
-        :raises MessageNotReceived: none came; an AssertionError and a TimeoutError.
+        :param to: a recipient of the envelope, case-insensitive; ``*`` matches anything: ``"*@example.com"``.
+        :param subject: a part of the subject, case-insensitive; or the whole subject with ``*`` in it.
+        :param timeout: in seconds.
+        :raises MessageNotReceived: none arrived; it is an AssertionError and a TimeoutError.
         """
         deadline = monotonic() + timeout
         while True:
@@ -259,16 +259,16 @@ class SMTPSink:
         matching: str | None = None,
         times: int | None = None,
     ) -> Refusal:
-        """Have commands refused from now on.
+        """Refuse matching commands from now on.
 
         :param stage: ``"CONNECT"``, ``"EHLO"`` (HELO and LHLO too), ``"STARTTLS"``, ``"AUTH"``, ``"MAIL"``, ``"RCPT"``,
             ``"DATA"`` or ``"END-OF-DATA"``.
-        :param code: 4xx or 5xx, or a ``Reply``; 421 closes the connection as well.
+        :param code: 4xx or 5xx, or a ``Reply``; 421 also closes the connection.
         :param message: the reply's text.
-        :param matching: refuse only where this fits, in any case, with ``*`` for anything: the recipient (RCPT),
+        :param matching: refuse only if this matches, case-insensitive, with ``*`` for anything: the recipient (RCPT),
             one of the recipients (DATA, END-OF-DATA), the sender (MAIL), the client's name (EHLO) or address (CONNECT),
-            the user who has logged in (AUTH).
-        :param times: refuse so many, then accept; None: all.
+            the authenticated user (AUTH).
+        :param times: refuse this many commands, then accept; None to refuse all.
         """
         name = _STAGES.get(str(stage).upper().replace("_", "-"))
         if name is None:
@@ -285,7 +285,7 @@ class SMTPSink:
     # In the sink's thread
 
     def _watch(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """The outermost middleware: refuses what is to be refused, and notes what was."""
+        """The outermost middleware: apply the rules, and record refused commands."""
         if command.verb == CONNECT:
             self._connections += 1
         reply = self._refusal_of(session, command) or proceed(session, command)
@@ -302,7 +302,7 @@ class SMTPSink:
         return self._find_refusal(stage, lambda: _matched(session, command))
 
     def _find_refusal(self, stage: str, names: Callable[[], list[str] | None]) -> Reply | None:
-        """The reply of the first rule that applies, which is counted."""
+        """Return the reply of the first rule that applies, and count the hit."""
         with self._lock:
             self._refusals = [refusal for refusal in self._refusals if refusal.left != 0]
             for refusal in self._refusals:
@@ -314,7 +314,7 @@ class SMTPSink:
         return None
 
     def _admit(self, session: Session, identity: Any, ack: Ack) -> None:
-        """A handler of ``auth``: only here the user is known."""
+        """Handle ``auth``, the first moment at which the user is known."""
         reply = self._find_refusal("AUTH", lambda: [str(identity)])
         if reply is None:
             ack.accept()
@@ -322,7 +322,7 @@ class SMTPSink:
             ack.reject(reply.code, f"{reply.enhanced} {reply.text}" if reply.enhanced else reply.text)
 
     def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """A handler of ``message``."""
+        """Handle ``message``."""
         with self._lock:
             full = len(self._messages) >= self.max_messages or self._size >= self.max_total_size
         if full:
@@ -341,7 +341,7 @@ class SMTPSink:
                 stream.abort(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
 
     def _keep(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """A handler of ``received``; in LMTP for each recipient, all of them one message."""
+        """Handle ``received``; in LMTP it is emitted for each recipient of the one message."""
         pieces = session.notes[self]
         if isinstance(pieces, SinkMessage):
             pieces.recipients.append(str(recipient))
@@ -363,20 +363,20 @@ class SMTPSink:
         ack.accept()
 
     def _forget(self, session: Session) -> None:
-        """The transaction is over: what was not kept is not counted."""
+        """At the end of a transaction, subtract the size of a message that was not kept."""
         pieces = session.notes.pop(self, ())
         if not isinstance(pieces, SinkMessage):
             with self._lock:
                 self._size -= sum(map(len, pieces))
 
-    # Within
+    # Helpers
 
     def _make_certificate(self, *names: str) -> Path:
         try:
             import trustme
         except ImportError:
             raise RuntimeError(
-                "a sink with TLS needs a certificate: pip install trustme, which makes one, or give certfile= and "
+                "a sink with TLS needs a certificate: pip install trustme to have one made, or pass certfile= and "
                 "keyfile="
             ) from None
         self._folder = tempfile.TemporaryDirectory(prefix="greensmtp-sink-")
@@ -393,13 +393,13 @@ class SMTPSink:
             f" {word} {value!r}" for word, value in (("to", to), ("with subject", subject)) if value is not None
         )
         with self._lock:
-            came, refused = self._messages[-_SHOWN:], list(self._refused)
-        lines = [f"no message{wanted} came within {timeout:g} s"]
-        lines.append(f"Messages that did come ({len(came)}):" if came else "No message came at all.")
-        lines += [f"  to {', '.join(each.recipients)}: {each.subject!r}" for each in came]
+            arrived, refused = self._messages[-_SHOWN:], list(self._refused)
+        lines = [f"no message{wanted} arrived within {timeout:g} s"]
+        lines.append(f"Messages that did arrive ({len(arrived)}):" if arrived else "No message arrived at all.")
+        lines += [f"  to {', '.join(each.recipients)}: {each.subject!r}" for each in arrived]
         if refused:
-            lines += ["Commands that were refused:", *(f"  {each}" for each in refused)]
-        elif not came:
+            lines += ["Refused commands:", *(f"  {each}" for each in refused)]
+        elif not arrived:
             lines.append(f"Connections so far: {self._connections}.")
         return "\n".join(lines)
 
@@ -409,10 +409,10 @@ class SMTPSink:
 
 
 def _matched(session: Session, command: Command) -> list[str] | None:
-    """What a rule's ``matching`` is compared with at this command; None: it cannot be known yet."""
+    """Return the values to compare a rule's ``matching`` with; None if they are not known yet."""
     if isinstance(command, PathCommand):
         return [str(command.address)]
-    if isinstance(command, Greeting):
+    if isinstance(command, HelloCommand):
         return [command.hostname]
     if isinstance(command, EndOfData) and command.recipient is not None:
         return [str(command.recipient)]
@@ -450,7 +450,7 @@ def _applies(matching: str | None, names: list[str] | None) -> bool:
 
 
 def _glob(text: str, pattern: str) -> bool:
-    # (Of fnmatch's language only the asterisk: brackets and question marks stand in subjects and addresses.)
+    # Only "*" is special: subjects and addresses may contain brackets and question marks.
     escaped = "".join(f"[{char}]" if char in "[?" else char for char in pattern.casefold())
     return fnmatchcase(text.casefold(), escaped)
 
@@ -461,11 +461,11 @@ def _fits(message: SinkMessage, to: str | None, subject: str | None) -> bool:
     return subject is None or subject.casefold() in message.subject.casefold() or _glob(message.subject, subject)
 
 
-# How one thread wakes another
+# Waking another thread
 
 
 class _Alarm:
-    """Rung from the sink's thread, under its lock, which also guards ``close``. For a thread without a hub."""
+    """Wakes a thread without a hub. The sink's thread calls ``ring`` under its lock, which also guards ``close``."""
 
     def __init__(self) -> None:
         self._rung: Any = native("_thread", "allocate_lock")()
@@ -476,15 +476,15 @@ class _Alarm:
             self._rung.release()
 
     def wait(self, seconds: float) -> None:
-        """Until it is rung, or so long."""
+        """Wait until ``ring`` is called, or the time is over."""
         self._rung.acquire(timeout=min(seconds, 1e6))
 
     def close(self) -> None:
-        """It will not be rung any more."""
+        """Free the resources; ``ring`` is not called after this."""
 
 
 class _GreenletAlarm(_Alarm):
-    """The same in a thread that has a hub: other greenlets go on."""
+    """Wakes a greenlet in a thread with a hub; other greenlets run meanwhile."""
 
     def __init__(self, hub: Any) -> None:
         self._waiter: Waiter[None] = Waiter(hub)

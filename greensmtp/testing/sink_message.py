@@ -1,7 +1,7 @@
-"""What a test asks of a message: its text, the links and codes in it, its attachments.
+"""Messages as tests look at them: text, links, codes, attachments.
 
-Mail in tests comes from the code under test, so it may be wrong in any way. Nothing here raises on a message: what
-cannot be parsed is given as it stands.
+The code under test may send malformed messages. Nothing in this module raises because of a message: what cannot be
+parsed is returned undecoded.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ _URL = re.compile(r"https?://[^\s<>\"]+", re.IGNORECASE)
 _URL_END = ".,;:!?'*_"
 _BRACKETS = {")": "(", "]": "[", "}": "{"}
 
-#: Digits by themselves: 4 to 8 of them, or two groups of 3; or 6 to 8 capitals and digits mixed. What is a part of an
-#: amount, a date, a time, a version, an address or a longer number is none.
+#: 4 to 8 digits that stand alone, two groups of 3 digits, or 6 to 8 capitals and digits mixed. Parts of an amount, a
+#: date, a time, a version, an address or a longer number do not match.
 _CODE = re.compile(
     r"(?<![\w@#$€£%+=&?])(?<!\d[ .,:/-])(?<!\w[./-])(?:[A-Z]-)?"
     r"(?P<code>\d{3}[ -]\d{3}|\d{4,8}|(?=[A-Z]*\d)(?=\d*[A-Z])[A-Z0-9]{6,8})"
     r"(?![\w@%€£$]|[.,:/-]\w|[ -]\d)"
 )
 _YEAR = re.compile(r"(?:19|20)\d\d")
-_SAYS_CODE = re.compile(r"\b(?:codes?|pin|otp|passcode|password|token|kode)\b", re.IGNORECASE)
+_MENTIONS_CODE = re.compile(r"\b(?:codes?|pin|otp|passcode|password|token|kode)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """A part of a message that is not its text: a file, an image, a forwarded message."""
+    """A part of a message other than its text: a file, an image, a forwarded message."""
 
     filename: str | None
     content_type: str
@@ -40,13 +40,16 @@ class Attachment:
 
 
 class Headers(Mapping[str, str]):
-    """The header fields, decoded, by names in any case. Of several with one name, the first; ``get_all`` has all."""
+    """The decoded header fields by case-insensitive name.
+
+    If several fields have the same name, the mapping has the first one; ``get_all`` returns all.
+    """
 
     def __init__(self, fields: list[tuple[str, str]]) -> None:
         self._fields = fields
 
     def get_all(self, name: str) -> list[str]:
-        """The values of every field with this name."""
+        """Return the values of all fields with this name."""
         return [value for each, value in self._fields if each.lower() == name.lower()]
 
     def __getitem__(self, name: str) -> str:
@@ -74,9 +77,9 @@ class SinkMessage:
     recipients: list[str]
     #: The message as it was sent: CRLF, without dot-stuffing.
     raw: bytes
-    #: It came over TLS.
+    #: True if it came over TLS.
     tls: bool = False
-    #: The user who had logged in.
+    #: The authenticated user.
     username: str | None = None
     #: The name that the client gave in HELO or EHLO.
     client_hostname: str | None = None
@@ -86,7 +89,7 @@ class SinkMessage:
         """The message as the standard library parses it: an ``EmailMessage``."""
         try:
             return email.message_from_bytes(self.raw, policy=email.policy.default)
-        except Exception:  # defects that its strict policy has no answer to
+        except Exception:  # the policy raises on some defects
             return email.message_from_bytes(self.raw)
 
     @cached_property
@@ -96,41 +99,41 @@ class SinkMessage:
 
     @property
     def subject(self) -> str:
-        """The Subject field, decoded; ``""`` where there is none."""
+        """The decoded Subject field; ``""`` if there is none."""
         return self.headers.get("Subject", "")
 
     @property
     def text(self) -> str:
-        """The plain text, with LF line ends; ``""`` where there is none."""
+        """The plain text, with LF line ends; ``""`` if there is none."""
         return self._contents[0]
 
     @property
     def html(self) -> str:
-        """The HTML, with LF line ends; ``""`` where there is none."""
+        """The HTML, with LF line ends; ``""`` if there is none."""
         return self._contents[1]
 
     @property
     def attachments(self) -> list[Attachment]:
-        """Everything that is neither the plain text nor the HTML."""
+        """All parts that are neither the plain text nor the HTML."""
         return self._contents[2]
 
     def links(self) -> list[str]:
-        """The http and https links in the text and the HTML, each once, in their order."""
+        """Return the http and https links in the text and the HTML, without duplicates, in order."""
         found = [_trim_url(match[0]) for match in _URL.finditer(self.text)]
         targets = (href.strip() for href in self._html_parts.hrefs)
         return list(dict.fromkeys([*found, *(href for href in targets if _URL.match(href))]))
 
     def codes(self) -> list[str]:
-        """What looks like a one-time code in the subject and the text, each once, in their order.
+        """Return likely one-time codes in the subject and the text, without duplicates, in order.
 
-        That is 4 to 8 digits by themselves (``123456``, ``123 456``, ``G-123456``), given without spaces and hyphens,
-        or 6 to 8 capitals and digits mixed (``7F3K9Q``). A year is one only in a line that speaks of a code.
+        These are 4 to 8 digits that stand alone (``123456``, ``123 456``, ``G-123456``), returned without spaces and
+        hyphens, and 6 to 8 capitals and digits mixed (``7F3K9Q``). A year counts only in a line that mentions a code.
         """
         found = []
         for line in f"{self.subject}\n{self.text or self._html_parts.text}".splitlines():
             for match in _CODE.finditer(_URL.sub(" ", line)):
                 code = re.sub("[ -]", "", match["code"])
-                if not _YEAR.fullmatch(code) or _SAYS_CODE.search(line):
+                if not _YEAR.fullmatch(code) or _MENTIONS_CODE.search(line):
                     found.append(code)
         return list(dict.fromkeys(found))
 
@@ -140,13 +143,13 @@ class SinkMessage:
         try:
             parts.feed(self.html)
             parts.close()
-        except Exception:  # markup that the parser does not take; what came before it is there
+        except Exception:  # malformed markup; keep what was parsed before it
             pass
         return parts
 
     @cached_property
     def _contents(self) -> tuple[str, str, list[Attachment]]:
-        """Text, HTML, attachments."""
+        """The text, the HTML and the attachments."""
         texts: dict[str, str] = {}
         attachments = []
         for part in _leaves(self.parsed):
@@ -162,7 +165,7 @@ class SinkMessage:
 
 
 def _leaves(part: Message) -> Iterator[Message]:
-    """The parts that hold something; a forwarded message is one."""
+    """Yield the parts that have content; a forwarded message is one part."""
     payload = part.get_payload()
     if isinstance(payload, list) and _describe(part)[0].startswith("multipart/"):
         for inner in payload:
@@ -173,7 +176,7 @@ def _leaves(part: Message) -> Iterator[Message]:
 
 
 def _describe(part: Message) -> tuple[str, str | None, bool]:
-    """Content type, file name, and whether it is an attachment."""
+    """Return the content type, the file name, and whether it is an attachment."""
     try:
         return part.get_content_type(), part.get_filename(), part.get_content_disposition() == "attachment"
     except Exception:  # a header field that cannot be parsed
@@ -195,29 +198,29 @@ def _decode_text(part: Message) -> str:
     content = _decode(part)
     try:
         text = content.decode(str(part.get_content_charset("utf-8")))
-    except (LookupError, ValueError):  # an unknown charset, or other octets than it has
+    except (LookupError, ValueError):  # an unknown charset, or bytes that it does not have
         text = content.decode("utf-8", "replace")
     return text.replace("\r\n", "\n")
 
 
 def _decode_header(name: str, value: str) -> str:
-    """A field as text. (Octets beyond ASCII, which the parser keeps as surrogates, are UTF-8 here.)"""
+    """Decode a field; bytes beyond ASCII, which the parser keeps as surrogates, are decoded as UTF-8."""
     value = value.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         return str(email.policy.default.header_fetch_parse(name, value))
-    except Exception:  # the standard library's parsers raise this and that on wild fields
+    except Exception:  # the standard library's parsers raise various errors on malformed fields
         return " ".join(value.split())
 
 
 def _trim_url(url: str) -> str:
-    """A URL without the punctuation of the sentence around it."""
+    """Remove the punctuation of the surrounding sentence from a URL."""
     while url[-1] in _URL_END or (url[-1] in _BRACKETS and url.count(_BRACKETS[url[-1]]) < url.count(url[-1])):
         url = url[:-1]
     return url
 
 
 class _HTMLParts(HTMLParser):
-    """The visible text of an HTML document, and where its links lead."""
+    """Collects the visible text and the link targets of an HTML document."""
 
     _BLOCKS = frozenset({"p", "br", "div", "tr", "td", "th", "li", "h1", "h2", "h3", "h4", "title"})
 

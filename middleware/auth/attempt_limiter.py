@@ -14,6 +14,7 @@ from typing import Any
 
 from gevent.monkey import get_original
 
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._records import KEY_WEIGHT, Counter, Records
 
@@ -41,8 +42,8 @@ class AttemptLimiter:
         self.count = int(match[1]) if match else 0
         self._seconds = int(match[2] or 1) * _UNITS[match[3]] if match else 0.0
         if not self.count or not self._seconds:
-            raise ValueError(
-                f"{name} takes a number of failures and a time, like '10/minute' or '5/15 minutes', not {limit!r}"
+            raise ArgumentError(
+                name, f"takes a number of failures and a time, like '10/minute' or '5/15 minutes', not {limit!r}"
             )
         self._limit = limit
         self._clock = clock

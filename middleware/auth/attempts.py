@@ -7,8 +7,8 @@ from collections.abc import Callable
 from time import monotonic
 
 from greensmtp.middleware._accounts import account_of
-from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
+from greensmtp.networks import network_around
 
 #: How many past successes (account and client) are remembered, and for how many seconds.
 _MAX_KNOWN = 100_000

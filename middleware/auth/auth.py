@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import Reject
+from greensmtp.errors import ArgumentError, Reject
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import check_check, make_backend
@@ -27,7 +27,7 @@ from greensmtp.protocol.state import State
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 logger = logging.getLogger("greensmtp")
 
@@ -113,7 +113,7 @@ class Auth:
         }
         self.verbs = tuple(self._handlers)
 
-    def start(self, server: SMTPServer) -> None:
+    def start(self, server: StackInfo) -> None:
         """Warn about settings that are valid but seldom intended."""
         if self._salts_reveal_users:
             logger.warning(
@@ -234,7 +234,7 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
         raise TypeError(f"secret must be bytes or a str, not {type(secret).__name__}")
     data = secret.encode() if isinstance(secret, str) else secret
     if len(data) < _MIN_SECRET:
-        raise ValueError(f"secret must have at least {_MIN_SECRET} bytes, not {len(data)}")
+        raise ArgumentError("secret", f"must have at least {_MIN_SECRET} bytes, not {len(data)}")
     return data
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.sasl.exchange import Exchange, ScramKeys
 from greensmtp.session import Session
 
@@ -94,7 +95,7 @@ def check_seconds(name: str, value: Any) -> float:
     :raises ValueError: it is not a positive number.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ValueError(f"{name} takes a number of seconds above 0, not {value!r}")
+        raise ArgumentError(name, f"takes a number of seconds above 0, not {value!r}")
     return float(value)
 
 

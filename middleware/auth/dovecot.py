@@ -16,6 +16,7 @@ from typing import Any
 from gevent import Timeout, socket
 from gevent.lock import BoundedSemaphore
 
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import Unavailable, check_path, check_seconds
 from greensmtp.protocol import canned
 from greensmtp.protocol.sasl.exchange import CredentialQuery, Exchange, Identity, Refused
@@ -65,7 +66,7 @@ class DovecotAuth:
 
     def __init__(self, path: str | Path, timeout: float = 25.0, service: str = "smtp") -> None:
         if not _WORD.fullmatch(service):
-            raise ValueError(f"service takes a word of letters and digits, not {service!r}")
+            raise ArgumentError("service", f"takes a word of letters and digits, not {service!r}")
         self._path = check_path("DovecotAuth", path)
         self._timeout = check_seconds("timeout", timeout)
         self._service = service

@@ -78,7 +78,7 @@ class ExchangeRunner:
                 except (Refused, Reject):
                     raise
                 except FAULTS as error:
-                    if error is session.link.lost:
+                    if error is session.close_error:
                         raise
                     self.log_fault(session, error)
                     raise Refused(canned.AUTH_UNAVAILABLE) from None
@@ -134,7 +134,7 @@ def _count_for_account(session: Session, attempt: Attempt, query: CredentialQuer
     if seconds is None:
         raise Refused(canned.AUTH_TOO_MANY_FAILURES)
     if seconds:
-        session.link.flush()
+        session.flush()
         pause(session, seconds)
 
 

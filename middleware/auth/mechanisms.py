@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
+from gevent.ssl import SSLSocket
+
+from greensmtp._suggest import did_you_mean
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import Backend, MechanismRelay
 from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.protocol import canned
@@ -45,7 +48,10 @@ class MechanismPolicy:
         names = able if wanted is None else _check_names(wanted)
         for name in names:
             if name not in able:
-                raise ValueError(f"mechanisms: this backend cannot serve {name}, which needs {_NEEDS[_needs(name)]}")
+                raise ArgumentError(
+                    "mechanisms",
+                    f"are limited by the backend: it cannot serve {name}, which needs {_NEEDS[_needs(name)]}",
+                )
         if self._serves & {"keys"} and not _SCRAM.isdisjoint(names) and not _have_scramp():
             if wanted is not None:
                 raise ModuleNotFoundError("SCRAM needs scramp: pip install 'greensmtp[scram]'", name="scramp")
@@ -85,15 +91,15 @@ class MechanismPolicy:
             return found
         # With TLS 1.3 a client binds to tls-exporter (RFC 9266), which Python's ssl does not have. It would choose
         # -PLUS, as the strongest mechanism, and could not log in.
-        if session.socket.version() == "TLSv1.3":
+        if cast(SSLSocket, session.socket).version() == "TLSv1.3":
             return found
         certificate = session.server.certificate
         data = None if certificate is None else end_point_binding(certificate)
         if data is not None:
             found[END_POINT] = data
         # TLS 1.3 has no tls-unique (RFC 8446 appendix C.5).
-        if session.socket.version() == "TLSv1.2":
-            unique = session.socket.get_channel_binding(UNIQUE)
+        if cast(SSLSocket, session.socket).version() == "TLSv1.2":
+            unique = cast(SSLSocket, session.socket).get_channel_binding(UNIQUE)
             if unique:
                 found[UNIQUE] = unique
         return found
@@ -118,9 +124,8 @@ def _check_names(wanted: Any) -> list[str]:
     names = [str(name).upper() for name in wanted]
     for name in names:
         if name not in MECHANISMS:
-            near = difflib.get_close_matches(name, MECHANISMS, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"mechanisms takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
+            hint = did_you_mean(name, MECHANISMS)
+            raise ArgumentError("mechanisms", f"takes some of {', '.join(MECHANISMS)}, not {name!r}{hint}")
     return list(dict.fromkeys(names))
 
 

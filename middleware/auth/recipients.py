@@ -9,13 +9,13 @@ from greensmtp.chain.compose import Composed, When
 from greensmtp.signals import shared
 
 if TYPE_CHECKING:
-    from greensmtp.server.server import SMTPServer
+    from greensmtp.chain.chain import StackInfo
 
 #: Middleware of the catalogue that sees MAIL or RCPT, and lets every recipient pass.
 _WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"})
 
 
-def decides_recipients(server: SMTPServer) -> bool:
+def decides_recipients(server: StackInfo) -> bool:
     """Return whether a handler or a middleware may refuse a sender or a recipient.
 
     What a handler checks cannot be seen from outside, so this finds only servers without any check.

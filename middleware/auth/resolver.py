@@ -15,6 +15,7 @@ import logging
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.auth.credentials import (
     Backend,
     Check,
@@ -163,7 +164,7 @@ def _derive(password: str | None, stand_in: str, salt: bytes) -> ScramKeys:
 def _check_number(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
         limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limit}, not {value!r}")
+        raise ArgumentError(name, f"must be a whole number {limit}, not {value!r}")
     return value
 
 

@@ -1,11 +1,11 @@
-"""The AUTH= parameter of MAIL: who has submitted a message to the client that now sends it (RFC 4954 section 5)."""
+"""The AUTH= parameter of MAIL: the original submitter of the message (RFC 4954 section 5)."""
 
 from __future__ import annotations
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import PathCommand
-from greensmtp.protocol.xtext import decode_xtext
+from greensmtp.protocol.esmtp import decode_xtext
 
 
 def with_submitter(command: PathCommand, *, trusted: bool) -> PathCommand:

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.logging import format as log_lines
 from greensmtp.middleware.logging.output import attach
 from greensmtp.middleware.logging.records import SessionRecord, TransactionRecord, peer_of
@@ -152,7 +153,7 @@ class Logging:
             **record.facts(session, "session", record.began),
             "greeting": session.greeting,
             "hostname": None if session.hostname is None else shown(session.hostname),
-            "messages": session.messages,
+            "messages": session.messages_accepted,
             "recipient_count": record.recipients,
             "octets": record.size,
             "reason": reason,
@@ -342,7 +343,7 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, str) and level.upper() in names:
         level = names[level.upper()]
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
-        raise ValueError(f"level takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
+        raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from greensmtp.errors import ArgumentError
 from greensmtp.log_writer import LogHandler
 
 
@@ -18,7 +19,9 @@ def attach(logger: logging.Logger, form: str, level: int) -> None:
     :raises ModuleNotFoundError: a library is missing; the text says what to install.
     """
     if form not in ("text", "json"):
-        raise ValueError(f"format takes 'text' or 'json', or None where the program configures handlers, not {form!r}")
+        raise ArgumentError(
+            "format", f"takes 'text' or 'json', or None where the program configures handlers, not {form!r}"
+        )
     attached = next((handler for handler in logger.handlers if isinstance(handler, _StandardError)), None)
     if attached is not None and attached.log_format != form:
         raise ValueError(f"logger {logger.name!r} writes {attached.log_format} already; pass another logger for {form}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
@@ -35,7 +37,7 @@ class SessionRecord:
     def note_tls(self, session: Session) -> None:
         """Note the TLS version and cipher, which a closed socket no longer has."""
         if session.tls and self.tls is None:
-            socket = session.socket
+            socket = cast(SSLSocket, session.socket)
             self.tls = socket.version() or "TLS"
             self.cipher = (socket.cipher() or (None,))[0]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
+from greensmtp.errors import ArgumentError
+
 if TYPE_CHECKING:
     from prometheus_client import Counter, Gauge, Histogram
 
@@ -74,8 +76,8 @@ class MetricFamilies:
             except ValueError as error:
                 for each in registered:
                     registry.unregister(each)
-                raise ValueError(
-                    f"namespace {namespace!r} is taken by other metrics in this registry: {error}"
+                raise ArgumentError(
+                    "namespace", f"{namespace!r} is taken by other metrics in this registry: {error}"
                 ) from error
             made[namespace] = families
         return families

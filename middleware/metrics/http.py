@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from gevent import get_hub, socket
 
+from greensmtp._hostport import address
+from greensmtp.errors import ArgumentError
 from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
@@ -31,19 +33,10 @@ def parse_address(listen: object) -> tuple[str, int]:
 
     :raises ValueError: it is something else; the text says what it takes.
     """
-    host: Any = None
-    port: Any = None
-    if isinstance(listen, str):
-        host, _, digits = listen.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]") if host.startswith("[") or ":" not in host else None
-        port = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 5 else None
-    elif isinstance(listen, tuple | list) and len(listen) == 2:
-        host, port = listen
-    if not isinstance(host, str) or not host or isinstance(port, bool) or not isinstance(port, int):
-        port = -1
-    if not 0 <= port <= 65535:
-        raise ValueError(f'listen takes "host:port" or (host, port), like "127.0.0.1:9100", not {listen!r}')
-    return host, port
+    found = address(listen)
+    if found is None:
+        raise ArgumentError("listen", f'takes "host:port" or (host, port), like "127.0.0.1:9100", not {listen!r}')
+    return found
 
 
 class MetricsServer:

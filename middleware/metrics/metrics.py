@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from greensmtp.chain.chain import Proceed
+from greensmtp.errors import ArgumentError
 from greensmtp.middleware.metrics.families import MetricFamilies, Registry, check_registry
 from greensmtp.middleware.metrics.http import MetricsServer, parse_address
 from greensmtp.middleware.metrics.recorder import Recorder
@@ -53,7 +54,9 @@ class Metrics:
         listen: str | tuple[str, int] | None = None,
     ) -> None:
         if not _NAMESPACE.fullmatch(namespace):
-            raise ValueError(f"namespace takes letters, digits and underscores, like 'greensmtp', not {namespace!r}")
+            raise ArgumentError(
+                "namespace", f"takes letters, digits and underscores, like 'greensmtp', not {namespace!r}"
+            )
         self._listen = None if listen is None else parse_address(listen)
         #: The registry of the metrics.
         self.registry = check_registry(registry)

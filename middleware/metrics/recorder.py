@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
+
+from gevent.ssl import SSLSocket
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.protocol.command import (
@@ -254,7 +256,7 @@ class Recorder:
     def _see_tls(self, session: Session, state: SessionState) -> None:
         if session.tls and not state.tls:
             state.tls = True
-            version = session.socket.version()  # None once it is closed
+            version = cast(SSLSocket, session.socket).version()  # None once it is closed
             self._families.tls.labels(version if version in _TLS_VERSIONS else OTHER).inc()
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal
 
-from greensmtp.middleware._addresses import network_around
 from greensmtp.middleware._validate import check_count
+from greensmtp.networks import network_around
 from greensmtp.protocol.command import Command, PathCommand
 from greensmtp.session import Session
 

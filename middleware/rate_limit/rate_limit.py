@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Literal
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ConnectionLost
+from greensmtp.errors import ArgumentError, ConnectionLost
 from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._pause import waiting
 from greensmtp.middleware._validate import check_choice, check_number, make_refusal
@@ -297,7 +297,7 @@ def _read_limits(limit: str) -> list[RateLimitItem]:
     except ValueError:
         items = []
     if not items or any(item.amount < 1 for item in items):
-        raise ValueError(f"limit takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
+        raise ArgumentError("limit", f"takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
     return items
 
 

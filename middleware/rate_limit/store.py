@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary, finalize
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.log_text import shown
 from greensmtp.thread_pool import in_thread_pool
 
@@ -165,11 +166,11 @@ def _secrets(uri: str) -> frozenset[str]:
 def _open(uri: str, timeout: float) -> Store:
     if "://" not in str(uri):
         # The value is not shown: it may be a URI with a password that lacks a slash.
-        raise ValueError("storage takes 'memory://' or a URI like 'redis://localhost:6379', with '://' in it")
+        raise ArgumentError("storage", "takes 'memory://' or a URI like 'redis://localhost:6379', with '://' in it")
     try:
         name = shown_uri(uri)
     except ValueError:
-        raise ValueError("storage is not a valid URI") from None  # and is not shown
+        raise ArgumentError("storage", "is not a valid URI") from None  # and is not shown
     scheme = uri.partition("://")[0]
     import_limits()
     if scheme == "memory":
@@ -183,11 +184,11 @@ def _open(uri: str, timeout: float) -> Store:
         storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
     # Not chained: the library's text may quote the URI, password included.
     except ConfigurationError:
-        raise ValueError(f"storage {name!r} is not supported by limits; pass memory:// or redis://") from None
+        raise ArgumentError("storage", f"{name!r} is not supported by limits; pass memory:// or redis://") from None
     except ValueError:
-        raise ValueError(f"storage {name!r} is not a URI that its library accepts") from None
+        raise ArgumentError("storage", f"{name!r} is not a URI that its library accepts") from None
     if not isinstance(storage, Storage):
-        raise ValueError(f"storage {name!r} is for asyncio; pass the URI without async+")
+        raise ArgumentError("storage", f"{name!r} is for asyncio; pass the URI without async+")
     # Twice the timeout: a question may connect, and then send a command.
     store = Store(storage, name, 2 * timeout, _secrets(uri))
     close = getattr(getattr(storage, "storage", None), "close", None)

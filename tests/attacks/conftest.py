@@ -1,4 +1,4 @@
-"""Plays octets to fresh servers, whole and cut in two at every place, and tells what has come of them."""
+"""Play bytes to a server, whole and cut in two, and tell what the server has made of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import gevent
 import pytest
@@ -14,12 +14,15 @@ import pytest
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 
+if TYPE_CHECKING:
+    from tests.conftest import Cuts
+
 #: One reply: lines of one code with a hyphen, then one without.
 REPLY = re.compile(rb"(?:(\d{3})-[ -~]*\r\n(?=\1))*\d{3}(?: [ -~]*)?\r\n")
 
 
 class Outcome(NamedTuple):
-    """What a server has made of the octets that it was sent."""
+    """What a server has made of the bytes that it was sent."""
 
     #: Every reply, the banner first; lines joined by newlines.
     replies: list[str]
@@ -60,47 +63,6 @@ def split_replies(octets: bytes) -> list[str]:
     return [reply.decode("ascii").removesuffix("\r\n").replace("\r\n", "\n") for reply in found]
 
 
-def _connect_handlers(server: SMTPServer, outcome: Outcome, *, late: bool, lazy: bool) -> None:
-    """Accept everything, at once or from another greenlet, and note what comes."""
-
-    def accept(ack: Ack) -> None:
-        if late:
-            gevent.spawn(ack.accept)
-        else:
-            ack.accept()
-
-    @server.on("greeting")
-    def greeting(session: Session, greeting: Any, ack: Ack) -> None:
-        accept(ack)
-
-    @server.on("from")
-    def sender(session: Session, address: Address, ack: Ack) -> None:
-        outcome.senders.append(str(address))
-        accept(ack)
-
-    @server.on("to")
-    def recipient(session: Session, address: Address, ack: Ack) -> None:
-        accept(ack)
-
-    @server.on("message")
-    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
-        body = bytearray()
-        session.notes["body"] = body
-        if late or lazy:
-            stream.pipe(_Appender(body))
-            accept(ack)
-        else:
-            accept(ack)
-            for chunk in stream:
-                body.extend(chunk)
-
-    @server.on("received")
-    def received(session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        outcome.messages.append(bytes(session.notes["body"]))
-        outcome.envelopes.append((session.from_, tuple(session.to)))
-        accept(ack)
-
-
 class _Appender:
     def __init__(self, body: bytearray) -> None:
         self._body = body
@@ -109,37 +71,82 @@ class _Appender:
         self._body.extend(data)
 
 
-def _send(peer: Peer, pieces: list[bytes]) -> None:
-    try:
-        for number, piece in enumerate(pieces):
-            if number:
-                peer.let_it_read()
-            peer.send(piece)
-        peer.half_close()
-    except ConnectionError:
-        pass  # the server has closed: its replies tell why
+class Player:
+    """A server whose handlers accept everything and note it; each play has a connection of its own.
 
-
-def play_once(
-    wire: bytes, *, at: Iterable[int] = (), late: bool = False, lazy: bool = False, **options: Any
-) -> Outcome:
-    """Send octets to a fresh server, hang up one half, and read until the end.
-
-    :param at: where to cut: the server has read what is before a cut when it gets the rest.
     :param late: acks are decided by another greenlet, and bodies are drained into a pipe.
     :param lazy: bodies are drained into a pipe, though acks are decided at once.
     :param options: of the server.
     """
-    options.setdefault("hostname", "mx.example.com")
-    server = SMTPServer(("127.0.0.1", 0), **options)
-    outcome = Outcome([], [], [], [])
-    _connect_handlers(server, outcome, late=late, lazy=lazy)
-    cuts = sorted({0, len(wire), *at})
-    with dial(server) as peer:
-        reading = gevent.spawn(peer.rest)
-        _send(peer, [wire[begin:end] for begin, end in itertools.pairwise(cuts)])
-        outcome.replies.extend(split_replies(reading.get(timeout=30)))
-    return outcome
+
+    def __init__(self, *, late: bool = False, lazy: bool = False, **options: Any) -> None:
+        options.setdefault("hostname", "mx.example.com")
+        self._server = SMTPServer(("127.0.0.1", 0), **options)
+        self._late = late
+        self._piped = late or lazy
+        self._outcome = Outcome([], [], [], [])
+        for name, handler in (
+            ("greeting", self._accept),
+            ("from", self._sender),
+            ("to", self._accept),
+            ("message", self._message),
+            ("received", self._received),
+        ):
+            cast(Any, self._server).on(name, handler)
+
+    def play(self, wire: bytes, at: Iterable[int] = ()) -> Outcome:
+        """Send bytes over a new connection, half-close it, and read until the end.
+
+        :param at: where to cut: the server has read what is before a cut when it gets the rest.
+        """
+        self._outcome = outcome = Outcome([], [], [], [])
+        cuts = sorted({0, len(wire), *at})
+        with dial(self._server) as peer:
+            if len(cuts) > 2 or len(wire) > 32_768:
+                reading = gevent.spawn(peer.rest)
+                self._send(peer, [wire[begin:end] for begin, end in itertools.pairwise(cuts)])
+                sent = reading.get(timeout=30)
+            else:
+                self._send(peer, [wire])
+                sent = peer.rest()
+        outcome.replies.extend(split_replies(sent))
+        return outcome
+
+    def _send(self, peer: Peer, pieces: list[bytes]) -> None:
+        try:
+            for number, piece in enumerate(pieces):
+                if number:
+                    peer.let_it_read()
+                peer.send(piece)
+            peer.half_close()
+        except ConnectionError:
+            pass  # the server has closed: its replies tell why
+
+    def _accept(self, session: Session, ack: Ack, **fields: Any) -> None:
+        if self._late:
+            gevent.spawn(ack.accept)
+        else:
+            ack.accept()
+
+    def _sender(self, session: Session, address: Address, ack: Ack) -> None:
+        self._outcome.senders.append(str(address))
+        self._accept(session, ack)
+
+    def _message(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        body = bytearray()
+        session.notes["body"] = body
+        if self._piped:
+            stream.pipe(_Appender(body))
+            self._accept(session, ack)
+        else:
+            self._accept(session, ack)
+            for chunk in stream:
+                body.extend(chunk)
+
+    def _received(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
+        self._outcome.messages.append(bytes(session.notes["body"]))
+        self._outcome.envelopes.append((session.from_, tuple(session.to)))
+        self._accept(session, ack)
 
 
 @pytest.fixture
@@ -151,20 +158,30 @@ def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 @pytest.fixture
 def play(quiet: None) -> Play:
-    """Send octets to a fresh server; see ``play_once``."""
-    return play_once
+    """Send bytes to a server that accepts everything; one server for all plays of a test with the same options."""
+    players: dict[str, Player] = {}
+
+    def play(wire: bytes, *, at: Iterable[int] = (), **options: Any) -> Outcome:
+        key = repr(sorted(options.items()))
+        if key not in players:
+            players[key] = Player(**options)
+        return players[key].play(wire, at)
+
+    return play
 
 
 @pytest.fixture
-def play_cut(quiet: None) -> PlayCut:
-    """Play octets uncut, then cut in two at every place (from ``start`` to ``stop``), then octet by octet; all must
-    have the same outcome, which is given back."""
+def play_cut(play: Play, cuts: Cuts) -> PlayCut:
+    """Play bytes uncut, then cut in two (from ``start`` to ``stop``), then byte by byte.
+
+    All must have the same outcome, which is returned.
+    """
 
     def play_all(wire: bytes, *, start: int = 1, stop: int | None = None, step: int = 1, **options: Any) -> Outcome:
-        whole = play_once(wire, **options)
-        for cut in range(start, len(wire) if stop is None else stop, step):
-            assert play_once(wire, at=[cut], **options) == whole, f"cut at {cut}: {wire[:cut]!r} | {wire[cut:]!r}"
-        assert play_once(wire, at=range(start, len(wire)), **options) == whole, "octet by octet"
+        whole = play(wire, **options)
+        for cut in cuts(wire, start, stop, step):
+            assert play(wire, at=[cut], **options) == whole, f"cut at {cut}: {wire[:cut]!r} | {wire[cut:]!r}"
+        assert play(wire, at=range(start, len(wire)), **options) == whole, "byte by byte"
         return whole
 
     return play_all

@@ -10,9 +10,11 @@ from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTP
 from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import chunk
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play, PlayCut
+    from tests.conftest import Cuts
 
 ENVELOPE = b"EHLO relay.example\r\nMAIL FROM:<sender@example.org>\r\nRCPT TO:<recipient@example.com>\r\n"
 SECOND = b"MAIL FROM:<second@example.org>\r\nRCPT TO:<recipient@example.com>\r\n"
@@ -20,10 +22,6 @@ COMMANDS = b"RSET\r\nMAIL FROM:<evil@example.net>\r\nRCPT TO:<victim@example.com
 
 HOWS: list[dict[str, Any]] = [{}, {"late": True}, {"lazy": True}]
 how_acks_come = pytest.mark.parametrize("how", HOWS, ids=["at once", "late", "lazy"])
-
-
-def chunk(octets: bytes, *, last: bool = False) -> bytes:
-    return b"BDAT %d%s\r\n" % (len(octets), b" LAST" if last else b"") + octets
 
 
 def note_senders(server: SMTPServer, senders: list[str]) -> None:
@@ -233,13 +231,15 @@ REFUSERS = [refuse_messages, refuse_bdat_commands, answer_bdat_commands, refuse_
 
 
 @pytest.mark.parametrize("refuse", REFUSERS)
-def test_the_octets_of_a_refused_chunk_are_consumed_at_every_cut(smtp_server: MakeServer, refuse: Any) -> None:
+def test_the_octets_of_a_refused_chunk_are_consumed_at_every_cut(
+    smtp_server: MakeServer, cuts: Cuts, refuse: Any
+) -> None:
     senders: list[str] = []
     wire = chunk(COMMANDS) + chunk(COMMANDS, last=True) + b"NOOP\r\nQUIT\r\n"
-    for cut in range(1, len(wire), 2):
-        server = smtp_server(start=False)
-        refuse(server)
-        note_senders(server, senders)
+    server = smtp_server(start=False)
+    refuse(server)
+    note_senders(server, senders)
+    for cut in cuts(wire):
         with dial(server) as peer:
             peer.hello()
             peer.envelope()

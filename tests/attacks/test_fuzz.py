@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play
 
-#: The same cases in every run: a suite that fails now and then is not looked at. (Raise max_examples to go hunting.)
+#: The same cases in every run: a suite that fails now and then is not looked at. How many depends on the profile.
 fuzz = settings(
-    max_examples=100,
-    deadline=None,
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -113,7 +113,7 @@ def test_a_text_makes_one_reply_of_its_own_code(
 
 @texts
 @pytest.mark.parametrize(("name", "code"), [("connect", "220"), ("greeting", "250")])
-def test_a_text_of_acceptance_makes_one_reply(smtp_server: MakeServer, name: str, code: str, text: str) -> None:
+def test_a_text_of_acceptance_makes_one_reply(smtp_server: MakeServer, name: Any, code: str, text: str) -> None:
     server = smtp_server(start=False)
 
     @server.on(name)

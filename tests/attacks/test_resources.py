@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from tests.attacks.conftest import Play
     from tests.conftest import Certificate
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 MEGABYTE = 1024 * 1024
+#: Twenty times what a connection may take of memory.
+LARGE = 20 * MEGABYTE
 Measure = Callable[[Callable[[], object]], int]
 
 
@@ -56,7 +60,7 @@ def flood(peer: Peer, block: bytes, total: int) -> int:
 
 
 @pytest.mark.parametrize("octet", [b"x", b"\n", b"\r", b"\0", b" "], ids=repr)
-def test_100_mb_without_an_end_of_line_take_no_memory(
+def test_20_mb_without_an_end_of_line_take_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, octet: bytes
 ) -> None:
     server = smtp_server(start=False)
@@ -65,7 +69,7 @@ def test_100_mb_without_an_end_of_line_take_no_memory(
     def attack() -> None:
         with dial(server) as peer:
             peer.hello()
-            assert flood(peer, block, 100 * MEGABYTE) < 4 * MEGABYTE
+            assert flood(peer, block, LARGE) < 4 * MEGABYTE
             assert b"\r\n421 4" in b"\r\n" + peer.rest()
 
     assert measure_memory(attack) < MEGABYTE
@@ -73,7 +77,7 @@ def test_100_mb_without_an_end_of_line_take_no_memory(
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
-def test_a_body_of_100_mb_without_an_end_of_line_takes_no_memory(
+def test_a_body_of_20_mb_without_an_end_of_line_takes_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, verb: str, reads: bool
 ) -> None:
     server = smtp_server(start=False, max_message_size=None)
@@ -97,22 +101,22 @@ def test_a_body_of_100_mb_without_an_end_of_line_takes_no_memory(
         with dial(server) as peer:
             peer.hello()
             peer.envelope()
-            peer.line("DATA" if verb == "DATA" else f"BDAT {100 * MEGABYTE} LAST")
+            peer.line("DATA" if verb == "DATA" else f"BDAT {LARGE} LAST")
             if verb == "DATA":
                 peer.expect("354")
-            assert flood(peer, block, 100 * MEGABYTE) == 100 * MEGABYTE
+            assert flood(peer, block, LARGE) == LARGE
             if verb == "DATA":
                 peer.send("\r\n.\r\n")
             peer.expect("250 2.0.0 Ok")
 
     assert measure_memory(attack) < MEGABYTE
-    assert sizes == [100 * MEGABYTE + (2 if verb == "DATA" else 0)]
+    assert sizes == [LARGE + (2 if verb == "DATA" else 0)]
 
 
 @pytest.mark.parametrize(
     "block", [b"\r\n" * 32768, b".\r\n.\n" * 13107, b"\r\n..\r\n" * 10922], ids=lambda block: repr(block[:8])
 )
-def test_a_refused_body_of_100_mb_takes_no_memory(
+def test_a_refused_body_of_20_mb_takes_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, block: bytes
 ) -> None:
     """Too large after 1 kB, then drained to an end that does not come."""
@@ -125,7 +129,7 @@ def test_a_refused_body_of_100_mb_takes_no_memory(
             peer.envelope()
             peer.line("DATA")
             peer.expect("354")
-            flood(peer, b"x" + block.replace(b"\r\n.\r\n", b"\r\n..\r\n"), 100 * MEGABYTE)
+            flood(peer, b"x" + block.replace(b"\r\n.\r\n", b"\r\n..\r\n"), LARGE)
             peer.send("\r\n.\r\n")
             peer.expect("552")
 
@@ -150,11 +154,11 @@ def test_a_slow_reader_slows_its_peer(smtp_server: MakeServer, measure_memory: M
             peer.envelope()
             peer.line("DATA")
             peer.expect("354")
-            flooding = spawn(flood, peer, b"x" * 65536, 50 * MEGABYTE)
+            flooding = spawn(flood, peer, b"x" * 65536, LARGE)
             flooding.join(0.2)
             assert not flooding.ready()
             go_on.set()
-            assert flooding.get(timeout=10) == 50 * MEGABYTE
+            assert flooding.get(timeout=10) == LARGE
             peer.send("\r\n.\r\n")
             peer.expect("250")
 
@@ -185,7 +189,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(smtp_server: MakeServ
     server.on("message", lambda session, stream, ack: ack.accept())
 
     def come_and_go() -> None:
-        for number in range(300):
+        for number in range(100):
             with dial(server) as peer:
                 peer.hello()
                 if number % 3:
@@ -354,7 +358,7 @@ def test_a_peer_that_never_reads_is_dropped(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9, max_errors=10**9)
     ending = Ending(server)
     with dial(server) as peer:
-        flooding = spawn(flood, peer, b"HELP\r\n" * 10_000, 100 * MEGABYTE)
+        flooding = spawn(flood, peer, b"HELP\r\n" * 10_000, LARGE)
         assert ending.wait() == "timeout"
         assert flooding.get(timeout=10) < 10 * MEGABYTE
 
@@ -365,7 +369,7 @@ def test_a_peer_that_never_reads_takes_no_memory(smtp_server: MakeServer, measur
     def attack() -> None:
         ending = Ending(server)
         with dial(server) as peer:
-            flooding = spawn(flood, peer, b"RCPT\r\n" * 10_000, 100 * MEGABYTE)
+            flooding = spawn(flood, peer, b"RCPT\r\n" * 10_000, LARGE)
             assert ending.wait() == "timeout"
             flooding.kill()
 
@@ -385,7 +389,7 @@ def test_a_peer_that_never_reads_tls_is_dropped(smtp_server: MakeServer, certifi
     ending = Ending(server)
     with dial(server) as peer:
         peer.start_tls()
-        flooding = spawn(flood, peer, b"HELP\r\n" * 10_000, 100 * MEGABYTE)
+        flooding = spawn(flood, peer, b"HELP\r\n" * 10_000, LARGE)
         assert ending.wait() == "timeout"
         flooding.kill()
 
@@ -398,7 +402,7 @@ def test_a_peer_that_hangs_on_after_its_last_reply_is_let_go(smtp_server: MakeSe
         peer.hello()
         peer.line("WHAT")
         peer.expect("500", "421")
-        assert flood(peer, b"x" * 65536, 100 * MEGABYTE) < 10 * MEGABYTE
+        assert flood(peer, b"x" * 65536, LARGE) < 10 * MEGABYTE
         assert ending.wait() == "refused"
 
 

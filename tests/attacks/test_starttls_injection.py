@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from gevent.event import Event
@@ -153,7 +153,7 @@ def test_the_session_begins_anew(tls_server: SMTPServer) -> None:
     @tls_server.on("command")
     def authenticate(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "AUTH":
-            session.identity = "somebody"
+            session.identity = cast(Any, "somebody")
             ack.replace(235, "2.7.0 welcome")
 
     with dial(tls_server) as peer:

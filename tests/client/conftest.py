@@ -1,4 +1,4 @@
-"""Servers that say just what a test has them say, however wrong."""
+"""Servers that send exactly what a test scripts, right or wrong."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 import struct
 import termios
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import Timeout, socket, spawn
@@ -15,9 +15,12 @@ from gevent.server import StreamServer
 
 from greensmtp import SMTPClient, connect
 
+if TYPE_CHECKING:
+    from tests.conftest import Cuts
+
 
 class Script:
-    """The server's end of one connection, spoken line by line."""
+    """The server's side of one connection, scripted line by line."""
 
     def __init__(self, sock: Any, cut: int | None = None) -> None:
         """
@@ -28,26 +31,27 @@ class Script:
         self._buffer = b""
         #: Everything that has been read.
         self.heard = b""
-        #: Octets that have been said.
-        self.said = 0
+        #: The bytes that the script has sent.
+        self.said = bytearray()
 
     def say(self, *lines: str) -> None:
-        """Lines, each with its CRLF, in one piece."""
+        """Send lines, each with its CRLF, in one write."""
         self.send("".join(f"{line}\r\n" for line in lines).encode())
 
     def send(self, octets: bytes) -> None:
-        """Octets, as they are."""
-        if self._cut is not None and self.said < self._cut < self.said + len(octets):
-            at = self._cut - self.said
+        """Send bytes unchanged."""
+        said = len(self.said)
+        if self._cut is not None and said < self._cut < said + len(octets):
+            at = self._cut - said
             self.socket.sendall(octets[:at])
             wait_until_read(self.socket)
             self.socket.sendall(octets[at:])
         else:
             self.socket.sendall(octets)
-        self.said += len(octets)
+        self.said += octets
 
     def hear(self) -> str:
-        """The client's next line; ``""`` at the end of the connection."""
+        """Return the client's next line; ``""`` at the end of the connection."""
         while b"\r\n" not in self._buffer:
             if not self._more():
                 return ""
@@ -55,13 +59,13 @@ class Script:
         return line.decode()
 
     def expect(self, *lines: str) -> None:
-        """These lines are what comes next, each beginning so."""
+        """Check that the next lines begin like these."""
         for line in lines:
             heard = self.hear()
             assert heard.startswith(line), (heard, line)
 
     def body(self) -> bytes:
-        """Up to CRLF.CRLF, as it came."""
+        """Return all bytes up to CRLF.CRLF, unchanged."""
         while not (self._buffer.startswith(b".\r\n") or b"\r\n.\r\n" in self._buffer):
             assert self._more(), self._buffer
         if self._buffer.startswith(b".\r\n"):
@@ -72,14 +76,14 @@ class Script:
         return body
 
     def exactly(self, size: int) -> bytes:
-        """So many octets."""
+        """Return so many bytes."""
         while len(self._buffer) < size:
             assert self._more()
         octets, self._buffer = self._buffer[:size], self._buffer[size:]
         return octets
 
     def rest(self) -> bytes:
-        """Everything up to QUIT, or to the end of the connection."""
+        """Return everything up to QUIT, or to the end of the connection."""
         while not self._buffer.endswith(b"QUIT\r\n") and self._more():
             pass
         octets, self._buffer = self._buffer, b""
@@ -95,7 +99,7 @@ class Script:
         return bool(piece)
 
     def greet(self, *offers: str) -> None:
-        """Banner and EHLO."""
+        """Send the banner, and answer EHLO."""
         self.say("220 mx.example.com ESMTP")
         self.expect("EHLO ")
         words = ["mx.example.com", *offers]
@@ -103,13 +107,13 @@ class Script:
 
 
 def wait_until_read(sock: Any) -> None:
-    """Let others run until the other end of this unix socket has read all that it was sent."""
+    """Let other greenlets run until the other end of this unix socket has read everything."""
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         switch(0)
 
 
 class Scripted:
-    """A server on a free loopback port: each connection runs the next of its scripts (the last, again and again).
+    """A server on a free loopback port: each connection runs the next of its scripts (the last one, repeatedly).
 
     What a script raises is raised when the test is over.
     """
@@ -136,14 +140,14 @@ class Scripted:
             sock.close()
 
     def connect(self, *where: Any, **options: Any) -> SMTPClient:
-        """A client of it, which waits five seconds at most for anything."""
+        """Return a client that is connected to it, with timeouts of five seconds."""
         options.setdefault("timeout", 5)
         client = connect("127.0.0.1", self.port, *where, **options)
         self._clients.append(client)
         return client
 
     def stop(self) -> None:
-        """Stop, and raise what a script has raised."""
+        """Stop, and raise the error of a script."""
         self._server.stop(timeout=1)
         for client in self._clients:
             client.close()
@@ -153,7 +157,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Scripted]]:
-    """``scripted(script, ...)`` starts one; all are stopped when the test is over."""
+    """``scripted(script, ...)`` starts one; all are stopped at the end of the test."""
     servers: list[Scripted] = []
 
     def start(*scripts: Callable[[Script], Any]) -> Scripted:
@@ -167,12 +171,15 @@ def scripted() -> Iterator[Callable[..., Scripted]]:
 
 
 class Converse:
-    """Conversations over a pair of unix sockets: what a script says, and what a client makes of it."""
+    """Run a script against a client over a pair of unix sockets."""
+
+    def __init__(self, cuts: Cuts) -> None:
+        self._cuts = cuts
 
     def __call__(
         self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], cut: int | None = None
-    ) -> int:
-        """One, which what the script says is cut in once; how much it said."""
+    ) -> bytes:
+        """Run once, with the script's output cut in two at ``cut``; return that output."""
         ours, theirs = socket.socketpair()
         spoken = Script(theirs, cut)
 
@@ -189,30 +196,32 @@ class Converse:
         finally:
             ours.close()
             serving.get(timeout=20)
-        return spoken.said
+        return bytes(spoken.said)
 
-    def at_every_cut(self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], step: int = 1) -> None:
-        """The same one again and again, cut between any two octets of what the script says."""
-        for cut in range(1, self(script, client), step):
+    def at_every_cut(
+        self, script: Callable[[Script], Any], client: Callable[[SMTPClient], Any], start: int = 1, step: int = 1
+    ) -> None:
+        """Run once for every cut of the script's output."""
+        for cut in self._cuts(self(script, client), start, step=step):
             self(script, client, cut)
 
 
 @pytest.fixture
-def converse() -> Converse:
+def converse(cuts: Cuts) -> Converse:
     """``converse(script, client)``, ``converse.at_every_cut(script, client)``."""
-    return Converse()
+    return Converse(cuts)
 
 
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
-    """No test of the client takes longer than that."""
+    """Limit the time of every test of the client."""
     with Timeout(50):
         yield
 
 
 @pytest.fixture
 def pair() -> Iterator[tuple[Any, Any]]:
-    """Two connected gevent sockets."""
+    """Return two connected gevent sockets."""
     ours, theirs = socket.socketpair()
     yield ours, theirs
     ours.close()

@@ -14,33 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 from gevent import Timeout, socket
 from gevent import sleep as switch
 from gevent.subprocess import PIPE, Popen
+
+from tests.programs import find, missing, need_root
 
 #: Seconds in which a server must answer.
 PATIENCE = 20.0
 
 
-def find(program: str) -> str:
-    """Where it is; without it the test is skipped, or fails where CI says that all peers are there."""
-    path = shutil.which(program, path=os.environ.get("PATH", "") + os.pathsep + "/usr/sbin")
-    if path is None:
-        missing(f"{program} is not installed")
-    assert path is not None
-    return path
-
-
-def missing(why: str) -> None:
-    """Skip, or fail."""
-    if os.environ.get("GREENSMTP_REQUIRE_PEERS"):
-        pytest.fail(why)
-    pytest.skip(why)
-
-
 def free_port() -> int:
-    """A port that nobody has, for servers that cannot choose one themselves."""
+    """Return a free port, for servers that cannot choose one themselves."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -48,7 +33,7 @@ def free_port() -> int:
 
 
 def wait_for(address: Any, log: Any = None) -> None:
-    """Until somebody accepts connections there."""
+    """Wait until connections to the address are accepted."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
     with Timeout(PATIENCE, AssertionError(f"nobody answers at {address}: {log() if log else ''}")):
         while True:
@@ -62,7 +47,7 @@ def wait_for(address: Any, log: Any = None) -> None:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """One that other users may enter (pytest's own are closed to them)."""
+    """A folder that other users may enter (pytest's own are closed to them)."""
     path = Path(tempfile.mkdtemp(prefix="greensmtp-"))
     path.chmod(0o755)
     try:
@@ -78,8 +63,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
     What it takes goes to a port of ours.
     """
     program = find("postfix")
-    if os.geteuid() != 0:
-        missing("postfix can only be started by root")
+    need_root("postfix")
     with folder() as base:
         port = free_port()
         for name in ("conf", "queue", "data"):
@@ -138,6 +122,8 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
         command = [program, "-c", str(base / "conf")]
         started = subprocess.run([*command, "start"], check=False, capture_output=True, timeout=PATIENCE)
         log = base / "log"
+        if started.returncode != 0:
+            missing(f"postfix does not start: {started.stderr.decode(errors='replace')}")
         try:
             wait_for(("127.0.0.1", port), lambda: (started, log.read_text() if log.exists() else ""))
             yield port
@@ -147,7 +133,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
 
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[Any]:
-    """A server that says its port on its first line, and ends when its input does."""
+    """Start a server that prints its port on its first line, and ends when its input does."""
     process: Any = Popen(command, stdin=PIPE, stdout=PIPE, **options)
     out = process.stdout
     try:
@@ -195,7 +181,7 @@ sys.stdin.read()
 
 @contextmanager
 def aiosmtpd() -> Iterator[int]:
-    """aiosmtpd, in a Python of its own."""
+    """Start aiosmtpd, in a Python of its own."""
     with running([sys.executable, "-W", "ignore", "-c", AIOSMTPD]) as port:
         yield port
 
@@ -230,7 +216,7 @@ process.stdin.resume().on('end', () => process.exit());
 
 @contextmanager
 def node_smtp_server(modules: Path, certificate: Any, protocol: str = "smtp") -> Iterator[int]:
-    """node's smtp-server."""
+    """Start node's smtp-server."""
     command = [find("node"), "-e", SMTP_SERVER, protocol, str(certificate.keyfile), str(certificate.certfile)]
     with running(command, env={**os.environ, "NODE_PATH": str(modules)}) as port:
         yield port
@@ -240,8 +226,7 @@ def node_smtp_server(modules: Path, certificate: Any, protocol: str = "smtp") ->
 def dovecot() -> Iterator[Path]:
     """Dovecot, with LMTP at ``lmtp.sock`` and SASL, for postfix, at ``auth.sock``; mail for jo is in ``mail/jo``."""
     program = find("dovecot")
-    if os.geteuid() != 0:
-        missing("dovecot can only be started by root")
+    need_root("dovecot")
     with folder() as base:
         mail = base / "mail"
         mail.mkdir()

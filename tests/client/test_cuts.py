@@ -1,9 +1,9 @@
-"""Whole dialogues, cut between any two octets of what the server says: SASL, STARTTLS, a message."""
+"""Whole dialogues, cut between any two bytes of the server's output: SASL, STARTTLS, a message."""
 
 from __future__ import annotations
 
 import ssl
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,20 +11,17 @@ import pytest
 from gevent import ssl as gevent_ssl
 
 from greensmtp import AuthenticationFailed, PeerProtocolError, RecipientsRefused, SMTPClient, TLSFailed
+from tests.helpers import b64
 
 if TYPE_CHECKING:
     from tests.client.conftest import Converse, Script
-    from tests.conftest import Certificate
+    from tests.conftest import Certificate, Cuts
 
 FROM, TO = "a@example.com", "b@example.com"
 
 
-def encoded(text: bytes | str) -> str:
-    return b64encode(text.encode() if isinstance(text, str) else text).decode()
-
-
 def dialogue(offers: str, *turns: tuple[str, str]) -> Callable[[Script], None]:
-    """Greet; what the client says, and the answer to it; NOOP and QUIT, to see that both are in step still."""
+    """Return a script: the banner, pairs of command and reply, and NOOP and QUIT to see that both sides are in step."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING", offers)
@@ -38,28 +35,28 @@ def dialogue(offers: str, *turns: tuple[str, str]) -> Callable[[Script], None]:
 
 TOKEN = {"XOAUTH2": "user=jo\x01auth=Bearer t\x01\x01", "OAUTHBEARER": "n,a=jo,\x01auth=Bearer t\x01\x01"}
 
-#: mechanism -> what the client says, and the answers
+#: mechanism -> pairs of command and reply
 GOOD: dict[str, list[tuple[str, str]]] = {
-    "PLAIN": [(f"AUTH PLAIN {encoded(chr(0) + 'jo' + chr(0) + 'secret')}", "235-2.7.0 in\r\n235 2.7.0 at last")],
+    "PLAIN": [(f"AUTH PLAIN {b64(chr(0) + 'jo' + chr(0) + 'secret')}", "235-2.7.0 in\r\n235 2.7.0 at last")],
     "LOGIN": [
-        ("AUTH LOGIN", f"334 {encoded('Username:')}"),
-        (encoded("jo"), f"334 {encoded('Password:')}"),
-        (encoded("secret"), "235 2.7.0 in"),
+        ("AUTH LOGIN", f"334 {b64('Username:')}"),
+        (b64("jo"), f"334 {b64('Password:')}"),
+        (b64("secret"), "235 2.7.0 in"),
     ],
     "CRAM-MD5": [
-        ("AUTH CRAM-MD5", f"334 {encoded('<1896.697170952@postoffice.reston.mci.net>')}"),
-        (encoded("jo 733ba87e64ed7e441f062c4ac6db0103"), "235 2.7.0 in"),
+        ("AUTH CRAM-MD5", f"334 {b64('<1896.697170952@postoffice.reston.mci.net>')}"),
+        (b64("jo 733ba87e64ed7e441f062c4ac6db0103"), "235 2.7.0 in"),
     ],
-    "XOAUTH2": [(f"AUTH XOAUTH2 {encoded(TOKEN['XOAUTH2'])}", "235 2.7.0 in")],
-    "OAUTHBEARER": [(f"AUTH OAUTHBEARER {encoded(TOKEN['OAUTHBEARER'])}", "235 2.7.0 in")],
+    "XOAUTH2": [(f"AUTH XOAUTH2 {b64(TOKEN['XOAUTH2'])}", "235 2.7.0 in")],
+    "OAUTHBEARER": [(f"AUTH OAUTHBEARER {b64(TOKEN['OAUTHBEARER'])}", "235 2.7.0 in")],
 }
 
 BAD: dict[str, list[tuple[str, str]]] = {
     "PLAIN": [(GOOD["PLAIN"][0][0], "535-5.7.8 no\r\n535 5.7.8 really")],
-    "LOGIN": [*GOOD["LOGIN"][:2], (encoded("secret"), "535 5.7.8 no")],
+    "LOGIN": [*GOOD["LOGIN"][:2], (b64("secret"), "535 5.7.8 no")],
     "CRAM-MD5": [GOOD["CRAM-MD5"][0], (GOOD["CRAM-MD5"][1][0], "535 5.7.8 no")],
-    "XOAUTH2": [(GOOD["XOAUTH2"][0][0], f"334 {encoded('{}')}"), ("", "535 5.7.8 expired")],
-    "OAUTHBEARER": [(GOOD["OAUTHBEARER"][0][0], f"334 {encoded('{}')}"), ("AQ==", "535 5.7.8 expired")],
+    "XOAUTH2": [(GOOD["XOAUTH2"][0][0], f"334 {b64('{}')}"), ("", "535 5.7.8 expired")],
+    "OAUTHBEARER": [(GOOD["OAUTHBEARER"][0][0], f"334 {b64('{}')}"), ("AQ==", "535 5.7.8 expired")],
 }
 
 
@@ -112,10 +109,10 @@ def test_scram(converse: Converse, prove: bool) -> None:
         server = mechanism.make_server(lambda _name: known, s_nonce="nonce")
         script.greet("AUTH SCRAM-SHA-256")
         server.set_client_first(b64decode(script.hear().split()[2]).decode())
-        script.say(f"334 {encoded(server.get_server_first())}")
+        script.say(f"334 {b64(server.get_server_first())}")
         server.set_client_final(b64decode(script.hear()).decode())
         if prove:
-            script.say(f"334 {encoded(server.get_server_final())}")
+            script.say(f"334 {b64(server.get_server_final())}")
             script.expect("")
         script.say("235 2.7.0 in")
         script.rest()
@@ -136,7 +133,7 @@ def test_scram(converse: Converse, prove: bool) -> None:
 
 @pytest.fixture(scope="module")
 def contexts(certificate: Certificate) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """The client's and the server's."""
+    """The client's and the server's TLS context."""
     ours: ssl.SSLContext = gevent_ssl.create_default_context(cafile=str(certificate.authority))
     theirs: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     theirs.load_cert_chain(str(certificate.certfile), str(certificate.keyfile))
@@ -144,7 +141,7 @@ def contexts(certificate: Certificate) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class Records:
-    """A Script's socket in TLS, over octets that the script sends, and therefore cuts, itself."""
+    """A Script's socket in TLS. The script sends the TLS records itself, and so can cut them."""
 
     def __init__(self, script: Script, context: ssl.SSLContext) -> None:
         self._script = script
@@ -182,7 +179,7 @@ class Records:
 
 
 def in_tls(script: Script, context: ssl.SSLContext) -> None:
-    """STARTTLS, and a dialogue in TLS."""
+    """Answer STARTTLS, and run a dialogue in TLS."""
     script.greet("STARTTLS")
     script.expect("STARTTLS")
     script.say("220-2.0.0 ready", "220 2.0.0 go")
@@ -195,8 +192,8 @@ def in_tls(script: Script, context: ssl.SSLContext) -> None:
     inner.say("221 Bye")
 
 
-def test_starttls(converse: Converse, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
-    """Every cut of what is said in the clear, and every so many octets of the handshake and of what follows it."""
+def test_starttls(converse: Converse, cuts: Cuts, contexts: tuple[ssl.SSLContext, ssl.SSLContext]) -> None:
+    """Cut the plaintext, and, in fewer places, the handshake and what follows it."""
     ours, theirs = contexts
     spoken = len(
         "220 mx.example.com ESMTP\r\n250-mx.example.com\r\n250 STARTTLS\r\n220-2.0.0 ready\r\n220 2.0.0 go\r\n"
@@ -213,17 +210,17 @@ def test_starttls(converse: Converse, contexts: tuple[ssl.SSLContext, ssl.SSLCon
     def script(script: Script) -> None:
         in_tls(script, theirs)
 
-    total = converse(script, client)
-    assert total > spoken + 1000
-    for cut in [*range(1, spoken + 12), *range(spoken + 12, total, 43)]:
+    said = converse(script, client)
+    assert len(said) > spoken + 1000
+    for cut in [*cuts(said, stop=spoken + 12), *cuts(b"x" * len(said), start=spoken + 12, step=43)]:
         converse(script, client, cut)
 
 
 @pytest.mark.parametrize("extra", ["250 injected\r\n", "250-mx\r\n250 AUTH PLAIN\r\n"])
 def test_text_before_the_handshake(
-    converse: Converse, contexts: tuple[ssl.SSLContext, ssl.SSLContext], extra: str
+    converse: Converse, cuts: Cuts, contexts: tuple[ssl.SSLContext, ssl.SSLContext], extra: str
 ) -> None:
-    """CVE-2011-0411, wherever the cut falls: never taken for what is said in TLS."""
+    """CVE-2011-0411: at no cut is plaintext taken for text within TLS."""
     ours, theirs = contexts
 
     def script(script: Script) -> None:
@@ -243,8 +240,8 @@ def test_text_before_the_handshake(
         assert mail.closed
         assert not mail.tls
 
-    said = len(f"220 mx.example.com ESMTP\r\n250-mx.example.com\r\n250 STARTTLS\r\n220 go\r\n{extra}")
-    for cut in range(said - len(extra) - len("220 go\r\n"), said + 1):
+    said = f"220 mx.example.com ESMTP\r\n250-mx.example.com\r\n250 STARTTLS\r\n220 go\r\n{extra}".encode()
+    for cut in cuts(said, len(said) - len(extra) - len("220 go\r\n"), len(said) + 1):
         converse(script, client, cut)
 
 
@@ -268,7 +265,7 @@ def test_a_message(converse: Converse) -> None:
     converse.at_every_cut(script, client)
 
 
-def test_354_for_nobody(converse: Converse) -> None:
+def test_354_without_recipients(converse: Converse) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")

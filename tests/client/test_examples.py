@@ -1,4 +1,4 @@
-"""The client's examples do what they say."""
+"""The client's examples work as described."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Greenlets that are killed, or out of time, in the middle of a message; and what is known then about the message."""
+"""Kills and timeouts in the middle of a message, and what is known then about the message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FROM, TO = "a@example.com", "b@example.com"
 
 
 class Stuck:
-    """A server that says no more once it has heard a word of a first connection, and serves all others well."""
+    """A server that stops answering on its first connection after a given verb, and serves all others well."""
 
     def __init__(self, at: str) -> None:
         self.at = at
@@ -74,7 +74,7 @@ POINTS = ["banner", "EHLO", "MAIL", "RCPT", "DATA", "end"]
 
 
 @pytest.mark.parametrize("at", POINTS)
-def test_a_killed_greenlet_leaves_nothing_half_used_behind(scripted: Start, at: str) -> None:
+def test_a_killed_greenlet_closes_its_connection(scripted: Start, at: str) -> None:
     stuck = Stuck(at)
     server = scripted(stuck.first, stuck.others)
     with Pool("127.0.0.1", server.port, 1, timeout=20) as pool:
@@ -87,14 +87,16 @@ def test_a_killed_greenlet_leaves_nothing_half_used_behind(scripted: Start, at: 
     assert stuck.bodies == [b"two\r\n"]
 
 
-class Impatient(BaseException):
+class CallersTimeout(BaseException):
     pass
 
 
-@pytest.mark.parametrize("late", [None, TimeoutError("mine"), OSError("mine"), Impatient("mine"), ValueError("mine")])
+@pytest.mark.parametrize(
+    "late", [None, TimeoutError("mine"), OSError("mine"), CallersTimeout("mine"), ValueError("mine")]
+)
 @pytest.mark.parametrize("at", ["banner", "EHLO", "DATA", "end"])
-def test_the_callers_own_time_out_comes_through(scripted: Start, at: str, late: Any) -> None:
-    """Whatever it throws, it is not taken for the peer's doing: above all, nothing is sent again."""
+def test_a_callers_timeout_is_raised_unchanged(scripted: Start, at: str, late: Any) -> None:
+    """It is not taken for an error of the server, and nothing is sent again."""
     stuck = Stuck(at)
     server = scripted(stuck.first, stuck.others)
     with Pool("127.0.0.1", server.port, 1, timeout=20) as pool:
@@ -118,8 +120,8 @@ def test_the_callers_own_time_out_comes_through(scripted: Start, at: str, late: 
     assert stuck.bodies == [b"two\r\n"]
 
 
-def test_killed_while_the_source_is_read(scripted: Start) -> None:
-    """Half a message has gone; the connection must not be used for another."""
+def test_a_kill_while_the_source_is_read_closes_the_connection(scripted: Start) -> None:
+    """Half a message was sent, so the connection must not be used for another."""
     half = Event()
 
     def script(script: Script) -> None:
@@ -130,7 +132,7 @@ def test_killed_while_the_source_is_read(scripted: Start) -> None:
         assert b"QUIT" not in script.rest()
 
     class Slow:
-        """Gives something, and then nothing for ever."""
+        """Return some bytes, and then block forever."""
 
         def read(self, size: int = -1, /) -> bytes:
             if not half.is_set():
@@ -151,7 +153,7 @@ def test_killed_while_the_source_is_read(scripted: Start) -> None:
 
 
 class Broken(io.BytesIO):
-    """A file that can be looked through once; the second time the disk gives up."""
+    """A file that can be read once; reading it again raises an error."""
 
     passes = 0
 
@@ -166,7 +168,7 @@ class Broken(io.BytesIO):
 
 
 @pytest.mark.parametrize("offers", [("PIPELINING",), ("PIPELINING", "CHUNKING")])
-def test_a_source_that_fails_is_no_end_of_the_message(scripted: Start, offers: tuple[str, ...]) -> None:
+def test_an_error_of_the_source_does_not_end_the_message(scripted: Start, offers: tuple[str, ...]) -> None:
     def script(script: Script) -> None:
         script.greet(*offers)
         script.expect("MAIL", "RCPT")
@@ -185,8 +187,8 @@ def test_a_source_that_fails_is_no_end_of_the_message(scripted: Start, offers: t
         assert mail.closed
 
 
-def test_killed_in_a_crowd(scripted: Start) -> None:
-    """Greenlets that wait for the pool, are sending, or have just been handed a connection: none keeps a place."""
+def test_killing_some_of_many_greenlets_does_not_disturb_the_others(scripted: Start) -> None:
+    """Killed while waiting for the pool, while sending, or just after getting a connection: no slot is lost."""
 
     server = scripted(Stuck("nothing").others)
     with Pool("127.0.0.1", server.port, 3, timeout=20) as pool:
@@ -207,7 +209,7 @@ def test_killed_in_a_crowd(scripted: Start) -> None:
 
 
 def resets(*, after: int, offers: tuple[str, ...] = ("PIPELINING",), said: bytes = b"") -> Callable[[Script], None]:
-    """Take so many octets of a message, say that, and reset the connection."""
+    """Read so many bytes of a message, send a reply, and reset the connection."""
 
     def script(script: Script) -> None:
         script.greet(*offers)
@@ -231,14 +233,14 @@ def test_a_reset_in_the_middle_of_the_content(scripted: Start, offers: tuple[str
     mail = server.connect(timeout=20)
     with pytest.raises(Disconnected) as caught:
         mail.send(b"x" * size, FROM, TO)
-    # (The smaller one may be in the kernel's hands as a whole when the reset comes: then nobody can know.)
+    # The kernel may have taken all of the smaller one when the reset arrives; then the outcome is unknown.
     assert caught.value.safe_to_retry is not caught.value.after_content
     if size > CHUNKING_PAYS:
         assert caught.value.safe_to_retry
 
 
-def test_the_end_that_never_left_was_not_sent(scripted: Start) -> None:
-    """The last piece of the body, and its dot with it, waits for a peer that does not read."""
+def test_a_message_whose_end_was_not_sent_is_safe_to_retry(scripted: Start) -> None:
+    """The last piece of the body and its final dot wait for a server that does not read."""
     done = Event()
 
     def script(script: Script) -> None:
@@ -261,8 +263,8 @@ def test_the_end_that_never_left_was_not_sent(scripted: Start) -> None:
     assert caught.value.safe_to_retry
 
 
-def test_nobody_can_have_what_was_for_nobody(scripted: Start) -> None:
-    """All recipients are refused, DATA is agreed to, and the peer vanishes: still, all recipients were refused."""
+def test_a_disconnect_after_all_recipients_were_refused_is_refused(scripted: Start) -> None:
+    """All recipients are refused, DATA is accepted, and the server vanishes: the error is the refusal."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING")
@@ -277,7 +279,7 @@ def test_nobody_can_have_what_was_for_nobody(scripted: Start) -> None:
     assert mail.closed
 
 
-def test_a_421_for_the_message_to_nobody(scripted: Start) -> None:
+def test_421_to_the_empty_message_keeps_the_refusal(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
@@ -320,7 +322,7 @@ def test_421_in_a_window_of_chunks(scripted: Start, at: int) -> None:
 
 
 def test_killed_while_connecting() -> None:
-    """In the handshake of TCP: a port whose backlog is full does not answer."""
+    """During the TCP handshake: a port whose backlog is full does not answer."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)

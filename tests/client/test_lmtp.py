@@ -21,7 +21,7 @@ EVERYBODY = [A, NO, B, C]
 
 
 def deliver(*replies: str, chunked: bool = False, then: str = "hang up") -> Callable[[Script], None]:
-    """Take A, B and C, and their message; say these."""
+    """Accept recipients A, B and C and their message; answer it with these replies."""
 
     def script(script: Script) -> None:
         script.say("220 mx LMTP")
@@ -44,8 +44,10 @@ def deliver(*replies: str, chunked: bool = False, then: str = "hang up") -> Call
 @pytest.mark.parametrize(
     "replies", [(), ("250 A",), ("452 A", "250 B"), ("452 A", "550 B"), ("250 A", "250 B", "250-half of")]
 )
-def test_the_connection_is_lost_between_them(scripted: Start, replies: tuple[str, ...], chunked: bool) -> None:
-    """Those who were answered have or have not the message; nobody knows of the others, so it is not sent again."""
+def test_a_disconnect_between_lmtp_replies_keeps_those_that_came(
+    scripted: Start, replies: tuple[str, ...], chunked: bool
+) -> None:
+    """Recipients with a reply have their outcome; that of the others is unknown, so the message is not sent again."""
     whole = [reply for reply in replies if "-" not in reply]
     server = scripted(deliver(*replies, chunked=chunked), deliver())
     with Pool("127.0.0.1", server.port, 1, lmtp=True, timeout=10) as pool:
@@ -61,7 +63,7 @@ def test_the_connection_is_lost_between_them(scripted: Start, replies: tuple[str
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_421_answers_for_all_that_follow(scripted: Start, chunked: bool) -> None:
+def test_421_stands_for_the_lmtp_replies_that_follow(scripted: Start, chunked: bool) -> None:
     size = CHUNKING_PAYS if chunked else 1
     mail = scripted(deliver("250 A", "421 4.3.2 going down", chunked=chunked)).connect(lmtp=True)
     sent = mail.send(b"x" * size, FROM, EVERYBODY)
@@ -78,7 +80,7 @@ def test_421_answers_for_all_that_follow(scripted: Start, chunked: bool) -> None
     assert mail.closed
 
 
-def test_another_try_is_worth_it_when_it_is_for_one(scripted: Start) -> None:
+def test_lmtp_refusals_are_transient_if_one_of_them_is(scripted: Start) -> None:
     mail = scripted(deliver("550 A", "452 B", "550 C", then="stay")).connect(lmtp=True)
     with pytest.raises(DataRefused) as caught:
         mail.send(b"x", FROM, EVERYBODY)
@@ -91,9 +93,9 @@ def test_another_try_is_worth_it_when_it_is_for_one(scripted: Start) -> None:
     assert partly.value.result.accepted == (C,)
 
 
-def test_more_replies_than_recipients(scripted: Start) -> None:
+def test_more_lmtp_replies_than_recipients_is_an_error(scripted: Start) -> None:
     mail = scripted(deliver("250 A", "250 B", "250 C", "250 D", then="stay")).connect(lmtp=True)
     assert mail.send(b"x", FROM, EVERYBODY).accepted == (A, B, C)
-    with pytest.raises(Exception, match="nothing was said to"):
+    with pytest.raises(Exception, match="unsolicited reply"):
         mail.send(b"x", FROM, EVERYBODY)
     assert mail.closed

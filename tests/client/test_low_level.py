@@ -1,4 +1,4 @@
-"""The client, command by command, against our own server."""
+"""The client, command by command, against greensmtp's own server."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ Mail = tuple[Any, list[Any], bytes]
 
 @pytest.fixture
 def mails() -> list[Mail]:
-    """What the server has taken."""
+    """The bodies that the server has accepted."""
     return []
 
 
 @pytest.fixture
 def server(smtp_server: MakeServer, mails: list[Mail]) -> SMTPServer:
-    """A server that takes everything but for ``no@...``."""
+    """A server that accepts every recipient except ``no@...``."""
     return taking(smtp_server(), mails)
 
 
@@ -74,7 +74,7 @@ def open_message(mail: SMTPClient) -> None:
     assert mail.data().code == 354
 
 
-def test_the_dialogue_of_the_seed(mail: SMTPClient, mails: list[Mail], tmp_path: Path) -> None:
+def test_a_transaction_command_by_command(mail: SMTPClient, mails: list[Mail], tmp_path: Path) -> None:
     issue = tmp_path / "issue"
     issue.write_bytes(b"Debian\n.\nno more")
     assert mail.greeting is not None
@@ -103,7 +103,7 @@ def test_refusals_are_replies(mail: SMTPClient) -> None:
     assert mail.command("TURN").code == 502
 
 
-def test_ehlo_tells_the_extensions(mail: SMTPClient) -> None:
+def test_ehlo_sets_the_extensions(mail: SMTPClient) -> None:
     reply = mail.ehlo()
     assert reply.lines[0].startswith("mx.example.com")
     assert mail.extensions["PIPELINING"] == ""
@@ -111,7 +111,7 @@ def test_ehlo_tells_the_extensions(mail: SMTPClient) -> None:
     assert mail.hello == reply
 
 
-def test_all_the_other_commands(mail: SMTPClient) -> None:
+def test_vrfy_noop_help_and_other_commands(mail: SMTPClient) -> None:
     mail.ehlo("client.example")
     assert mail.noop().code == 250
     assert mail.help().code // 100 in (2, 5)
@@ -160,7 +160,7 @@ def test_a_message_at_every_cut(mail: SMTPClient, mails: list[Mail]) -> None:
     assert {octets for _, _, octets in mails} == {b"a\r\n.\r\n..\r\n.b\r\n\r\n\r\n"}
 
 
-def test_a_message_that_is_written(mail: SMTPClient, mails: list[Mail]) -> None:
+def test_message_without_a_source_is_a_writer(mail: SMTPClient, mails: list[Mail]) -> None:
     open_message(mail)
     with mail.message() as body:
         assert body.write(b"one\n") == 4
@@ -169,7 +169,7 @@ def test_a_message_that_is_written(mail: SMTPClient, mails: list[Mail]) -> None:
     assert mails[0][2] == b"one\r\n.two\r\n"
 
 
-def test_half_a_message_cannot_pass_for_a_whole_one(mail: SMTPClient, mails: list[Mail]) -> None:
+def test_an_error_in_the_writers_block_closes_the_connection(mail: SMTPClient, mails: list[Mail]) -> None:
     client_side = RuntimeError("no more")
 
     def source() -> Iterator[bytes]:
@@ -185,7 +185,7 @@ def test_half_a_message_cannot_pass_for_a_whole_one(mail: SMTPClient, mails: lis
         mail.noop()
 
 
-def test_no_message_without_354(mail: SMTPClient, mails: list[Mail]) -> None:
+def test_message_without_354_sends_nothing(mail: SMTPClient, mails: list[Mail]) -> None:
     mail.ehlo("client.example")
     with pytest.raises(ProtocolError, match="data"):
         mail.message(b"x")
@@ -199,16 +199,16 @@ def test_no_message_without_354(mail: SMTPClient, mails: list[Mail]) -> None:
     assert mails == []
 
 
-def test_nothing_else_while_a_message_is_awaited(mail: SMTPClient, mails: list[Mail]) -> None:
+def test_no_command_is_sent_while_the_server_expects_a_message(mail: SMTPClient, mails: list[Mail]) -> None:
     open_message(mail)
     calls: list[Callable[[], Any]] = [mail.noop, mail.quit, mail.reset, mail.data, mail.ehlo, mail.starttls]
     for call in calls[:1] + calls[2:]:
-        with pytest.raises(ProtocolError, match="waits for a message"):
+        with pytest.raises(ProtocolError, match="expects a message"):
             call()
     assert mail.message(b"x").code == 250
 
 
-def test_text_is_no_message(mail: SMTPClient) -> None:
+def test_a_str_message_is_a_type_error(mail: SMTPClient) -> None:
     open_message(mail)
     with pytest.raises(TypeError, match="bytes"):
         mail.message("text")  # type: ignore[arg-type]
@@ -240,7 +240,7 @@ def test_a_group_of_commands(mail: SMTPClient, mails: list[Mail]) -> None:
     assert mails[0][1] == ["b@example.com"]
 
 
-def test_thousands_in_one_batch(mail: SMTPClient) -> None:
+def test_thousands_of_pipelined_commands(mail: SMTPClient) -> None:
     mail.ehlo("client.example")
     with mail.pipeline() as batch:
         batch.from_("a@example.com")
@@ -252,7 +252,7 @@ def test_thousands_in_one_batch(mail: SMTPClient) -> None:
     assert mail.noop().code == 250
 
 
-def test_what_must_be_last_is_last(mail: SMTPClient) -> None:
+def test_no_command_follows_data_in_a_pipeline(mail: SMTPClient) -> None:
     mail.ehlo("client.example")
     batch = mail.pipeline()
     batch.data()
@@ -301,7 +301,7 @@ def test_a_unix_path(smtp_server: MakeServer, tmp_path: Path) -> None:
         assert mail.ehlo().code == 250
 
 
-def test_a_stream_of_ones_own(smtp_server: MakeServer) -> None:
+def test_stream_takes_a_gevent_socket(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
     ours, theirs = socket.socketpair()
     server.adopt(theirs, "")
@@ -309,7 +309,7 @@ def test_a_stream_of_ones_own(smtp_server: MakeServer) -> None:
         assert mail.ehlo("client.example").code == 250
 
 
-def test_a_stream_of_the_standard_library(server: SMTPServer) -> None:
+def test_stream_takes_over_a_standard_library_socket(server: SMTPServer) -> None:
     address: Any = server.address
     ours = stdlib_socket.create_connection(address)
     with connect(ours) as mail:
@@ -325,15 +325,17 @@ def test_a_stream_of_the_standard_library(server: SMTPServer) -> None:
         ((2.5,), {}, "connect takes"),
         ((None,), {}, "connect takes"),
         (({"hots": "x"},), {}, "no option 'hots'"),
-        (("a", "/b"), {}, "not several"),
+        (("a", "/b"), {}, "not host and path together"),
     ],
 )
-def test_what_cannot_be_told_apart(where: tuple[Any, ...], options: dict[str, Any], text: str) -> None:
+def test_contradictory_arguments_of_connect_are_a_type_error(
+    where: tuple[Any, ...], options: dict[str, Any], text: str
+) -> None:
     with pytest.raises(TypeError, match=text):
         connect(*where, **options)
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_server_is_cannot_connect(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -362,19 +364,19 @@ def test_a_source_address_and_a_name(server: SMTPServer) -> None:
 
 
 @pytest.mark.parametrize("port", [-1, 65536, "25", True])
-def test_a_port_is_a_port(port: Any) -> None:
+def test_a_port_out_of_range_is_a_value_error(port: Any) -> None:
     with pytest.raises(ValueError, match="1 to 65535"):
         connect(host="127.0.0.1", port=port)
 
 
-def test_what_ended_it_is_told_later(mail: SMTPClient) -> None:
+def test_an_error_after_close_tells_what_closed_the_connection(mail: SMTPClient) -> None:
     mail.close()
     with pytest.raises(Disconnected) as caught:
         mail.noop()
-    assert caught.value.__notes__ == ["This connection ended before, with close()"]
+    assert caught.value.__notes__ == ["This connection was closed before, by close()"]
 
 
-def test_time_outs_of_the_socket_or_the_process_are_not_ours(server: SMTPServer) -> None:
+def test_timeouts_of_the_socket_and_the_process_are_ignored(server: SMTPServer) -> None:
     @server.on("greeting")
     def dawdle(session: Session, greeting: Any, ack: Ack) -> None:
         switch(0.1)
@@ -394,12 +396,12 @@ def test_time_outs_of_the_socket_or_the_process_are_not_ours(server: SMTPServer)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, "x", Timeouts])
-def test_timeouts_are_seconds(timeout: Any) -> None:
+def test_timeouts_must_be_above_0(timeout: Any) -> None:
     with pytest.raises((ValueError, TypeError)):
         connect("127.0.0.1", 1, timeout=timeout)
 
 
-def test_the_time_outs_of_rfc_5321() -> None:
+def test_the_default_timeouts_are_those_of_rfc_5321() -> None:
     usual = Timeouts()
     assert (usual.banner, usual.command, usual.data_start, usual.data, usual.final) == (300, 300, 120, 180, 600)
 
@@ -422,14 +424,14 @@ def test_greeting_is_replayed_to_late_listeners(server: SMTPServer) -> None:
         client_signals.greeting.disconnect(hear)
     assert early == late == [(mail, mail.greeting)]
     with pytest.raises(ValueError, match="no signal"):
-        mail.on("greetings")
+        mail.on("greetings")  # type: ignore[call-overload]
 
 
 # Safety
 
 
 @pytest.mark.parametrize("evil", ["x\r\nQUIT", "x\n", "x\r", "x\0", "x\x7f"])
-def test_no_argument_ends_a_command(mail: SMTPClient, evil: str) -> None:
+def test_no_argument_can_end_a_command(mail: SMTPClient, evil: str) -> None:
     mail.ehlo("client.example")
     calls: list[Callable[[str], Any]] = [
         mail.helo,
@@ -460,13 +462,13 @@ def test_no_argument_ends_a_command(mail: SMTPClient, evil: str) -> None:
     assert mail.noop() == Reply(250, "2.0.0 Ok")
 
 
-def test_a_command_with_a_method_of_its_own(mail: SMTPClient) -> None:
+def test_command_refuses_verbs_with_a_method_of_their_own(mail: SMTPClient) -> None:
     with pytest.raises(ProtocolError, match="method of its own"):
         mail.command("data")
 
 
 def waiting_for_noop(scripted: Any) -> tuple[SMTPClient, Any]:
-    """A client, and the greenlet that waits for its NOOP to be answered, which it will not be."""
+    """A client, and a greenlet that waits for the reply to NOOP, which never comes."""
     heard = Event()
 
     def script(script: Any) -> None:

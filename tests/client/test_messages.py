@@ -1,4 +1,4 @@
-"""What ``send`` makes of a message before it goes: its envelope, and which octets go out."""
+"""How ``send`` prepares a message: its envelope, and the bytes that are sent."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ALL = ("PIPELINING", "SIZE", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "
 
 
 class Inbox:
-    """What a server has taken: MAIL, RCPT, octets."""
+    """What a server has received: MAIL, RCPT, content."""
 
     def __init__(self, server: SMTPServer) -> None:
         self.server = server
@@ -68,7 +68,7 @@ class Inbox:
         self.bodies.append(stream.read())
 
     def send(self, *args: Any, **options: Any) -> Any:
-        """By a new connection."""
+        """Send a message on a new connection."""
         with connect(*self.server.address, timeout=10) as mail:
             return mail.send(*args, **options)
 
@@ -79,7 +79,7 @@ def inbox(smtp_server: MakeServer) -> Inbox:
 
 
 def take(*offers: str) -> tuple[Callable[[Script], None], list[bytes], list[str]]:
-    """A script that takes messages by DATA, with these offers; what it takes, and the MAIL lines."""
+    """Return a script that accepts messages by DATA and offers these extensions, the messages, and the MAIL lines."""
     bodies: list[bytes] = []
     mails: list[str] = []
 
@@ -144,7 +144,7 @@ def test_recipients_of_a_composed_message(inbox: Inbox) -> None:
     ]
 
 
-def test_a_name_with_a_comma_beyond_ascii_stays_one_name(inbox: Inbox) -> None:
+def test_a_non_ascii_name_with_a_comma_stays_one_name(inbox: Inbox) -> None:
     inbox.send(composed(From=FROM, To=NamedAddress("Doe, J\u00f6", "jo", "example.com")))
     assert inbox.recipients == [["jo@example.com"]]
     parsed = message_from_bytes(inbox.bodies[0], policy=policy.default)
@@ -153,7 +153,7 @@ def test_a_name_with_a_comma_beyond_ascii_stays_one_name(inbox: Inbox) -> None:
 
 @pytest.mark.parametrize("name", ["From", "Sender", "To", "Cc", "Bcc"])
 @pytest.mark.parametrize("wrong", ['you@example.com, "', "root", "a@b.c d@e.f", "((", "a@example.com, <>"])
-def test_a_list_that_cannot_be_read_sends_nothing(inbox: Inbox, name: str, wrong: str) -> None:
+def test_an_unreadable_address_list_sends_nothing(inbox: Inbox, name: str, wrong: str) -> None:
     fields = {"From": FROM, "To": TO, name: wrong}
     octets = "".join(f"{name}: {value}\r\n" for name, value in fields.items()).encode() + b"\r\nhi\r\n"
     with connect(*inbox.server.address, timeout=10) as mail:
@@ -161,7 +161,7 @@ def test_a_list_that_cannot_be_read_sends_nothing(inbox: Inbox, name: str, wrong
             with pytest.raises(ProtocolError, match=f"the {name} field cannot be read"):
                 mail.send(message)
         assert inbox.commands == []
-        mail.send(octets, FROM, TO)  # what is not asked need not be readable
+        mail.send(octets, FROM, TO)  # fields that are not used need not be readable
     assert inbox.recipients == [[TO]]
 
 
@@ -185,7 +185,7 @@ def test_two_thousand_recipients(inbox: Inbox) -> None:
         assert outgoing.size == len(octets)
 
 
-def test_sharp_s_goes_to_its_own_domain(inbox: Inbox) -> None:
+def test_sharp_s_keeps_its_own_domain(inbox: Inbox) -> None:
     inbox.send(b"x", FROM, ["jo@fa\u00df.de", "jo@fass.de"])
     assert inbox.recipients == [["jo@xn--fa-hia.de", "jo@fass.de"]]
     inbox.send(composed(From=FROM, To="jo@fa\u00df.de"))
@@ -196,14 +196,14 @@ def test_sharp_s_goes_to_its_own_domain(inbox: Inbox) -> None:
     assert "SMTPUTF8" in [command for command in inbox.commands if command.startswith("MAIL")][-1]
 
 
-def test_a_domain_that_idna_does_not_know_needs_smtputf8(scripted: Start, inbox: Inbox) -> None:
+def test_a_domain_that_idna_does_not_allow_needs_smtputf8(scripted: Start, inbox: Inbox) -> None:
     script, _, mails = take("8BITMIME")
     with scripted(script).connect() as mail, pytest.raises(NotOffered, match="SMTPUTF8"):
         mail.send(b"x", FROM, "jo@\U0001f4a9.example")
     assert mails == []
 
 
-def test_a_line_among_the_fields_that_is_none(inbox: Inbox) -> None:
+def test_a_malformed_line_among_the_header_fields_is_an_error(inbox: Inbox) -> None:
     with pytest.raises(ProtocolError, match="no header field"):
         inbox.send(b"From: a@example.com\nTo: b@example.com\ngarbage\nCc: c@example.com\n\nhi\n")
 
@@ -241,7 +241,7 @@ PARSED = [
 @pytest.mark.parametrize("parse_as", [policy.compat32, policy.default, policy.SMTP, policy.SMTPUTF8])
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n"])
 @pytest.mark.parametrize("octets", PARSED, ids=range(len(PARSED)))
-def test_what_was_parsed_goes_out_as_it_was_read(inbox: Inbox, parse_as: Any, newline: bytes, octets: bytes) -> None:
+def test_a_parsed_message_is_sent_as_it_was_read(inbox: Inbox, parse_as: Any, newline: bytes, octets: bytes) -> None:
     message = message_from_bytes(octets.replace(b"\r\n", newline), policy=parse_as)
     inbox.send(message)
     assert inbox.bodies == [octets]
@@ -249,7 +249,7 @@ def test_what_was_parsed_goes_out_as_it_was_read(inbox: Inbox, parse_as: Any, ne
 
 
 @pytest.mark.parametrize("octets", PARSED, ids=range(len(PARSED)))
-def test_bytes_and_files_go_out_as_they_are(inbox: Inbox, octets: bytes, tmp_path: Path) -> None:
+def test_bytes_and_files_are_sent_unchanged(inbox: Inbox, octets: bytes, tmp_path: Path) -> None:
     inbox.send(octets)
     (tmp_path / "x").write_bytes(octets.replace(b"\r\n", b"\n"))
     with (tmp_path / "x").open("rb") as source:
@@ -276,7 +276,7 @@ def test_a_signed_message_is_never_encoded(scripted: Start, parse_as: Any, octet
 
 
 @pytest.mark.parametrize("parse_as", [policy.compat32, policy.default])
-def test_an_8_bit_body_is_encoded_where_it_must(scripted: Start, parse_as: Any) -> None:
+def test_an_8_bit_body_is_encoded_if_8bitmime_is_not_offered(scripted: Start, parse_as: Any) -> None:
     octets = (
         b"X-Long: " + b"word " * 50 + b"\r\n" + ENVELOPE + b"Content-Type: multipart/mixed; boundary=x\r\n"
         b"Content-Transfer-Encoding: 8bit\r\n\r\n--x\r\nContent-Type: text/plain; charset=nonsense\r\n"
@@ -299,7 +299,7 @@ def test_an_8_bit_body_is_encoded_where_it_must(scripted: Start, parse_as: Any) 
 
 
 @pytest.mark.parametrize("kind", [bytes, io.BytesIO, message_from_bytes])
-def test_a_raw_utf8_header_is_encoded_where_it_must(scripted: Start, kind: Any) -> None:
+def test_a_raw_utf8_header_is_encoded_if_smtputf8_is_not_offered(scripted: Start, kind: Any) -> None:
     octets = "From: J\u00f6 <a@example.com>\r\nTo: b@example.com\r\nSubject: gr\u00fc\u00dfe\r\n\r\nhi\r\n".encode()
     script, bodies, mails = take("8BITMIME")
     with scripted(script).connect() as mail:
@@ -324,7 +324,7 @@ def test_a_raw_utf8_header_of_a_large_file(scripted: Start, tmp_path: Path) -> N
 # What was composed
 
 
-def test_what_was_composed_is_written_as_the_email_package_does(inbox: Inbox) -> None:
+def test_a_composed_message_is_written_as_the_email_package_does(inbox: Inbox) -> None:
     message = composed(
         From=FROM, To=TO, Date="Mon, 01 Jan 2024 00:00:00 +0000", Message_ID="<x@y>", Subject="\u00f6" * 80
     )
@@ -334,7 +334,7 @@ def test_what_was_composed_is_written_as_the_email_package_does(inbox: Inbox) ->
     assert inbox.bodies == [octets]
 
 
-def test_date_and_message_id_are_added_where_they_are_missing(inbox: Inbox) -> None:
+def test_missing_date_and_message_id_are_added(inbox: Inbox) -> None:
     messages = [composed(From=FROM, To=TO), MIMEText("hi")]
     messages[1]["From"], messages[1]["To"] = FROM, TO
     for message in messages:
@@ -386,7 +386,7 @@ def test_bcc_of_a_parsed_message_stays_secret(inbox: Inbox, name: str, parse_as:
     assert message[name] is not None
 
 
-def test_a_field_cannot_smuggle_another() -> None:
+def test_a_header_field_cannot_contain_another_one() -> None:
     for name, value in (("Subject", "x\nBcc: y"), ("Subject", "x\r\n\r\nbody"), ("X\r\nBcc", "y"), ("X: y\r\nZ", "")):
         message = Message()
         message["From"], message["To"] = FROM, TO
@@ -445,7 +445,7 @@ def test_a_quoted_encoding_needs_no_binarymime(scripted: Start, tmp_path: Path, 
 
 @pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("kind", ["bytes", "file"])
-def test_only_binary_parts_go_as_they_are(inbox: Inbox, tmp_path: Path, large: bool, kind: str) -> None:
+def test_only_binary_parts_are_sent_unchanged(inbox: Inbox, tmp_path: Path, large: bool, kind: str) -> None:
     text = (b"z" * 97 + b"\n") * (50_000 if large else 1)
     octets = (
         b"Content-Type: multipart/mixed; boundary=x\n\n--x\n\ntext\n" + text + b"--x\n"
@@ -535,7 +535,7 @@ def test_files_of_every_kind(inbox: Inbox, tmp_path: Path, size: int, capfd: pyt
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_gevent_file_in_the_low_level_way(inbox: Inbox, tmp_path: Path) -> None:
+def test_message_sends_a_gevent_file(inbox: Inbox, tmp_path: Path) -> None:
     with connect(*inbox.server.address, timeout=10) as mail:
         for name, source in sources(b"Subject: x\r\n\r\nhi\r\n", tmp_path):
             mail.ehlo("client.example")
@@ -546,7 +546,7 @@ def test_a_gevent_file_in_the_low_level_way(inbox: Inbox, tmp_path: Path) -> Non
 
 
 class Wrapper:
-    """A file that hides what it stands on, and says that it has a descriptor."""
+    """A file that hides the file inside it, and claims to have a descriptor."""
 
     __slots__ = ("read",)
 
@@ -557,7 +557,7 @@ class Wrapper:
         return -1
 
 
-def test_what_is_no_binary_file_is_a_typed_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_anything_but_a_binary_file_is_a_type_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "x").write_text("From: a@example.com\n\nhi\n")
     ours, theirs = socket.socketpair()
     with (tmp_path / "x").open() as text:
@@ -583,7 +583,7 @@ def test_what_is_no_binary_file_is_a_typed_error(tmp_path: Path, capfd: pytest.C
 # Parameters
 
 
-def test_what_a_session_was_told_can_be_sent_on(smtp_server: MakeServer) -> None:
+def test_parameters_of_a_session_can_be_forwarded(smtp_server: MakeServer) -> None:
     users = {"jo": "secret"}
     first = smtp_server(middleware=[Auth(users, allow_plaintext=True)])
     inbox = Inbox(smtp_server(middleware=[Auth(users, allow_plaintext=True)]))
@@ -612,7 +612,7 @@ def test_what_a_session_was_told_can_be_sent_on(smtp_server: MakeServer) -> None
 
 
 @pytest.mark.parametrize("dsn", [True, False])
-def test_parameters_of_dsn_and_auth_are_left_out_where_they_are_not_offered(scripted: Start, dsn: bool) -> None:
+def test_parameters_of_dsn_and_auth_are_omitted_if_not_offered(scripted: Start, dsn: bool) -> None:
     lines: list[str] = []
 
     def script(script: Script) -> None:
@@ -636,14 +636,14 @@ def test_parameters_of_dsn_and_auth_are_left_out_where_they_are_not_offered(scri
 
 
 @pytest.mark.parametrize("ext", ["REQUIRETLS", "BY=10;R", {"HOLDFOR": 10}])
-def test_parameters_that_change_what_happens_are_not_left_out(scripted: Start, ext: Any) -> None:
+def test_other_parameters_are_never_omitted(scripted: Start, ext: Any) -> None:
     script, _, mails = take("SIZE")
     with scripted(script).connect() as mail, pytest.raises(NotOffered):
         mail.send(b"x", FROM, TO, from_ext=ext)
     assert mails == []
 
 
-def test_parameters_for_another_number_of_recipients() -> None:
+def test_to_ext_of_the_wrong_length_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="for 1 recipients, not for 2"):
         PreparedMessage(b"x", FROM, [TO, "c@example.com"], to_ext=[{}])
 
@@ -695,7 +695,7 @@ def test_a_message_that_was_parsed_from_text(inbox: Inbox, scripted: Start, pars
 
 
 @pytest.mark.parametrize("size", [10, MAX_MEMORY])
-def test_a_stream_that_is_being_received_is_sent_on(smtp_server: MakeServer, inbox: Inbox, size: int) -> None:
+def test_a_message_stream_can_be_forwarded_while_it_arrives(smtp_server: MakeServer, inbox: Inbox, size: int) -> None:
     first = smtp_server()
     octets = ENVELOPE + b"\r\n" + b"x" * 98 + b"\r\n" + b"y\r\n" * (size // 3)
 
@@ -718,7 +718,7 @@ def test_a_stream_that_is_being_received_is_sent_on(smtp_server: MakeServer, inb
     ],
     ids=["no head", "text", "binary"],
 )
-def test_large_bytes_hold_up_no_other_greenlet(octets: bytes, inbox: Inbox) -> None:
+def test_large_bytes_do_not_block_other_greenlets(octets: bytes, inbox: Inbox) -> None:
     turns = 0
 
     def take_turns() -> None:
@@ -783,14 +783,12 @@ NO_FIELDS = HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nno 
 @pytest.mark.parametrize(
     "octets", [CUT_OFF, INNER_CUT_OFF, BASE64_MESSAGE, NO_FIELDS], ids=["cut off", "inner", "base64", "no fields"]
 )
-def test_what_was_parsed_from_malformed_mime_goes_out_as_it_was_read(
-    inbox: Inbox, parse_as: Any, octets: bytes
-) -> None:
+def test_malformed_mime_is_sent_as_it_was_read(inbox: Inbox, parse_as: Any, octets: bytes) -> None:
     inbox.send(message_from_bytes(octets, policy=parse_as))
     assert inbox.bodies == [octets]
 
 
-def test_a_body_that_has_been_replaced_is_no_header_section() -> None:
+def test_a_replaced_body_is_not_taken_for_header_fields() -> None:
     message = message_from_bytes(
         HEAD + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n--b\r\nno field\r\n--b--\r\n"
     )

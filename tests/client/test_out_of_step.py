@@ -1,4 +1,4 @@
-"""Replies that cannot be the answer to what was said: an error and the end of the connection, never a wrong result."""
+"""Replies that cannot answer the command: an error and a closed connection, never a wrong result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FROM, TO = "a@example.com", "b@example.com"
 
 
 def answering(*replies: str) -> Callable[[Script], Any]:
-    """Greet, and answer each line with the next of these; nothing may come behind the last."""
+    """Send the banner, and answer each line with the next reply; nothing may follow the last one."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING", "CHUNKING", "STARTTLS", "AUTH PLAIN LOGIN")
@@ -58,7 +58,7 @@ COMMANDS: dict[str, Callable[[SMTPClient], Any]] = {
 
 @pytest.mark.parametrize("code", [334, 354, 399])
 @pytest.mark.parametrize("name", COMMANDS)
-def test_go_on_with_what(scripted: Start, name: str, code: int) -> None:
+def test_an_unexpected_3xx_reply_closes_the_connection(scripted: Start, name: str, code: int) -> None:
     mail = scripted(answering(f"{code} go on")).connect()
     mail.ehlo()
     with pytest.raises(PeerProtocolError, match=f"{code} go on"):
@@ -67,12 +67,12 @@ def test_go_on_with_what(scripted: Start, name: str, code: int) -> None:
 
 
 @pytest.mark.parametrize("reply", ["334 ", "355 go", "250 Ok", "221 bye"])
-def test_only_354_is_an_invitation(scripted: Start, reply: str) -> None:
+def test_only_354_starts_the_message(scripted: Start, reply: str) -> None:
     mail = scripted(answering("250 1", "250 2", reply)).connect()
     mail.ehlo()
     mail.from_(FROM)
     mail.to(TO)
-    with pytest.raises(PeerProtocolError, match="was answered"):
+    with pytest.raises(PeerProtocolError, match="unexpected reply"):
         mail.data()
     assert mail.closed
     with pytest.raises(ProtocolError, match="call data"):
@@ -80,18 +80,18 @@ def test_only_354_is_an_invitation(scripted: Start, reply: str) -> None:
 
 
 @pytest.mark.parametrize("replies", [("354 go",), ("334 ", "354 go"), ("334 ", "334 ", "354 go")])
-def test_auth_is_answered_by_334_alone(scripted: Start, replies: tuple[str, ...]) -> None:
+def test_only_334_continues_auth(scripted: Start, replies: tuple[str, ...]) -> None:
     mail = scripted(answering(*replies)).connect()
     mail.ehlo()
     with pytest.raises(PeerProtocolError) as caught:
         mail.login("jo", "secret", "LOGIN", allow_plaintext=True)
     assert mail.closed
-    assert "c2VjcmV0" not in str(caught.value)  # the line that was answered so
+    assert "c2VjcmV0" not in str(caught.value)  # the line before that reply
 
 
 @pytest.mark.parametrize("reply", ["334 go on", "235 in", "250 fine"])
 def test_a_cancelled_auth_must_be_refused(scripted: Start, reply: str) -> None:
-    """Else the next command would be taken for a response."""
+    """Otherwise the server would take the next command for a response."""
     mail = scripted(answering("334 not base64!", reply)).connect()
     mail.ehlo()
     with pytest.raises(PeerProtocolError):
@@ -111,12 +111,12 @@ def test_a_cancelled_auth_must_be_refused(scripted: Start, reply: str) -> None:
         ["250 1", "250 2", "399 3"],
     ],
 )
-def test_go_on_in_the_middle_of_an_envelope(scripted: Start, replies: list[str]) -> None:
+def test_a_3xx_reply_in_the_envelope_closes_the_connection(scripted: Start, replies: list[str]) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
         script.say(*replies)
-        assert script.rest() == b""  # no octet of the message
+        assert script.rest() == b""  # no byte of the message
 
     mail = scripted(script).connect()
     with pytest.raises(PeerProtocolError) as caught:
@@ -127,8 +127,8 @@ def test_go_on_in_the_middle_of_an_envelope(scripted: Start, replies: list[str])
 
 @pytest.mark.parametrize("extra", ["250 2.0.0 queued", "550 no", "250-half"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_reply_that_comes_before_the_message(scripted: Start, extra: str, chunked: bool) -> None:
-    """It would pass for the reply to the message, which has not been sent."""
+def test_a_reply_before_the_message_is_an_error(scripted: Start, extra: str, chunked: bool) -> None:
+    """It would be taken for the reply to the message, which has not been sent."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING", *(["CHUNKING"] if chunked else []))
@@ -137,13 +137,13 @@ def test_a_reply_that_comes_before_the_message(scripted: Start, extra: str, chun
         assert script.rest() == b""
 
     mail = scripted(script).connect()
-    with pytest.raises(PeerProtocolError, match="nothing was said to") as caught:
+    with pytest.raises(PeerProtocolError, match="unsolicited reply") as caught:
         mail.send(b"x" * (CHUNKING_PAYS if chunked else 10), FROM, TO)
     assert caught.value.safe_to_retry
     assert mail.closed
 
 
-def test_the_same_for_a_message_that_is_written(scripted: Start) -> None:
+def test_a_reply_before_a_written_message_is_an_error(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
@@ -161,7 +161,7 @@ def test_the_same_for_a_message_that_is_written(scripted: Start) -> None:
 
 
 @pytest.mark.parametrize("reply", ["354 go on", "334 "])
-def test_go_on_behind_a_message(scripted: Start, reply: str) -> None:
+def test_a_3xx_reply_to_a_message_closes_the_connection(scripted: Start, reply: str) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
@@ -177,7 +177,7 @@ def test_go_on_behind_a_message(scripted: Start, reply: str) -> None:
     assert not caught.value.safe_to_retry
 
 
-def test_a_chunk_refused_and_the_message_taken(scripted: Start) -> None:
+def test_a_refused_chunk_and_an_accepted_message_is_an_error(scripted: Start) -> None:
     """RFC 3030 section 2 forbids it; half a message may have been delivered."""
 
     def script(script: Script) -> None:
@@ -195,7 +195,7 @@ def test_a_chunk_refused_and_the_message_taken(scripted: Start) -> None:
     assert not caught.value.safe_to_retry
 
 
-def test_a_refused_chunk_is_the_refusal(scripted: Start) -> None:
+def test_the_refusal_of_a_chunk_is_reported(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING", "CHUNKING")
         script.expect("MAIL", "RCPT")
@@ -214,8 +214,8 @@ def test_a_refused_chunk_is_the_refusal(scripted: Start) -> None:
         assert mail.noop().code == 250
 
 
-def test_no_chunks_to_who_does_not_know_them(scripted: Start) -> None:
-    """He would take the octets for commands."""
+def test_bdat_without_chunking_is_not_offered(scripted: Start) -> None:
+    """The server would take the bytes for commands."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING", "BINARYMIME", "8BITMIME")
@@ -232,7 +232,7 @@ def test_no_chunks_to_who_does_not_know_them(scripted: Start) -> None:
 
 @pytest.mark.parametrize("offers", [("PIPELINING",), ("PIPELINING", "CHUNKING"), ("CHUNKING",), ()])
 def test_421_to_the_last_recipient(scripted: Start, offers: tuple[str, ...]) -> None:
-    """The one before was accepted; the message will be for nobody all the same."""
+    """The recipient before was accepted, but the message reaches no recipient."""
 
     def script(script: Script) -> None:
         script.greet(*offers)
@@ -259,7 +259,7 @@ def test_421_ends_the_connection(scripted: Start, name: str) -> None:
         mail.noop()
 
 
-def test_421_to_the_greeting_and_to_starttls(scripted: Start) -> None:
+def test_421_to_ehlo_and_to_starttls(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.say("220 hi")
         script.hear()
@@ -274,8 +274,8 @@ def test_421_to_the_greeting_and_to_starttls(scripted: Start) -> None:
     assert mail.closed
 
 
-def test_a_second_greenlet_does_not_take_the_firsts_reply_for_an_unasked_one(pair: tuple[Any, Any]) -> None:
-    """The reply has come, and the greenlet that waits for it has not run yet."""
+def test_a_second_greenlet_is_refused_while_the_first_awaits_a_reply(pair: tuple[Any, Any]) -> None:
+    """The reply has arrived, and the greenlet that waits for it has not run yet."""
     ours, theirs = pair
     theirs.sendall(b"220 hi\r\n")
     mail = connect(stream=ours, timeout=20)
@@ -289,7 +289,7 @@ def test_a_second_greenlet_does_not_take_the_firsts_reply_for_an_unasked_one(pai
     mail.close()
 
 
-def test_two_messages_at_once(scripted: Start) -> None:
+def test_two_writers_at_once_are_an_error(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet()
         for reply in ("250 1", "250 2", "354 go"):
@@ -308,19 +308,19 @@ def test_two_messages_at_once(scripted: Start) -> None:
             body.write(b"one")
             with pytest.raises(ProtocolError, match="being written"):
                 mail.message(b"two")
-        with pytest.raises(ValueError, match="ended"):
+        with pytest.raises(ValueError, match="has ended"):
             body.write(b"more")
         assert body.finish().code == 250
 
 
 class Blocking:
-    """A file that says None where it would block."""
+    """A file whose read returns None where it would block."""
 
     def read(self, size: int = -1, /) -> Any:
         return None
 
 
-def test_none_is_not_the_end_of_a_file(scripted: Start) -> None:
+def test_none_from_read_is_not_the_end_of_the_message(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.say("220 hi")
         assert script.rest() == b"QUIT\r\n"

@@ -1,10 +1,8 @@
-"""The client against the servers that are out there."""
+"""The client against real servers."""
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from email.message import EmailMessage
@@ -17,18 +15,14 @@ from gevent.queue import Queue
 from gevent.subprocess import check_call
 
 from greensmtp import Pool, RecipientsRefused, SMTPServer, connect
+from tests.client import peers
+from tests.programs import find, missing
 
 if TYPE_CHECKING:
-    from tests.client import peers
     from tests.conftest import Certificate
-else:
-    # Test modules are no package: by its path, as pytest itself does it.
-    _spec = importlib.util.spec_from_file_location("client_peers", Path(__file__).with_name("peers.py"))
-    peers = importlib.util.module_from_spec(_spec)
-    sys.modules[_spec.name] = peers
-    _spec.loader.exec_module(peers)
 
-pytestmark = pytest.mark.peer
+#: One postfix, one dovecot and one npm for all.
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("client peers")]
 
 FROM, TO = "a@example.com", "b@example.com"
 BODY = b"Subject: dots\r\n\r\n.\r\n..\r\n.x\r\nend"
@@ -36,7 +30,7 @@ BODY = b"Subject: dots\r\n\r\n.\r\n..\r\n.x\r\nend"
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[ExitStack]:
-    """What the module has started, to be stopped at its end."""
+    """Servers that the module started, stopped at its end."""
     with ExitStack() as stack:
         yield stack
 
@@ -51,7 +45,7 @@ def context(certificate: Certificate) -> Any:
 
 @pytest.fixture(scope="module")
 def arrived(stack: ExitStack) -> Any:
-    """A server of ours, behind postfix: its port, and the queue of what arrives."""
+    """A greensmtp server that Postfix relays to: its port, and the queue of what arrives."""
     queue: Any = Queue()
     server = SMTPServer(("127.0.0.1", 0), hostname="next.example.com")
 
@@ -178,7 +172,7 @@ def test_aiosmtpd(aiosmtpd: int) -> None:
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """node_modules with smtp-server in it."""
     base = tmp_path_factory.mktemp("node")
-    npm = peers.find("npm")
+    npm = find("npm")
     try:
         check_call(
             [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "smtp-server@3"],
@@ -186,7 +180,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
             timeout=45,
         )
     except (subprocess.SubprocessError, OSError) as error:
-        peers.missing(f"npm cannot install smtp-server: {error}")
+        missing(f"npm cannot install smtp-server: {error}")
     return base / "node_modules"
 
 

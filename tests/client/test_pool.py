@@ -1,4 +1,4 @@
-"""The pool: many greenlets, few connections, none of them trusted to be alive."""
+"""The pool: many greenlets, few connections, each of which may have been closed by the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FROM, TO = "a@example.com", "b@example.com"
 
 
 class Counter:
-    """What a server sees."""
+    """A server, and what it observes."""
 
     def __init__(self, server: SMTPServer) -> None:
         self.connections = 0
@@ -113,14 +113,14 @@ def test_a_refusal_does_not_cost_the_connection(server: SMTPServer, counter: Cou
     assert len(counter.bodies) == 5
 
 
-def test_retired_by_count(server: SMTPServer, counter: Counter) -> None:
+def test_a_connection_is_retired_after_max_messages(server: SMTPServer, counter: Counter) -> None:
     with pool_of(server, max_messages=2) as pool:
         for _ in range(5):
             pool.send(b"x", FROM, TO)
     assert counter.connections == 3
 
 
-def test_retired_by_age(server: SMTPServer, counter: Counter) -> None:
+def test_a_connection_is_retired_after_max_age(server: SMTPServer, counter: Counter) -> None:
     with pool_of(server, max_age=1e-9) as pool:
         for _ in range(3):
             pool.send(b"x", FROM, TO)
@@ -129,7 +129,7 @@ def test_retired_by_age(server: SMTPServer, counter: Counter) -> None:
     assert counter.reasons == ["quit"] * 3
 
 
-def test_retired_when_idle(server: SMTPServer, counter: Counter) -> None:
+def test_a_connection_is_retired_after_max_idle(server: SMTPServer, counter: Counter) -> None:
     gone = Event()
     server.on("disconnect", lambda session, reason: gone.set())
     with pool_of(server, max_idle=0.05) as pool:
@@ -141,7 +141,7 @@ def test_retired_when_idle(server: SMTPServer, counter: Counter) -> None:
     assert counter.connections == 2
 
 
-def test_back_pressure(server: SMTPServer, counter: Counter) -> None:
+def test_send_waits_while_all_connections_are_busy(server: SMTPServer, counter: Counter) -> None:
     go = Event()
     there = [Event(), Event()]
     waiting = iter(there)
@@ -163,7 +163,7 @@ def test_back_pressure(server: SMTPServer, counter: Counter) -> None:
     assert counter.most == 2
 
 
-def test_close_drains(server: SMTPServer, counter: Counter) -> None:
+def test_close_waits_for_messages_in_progress(server: SMTPServer, counter: Counter) -> None:
     go, there = Event(), Event()
 
     @server.on("received")
@@ -189,7 +189,7 @@ def test_close_drains(server: SMTPServer, counter: Counter) -> None:
     assert counter.reasons == ["quit"]
 
 
-def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> None:
+def test_close_waits_no_longer_than_its_timeout(server: SMTPServer, counter: Counter) -> None:
     go, there = Event(), Event()
 
     @server.on("received")
@@ -208,8 +208,8 @@ def test_close_does_not_wait_for_ever(server: SMTPServer, counter: Counter) -> N
     go.set()
 
 
-def test_close_gives_up_who_is_connecting(scripted: Start) -> None:
-    """A host that never says its banner; and nothing is sent when the pool has been closed."""
+def test_close_interrupts_connecting(scripted: Start) -> None:
+    """A host that never sends its banner; nothing is sent once the pool is closed."""
     there = Event()
 
     def silent(script: Script) -> None:
@@ -227,8 +227,8 @@ def test_close_gives_up_who_is_connecting(scripted: Start) -> None:
     assert (pool.busy, pool.idle, server.connections) == (0, 0, 1)
 
 
-def test_close_that_cuts_a_message_off_does_not_have_it_sent_again(scripted: Start) -> None:
-    """Nobody can have taken it, and the connection was an old one; but the pool is closed."""
+def test_a_message_cut_off_by_close_is_not_sent_again(scripted: Start) -> None:
+    """No server can have the message, and the connection was a kept one; but the pool is closed."""
     there = Event()
 
     def script(script: Script) -> None:
@@ -249,7 +249,7 @@ def test_close_that_cuts_a_message_off_does_not_have_it_sent_again(scripted: Sta
     assert (server.connections, pool.busy, pool.idle) == (1, 0, 0)
 
 
-def test_close_lets_who_is_connecting_finish(scripted: Start) -> None:
+def test_close_lets_connecting_finish_in_time(scripted: Start) -> None:
     there, go = Event(), Event()
 
     def slow(script: Script) -> None:
@@ -267,7 +267,7 @@ def test_close_lets_who_is_connecting_finish(scripted: Start) -> None:
     assert sending.get(timeout=20).reply.code == 250
 
 
-def test_close_that_is_interrupted_takes_no_places_with_it(server: SMTPServer, counter: Counter) -> None:
+def test_an_interrupted_close_releases_its_slots(server: SMTPServer, counter: Counter) -> None:
     go, there = Event(), Event()
 
     @server.on("received")
@@ -292,7 +292,7 @@ def test_close_that_is_interrupted_takes_no_places_with_it(server: SMTPServer, c
 
 
 def session(*, after: int, goodbye: str | None = None) -> Callable[[Script], None]:
-    """Take so many messages, then say that, if anything, and hang up."""
+    """Accept so many messages, then send a reply, if one is given, and close the connection."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING")
@@ -331,7 +331,7 @@ def test_a_stale_connection_is_replaced(scripted: Start, goodbye: str | None) ->
 
 
 def dies_at(verb: str, reply: str | None) -> Callable[[Script], None]:
-    """A good first transaction; in the second it hangs up at this verb."""
+    """Complete the first transaction; in the second, close the connection at this verb."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING")
@@ -348,7 +348,7 @@ def dies_at(verb: str, reply: str | None) -> Callable[[Script], None]:
 
 @pytest.mark.parametrize("verb", ["RSET", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("reply", [None, "421 4.3.2 going down"])
-def test_what_nobody_can_have_taken_is_sent_again(scripted: Start, verb: str, reply: str | None) -> None:
+def test_a_message_that_no_server_can_have_is_sent_again(scripted: Start, verb: str, reply: str | None) -> None:
     server = scripted(dies_at(verb, reply), for_ever)
     with pool_of(server, 1) as pool:
         pool.send(b"one", FROM, TO)
@@ -356,7 +356,7 @@ def test_what_nobody_can_have_taken_is_sent_again(scripted: Start, verb: str, re
     assert server.connections == 2
 
 
-def test_what_somebody_may_have_taken_is_not(scripted: Start) -> None:
+def test_a_message_that_a_server_may_have_is_not_sent_again(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         transaction(script)
@@ -384,8 +384,8 @@ def test_a_421_to_a_new_connection_is_raised(scripted: Start) -> None:
 
 
 @pytest.mark.parametrize("extra", ["250 nobody asked", "354 go", "what?"])
-def test_who_says_more_than_was_asked_is_replaced(scripted: Start, extra: str) -> None:
-    """The next message is not to blame."""
+def test_a_connection_with_an_unsolicited_reply_is_replaced(scripted: Start, extra: str) -> None:
+    """The next message is sent nevertheless."""
     server = scripted(session(after=1, goodbye=extra), for_ever)
     with pool_of(server, 1) as pool:
         for _ in range(2):
@@ -410,7 +410,7 @@ def test_fail_over(server: SMTPServer, counter: Counter) -> None:
     assert len(counter.bodies) == 10
 
 
-def test_a_host_that_says_no_service_is_failed_over_too(server: SMTPServer, counter: Counter, scripted: Start) -> None:
+def test_a_host_whose_banner_refuses_service_fails_over(server: SMTPServer, counter: Counter, scripted: Start) -> None:
     busy = scripted(lambda script: script.say("421 busy"))
     with Pool([("127.0.0.1", busy.port), f"127.0.0.1:{server.address[1]}"], timeout=10, max_messages=1) as pool:
         for _ in range(3):
@@ -421,10 +421,10 @@ def test_a_host_that_says_no_service_is_failed_over_too(server: SMTPServer, coun
 
 @pytest.mark.parametrize("verb", ["EHLO", "MAIL", "RCPT", "DATA"])
 @pytest.mark.parametrize("reply", [None, "421 4.3.2 too busy", "HTTP/1.1 400 Bad Request"])
-def test_a_host_that_gives_up_a_new_connection(
+def test_a_host_that_closes_a_new_connection_fails_over(
     server: SMTPServer, counter: Counter, scripted: Start, verb: str, reply: str | None
 ) -> None:
-    """It let us in: only to hang up. The message goes to the next host, and the first is asked last for a while."""
+    """The message goes to the next host, and the first host is tried last for a while."""
 
     def script(script: Script) -> None:
         script.say("220 hi")
@@ -453,7 +453,9 @@ def test_each_host_is_tried_once(scripted: Start) -> None:
     assert [host.connections for host in hosts] == [1, 1]
 
 
-def test_what_may_have_been_taken_goes_to_no_other_host(server: SMTPServer, counter: Counter, scripted: Start) -> None:
+def test_a_message_that_a_host_may_have_goes_to_no_other_host(
+    server: SMTPServer, counter: Counter, scripted: Start
+) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
@@ -479,7 +481,7 @@ def test_all_hosts_down() -> None:
 # Options
 
 
-def test_it_logs_in(scripted: Start) -> None:
+def test_a_pool_logs_in(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("AUTH PLAIN")
         script.expect("AUTH PLAIN ")
@@ -535,12 +537,12 @@ def test_bad_options(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", ["timeot", "stream", "path"])
-def test_options_that_are_none(name: str) -> None:
+def test_unknown_options_are_a_type_error(name: str) -> None:
     with pytest.raises(TypeError, match=f"no option '{name}'"):
         Pool(**{name: 1})  # type: ignore[arg-type]
 
 
-def test_the_password_is_in_no_repr() -> None:
+def test_no_repr_shows_the_password() -> None:
     assert "secret" not in repr(Pool(username="jo", password="secret", token="secret"))
 
 
@@ -559,7 +561,7 @@ def refusing(reply: str, tried: list[str]) -> Callable[[Script], None]:
 
 
 def test_a_wrong_password_is_tried_once(scripted: Start) -> None:
-    """Not on the next host, and not by the next send: an account may be locked by that."""
+    """They are not tried on the next host or by the next send, since that may lock the account."""
     tried: list[str] = []
     hosts = [scripted(refusing("535 5.7.8 no", tried)) for _ in "ab"]
     places = [f"127.0.0.1:{host.port}" for host in hosts]
@@ -600,8 +602,8 @@ def test_other_credentials_are_tried_at_once(scripted: Start) -> None:
     assert len(tried) == 2
 
 
-def test_the_same_credentials_are_tried_again_in_a_while(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("greensmtp.client.pool.REFUSED_SECONDS", 0.0)
+def test_refused_credentials_are_tried_again_later(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greensmtp.client.pool_login.REFUSED_SECONDS", 0.0)
     tried: list[str] = []
     server = scripted(refusing("535 5.7.8 no", tried), refusing("235 in", tried))
     with pool_of(server, username="jo", password="right", allow_plaintext=True) as pool:
@@ -610,7 +612,7 @@ def test_the_same_credentials_are_tried_again_in_a_while(scripted: Start, monkey
         assert pool.send(b"x", FROM, TO).reply.code == 250
 
 
-def test_a_host_that_cannot_check_credentials_now_is_failed_over(scripted: Start) -> None:
+def test_a_transient_login_failure_fails_over(scripted: Start) -> None:
     tried: list[str] = []
     hosts = [scripted(refusing(reply, tried)) for reply in ("454 4.7.0 later", "235 in")]
     places = [f"127.0.0.1:{host.port}" for host in hosts]
@@ -622,7 +624,7 @@ def test_a_host_that_cannot_check_credentials_now_is_failed_over(scripted: Start
 # Lent connections
 
 
-def test_a_connection_is_lent(server: SMTPServer, counter: Counter) -> None:
+def test_connection_lends_a_connection(server: SMTPServer, counter: Counter) -> None:
     with pool_of(server, 1) as pool:
         with pool.connection() as mail:
             assert pool.busy == 1
@@ -636,7 +638,7 @@ def test_a_connection_is_lent(server: SMTPServer, counter: Counter) -> None:
     assert counter.connections == 1
 
 
-def test_a_transaction_that_was_left_open_is_reset(server: SMTPServer, counter: Counter) -> None:
+def test_a_lent_connection_with_an_open_transaction_is_reset(server: SMTPServer, counter: Counter) -> None:
     with pool_of(server, 1) as pool:
         with pool.connection() as mail:
             mail.from_(FROM)
@@ -652,7 +654,7 @@ def test_a_transaction_that_was_left_open_is_reset(server: SMTPServer, counter: 
 
 
 @pytest.mark.parametrize("end", ["data", "quit", "close", "timeout"])
-def test_a_lent_connection_that_is_out_of_step_is_not_kept(server: SMTPServer, counter: Counter, end: str) -> None:
+def test_a_lent_connection_that_is_out_of_step_is_closed(server: SMTPServer, counter: Counter, end: str) -> None:
     with pool_of(server, 1) as pool:
         try:
             with pool.connection() as mail:
@@ -683,7 +685,7 @@ def test_a_dead_connection_is_not_lent(scripted: Start) -> None:
     assert server.connections == 3
 
 
-def test_a_greenlet_that_is_killed_with_a_connection_leaves_nothing(server: SMTPServer, counter: Counter) -> None:
+def test_a_kill_with_a_lent_connection_releases_its_slot(server: SMTPServer, counter: Counter) -> None:
     there = Event()
 
     def work() -> None:
@@ -700,7 +702,7 @@ def test_a_greenlet_that_is_killed_with_a_connection_leaves_nothing(server: SMTP
         assert pool.send(b"x", FROM, TO).reply.code == 250
 
 
-def test_close_takes_lent_connections_away(server: SMTPServer, counter: Counter) -> None:
+def test_close_closes_lent_connections_after_its_timeout(server: SMTPServer, counter: Counter) -> None:
     pool = pool_of(server, 1)
     with pool.connection() as mail:
         pool.close(timeout=0.01)
@@ -711,7 +713,7 @@ def test_close_takes_lent_connections_away(server: SMTPServer, counter: Counter)
         pass
 
 
-def test_close_ends_the_wait_for_a_connection_that_is_not_given_back(server: SMTPServer, counter: Counter) -> None:
+def test_close_ends_waits_for_a_lent_connection(server: SMTPServer, counter: Counter) -> None:
     pool = pool_of(server, 1)
     with pool.connection():
         waiting = spawn(pool.send, b"x", FROM, TO)
@@ -738,12 +740,12 @@ def test_acquire_timeout(server: SMTPServer, counter: Counter) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0, -1])
-def test_acquire_timeout_is_more_than_nothing(seconds: float) -> None:
+def test_acquire_timeout_must_be_above_0(seconds: float) -> None:
     with pytest.raises(ValueError, match="acquire_timeout"):
         Pool(acquire_timeout=seconds)
 
 
-def test_a_wait_that_is_interrupted_takes_no_place_with_it(server: SMTPServer, counter: Counter) -> None:
+def test_an_interrupted_wait_takes_no_slot(server: SMTPServer, counter: Counter) -> None:
     with pool_of(server, 1) as pool:
         with pool.connection():
             waiting = spawn(pool.send, b"x", FROM, TO)

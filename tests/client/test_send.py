@@ -1,4 +1,4 @@
-"""``send``: envelopes from headers, extensions as the server has them, LMTP, and what is raised."""
+"""``send``: envelopes from headers, the server's extensions, LMTP, and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ FROM, TO = "a@example.com", "b@example.com"
 
 
 class Inbox:
-    """What a server has taken: commands, envelopes, octets."""
+    """What a server has received: commands, envelopes, content."""
 
     def __init__(self, server: SMTPServer) -> None:
         self.server = server
@@ -74,7 +74,7 @@ class Inbox:
         self.bodies.append(stream.read())
 
     def send(self, *args: Any, **options: Any) -> Any:
-        """By a new connection."""
+        """Send a message on a new connection."""
         with connect(*self.server.address, timeout=10) as mail:
             return mail.send(*args, **options)
 
@@ -95,7 +95,7 @@ def email(**fields: str) -> EmailMessage:
 # Envelopes
 
 
-def test_the_envelope_is_in_the_headers(inbox: Inbox) -> None:
+def test_the_envelope_is_derived_from_the_headers(inbox: Inbox) -> None:
     message = email(From="Jo <jo@example.com>", To='"A, B" <ab@example.com>, c@example.com', Cc="d@example.com")
     message["Bcc"] = "secret@example.com, c@example.com"
     sent = inbox.send(message)
@@ -109,12 +109,12 @@ def test_the_envelope_is_in_the_headers(inbox: Inbox) -> None:
     assert message["Bcc"] == "secret@example.com, c@example.com"  # it is the caller's
 
 
-def test_sender_goes_before_from(inbox: Inbox) -> None:
+def test_sender_takes_precedence_over_from(inbox: Inbox) -> None:
     inbox.send(email(From="a@example.com, b@example.com", Sender="office@example.com", To=TO))
     assert inbox.senders == ["office@example.com"]
 
 
-def test_resent_fields_go_before_all(inbox: Inbox) -> None:
+def test_resent_fields_take_precedence(inbox: Inbox) -> None:
     message = email(From="a@example.com", To="b@example.com")
     message["Resent-Date"] = "Mon, 1 Jan 2024 00:00:00 +0000"
     message["Resent-From"] = "c@example.com"
@@ -161,7 +161,7 @@ def test_bcc_is_not_shown_however_lines_end(inbox: Inbox, newline: bytes, first:
     assert inbox.bodies == [b"From: jo@example.com\r\nX: 1\r\nTo: a@b.example\r\n\r\nhi\r\n"]
 
 
-def test_bytes_with_recipients_go_as_they_are(inbox: Inbox) -> None:
+def test_bytes_with_recipients_are_sent_unchanged(inbox: Inbox) -> None:
     inbox.send(b"Bcc: x@example.com\r\n\r\nhi\r\n", FROM, TO)
     assert inbox.bodies == [b"Bcc: x@example.com\r\n\r\nhi\r\n"]
 
@@ -179,12 +179,12 @@ def test_the_null_sender(inbox: Inbox) -> None:
         (b"no header at all", "From"),
     ],
 )
-def test_nobody_to_send_from_or_to(inbox: Inbox, message: Any, text: str) -> None:
+def test_a_missing_sender_or_recipient_is_an_error(inbox: Inbox, message: Any, text: str) -> None:
     with pytest.raises(ProtocolError, match=text):
         inbox.send(message)
 
 
-def test_what_is_no_message(inbox: Inbox) -> None:
+def test_a_message_of_an_unknown_type_is_a_type_error(inbox: Inbox) -> None:
     for wrong in ("text", 5, io.StringIO("text")):
         with pytest.raises(TypeError):
             inbox.send(wrong, FROM, TO)
@@ -210,7 +210,7 @@ def test_a_large_file_is_not_kept_in_memory(inbox: Inbox, tmp_path: Path) -> Non
 
 
 class Pipe:
-    """A file that cannot go back."""
+    """A file that cannot seek."""
 
     def __init__(self, octets: bytes) -> None:
         self._file = io.BytesIO(octets)
@@ -219,13 +219,13 @@ class Pipe:
         return self._file.read(size)
 
 
-def test_a_large_file_that_cannot_go_back(inbox: Inbox) -> None:
+def test_a_large_file_that_cannot_seek_is_sent(inbox: Inbox) -> None:
     octets = b"From: a@example.com\r\nTo: b@example.com\r\n\r\n" + (b"y" * 98 + b"\r\n") * (MAX_MEMORY // 100 + 1000)
     inbox.send(Pipe(octets))
     assert inbox.bodies == [octets]
 
 
-def test_a_file_is_read_from_where_it_stands(inbox: Inbox, tmp_path: Path) -> None:
+def test_a_file_is_read_from_its_current_position(inbox: Inbox, tmp_path: Path) -> None:
     path = tmp_path / "mbox"
     path.write_bytes(b"From - skipped\nFrom: a@example.com\n\nhi\n")
     with path.open("rb") as source:
@@ -264,14 +264,14 @@ def test_utf8_addresses(inbox: Inbox) -> None:
     assert "gr\u00e4fin@b\u00fccher.example".encode() in inbox.bodies[0]
 
 
-def test_a_domain_beyond_ascii_alone_needs_no_extension(inbox: Inbox) -> None:
+def test_a_non_ascii_domain_alone_needs_no_extension(inbox: Inbox) -> None:
     inbox.send(b"x", FROM, "jo@b\u00fccher.example")
     assert inbox.recipients == [["jo@xn--bcher-kva.example"]]
     assert "SMTPUTF8" not in mail_line(inbox)
 
 
 @pytest.mark.parametrize("size", [CHUNKING_PAYS, 3_000_000])
-def test_large_goes_in_chunks(inbox: Inbox, size: int) -> None:
+def test_a_large_message_is_sent_by_bdat(inbox: Inbox, size: int) -> None:
     octets = b"a\n." * (size // 3 + 1)
     inbox.send(octets, FROM, TO)
     assert any(command.startswith("BDAT") for command in inbox.commands)
@@ -279,14 +279,14 @@ def test_large_goes_in_chunks(inbox: Inbox, size: int) -> None:
     assert inbox.bodies == [octets.replace(b"\n", b"\r\n") + b"\r\n"]
 
 
-def test_binary_goes_as_it_is(inbox: Inbox) -> None:
+def test_binary_is_sent_unchanged(inbox: Inbox) -> None:
     octets = b"Content-Transfer-Encoding: binary\r\n\r\n\0\n\r\xff."
     inbox.send(octets, FROM, TO)
     assert "BODY=BINARYMIME" in mail_line(inbox)
     assert inbox.bodies == [octets]
 
 
-def test_parameters_of_ones_own(scripted: Start) -> None:
+def test_parameters_of_the_caller_are_sent(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING", "DSN", "SIZE")
         script.expect(f"MAIL FROM:<{FROM}> RET=HDRS ENVID=x SIZE=3", f"RCPT TO:<{TO}> NOTIFY=SUCCESS,FAILURE", "DATA")
@@ -301,7 +301,7 @@ def test_parameters_of_ones_own(scripted: Start) -> None:
 
 
 def one_by_one(*offers: str) -> Callable[[Script], None]:
-    """A server without PIPELINING: each command is waited for before the next reply."""
+    """A server without PIPELINING, which reads each command before it sends a reply."""
 
     def script(script: Script) -> None:
         script.greet(*offers)
@@ -315,7 +315,7 @@ def one_by_one(*offers: str) -> Callable[[Script], None]:
     return script
 
 
-def test_without_pipelining(scripted: Start) -> None:
+def test_without_pipelining_each_command_waits_for_its_reply(scripted: Start) -> None:
     server = scripted(one_by_one())
     with server.connect() as mail:
         assert mail.send(b"x", FROM, [TO, "no@example.com"]).accepted == (TO,)
@@ -335,7 +335,9 @@ def test_without_pipelining(scripted: Start) -> None:
         (b"\0", FROM, "BINARYMIME"),
     ],
 )
-def test_what_is_not_offered(scripted: Start, message: bytes, sender: str, extension: str) -> None:
+def test_an_extension_that_is_needed_but_not_offered_is_an_error(
+    scripted: Start, message: bytes, sender: str, extension: str
+) -> None:
     with scripted(one_by_one()).connect() as mail:
         with pytest.raises(NotOffered, match=extension) as caught:
             mail.send(message, sender, TO)
@@ -348,7 +350,7 @@ def test_smtputf8_is_not_offered(scripted: Start) -> None:
         mail.send(b"x", "j\u00f6@example.com", TO)
 
 
-def test_an_email_message_becomes_seven_bit_where_it_must(scripted: Start) -> None:
+def test_an_email_message_is_encoded_if_8bitmime_is_not_offered(scripted: Start) -> None:
     bodies: list[bytes] = []
 
     def script(script: Script) -> None:
@@ -371,7 +373,7 @@ def test_an_email_message_becomes_seven_bit_where_it_must(scripted: Start) -> No
 @pytest.mark.parametrize("epilogue", [None, "the end"])
 @pytest.mark.parametrize("size", [10, CHUNKING_PAYS])
 def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int, epilogue: str | None) -> None:
-    """Announced with the size that it has then; its last line ended, or the dot would not end it."""
+    """SIZE is that of the encoded message, whose last line has a line end, so that the final dot has its own line."""
     bodies: list[bytes] = []
     sizes: list[int] = []
 
@@ -398,7 +400,7 @@ def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int, epilogue: s
     message = EmailMessage()
     message["From"], message["To"] = FROM, TO
     message.set_content("gr\u00fc\u00dfe\n" * size, cte="8bit")
-    if epilogue is not None:  # what stands behind all parts, with no end of a line of its own
+    if epilogue is not None:  # text after the last part, without a line end of its own
         message.make_mixed()
         message.epilogue = epilogue
     with scripted(script).connect() as mail:
@@ -409,15 +411,15 @@ def test_seven_bit_in_data_and_in_chunks(scripted: Start, size: int, epilogue: s
 
 
 @pytest.mark.parametrize("ending", [b"\r\n", b"\n", b""])
-def test_what_is_said_to_be_binary_and_is_not(inbox: Inbox, ending: bytes) -> None:
-    """Lines that go through unchanged go as lines."""
+def test_lines_declared_as_binary_need_no_binarymime(inbox: Inbox, ending: bytes) -> None:
+    """They are sent as lines, which leaves them unchanged."""
     octets = b"Content-Transfer-Encoding: binary\r\n\r\nhi" + ending
     inbox.send(octets, FROM, TO)
     assert ("BODY=BINARYMIME" in mail_line(inbox)) == (ending != b"\r\n")
     assert inbox.bodies == [octets]
 
 
-def test_helo_where_ehlo_is_not_known(scripted: Start) -> None:
+def test_helo_follows_a_refused_ehlo(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.say("220 old")
         script.expect("EHLO")
@@ -435,7 +437,7 @@ def test_helo_where_ehlo_is_not_known(scripted: Start) -> None:
         assert mail.send(b"x", FROM, TO).reply.code == 250
 
 
-def test_a_refused_greeting(scripted: Start) -> None:
+def test_a_refused_hello_is_hello_refused(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.say("220 hi")
         while script.hear():
@@ -492,7 +494,7 @@ def test_the_message_refused(inbox: Inbox) -> None:
     assert isinstance(caught.value, ClientError)
 
 
-def test_too_large_by_the_servers_own_size(smtp_server: MakeServer) -> None:
+def test_a_message_above_the_servers_size_is_refused(smtp_server: MakeServer) -> None:
     inbox = Inbox(smtp_server(max_message_size=100))
     with pytest.raises(SenderRefused, match="552"):
         inbox.send(b"x" * 200, FROM, TO)
@@ -511,8 +513,8 @@ def test_a_refusal_leaves_the_connection_usable(inbox: Inbox) -> None:
     assert [list(to) for to in inbox.recipients] == [[TO]] * 3
 
 
-def test_354_for_nobody_sends_nothing_to_nobody(scripted: Start) -> None:
-    """RFC 2920 section 3.1: DATA was pipelined, and the server agrees, though every RCPT was refused."""
+def test_354_without_recipients_gets_an_empty_message(scripted: Start) -> None:
+    """RFC 2920 section 3.1: DATA was pipelined, and the server accepts it although every RCPT was refused."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING")
@@ -603,8 +605,8 @@ def test_lmtp_by_hand(lmtp: SMTPServer) -> None:
 # Extensions that a server offers and breaks at
 
 
-def deaf_to_groups(script: Script) -> None:
-    """It offers PIPELINING and CHUNKING, and takes neither."""
+def ignores_pipelining(script: Script) -> None:
+    """Offer PIPELINING and CHUNKING, and handle neither."""
     script.greet("PIPELINING", "CHUNKING", "8BITMIME", "SIZE")
     for verb in ("MAIL FROM:<a@example.com>", "RCPT", "DATA"):
         script.expect(verb)
@@ -618,12 +620,12 @@ def deaf_to_groups(script: Script) -> None:
 @pytest.mark.parametrize("ignore", [("CHUNKING", "PIPELINING"), ["chunking", "Pipelining"], {"PIPELINING", "CHUNKING"}])
 def test_extensions_are_ignored(scripted: Start, ignore: Any) -> None:
     body = b"x" * (CHUNKING_PAYS + 1)
-    with scripted(deaf_to_groups).connect(ignore=ignore) as mail:
+    with scripted(ignores_pipelining).connect(ignore=ignore) as mail:
         assert mail.send(body, FROM, TO).reply.code == 250
         assert set(mail.extensions) == {"8BITMIME", "SIZE"}
         with pytest.raises(NotOffered):
             mail.bdat(b"x")
-    server = scripted(deaf_to_groups)
+    server = scripted(ignores_pipelining)
     with Pool("127.0.0.1", server.port, ignore=ignore, timeout=5) as pool:
         assert pool.send(body, FROM, TO).reply.code == 250
 
@@ -645,7 +647,7 @@ def test_one_extension_is_ignored(scripted: Start) -> None:
     ("ignore", "hint"),
     [("CHUNKNIG", "did you mean 'CHUNKING'"), (["PIPELINE"], "'PIPELINING'"), ("X-MAGIC", "SMTPUTF8")],
 )
-def test_extensions_that_are_none_cannot_be_ignored(ignore: Any, hint: str) -> None:
+def test_unknown_extensions_cannot_be_ignored(ignore: Any, hint: str) -> None:
     for call in (lambda: connect("127.0.0.1", 1, ignore=ignore), lambda: Pool(ignore=ignore)):
         with pytest.raises(ValueError, match=hint):
             call()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import signal
@@ -15,11 +16,13 @@ from gevent import socket, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
-from greensmtp.cli import send
+from greensmtp.cli import cli, send
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
+
+pytestmark = pytest.mark.subprocess
 
 MESSAGE = b"From: me@example.com\nTo: you@example.com\nBcc: they@example.com\n\nhi\n"
 
@@ -131,21 +134,32 @@ def test_nobody_there(files: list[Path]) -> None:
         (["--user", "jo", "--password-file", "/dev/null", "-"], "the first line of '/dev/null' is empty"),
         (["--user", "jo", "--password-file", "/", "-"], "'--password-file': cannot read '/': Is a directory"),
         (["--user", "jo", "--password-file", sys.executable, "-"], "it is not UTF-8"),
-        (["--password-file", "/dev/null", "-"], "--password-file is of no use without --user"),
+        (["--password-file", "/dev/null", "-"], "--password-file needs --user"),
         (["--ca-file", "/nonexistent", "-"], "'--ca-file': cannot read '/nonexistent': No such file"),
-        (["--ca-file", "/dev/null", "-"], "'--ca-file': cannot read '/dev/null': no PEM certificate in it"),
-        (["--ca-file", "/dev/null", "--no-verify", "-"], "give one of them"),
+        (["--ca-file", "/dev/null", "-"], "'--ca-file': cannot read '/dev/null': it contains no PEM certificate"),
+        (["--ca-file", "/dev/null", "--no-verify", "-"], "--ca-file and --no-verify exclude each other"),
         (["--from", "not a mailbox", "-"], "'--from': an address needs a domain"),
         (["--to", "not a mailbox", "-"], "'--to': an address needs a domain"),
         (["--to", "", "-"], "'--to': a recipient cannot be empty"),
-        (["--hostname", "a b", "-"], "--hostname is a host name or an address literal, not 'a b'"),
+        (["--hostname", "a b", "-"], "--hostname must be a host name or an address literal, not 'a b'"),
         ([], "FILES"),
     ],
 )
-def test_a_wrong_command_line(args: list[str], text: str) -> None:
-    status, _, err = run(*args, GREENSMTP_PASSWORD="")
-    assert status == 2
-    assert text in err
+def test_a_wrong_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], args: list[str], text: str
+) -> None:
+    monkeypatch.setenv("GREENSMTP_PASSWORD", "")
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["send", *args], prog_name="greensmtp")
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_wrong_command_line_ends_it_with_status_2_and_without_a_traceback() -> None:
+    status, out, err = run("--server", "nonsense://x", "-")
+    assert (status, out) == (2, "")
+    assert "Error: Invalid value for '--server'" in err
     assert "Traceback" not in err
 
 

@@ -1,4 +1,4 @@
-"""What goes out without TLS: nothing that a password could be guessed from, unless the caller says so."""
+"""Without TLS, nothing is sent from which a password could be guessed, unless the caller allows it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STRIPPED = "AUTH SCRAM-SHA-256 CRAM-MD5 PLAIN LOGIN"
 
 
 def stripped(script: Script) -> None:
-    """A server whose STARTTLS an attacker has taken out; it says no to everything else."""
+    """A server whose STARTTLS an attacker has stripped; it refuses everything else."""
     script.greet("PIPELINING", STRIPPED)
     while line := script.hear():
         script.say("535 5.7.8 no" if line.startswith("AUTH") else "221 bye" if line == "QUIT" else "502 no")
@@ -69,7 +69,7 @@ def test_a_pool_with_a_username_requires_tls(scripted: Start) -> None:
     assert b"AUTH" not in heard[0].heard
 
 
-def test_login_that_greets_requires_tls(scripted: Start) -> None:
+def test_login_that_sends_ehlo_requires_tls(scripted: Start) -> None:
     heard: list[Script] = []
     server = scripted(recorder(stripped, heard))
     mail = server.connect()
@@ -80,7 +80,7 @@ def test_login_that_greets_requires_tls(scripted: Start) -> None:
 
 
 @pytest.mark.parametrize("begin", ["begin", "send"])
-def test_login_behind_what_stepped_up_to_nothing_requires_tls(scripted: Start, begin: str) -> None:
+def test_login_after_begin_without_starttls_requires_tls(scripted: Start, begin: str) -> None:
     heard: list[Script] = []
     server = scripted(recorder(stripped, heard))
     mail = server.connect()
@@ -104,7 +104,7 @@ def test_require_holds_for_a_login_by_hand(scripted: Start) -> None:
 
 @pytest.mark.parametrize("starttls", ["offered", "never"])
 def test_cram_md5_is_not_chosen_without_tls(scripted: Start, starttls: str) -> None:
-    """Who strips STARTTLS strips SCRAM as well."""
+    """An attacker that strips STARTTLS can strip SCRAM as well."""
     with scripted(taking).connect(starttls=starttls) as mail:
         with pytest.raises(AuthenticationFailed, match="allow_plaintext=True"):
             mail.login("jo", "secret")
@@ -197,14 +197,14 @@ def test_no_other_policy_falls_back(scripted: Start, first: Callable[[Script], N
     assert server.connections == 1
 
 
-def test_a_handler_of_secure_that_rejects_the_peer_is_no_failed_handshake(secure: SMTPServer) -> None:
+def test_opportunistic_does_not_reconnect_if_secure_rejects_the_peer(secure: SMTPServer) -> None:
     mail = connect(*secure.address, starttls="opportunistic", on_secure=lambda client, ack: ack.reject(), timeout=5)
     with pytest.raises(TLSUnverified):
         mail.send(*MESSAGE)
     assert mail.closed
 
 
-def test_opportunistic_goes_on_where_starttls_is_refused(scripted: Start) -> None:
+def test_opportunistic_continues_if_starttls_is_refused(scripted: Start) -> None:
     def script(script: Script) -> None:
         script.greet("PIPELINING", "STARTTLS")
         script.expect("STARTTLS")
@@ -253,5 +253,5 @@ def test_opportunistic_and_verification_exclude_each_other(options: dict[str, An
         lambda: Pool(starttls="opportunistic", **options),
         lambda: connect(starttls="opportunistic", **options),
     ):
-        with pytest.raises(ValueError, match="give one"):
+        with pytest.raises(ValueError, match="pass one"):
             call()

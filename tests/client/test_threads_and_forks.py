@@ -1,4 +1,4 @@
-"""Native threads and forked processes: a pool works in each, a connection says where it belongs, and nothing hangs."""
+"""Native threads and forked processes: a pool works in each, a client raises a clear error, and nothing hangs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from gevent import get_hub, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Command, Session, SMTPServer, connect
+
+pytestmark = pytest.mark.subprocess
 
 #: What every program begins with: threads that are native in a patched process too, and a server's port.
 PRELUDE = """
@@ -76,7 +78,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 
 def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
-    """The lines that the program prints; the warnings of Python's development mode are errors."""
+    """Return the lines that the program prints; warnings of Python's development mode are errors."""
     address: Any = server.address
     ran = subprocess.run(
         # (Python 3.12 warns of every fork in a process that has threads.)
@@ -121,7 +123,7 @@ print(in_threads(1, lambda: pool.send(*MESSAGE)))
 
 
 def test_closing_a_pool_ends_the_sends_of_other_native_threads(mode: str, server: SMTPServer, tmp_path: Path) -> None:
-    """Of one that has a connection and waits for another one, there."""
+    """Of a native thread with a connection in use and a send that waits for another one."""
     program = """
 pool = Pool("127.0.0.1", port, 1, timeout=10)
 there, over = allocate(), allocate()
@@ -144,7 +146,9 @@ over.acquire()
     assert run(mode, server, program, tmp_path) == ["this pool has been closed"]
 
 
-def test_a_client_in_another_native_thread_says_what_to_do(mode: str, server: SMTPServer, tmp_path: Path) -> None:
+def test_a_client_used_in_another_native_thread_is_a_runtime_error(
+    mode: str, server: SMTPServer, tmp_path: Path
+) -> None:
     program = """
 mail = connect("127.0.0.1", port)
 mail.ehlo()
@@ -164,7 +168,7 @@ print(mail.closed)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_a_pool_starts_afresh_after_a_fork(mode: str, server: SMTPServer, tmp_path: Path, host: str) -> None:
+def test_a_pool_opens_new_connections_after_a_fork(mode: str, server: SMTPServer, tmp_path: Path, host: str) -> None:
     program = f"""
 pool = Pool({host!r}, port, 2, timeout=10)
 print(pool.send(*MESSAGE).reply.code)
@@ -186,7 +190,7 @@ pool.close()
     assert reasons == ["quit", "quit"]  # two connections: the child's and the parent's own
 
 
-def test_a_client_after_a_fork_says_what_to_do(mode: str, server: SMTPServer, tmp_path: Path) -> None:
+def test_a_client_used_after_a_fork_is_a_runtime_error(mode: str, server: SMTPServer, tmp_path: Path) -> None:
     program = """
 mail = connect("127.0.0.1", port)
 mail.ehlo()
@@ -194,17 +198,15 @@ in_child(mail.noop)
 in_child(lambda: mail.quit())
 print(mail.noop().code, mail.quit().code)
 """
-    said = "child: RuntimeError this connection belongs to the process that was forked: connect() in the child"
+    said = "child: RuntimeError this connection belongs to the parent process: connect() in the child"
     first, second, parent = run(mode, server, program, tmp_path)
     assert first.startswith(said)
     assert second.startswith(said)
     assert parent == "250 221"
 
 
-def test_a_copied_greenlet_that_waits_for_a_reply_does_not_read_the_parents(
-    mode: str, server: SMTPServer, tmp_path: Path
-) -> None:
-    """The child has a copy of each greenlet. What it sends is the parent's to send."""
+def test_a_forked_greenlet_does_not_read_the_parents_reply(mode: str, server: SMTPServer, tmp_path: Path) -> None:
+    """The child has a copy of each greenlet, but only the parent may send and receive."""
     held: list[Ack] = []
     going: list[bool] = []
 
@@ -233,7 +235,7 @@ def send():
 
 sending, waiting = gevent.spawn(send), gevent.spawn(send)
 gevent.sleep(0.001)
-while not any(member.client._wire.committed for member in pool._here.connections._busy):
+while not any(member.client._transport.message_sent for member in pool._local.connections._busy):
     gevent.sleep(0.001)
 
 def outcomes():
@@ -250,7 +252,7 @@ pool.close()
 
 
 def test_a_connection_whose_hub_was_destroyed_can_be_closed(server: SMTPServer) -> None:
-    """The hub of a native thread that is over."""
+    """The hub of a native thread that has ended."""
     gone, made = Event(), []
     reasons: list[str] = []
 
@@ -272,8 +274,8 @@ def test_a_connection_whose_hub_was_destroyed_can_be_closed(server: SMTPServer) 
     assert reasons == ["closed"]
 
 
-def test_checking_for_unasked_replies_lets_no_other_greenlet_run() -> None:
-    """It is done before every command; in a patched process, gevent's ``poll`` would."""
+def test_the_check_for_unsolicited_replies_does_not_switch_greenlets() -> None:
+    """The check precedes every command; in a patched process, gevent's ``poll`` would switch."""
     program = """
 from gevent import monkey
 monkey.patch_all()

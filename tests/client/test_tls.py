@@ -1,4 +1,4 @@
-"""TLS: from the start and by STARTTLS, verified, asked about, required."""
+"""TLS: implicit and by STARTTLS, its verification, the signal ``secure``, and the policies."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def implicit(smtp_server: MakeServer, certificate: Certificate) -> SMTPServer:
 
 @pytest.fixture(params=["stdlib", "gevent"])
 def context(request: pytest.FixtureRequest, certificate: Certificate) -> ssl.SSLContext:
-    """One that trusts the test's authority; the standard library's must not block the hub."""
+    """A context that trusts the test's authority; the standard library's must not block the hub."""
     module: Any = ssl if request.param == "stdlib" else gevent_ssl
     made: ssl.SSLContext = module.create_default_context(cafile=str(certificate.authority))
     return made
@@ -115,14 +115,16 @@ def test_the_name_is_verified(server: SMTPServer, context: ssl.SSLContext) -> No
         mail.starttls(server_hostname="other.example")
 
 
-def test_no_name_to_verify(smtp_server: MakeServer, certificate: Certificate, tmp_path: Any) -> None:
+def test_verification_without_a_host_name_is_a_type_error(
+    smtp_server: MakeServer, certificate: Certificate, tmp_path: Any
+) -> None:
     path = str(tmp_path / "s")
     smtp_server(listener=path, certfile=certificate.certfile, keyfile=certificate.keyfile)
     with connect(path, timeout=10) as mail:
         mail.ehlo()
         with pytest.raises(TypeError, match="server_hostname"):
             mail.starttls()
-        assert mail.noop().code == 250  # nothing was said
+        assert mail.noop().code == 250  # nothing was sent
 
 
 def test_send_does_not_ask_for_a_name_on_a_unix_socket(
@@ -143,7 +145,7 @@ def test_send_does_not_ask_for_a_name_on_a_unix_socket(
         mail.send(MESSAGE, FROM, TO)
 
 
-def test_a_plain_server_is_no_tls_server(smtp_server: MakeServer) -> None:
+def test_tls_with_a_plain_server_fails(smtp_server: MakeServer) -> None:
     with pytest.raises(TLSFailed):
         connect(*smtp_server().address, tls=True, timeout=10)
 
@@ -206,7 +208,7 @@ def test_secure_may_decide_later(server: SMTPServer, context: ssl.SSLContext) ->
             mail.on("secure", lambda client, ack: ack.accept())
 
 
-def test_secure_is_heard_by_the_process(server: SMTPServer, context: ssl.SSLContext) -> None:
+def test_the_process_wide_secure_signal_hears_every_client(server: SMTPServer, context: ssl.SSLContext) -> None:
     heard: list[Any] = []
 
     def hear(client: SMTPClient, ack: Ack) -> None:
@@ -223,7 +225,7 @@ def test_secure_is_heard_by_the_process(server: SMTPServer, context: ssl.SSLCont
     assert heard == [mail]
 
 
-def test_secure_that_waits_for_ever(server: SMTPServer, context: ssl.SSLContext) -> None:
+def test_secure_without_a_decision_times_out(server: SMTPServer, context: ssl.SSLContext) -> None:
     kept: list[Ack] = []
 
     def keep(client: SMTPClient, ack: Ack) -> None:
@@ -237,8 +239,8 @@ def test_secure_that_waits_for_ever(server: SMTPServer, context: ssl.SSLContext)
     assert mail.closed
 
 
-def test_login_is_forgotten_with_all_the_rest(scripted: Start, certificate: Certificate) -> None:
-    """RFC 3207 section 4.2."""
+def test_starttls_clears_authenticated_hello_and_extensions(scripted: Start, certificate: Certificate) -> None:
+    """RFC 3207 section 4.2 requires that."""
 
     def script(script: Script) -> None:
         script.greet("STARTTLS", "AUTH PLAIN")
@@ -260,8 +262,8 @@ def test_login_is_forgotten_with_all_the_rest(scripted: Start, certificate: Cert
     mail.close()
 
 
-def test_the_sockets_own_time_out_is_not_ours(implicit: SMTPServer, context: ssl.SSLContext) -> None:
-    """Under TLS, the socket itself waits."""
+def test_the_sockets_own_timeout_is_ignored(implicit: SMTPServer, context: ssl.SSLContext) -> None:
+    """With TLS, the socket's own timeout would apply."""
     from gevent import sleep, socket
 
     @implicit.on("greeting")
@@ -279,19 +281,19 @@ def test_the_sockets_own_time_out_is_not_ours(implicit: SMTPServer, context: ssl
 # starttls=
 
 
-def test_send_takes_what_is_offered(server: SMTPServer, context: ssl.SSLContext) -> None:
+def test_send_uses_starttls_if_offered(server: SMTPServer, context: ssl.SSLContext) -> None:
     with connect(*server.address, ssl_context=context, timeout=10) as mail:
         mail.send(b"x", FROM, TO)
         assert mail.tls
 
 
-def test_send_never(server: SMTPServer) -> None:
+def test_send_never_uses_starttls(server: SMTPServer) -> None:
     with connect(*server.address, starttls="never", timeout=10) as mail:
         mail.send(b"x", FROM, TO)
         assert not mail.tls
 
 
-def test_send_requires(smtp_server: MakeServer, server: SMTPServer, context: ssl.SSLContext) -> None:
+def test_send_requires_starttls(smtp_server: MakeServer, server: SMTPServer, context: ssl.SSLContext) -> None:
     with connect(*server.address, starttls="require", ssl_context=context, timeout=10) as mail:
         mail.send(b"x", FROM, TO)
         assert mail.tls
@@ -299,7 +301,7 @@ def test_send_requires(smtp_server: MakeServer, server: SMTPServer, context: ssl
         mail.send(b"x", FROM, TO)
 
 
-def test_ehlo_by_hand_does_not_go_around_it_either(
+def test_ehlo_by_hand_does_not_bypass_starttls(
     smtp_server: MakeServer, server: SMTPServer, context: ssl.SSLContext
 ) -> None:
     with connect(*smtp_server().address, starttls="require", timeout=10) as mail:
@@ -336,8 +338,8 @@ def test_a_refused_starttls(scripted: Start, policy: Any) -> None:
         assert caught.value.transient
 
 
-def test_a_second_send_cannot_go_around_what_the_first_required(scripted: Start) -> None:
-    """A stripped STARTTLS stays an error, however often it is tried."""
+def test_a_second_send_does_not_bypass_required_starttls(scripted: Start) -> None:
+    """A stripped STARTTLS is an error on every attempt."""
 
     def script(script: Script) -> None:
         script.greet()
@@ -349,12 +351,12 @@ def test_a_second_send_cannot_go_around_what_the_first_required(scripted: Start)
             mail.send(b"x", FROM, TO)
 
 
-def test_the_policy_is_one_of_three() -> None:
+def test_an_unknown_starttls_policy_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="require"):
-        connect("127.0.0.1", 1, starttls="always")  # type: ignore[arg-type]
+        connect("127.0.0.1", 1, starttls="always")  # type: ignore[call-overload]
 
 
-def test_a_silence_check_does_not_trip_over_session_tickets(implicit: SMTPServer, context: ssl.SSLContext) -> None:
+def test_session_tickets_are_not_unsolicited_replies(implicit: SMTPServer, context: ssl.SSLContext) -> None:
     with connect(*implicit.address, tls=context, timeout=10) as mail:
         for _ in range(5):
             assert mail.noop().code == 250

@@ -119,7 +119,7 @@ def test_a_middleware_that_may_refuse_recipients_is_a_policy(
 @pytest.mark.parametrize("name", ["to", "from", "command"])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_handler_of_recipients_is_a_policy(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: str, everywhere: bool
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, everywhere: bool
 ) -> None:
     server: SMTPServer = smtp_server(start=False, middleware=[Auth(USERS)])
     (shared if everywhere else server.signals).on(name, accept)

@@ -179,8 +179,8 @@ def test_a_delayed_body_is_whole(smtp_server: MakeServer, monkeypatch: pytest.Mo
 
         with dial(server, source=HERE) as peer:
             peer.hello()
-            assert peer.deliver(BODY) > "250"
-            assert peer.deliver(b"") > "250"
+            assert peer.deliver(BODY).startswith("250")
+            assert peer.deliver(b"").startswith("250")
     assert bodies == [BODY, b""] * 5
     assert delays == [7] * 10
 
@@ -191,7 +191,7 @@ def test_it_delays_and_then_goes_on(smtp_server: MakeServer, monkeypatch: pytest
     stack = [Chaos("CONNECT", "delay", delay=1), Chaos("rcpt", "delay", delay=2)]
     with dial(taking(smtp_server(start=False, middleware=stack)), source=HERE) as peer:
         peer.hello()
-        assert peer.deliver(to=["a@example.com", "b@example.com"]) > "250"
+        assert peer.deliver(to=["a@example.com", "b@example.com"]).startswith("250")
     assert delays == [1, 2, 2]
 
 
@@ -260,6 +260,6 @@ def test_bad_arguments_are_refused(arguments: tuple[Any, ...], says: str) -> Non
         Chaos(*positional, **keywords)
 
 
-def test_its_repr_tells_what_it_does() -> None:
+def test_its_repr_has_its_arguments() -> None:
     assert repr(Chaos("mail")) == "Chaos('MAIL', 'refuse', probability=1)"
     assert repr(Chaos("BODY", "cut", probability=0.1, seed=7)) == "Chaos('BODY', 'cut', probability=0.1, seed=7)"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from itertools import permutations
 from typing import Any, get_type_hints
 
 import pytest
@@ -14,6 +13,7 @@ from greensmtp import SMTPServer
 from greensmtp.middleware import AccessList, Chaos, ConnectionLimit, EarlyTalker, Logging, RateLimit, Tarpit
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import pairwise_orders
 
 GOOD, NEXT = ("198.51.100.1", 1), ("198.51.100.2", 1)
 
@@ -55,7 +55,7 @@ def check(server: SMTPServer, *, lmtp: bool = False) -> None:
         peer.line("VRFY somebody", "XYZZY")
         peer.expect("450", "500")
         for _ in range(2):
-            assert peer.deliver() > "250"
+            assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450 4.7.1 Too many messages")
     with dial(server, source=NEXT) as peer:
@@ -68,7 +68,7 @@ def check(server: SMTPServer, *, lmtp: bool = False) -> None:
 
 
 @pytest.mark.parametrize(
-    "order", list(permutations(("access", "connections", "early", "messages", "tarpit"))), ids="-".join
+    "order", pairwise_orders(("access", "connections", "early", "messages", "tarpit")), ids="-".join
 )
 def test_in_every_order_mail_passes_and_refusals_are_as_ever(smtp_server: MakeServer, order: tuple[str, ...]) -> None:
     inside = order[0] < order[1]

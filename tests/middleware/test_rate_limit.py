@@ -6,7 +6,7 @@ import subprocess
 import sys
 from traceback import format_exception
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from gevent.event import Event
@@ -17,12 +17,13 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import memory, store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import accepting
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
 
 
 class Clock:
-    """A monotonic clock that goes when it is told to."""
+    """A monotonic clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -38,12 +39,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def taking(smtp_server: MakeServer, *middleware: Any, **options: Any) -> SMTPServer:
-    server = smtp_server(start=False, middleware=middleware, **options)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    return server
-
-
 def greet(server: SMTPServer, source: tuple[str, int] | None = ONE, verb: str = "EHLO") -> Peer:
     peer = dial(server, source=source)
     peer.hello(verb=verb)
@@ -54,7 +49,7 @@ def greet(server: SMTPServer, source: tuple[str, int] | None = ONE, verb: str = 
 
 
 def test_connections_are_refused_with_421(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("2/minute", on="connections"))
+    server = accepting(smtp_server, RateLimit("2/minute", on="connections"))
     for _ in range(2):
         greet(server).close()
     with dial(server, source=ONE) as peer:
@@ -69,31 +64,31 @@ def test_connections_are_refused_with_421(smtp_server: MakeServer, clock: Clock)
 
 
 def test_messages_are_refused_at_mail_with_450(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("2/minute"))
+    server = accepting(smtp_server, RateLimit("2/minute"))
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>", "NOOP")
         peer.expect("450 4.7.1 Too many messages in a short time, try again later", "250")
         with greet(server, OTHER) as other:
-            assert other.deliver() > "250"
+            assert other.deliver().startswith("250")
         clock.now += 61
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 def test_every_mail_in_its_place_counts(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("2/minute"))
+    server = accepting(smtp_server, RateLimit("2/minute"))
     with greet(server) as peer:
         peer.line("MAIL FROM:<", "MAIL FROM:<a@example.com>", "MAIL FROM:<a@example.com>", "RSET")
         peer.expect("501", "250", "503", "250")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
 
 
-def test_of_those_who_run_for_the_last_place_one_gets_it(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("2/minute"))
+def test_of_concurrent_connections_one_gets_the_last_place(smtp_server: MakeServer) -> None:
+    server = accepting(smtp_server, RateLimit("2/minute"))
     peers = [greet(server) for _ in range(5)]
     for peer in peers:
         peer.line("MAIL FROM:<a@example.com>")
@@ -103,7 +98,7 @@ def test_of_those_who_run_for_the_last_place_one_gets_it(smtp_server: MakeServer
 
 
 def test_a_message_of_many_chunks_is_one_message(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/minute"))
+    server = accepting(smtp_server, RateLimit("1/minute"))
     with greet(server) as peer:
         peer.envelope()
         peer.send(b"BDAT 2\r\nabBDAT 2\r\ncdBDAT 0 LAST\r\n")
@@ -113,16 +108,16 @@ def test_a_message_of_many_chunks_is_one_message(smtp_server: MakeServer) -> Non
 
 
 def test_lmtp_counts_messages_too(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/minute"), lmtp=True)
+    server = accepting(smtp_server, RateLimit("1/minute"), lmtp=True)
     with greet(server, verb="LHLO") as peer:
-        assert peer.deliver(to=["a@example.com", "b@example.com"]) > "250"
+        assert peer.deliver(to=["a@example.com", "b@example.com"]).startswith("250")
         peer.expect("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
 
 
 def test_of_several_limits_the_tightest_holds(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("2/minute; 3/hour"))
+    server = accepting(smtp_server, RateLimit("2/minute; 3/hour"))
     with greet(server) as peer:
         for expected in ("250", "250", "450", "wait", "250", "450", "wait", "450"):
             if expected == "wait":
@@ -139,7 +134,7 @@ def test_of_several_limits_the_tightest_holds(smtp_server: MakeServer, clock: Cl
 
 
 def test_recipients_are_refused_at_rcpt_with_450(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("3/minute", on="recipients"))
+    server = accepting(smtp_server, RateLimit("3/minute", on="recipients"))
     server.on("to", lambda session, address, ack: ack.reject(550) if address.local_part == "no" else ack.accept())
     with greet(server) as peer:
         peer.line("RCPT TO:<a@example.com>", "MAIL FROM:<a@example.com>", "RCPT TO:<", "RCPT TO:<no@example.com>")
@@ -153,7 +148,7 @@ def test_recipients_are_refused_at_rcpt_with_450(smtp_server: MakeServer, clock:
 
 
 def test_what_one_of_several_limits_refuses_does_not_use_the_others_up(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("3/hour; 2/minute", on="recipients"))
+    server = accepting(smtp_server, RateLimit("3/hour; 2/minute", on="recipients"))
     with greet(server) as peer:
         peer.line("MAIL FROM:<a@example.com>", *["RCPT TO:<b@example.com>"] * 5)
         peer.expect("250", "250", "250", "450", "450", "450")
@@ -163,7 +158,7 @@ def test_what_one_of_several_limits_refuses_does_not_use_the_others_up(smtp_serv
 
 
 def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/minute", by="recipient", on="recipients"))
+    server = accepting(smtp_server, RateLimit("1/minute", by="recipient", on="recipients"))
     for source, recipient, reply in (
         (ONE, "a@example.com", "250"),
         (OTHER, "A@Example.COM", "450"),
@@ -174,30 +169,30 @@ def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
             peer.expect("250", reply)
 
 
-# Octets
+# Bytes
 
 
 def test_octets_are_counted_at_the_end_and_refused_at_mail(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("1000/hour", on="bytes", strategy="fixed-window"))
+    server = accepting(smtp_server, RateLimit("1000/hour", on="bytes", strategy="fixed-window"))
     with greet(server) as peer:
         peer.line("MAIL FROM:<a@example.com> SIZE=1001", "MAIL FROM:<a@example.com> SIZE=x")
         peer.expect("552 5.3.4 Message exceeds your byte quota", "501")
-        assert peer.deliver("x" * 598 + "\r\n") > "250"
+        assert peer.deliver("x" * 598 + "\r\n").startswith("250")
         peer.line("MAIL FROM:<a@example.com> SIZE=401", "MAIL FROM:<a@example.com> SIZE=400", "RSET")
         peer.expect("450 4.7.1 Too many bytes in a short time", "250", "250")
-        assert peer.deliver("x" * 398 + "\r\n") > "250"
+        assert peer.deliver("x" * 398 + "\r\n").startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450 4.7.1")
         clock.now += 3601
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
-def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
+def test_a_message_larger_than_announced_is_refused_and_uses_up_the_limit(
     smtp_server: MakeServer, clock: Clock, strategy: Any
 ) -> None:
     received: list[int] = []
-    server = taking(smtp_server, RateLimit("1000/hour", on="bytes", strategy=strategy))
+    server = accepting(smtp_server, RateLimit("1000/hour", on="bytes", strategy=strategy))
 
     @server.on("received")
     def note(session: Session, ack: Ack) -> None:
@@ -206,7 +201,7 @@ def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
         ack.accept()
 
     with greet(server) as peer:
-        assert peer.deliver("x" * 98 + "\r\n") > "250"
+        assert peer.deliver("x" * 98 + "\r\n").startswith("250")
         assert peer.deliver("x" * 998 + "\r\n", sender="a@example.com> SIZE=5").startswith("450 4.7.1")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450 4.7.1")
@@ -214,15 +209,15 @@ def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
 
 
 def test_lmtp_counts_the_octets_of_a_message_once(smtp_server: MakeServer, clock: Clock) -> None:
-    server = taking(smtp_server, RateLimit("1000/hour", on="bytes"), lmtp=True)
+    server = accepting(smtp_server, RateLimit("1000/hour", on="bytes"), lmtp=True)
     with greet(server, verb="LHLO") as peer:
         for size, expected in ((400, "250"), (400, "250"), (400, "450")):
             body = "x" * (size - 2) + "\r\n"
-            assert peer.deliver(body, to=["a@example.com", "b@example.com", "c@example.com"]) > expected
+            assert peer.deliver(body, to=["a@example.com", "b@example.com", "c@example.com"]).startswith(expected)
             peer.expect(expected, expected)
 
 
-# AttemptLimiter to authenticate
+# Failed attempts to authenticate
 
 
 def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer, clock: Clock) -> None:
@@ -233,7 +228,7 @@ def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer
         return Reply({"good": 235, "unknown": 504}.get(command.argument, 535), "so be it")
 
     setattr(auth, "verbs", ("AUTH",))  # noqa: B010 - a function has no such attribute, to mypy
-    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
+    server = accepting(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
     with greet(server) as peer:
         peer.line("AUTH bad", "AUTH good", "AUTH unknown", "AUTH bad", "AUTH good", "NOOP")
         peer.expect("535", "235", "504", "535", "454 4.7.0 Too many failed attempts", "250")
@@ -258,7 +253,7 @@ def test_attempts_at_once_wait_for_one_another(smtp_server: MakeServer, code: in
         return Reply(code, "so be it")
 
     setattr(auth, "verbs", ("AUTH",))  # noqa: B010
-    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
+    server = accepting(smtp_server, RateLimit("2/minute", on="auth_failures"), auth)
     peers = [greet(server) for _ in range(6)]
     for peer in peers:
         peer.line("AUTH x")
@@ -275,7 +270,7 @@ def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
         return Reply(535, "no")
 
     setattr(auth, "verbs", ("AUTH",))  # noqa: B010
-    server = taking(smtp_server, RateLimit("1/minute", on="auth_failures", code=421), auth)
+    server = accepting(smtp_server, RateLimit("1/minute", on="auth_failures", code=421), auth)
     with greet(server) as peer:
         peer.line("AUTH bad", "AUTH bad")
         peer.expect("535", "421 4.7.0 Too many failed attempts")
@@ -297,30 +292,30 @@ def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
         ({"by": "network", "ipv6_prefix": 32}, ("2001:db8::1", "2001:db8:1::1"), ("2001:db8::1", "2001:db9::1")),
     ],
 )
-def test_who_counts_together(
+def test_limits_that_count_together(
     smtp_server: MakeServer, arguments: dict[str, Any], together: tuple[str, str], apart: tuple[str, str]
 ) -> None:
     for pair, reply in ((together, "421"), (apart, "220")):
-        server = taking(smtp_server, RateLimit("1/hour", on="connections", **arguments))
+        server = accepting(smtp_server, RateLimit("1/hour", on="connections", **arguments))
         with dial(server, source=(pair[0], 1)) as one, dial(server, source=(pair[1], 1)) as two:
             one.expect("220")
             two.expect(reply)
 
 
-def test_by_identity_those_who_have_none_are_not_limited(smtp_server: MakeServer) -> None:
+def test_by_identity_unauthenticated_clients_are_not_limited(smtp_server: MakeServer) -> None:
     def identify(session: Session, command: Command, proceed: Proceed) -> Reply:
         name = command.argument
-        session.identity = SimpleNamespace(authcid=name) if name.islower() else name
+        session.identity = cast(Any, SimpleNamespace(authcid=name) if name.islower() else name)
         return Reply(235, "welcome")
 
     setattr(identify, "verbs", ("AUTH",))  # noqa: B010
-    server = taking(smtp_server, RateLimit("1/hour", by="identity"), identify)
+    server = accepting(smtp_server, RateLimit("1/hour", by="identity"), identify)
     with greet(server) as peer:
         for _ in range(3):
-            assert peer.deliver() > "250"
+            assert peer.deliver().startswith("250")
         peer.line("AUTH beep")
         peer.expect("235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>", "AUTH boop", "MAIL FROM:<a@example.com>")
         peer.expect("450", "235", "250")
     with greet(server, OTHER) as peer:
@@ -329,10 +324,10 @@ def test_by_identity_those_who_have_none_are_not_limited(smtp_server: MakeServer
 
 
 def test_by_sender_the_null_sender_is_not_limited(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/hour", by="sender"))
+    server = accepting(smtp_server, RateLimit("1/hour", by="sender"))
     with greet(server) as peer:
         for sender in ("a@example.com", "b@example.com", "", "", ""):
-            assert peer.deliver(sender=sender) > "250"
+            assert peer.deliver(sender=sender).startswith("250")
         peer.line("MAIL FROM:<A@EXAMPLE.com>", "MAIL FROM:<c@example.com>")
         peer.expect("450", "250")
 
@@ -343,7 +338,7 @@ def test_by_a_function_of_the_session(smtp_server: MakeServer) -> None:
 
     limit = RateLimit("1/hour", by=by_name)
     assert repr(limit).endswith("by_name')")
-    server = taking(smtp_server, limit)
+    server = accepting(smtp_server, limit)
     for name, reply in (
         ("a.example", "250"),
         ("b.example", "250"),
@@ -353,33 +348,33 @@ def test_by_a_function_of_the_session(smtp_server: MakeServer) -> None:
         with dial(server, source=ONE) as peer:
             peer.hello(name)
             if reply == "250":
-                assert peer.deliver() > reply
+                assert peer.deliver().startswith(reply)
             else:
                 peer.line("MAIL FROM:<a@example.com>")
                 peer.expect(reply)
 
 
-def test_a_function_that_fails_lets_nobody_through(smtp_server: MakeServer) -> None:
+def test_a_key_function_that_raises_refuses_the_command(smtp_server: MakeServer) -> None:
     def fails(session: Session) -> str | None:
         raise LookupError("meant to happen")
 
-    with greet(taking(smtp_server, RateLimit("1/hour", by=fails))) as peer:
+    with greet(accepting(smtp_server, RateLimit("1/hour", by=fails))) as peer:
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("451 4.3.0")
 
 
 def test_unix_sockets_are_not_limited_by_address(smtp_server: MakeServer) -> None:
-    server = taking(smtp_server, RateLimit("1/hour"), RateLimit("10/hour", on="bytes"))
+    server = accepting(smtp_server, RateLimit("1/hour"), RateLimit("10/hour", on="bytes"))
     with greet(server, None) as peer:
         for _ in range(3):
-            assert peer.deliver(sender="a@example.com> SIZE=5000") > "250"
+            assert peer.deliver(sender="a@example.com> SIZE=5000").startswith("250")
 
 
 def test_a_key_of_any_length_takes_little_room(smtp_server: MakeServer) -> None:
     limit = RateLimit("1/hour", by=lambda session: "\ud800x" * 100_000, storage="memory://long")
-    server = taking(smtp_server, limit)
+    server = accepting(smtp_server, limit)
     with greet(server) as peer:
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
     assert max(map(len, limit._store.storage._records)) < 300  # type: ignore[attr-defined]
@@ -391,9 +386,9 @@ def test_a_key_of_any_length_takes_little_room(smtp_server: MakeServer) -> None:
 def test_in_memory_a_limit_without_a_name_counts_alone(smtp_server: MakeServer) -> None:
     mine, yours = RateLimit("1/hour"), RateLimit("1/hour")
     for limit in (mine, yours):
-        with greet(taking(smtp_server, limit)) as peer:
-            assert peer.deliver() > "250"
-    with greet(taking(smtp_server, mine)) as peer:  # another server, the same object
+        with greet(accepting(smtp_server, limit)) as peer:
+            assert peer.deliver().startswith("250")
+    with greet(accepting(smtp_server, mine)) as peer:  # another server, the same object
         peer.line("MAIL FROM:<a@example.com>")
         peer.expect("450")
 
@@ -404,9 +399,9 @@ def test_limits_of_one_name_count_together_and_of_two_stores_do_not(smtp_server:
 
     kept = limit("memory://a")
     for each, reply in ((kept, "250"), (limit("memory://a"), "450"), (limit("memory://b"), "250")):
-        with greet(taking(smtp_server, each)) as peer:
+        with greet(accepting(smtp_server, each)) as peer:
             if reply == "250":
-                assert peer.deliver() > reply
+                assert peer.deliver().startswith(reply)
             else:
                 peer.line("MAIL FROM:<a@example.com>")
                 peer.expect(reply)
@@ -423,7 +418,7 @@ def test_code_and_text_are_ones_own(smtp_server: MakeServer) -> None:
         ({"message": "slow\r\ndown", "code": 550}, "550-5.7.1 slow\n550 5.7.1 down"),
         ({"code": 550, "message": "5.7.1 never again"}, "550 5.7.1 never again"),
     ):
-        server = taking(smtp_server, RateLimit("1/hour", **arguments))
+        server = accepting(smtp_server, RateLimit("1/hour", **arguments))
         with greet(server) as peer:
             peer.deliver()
             peer.line("MAIL FROM:<a@example.com>")
@@ -517,7 +512,7 @@ except ModuleNotFoundError as error:
 def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """gevent's pool prints what a thread raises; the caller gets it, and the log is what tells."""
+    """gevent's pool would print what a thread raises; here it is only logged."""
     limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
 
     def fail(key: str, cost: int) -> bool:

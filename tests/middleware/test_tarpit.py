@@ -53,7 +53,7 @@ def test_by_session_an_accepted_message_wipes_the_slate(smtp_server: MakeServer,
         peer.hello()
         peer.line("XYZZY", "XYZZY")
         peer.expect("500", "500")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("XYZZY")
         peer.expect("500")
     assert slept == [1, 2, 1]
@@ -101,7 +101,7 @@ def test_lmtp_delays_the_replies_to_one_message_once(smtp_server: MakeServer, sl
     server.on("received", lambda session, ack, recipient: ack.reject(552, "5.2.2 full"))
     with dial(server, source=HERE) as peer:
         peer.hello(verb="LHLO")
-        assert peer.deliver(to=["a@example.com", "b@example.com", "c@example.com"]) > "552"
+        assert peer.deliver(to=["a@example.com", "b@example.com", "c@example.com"]).startswith("552")
         peer.expect("552", "552")
     assert slept == [4]  # the third error's
 
@@ -131,7 +131,7 @@ def test_two_hundred_in_the_pit_and_another_is_served_without_delay(smtp_server:
     with dial(server) as peer:
         peer.hello()
         for _ in range(10):
-            assert peer.deliver() > "250"
+            assert peer.deliver().startswith("250")
         peer.line("QUIT")
         peer.expect("221")
     assert monotonic() - began < 30  # half of what any of the others waits
@@ -149,7 +149,7 @@ def test_two_hundred_in_the_pit_and_another_is_served_without_delay(smtp_server:
     assert not server.connections
 
 
-def test_who_hangs_up_in_the_pit_is_noticed_behind_it(smtp_server: MakeServer, slept: list[float]) -> None:
+def test_a_hang_up_during_a_delay_is_noticed_after_it(smtp_server: MakeServer, slept: list[float]) -> None:
     reasons: list[str] = []
     over = Event()
     server = smtp_server(start=False, middleware=[Tarpit()])

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Callable, Iterator
-from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,29 +16,22 @@ from greensmtp.middleware import Auth, ConnectionLimit, Logging, Metrics, RateLi
 from greensmtp.middleware.auth.credentials import Credentials
 from greensmtp.predicates import outside, over_tls
 from greensmtp.testing import Peer, dial
+from tests.helpers import accepting, auth_plain, b64, pairwise_orders
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
-    from tests.conftest import Certificate
+    from tests.conftest import Certificate, Cuts
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
 USERS = {"jo": "sesame", "Ann": "tahini"}
 TOO_MANY = "454 4.7.0 Too many failed attempts to authenticate"
 
 
-def b64(text: str) -> str:
-    return b64encode(text.encode()).decode()
-
-
-def plain(name: str, password: str) -> str:
-    return f"AUTH PLAIN {b64(f'{chr(0)}{name}{chr(0)}{password}')}"
-
-
 def xoauth2(token: str) -> str:
     return f"AUTH XOAUTH2 {b64(f'user=jo{chr(1)}auth=Bearer {token}{chr(1)}{chr(1)}')}"
 
 
-WRONG, RIGHT = plain("jo", "wrong"), plain("jo", "sesame")
+WRONG, RIGHT = auth_plain("jo", "wrong"), auth_plain("jo", "sesame")
 
 
 def is_good(credentials: Credentials) -> bool:
@@ -50,12 +42,6 @@ def users(**options: Any) -> Auth:
     """An Auth that counts no failures itself, and takes everything in the clear."""
     options = {"failures_by_client": None, "failures_by_account": None, "check_token": is_good} | options
     return Auth(USERS, allow_plaintext=True, **options)
-
-
-def taking(smtp_server: MakeServer, *middleware: Any, **options: Any) -> SMTPServer:
-    server = smtp_server(start=False, middleware=middleware, **options)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    return server
 
 
 @pytest.fixture
@@ -151,7 +137,7 @@ FAILURES = [
 
 @pytest.mark.parametrize("fail", FAILURES)
 def test_every_way_to_fail_counts_as_a_failure(smtp_server: MakeServer, greet: Any, fail: Callable[..., None]) -> None:
-    server = taking(smtp_server, RateLimit("2/minute", on="auth_failures"), users(), max_auth_line_length=400)
+    server = accepting(smtp_server, RateLimit("2/minute", on="auth_failures"), users(), max_auth_line_length=400)
     for _ in range(2):
         fail(greet(server))
     peer = greet(server)
@@ -164,7 +150,7 @@ def test_every_way_to_fail_counts_as_a_failure(smtp_server: MakeServer, greet: A
 
 @pytest.mark.parametrize("fail", FAILURES)
 def test_every_way_to_fail_counts_for_auth_itself(smtp_server: MakeServer, greet: Any, fail: Any) -> None:
-    server = taking(smtp_server, users(failures_by_client="2/minute"), max_auth_line_length=400)
+    server = accepting(smtp_server, users(failures_by_client="2/minute"), max_auth_line_length=400)
     for _ in range(2):
         fail(greet(server))
     peer = greet(server)
@@ -173,7 +159,7 @@ def test_every_way_to_fail_counts_for_auth_itself(smtp_server: MakeServer, greet
 
 
 def test_what_was_no_attempt_does_not_count(smtp_server: MakeServer, greet: Any) -> None:
-    server = taking(smtp_server, RateLimit("1/minute", on="auth_failures"), users())
+    server = accepting(smtp_server, RateLimit("1/minute", on="auth_failures"), users())
     peer = greet(server)
     peer.line("AUTH KERBEROS_V4", "MAIL FROM:<a@example.com>", WRONG, "RSET", RIGHT, RIGHT)
     peer.expect("504", "250", "503", "250", "235", "503")
@@ -193,10 +179,10 @@ def test_guesses_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer,
 
     auth = Auth(check, allow_plaintext=True, failures_by_client=None, failures_by_account=None)
     limit = RateLimit("3/minute", on="auth_failures")
-    server = taking(smtp_server, limit, auth)
+    server = accepting(smtp_server, limit, auth)
     peers = [greet(server) for _ in range(8)]
     for number, peer in enumerate(peers):
-        peer.line(plain(f"user{number}", "x"))
+        peer.line(auth_plain(f"user{number}", "x"))
     peers[0].let_it_read()  # all of them are under way now
     gate.set()
     assert sorted(peer.reply()[:3] for peer in peers) == ["454"] * 5 + ["535"] * 3
@@ -205,7 +191,7 @@ def test_guesses_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer,
 
 def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, greet: Any) -> None:
     limit = RateLimit("2/minute", on="auth_failures")
-    server = taking(smtp_server, limit, users())
+    server = accepting(smtp_server, limit, users())
     for _ in range(5):
         peer = greet(server)
         peer.line(RIGHT)
@@ -214,11 +200,11 @@ def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, gre
 
 
 def test_filling_one_limit_has_another_forget_nothing(smtp_server: MakeServer, greet: Any) -> None:
-    """What is kept is bounded; who can choose keys, such as recipients, must not drive out what he has done."""
+    """Memory is bounded, but a client that chooses keys, such as recipients, must not push out its failures."""
     failures = RateLimit("1/hour", on="auth_failures")
     recipients = RateLimit("5/hour", by="recipient", on="recipients")
     recipients._store.storage._records.max_weight = 100  # type: ignore[attr-defined]
-    server = taking(smtp_server, failures, recipients, users())
+    server = accepting(smtp_server, failures, recipients, users())
     peer = greet(server)
     peer.line(WRONG)
     peer.expect("535")
@@ -236,7 +222,7 @@ def test_behind_421_nothing_is_tried(smtp_server: MakeServer, greet: Any) -> Non
         return credentials.password == "sesame"
 
     auth = Auth(check, allow_plaintext=True)
-    server = taking(smtp_server, RateLimit("1/minute", on="auth_failures", code=421), auth)
+    server = accepting(smtp_server, RateLimit("1/minute", on="auth_failures", code=421), auth)
     peer = greet(server)
     peer.line(WRONG, WRONG, RIGHT, "MAIL FROM:<a@example.com>")
     peer.expect("535", "421 4.7.0")
@@ -253,21 +239,21 @@ def test_an_identity_is_one_from_wherever_it_comes(
     smtp_server: MakeServer, greet: Any, auth_first: bool, lmtp: bool
 ) -> None:
     stack = [users(), RateLimit("2/minute", by="identity")]
-    server = taking(smtp_server, *(stack if auth_first else reversed(stack)), lmtp=lmtp)
+    server = accepting(smtp_server, *(stack if auth_first else reversed(stack)), lmtp=lmtp)
     for source in (ONE, OTHER):
         peer = greet(server, source)
-        peer.line(plain("Ann", "tahini"))
+        peer.line(auth_plain("Ann", "tahini"))
         peer.expect("235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
     peer.line("MAIL FROM:<a@example.com>")
     peer.expect("450 4.7.1")
     peer = greet(server, OTHER)
     peer.line(RIGHT)
     peer.expect("235")
-    assert peer.deliver() > "250"
+    assert peer.deliver().startswith("250")
     peer = greet(server, OTHER)
     for _ in range(3):  # nobody in particular
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 
 @pytest.mark.parametrize("auth_first", [True, False])
@@ -275,20 +261,20 @@ def test_those_without_an_identity_are_refused_and_not_counted(
     smtp_server: MakeServer, greet: Any, auth_first: bool
 ) -> None:
     stack = [users(required=True), RateLimit("1/minute", by="identity")]
-    server = taking(smtp_server, *(stack if auth_first else reversed(stack)))
+    server = accepting(smtp_server, *(stack if auth_first else reversed(stack)))
     peer = greet(server)
     peer.line(*["MAIL FROM:<a@example.com>"] * 3, RIGHT, "MAIL FROM:<a@example.com>", "RSET", "MAIL FROM:<>")
     peer.expect("530", "530", "530", "235", "250", "250", "450 4.7.1")
 
 
-def test_behind_starttls_nobody_is_who_he_was(smtp_server: MakeServer, greet: Any, certificate: Certificate) -> None:
+def test_starttls_drops_the_identity(smtp_server: MakeServer, greet: Any, certificate: Certificate) -> None:
     options = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
-    server = taking(smtp_server, users(required=True), RateLimit("1/minute", by="identity"), **options)
+    server = accepting(smtp_server, users(required=True), RateLimit("1/minute", by="identity"), **options)
     peer = greet(server)
     peer.line(RIGHT, "STARTTLS")
     peer.expect("235", "220")
     peer.start_tls()
-    peer.line("EHLO x", "MAIL FROM:<a@example.com>", plain("Ann", "tahini"), "MAIL FROM:<a@example.com>", "RSET")
+    peer.line("EHLO x", "MAIL FROM:<a@example.com>", auth_plain("Ann", "tahini"), "MAIL FROM:<a@example.com>", "RSET")
     peer.expect("250", "530", "235", "250", "250")
     peer.line("MAIL FROM:<a@example.com>")
     peer.expect("450")
@@ -297,11 +283,11 @@ def test_behind_starttls_nobody_is_who_he_was(smtp_server: MakeServer, greet: An
 # What comes in one piece with AUTH
 
 
-def test_a_pipeline_behind_auth_is_carried_out_as_whoever_it_made(smtp_server: MakeServer) -> None:
+def test_commands_pipelined_after_auth_run_with_its_identity(smtp_server: MakeServer, cuts: Cuts) -> None:
     """AUTH should be the last of a pipeline (RFC 4954 section 4); where it is not, nothing gets ahead of it."""
     script = f"EHLO x\r\n{WRONG}\r\nMAIL FROM:<a@example.com>\r\n{RIGHT}\r\nMAIL FROM:<a@example.com>\r\nQUIT\r\n"
-    for cut in range(0, len(script), 3):
-        server = taking(smtp_server, users(required=True))
+    server = accepting(smtp_server, users(required=True))
+    for cut in cuts(script.encode()):
         with dial(server, source=ONE) as peer:
             peer.send(script, cut=cut)
             peer.expect("220", "250", "535", "530", "235", "250", "221")
@@ -310,7 +296,7 @@ def test_a_pipeline_behind_auth_is_carried_out_as_whoever_it_made(smtp_server: M
 
 @pytest.mark.parametrize("answer", ["QUIT", "NOOP", "RSET", "DATA", "MAIL FROM:<a@example.com>", WRONG])
 def test_a_command_in_place_of_an_answer_is_an_answer(smtp_server: MakeServer, greet: Any, answer: str) -> None:
-    server = taking(smtp_server, users())
+    server = accepting(smtp_server, users())
     for begun in (["AUTH PLAIN"], ["AUTH LOGIN"], ["AUTH LOGIN", b64("jo")], ["AUTH CRAM-MD5"]):
         peer = greet(server)
         peer.line(*begun, answer, RIGHT)
@@ -319,7 +305,7 @@ def test_a_command_in_place_of_an_answer_is_an_answer(smtp_server: MakeServer, g
 
 def test_auth_between_two_chunks(smtp_server: MakeServer, greet: Any) -> None:
     limit = RateLimit("1/minute", on="auth_failures")
-    server = taking(smtp_server, limit, users())
+    server = accepting(smtp_server, limit, users())
     peer = greet(server)
     peer.envelope()
     peer.send(f"BDAT 2\r\nab{WRONG}\r\nAUTH LOGIN\r\nBDAT {len(RIGHT) + 2}\r\n{RIGHT}\r\nBDAT 0 LAST\r\n{RIGHT}\r\n")
@@ -338,18 +324,18 @@ STACK: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.parametrize("order", list(permutations(STACK)), ids="-".join)
-def test_in_every_order_nobody_gets_in_and_nothing_gets_out(
+@pytest.mark.parametrize("order", pairwise_orders(STACK), ids="-".join)
+def test_in_every_order_no_login_succeeds_and_no_secret_is_logged(
     smtp_server: MakeServer, order: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
     members = {kind: STACK[kind]() for kind in order}
-    server = taking(smtp_server, *members.values())
+    server = accepting(smtp_server, *members.values())
     with dial(server, source=ONE) as peer:
         peer.hello()
         peer.line(WRONG, "MAIL FROM:<a@example.com>", "AUTH LOGIN", b64("jo"), b64("wrong"), RIGHT)
         peer.expect("535", "530", "334", "334", "535", "235")
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
         peer.line("QUIT")
         peer.expect("221")
         peer.expect_end()
@@ -371,7 +357,9 @@ def test_in_every_order_nobody_gets_in_and_nothing_gets_out(
 def test_the_count_of_connections_comes_back_from_every_end(smtp_server: MakeServer, greet: Any) -> None:
     limit = ConnectionLimit(per_address=1)
     edge = compose(limit, RateLimit("1/minute", on="auth_failures", code=421), users(required=True), name="edge")
-    server = taking(smtp_server, Logging(), when(outside("10.0.0.0/8"), edge), max_errors=2, max_auth_line_length=400)
+    server = accepting(
+        smtp_server, Logging(), when(outside("10.0.0.0/8"), edge), max_errors=2, max_auth_line_length=400
+    )
 
     def no_word(peer: Peer) -> None:
         """As if a name had been typed, and no password."""
@@ -413,9 +401,9 @@ def test_the_count_of_connections_comes_back_from_every_end(smtp_server: MakeSer
         assert limit.count(source[0]) == 0, end
 
 
-def test_a_stop_waits_for_nobody_who_is_being_asked_or_is_in_the_pit(smtp_server: MakeServer, greet: Any) -> None:
+def test_a_stop_ends_challenges_and_tarpit_delays(smtp_server: MakeServer, greet: Any) -> None:
     limit = ConnectionLimit()
-    server = taking(smtp_server, when(outside("10.0.0.0/8"), compose(limit, Tarpit(60.0, maximum=60.0), users())))
+    server = accepting(smtp_server, when(outside("10.0.0.0/8"), compose(limit, Tarpit(60.0, maximum=60.0), users())))
     asked, pitted = greet(server), greet(server)
     asked.line("AUTH LOGIN")
     asked.expect("334")
@@ -432,7 +420,7 @@ def test_a_stop_waits_for_nobody_who_is_being_asked_or_is_in_the_pit(smtp_server
 def test_auth_where_there_is_tls_alone(smtp_server: MakeServer, greet: Any, certificate: Certificate) -> None:
     options = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
     refuse = RateLimit("1/day", by=lambda session: "all", message="Say STARTTLS")
-    server = taking(smtp_server, when(over_tls, users(required=True), otherwise=refuse), **options)
+    server = accepting(smtp_server, when(over_tls, users(required=True), otherwise=refuse), **options)
     peer = greet(server)
     peer.line(RIGHT, "MAIL FROM:<a@example.com>", "RSET", "MAIL FROM:<a@example.com>", "STARTTLS")
     peer.expect("502", "250", "250", "450 4.7.1 Say STARTTLS", "220")
@@ -442,7 +430,7 @@ def test_auth_where_there_is_tls_alone(smtp_server: MakeServer, greet: Any, cert
     peer.expect("530", "235", "250")
 
 
-def test_a_predicate_that_fails_lets_nobody_in(smtp_server: MakeServer, greet: Any) -> None:
+def test_a_predicate_that_raises_refuses_the_client(smtp_server: MakeServer, greet: Any) -> None:
     said: list[str] = []
 
     def moody(session: Any) -> bool:
@@ -450,7 +438,7 @@ def test_a_predicate_that_fails_lets_nobody_in(smtp_server: MakeServer, greet: A
             raise RuntimeError(said[0])
         return True
 
-    server = taking(smtp_server, when(moody, users(required=True)))
+    server = accepting(smtp_server, when(moody, users(required=True)))
     peer = greet(server)
     said.append("out of order")
     peer.line("MAIL FROM:<a@example.com>", RIGHT, "DATA")

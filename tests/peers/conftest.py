@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-#: Where distributions hide what no user calls by hand.
-_PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")
+from tests.programs import find, need_capabilities
 
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
     """Find a program: its path. Without it the test is skipped, or fails where all peers must be there."""
-
-    def find(name: str) -> str:
-        path = shutil.which(name, path=os.pathsep.join((os.environ["PATH"], *_PLACES)))
-        if path is not None:
-            return path
-        if os.environ.get("GREENSMTP_REQUIRE_PEERS") == "1":
-            pytest.fail(f"{name} is not installed, and GREENSMTP_REQUIRE_PEERS=1 asks for every peer")
-        pytest.skip(f"{name} is not installed")
-
     return find
 
 
@@ -34,8 +23,10 @@ def run(program: Callable[[str], str], tmp_path: Path) -> Callable[..., str]:
     """Run a program with arguments and an input, and without settings of anybody's; give all that it prints."""
 
     def run(name: str, *arguments: str | Path, stdin: bytes = b"", status: int = 0) -> str:
+        path = program(name)
+        need_capabilities(name, arguments)
         ran = subprocess.run(
-            [program(name), *arguments],
+            [path, *arguments],
             check=False,
             input=stdin,
             cwd=tmp_path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import smtplib
@@ -23,12 +22,14 @@ from gevent.subprocess import Popen
 from greensmtp import SMTPServer, connect
 from greensmtp.middleware import Auth
 from greensmtp.testing import dial
+from tests.programs import find, need_root
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
     from tests.conftest import Certificate
 
-pytestmark = pytest.mark.peer
+#: One dovecot for all.
+pytestmark = [pytest.mark.peer, pytest.mark.xdist_group("auth clients")]
 
 Run = Callable[..., str]
 
@@ -58,12 +59,8 @@ def cases(*names: str) -> list[tuple[str, str]]:
 @pytest.fixture(scope="module")
 def dovecot() -> Iterator[Path]:
     """Dovecot, for nothing but its auth socket: the path of that. It knows jo."""
-    program = shutil.which("dovecot", path=os.environ["PATH"] + os.pathsep + "/usr/sbin")
-    if program is None or os.geteuid() != 0:
-        why = "dovecot is not installed, or this is not root, who alone can start it"
-        if os.environ.get("GREENSMTP_REQUIRE_PEERS") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
+    program = find("dovecot")
+    need_root("dovecot")
     base = Path(tempfile.mkdtemp(prefix="greensmtp-"))  # pytest's own are closed to other users
     base.chmod(0o755)
     try:

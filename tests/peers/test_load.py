@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.xdist_group("serial")
+
 Serve = Callable[..., Any]
 Run = Callable[..., str]
 

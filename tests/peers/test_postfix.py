@@ -17,12 +17,9 @@ from typing import Any
 
 import pytest
 
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(
-        os.geteuid() != 0 and os.environ.get("GREENSMTP_REQUIRE_PEERS") != "1", reason="only root may run a postfix"
-    ),
-]
+from tests.programs import missing, need_root
+
+pytestmark = pytest.mark.peer
 
 Serve = Callable[..., Any]
 
@@ -82,6 +79,7 @@ class Postfix:
 
     def __init__(self, program: Callable[[str], str], folder: Path, **settings: str) -> None:
         self._postfix, self._sendmail = program("postfix"), program("sendmail")
+        need_root("postfix")
         self._configuration = folder / "configuration"
         for name in ("configuration", "queue", "data"):
             (folder / name).mkdir()
@@ -98,7 +96,11 @@ class Postfix:
             stderr=subprocess.STDOUT,
         )
         self.log = b""
-        self.wait_for(b": daemon started -- ")
+        try:
+            self.wait_for(b": daemon started -- ")
+        except AssertionError as error:
+            self.stop()
+            missing(f"postfix does not start: {error}")
 
     def wait_for(self, words: bytes, patience: float = 20.0) -> None:
         """Until the log says so."""

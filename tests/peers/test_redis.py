@@ -20,6 +20,7 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import accepting
 
 pytestmark = pytest.mark.peer
 
@@ -129,17 +130,11 @@ def test_a_limit_holds_across_two_server_processes(redis: Redis, strategy: str, 
 
 def test_octets_and_failures_are_counted_there_too(smtp_server: MakeServer, redis: Redis) -> None:
     limit = RateLimit("1000/hour", on="bytes", storage=redis.url)
-    with greet(taking(smtp_server, limit)) as peer:
-        assert peer.deliver("x" * 598 + "\r\n") > "250"
+    with greet(accepting(smtp_server, limit)) as peer:
+        assert peer.deliver("x" * 598 + "\r\n").startswith("250")
         assert peer.deliver("x" * 598 + "\r\n").startswith("450 4.7.1")
         peer.line("MAIL FROM:<a@example.com>", "MAIL FROM:<a@example.com> SIZE=1001")
         peer.expect("450", "552")
-
-
-def taking(smtp_server: MakeServer, *middleware: Any) -> SMTPServer:
-    server = smtp_server(start=False, middleware=middleware)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    return server
 
 
 def greet(server: SMTPServer) -> Peer:
@@ -195,7 +190,7 @@ def test_killed_midway_fail_open_decides_and_it_is_logged_once(
     smtp_server: MakeServer, redis: Redis, complaints: Complaints, on: Any, fail_open: bool | None
 ) -> None:
     _, well, unknown = ASKS[on]
-    server = taking(smtp_server, RateLimit("100/minute", on=on, storage=redis.url, fail_open=fail_open))
+    server = accepting(smtp_server, RateLimit("100/minute", on=on, storage=redis.url, fail_open=fail_open))
     opens = on != "auth_failures" if fail_open is None else fail_open
     assert ask(server, on).startswith(well)
     redis.stop()
@@ -268,7 +263,7 @@ def tick():
 def deliver(number):
     with dial(server, source=("192.0.2.1", number)) as peer:
         peer.hello()
-        assert peer.deliver() > "250"
+        assert peer.deliver().startswith("250")
 
 ticking = gevent.spawn(tick)
 began = monotonic()
@@ -302,7 +297,7 @@ def test_one_tries_and_the_others_do_not_wait_for_it(smtp_server: MakeServer) ->
     silent.listen(10)
     limit = RateLimit("9/minute", storage=f"redis://127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
     limit._store._down = True  # and it is time to try again
-    server = taking(smtp_server, limit)
+    server = accepting(smtp_server, limit)
     with greet(server) as first, greet(server) as second:
         first.line("MAIL FROM:<a@example.com>")
         first.let_it_read()
@@ -316,12 +311,12 @@ def test_one_tries_and_the_others_do_not_wait_for_it(smtp_server: MakeServer) ->
 def test_many_share_the_connections_to_it(smtp_server: MakeServer, redis: Redis) -> None:
     limits = [RateLimit("30/minute", on=on, storage=redis.url) for on in ("messages", "recipients")]
     assert limits[0]._store is limits[1]._store
-    server = taking(smtp_server, *limits)
+    server = accepting(smtp_server, *limits)
 
     def deliver(number: int) -> bool:
         with greet(server) as peer:
             try:
-                return peer.deliver() > "250"
+                return peer.deliver().startswith("250")
             except AssertionError:
                 return False
 

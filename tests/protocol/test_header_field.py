@@ -39,19 +39,19 @@ def test_a_long_value_is_folded_at_blanks() -> None:
 
 
 @pytest.mark.parametrize("value", ["caf\u00e9", "\u2713 " * 200, "x" * 2_000, "a " + "y" * 1_500 + " b"])
-def test_what_cannot_go_as_it_is_goes_as_encoded_words(value: str) -> None:
+def test_non_ascii_text_and_long_words_become_encoded_words(value: str) -> None:
     field = header_field("X-Note", value)
     assert field.isascii()
     assert all(len(line) <= 78 for line in field.split(b"\r\n"))
     assert read(field, "X-Note") == value.strip()
 
 
-def test_utf_8_goes_as_it_is_where_the_message_may_have_it() -> None:
+def test_utf_8_is_kept_where_the_message_may_have_it() -> None:
     assert header_field("X-Note", "caf\u00e9", utf8=True) == "X-Note: caf\u00e9\r\n".encode()
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a:", "a\r\nb", "\u00e9", "a\0", "x" * 77, " a"])
-def test_a_name_that_is_none_is_refused(name: str) -> None:
+def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a field's name is"):
         header_field(name, "x")
 

@@ -1,4 +1,4 @@
-"""The header section of a body that flows: what may continue a field of ours, and a field that is left out."""
+"""The header section of a body while it is read: no continuation of a field of ours, and a field that is left out."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def passed(pieces: Iterable[bytes], without: bytes | None = NAME) -> bytes:
 
 
 def passed_at_every_cut(body: bytes, without: bytes | None = NAME) -> bytes:
-    """The outcome, which is the same for the whole, at each cut in two, and octet by octet."""
+    """Return the outcome, which must be the same for the whole, at each cut in two, and byte by byte."""
     whole = passed([body], without)
     for place in range(len(body) + 1):
         assert passed(cut(body, [place]), without) == whole, place
@@ -37,7 +37,7 @@ def passed_at_every_cut(body: bytes, without: bytes | None = NAME) -> bytes:
 
 
 def slowly(body: bytes) -> bytes:
-    """The same, line by line, of the whole body."""
+    """Do the same line by line with the whole body."""
     kept: list[bytes] = []
     before, dropping, over = b"\n", False, False
     for line in re.findall(rb"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", body):
@@ -81,7 +81,7 @@ def slowly(body: bytes) -> bytes:
         b"Return-Path: gone\r\n\x0bno header\r\n",
     ],
 )
-def test_what_has_no_header_section_begins_with_an_empty_line_at_every_cut(body: bytes) -> None:
+def test_a_body_without_a_header_section_gets_an_empty_line_at_every_cut(body: bytes) -> None:
     content = body.removeprefix(b"Return-Path: gone\r\n").removeprefix(b" more\r\n") if b"gone" in body else body
     assert passed_at_every_cut(body) == b"\r\n" + content
 
@@ -130,7 +130,7 @@ def test_everything_else_is_passed_on_as_it_is_at_every_cut(body: bytes) -> None
         (b"A: 1\r\nReturn-Path: x\r\n \r\n \r\n\r\nReturn-Path: content", b"A: 1\r\n\r\nReturn-Path: content"),
     ],
 )
-def test_a_field_is_left_out_of_the_header_section_alone_at_every_cut(body: bytes, kept: bytes) -> None:
+def test_a_field_is_left_out_only_of_the_header_section_at_every_cut(body: bytes, kept: bytes) -> None:
     assert passed_at_every_cut(body) == kept
 
 
@@ -145,17 +145,17 @@ BODIES = st.lists(st.sampled_from(PARTS), max_size=14).map(b"".join)
 
 @given(BODIES, st.lists(st.integers(0, 80), max_size=6))
 @example(b"A: x\r\rreturn-path:\n\rreturn-path:", [9])
-def test_every_body_is_read_as_the_slow_way_reads_it(body: bytes, places: list[int]) -> None:
+def test_any_body_is_handled_as_line_by_line(body: bytes, places: list[int]) -> None:
     assert passed(cut(body, places)) == slowly(body)
 
 
 @given(BODIES)
-def test_nothing_that_is_kept_can_continue_what_stands_before_it(body: bytes) -> None:
+def test_no_kept_line_can_continue_a_field_of_ours(body: bytes) -> None:
     assert not passed([body]).startswith((b" ", b"\t"))
 
 
 @given(BODIES, st.lists(st.integers(0, 80), max_size=6))
-def test_what_was_passed_is_passed_unchanged(body: bytes, places: list[int]) -> None:
+def test_a_filtered_body_is_not_changed_again(body: bytes, places: list[int]) -> None:
     once = passed(cut(body, places))
     assert passed([once]) == once
 

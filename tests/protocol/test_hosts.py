@@ -1,4 +1,4 @@
-"""Host names: one form for the resolver, one for TLS, and a host together with its port."""
+"""Host names: parsed with a port or without, and made fit for the resolver and for TLS."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from greensmtp.protocol import hosts
         ("xn--bcher-kva.example", "xn--bcher-kva.example", None),
     ],
 )
-def test_a_host_and_its_port(place: str, host: str, port: int | None) -> None:
+def test_a_host_and_its_port_are_parsed(place: str, host: str, port: int | None) -> None:
     assert hosts.read(place) == (host, port)
     assert hosts.fit(host) == host
 
@@ -66,7 +66,7 @@ def test_a_host_and_its_port(place: str, host: str, port: int | None) -> None:
         "jo@example.com",
     ],
 )
-def test_what_no_host_can_be_named(place: str) -> None:
+def test_a_malformed_host_is_refused(place: str) -> None:
     with pytest.raises((ValueError, ProtocolError)):
         hosts.read(place)
 

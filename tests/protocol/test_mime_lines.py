@@ -53,7 +53,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("octets", "expected", "needs_binary"), CASES)
-def test_at_every_cut(octets: bytes, expected: bytes, needs_binary: bool) -> None:
+def test_line_ends_are_the_same_at_every_cut(octets: bytes, expected: bytes, needs_binary: bool) -> None:
     for cut in range(len(octets) + 1):
         assert run([octets[:cut], octets[cut:]]) == (expected, needs_binary)
     assert run([octets[at : at + 1] for at in range(len(octets))]) == (expected, needs_binary)
@@ -62,7 +62,7 @@ def test_at_every_cut(octets: bytes, expected: bytes, needs_binary: bool) -> Non
 @given(
     st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"a", b"--", b"x" * (MAX_DELIMITER + 5), b"A: b"]), max_size=20)
 )
-def test_without_a_binary_part_all_are_lines(pieces: list[bytes]) -> None:
+def test_without_a_binary_part_all_line_ends_are_normal(pieces: list[bytes]) -> None:
     octets = b"".join(pieces)
     lines = with_crlf(octets)
     out, needs_binary = run(pieces)
@@ -77,6 +77,6 @@ def test_hostile_depth_and_heads_are_bounded() -> None:
     assert run([endless[at : at + 65536] for at in range(0, len(endless), 65536)])[0] == endless + b"\r\n"
 
 
-def test_a_quick_look() -> None:
+def test_may_be_binary() -> None:
     assert may_be_binary(QUOTED)
     assert not may_be_binary(b"Content-Transfer-Encoding: base64\n\nContent-Transfer-Encoding is binary\n")

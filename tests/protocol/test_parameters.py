@@ -1,4 +1,4 @@
-"""ESMTP parameters: keywords and values, what is malformed, what is given twice."""
+"""ESMTP parameters: keywords and values, malformed ones, and keywords that stand there twice."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.parameters import parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
 
 KEYWORDS = st.text("AZ09-", min_size=1).filter(lambda text: text[0] != "-")
 VALUES = st.none() | st.text([*map(chr, range(33, 127)), "ä", "€", "\U0001f600"], min_size=1).filter(
@@ -30,7 +30,7 @@ VALUES = st.none() | st.text([*map(chr, range(33, 127)), "ä", "€", "\U0001f60
         ("ORCPT=utf-8;jörg@bücher.example", {"ORCPT": "utf-8;jörg@bücher.example"}),
     ],
 )
-def test_parameters_are_read(text: str, parameters: dict[str, str | None]) -> None:
+def test_parameters_are_parsed(text: str, parameters: dict[str, str | None]) -> None:
     assert parse_parameters(text) == parameters
 
 
@@ -65,7 +65,7 @@ def test_parameters_are_read(text: str, parameters: dict[str, str | None]) -> No
         "X=\ud800",
     ],
 )
-def test_what_is_malformed_is_refused(text: str) -> None:
+def test_malformed_parameters_are_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="malformed parameter"):
         parse_parameters(text)
 
@@ -76,25 +76,25 @@ def test_a_keyword_given_twice_is_refused(text: str) -> None:
         parse_parameters(text)
 
 
-def test_the_error_does_not_repeat_a_line_of_any_length() -> None:
+def test_a_long_parameter_is_shortened_in_the_error() -> None:
     with pytest.raises(ProtocolError) as caught:
         parse_parameters("=" * 12_000)
     assert len(str(caught.value)) < 100
 
 
-def test_without_parameters_nobody_can_add_any() -> None:
+def test_the_shared_empty_parameters_are_read_only() -> None:
     with pytest.raises(TypeError):
         parse_parameters("")["SIZE"] = "1"  # type: ignore[index]
 
 
 @given(st.dictionaries(KEYWORDS, VALUES))
-def test_what_is_written_is_read_back_in_its_order(parameters: dict[str, str | None]) -> None:
+def test_parameters_are_parsed_in_their_order(parameters: dict[str, str | None]) -> None:
     text = " ".join(key if value is None else f"{key}={value}" for key, value in parameters.items())
     assert list(parse_parameters(text).items()) == list(parameters.items())
 
 
 @given(st.text(st.characters()))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_refused(text: str) -> None:
     try:
         parameters = parse_parameters(text)
     except ProtocolError:

@@ -1,4 +1,4 @@
-"""The server's mechanisms, without a wire: against their RFCs' examples, our own client, and any octets at all."""
+"""The server's mechanisms against the examples of their RFCs, our own client, and any bytes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NOBODY = ScramKeys.derive("nobody", b"n" * 16, known=False)
 
 
 def knows(claim: CredentialQuery) -> Any:
-    """One user: jo, sesame, t0ken."""
+    """Answer queries about the one user: jo, sesame, t0ken."""
     is_jo = claim.username == "jo"
     if isinstance(claim, PasswordQuery):
         return "jo" if is_jo and claim.password == "sesame" else None
@@ -46,7 +46,7 @@ def knows(claim: CredentialQuery) -> Any:
 
 
 def hold(mechanism: str, respond: Any, channel: Channel = CHANNEL) -> Identity:
-    """One exchange; ``respond(challenge)`` is the client."""
+    """Run one exchange; ``respond(challenge)`` is the client."""
     exchange = MECHANISMS[mechanism].begin(channel)
     answer: Any = None
     steps = 0
@@ -76,7 +76,7 @@ def our_client(mechanism: str, username: str, secret: str) -> Any:
 
 
 @pytest.mark.parametrize("mechanism", sasl.MECHANISMS)
-def test_our_client(mechanism: str) -> None:
+def test_our_client_logs_in(mechanism: str) -> None:
     secret = "t0ken" if sasl.MECHANISMS[mechanism].takes_token else "sesame"
     assert hold(mechanism, our_client(mechanism, "jo", secret)) == Identity("jo", "", mechanism)
     for name, wrong in (("jo", "wrong"), ("nobody", secret)):
@@ -85,7 +85,7 @@ def test_our_client(mechanism: str) -> None:
         assert caught.value.reply.code == 535
 
 
-def test_every_mechanism_of_our_client_is_here() -> None:
+def test_the_server_has_every_mechanism_of_our_client() -> None:
     assert set(sasl.MECHANISMS) <= set(MECHANISMS)
     strongest_first = [name for name in MECHANISMS if name in sasl.MECHANISMS]
     assert strongest_first == list(sasl.MECHANISMS)
@@ -105,7 +105,7 @@ def test_oauthbearer_as_in_rfc_7628() -> None:
     assert (name, token) == ("user@example.com", "vF9dft4qmTc2Nvb3RlckBhbHRhdmlzdGEuY29tCg==")
 
 
-def test_names_with_escapes() -> None:
+def test_escaped_names_are_decoded() -> None:
     assert messages.parse_scram_first(b"y,a=a=2Cb,n=j=3Do,r=x")[:3] == ("y", "a,b", "j=o")
     assert messages.parse_oauthbearer(b"n,a=j=2Co=3D,\x01auth=Bearer t\x01\x01") == ("j,o=", "t")
 
@@ -123,12 +123,11 @@ def test_names_with_escapes() -> None:
         (b"", ""),
     ],
 )
-def test_bearer(said: bytes, token: str) -> None:
+def test_a_bearer_token_is_found(said: bytes, token: str) -> None:
     assert messages.parse_xoauth2(b"user=jo\x01" + said + b"\x01") == ("jo", token)
 
 
-def test_a_challenge_is_answered_within_its_connection_alone() -> None:
-    """The digest for one challenge is none for the next."""
+def test_a_digest_is_valid_for_its_own_challenge_only() -> None:
     recorded: list[bytes] = []
 
     def record(challenge: bytes) -> bytes:
@@ -141,14 +140,14 @@ def test_a_challenge_is_answered_within_its_connection_alone() -> None:
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_no_secret_in_a_claims_repr(mechanism: str) -> None:
+def test_no_secret_is_in_the_repr_of_a_query(mechanism: str) -> None:
     claim = PasswordQuery(username="jo", mechanism=mechanism, password="hunter2")
     assert "hunter2" not in repr(claim)
     assert "hunter2" not in repr(TokenQuery(username="jo", mechanism=mechanism, token="hunter2"))
     assert "stored" not in repr(JO)
 
 
-# Any octets at all
+# Any bytes
 
 PIECES = st.sampled_from(
     b"\0|\1|,|=| |n|y|p=|a=|n=jo|r=abc|user=|auth=Bearer |t0ken|jo|sesame|c=biws|p=AA==|=2C|=3D|m=|\xff|\xc4".split(
@@ -160,8 +159,8 @@ RESPONSES = st.one_of(st.binary(max_size=64), st.lists(PIECES, max_size=12).map(
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @given(said=st.lists(RESPONSES, min_size=4, max_size=4))
-def test_any_octets(mechanism: str, said: list[bytes]) -> None:
-    """Each exchange ends: refused, or with the one user there is, whose secret then was in what was said."""
+def test_any_responses_end_in_a_refusal_or_the_right_user(mechanism: str, said: list[bytes]) -> None:
+    """Each exchange ends with a refusal, or with the one user, whose secret must be in the responses then."""
     responses = iter(said)
     channel = Channel("mx.example.com", {"tls-unique": b"x" * 12} if mechanism.endswith("-PLUS") else {})
     got = outcome(lambda: hold(mechanism, lambda challenge: next(responses), channel))
@@ -173,7 +172,7 @@ def test_any_octets(mechanism: str, said: list[bytes]) -> None:
 
 
 def outcome(attempt: Callable[[], Any]) -> Any:
-    """What it gives, or the reply with which it is refused."""
+    """Return the result, or the reply that refuses it."""
     try:
         return attempt()
     except Refused as refused:
@@ -182,7 +181,7 @@ def outcome(attempt: Callable[[], Any]) -> Any:
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @given(said=RESPONSES)
-def test_the_name_in_any_octets(mechanism: str, said: bytes) -> None:
+def test_the_name_in_any_response_is_found_or_refused(mechanism: str, said: bytes) -> None:
     got = outcome(lambda: MECHANISMS[mechanism].name_in(said))
     if isinstance(got, Reply):
         assert got.code in (501, 535)
@@ -192,7 +191,7 @@ def test_the_name_in_any_octets(mechanism: str, said: bytes) -> None:
 
 
 @given(name=st.text(min_size=1, max_size=60), password=st.text(min_size=1, max_size=60))
-def test_plain_gives_back_what_was_said(name: str, password: str) -> None:
+def test_plain_is_parsed_into_its_parts(name: str, password: str) -> None:
     said = f"\0{name}\0{password}".encode("utf-8", "surrogatepass")
     got = outcome(lambda: messages.parse_plain(said))
     if isinstance(got, Reply):

@@ -1,1 +1,1 @@
-"""SASL (RFC 4422) without a socket: the mechanisms, for the server and for the client."""
+"""SASL (RFC 4422) without a socket: the mechanisms of the server and of the client."""

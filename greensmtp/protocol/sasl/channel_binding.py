@@ -1,27 +1,29 @@
-"""Channel bindings (RFC 5929): what ties a SASL exchange to the TLS connection that it is held over."""
+"""Channel bindings (RFC 5929): data that ties a SASL exchange to the TLS connection that carries it."""
 
 from __future__ import annotations
 
 import hashlib
 from functools import lru_cache
 
-#: The types that Python's ssl lets a server have. (``tls-exporter``, RFC 9266, is not among them.)
+#: The types that Python's ssl supports in a server. (It does not support ``tls-exporter``, RFC 9266.)
 END_POINT = "tls-server-end-point"
 UNIQUE = "tls-unique"
 
-#: What the one side would bind to, the other would not: libraries do not agree about these.
+#: Signature algorithms without a hash of their own: TLS libraries disagree about the binding.
 _WITHOUT_HASH = frozenset({"ed25519", "ed448"})
 
-#: Hashes that a signature may have been made with, and a binding may not (RFC 5929 section 4.1).
+#: Hashes that a signature may use and a binding may not (RFC 5929 section 4.1).
 _TOO_WEAK = frozenset({"md5", "sha1"})
 
 
 @lru_cache(maxsize=16)
 def end_point_binding(certificate: bytes) -> bytes | None:
-    """The data of ``tls-server-end-point`` for a server's certificate (DER); None where the type is not defined for
-    it, because its signature has no hash function of its own (Ed25519) or one that hashlib does not have.
+    """Return the data of ``tls-server-end-point`` for a server's certificate (DER).
 
-    :raises ImportError: asn1crypto, which comes with ``greensmtp[scram]``, is missing.
+    Return None where the type is not defined: the signature has no hash of its own (Ed25519), or one that hashlib
+    lacks.
+
+    :raises ImportError: asn1crypto is missing; it comes with ``greensmtp[scram]``.
     """
     from asn1crypto.x509 import Certificate  # type: ignore[import-untyped]
 

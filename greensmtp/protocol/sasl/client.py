@@ -1,4 +1,8 @@
-"""SASL as a client speaks it (RFC 4954): the mechanisms, the strongest first. Octets in and out; no base64, no wire."""
+"""The client's SASL mechanisms (RFC 4954), the strongest first. Bytes in and out, without base64 and without a socket.
+
+A mechanism makes the initial response, answers challenges, and checks that the server has proved itself. It raises
+SaslFailed where it cannot go on; the caller then cancels the exchange.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +11,21 @@ import hmac
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from greensmtp.errors import AuthenticationFailed, ProtocolError
+from greensmtp.protocol.errors import ProtocolError, SaslFailed
 
 
 class Mechanism:
-    """One exchange. ``initial`` is what may go along with AUTH, or None; ``respond`` answers a challenge."""
+    """One exchange: ``initial``, then ``respond`` for each challenge, then ``check_success``."""
 
     name = ""
-    #: What an eavesdropper gets: 0 a proof that is slow to guess from, 1 a digest that is fast to guess from, 2 the
-    #: secret itself. Only 0 goes out in the clear without ``allow_plaintext``.
+    #: What an eavesdropper gets. 0: a proof from which guessing is slow; 1: a digest from which it is fast; 2: the
+    #: secret itself. Without TLS and ``allow_plaintext``, only 0 is used.
     exposes = 2
-    #: Takes an OAuth token instead of a password.
+    #: The secret is an OAuth token instead of a password.
     takes_token = False
-    #: ``respond`` computes for long: not where others wait.
+    #: ``respond`` computes for milliseconds, so it is called in the thread pool.
     slow = False
-    #: What the challenges say is not looked at, so they need not be base64 either.
+    #: The text of challenges matters. If not, it need not be base64 either.
     reads_challenges = True
 
     def __init__(self, username: str, secret: str) -> None:
@@ -29,33 +33,33 @@ class Mechanism:
         self._secret = secret
 
     def initial(self) -> bytes | None:
-        """The initial response (RFC 4954 section 4), or None: the server speaks first."""
+        """Return the initial response (RFC 4954 section 4); None if the server sends a challenge first."""
         return None
 
     def respond(self, challenge: bytes) -> bytes:
-        """The answer to a challenge.
+        """Return the answer to a challenge.
 
-        :raises AuthenticationFailed: it makes no sense; the exchange is to be cancelled.
+        :raises SaslFailed: the mechanism has no such challenge; the exchange must be cancelled.
         """
-        raise AuthenticationFailed(f"the server sent a challenge that {self.name} does not have")
+        raise SaslFailed(f"the server sent a challenge that {self.name} does not have")
 
     def check_success(self) -> None:
-        """The server says that all is well.
+        """Accept the server's positive reply.
 
-        :raises AuthenticationFailed: it has not proved itself, where the mechanism asks for that.
+        :raises SaslFailed: the mechanism needs a proof of the server, which has not come.
         """
 
     def __repr__(self) -> str:
         return f"<{self.name}>"  # without the secret
 
 
-#: How often a server may have SCRAM hash the password. RFC 7677 section 4 wants so many at least: fewer, and whoever
-#: plays the server can guess the password from our proof. More than that many take seconds of a processor's time.
+#: The iterations that a server may request. With fewer than 4096 (RFC 7677 section 4), a false server could guess the
+#: password from our proof. More than a million would take seconds of CPU time.
 SCRAM_ITERATIONS = range(4096, 1_000_001)
 
 
 class ScramSHA256(Mechanism):
-    """RFC 7677: neither side tells the password, and both prove that they know it. Needs ``greensmtp[scram]``."""
+    """RFC 7677: neither side sends the password, and both prove that they know it. Needs ``greensmtp[scram]``."""
 
     name = "SCRAM-SHA-256"
     exposes = 0
@@ -68,7 +72,7 @@ class ScramSHA256(Mechanism):
         try:
             self._client: Any = ScramClient([self.name], username, secret)
         except Exception as error:  # scramp's, about characters that RFC 4013 forbids; it does not show them
-            raise AuthenticationFailed(f"{self.name} cannot do with this username or password: {error}") from None
+            raise SaslFailed(f"{self.name} does not allow this username or password: {error}") from None
         self._steps = iter((self._final, self._verify))
         self._verified = False
 
@@ -82,16 +86,16 @@ class ScramSHA256(Mechanism):
             return super().respond(challenge)
         try:
             return step(challenge.decode())
-        except AuthenticationFailed:
+        except SaslFailed:
             raise
-        except Exception as error:  # scramp's, and what malformed challenges make it raise
-            raise AuthenticationFailed(f"{self.name}: the server's challenge is wrong: {error}") from error
+        except Exception as error:  # scramp's errors, and any that a malformed challenge causes in it
+            raise SaslFailed(f"{self.name}: malformed or false challenge: {error}") from error
 
     def _final(self, challenge: str) -> bytes:
         self._client.set_server_first(challenge)
         iterations = int(self._client.iterations)
         if iterations not in SCRAM_ITERATIONS:
-            raise AuthenticationFailed(
+            raise SaslFailed(
                 f"{self.name}: server requested {iterations} SCRAM iterations; "
                 f"allowed: {SCRAM_ITERATIONS[0]} to {SCRAM_ITERATIONS[-1]}"
             )
@@ -105,7 +109,7 @@ class ScramSHA256(Mechanism):
 
     def check_success(self) -> None:
         if not self._verified:
-            raise AuthenticationFailed(f"{self.name}: the server did not prove that it knows the password")
+            raise SaslFailed(f"{self.name}: the server did not prove that it knows the password")
 
 
 class CramMD5(Mechanism):
@@ -133,7 +137,7 @@ class Plain(Mechanism):
 
 
 class Login(Mechanism):
-    """Never standardised: the server asks for the name, then for the password, in words of its own."""
+    """Never standardised: the server asks for the name, then for the password; its wording varies."""
 
     name = "LOGIN"
     reads_challenges = False
@@ -148,7 +152,7 @@ class Login(Mechanism):
 
 
 class OAuthBearer(Mechanism):
-    """RFC 7628. A challenge is the server's error, in JSON; the refusal follows an answer without content."""
+    """RFC 7628. A challenge is an error of the server, in JSON; the refusal follows an answer without content."""
 
     name = "OAUTHBEARER"
     takes_token = True
@@ -156,7 +160,7 @@ class OAuthBearer(Mechanism):
 
     def __init__(self, username: str, secret: str) -> None:
         if "\x01" in username or "\x01" in secret:
-            raise ProtocolError(f"{self.name}: neither username nor token can have U+0001 in it, which ends them")
+            raise ProtocolError(f"{self.name}: username and token cannot have U+0001, which would end them")
         super().__init__(username, secret)
 
     def initial(self) -> bytes:
@@ -171,7 +175,7 @@ class OAuthBearer(Mechanism):
 
 
 class XOAuth2(OAuthBearer):
-    """What Google and Microsoft had before RFC 7628."""
+    """The predecessor of RFC 7628 at Google and Microsoft."""
 
     name = "XOAUTH2"
 
@@ -192,18 +196,19 @@ MECHANISMS: Mapping[str, type[Mechanism]] = {
 def choose(
     offered: Iterable[str], wanted: str | None, username: str, password: str | None, token: str | None
 ) -> Mechanism:
-    """The strongest mechanism that the server offers and the credentials fit, or the one that is wanted.
+    """Return the strongest mechanism that the server offers and the credentials fit, or the one that is wanted.
 
-    A wanted one need not be offered: some servers offer less than they take.
-
-    :raises AuthenticationFailed: there is none.
-    :raises ValueError: we do not know the wanted one.
-    :raises ImportError: the wanted one needs a library that is not there; the text says which.
+    :param offered: the names in the server's offer.
+    :param wanted: the only mechanism to use; None for the strongest. It need not be offered: some servers offer fewer
+        than they accept.
+    :raises SaslFailed: no mechanism fits.
+    :raises ValueError: the wanted mechanism is unknown, or needs another kind of secret.
+    :raises ImportError: the wanted mechanism needs a library that is not installed; the text names it.
     """
     if wanted is not None:
         kind = MECHANISMS.get(wanted.upper())
         if kind is None:
-            raise ValueError(f"mechanism is one of {', '.join(MECHANISMS)}, not {wanted!r}")
+            raise ValueError(f"mechanism must be one of {', '.join(MECHANISMS)}, not {wanted!r}")
         secret = (token or password) if kind.takes_token else password
         if secret is None:
             raise ValueError(f"{kind.name} needs a {'token' if kind.takes_token else 'password'}")
@@ -212,14 +217,14 @@ def choose(
         except ModuleNotFoundError as error:
             raise ImportError(f"{kind.name} needs {error.name}: pip install 'greensmtp[scram]'") from error
     names = {name.upper() for name in offered}
-    failure = AuthenticationFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
+    failure = SaslFailed(f"no mechanism in common: the server offers {' '.join(sorted(names)) or 'none'}")
     for name, kind in MECHANISMS.items():
         secret = token if kind.takes_token else password
         if name in names and secret is not None:
             try:
                 return kind(username, secret)
             except ModuleNotFoundError:
-                continue  # the next strongest
-            except AuthenticationFailed as error:  # it cannot express these credentials; the next one may
+                continue  # use the next strongest
+            except SaslFailed as error:  # it does not allow these credentials; the next one may
                 failure = error
     raise failure

@@ -1,7 +1,7 @@
-"""What a server's SASL exchange is made of: challenges, claims about users and their answers, and its end.
+"""The parts of a server's SASL exchange: challenges, queries about credentials, and the identity at its end.
 
-An exchange is a generator. It yields challenges (``bytes``), and is sent the client's responses; it yields claims,
-and is sent what whoever knows the users says to them; it returns the Identity, or raises Refused.
+An exchange is a generator. It yields a challenge (``bytes``) and is sent the client's response. It yields a
+CredentialQuery and is sent the answer of the credential store. It returns the Identity, or raises Refused.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from greensmtp.protocol.reply import Reply
 
 
 class Refused(Exception):
-    """The exchange has come to nothing; ``reply`` says why.
+    """The exchange has failed; ``reply`` is for the client.
 
-    ``is_failure`` is false where no credentials were shown, so that this attempt is no failed login.
+    ``is_failure`` is false where the client has shown no credentials, so that this attempt is not a failed login.
     """
 
     def __init__(self, reply: Reply, *, is_failure: bool = True) -> None:
@@ -30,10 +30,10 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who has authenticated; ``str()`` of it is ``authcid``.
+    """An authenticated user; ``str()`` of it is ``authcid``.
 
-    ``authcid`` is whose credentials these were, ``authzid`` whom he wants to act as, ``""``: himself (RFC 4422
-    section 2).
+    ``authcid`` is the user whose credentials these were. ``authzid`` is the user to act as, ``""`` for the same one
+    (RFC 4422 section 2).
     """
 
     authcid: str
@@ -46,29 +46,29 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class ScramKeys:
-    """What a server keeps instead of a password, for SCRAM-SHA-256 (RFC 5802 section 3); no secret in its repr.
+    """The keys that a server stores instead of a password, for SCRAM-SHA-256 (RFC 5802 section 3); hidden in its repr.
 
-    :raises ValueError: a salt of less than 12 octets, keys that are not 32 octets long, less than 4096 iterations.
+    :raises ValueError: the salt has less than 12 bytes, a key not 32 bytes, or there are less than 4096 iterations.
     """
 
     salt: bytes = field(repr=False)
     stored_key: bytes = field(repr=False)
     server_key: bytes = field(repr=False)
     iterations: int = 4096
-    #: False: made up, so that nobody can tell that there is no such user; every proof is refused.
+    #: False: made up for an unknown user, so that a client cannot tell; every proof is refused.
     known: bool = True
 
     def __post_init__(self) -> None:
         if len(self.salt) < 12 or len(self.stored_key) != 32 or len(self.server_key) != 32 or self.iterations < 4096:
             raise ValueError(
-                "ScramKeys takes 12 octets of salt or more, keys of 32 octets, and 4096 iterations or more"
+                "ScramKeys takes a salt of at least 12 bytes, keys of 32 bytes, and at least 4096 iterations"
             )
 
     @classmethod
     def derive(
         cls, password: str, salt: bytes | None = None, iterations: int = 4096, *, known: bool = True
     ) -> ScramKeys:
-        """The keys of a password. It computes for milliseconds: keep it off the hub. Needs ``greensmtp[scram]``.
+        """Return the keys of a password. Call it in a thread pool: it takes milliseconds. Needs ``greensmtp[scram]``.
 
         :raises ValueError: the password has characters that SASLprep does not allow (RFC 4013).
         """
@@ -76,7 +76,7 @@ class ScramKeys:
 
     @classmethod
     def of_prepared(cls, password: str, salt: bytes, iterations: int = 4096, *, known: bool = True) -> ScramKeys:
-        """The keys of a password that has been prepared (RFC 5802 section 3)."""
+        """Return the keys of a password that SASLprep has been applied to (RFC 5802 section 3)."""
         salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, iterations)
         client_key = hmac.digest(salted, b"Client Key", "sha256")
         server_key = hmac.digest(salted, b"Server Key", "sha256")
@@ -84,7 +84,7 @@ class ScramKeys:
 
 
 def prepare_password(password: str) -> str:
-    """Apply SASLprep (RFC 4013). Needs ``greensmtp[scram]``.
+    """Apply SASLprep (RFC 4013) to a password. Needs ``greensmtp[scram]``.
 
     :raises ValueError: the password has characters that SASLprep does not allow.
     """
@@ -100,7 +100,7 @@ def prepare_password(password: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialQuery:
-    """Somebody says that he is ``username``. By itself it is proved otherwise; its answer is not looked at."""
+    """The client claims to be ``username``. This base class: the claim was proved already; the answer is ignored."""
 
     username: str
     mechanism: str
@@ -109,35 +109,35 @@ class CredentialQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PasswordQuery(CredentialQuery):
-    """... and gives his password. The answer: his name, as it is to be known from now on, or None."""
+    """A password to check. The answer: the name by which the user is known from now on, or None if it is wrong."""
 
     password: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenQuery(CredentialQuery):
-    """... and gives a token; ``username`` may be ``""`` when the token says that. The answer is as to a password."""
+    """A token to check; ``username`` may be ``""`` if the token names the user. The answer: as to a password."""
 
     token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecretQuery(CredentialQuery):
-    """... and will prove that he knows the password: what is it? The answer: a str, or None."""
+    """A password that the mechanism needs itself, to check a digest. The answer: a str, or None if there is none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeysQuery(CredentialQuery):
-    """... and will prove that he knows the password: what are its keys? The answer: ScramKeys, always."""
+    """The keys of a password, to check a SCRAM proof. The answer: ScramKeys, for unknown users too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Channel:
-    """What an exchange knows of the connection."""
+    """The connection, as an exchange needs it."""
 
     #: The server's name.
     hostname: str
-    #: Type -> data of the channel bindings that there are; empty where -PLUS is not offered.
+    #: The channel bindings: type -> data; empty where -PLUS is not offered.
     bindings: Mapping[str, bytes] = field(default_factory=dict)
 
 

@@ -1,4 +1,4 @@
-"""What clients say in a SASL exchange: each mechanism's response, read strictly, or Refused."""
+"""Responses of clients in a SASL exchange: each mechanism's, parsed strictly. A malformed one raises Refused."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 from greensmtp.protocol import canned
 from greensmtp.protocol.sasl.exchange import Refused
 
-#: Octets in the name of a user; the longest mailbox has 254 (RFC 5321 section 4.5.3.1.3).
+#: Bytes in the name of a user; the longest mailbox has 254 (RFC 5321 section 4.5.3.1.3).
 MAX_NAME = 255
 
-#: Characters in a SCRAM nonce of the client's: the challenge repeats it, and must fit a reply line.
+#: Characters in a client's SCRAM nonce. The challenge repeats it, and must fit a reply line.
 MAX_NONCE = 128
 
 
 def parse_plain(response: bytes) -> tuple[str, str, str]:
-    """``authzid NUL authcid NUL passwd`` (RFC 4616 section 2)."""
+    """Parse ``authzid NUL authcid NUL passwd`` (RFC 4616 section 2)."""
     parts = parse_text(response).split("\0")
     if len(parts) != 3:
         raise Refused(canned.AUTH_MALFORMED)
@@ -24,7 +24,7 @@ def parse_plain(response: bytes) -> tuple[str, str, str]:
 
 
 def parse_cram_md5(response: bytes) -> tuple[str, str]:
-    """``username SP digest`` (RFC 2195 section 2)."""
+    """Parse ``username SP digest`` (RFC 2195 section 2)."""
     name, _, digest = parse_text(response).rpartition(" ")
     if not _DIGEST.fullmatch(digest):
         raise Refused(canned.AUTH_MALFORMED)
@@ -32,7 +32,7 @@ def parse_cram_md5(response: bytes) -> tuple[str, str]:
 
 
 def parse_scram_first(response: bytes) -> tuple[str, str, str]:
-    """``gs2-header client-first-message-bare`` (RFC 5802 section 7): binding flag, authzid, name."""
+    """Parse ``gs2-header client-first-message-bare`` (RFC 5802 section 7); return binding flag, authzid and name."""
     match = _SCRAM_FIRST.fullmatch(parse_text(response))
     if match is None:
         raise Refused(canned.AUTH_MALFORMED)
@@ -41,7 +41,7 @@ def parse_scram_first(response: bytes) -> tuple[str, str, str]:
 
 
 def parse_oauthbearer(response: bytes) -> tuple[str, str]:
-    """``gs2-header kvsep *(key=value kvsep) kvsep`` (RFC 7628 section 3.1): name and token, either may be missing."""
+    """Parse ``gs2-header kvsep *(key=value kvsep) kvsep`` (RFC 7628 section 3.1); return name and token, or ``""``."""
     match = _OAUTHBEARER.fullmatch(parse_text(response))
     if match is None:
         raise Refused(canned.AUTH_MALFORMED)
@@ -50,7 +50,7 @@ def parse_oauthbearer(response: bytes) -> tuple[str, str]:
 
 
 def parse_xoauth2(response: bytes) -> tuple[str, str]:
-    """``user=name ^A auth=Bearer token ^A ^A``: name and token."""
+    """Parse ``user=name ^A auth=Bearer token ^A ^A``; return name and token."""
     match = _XOAUTH2.fullmatch(parse_text(response))
     if match is None:
         raise Refused(canned.AUTH_MALFORMED)
@@ -69,6 +69,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 def parse_text(response: bytes) -> str:
+    """Decode UTF-8."""
     try:
         return response.decode()
     except UnicodeDecodeError:
@@ -76,6 +77,7 @@ def parse_text(response: bytes) -> str:
 
 
 def parse_name(name: str) -> str:
+    """Return the name of a user if it is short enough, printable, and not empty."""
     if len(name.encode()) > MAX_NAME or _CONTROL.search(name):
         raise Refused(canned.AUTH_MALFORMED)
     if not name:
@@ -84,7 +86,7 @@ def parse_name(name: str) -> str:
 
 
 def parse_password(password: str) -> str:
-    """Nobody has an empty one: there are directories that take it for an anonymous, and so successful, login."""
+    """Return a password if it is not empty. (LDAP servers treat an empty one as an anonymous login, which succeeds.)"""
     if "\0" in password:
         raise Refused(canned.AUTH_MALFORMED)
     if not password:
@@ -93,7 +95,7 @@ def parse_password(password: str) -> str:
 
 
 def _unescape(name: str) -> str:
-    """saslname (RFC 5802 section 7)."""
+    """Decode a saslname (RFC 5802 section 7)."""
 
     def character(match: re.Match[str]) -> str:
         if match[1] is None:
@@ -104,6 +106,6 @@ def _unescape(name: str) -> str:
 
 
 def _bearer(pairs: str) -> str:
-    """The token (RFC 6750 section 2.1), ``""``: there is none, or another kind of credentials."""
+    """Return the bearer token (RFC 6750 section 2.1); ``""`` if there is none, or another kind of credentials."""
     match = _BEARER.search(pairs)
     return "" if match is None else match[1]

@@ -1,6 +1,6 @@
-"""SASL as a server holds it (RFC 4422): the mechanisms, the strongest first. Octets in and out; no base64, no wire.
+"""The server's SASL mechanisms (RFC 4422), the strongest first. Bytes in and out, without base64 and without a socket.
 
-Each is an exchange, as ``sasl_claims`` has it.
+Each mechanism is a generator as exchange.py describes it.
 """
 
 from __future__ import annotations
@@ -35,23 +35,23 @@ from greensmtp.protocol.sasl.messages import (
     parse_xoauth2,
 )
 
-#: What the server needs in order to hold a mechanism: to check a password or a token, to know the password itself,
-#: or SCRAM's keys.
+#: What a credential store must be able to do for a mechanism: check a password, check a token, return the password, or
+#: return SCRAM's keys.
 Need = Literal["check", "token", "secret", "keys"]
 
 
 @dataclass(frozen=True, slots=True)
 class Mechanism:
-    """One row of the table."""
+    """One mechanism of the table."""
 
     name: str
     needs: Need
-    #: Whoever reads along can log in.
+    #: An eavesdropper could log in with what the client sends.
     plaintext: bool
     #: AUTH may come with an initial response (RFC 4954 section 4).
     takes_initial: bool
     begin: Callable[[Channel], Exchange]
-    #: Finds the user's name in the client's first response, for a server that only passes it on.
+    #: Return the user's name in the client's first response, for a server that passes the exchange on.
     name_in: Callable[[bytes], str]
 
 
@@ -59,12 +59,12 @@ def _plain(channel: Channel) -> Exchange:
     """RFC 4616."""
     authzid, name, password = parse_plain((yield b""))
     who = yield PasswordQuery(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
-    # Whoever names himself twice wants to act as himself, by whatever name he is known.
+    # An authzid equal to the name means the user itself, even if the store knows the user by another name.
     return _identity(who, (who or "") if authzid == name else authzid, "PLAIN")
 
 
 def _login(channel: Channel) -> Exchange:
-    """Never standardised. The server speaks first, but many clients send the name along with AUTH."""
+    """Never standardised. The server sends a challenge first, but many clients send the name together with AUTH."""
     name = parse_name(parse_text((yield b"Username:")))
     password = parse_password(parse_text((yield b"Password:")))
     who = yield PasswordQuery(username=name, mechanism="LOGIN", password=password)
@@ -76,7 +76,7 @@ def _cram_md5(channel: Channel) -> Exchange:
     challenge = f"<{token_hex(16)}@{channel.hostname}>".encode()
     name, digest = parse_cram_md5((yield challenge))
     secret: str | None = yield SecretQuery(username=name, mechanism="CRAM-MD5")
-    # An unknown user costs as much as a known one.
+    # An unknown user takes as long as a known one.
     stand_in = token_hex(16)
     key = (secret or stand_in).encode("utf-8", "surrogatepass")
     expected = hmac.new(key, challenge, "md5").hexdigest()
@@ -103,10 +103,10 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     if (binding is not None) != mechanism.endswith("-PLUS"):
         raise Refused(canned.AUTH_INVALID, is_failure=False)
     if binding is not None and binding not in channel.bindings:
-        # RFC 5802's "unsupported-channel-binding-type"; the client may take another mechanism.
+        # RFC 5802's "unsupported-channel-binding-type"; the client may try another mechanism.
         raise Refused(canned.AUTH_UNKNOWN_BINDING, is_failure=False)
     if flag == "y" and channel.bindings:
-        # It could bind, and believes that we cannot: somebody has taken -PLUS out of our offer.
+        # The client supports channel binding and believes that we do not: an attacker has removed -PLUS from our offer.
         raise Refused(canned.AUTH_INVALID, is_failure=False)
     keys: ScramKeys = yield KeysQuery(username=name, mechanism=mechanism, authzid=authzid)
     stored = (keys.salt, keys.stored_key, keys.server_key, keys.iterations)
@@ -114,14 +114,14 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
     server: Any = ScramMechanism(mechanism).make_server(lambda _name: stored, channel_binding=bound)
     try:
         if authzid:
-            # scramp knows none: it gets the message without, and then the header that the client has signed.
+            # scramp has no authzid: it gets the message without it, and then the header that the client has signed.
             _, said, bare = first.decode().split(",", 2)
             server.set_client_first(f"{flag},,{bare}")
             server.gs2_header = _Header(f"{flag},{said},", bound)
         else:
             server.set_client_first(first.decode())
         challenge: str = server.get_server_first()
-    except Exception:  # scramp's, and what malformed messages make it raise
+    except Exception:  # scramp's errors, and any that a malformed message causes in it
         raise Refused(canned.AUTH_MALFORMED) from None
     final = parse_text((yield challenge.encode()))
     try:
@@ -131,31 +131,31 @@ def _scram_sha_256(channel: Channel, mechanism: str) -> Exchange:
         raise Refused(canned.AUTH_INVALID) from None
     if not keys.known:
         raise Refused(canned.AUTH_INVALID)
-    # What comes with success goes as a challenge that is answered by nothing (RFC 4954 section 4).
+    # Data that comes with success is sent as a challenge, which gets an empty answer (RFC 4954 section 4).
     if (yield proof.encode()):
         raise Refused(canned.AUTH_MALFORMED)
     return _identity(name, authzid, mechanism)
 
 
 class _Header:
-    """Stands in for scramp's, which is for messages without an authzid. Were it not asked, no proof would be right."""
+    """Replaces scramp's header, which has no authzid. (If scramp stopped using it, each proof would be refused.)"""
 
     def __init__(self, header: str, bound: tuple[str, bytes] | None) -> None:
         self._input = header.encode() + (b"" if bound is None else bound[1])
 
     def make_cbind_input(self, binding: object) -> bytes:
-        """What ``c=`` holds in the client's final message (RFC 5802 section 7)."""
+        """Return the value of ``c=`` in the client's final message (RFC 5802 section 7)."""
         return self._input
 
 
 def _oauthbearer(channel: Channel) -> Exchange:
-    """RFC 7628. The name may be missing; then the token says it."""
+    """RFC 7628. The name may be missing; then the token names the user."""
     name, token = parse_oauthbearer((yield b""))
     return (yield from _oauth(name, token, "OAUTHBEARER"))
 
 
 def _xoauth2(channel: Channel) -> Exchange:
-    """What Google and Microsoft had before RFC 7628."""
+    """The predecessor of RFC 7628 at Google and Microsoft."""
     name, token = parse_xoauth2((yield b""))
     return (yield from _oauth(name, token, "XOAUTH2"))
 
@@ -165,9 +165,9 @@ def _oauth(name: str, token: str, mechanism: str) -> Exchange:
     if token:
         who = yield TokenQuery(username=name, mechanism=mechanism, token=token)
     if who is None:
-        # The client is told why, and answers that it has heard (RFC 7628 section 3.2.3).
+        # The client gets the error as a challenge, and acknowledges it (RFC 7628 section 3.2.3).
         yield _OAUTH_ERROR
-    # In OAUTHBEARER the name is whom to act as (RFC 7628 section 3.1); whose token it was, the answer says.
+    # In OAUTHBEARER the name is the user to act as (RFC 7628 section 3.1); the store says whose token it is.
     return _identity(who, name if who != name else "", mechanism)
 
 

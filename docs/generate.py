@@ -1,0 +1,300 @@
+"""Write the tables of docs/reference that the code itself knows: run by conf.py at each build, and by the tests.
+
+Each function returns one file's Markdown. Nothing here imports Sphinx, so the tests need no documentation tools.
+"""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+from pydantic import BaseModel
+
+from greensmtp import SMTPClient, signals
+from greensmtp.cli import cli
+from greensmtp.config import model
+from greensmtp.middleware.metrics.counters import Numbers
+from greensmtp.protocol import canned, offers
+from greensmtp.protocol.command import PARSERS
+from greensmtp.protocol.esmtp import STANDARD
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.sasl import client as sasl_client
+from greensmtp.protocol.sasl import server as sasl_server
+from greensmtp.server.limits import Limits
+from greensmtp.session.ack import RULES
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """Return a Markdown table."""
+    head = list(head)
+    lines = [head, ["---"] * len(head), *([str(cell).replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# Features
+
+#: RFC, what it specifies, EHLO keyword. Keywords of STANDARD that are missing here fail a test.
+EXTENSIONS = (
+    ("1870", "SIZE", "Message size declaration"),
+    ("2034", "ENHANCEDSTATUSCODES", "Enhanced status codes on every reply line"),
+    ("2920", "PIPELINING", "Command pipelining"),
+    ("3030", "CHUNKING", "Bodies in counted chunks (BDAT)"),
+    ("3030", "BINARYMIME", "Binary bodies"),
+    ("3207", "STARTTLS", "TLS on a connection that began in the clear"),
+    ("6152", "8BITMIME", "8-bit bodies"),
+    ("6531", "SMTPUTF8", "Internationalized addresses and headers"),
+)
+
+#: RFCs of the SASL mechanisms.
+MECHANISMS = {
+    "SCRAM-SHA-256-PLUS": "7677, 5929",
+    "SCRAM-SHA-256": "7677",
+    "CRAM-MD5": "2195",
+    "OAUTHBEARER": "7628",
+    "XOAUTH2": "",
+    "PLAIN": "4616",
+    "LOGIN": "",
+}
+
+#: What no table of the code has: RFC, feature, server, client, LMTP.
+OTHERS = (
+    ("2033", "LMTP: one reply for each recipient", "yes", "yes", "yes"),
+    ("3461", "Delivery status notifications (DSN)", "no", "passes parameters on", "no"),
+    ("4954", "AUTH", "with `Auth`", "yes", "with `Auth`"),
+    ("4954 section 5", "AUTH= parameter of MAIL", "yes", "yes", "yes"),
+    ("5890 to 5893", "Internationalized domain names (IDNA 2008)", "yes", "yes", "yes"),
+    ("7435", "Opportunistic TLS", "", '`starttls="opportunistic"`', ""),
+    ("8305", "Happy Eyeballs: several addresses tried in turn", "", "yes", ""),
+    ("8314", "Implicit TLS", "yes", "yes", "yes"),
+    ("8689", "REQUIRETLS", "no", "passes the parameter on", "no"),
+    ("", "Unix sockets", "yes", "yes", "yes"),
+    ("", "PROXY protocol", "no", "", "no"),
+)
+
+
+def features() -> str:
+    """Return the matrix: RFC x server x client x LMTP."""
+
+    def yes(has: bool) -> str:
+        return "yes" if has else "no"
+
+    standard = {extension.keyword for extension in STANDARD}
+    rows: list[tuple[str, str, str, str, str]] = []
+    for verb in PARSERS:
+        method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset", "VRFY": "verify"}.get(verb, verb.lower())
+        rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207"}.get(verb, "5321")
+        smtp, lmtp = yes(verb != "LHLO"), yes(verb not in ("HELO", "EHLO"))
+        if verb in ("VRFY", "EXPN"):
+            smtp = lmtp = "answers 252"
+        client = "yes" if hasattr(SMTPClient, method) else "by `command`"
+        rows.append((rfc, f"`{verb}`", smtp, client, lmtp))
+    for rfc, keyword, text in EXTENSIONS:
+        client = "yes" if keyword in offers.USED or keyword == "ENHANCEDSTATUSCODES" else "no"
+        server = "with a certificate" if keyword == "STARTTLS" else yes(keyword in standard)
+        rows.append((rfc, f"{text} (`{keyword}`)", server, client, server))
+    for name, rfc in MECHANISMS.items():
+        offered = "with `Auth`" if name in sasl_server.MECHANISMS else "no"
+        rows.append((rfc, f"SASL {name}", offered, yes(name in sasl_client.MECHANISMS), offered))
+    rows.extend(OTHERS)
+    rows.sort(key=lambda row: int(row[0].split()[0].strip(",")) if row[0] else 10**6)
+    return table(("RFC", "Feature", "SMTP server", "Client", "LMTP server"), rows)
+
+
+# Replies and signals
+
+
+def replies() -> str:
+    """Return every reply that the protocol itself gives."""
+    names = {id(value): name for name, value in vars(canned).items() if isinstance(value, Reply)}
+    found = [value for value in vars(canned).values() if isinstance(value, Reply)]
+    found.sort(key=lambda reply: (reply.code, reply.enhanced or ""))
+    return table(
+        ("Code", "Enhanced", "Text", "Name"),
+        (
+            (reply.code, reply.enhanced or "", _literal(" ".join(reply.lines)), f"`{names[id(reply)]}`")
+            for reply in found
+        ),
+    )
+
+
+def _literal(text: str) -> str:
+    return f"`{text}`"
+
+
+def signal_table() -> str:
+    """Return each signal: what handlers get, and what its ack says by default."""
+    rows = []
+    for name, fields in signals.FIELDS.items():
+        takes = ", ".join(("session", *fields))
+        rules = RULES.get(name)
+        if rules is None:
+            rows.append((f"`{name}`", f"`({takes})`", "no ack", "", ""))
+            continue
+        nobody = "default action" if rules.default is None else f"`{rules.default.code}`"
+        accepted = "lets the command pass" if rules.optional else f"`{rules.accepted.code}`"
+        rows.append((f"`{name}`", f"`({takes})`", accepted, f"`{rules.rejected}`", nobody))
+    return table(("Signal", "Handler", "`ack.accept()`", "`ack.reject()`", "No handler"), rows)
+
+
+# Configuration and command line
+
+
+def configuration() -> str:
+    """Return every key of the configuration file."""
+    parts: list[str] = []
+    tables: Mapping[str, type[BaseModel]] = {
+        "": model.Config,
+        "[[listeners]]": model.ListenerSection,
+        "[[middleware]]": model.MiddlewareSection,
+        "[[plugins]]": model.PluginSection,
+        "[delivery]": model.DeliverySection,
+        "[logging]": model.LoggingSection,
+    }
+    for title, section in tables.items():
+        rows = []
+        for name, field in section.model_fields.items():
+            kind = _kind(field.annotation)
+            default = "required" if field.is_required() else _default(field.default, kind)
+            rows.append((f"`{name}`", kind, default))
+        parts.append(f"**`{title or 'top level'}`**\n\n{table(('Key', 'Type', 'Default'), rows)}\n")
+    return "".join(parts)
+
+
+def limits() -> str:
+    """Return every key of ``[limits]``, with the comment that stands above its field."""
+    comments = _comments(ROOT / "greensmtp" / "server" / "limits.py", "Limits")
+    hints = typing.get_type_hints(Limits)
+    made = Limits()
+    return table(
+        ("Keyword", "Type", "Default", "Meaning"),
+        ((f"`{name}`", _kind(kind), _default(getattr(made, name), ""), comments[name]) for name, kind in hints.items()),
+    )
+
+
+def _comments(path: Path, class_name: str) -> Mapping[str, str]:
+    """Return the ``#:`` comments above the fields of a class, as Markdown."""
+    source = path.read_text("utf-8")
+    lines = source.splitlines()
+    tree = ast.parse(source)
+    body = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name).body
+    found: dict[str, str] = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            above: list[str] = []
+            number = node.lineno - 2
+            while lines[number].strip().startswith("#:"):
+                above.insert(0, lines[number].strip()[2:].strip())
+                number -= 1
+            found[node.target.id] = " ".join(above).replace("``", "`")
+    return found
+
+
+def _kind(annotation: Any) -> str:
+    if annotation is type(None):
+        return "`false`"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is list:
+        return f"list of {_kind(arguments[0])}"
+    if origin is typing.Annotated:
+        return _kind(arguments[0])
+    if origin is typing.Literal:
+        return ", ".join(f'`"{value}"`' for value in arguments)
+    if arguments:
+        return " or ".join(dict.fromkeys(_kind(each) for each in arguments))
+    return {"str": "text", "int": "integer", "float": "number", "bool": "boolean"}.get(annotation.__name__, "value")
+
+
+def _default(value: Any, kind: str) -> str:
+    if "table" in kind or repr(value) == "PydanticUndefined":
+        return "see `greensmtp check`"
+    if value is None:
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else repr(value)}`".replace("'", '"')
+
+
+def command_line() -> str:
+    """Return every command of ``greensmtp`` with its options."""
+    parts = []
+    context = click.Context(cli, info_name="greensmtp")
+    for name, command in cli.commands.items():
+        rows = [
+            (", ".join(f"`{option}`" for option in (*its.opts, *its.secondary_opts)), _help(its, context))
+            for its in command.params
+            if isinstance(its, click.Option)
+        ]
+        summary = command.get_short_help_str(200)
+        parts.append(f"### `greensmtp {name}`\n\n{summary}\n\n{table(('Option', 'Meaning'), rows)}\n")
+    return "".join(parts)
+
+
+def _help(option: click.Option, context: click.Context) -> str:
+    record = option.get_help_record(context)
+    text = record[1] if record else option.help or ""
+    return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")
+
+
+# Metrics and extras
+
+
+def metrics() -> str:
+    """Return every metric."""
+    rows = []
+    for metric in Numbers("greensmtp").all:
+        described = next(iter(metric.describe()))
+        suffix = "_total" if described.type == "counter" else ""
+        labels = "{" + ",".join(metric._labelnames) + "}" if metric._labelnames else ""
+        rows.append((f"`{described.name}{suffix}{labels}`", described.type, described.documentation))
+    return table(("Name", "Type", "Meaning"), rows)
+
+
+#: What each extra is for. One that is missing here fails a test.
+EXTRAS = {
+    "cli": "the command `greensmtp` and configuration files",
+    "scram": "SCRAM-SHA-256, in `Auth` and in the client",
+    "passwords": "bcrypt and argon2 hashes in htpasswd files",
+    "ratelimit": "`RateLimit`",
+    "redis": "`RateLimit` with a Redis that several machines share",
+    "metrics": "`Metrics`",
+    "all": "all of these",
+}
+
+
+def extras() -> str:
+    """Return each extra and what it installs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    rows = [
+        ("(none)", "server, client, `greensmtp.testing`", ", ".join(f"`{each}`" for each in project["dependencies"]))
+    ]
+    for name, needs in project["optional-dependencies"].items():
+        rows.append((f"`greensmtp[{name}]`", EXTRAS[name], ", ".join(f"`{each}`" for each in needs)))
+    return table(("Install", "For", "Brings"), rows)
+
+
+FILES: Mapping[str, Callable[[], str]] = {
+    "features.md": features,
+    "replies.md": replies,
+    "signals.md": signal_table,
+    "configuration.md": configuration,
+    "limits.md": limits,
+    "cli.md": command_line,
+    "metrics.md": metrics,
+    "extras.md": extras,
+}
+
+
+def write_all(folder: Path) -> None:
+    """Write every file; one that has not changed is left alone, so that Sphinx does not build its page again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, make in FILES.items():
+        path, text = folder / name, make()
+        if not path.exists() or path.read_text("utf-8") != text:
+            path.write_text(text, "utf-8")

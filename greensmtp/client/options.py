@@ -1,0 +1,65 @@
+"""The keyword options that ``connect`` and ``Pool`` share, and the checks of their values."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypedDict
+
+from greensmtp.client import dial
+from greensmtp.client.signals import SecureHandler
+from greensmtp.client.timeouts import Timeouts
+from greensmtp.protocol import esmtp, hosts
+
+#: What ``send`` does about TLS before the first message; see ``connect``.
+StartTLS = Literal["require", "offered", "opportunistic", "never"]
+
+
+class ConnectOptions(TypedDict, total=False):
+    """How to connect; see ``connect`` for each of them. None stands for the default."""
+
+    tls: bool | ssl.SSLContext | None
+    ssl_context: ssl.SSLContext | None
+    server_hostname: str | None
+    timeout: float | Timeouts | None
+    source_address: tuple[str, int] | None
+    local_hostname: str | None
+    on_secure: SecureHandler | None
+    starttls: StartTLS | None
+    lmtp: bool | None
+    ignore: str | Iterable[str] | None
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Check the options of a pool as ``connect`` will check them later.
+
+    :raises TypeError: there is no such option, or it makes no sense for several connections.
+    :raises ValueError: a value is out of range, or contradicts another one.
+    """
+    for name in options:
+        if name not in ConnectOptions.__annotations__:
+            known = ", ".join(ConnectOptions.__annotations__)
+            raise TypeError(f"a pool has no option {name!r} (beyond its own: {known})")
+    Timeouts.of(options.get("timeout"))
+    check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
+    esmtp.check_ignored(options.get("ignore") or ())
+    if options.get("server_hostname"):
+        hosts.fit_for_tls(options["server_hostname"])
+    if options.get("local_hostname") is not None:
+        dial.check_name(options["local_hostname"], "local_hostname")
+
+
+def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:
+    """Check the option ``starttls``.
+
+    :raises ValueError: it is not a known policy, or contradicts the other options.
+    """
+    if starttls not in (None, "require", "offered", "opportunistic", "never"):
+        raise ValueError(f'starttls must be "require", "offered", "opportunistic" or "never", not {starttls!r}')
+    if starttls == "opportunistic":
+        if tls:
+            raise ValueError('starttls="opportunistic" may fall back to no TLS, tls=True may not: pass one of them')
+        if ssl_context is not None and ssl_context.verify_mode != ssl.CERT_NONE:
+            raise ValueError(
+                'starttls="opportunistic" accepts any certificate, this ssl_context does not: pass one of them'
+            )

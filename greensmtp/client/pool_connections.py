@@ -1,0 +1,326 @@
+"""The connections of a pool in one native thread: lent, reused, retired, closed.
+
+- A greenlet takes a slot first (``_acquire``), and then a connection; there are ``size`` slots.
+- A connection is idle (in ``_idle``), in use (in ``_busy`` while a message or a block uses it), or retired: a greenlet
+  is sending QUIT (``_retire``).
+- The connection used last is reused first, so that surplus ones reach ``max_idle``.
+- A message is sent again on another connection only where no server can have accepted it (``safe_to_retry``). A new
+  connection that fails makes the next host's turn; each host gets one new connection per message.
+- Everything but ``close_in_own_thread`` and ``abandon`` is called in the native thread whose hub made the connections.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Set
+from time import monotonic
+from typing import Any, Protocol
+from weakref import ref
+
+from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
+from gevent.lock import Semaphore
+
+from greensmtp.client.client import SMTPClient
+from greensmtp.client.connection import QUIT_SECONDS
+from greensmtp.client.message import PreparedMessage
+from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
+from greensmtp.errors import (
+    ClientError,
+    Disconnected,
+    PeerProtocolError,
+    PoolClosed,
+    PoolTimeout,
+    Refused,
+)
+from greensmtp.protocol.send_result import SendResult
+
+logger = logging.getLogger("greensmtp")
+
+CLOSED = "this pool has been closed"
+
+
+class PoolSettings(Protocol):
+    """The settings of a pool, which may change while it is used."""
+
+    size: int
+    max_age: float
+    max_messages: int
+    max_idle: float
+    acquire_timeout: float | None
+
+    @property
+    def closed(self) -> bool: ...
+
+
+class ThreadConnections:
+    """The connections of a pool in one native thread."""
+
+    def __init__(
+        self,
+        pool: PoolSettings,
+        opener: ConnectionOpener,
+        on_abandon: Callable[[ThreadConnections], object],
+    ) -> None:
+        """
+        :param on_abandon: called when these connections cannot be used any more.
+        """
+        self._pool = pool
+        self._opener = opener
+        self._on_abandon = on_abandon
+        self.hub = get_hub()
+        self.pid = os.getpid()
+        #: One slot for each connection that may be in use.
+        self._slots = Semaphore(pool.size)
+        self._idle: deque[PooledConnection] = deque()
+        self._busy: set[PooledConnection] = set()
+        #: Greenlets that are waiting for a slot, or for a connection to be opened.
+        self._waiting: set[Any] = set()
+        #: Greenlets that send QUIT.
+        self._quitting: set[Any] = set()
+        #: The greenlet that will retire idle connections; None if there are none.
+        self._retirer: Any = None
+        #: True once the pool is closed and its grace period is over.
+        self._abandoned = False
+        self._thread_end: Any = None
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def busy(self) -> int:
+        return self._pool.size - int(self._slots.counter)
+
+    def is_current(self) -> bool:
+        """True if this is the native thread, the hub and the process that made these connections."""
+        return self.hub is get_hub() and self.pid == os.getpid()
+
+    def abandon_with(self, thread_end: object) -> None:
+        """Abandon the connections when this object, a local variable of the native thread, is collected."""
+        self._thread_end = ref(thread_end, lambda _: self.abandon())
+
+    def abandon(self) -> None:
+        """Close all descriptors without sending anything."""
+        self._on_abandon(self)
+        for connection in [*self._idle, *self._busy]:
+            connection.client._abandon()
+        self._idle.clear()
+
+    def close_in_own_thread(self, timeout: float) -> None:
+        """Ask the native thread of these connections to close them."""
+        try:
+            self.hub.loop.run_callback_threadsafe(spawn, self.close, timeout)
+        except Exception:  # that thread has destroyed its hub
+            self.abandon()
+
+    def close(self, timeout: float) -> None:
+        """Wait for the messages in progress, then close everything. See ``Pool.close``."""
+        if self._retirer is not None:
+            self._retirer.kill(block=False)
+            self._retirer = None
+        taken = 0
+        try:
+            with Timeout(timeout, False):  # type: ignore[arg-type]
+                for _ in range(self._pool.size):
+                    self._slots.acquire()
+                    taken += 1
+        finally:
+            self._abandoned = True
+            for _ in range(taken):
+                self._slots.release()
+            for greenlet in self._waiting:
+                self.hub.loop.run_callback(self._cancel, greenlet)
+            for connection in list(self._busy):
+                connection.client.close()
+            while self._idle:
+                self._retire(self._idle.pop())
+        joinall(list(self._quitting), timeout=QUIT_SECONDS)
+
+    # One message
+
+    def send(self, prepared: PreparedMessage, *, raise_on_partial: bool) -> SendResult:
+        """Send a message. See ``Pool.send``."""
+        self._acquire()
+        try:
+            #: Hosts whose new connection failed with this message.
+            failed: set[PoolHost] = set()
+            while True:
+                if self._abandoned:
+                    self._check_open()
+                connection, new = self._take(failed)
+                try:
+                    return self._send(connection, prepared, new=new, raise_on_partial=raise_on_partial)
+                except (Disconnected, PeerProtocolError, Refused) as error:
+                    gone = not isinstance(error, Refused) or (error.reply is not None and error.reply.code == 421)
+                    if not gone or not error.safe_to_retry:
+                        raise
+                    # The server may close a kept connection at any time, so that is no reason to give up. If it
+                    # closes a new one, it is the next host's turn.
+                    if new:
+                        connection.host.avoid()
+                        failed.add(connection.host)
+                        if len(failed) == len(self._opener.hosts):
+                            raise
+                    logger.debug("%r failed: %s; sending the message on another connection", connection.client, error)
+        finally:
+            self._slots.release()
+
+    def _acquire(self) -> None:
+        """Wait for a slot, which the caller releases."""
+        pool = self._pool
+        self._check_open()
+        if not self._slots.acquire(blocking=False):
+            greenlet = getcurrent()
+            self._waiting.add(greenlet)
+            try:
+                if not self._slots.acquire(timeout=pool.acquire_timeout):
+                    raise PoolTimeout(f"all {pool.size} connections have been busy for {pool.acquire_timeout:g} s")
+            finally:
+                self._waiting.discard(greenlet)
+        try:
+            self._check_open()
+            if self.pid != os.getpid():
+                raise RuntimeError("this process was forked while send() waited: the parent sends the message")
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def _check_open(self) -> None:
+        if self._pool.closed:
+            raise PoolClosed(CLOSED)
+
+    def _send(
+        self, connection: PooledConnection, prepared: PreparedMessage, *, new: bool, raise_on_partial: bool
+    ) -> SendResult:
+        client = connection.client
+        self._busy.add(connection)
+        try:
+            return client._send_prepared(prepared, raise_on_partial=raise_on_partial, reset_first=not new)
+        except ClientError:
+            raise  # the client has closed the connection if it is unusable
+        except BaseException:
+            client.close()  # killed or timed out in the middle of something
+            raise
+        finally:
+            self._busy.discard(connection)
+            connection.messages += 1
+            self._give_back(connection)
+
+    # One connection
+
+    def check_out(self) -> PooledConnection:
+        """Return a connection that is known to be alive, and take a slot. See ``Pool.connection``."""
+        self._acquire()
+        try:
+            while True:
+                if self._abandoned:
+                    self._check_open()
+                connection, new = self._take(frozenset())
+                self._busy.add(connection)
+                try:
+                    if new or connection.client.reset().is_positive:
+                        return connection
+                    connection.client.close()
+                except ClientError:
+                    pass  # the connection is closed
+                except BaseException:
+                    connection.client.close()
+                    raise
+                self._busy.discard(connection)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    def check_in(self, connection: PooledConnection, *, completed: bool) -> None:
+        """Take back a connection and its slot.
+
+        :param completed: False if the block was killed or timed out, so that the connection may be out of step.
+        """
+        client = connection.client
+        try:
+            if not completed or client.expects_message:
+                client.close()
+            elif client.needs_reset and not client.closed:
+                with Timeout(QUIT_SECONDS, False):  # type: ignore[arg-type]
+                    client.reset()
+        except ClientError:
+            pass  # the connection is closed
+        finally:
+            self._busy.discard(connection)
+            connection.messages += 1
+            self._give_back(connection)
+            self._slots.release()
+
+    def _take(self, failed: Set[PoolHost]) -> tuple[PooledConnection, bool]:
+        """Return a connection to a host that has not failed, and whether it is new."""
+        now = monotonic()
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.host in failed or self._is_over(connection, now):
+                self._retire(connection)
+                continue
+            return connection, False
+        greenlet = getcurrent()
+        self._waiting.add(greenlet)
+        try:
+            return self._opener.open(failed), True
+        finally:
+            self._waiting.discard(greenlet)
+
+    def _is_over(self, connection: PooledConnection, now: float) -> bool:
+        return (
+            connection.client.closed
+            or now - connection.used_at >= self._pool.max_idle
+            or now - connection.opened_at >= self._pool.max_age
+            or connection.messages >= self._pool.max_messages
+        )
+
+    def _give_back(self, connection: PooledConnection) -> None:
+        if connection.client.closed:
+            return
+        connection.used_at = monotonic()
+        if self._pool.closed or self._is_over(connection, connection.used_at):
+            self._retire(connection)
+            return
+        self._idle.append(connection)
+        if self._retirer is None:
+            self._retirer = spawn_later(min(self._pool.max_idle, self._pool.max_age), self._retire_idle)
+
+    def _cancel(self, greenlet: Any) -> None:
+        """End the wait of a greenlet. Call this in the hub only."""
+        if greenlet in self._waiting:
+            greenlet.throw(PoolClosed(CLOSED))
+
+    # Retiring
+
+    def _retire_idle(self) -> None:
+        """Retire connections that were idle for too long, and come back when the next one will be."""
+        self._retirer = None
+        now = monotonic()
+        for connection in [connection for connection in self._idle if self._is_over(connection, now)]:
+            self._idle.remove(connection)
+            self._retire(connection)
+        if self._idle and not self._pool.closed:
+            pool = self._pool
+            due = min(min(each.used_at + pool.max_idle, each.opened_at + pool.max_age) for each in self._idle)
+            self._retirer = spawn_later(max(due - monotonic(), 0.01), self._retire_idle)
+
+    def _retire(self, connection: PooledConnection) -> None:
+        """Send QUIT and close the connection, in a greenlet of its own."""
+        if connection.client.closed:
+            return
+        quitting = spawn(_quit, connection.client)
+        self._quitting.add(quitting)
+        quitting.rawlink(self._quitting.discard)
+
+
+def _quit(client: SMTPClient) -> None:
+    try:
+        with Timeout(QUIT_SECONDS, False):  # type: ignore[arg-type]
+            client.quit()
+    except ClientError:
+        pass  # the server has closed the connection
+    finally:
+        client.close()

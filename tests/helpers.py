@@ -1,0 +1,68 @@
+"""What several test files say or build: base64, AUTH PLAIN, chunks, the beginning of DATA, servers that accept."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from greensmtp import Ack, MessageStream, Session, SMTPServer
+from greensmtp.testing import Peer
+
+if TYPE_CHECKING:
+    from greensmtp.testing.fixtures import MakeServer
+
+
+def b64(text: str | bytes) -> str:
+    """Encode text, or bytes, in base64."""
+    return b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def auth_plain(name: str, password: str) -> str:
+    """Return the AUTH PLAIN command with its initial response (RFC 4616)."""
+    return f"AUTH PLAIN {b64(f'{chr(0)}{name}{chr(0)}{password}')}"
+
+
+def chunk(body: bytes, *, last: bool = False) -> bytes:
+    """Return a BDAT command with its bytes (RFC 3030)."""
+    return b"BDAT %d%s\r\n" % (len(body), b" LAST" if last else b"") + body
+
+
+def begin_data(peer: Peer) -> None:
+    """Say hello, an envelope and DATA; the body may follow."""
+    peer.hello()
+    peer.envelope()
+    peer.line("DATA")
+    peer.expect("354")
+
+
+def pairwise_orders(members: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return orders in which each member takes each place, and stands directly before and behind each other one.
+
+    They are the rows of a Latin square whose neighbours are balanced (E. J. Williams, 1949), and the same rows
+    backwards: 2n orders, where permutations are n!.
+    """
+    items = list(members)
+    count = len(items)
+    zigzag = [place // 2 if place % 2 == 0 else count - (place + 1) // 2 for place in range(count)]
+    rows = [tuple(items[(shift + step) % count] for step in zigzag) for shift in range(count)]
+    return [*rows, *(row[::-1] for row in rows)]
+
+
+def accepting(smtp_server: MakeServer, *middleware: Any, **options: Any) -> SMTPServer:
+    """Make a server that accepts every message and reads none; ``dial`` reaches it over a socket pair."""
+    server = smtp_server(start=False, middleware=middleware, **options)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    return server
+
+
+def collect_bodies(server: SMTPServer) -> list[bytes]:
+    """Accept every message; the list fills with their bodies."""
+    bodies: list[bytes] = []
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.accept()
+        bodies.append(stream.read())
+
+    return bodies
