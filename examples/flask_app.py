@@ -30,7 +30,7 @@ PAGE = """<!doctype html>
 {% for mail in mailbox %}
 <article>
   <h2>{{ mail.subject }}</h2>
-  <p>from {{ mail.sender or "nobody" }} to {{ mail.recipients | join(", ") }}</p>
+  <p>from {{ mail.sender or "the null sender" }} to {{ mail.recipients | join(", ") }}</p>
   <pre>{{ mail.text }}</pre>
 </article>
 {% else %}

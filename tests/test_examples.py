@@ -229,7 +229,7 @@ def test_the_flask_app_shows_received_mail_newest_first() -> None:
     assert "<title>2 messages</title>" in shown
     assert shown.index("&lt;i&gt;plain&lt;/i&gt; &amp; simple") < shown.index("At four.")
     assert "from ann@example.org to bob@example.com, c@d" in shown
-    assert "from nobody to &#34;&lt;img src=x&gt;&#34;@example.com" in shown
+    assert "from the null sender to &#34;&lt;img src=x&gt;&#34;@example.com" in shown
     assert "<h2>&lt;script&gt;alert(1)&lt;/script&gt;</h2>" in shown
     for danger in ("<script>", "<b>", "<i>", "<img"):
         assert danger not in shown

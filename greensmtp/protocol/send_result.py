@@ -34,5 +34,10 @@ class SendResult:
     @property
     def queue_id(self) -> str | None:
         """The server's name for the message, where its reply says ``queued as ...``; else None."""
-        found = _QUEUED_AS.search(self.reply.text)
-        return None if found is None else found[1]
+        return find_queue_id(self.reply.text)
+
+
+def find_queue_id(text: str) -> str | None:
+    """Return the queue ID in a reply's text such as ``2.0.0 Ok: queued as 4f2a1``; None if there is none."""
+    found = _QUEUED_AS.search(text)
+    return None if found is None else found[1]

@@ -1,4 +1,4 @@
-"""The AUTH= parameter of MAIL: who has submitted a message to the client that now sends it (RFC 4954 section 5)."""
+"""The AUTH= parameter of MAIL: the original submitter of the message (RFC 4954 section 5)."""
 
 from __future__ import annotations
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from greensmtp.protocol.command import CONNECT
 from greensmtp.protocol.log_text import address, addresses, reply_text, shown, without_fields, word
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import find_queue_id
 
-#: How servers name what they have taken: ``250 2.0.0 Ok: queued as 4f2a1``.
-_QUEUED_AS = re.compile(r"\bqueued(?: mail)?(?: for delivery)?(?: as|:)? +<?([\w.@-]{1,128})>?", re.IGNORECASE)
+#: Characters of a queue ID that are logged.
+_MAX_QUEUE_ID = 128
 
 
 def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
@@ -26,9 +26,9 @@ def queue_id(*given: Reply) -> str | None:
     """Return the queue ID in the first of these replies that has one."""
     for reply in given:
         if reply.code < 300 and "queued" in reply.text.lower():
-            match = _QUEUED_AS.search(reply.text)
-            if match is not None:
-                return match[1]
+            found = find_queue_id(reply.text)
+            if found is not None:
+                return found[:_MAX_QUEUE_ID]
     return None
 
 

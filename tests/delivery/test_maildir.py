@@ -172,7 +172,7 @@ def test_two_maildirs_may_take_the_mail_of_one_server(smtp_server: MakeServer, t
     ],
     ids=["IPv4", "IPv6", "unix", "pair"],
 )
-def test_received_tells_where_it_came_from(
+def test_received_has_the_client(
     smtp_server: MakeServer, maildir: Maildir, tmp_path: Path, listener: Any, address: str | None
 ) -> None:
     listener = str(tmp_path / "s") if listener == "unix" else listener
@@ -250,7 +250,7 @@ def test_a_hostile_greeting_does_not_get_into_received(
         ({"implicit_tls": True}, ("HELO", ""), "SMTP"),
     ],
 )
-def test_received_tells_how_it_came(
+def test_received_has_the_protocol(
     *,
     smtp_server: MakeServer,
     maildir: Maildir,

@@ -1,4 +1,4 @@
-"""Delivery into a Maildir that goes wrong: nothing half is left, the peer is told, 250 is never said too early."""
+"""Failures of delivery into a Maildir: no partial file is left, the client is told, and 250 is never sent too early."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def all_is_well(peer: Peer, maildir: Maildir, before: int = 0) -> bool:
 
 
 class Disk:
-    """Stands before what makes a file permanent: tells what is done, in which thread, and holds it up if asked."""
+    """Wraps the calls that make a file permanent: records each with its thread, and delays it on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[str, str]] = []
@@ -115,7 +115,7 @@ def disk(maildir: Maildir, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 STEPS = [("fsync", "tmp"), ("rename", "tmp"), ("fsync", "new")]
 
 
-def test_250_is_said_when_file_and_folder_are_on_the_disk_and_nobody_else_waits(
+def test_250_is_sent_when_file_and_folder_are_on_the_disk_and_other_connections_go_on(
     smtp_server: MakeServer, maildir: Maildir, disk: Disk
 ) -> None:
     server = smtp_server(start=False)
@@ -139,7 +139,7 @@ def test_250_is_said_when_file_and_folder_are_on_the_disk_and_nobody_else_waits(
 
 @pytest.mark.parametrize(("number", "reply"), [("ENOSPC", "452 4.3.1"), ("EDQUOT", "452 4.3.1"), ("EIO", "451 4.3.0")])
 @pytest.mark.parametrize("step", [" ".join(step) for step in STEPS])
-def test_a_failure_at_the_last_moment_is_told_and_leaves_no_file(
+def test_a_failed_rename_is_reported_and_leaves_no_file(
     smtp_server: MakeServer,
     maildir: Maildir,
     disk: Disk,
@@ -335,7 +335,7 @@ def test_what_a_later_handler_refuses_leaves_no_file(smtp_server: MakeServer, ma
 
 
 @pytest.mark.parametrize("refused", [["bob@x"], ["cyd@x"], ["bob@x", "cyd@x"]])
-def test_in_lmtp_the_file_is_there_if_one_recipient_is_told_250(
+def test_in_lmtp_the_file_is_stored_if_one_recipient_gets_250(
     smtp_server: MakeServer, maildir: Maildir, refused: list[str]
 ) -> None:
     def answer(session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -353,7 +353,7 @@ def test_in_lmtp_the_file_is_there_if_one_recipient_is_told_250(
 
 
 @pytest.mark.parametrize("step", ["rename tmp", "fsync new"])
-def test_a_stop_that_comes_after_the_rename_has_begun_is_not_told_before_250(
+def test_a_stop_after_the_rename_has_begun_waits_for_250(
     smtp_server: MakeServer, maildir: Maildir, disk: Disk, step: str
 ) -> None:
     server = smtp_server()
@@ -511,7 +511,7 @@ def test_what_another_handler_refuses_leaves_nothing(
     handler: Callable[..., None],
     place: int,
 ) -> None:
-    """Wherever the handler stands; but who decides after the Maildir has decided makes a mistake, and is told so."""
+    """In either order of the handlers; a handler that decides after the Maildir gets an error."""
     server = smtp_server(start=False)
     handlers: list[tuple[Any, Callable[..., None]]] = [
         ("message", maildir.tap),
@@ -563,7 +563,7 @@ BIG = (b"x" * 98 + b"\r\n") * 3000
 
 @pytest.fixture
 def no_large_files() -> Iterator[None]:
-    """The kernel lets no file grow beyond 200,000 octets: to whoever writes, that is a full disk."""
+    """The kernel lets no file grow beyond 200,000 bytes, which looks like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     yield
@@ -572,7 +572,7 @@ def no_large_files() -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for 200,000 octets."""
+    """A file system with room for 200,000 bytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(folder)]

@@ -1,4 +1,4 @@
-"""AccessList: who may connect; and files that change, break and vanish."""
+"""AccessList: allowed and denied networks, and files that change, become malformed, or disappear."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_what_is_denied_gets_554(smtp_server: MakeServer) -> None:
     assert greeted(server, "2001:db9::1").startswith("220")
 
 
-def test_a_list_of_those_allowed_denies_all_others(smtp_server: MakeServer) -> None:
+def test_an_allow_list_denies_all_other_addresses(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[AccessList(["192.0.2.0/24", "::ffff:10.0.0.0/104"])])
     assert greeted(server, "192.0.2.1").startswith("220")
     assert greeted(server, "10.1.2.3").startswith("220")
@@ -173,7 +173,7 @@ def test_a_broken_file_leaves_the_old_list_in_force_and_is_logged_once(
 def test_a_file_that_could_not_be_read_for_a_while_is_read_again(
     smtp_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its version tells nothing then: permissions that are put right change neither its time nor its size."""
+    """Restored permissions change neither the time nor the size of a file."""
 
     def refuse(*arguments: Any) -> str:
         raise PermissionError(13, "Permission denied", str(deny))

@@ -1,4 +1,4 @@
-"""AUTH as RFC 4954 has it: each refusal, each mechanism, what is offered where, who the session knows."""
+"""AUTH (RFC 4954): refusals, mechanisms, when they are offered, and the session's identity."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_required(peer_of: Any, command: str) -> None:
 
 
 def test_required_and_a_chunk(peer_of: Any) -> None:
-    """Its octets are no commands."""
+    """Its bytes are not read as commands."""
     with peer_of(in_the_clear(required=True)) as peer:
         peer.send(b"BDAT 6 LAST\r\nRSET\r\nNOOP\r\n")
         peer.expect("530 5.7.0", "250 2.0.0 Ok")
@@ -408,7 +408,7 @@ def test_a_late_ack(smtp_server: MakeServer) -> None:
         peer.expect("454 4.7.0 later")
 
 
-def test_the_command_signal_hears_auth_and_may_decide(smtp_server: MakeServer) -> None:
+def test_the_command_signal_is_emitted_for_auth_and_may_decide(smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
     heard = []
 
@@ -445,7 +445,7 @@ def test_authorize(peer_of: Any) -> None:
         peer.expect("454 4.7.0")
 
 
-def test_who_names_himself_twice_is_himself_by_whatever_name_he_is_known(peer_of: Any) -> None:
+def test_an_authzid_equal_to_the_name_needs_no_authorization(peer_of: Any) -> None:
     with peer_of(in_the_clear(lambda credentials: f"{credentials.username}@example.com")) as peer:
         peer.line(f"AUTH PLAIN {b64('ann' + chr(0) + 'jo' + chr(0) + 'sesame')}")
         peer.expect("535 5.7.8")
@@ -479,7 +479,7 @@ def test_the_submitter(smtp_server: MakeServer, value: str, known: str, stranger
 
 @pytest.mark.parametrize("value", ["", "=+3", "=+zz", "=jo", "=jo+40", "=+FF@x", "=jo+0Ax@example.com", "=beep"])
 @pytest.mark.parametrize("stack", [(), (in_the_clear,)], ids=["without Auth", "with Auth"])
-def test_a_submitter_that_is_no_mailbox_is_taken_as_none(smtp_server: MakeServer, stack: Any, value: str) -> None:
+def test_a_submitter_that_is_not_a_mailbox_is_null(smtp_server: MakeServer, stack: Any, value: str) -> None:
     """Dovecot's submission service sends the name that its user has logged in with."""
     server = smtp_server(middleware=[each() for each in stack], start=False)
     seen: list[Any] = []
@@ -501,7 +501,7 @@ def test_a_submitter_that_is_no_parameter_is_refused(peer_of: Any, value: str) -
         peer.expect("501 5.5.4")
 
 
-def test_a_submitter_is_nobody_without_auth(smtp_server: MakeServer) -> None:
+def test_a_submitter_is_null_without_auth(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
     seen: list[Any] = []
     server.on("from", keeping(seen, lambda session, address: dict(address.parameters)))
@@ -617,7 +617,7 @@ def test_tokens(peer_of: Any, mechanism: str, response: str) -> None:
     assert "t0k" not in repr(seen)
 
 
-def test_a_token_that_says_whose_it_is(peer_of: Any) -> None:
+def test_a_token_check_may_return_the_name(peer_of: Any) -> None:
     def token(response: str) -> str:
         return f"AUTH OAUTHBEARER {b64(response + chr(1) + 'auth=Bearer tok' + chr(1) * 2)}"
 
@@ -651,8 +651,8 @@ def test_a_callable(peer_of: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "jo"])
-def test_nobody_is_asked_about_nothing(peer_of: Any, name: str) -> None:
-    """There are directories in which an empty password is an anonymous login, and succeeds."""
+def test_empty_credentials_are_refused_without_asking_the_backend(peer_of: Any, name: str) -> None:
+    """Some directories treat an empty password as an anonymous login, which succeeds."""
     with peer_of(in_the_clear(lambda credentials: True)) as peer:
         peer.line(f"AUTH PLAIN {b64(chr(0) + name + chr(0))}")
         peer.expect("535 5.7.8")
@@ -722,7 +722,7 @@ def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureF
     assert "no answer within 0.01 s" in caplog.text
 
 
-def test_the_password_of_nobody_lets_nobody_in(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stand_in_password_is_refused(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What unknown users are checked against is random; were it known, it would be of no use."""
     monkeypatch.setattr("greensmtp.middleware.auth.resolver.token_urlsafe", lambda octets: "guessed")
     with peer_of(in_the_clear()) as peer:

@@ -107,7 +107,7 @@ def test_what_it_offers_and_we_know_is_offered(fake: Fake, peer_of: Any) -> None
     assert repr(auth) == f"Auth(DovecotAuth({str(fake.path)!r}), allow_plaintext=True)"
 
 
-def test_it_is_asked_once_for_all_who_come_at_once(fake: Fake, peer_of: Any) -> None:
+def test_dovecot_is_asked_once_for_concurrent_clients(fake: Fake, peer_of: Any) -> None:
     auth = auth_at(fake)
     peers = [peer_of(auth) for _ in range(5)]
     for peer in peers:
@@ -234,7 +234,9 @@ def test_handshakes(fake: Fake, peer_of: Any, handshake: str, caplog: pytest.Log
     assert str(fake.path) in caplog.text
 
 
-def test_nobody_there(tmp_path: Path, peer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_socket_means_no_auth_and_one_attempt_to_connect(
+    tmp_path: Path, peer_of: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """It may come later: the server starts without it."""
     auth = Auth(f"dovecot:{tmp_path}/auth", allow_plaintext=True, required=True)
     with peer_of(auth) as peer:
@@ -325,7 +327,7 @@ def test_accounts_are_limited_before_it_is_asked(fake: Fake, peer_of: Any) -> No
     assert len(fake.heard) == 1
 
 
-def test_tokens_may_be_somebody_elses_affair(fake: Fake, peer_of: Any) -> None:
+def test_check_token_may_stand_beside_a_password_backend(fake: Fake, peer_of: Any) -> None:
     auth = auth_at(fake, check_token=lambda credentials: credentials.token == "t")
     with peer_of(auth) as peer:
         assert peer.hello().endswith("AUTH CRAM-MD5 OAUTHBEARER XOAUTH2 PLAIN")
@@ -334,7 +336,9 @@ def test_tokens_may_be_somebody_elses_affair(fake: Fake, peer_of: Any) -> None:
     assert fake.heard == []
 
 
-def test_tls_is_told(fake: Fake, smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_the_request_to_dovecot_has_tls_service_and_addresses(
+    fake: Fake, smtp_server: MakeServer, certificate: Certificate
+) -> None:
     fake.answers = ["OK\t1\tuser=jo\n"]
     server = smtp_server(
         middleware=[Auth(DovecotAuth(fake.path, service="submission"))],

@@ -1,4 +1,4 @@
-"""Failed attempts: so many for a client, so many for an account, and then nothing is checked any more."""
+"""Limits on failed attempts, by client and by account."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOO_MANY = "454 4.7.0 Too many failed attempts"
 
 
 class Check:
-    """Counts what it is asked."""
+    """A check that counts its calls."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -75,7 +75,7 @@ def test_by_client(smtp_server: MakeServer) -> None:
         ("somewhere", "elsewhere", False),
     ],
 )
-def test_who_is_one_client(smtp_server: MakeServer, one: str, other: str, same: bool) -> None:
+def test_addresses_that_count_as_one_client(smtp_server: MakeServer, one: str, other: str, same: bool) -> None:
     server, _ = make(smtp_server, failures_by_client="1/minute")
     attempt(server, "jo", "x", one)
     assert attempt(server, "jo", "x", other).startswith("454" if same else "535")
@@ -108,7 +108,7 @@ def test_an_account_that_is_closed_does_not_close_the_client(smtp_server: MakeSe
     assert attempt(server, "ann", "sesame").startswith("235")
 
 
-def test_a_backend_that_is_down_is_nobodys_failure(smtp_server: MakeServer) -> None:
+def test_a_backend_that_is_down_counts_as_no_failure(smtp_server: MakeServer) -> None:
     server, check = make(smtp_server, failures_by_client="1/minute", failures_by_account="1/minute")
     for _ in range(3):
         assert attempt(server, "jo", "down").startswith("454 4.7.0 Temporary")
@@ -175,7 +175,7 @@ def test_attempts_at_once_get_no_further_than_one_by_one(smtp_server: MakeServer
 
 @pytest.mark.parametrize("same_user", [True, False])
 def test_all_correct_logins_at_once_succeed(smtp_server: MakeServer, same_user: bool) -> None:
-    """Users behind one address, or a program with many connections, need not log in one after the other."""
+    """Users behind one address, or a program with many connections, may log in at the same time."""
     open_the_gate = Event()
 
     def check(credentials: Credentials) -> bool:
@@ -245,8 +245,8 @@ def test_attempts_that_do_not_end_are_not_waited_for_for_ever(
         *("j\u202eo", "j\ufeffo", "j\u00ado", "j\U000e0061o", "\u1d0a\u1d0f", "j\u0585", "j\u2800o"),
     ],
 )
-def test_one_account_by_however_many_names(smtp_server: MakeServer, name: str) -> None:
-    """A directory may take all of these for jo."""
+def test_all_spellings_of_a_name_count_as_one_account(smtp_server: MakeServer, name: str) -> None:
+    """A directory may treat all of these as jo."""
     server, check = make(smtp_server, failures_by_account="1/minute")
     assert attempt(server, "jo", "x").startswith("535")
     assert attempt(server, name, "sesame").startswith(TOO_MANY)
@@ -282,7 +282,7 @@ def test_two_keys(one: str, other: str) -> None:
     assert account_of(one) != account_of(other)
 
 
-# Nobody is locked out
+# No user is locked out
 
 
 def test_failures_in_one_network_lock_the_account_in_no_other(smtp_server: MakeServer) -> None:
@@ -392,7 +392,7 @@ def test_a_backend_that_ends_the_program_ends_this_attempt_alone(
 
 
 @pytest.mark.subprocess
-def test_an_interrupt_in_a_backend_keeps_its_meaning_and_lets_nobody_in() -> None:
+def test_an_interrupt_in_a_backend_ends_the_program_without_a_login() -> None:
     program = """
 from greensmtp import SMTPServer
 from greensmtp.middleware import Auth

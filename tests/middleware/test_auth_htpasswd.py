@@ -219,7 +219,7 @@ def replace(path: Path, text: str | bytes) -> None:
         (f"jo:{BCRYPTED}\n\njo:{BCRYPTED}\n", "line 3: second line for 'jo'"),
     ],
 )
-def test_a_file_that_is_none(tmp_path: Path, text: str, message: str) -> None:
+def test_a_malformed_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "users"
     path.write_text(text)
     with pytest.raises(ValueError, match=message) as caught:

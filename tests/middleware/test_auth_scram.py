@@ -114,7 +114,7 @@ def test_cut_at_every_octet(smtp_server: MakeServer) -> None:
         ("", "535"),
     ],
 )
-def test_a_final_message_that_is_none(smtp_server: MakeServer, final: str, reply: str) -> None:
+def test_a_malformed_final_message_fails(smtp_server: MakeServer, final: str, reply: str) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
         peer.hello()
         assert first(peer, client_for("jo", "sesame")).startswith("r=")
@@ -135,7 +135,7 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
         peer.expect("530")
 
 
-# To act as somebody else
+# Acting as another user
 
 
 def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: bytes = b"") -> str:
@@ -196,7 +196,7 @@ def test_authorize(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize(("name", "password"), [("nobody", "guessed"), ("odd", "guessed"), ("empty", "")])
-def test_the_password_of_nobody_lets_nobody_in(
+def test_the_stand_in_password_is_refused(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str, password: str
 ) -> None:
     monkeypatch.setattr("greensmtp.middleware.auth.resolver.token_urlsafe", lambda octets: "guessed")
@@ -212,9 +212,7 @@ def salt(challenge: str) -> str:
     return match[1]
 
 
-def test_an_unknown_user_cannot_be_told_from_a_known_one(
-    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unknown_users_look_like_known_ones(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A challenge of the same form, the same salt each time, and the same work for it."""
     computed = []
     real = hashlib.pbkdf2_hmac
@@ -235,7 +233,7 @@ def test_an_unknown_user_cannot_be_told_from_a_known_one(
             peer.line("*")
             peer.expect("501")
             work.append(computed[before:])
-    # Those who have been here before, too: only the known have.
+    # At a second attempt as well: keys from a cache would be quicker for known users.
     assert work == [[("sha256", 16, 4096)]] * 6
     assert salts[0] == salts[1]
     assert salts[2] == salts[3]
@@ -280,7 +278,9 @@ def test_a_backend_of_keys(smtp_server: MakeServer) -> None:
     assert "stored_key" not in repr(keys)
 
 
-def test_a_backend_of_keys_that_gives_something_else(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_key_store_that_returns_another_type_is_a_fault(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
     class Store:
         def get_scram_keys(self, username: str) -> Any:
             return (b"salt", b"hunter2", b"hunter2", 4096)
@@ -298,7 +298,7 @@ def test_a_backend_of_keys_that_gives_something_else(smtp_server: MakeServer, ca
 def test_keys_that_cannot_be(wrong: Any) -> None:
     good: dict[str, Any] = {"salt": b"s" * 16, "stored_key": b"k" * 32, "server_key": b"k" * 32}
     ScramKeys(**good)
-    with pytest.raises(ValueError, match="12 octets"):
+    with pytest.raises(ValueError, match="12 bytes"):
         ScramKeys(**good | wrong)
 
 
@@ -520,7 +520,7 @@ def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) 
 
 
 def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """As it is with somebody in the middle who has a certificate of his own."""
+    """As with an attacker in the middle that has another certificate."""
     with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         other = ("tls-server-end-point", b"x" * 32)
         client = ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=other)
@@ -590,14 +590,14 @@ def test_binding_flags(
         peer.expect(reply)
 
 
-def test_without_plus_nobody_misses_it(smtp_server: MakeServer) -> None:
+def test_the_flag_y_is_accepted_where_plus_is_not_offered(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
         peer.hello()
         peer.line(f"AUTH SCRAM-SHA-256 {b64('y,,n=jo,r=nonce')}")
         peer.expect("334")
 
 
-def test_a_context_whose_certificate_nobody_knows(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_a_context_without_a_known_certificate(smtp_server: MakeServer, certificate: Certificate) -> None:
     """-PLUS is offered where there is something to bind to: in TLS 1.2."""
     for version, there in ((ssl.TLSVersion.TLSv1_3, False), (ssl.TLSVersion.TLSv1_2, True)):
         context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -260,6 +260,6 @@ def test_bad_arguments_are_refused(arguments: tuple[Any, ...], says: str) -> Non
         Chaos(*positional, **keywords)
 
 
-def test_its_repr_tells_what_it_does() -> None:
+def test_its_repr_has_its_arguments() -> None:
     assert repr(Chaos("mail")) == "Chaos('MAIL', 'refuse', probability=1)"
     assert repr(Chaos("BODY", "cut", probability=0.1, seed=7)) == "Chaos('BODY', 'cut', probability=0.1, seed=7)"

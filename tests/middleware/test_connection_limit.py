@@ -158,7 +158,7 @@ def fail(session: Session, command: Command, proceed: Proceed) -> Reply:
 
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize(("other", "reply"), [(refuse, "554"), (fail, "421")])
-def test_who_is_refused_by_another_middleware_takes_no_place(
+def test_a_connection_refused_by_another_middleware_takes_no_place(
     smtp_server: MakeServer, other: Any, reply: str, inside: bool
 ) -> None:
     limit = ConnectionLimit(per_address=1)
@@ -191,7 +191,7 @@ def test_a_disconnect_that_another_middleware_swallows_is_made_good(smtp_server:
         gc.collect()  # a session and its connection know each other
 
 
-def test_who_knocks_in_vain_does_not_prolong_his_wait(smtp_server: MakeServer) -> None:
+def test_refused_connections_do_not_prolong_the_wait(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[ConnectionLimit(per_address=1)])
     ends = Ends(server)
     knocking = []
@@ -216,7 +216,7 @@ def test_unix_sockets_are_not_counted(smtp_server: MakeServer) -> None:
         two.expect("220")
 
 
-def test_nothing_is_kept_of_those_who_have_gone(smtp_server: MakeServer) -> None:
+def test_nothing_is_kept_of_closed_connections(smtp_server: MakeServer) -> None:
     limit = ConnectionLimit()
     server = smtp_server(start=False, middleware=[limit])
     ends = Ends(server)

@@ -1,4 +1,4 @@
-"""EarlyTalker: those who wait for the banner, and those who do not."""
+"""EarlyTalker: clients that wait for the banner, and clients that do not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from greensmtp.testing.fixtures import MakeServer
 LONG = 60.0
 
 
-def test_who_waits_is_greeted(smtp_server: MakeServer) -> None:
+def test_a_client_that_waits_gets_the_banner(smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[EarlyTalker(pause=0.05)])
     server.on("message", lambda session, stream, ack: ack.accept())
     began = monotonic()
@@ -31,14 +31,14 @@ def test_who_waits_is_greeted(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("words", ["EHLO client.example\r\n", "E", "\r\n", "\x00", "GET / HTTP/1.1\r\n\r\n"])
-def test_who_talks_first_is_refused_at_once(smtp_server: MakeServer, words: str) -> None:
+def test_a_client_that_sends_first_is_refused_at_once(smtp_server: MakeServer, words: str) -> None:
     with dial(smtp_server(middleware=[EarlyTalker(pause=LONG)])) as peer:
         peer.send(words)
         peer.expect("554 5.5.1 A client waits for the greeting")
         peer.expect_end()
 
 
-def test_who_talks_in_the_midst_of_the_pause_is_refused(smtp_server: MakeServer) -> None:
+def test_a_client_that_sends_during_the_pause_is_refused(smtp_server: MakeServer) -> None:
     with dial(smtp_server(middleware=[EarlyTalker(pause=LONG)])) as peer:
         peer.expect_nothing(0.05)
         peer.line("EHLO client.example")
@@ -71,7 +71,7 @@ def test_under_implicit_tls_the_pause_begins_when_tls_is_up(smtp_server: MakeSer
         peer.hello()
 
 
-def test_who_hangs_up_has_not_talked(smtp_server: MakeServer) -> None:
+def test_a_client_that_hangs_up_is_not_an_early_talker(smtp_server: MakeServer) -> None:
     reasons: list[str] = []
     over = Event()
     server = smtp_server(middleware=[EarlyTalker(pause=LONG)])
@@ -86,7 +86,7 @@ def test_who_hangs_up_has_not_talked(smtp_server: MakeServer) -> None:
     assert reasons == ["closed"]
 
 
-def test_the_pause_stalls_nobody_else(smtp_server: MakeServer) -> None:
+def test_the_pause_stalls_no_other_connection(smtp_server: MakeServer) -> None:
     """One is made to wait, the other not; both by one server."""
     early = EarlyTalker(pause=LONG)
 

@@ -75,7 +75,7 @@ def log(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> Callable[.
 # How transactions end
 
 
-def test_an_accepted_message_is_told_with_its_queue_id(log: Callable[..., Log]) -> None:
+def test_an_accepted_message_is_logged_with_its_queue_id(log: Callable[..., Log]) -> None:
     it = log()
     it.server.on("received", lambda session, ack: ack.accept(250, "2.0.0 Ok: queued as 4f2a1.3"))
     with it.dial() as peer:
@@ -121,7 +121,7 @@ def test_a_message_refused_at_its_beginning(log: Callable[..., Log], verb: str) 
     assert (facts["outcome"], facts["reply_text"], facts["size"]) == ("refused", "5.7.1 no", 0)
 
 
-def test_data_that_is_tried_again_is_told_again(log: Callable[..., Log]) -> None:
+def test_a_second_data_is_logged_again(log: Callable[..., Log]) -> None:
     it = log()
     refusals = [Reject(451, "4.3.0 later")]
 
@@ -153,7 +153,7 @@ def test_data_that_is_tried_again_is_told_again(log: Callable[..., Log]) -> None
 
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])
-def test_what_is_refused_while_the_body_flows_is_told_once(log: Callable[..., Log], verb: str) -> None:
+def test_a_refusal_during_the_body_is_logged_once(log: Callable[..., Log], verb: str) -> None:
     def late(session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
         return Reply(554, "5.7.1 on second thoughts") if command.verb == verb else reply
@@ -171,7 +171,7 @@ def test_what_is_refused_while_the_body_flows_is_told_once(log: Callable[..., Lo
     assert (facts["outcome"], facts["reply"], facts["size"]) == ("refused", 554, 5)
 
 
-def test_a_chunk_that_is_refused_in_the_middle_is_told_once(log: Callable[..., Log]) -> None:
+def test_a_refused_chunk_is_logged_once(log: Callable[..., Log]) -> None:
     chunks: list[str] = []
 
     def one_only(session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -290,7 +290,7 @@ def test_a_sender_that_is_refused_has_a_line(log: Callable[..., Log]) -> None:
     assert unsupported["reply"] == 555
 
 
-def test_refused_recipients_are_told_with_the_message(log: Callable[..., Log]) -> None:
+def test_refused_recipients_are_logged_with_the_message(log: Callable[..., Log]) -> None:
     it = log()
 
     @it.server.on("to")
@@ -347,7 +347,7 @@ def test_lmtp_has_one_line_with_the_reply_for_each_recipient(log: Callable[..., 
 # Sessions
 
 
-def test_a_session_tells_its_tls_and_who_it_was(log: Callable[..., Log], certificate: Any) -> None:
+def test_a_session_line_has_tls_and_identity(log: Callable[..., Log], certificate: Any) -> None:
     class Identity:
         authcid = "jo"
         password = "hunter2"
@@ -378,7 +378,7 @@ def test_a_session_tells_its_tls_and_who_it_was(log: Callable[..., Log], certifi
     assert "hunter2" not in "".join(it.lines())
 
 
-def test_tls_from_the_first_octet_is_told_of_whoever_says_nothing(log: Callable[..., Log], certificate: Any) -> None:
+def test_implicit_tls_is_logged_without_any_command(log: Callable[..., Log], certificate: Any) -> None:
     it = log(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
     with it.dial() as peer:
         peer.start_tls()
@@ -401,7 +401,7 @@ def test_a_handshake_that_fails_is_a_session_too(log: Callable[..., Log], certif
     assert it.lines()[0].endswith(" ms)")
 
 
-def test_one_that_is_turned_away_is_told_with_the_reply(log: Callable[..., Log]) -> None:
+def test_a_session_refused_before_the_banner_is_logged_with_the_reply(log: Callable[..., Log]) -> None:
     it = log()
     it.server.on("connect", lambda session, ack: ack.reject(554, "5.7.1 not from there"))
     with it.dial() as peer:
@@ -493,7 +493,7 @@ def test_values_are_bounded(log: Callable[..., Log], caplog: pytest.LogCaptureFi
         assert all(len(value) < 600 for value in facts)
 
 
-def test_a_forest_of_refused_recipients_is_cut_down(log: Callable[..., Log]) -> None:
+def test_a_long_list_of_refused_recipients_is_cut(log: Callable[..., Log]) -> None:
     it = log(max_errors=1000)
     it.server.on("to", lambda session, address, ack: ack.reject())
     with it.dial() as peer:
@@ -505,7 +505,7 @@ def test_a_forest_of_refused_recipients_is_cut_down(log: Callable[..., Log]) -> 
     assert ",...(280 more) " in it.lines()[0]
 
 
-def test_a_guard_is_up_before_anybody_asks_for_commands(
+def test_passwords_are_hidden_even_if_debug_is_enabled_later(
     log: Callable[..., Log], caplog: pytest.LogCaptureFixture
 ) -> None:
     it = log()
@@ -551,7 +551,7 @@ def test_logging_may_be_switched_on_in_the_middle(log: Callable[..., Log], caplo
 
 @pytest.fixture
 def own_logger() -> Any:
-    """One that nobody else has; its handlers are taken off again."""
+    """A logger for one test; its handlers are removed after it."""
     logger = logging.getLogger("greensmtp.tests.own")
     yield logger
     logger.handlers.clear()

@@ -413,7 +413,7 @@ def told(smtp_server: MakeServer) -> tuple[SMTPServer, Metrics]:
     return smtp_server(middleware=[metrics]), metrics
 
 
-def test_metrics_are_told_over_http(told: tuple[SMTPServer, Metrics]) -> None:
+def test_metrics_are_served_over_http(told: tuple[SMTPServer, Metrics]) -> None:
     server, metrics = told
     with dial(server) as peer:
         peer.hello()
@@ -452,7 +452,7 @@ def test_the_listener_lives_from_the_first_start_to_the_last_stop(smtp_server: M
     assert not listening(address)
 
 
-def test_a_server_in_a_thread_of_its_own_tells_its_numbers_there() -> None:
+def test_a_server_in_a_thread_serves_its_metrics_there() -> None:
     metrics = Metrics(CollectorRegistry(), listen="127.0.0.1:0")
     with SMTPServer(("127.0.0.1", 0), middleware=[metrics]).in_thread():
         assert metrics.address is not None
@@ -586,7 +586,7 @@ with SMTPServer(("127.0.0.1", 0), middleware=[metrics]) as server, dial(server) 
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("before", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
-def test_several_processes_tell_the_numbers_of_all(tmp_path: Path, before: str) -> None:
+def test_each_process_serves_the_numbers_of_all(tmp_path: Path, before: str) -> None:
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     processes: list[subprocess.Popen[str]] = []
     try:

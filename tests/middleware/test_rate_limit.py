@@ -23,7 +23,7 @@ ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
 
 
 class Clock:
-    """A monotonic clock that goes when it is told to."""
+    """A monotonic clock that the test advances."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -87,7 +87,7 @@ def test_every_mail_in_its_place_counts(smtp_server: MakeServer) -> None:
         peer.expect("450")
 
 
-def test_of_those_who_run_for_the_last_place_one_gets_it(smtp_server: MakeServer) -> None:
+def test_of_concurrent_connections_one_gets_the_last_place(smtp_server: MakeServer) -> None:
     server = accepting(smtp_server, RateLimit("2/minute"))
     peers = [greet(server) for _ in range(5)]
     for peer in peers:
@@ -169,7 +169,7 @@ def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
             peer.expect("250", reply)
 
 
-# Octets
+# Bytes
 
 
 def test_octets_are_counted_at_the_end_and_refused_at_mail(smtp_server: MakeServer, clock: Clock) -> None:
@@ -188,7 +188,7 @@ def test_octets_are_counted_at_the_end_and_refused_at_mail(smtp_server: MakeServ
 
 
 @pytest.mark.parametrize("strategy", ["fixed-window", "sliding-window-counter"])
-def test_who_announces_less_than_he_sends_is_refused_and_has_spent_it_all(
+def test_a_message_larger_than_announced_is_refused_and_uses_up_the_limit(
     smtp_server: MakeServer, clock: Clock, strategy: Any
 ) -> None:
     received: list[int] = []
@@ -217,7 +217,7 @@ def test_lmtp_counts_the_octets_of_a_message_once(smtp_server: MakeServer, clock
             peer.expect(expected, expected)
 
 
-# AttemptLimiter to authenticate
+# Failed attempts to authenticate
 
 
 def test_after_so_many_failures_auth_is_refused_with_454(smtp_server: MakeServer, clock: Clock) -> None:
@@ -292,7 +292,7 @@ def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
         ({"by": "network", "ipv6_prefix": 32}, ("2001:db8::1", "2001:db8:1::1"), ("2001:db8::1", "2001:db9::1")),
     ],
 )
-def test_who_counts_together(
+def test_limits_that_count_together(
     smtp_server: MakeServer, arguments: dict[str, Any], together: tuple[str, str], apart: tuple[str, str]
 ) -> None:
     for pair, reply in ((together, "421"), (apart, "220")):
@@ -302,7 +302,7 @@ def test_who_counts_together(
             two.expect(reply)
 
 
-def test_by_identity_those_who_have_none_are_not_limited(smtp_server: MakeServer) -> None:
+def test_by_identity_unauthenticated_clients_are_not_limited(smtp_server: MakeServer) -> None:
     def identify(session: Session, command: Command, proceed: Proceed) -> Reply:
         name = command.argument
         session.identity = cast(Any, SimpleNamespace(authcid=name) if name.islower() else name)
@@ -354,7 +354,7 @@ def test_by_a_function_of_the_session(smtp_server: MakeServer) -> None:
                 peer.expect(reply)
 
 
-def test_a_function_that_fails_lets_nobody_through(smtp_server: MakeServer) -> None:
+def test_a_key_function_that_raises_refuses_the_command(smtp_server: MakeServer) -> None:
     def fails(session: Session) -> str | None:
         raise LookupError("meant to happen")
 
@@ -513,7 +513,7 @@ except ModuleNotFoundError as error:
 def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """gevent's pool prints what a thread raises; the caller gets it, and the log is what tells."""
+    """gevent's pool would print what a thread raises; here it is only logged."""
     limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
 
     def fail(key: str, cost: int) -> bool:

@@ -149,7 +149,7 @@ def test_two_hundred_in_the_pit_and_another_is_served_without_delay(smtp_server:
     assert not server.connections
 
 
-def test_who_hangs_up_in_the_pit_is_noticed_behind_it(smtp_server: MakeServer, slept: list[float]) -> None:
+def test_a_hang_up_during_a_delay_is_noticed_after_it(smtp_server: MakeServer, slept: list[float]) -> None:
     reasons: list[str] = []
     over = Event()
     server = smtp_server(start=False, middleware=[Tarpit()])

@@ -200,7 +200,7 @@ def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, gre
 
 
 def test_filling_one_limit_has_another_forget_nothing(smtp_server: MakeServer, greet: Any) -> None:
-    """What is kept is bounded; who can choose keys, such as recipients, must not drive out what he has done."""
+    """Memory is bounded, but a client that chooses keys, such as recipients, must not push out its failures."""
     failures = RateLimit("1/hour", on="auth_failures")
     recipients = RateLimit("5/hour", by="recipient", on="recipients")
     recipients._store.storage._records.max_weight = 100  # type: ignore[attr-defined]
@@ -267,7 +267,7 @@ def test_those_without_an_identity_are_refused_and_not_counted(
     peer.expect("530", "530", "530", "235", "250", "250", "450 4.7.1")
 
 
-def test_behind_starttls_nobody_is_who_he_was(smtp_server: MakeServer, greet: Any, certificate: Certificate) -> None:
+def test_starttls_drops_the_identity(smtp_server: MakeServer, greet: Any, certificate: Certificate) -> None:
     options = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
     server = accepting(smtp_server, users(required=True), RateLimit("1/minute", by="identity"), **options)
     peer = greet(server)
@@ -283,7 +283,7 @@ def test_behind_starttls_nobody_is_who_he_was(smtp_server: MakeServer, greet: An
 # What comes in one piece with AUTH
 
 
-def test_a_pipeline_behind_auth_is_carried_out_as_whoever_it_made(smtp_server: MakeServer, cuts: Cuts) -> None:
+def test_commands_pipelined_after_auth_run_with_its_identity(smtp_server: MakeServer, cuts: Cuts) -> None:
     """AUTH should be the last of a pipeline (RFC 4954 section 4); where it is not, nothing gets ahead of it."""
     script = f"EHLO x\r\n{WRONG}\r\nMAIL FROM:<a@example.com>\r\n{RIGHT}\r\nMAIL FROM:<a@example.com>\r\nQUIT\r\n"
     server = accepting(smtp_server, users(required=True))
@@ -325,7 +325,7 @@ STACK: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("order", pairwise_orders(STACK), ids="-".join)
-def test_in_every_order_nobody_gets_in_and_nothing_gets_out(
+def test_in_every_order_no_login_succeeds_and_no_secret_is_logged(
     smtp_server: MakeServer, order: tuple[str, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -401,7 +401,7 @@ def test_the_count_of_connections_comes_back_from_every_end(smtp_server: MakeSer
         assert limit.count(source[0]) == 0, end
 
 
-def test_a_stop_waits_for_nobody_who_is_being_asked_or_is_in_the_pit(smtp_server: MakeServer, greet: Any) -> None:
+def test_a_stop_ends_challenges_and_tarpit_delays(smtp_server: MakeServer, greet: Any) -> None:
     limit = ConnectionLimit()
     server = accepting(smtp_server, when(outside("10.0.0.0/8"), compose(limit, Tarpit(60.0, maximum=60.0), users())))
     asked, pitted = greet(server), greet(server)
@@ -430,7 +430,7 @@ def test_auth_where_there_is_tls_alone(smtp_server: MakeServer, greet: Any, cert
     peer.expect("530", "235", "250")
 
 
-def test_a_predicate_that_fails_lets_nobody_in(smtp_server: MakeServer, greet: Any) -> None:
+def test_a_predicate_that_raises_refuses_the_client(smtp_server: MakeServer, greet: Any) -> None:
     said: list[str] = []
 
     def moody(session: Any) -> bool:
