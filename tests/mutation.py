@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=20, help="how many mutants (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
     parser.add_argument("--timeout", type=float, default=600, help="seconds; a mutant that takes longer is killed")
-    parser.add_argument("tests", nargs="*", help="what to run (default: the room's tests, then tests/attacks)")
+    parser.add_argument("--tests", nargs="+", help="what to run (default: the room's tests, then tests/attacks)")
     options = parser.parse_args()
     tests = options.tests or [f"tests/{options.room}", "tests/attacks"]
     sources = {
