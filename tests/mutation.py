@@ -113,6 +113,8 @@ def main() -> None:
     }
     every = [(path, number) for path, source in sources.items() for number in places(ast.parse(source))]
     drawn = random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    if drawn and not survives(drawn[0][0], sources[drawn[0][0]], tests, options.timeout):
+        sys.exit("the tests fail without any change: mend them first")
     survived = 0
     for path, number in drawn:
         line, change, text = mutant(sources[path], number)
