@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=20, help="how many mutants (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
     parser.add_argument("--timeout", type=float, default=600, help="seconds; a mutant that takes longer is killed")
-    parser.add_argument("tests", nargs="*", help="what to run (default: the room's tests, then tests/attacks)")
+    parser.add_argument("--tests", nargs="+", help="what to run (default: the room's tests, then tests/attacks)")
     options = parser.parse_args()
     tests = options.tests or [f"tests/{options.room}", "tests/attacks"]
     sources = {
@@ -113,6 +113,8 @@ def main() -> None:
     }
     every = [(path, number) for path, source in sources.items() for number in places(ast.parse(source))]
     drawn = random.Random(options.seed).sample(every, min(options.sample, len(every)))
+    if drawn and not survives(drawn[0][0], sources[drawn[0][0]], tests, options.timeout):
+        sys.exit("the tests fail without any change: mend them first")
     survived = 0
     for path, number in drawn:
         line, change, text = mutant(sources[path], number)
