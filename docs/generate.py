@@ -137,9 +137,9 @@ def signal_table() -> str:
         if rules is None:
             rows.append((f"`{name}`", f"`({takes})`", "no ack", "", ""))
             continue
-        nobody = "default action" if rules.default is None else f"`{rules.default.code}`"
+        unheard = "default action" if rules.default is None else f"`{rules.default.code}`"
         accepted = "lets the command pass" if rules.optional else f"`{rules.accepted.code}`"
-        rows.append((f"`{name}`", f"`({takes})`", accepted, f"`{rules.rejected}`", nobody))
+        rows.append((f"`{name}`", f"`({takes})`", accepted, f"`{rules.rejected}`", unheard))
     return table(("Signal", "Handler", "`ack.accept()`", "`ack.reject()`", "No handler"), rows)
 
 

@@ -20,7 +20,7 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth
 
-#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or your own function.
+#: Or "htpasswd:/etc/mail/users", "dovecot:/run/dovecot/auth-client", or a function; see the documentation of Auth.
 USERS = {"beep": "boop"}
 
 

@@ -1,7 +1,7 @@
 """greensmtp: a gevent SMTP and LMTP server framework with middleware and signals.
 
-The server comes with ``import greensmtp``; the client, and what else not every program needs, is imported when one of
-its names is first used.
+``import greensmtp`` imports the server. The client, and other parts that not every program needs, are imported when one
+of their names is first used.
 """
 
 from importlib import import_module
@@ -40,11 +40,11 @@ from greensmtp.errors import (
     TransactionReset,
 )
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import Command
+from greensmtp.protocol.command import ChunkCommand, Command, EndOfData, HelloCommand, PathCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.limits import Limits
 from greensmtp.server.server import SMTPServer
-from greensmtp.session import Session
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
 
@@ -69,13 +69,16 @@ __all__ = [
     "ArgumentError",
     "AuthenticationFailed",
     "CannotConnect",
+    "ChunkCommand",
     "ClientError",
     "Command",
     "ConnectionLost",
     "DataRefused",
     "Disconnected",
+    "EndOfData",
     "EnvelopeMissing",
     "GreenSMTPError",
+    "HelloCommand",
     "HelloRefused",
     "IncompleteMessage",
     "Limits",
@@ -86,6 +89,7 @@ __all__ = [
     "Middleware",
     "NotOffered",
     "PartiallyRefused",
+    "PathCommand",
     "PeerProtocolError",
     "Pool",
     "PoolClosed",
@@ -100,6 +104,7 @@ __all__ = [
     "SMTPServer",
     "SendResult",
     "SenderRefused",
+    "ServerInfo",
     "Session",
     "TLSFailed",
     "TLSRefused",
@@ -116,7 +121,7 @@ __all__ = [
     "when",
 ]
 
-#: Names that not every program needs -> the module that has them.
+#: Name -> the module that is imported when the name is first used.
 _LATER = {
     "Mail": "greensmtp.session.mail",
     "Pool": "greensmtp.client.pool",
@@ -131,10 +136,10 @@ _LATER = {
 }
 
 
-if not TYPE_CHECKING:  # which would take every name for one of these
+if not TYPE_CHECKING:  # a type checker would accept any name
 
     def __getattr__(name: str) -> Any:
-        """Import what has been left for later (PEP 562)."""
+        """Import the module of a name (PEP 562)."""
         if name == "client_signals":
             return import_module("greensmtp.client.signals")
         if name not in _LATER:

@@ -39,11 +39,13 @@ class Reject(GreenSMTPError):
         self.reply = None
         if isinstance(code, str) and message is None and not code.strip().isdigit():
             if _REPLY_CODE.match(code):
-                raise ValueError(f"Reject takes code and text apart, like Reject(550, '5.7.1 no'), not {code!r}")
+                raise ValueError(
+                    f"Reject takes code and text as two arguments, like Reject(550, '5.7.1 no'), not {code!r}"
+                )
             message, code = code, 550
         if isinstance(code, Reply):
             if message is not None:
-                raise TypeError("Reject(reply) takes no message besides: the reply has its text")
+                raise TypeError("Reject takes a Reply or a message, not both: the Reply has its own text")
             if code.code < 400:
                 raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
             self.reply = code.handed_on()

@@ -184,8 +184,8 @@ class LogHandler(logging.Handler):
     def close(self) -> None:
         """Write the waiting records.
 
-        ``logging`` calls this when the process ends, and when ``logging.config`` reads a configuration. Then the
-        handler stays with its logger, and later records are written as before.
+        ``logging`` calls this when the process ends, and when ``logging.config`` reads a configuration. In the latter
+        case the handler stays with its logger, and later records are written as before.
         """
         is_done = self._writer.finish()
         if is_done and self._file is not None:  # else the thread would write to whatever gets its descriptor next

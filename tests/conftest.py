@@ -30,7 +30,7 @@ settings.load_profile("short")
 
 
 #: Fixtures that start processes; tests that use one need no marker of their own.
-_PROCESSES = {"serve", "run", "program"}
+_PROCESSES = {"serve", "run", "program", "page"}
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,4 +1,4 @@
-"""``greensmtp serve`` from outside: its options, what it says, and what it says to wrong ones."""
+"""``greensmtp serve`` as a process: its options, its output, and errors for wrong options."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def deliver(port: int, *recipients: str, body: bytes = BODY) -> bytes:
 
 
 @pytest.mark.parametrize("command", [(SCRIPT,), (sys.executable, "-m", "greensmtp")], ids=["greensmtp", "python -m"])
-def test_mail_comes_into_the_maildir(serve: Serve, command: tuple[str | Path, ...]) -> None:
+def test_mail_is_stored_in_the_maildir(serve: Serve, command: tuple[str | Path, ...]) -> None:
     server = serve(command=command)
     assert re.fullmatch(r"smtp://127\.0\.0\.1:[1-9]\d+", server.urls[0])
     reply = deliver(server.port)
@@ -78,7 +78,7 @@ def test_mail_comes_into_the_maildir(serve: Serve, command: tuple[str | Path, ..
     assert server.log == ""
 
 
-def test_a_line_for_each_message(serve: Serve) -> None:
+def test_a_line_is_printed_for_each_message(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:0", "--listen", "lmtp://127.0.0.1:0")
     deliver(server.port, "bob@example.org", "cyd@example.org")
     assert " to=<bob@example.org>,<cyd@example.org> size=" in server.line()
@@ -108,7 +108,8 @@ def test_a_line_for_each_message(serve: Serve) -> None:
     assert len(server.mail) == 2
 
 
-def test_the_help_teaches(tmp_path: Path) -> None:
+@pytest.mark.subprocess
+def test_the_help_explains_the_command(tmp_path: Path) -> None:
     status, text, _ = run("serve", "--help", folder=tmp_path)
     assert status == 0
     for word in ("--listen", "--hostname", "--maildir", "--tls-cert", "--tls-key", "--plugin", "--max-size"):
@@ -123,14 +124,16 @@ def test_the_help_teaches(tmp_path: Path) -> None:
     assert not [*tmp_path.iterdir()]
 
 
-def test_the_version_is_told(tmp_path: Path) -> None:
+@pytest.mark.subprocess
+def test_version_prints_the_version(tmp_path: Path) -> None:
     status, text, _ = run("--version", folder=tmp_path)
     assert status == 0
     assert re.search(r"\d+\.\d+\.\d+", text)
 
 
-@pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger"])
-def test_without_its_extra_it_says_how_to_get_it(tmp_path: Path, name: str) -> None:
+@pytest.mark.subprocess
+@pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger", "tomlkit"])
+def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path, name: str) -> None:
     program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
     status, _, error = run("serve", folder=tmp_path, command=(sys.executable, "-c", program))
     assert status == 1
@@ -140,7 +143,7 @@ def test_without_its_extra_it_says_how_to_get_it(tmp_path: Path, name: str) -> N
 # --listen, --hostname, TLS
 
 
-def test_it_listens_on_all_that_is_asked_for(serve: Serve, tmp_path: Path, certificate: Any) -> None:
+def test_serve_listens_on_every_given_address(serve: Serve, tmp_path: Path, certificate: Any) -> None:
     urls = ["smtp://127.0.0.1:0", "[::1]:0", "smtps://127.0.0.1:0", "lmtp://127.0.0.1:0"]
     paths = [f"unix:{tmp_path}/mail", f"lmtp+unix:{tmp_path}/lmtp"]
     tls = ["--tls-cert", certificate.certfile, "--tls-key", certificate.keyfile]
@@ -202,13 +205,13 @@ def test_without_a_certificate_there_is_no_starttls(serve: Serve) -> None:
 # --maildir, --no-maildir, --max-size
 
 
-def test_the_maildir_is_where_it_is_told_to_be(serve: Serve, tmp_path: Path) -> None:
+def test_the_maildir_is_created_at_the_given_path(serve: Serve, tmp_path: Path) -> None:
     server = serve("--maildir", "here/and/there")
     deliver(server.port)
     assert len([*(tmp_path / "here" / "and" / "there" / "new").iterdir()]) == 1
 
 
-def test_without_a_maildir_and_a_plugin_no_mail_is_taken(serve: Serve, tmp_path: Path) -> None:
+def test_without_maildir_and_plugin_mail_is_rejected(serve: Serve, tmp_path: Path) -> None:
     server = serve("--no-maildir")
     with server.dial() as peer:
         peer.hello()
@@ -217,9 +220,9 @@ def test_without_a_maildir_and_a_plugin_no_mail_is_taken(serve: Serve, tmp_path:
     assert not server.maildir.exists()
 
 
-@pytest.mark.parametrize(("size", "octets"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
-def test_a_size_is_written_in_octets_or_in_greater_units(size: str, octets: int) -> None:
-    assert SizeType().convert(size, None, None) == octets
+@pytest.mark.parametrize(("size", "number"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
+def test_a_size_is_a_number_of_bytes_with_an_optional_unit(size: str, number: int) -> None:
+    assert SizeType().convert(size, None, None) == number
 
 
 def test_the_largest_size_is_announced(serve: Serve) -> None:
@@ -232,7 +235,7 @@ def test_the_largest_size_is_the_librarys_by_default(serve: Serve) -> None:
         assert f"\n250-SIZE {Limits().max_message_size}\n" in peer.hello()
 
 
-def test_too_large_a_message_is_refused_and_nothing_is_left_of_it(serve: Serve) -> None:
+def test_a_message_that_is_too_large_is_rejected_and_not_stored(serve: Serve) -> None:
     server = serve("--max-size", "1000")
     with server.dial() as peer:
         peer.hello()
@@ -290,7 +293,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
             ["--tls-cert", "cert.pem", "--tls-key", "locked.pem"],
             r"'--tls-key': 'locked\.pem' is encrypted: remove its passphrase",
         ),
-        (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write octets, or 500k, 32M, 1G$"),
+        (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write a number of bytes, or 500k, 32M, 1G$"),
         (["--max-size", "0"], r"'--max-size': '0' is not a size"),
         (["--log-format", "xml"], r"'--log-format': 'xml' is not one of 'text', 'json'"),
         (["--listne", "127.0.0.1:0"], r"No such option '?--listne'?.*--listen"),
@@ -316,7 +319,8 @@ def test_a_wrong_option_is_named_and_explained(
     assert not (folder / "maildir").exists()
 
 
-def test_a_wrong_option_ends_it_with_status_2_and_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.subprocess
+def test_a_wrong_option_exits_with_status_2_without_a_traceback(tmp_path: Path) -> None:
     status, output, error = run("serve", "--max-size", "plenty", folder=tmp_path)
     assert status == 2
     assert error.startswith(
@@ -325,7 +329,7 @@ def test_a_wrong_option_ends_it_with_status_2_and_without_a_traceback(tmp_path: 
     assert output == ""
 
 
-def test_a_port_in_use_is_an_error_and_ends_those_that_listen_already(serve: Serve) -> None:
+def test_a_port_in_use_is_an_error_and_stops_the_other_listeners(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = serve("--listen", "127.0.0.1:0", "--listen", f"127.0.0.1:{port}", wait=False)
@@ -336,7 +340,7 @@ def test_a_port_in_use_is_an_error_and_ends_those_that_listen_already(serve: Ser
 
 
 @pytest.mark.parametrize("what", ["a live server", "a file"])
-def test_a_unix_path_that_is_taken_is_an_error(serve: Serve, tmp_path: Path, what: str) -> None:
+def test_a_unix_path_in_use_is_an_error(serve: Serve, tmp_path: Path, what: str) -> None:
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as taken:
         if what == "a file":
@@ -350,21 +354,21 @@ def test_a_unix_path_that_is_taken_is_an_error(serve: Serve, tmp_path: Path, wha
     assert path.exists()
 
 
-def test_a_name_that_is_no_host_is_an_error(serve: Serve) -> None:
+def test_an_unknown_host_name_is_an_error(serve: Serve) -> None:
     server = serve("--listen", "nowhere.invalid:0", wait=False)
     assert server.wait() == 1
     assert server.log.startswith("Error: --listen: cannot listen on smtp://nowhere.invalid:0: ")
     assert len(server.log.splitlines()) == 1
 
 
-def test_two_listeners_at_one_address_end_it_before_it_listens(serve: Serve) -> None:
+def test_two_listeners_with_one_address_are_an_error_before_listening(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:1", "--listen", "127.0.0.1:1", wait=False)
     assert server.wait() == 2
-    assert "another listener has smtp://127.0.0.1:1 already" in server.log
+    assert "another listener already uses smtp://127.0.0.1:1" in server.log
     assert server.lines() == []
 
 
-def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
+def test_a_unix_path_that_is_too_long_is_an_error_before_listening(serve: Serve) -> None:
     server = serve("--listen", f"unix:/tmp/{'x' * 103}", wait=False)
     assert server.wait() == 2
     assert "the path is longer than 107 bytes" in server.log
@@ -374,6 +378,7 @@ def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
 # Odd surroundings
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("command", "status", "complaint"),
     [
@@ -391,7 +396,7 @@ def test_too_long_a_unix_path_is_told_before_it_listens(serve: Serve) -> None:
         ("send --server smtp://127.0.0.1:1 --from a@b --to c@d - <&-", 1, "-: standard input is closed"),
     ],
 )
-def test_in_odd_surroundings_there_is_one_line_and_no_traceback(
+def test_an_unusual_environment_gives_one_line_and_no_traceback(
     tmp_path: Path, command: str, status: int, complaint: str
 ) -> None:
     os.mkfifo(tmp_path / "pipe")

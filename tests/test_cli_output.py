@@ -1,4 +1,4 @@
-"""What ``greensmtp serve`` writes: its log, and that nobody need read what it writes."""
+"""The output of ``greensmtp serve``: its log, and output that is not read."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def deliver(port: int, *recipients: str, messages: int = 1) -> None:
 # The log
 
 
-def test_it_is_silent_as_long_as_all_is_well(serve: Serve) -> None:
+def test_without_problems_the_log_is_empty(serve: Serve) -> None:
     server = serve()
     deliver(server.port)
     server.stop()
     assert server.log == ""
 
 
-def test_sessions_and_messages_are_logged_once_more_is_asked_for(serve: Serve) -> None:
+def test_verbose_logs_sessions_and_messages(serve: Serve) -> None:
     server = serve("-v")
     deliver(server.port)
     server.stop()
@@ -50,7 +50,7 @@ def test_sessions_and_messages_are_logged_once_more_is_asked_for(serve: Serve) -
     assert re.search(r" INFO \S+ session peer=127\.0\.0\.1 .* messages=1 recipients=1 octets=\d+ -> quit ", session)
 
 
-def test_every_command_is_logged_twice_asked_and_no_secret(serve: Serve) -> None:
+def test_verbose_twice_logs_every_command_without_secrets(serve: Serve) -> None:
     server = serve("-vv")
     with server.dial() as peer:
         peer.hello()
@@ -70,12 +70,12 @@ from greensmtp import signals
 @signals.reset.connect
 def trouble(session):
     warnings.warn("a warning\\nof two lines")
-    gevent.spawn(lambda: {}["nobody waits for this"]).join()
+    gevent.spawn(lambda: {}["not waited for"]).join()
     raise ValueError("a traceback\\nof several lines")
 """
 
 
-def test_the_json_log_is_an_object_a_line_whatever_happens(serve: Serve, tmp_path: Path) -> None:
+def test_the_json_log_has_one_object_per_line(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "troublesome.py").write_text(TROUBLESOME)
     server = serve("--log-format", "json", "-vv", "--plugin", "troublesome")
     with server.dial() as peer:
@@ -95,11 +95,11 @@ def test_the_json_log_is_an_object_a_line_whatever_happens(serve: Serve, tmp_pat
     assert end["recipients"] == ["bob@example.org", "cyd@example.org"]
     assert end["size"] == len(BODY)
     text = "\n".join(record["message"] + record.get("exc_info", "") for record in records)
-    for trouble in ("a warning\nof two lines", "nobody waits for this", "ValueError: a traceback\nof several lines"):
+    for trouble in ("a warning\nof two lines", "not waited for", "ValueError: a traceback\nof several lines"):
         assert trouble in text
 
 
-# Nobody reads
+# Output that is not read
 
 
 #: Run the rest of the command line with some descriptors closed.
@@ -113,8 +113,8 @@ def watch(server):
 def tell(server):
     while not server.started:
         gevent.sleep(0.01)
-    with open("port", "w") as told:
-        told.write(str(server.address[1]))
+    with open("port", "w") as file:
+        file.write(str(server.address[1]))
 """
 
 
@@ -125,20 +125,21 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
     def start(*options: str, **popen: Any) -> tuple[Any, int]:
         (tmp_path / "telltale.py").write_text(TELLTALE)
         os.mkfifo(tmp_path / "port")
-        with os.fdopen(os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)) as told:
+        with os.fdopen(os.open(tmp_path / "port", os.O_RDONLY | os.O_NONBLOCK)) as file:
             server = serve("--plugin", "telltale:watch", *options, wait=False, **popen)
-            select.select([told], [], [], 20)
-            os.set_blocking(told.fileno(), True)
-            return server, int(told.read())
+            select.select([file], [], [], 20)
+            os.set_blocking(file.fileno(), True)
+            return server, int(file.read())
 
     return start
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("numbers", ["1", "12", "012"])
-def test_mail_goes_on_where_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
+def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
     command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
     server, port = serve_mute("-vv", command=command)
-    for number in numbers:  # what is printed must not end up in a socket, or in somebody's mail
+    for number in numbers:  # what is printed must not end up in a socket, or in a message
         assert Path(f"/proc/{server.process.pid}/fd/{number}").readlink() == Path("/dev/null")
     deliver(port, messages=3)
     assert server.stop() == 0
@@ -146,7 +147,8 @@ def test_mail_goes_on_where_the_standard_streams_are_closed(serve_mute: Serve, n
     assert "Traceback" not in server.log
 
 
-def test_mail_goes_on_when_the_disk_behind_standard_output_is_full(serve_mute: Serve) -> None:
+@pytest.mark.subprocess
+def test_mail_is_accepted_when_the_disk_of_standard_output_is_full(serve_mute: Serve) -> None:
     with Path("/dev/full").open("wb") as full:
         server, port = serve_mute(stdout=full)
     deliver(port, messages=3)
@@ -155,7 +157,7 @@ def test_mail_goes_on_when_the_disk_behind_standard_output_is_full(serve_mute: S
     assert server.log == ""
 
 
-def test_mail_goes_on_when_the_reader_of_standard_output_has_gone(serve: Serve) -> None:
+def test_mail_is_accepted_when_the_reader_of_standard_output_is_gone(serve: Serve) -> None:
     server = serve()
     server.process.stdout.close()
     deliver(server.port, messages=3)
@@ -164,7 +166,7 @@ def test_mail_goes_on_when_the_reader_of_standard_output_has_gone(serve: Serve) 
     assert server.log == ""
 
 
-def test_mail_goes_on_when_nobody_reads_standard_output(serve: Serve) -> None:
+def test_mail_is_accepted_when_standard_output_is_not_read(serve: Serve) -> None:
     server = serve()
     room = fcntl.fcntl(server.process.stdout, fcntl.F_SETPIPE_SZ, 4096)
     recipients = [f"{'x' * 60}{number}@example.org" for number in range(room // 400)]
@@ -174,7 +176,7 @@ def test_mail_goes_on_when_nobody_reads_standard_output(serve: Serve) -> None:
     assert server.log == ""
 
 
-def test_mail_goes_on_when_nobody_reads_the_log(serve: Serve) -> None:
+def test_mail_is_accepted_when_the_log_is_not_read(serve: Serve) -> None:
     reading, writing = os.pipe()
     try:
         room = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
@@ -193,7 +195,7 @@ def test_mail_goes_on_when_nobody_reads_the_log(serve: Serve) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_record_that_cannot_be_formatted_is_told_of_in_the_log(
+def test_a_record_that_cannot_be_formatted_is_reported_in_the_log(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
     """logging prints a traceback to standard error, which would hold up the hub where nothing reads that."""
@@ -206,7 +208,7 @@ def test_a_record_that_cannot_be_formatted_is_told_of_in_the_log(
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) -> None:
+def test_a_slow_reader_is_told_how_many_lines_were_dropped(log_format: str) -> None:
     reading, writing = os.pipe()
     with Path(f"/dev/fd/{writing}").open("w") as stream, pytest.MonkeyPatch.context() as patch:
         os.close(writing)
@@ -233,7 +235,7 @@ def test_a_reader_that_comes_back_is_told_what_it_has_missed(log_format: str) ->
 FORGED = r'<"a> to=<victim@y.z> size=1: 250 2.0.0 Ok: queued as X"@evil.test>'
 
 
-def test_no_address_passes_for_a_line_or_a_field_of_another_message(serve: Serve) -> None:
+def test_an_address_cannot_forge_a_line_or_a_field(serve: Serve) -> None:
     server = serve("-vv")
     with server.dial() as peer:
         peer.hello()
@@ -282,7 +284,7 @@ def test_no_reply_that_quotes_the_client_passes_for_a_field(serve: Serve, tmp_pa
         assert len(re.findall(r"\b(?:to|from)=", text)) == 2 * (" message from=" in text), text
 
 
-def test_a_long_address_is_cut(serve: Serve) -> None:
+def test_a_long_address_is_shortened(serve: Serve) -> None:
     server = serve()
     with server.dial() as peer:
         peer.hello()
@@ -301,7 +303,7 @@ def trouble(session):
 """
 
 
-def test_no_further_line_of_a_record_begins_as_a_record_does(serve: Serve, tmp_path: Path) -> None:
+def test_a_record_with_several_lines_cannot_forge_another_record(serve: Serve, tmp_path: Path) -> None:
     """What an error says may hold what a client said."""
     (tmp_path / "forging.py").write_text(FORGING)
     server = serve("--plugin", "forging")
@@ -317,7 +319,7 @@ def test_no_further_line_of_a_record_begins_as_a_record_does(serve: Serve, tmp_p
     assert r"  2026-01-01 00:00:00,000 INFO 1-1 message from=<x>\r\x1b[2Kgone" in others
 
 
-def test_what_the_encoding_lacks_is_escaped(serve: Serve) -> None:
+def test_characters_outside_the_encoding_are_escaped(serve: Serve) -> None:
     server = serve("-v", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     with server.dial() as peer:
         peer.hello()
@@ -403,6 +405,7 @@ def test_a_log_that_cannot_be_opened_again_is_silent(tmp_path: Path) -> None:
     assert (tmp_path / "other").read_bytes() == b""
 
 
+@pytest.mark.subprocess
 def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
@@ -419,7 +422,7 @@ def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
     os.close(reading)
 
 
-def test_a_descriptor_that_would_block_is_waited_for() -> None:
+def test_a_non_blocking_descriptor_is_waited_for() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)

@@ -1,4 +1,4 @@
-"""``greensmtp serve`` told to stop: what is under way is finished, nobody is left hanging, the exit status is 0."""
+"""Stopping ``greensmtp serve``: transactions in progress finish, connections are closed, the exit status is 0."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refused(server: Any) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_transaction_in_progress_is_finished_and_nobody_else_waited_for(serve: Serve, number: signal.Signals) -> None:
+def test_only_a_transaction_in_progress_is_waited_for(serve: Serve, number: signal.Signals) -> None:
     server = serve()
     with server.dial() as fresh, server.dial() as idle, server.dial() as busy, server.dial() as early:
         fresh.expect("220")
@@ -64,7 +64,7 @@ def test_a_transaction_in_progress_is_finished_and_nobody_else_waited_for(serve:
     assert server.log == ""
 
 
-def test_with_nobody_there_it_ends_at_once(serve: Serve) -> None:
+def test_without_clients_it_stops_at_once(serve: Serve) -> None:
     server = serve()
     assert server.stop() == 0
     assert server.lines() == []
@@ -101,7 +101,7 @@ def test_every_listener_is_stopped(serve: Serve, tmp_path: Path, certificate: An
     assert not (tmp_path / "mail").exists()
 
 
-def test_a_peer_that_has_not_finished_its_handshake_holds_nothing_up(serve: Serve, certificate: Any) -> None:
+def test_an_unfinished_tls_handshake_does_not_delay_the_stop(serve: Serve, certificate: Any) -> None:
     options = ["--tls-cert", certificate.certfile, "--tls-key", certificate.keyfile]
     server = serve("--listen", "smtps://127.0.0.1:0", "--listen", "127.0.0.1:0", *options)
     with server.dial(0) as silent, server.dial(1) as other:
@@ -115,7 +115,7 @@ def test_a_peer_that_has_not_finished_its_handshake_holds_nothing_up(serve: Serv
 # What a dead server has left
 
 
-def test_a_path_left_by_a_dead_server_is_taken_over(serve: Serve, tmp_path: Path) -> None:
+def test_a_stale_unix_socket_is_replaced(serve: Serve, tmp_path: Path) -> None:
     url = f"unix:{tmp_path}/mail"
     killed = serve("--listen", url)
     killed.stop(signal.SIGKILL)

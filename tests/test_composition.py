@@ -10,7 +10,8 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Command, Reject, Reply, Session, SMTPServer, compose, when
-from greensmtp.chain.chain import Chain, Proceed
+from greensmtp.chain import Proceed, middleware
+from greensmtp.chain.chain import Chain
 from greensmtp.predicates import authenticated, over_tls
 from greensmtp.protocol.esmtp import Extension
 from greensmtp.testing import dial
@@ -359,7 +360,7 @@ WRONG = [
     (Noting, r"write Noting\(\.\.\.\), not Noting"),
     (None, r"\(session, command, proceed\) -> Reply; None"),
     (lambda session, command: None, r"takes \(session, command\)"),
-    (USED_UP, r"verbs of .*\.Noting is a tuple of str"),
+    (USED_UP, r"verbs of .*\.Noting must be a tuple of str"),
     (NUMBERS, r"verbs of .* not \(1, 2\)"),
 ]
 
@@ -411,3 +412,56 @@ def test_what_is_no_predicate_is_refused(given: Any, text: str) -> None:
     if given is not passing:
         with pytest.raises(TypeError, match=text):
             over_tls & given
+
+
+def test_a_function_gets_its_verbs_by_a_decorator(smtp_server: MakeServer) -> None:
+    seen: list[str] = []
+
+    @middleware(verbs=("noop", "RSET"))
+    def note(session: Session, command: Command, proceed: Proceed) -> Reply:
+        seen.append(command.verb)
+        return proceed(session, command)
+
+    with dial(smtp_server(middleware=[note])) as peer:
+        peer.hello()
+        peer.line("NOOP")
+        peer.expect("250")
+        peer.line("VRFY jo")
+        peer.expect("252")
+    assert seen == ["NOOP"]
+
+
+@pytest.mark.parametrize("verbs", ["MAIL", [1], None])
+def test_the_decorator_refuses_what_are_no_verbs(verbs: Any) -> None:
+    with pytest.raises(TypeError):
+        middleware(verbs=verbs)(passing)
+
+
+def test_when_composes_once_for_each_verb(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[str | None] = []
+    compose_chain = Chain.compose
+
+    def counted(chain: Chain, verb: str | None, terminal: Proceed) -> Proceed:
+        composed.append(verb)
+        return compose_chain(chain, verb, terminal)
+
+    monkeypatch.setattr(Chain, "compose", counted)
+
+    def outer(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return proceed(session, command)
+
+    with dial(smtp_server(middleware=[outer, when(lambda session: True, compose(outer, outer))])) as peer:
+        peer.hello()
+        peer.line("NOOP")
+        peer.expect("250")
+        before = len(composed)
+        for _ in range(5):
+            peer.line("NOOP")
+            peer.expect("250")
+        assert len(composed) == before
+        peer.line("MADEUP1")
+        peer.expect("500")
+        before = len(composed)
+        peer.line("MADEUP2")
+        peer.expect("500")
+        assert len(composed) == before

@@ -1,4 +1,4 @@
-"""``greensmtp check``: what it finds wrong that only making things can show, and what it prints."""
+"""``greensmtp check``: problems that only building the servers reveals, and the printed configuration."""
 
 from __future__ import annotations
 
@@ -137,12 +137,14 @@ def wait(server):
         ("[delivery]\nmaildir = '/dev/null/x'", "2: delivery.maildir: cannot make '/dev/null/x': "),
         (
             "[logging]\ntarget = 'missing/log'",
-            "2: logging.target: cannot write to 'missing/log': there is no",
+            "2: logging.target: cannot write to 'missing/log': the folder",
         ),
         ("[logging]\ntarget = '/'", "2: logging.target: cannot write to '/': it is a folder"),
     ],
 )
-def test_what_cannot_be_made_is_told_with_its_line(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+def test_what_cannot_be_built_is_reported_with_its_line(
+    check: Check, tmp_path: Path, text: str, complaint: str
+) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     (tmp_path / "empty").touch()
     (line,) = complaints(check(text))
@@ -194,7 +196,7 @@ class Policy:
         ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
     ],
 )
-def test_wrong_options_of_a_plugin_are_told_with_their_line(
+def test_wrong_options_of_a_plugin_are_reported_with_their_line(
     check: Check, tmp_path: Path, text: str, complaint: str
 ) -> None:
     (tmp_path / "policy.py").write_text(PLUGIN)
@@ -203,12 +205,12 @@ def test_wrong_options_of_a_plugin_are_told_with_their_line(
     sys.modules.pop("policy", None)
 
 
-def test_a_plugin_that_needs_options_is_named_in_a_file(check: Check, tmp_path: Path) -> None:
+def test_a_plugin_with_required_options_needs_a_configuration_file(check: Check, tmp_path: Path) -> None:
     (tmp_path / "policy.py").write_text(PLUGIN)
     result = check(None, "--plugin", "policy:install")
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
-    assert "'--plugin': policy:install: delay must be given: name it in a configuration file, with its options" in said
+    assert "'--plugin': policy:install: delay must be given; set its options in a [[plugins]] table" in said
     sys.modules.pop("policy", None)
 
 
@@ -248,7 +250,7 @@ def test_a_plugin_gets_its_options(check: Check, tmp_path: Path, monkeypatch: py
         ("x" * 107, "the path is longer than 107 bytes"),
     ],
 )
-def test_a_unix_path_that_cannot_be_bound_is_told_with_its_line(
+def test_a_unix_path_that_cannot_be_bound_is_reported_with_its_line(
     check: Check, tmp_path: Path, path: str, complaint: str
 ) -> None:
     (tmp_path / "file").touch()
@@ -264,17 +266,17 @@ def test_a_unix_path_in_a_folder_that_cannot_be_written_to(check: Check, tmp_pat
     assert line.endswith(f"cannot write to '{tmp_path}/locked'")
 
 
-def test_what_a_dead_server_left_is_no_mistake(check: Check, tmp_path: Path) -> None:
+def test_a_stale_socket_is_not_a_problem(check: Check, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "socket"))
     assert check(f"[[listeners]]\nurl = 'unix:{tmp_path}/socket'").exit_code == 0
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:2525", "unix:{}/socket"])
-def test_two_listeners_at_one_address_are_told(check: Check, tmp_path: Path, url: str) -> None:
+def test_two_listeners_with_one_address_are_reported(check: Check, tmp_path: Path, url: str) -> None:
     url = url.format(tmp_path)
     (line,) = complaints(check(f"[[listeners]]\nurl = '{url}'\n[[listeners]]\nurl = '{url}'"))
-    assert line.startswith("greensmtp.toml:4: listeners.url: another listener has ")
+    assert line.startswith("greensmtp.toml:4: listeners.url: another listener already uses ")
     assert check("[[listeners]]\nurl = '127.0.0.1:0'\n[[listeners]]\nurl = '127.0.0.1:0'").exit_code == 0
 
 
@@ -288,13 +290,15 @@ def test_two_listeners_at_one_address_are_told(check: Check, tmp_path: Path, url
         ),
     ],
 )
-def test_a_path_that_the_system_does_not_take(check: Check, tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_path_that_is_too_long_for_the_system_is_reported(
+    check: Check, tmp_path: Path, text: str, complaint: str
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (line,) = complaints(check(text.format("x" * 300)))
     assert line == f"greensmtp.toml:{complaint.format('x' * 300)}"
 
 
-def test_what_would_break_the_line_is_escaped(check: Check) -> None:
+def test_control_characters_in_keys_and_values_are_escaped(check: Check) -> None:
     (line,) = complaints(check('"a\\nb\\u001b[31m" = 1'))
     assert line.startswith("greensmtp.toml:1: a\\nb\\x1b[31m: there is no such key")
 
@@ -309,7 +313,7 @@ def test_options_that_contradict_each_other(check: Check) -> None:
         assert "expected a path, got an empty string" in result.stderr
 
 
-def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
+def test_all_problems_are_reported_at_once(check: Check) -> None:
     text = (
         "[[plugins]]\nname = 'missing'\n[delivery]\nmaildir = '/dev/null/x'\n"
         "[[listeners]]\nurl = '127.0.0.1:0'\ntls_cert = 'x'\n[[listeners]]\nurl = 'smtps://127.0.0.1:0'\n"
@@ -318,7 +322,7 @@ def test_everything_that_cannot_be_made_is_told_at_once(check: Check) -> None:
     assert [line.split(":")[1] for line in complaints(check(text))] == ["2", "4", "7", "9", "11"]
 
 
-def test_a_mistake_in_an_option_is_told_as_click_does(check: Check) -> None:
+def test_a_wrong_option_is_reported_as_click_does(check: Check) -> None:
     result = check("hostname = 'x'", "--hostname", "a b", "--tls-key", "x")
     assert result.exit_code == 2
     assert "Usage: greensmtp check [OPTIONS]\nTry 'greensmtp check --help' for help.\n\n" in result.stderr
@@ -327,7 +331,7 @@ def test_a_mistake_in_an_option_is_told_as_click_does(check: Check) -> None:
     assert result.exit_code == 2
 
 
-def test_a_secret_is_in_no_complaint(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_shows_a_secret(check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
     monkeypatch.setenv("SECRET", "open \\sesame'")
     (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'bad'\nalso = { env = 'SECRET' }"))
@@ -340,7 +344,7 @@ def test_an_optional_plugin_may_be_missing(check: Check) -> None:
     assert result.exit_code == 0
 
 
-def test_what_is_missing_for_the_default_stack_is_left_out(
+def test_default_middleware_without_its_library_is_left_out(
     check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "broken.py").write_text(BROKEN)
@@ -349,13 +353,13 @@ def test_what_is_missing_for_the_default_stack_is_left_out(
     monkeypatch.setattr("greensmtp.config.model.DEFAULT_STACK", stack)
     with caplog.at_level("INFO", "greensmtp"):
         assert check("").exit_code == 0
-    assert "without broken:Fussy, which is in the default stack: Fussy needs gold: pip install" in caplog.text
+    assert "left broken:Fussy out of the default stack: Fussy needs gold: pip install" in caplog.text
     (line,) = complaints(check("[[middleware]]\nuse = 'broken:Fussy'\nrate = 'poor'"))
     assert "needs gold" in line
     sys.modules.pop("broken", None)
 
 
-def test_a_server_that_cannot_be_made_leaves_no_handler(tmp_path: Path) -> None:
+def test_a_server_that_cannot_be_built_leaves_no_handler(tmp_path: Path) -> None:
     before = len(signals.message.receivers)
     maildir = Override("--maildir", ("delivery", "maildir"), "/dev/null/x")
     with pytest.raises(ConfigError):
@@ -384,7 +388,7 @@ def test_the_defaults_are_all_printed(check: Check, tmp_path: Path) -> None:
     assert {"use": "Logging"} in data["middleware"]
 
 
-def test_options_are_in_it(check: Check, tmp_path: Path) -> None:
+def test_options_are_in_the_printed_configuration(check: Check, tmp_path: Path) -> None:
     options = [
         "--listen",
         "lmtp://[::1]:0",
@@ -404,7 +408,7 @@ def test_options_are_in_it(check: Check, tmp_path: Path) -> None:
     assert printed(check(None, "-v"))["logging"]["level"] == "info"
 
 
-def test_what_an_option_overrides_is_no_secret_any_more(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_value_set_by_an_option_is_not_shown_as_a_reference(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NAME", "f.example")
     text = "hostname = { env = 'NAME' }\n[[listeners]]\nurl = '127.0.0.1:0'\nhostname = { env = 'NAME' }"
     assert printed(check(text))["listeners"][0]["hostname"] == {"env": "NAME"}
@@ -456,7 +460,7 @@ class Probe:
 """
 
 
-def test_what_is_printed_is_the_same_configuration_without_its_secrets(
+def test_the_printed_configuration_is_the_same_without_secrets(
     check: Check, tmp_path: Path, certificate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KEY_FILE", str(certificate.keyfile))
@@ -528,11 +532,11 @@ VALUES = st.recursive(
 
 
 @given(st.dictionaries(TEXTS, VALUES, max_size=5))
-def test_whatever_is_written_is_read_again(data: dict[str, Any]) -> None:
+def test_written_toml_reads_back_as_the_same_data(data: dict[str, Any]) -> None:
     assert tomllib.loads(toml(data)) == data
 
 
-def test_the_help_teaches(check: Check) -> None:
+def test_the_help_explains_the_command(check: Check) -> None:
     result = check(None, "--help")
     assert result.exit_code == 0
     for word in ("--config FILE", "--listen", "--plugin", "Exit status 0", "greensmtp check > greensmtp.toml"):

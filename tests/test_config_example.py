@@ -1,4 +1,4 @@
-"""examples/greensmtp.toml says everything that can be said, and each line of it is right."""
+"""examples/greensmtp.toml has every key, and every line of it is valid."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_option_of_every_middleware_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", greensmtp.middleware.__all__)
-def test_what_is_said_of_a_middleware_are_its_defaults(name: str) -> None:
+def test_the_example_shows_the_defaults_of_each_middleware(name: str) -> None:
     """Of simple values; or they are what the default stack has."""
     entries = [entry for entry in tomllib.loads(WHOLE)["middleware"] if entry["use"] == name]
     for parameter in inspect.signature(getattr(greensmtp.middleware, name)).parameters.values():
@@ -75,7 +75,7 @@ def test_what_is_said_of_a_middleware_are_its_defaults(name: str) -> None:
             assert given <= {parameter.default} | usual, parameter.name
 
 
-def test_every_line_is_right_also_what_is_commented_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_line_is_valid_including_commented_out_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "greensmtp.toml"
     path.write_text(WHOLE)
     for reference in re.findall(r'\benv = "(\w+)"', WHOLE):
@@ -89,14 +89,14 @@ def test_every_line_is_right_also_what_is_commented_out(tmp_path: Path, monkeypa
         pytest.fail("\n".join(error.lines))
 
 
-def test_every_comment_is_either_words_or_a_line_that_can_be_used() -> None:
+def test_every_comment_is_either_prose_or_a_usable_line() -> None:
     """``# words`` or ``#key = value``: a word that sticks to its # would be taken for a key."""
     for line in EXAMPLE.read_text("utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# ") and line != "#":
             assert re.match(r"#(?:[\w.\"-]+ = .|\[.+\]$|[\]}]|  )", line), line
 
 
-def test_defaults_are_what_it_says_they_are() -> None:
+def test_the_example_states_the_real_defaults() -> None:
     data = effective(load(EXAMPLE))
     assert data["limits"] == asdict(Limits())
     assert data["logging"] == effective(load())["logging"]
@@ -115,7 +115,7 @@ def test_it_serves(serve: Serve, tmp_path: Path) -> None:
     assert len(server.mail) == 1
 
 
-DOCUMENT = (EXAMPLE.parent.parent / "docs" / "configuration.md").read_text("utf-8")
+DOCUMENT = (EXAMPLE.parent.parent / "docs" / "reference" / "configuration.md").read_text("utf-8")
 
 
 def test_the_document_names_every_key_that_is_not_a_limit() -> None:
@@ -124,7 +124,7 @@ def test_the_document_names_every_key_that_is_not_a_limit() -> None:
             assert re.search(rf"`(?:\w+\.)?{name}[` ]|\[{name}\]", DOCUMENT), name
 
 
-def test_the_documents_example_is_right(tmp_path: Path) -> None:
+def test_the_example_in_the_document_is_valid(tmp_path: Path) -> None:
     text = next(block for block in re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL) if "[[listeners]]" in block)
     (tmp_path / "greensmtp.toml").write_text(text)
     assert len(load(tmp_path / "greensmtp.toml").config.listeners) == 2

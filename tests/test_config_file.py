@@ -1,4 +1,4 @@
-"""A configuration file: what is wrong with it is told with file, line, key and the nearest right name, all at once."""
+"""Configuration files: all problems are reported at once, with file, line, key and the nearest valid name."""
 
 from __future__ import annotations
 
@@ -87,12 +87,12 @@ WRONG: list[tuple[str, str]] = [
     ("[limits]\nmax_errors = 0", "2: limits.max_errors: takes a whole number of at least 1, not 0"),
     (
         "[limits]\nmax_message_size = '32X'",
-        "2: limits.max_message_size: '32X' is not a size: write octets, or 500k, 32M, 1G",
+        "2: limits.max_message_size: '32X' is not a size: write a number of bytes, or 500k, 32M, 1G",
     ),
     ("[limits]\nbare_newlines = 'eat'", '2: limits.bare_newlines: expected "normalize", "reject" or "keep"'),
     ("[logging]\nformat = 'xml'", '2: logging.format: expected "text" or "json"'),
     (LISTENER + "backlog = -1", "3: listeners.backlog: should be greater than or equal to 0"),
-    ("listeners = []", "1: listeners: takes 1 or more"),
+    ("listeners = []", "1: listeners: expected at least 1 entry"),
     # what must be there
     ("[[listeners]]\nhostname = 'x'", "1: listeners.url: must be given"),
     (LISTENER + "[[plugins]]\noptional = true", "3: plugins.name: must be given"),
@@ -131,7 +131,7 @@ WRONG: list[tuple[str, str]] = [
     ("[logging]\ntarget = 07:32:00", "2: logging.target: expected a string, got a time: put it in quotes"),
     (
         "[delivery]\nmaildir = 1979-05-27T07:32:00Z",
-        "2: delivery.maildir: expected a string, got a date: ",
+        "2: delivery.maildir: expected a string, got a date: put it in quotes",
     ),
     ("[[plugins]]\nname = 1979-05-27", "2: plugins.name: expected a string, got a date: put it in quotes"),
     (LISTENER + "tls_cert = 1979-05-27", "3: listeners.tls_cert: expected a string, got a date: put it in quotes"),
@@ -172,12 +172,12 @@ WRONG: list[tuple[str, str]] = [
 
 
 @pytest.mark.parametrize(("text", "complaint"), WRONG)
-def test_a_mistake_is_told_with_its_place(write: Write, text: str, complaint: str) -> None:
+def test_a_problem_is_reported_with_file_line_and_key(write: Write, text: str, complaint: str) -> None:
     (line,) = mistakes(write(text))
     assert line == f"greensmtp.toml:{complaint}"
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) -> None:
+def test_all_problems_are_reported_in_the_order_of_the_file(write: Write) -> None:
     text = (
         'limts = 1\n[[middleware]]\nuse = "Loging"\n[logging]\nlevel = 7\nformt = "text"\n[limits]\nmax_errors = ""\n'
     )
@@ -192,20 +192,20 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(write: Write) ->
         (b"#" * (MAX_BYTES + 1), f"greensmtp.toml: too large for a configuration: more than {MAX_BYTES} bytes"),
     ],
 )
-def test_a_file_that_is_no_text(write: Write, content: bytes, complaint: str) -> None:
+def test_a_file_that_is_not_text_is_an_error(write: Write, content: bytes, complaint: str) -> None:
     path = write("")
     path.write_bytes(content)
     assert mistakes(path) == [complaint]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_text(write: Write) -> None:
+def test_a_byte_order_mark_is_ignored(write: Write) -> None:
     path = write("\ufeff# saved by some editor\nhostname = 'mx.example.com'\n[logging]\nlevel = 1\n")
     assert mistakes(path) == ['greensmtp.toml:4: logging.level: expected "debug", "info", "warning" or "error"']
     path = write("\ufeffhostname = 'mx.example.com'\n")
     assert load(path).config.hostname == "mx.example.com"
 
 
-def test_a_date_is_one_where_a_middleware_takes_it(write: Write) -> None:
+def test_a_date_stays_a_date_for_a_middleware_that_accepts_it(write: Write) -> None:
     Path("dated.py").write_text(
         "import datetime\ndef make(day: datetime.date, at: list[datetime.time], word: str = ''): ...\n"
     )
@@ -239,7 +239,7 @@ KNOWN = {name for names in known_keys().values() for name in names}
     | st.sampled_from(sorted(KNOWN)).map(lambda name: name[1:] + name[:1]),
     st.sampled_from(["1", "'text'", "[1, 2]", "{ a = 1 }", "true", "1979-05-27", "{ env = 'PATH' }"]),
 )
-def test_an_unknown_key_is_always_told_with_its_line(
+def test_an_unknown_key_is_always_reported_with_its_line(
     write: Write, before: list[str], table: str, key: str, value: str
 ) -> None:
     assume(key not in KNOWN and key not in ("level", "logger"))
@@ -289,7 +289,7 @@ def test_no_value_is_a_traceback(write: Write, place: tuple[tuple[str | int, ...
 # What is right
 
 
-def test_nothing_said_means_the_defaults(write: Write) -> None:
+def test_an_empty_file_means_the_defaults(write: Write) -> None:
     for path in (None, write("")):
         config = load(path).config
         assert [listener.url for listener in config.listeners] == ["127.0.0.1:1025"]
@@ -312,7 +312,7 @@ def test_no_middleware_is_not_the_default_middleware(write: Write) -> None:
     assert load(write("middleware = []")).config.middleware == []
 
 
-def test_paths_begin_at_the_files_folder(write: Write, tmp_path: Path) -> None:
+def test_relative_paths_start_from_the_files_folder(write: Write, tmp_path: Path) -> None:
     text = (
         "tls_cert = 'c.pem'\ntls_key = '/k.pem'\n[delivery]\nmaildir = 'mail'\n[logging]\ntarget = 'log'\n"
         + LISTENER
@@ -388,7 +388,7 @@ def test_an_option_overrides_the_file_and_every_listener(
     assert holds(load(path, [override]).config)
 
 
-def test_a_mistake_in_an_option_is_the_options(write: Write) -> None:
+def test_a_wrong_option_is_reported_by_its_name(write: Write) -> None:
     given = Override("--hostname", ("hostname",), "not a name")
     with pytest.raises(ConfigError) as caught:
         load(write("hostname = 'right.example'\n[limits]\nmax_errors = 0"), [given])
@@ -398,7 +398,7 @@ def test_a_mistake_in_an_option_is_the_options(write: Write) -> None:
     assert caught.value.options
 
 
-def test_an_option_within_what_is_no_table_leaves_the_mistake_to_be_told(write: Write) -> None:
+def test_an_option_does_not_hide_that_its_table_is_no_table(write: Write) -> None:
     path = write("limits = 1\nlisteners = [1]\nlogging = 'x'")
     overrides = [override for override, _ in OVERRIDES if override.option != "--listen"]
     lines = mistakes(path, *overrides)
@@ -423,7 +423,7 @@ LOCAL = Client(None, None, False)
 
 
 @pytest.mark.parametrize(
-    ("texts", "who"),
+    ("texts", "expected"),
     [
         (["authenticated"], [FAR]),
         (["unauthenticated"], [NEAR, LOCAL]),
@@ -437,13 +437,13 @@ LOCAL = Client(None, None, False)
         (["over_tls", "unauthenticated"], []),
     ],
 )
-def test_it_applies_where_all_conditions_hold(texts: list[str], who: list[Client]) -> None:
+def test_a_middleware_applies_if_all_its_conditions_hold(texts: list[str], expected: list[Client]) -> None:
     condition: Any = all_of(texts)
-    assert [client for client in (NEAR, FAR, LOCAL) if condition(client)] == who
+    assert [client for client in (NEAR, FAR, LOCAL) if condition(client)] == expected
 
 
 @pytest.mark.parametrize("text", ["", "not", "inside", "inside:", "over_tls:x", "outside:,", "qqq"])
-def test_what_is_no_condition_is_refused(text: str) -> None:
+def test_an_unknown_condition_is_an_error(text: str) -> None:
     with pytest.raises(
         ValueError, match=r"^there is no condition .*: write \"auth|^(?:in|out)side takes networks, like"
     ):
@@ -453,7 +453,7 @@ def test_what_is_no_condition_is_refused(text: str) -> None:
 # Secrets
 
 
-def test_values_may_stand_in_the_environment_and_in_files(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_can_come_from_the_environment_and_from_files(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAIL_NAME", "env.example")
     Path("sub").mkdir()
     Path("sub/name").write_text("file.example\n")
@@ -474,7 +474,7 @@ def test_values_may_stand_in_the_environment_and_in_files(write: Write, monkeypa
 
 
 @pytest.mark.parametrize("given", [b"", b"\n", b"two\n\n", b"\r\n", b"  spaces \n", b"no newline"])
-def test_only_one_newline_is_taken_away(write: Write, given: bytes) -> None:
+def test_only_one_final_newline_is_removed(write: Write, given: bytes) -> None:
     Path("value").write_bytes(given)
     config = load(write("[[plugins]]\nname = { file = 'value' }")).config
     wanted = given.removesuffix(b"\n").removesuffix(b"\r").decode()
@@ -494,7 +494,7 @@ def test_only_one_newline_is_taken_away(write: Write, given: bytes) -> None:
         ("{ env = 3 }", "expected a string, got a table"),
     ],
 )
-def test_what_cannot_be_had_is_told(
+def test_an_unresolvable_reference_is_reported(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, complaint: str
 ) -> None:
     monkeypatch.setenv("BINARY", "\udcff")
@@ -504,7 +504,7 @@ def test_what_cannot_be_had_is_told(
     assert line == f"greensmtp.toml:2: hostname: {complaint.replace('{folder}', str(tmp_path))}"
 
 
-def test_a_secret_is_in_no_complaint_and_in_no_repr(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_error_and_no_repr_shows_a_secret(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "open sesame'")
     lines = mistakes(
         write("hostname = { env = 'SECRET' }\n[[listeners]]\nurl.env = 'SECRET'\n[limits]\nmax_errors.env='SECRET'")

@@ -1,4 +1,4 @@
-"""Where a key of a TOML text stands, in every way of writing it."""
+"""The line of a TOML text's key, for every way of writing it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ PLACES: list[tuple[KeyPath, int]] = [
 
 @pytest.mark.parametrize("ends", ["\n", "\r\n"], ids=["LF", "CRLF"])
 @pytest.mark.parametrize(("path", "line"), PLACES)
-def test_a_key_stands_where_it_begins(path: KeyPath, line: int, ends: str) -> None:
+def test_the_line_of_a_key_is_where_it_begins(path: KeyPath, line: int, ends: str) -> None:
     assert TomlText(TEXT.replace("\n", ends)).line_of(path) == line
 
 
@@ -92,7 +92,7 @@ def test_a_key_stands_where_it_begins(path: KeyPath, line: int, ends: str) -> No
         ("a = " + "[" * 50_000, 1),
     ],
 )
-def test_what_is_no_toml_is_told_with_its_line(text: str, line: int) -> None:
+def test_a_syntax_error_is_reported_with_its_line(text: str, line: int) -> None:
     with pytest.raises(TomlError) as caught:
         TomlText(text)
     assert caught.value.line == line
@@ -104,7 +104,7 @@ FILLERS = st.sampled_from(["", "# [comment]", "x{} = 1", 'x{} = """\nkey = 1\n[[
 
 
 @given(st.lists(FILLERS, max_size=8), st.lists(FILLERS, max_size=8), KEYS)
-def test_whatever_stands_around_it(before: list[str], after: list[str], key: str) -> None:
+def test_surrounding_text_does_not_change_the_line(before: list[str], after: list[str], key: str) -> None:
     lines = [filler.format(number) for number, filler in enumerate(before)]
     quoted = '"' + "".join(f"\\U{ord(character):08X}" for character in key) + '"'
     rest = [filler.format(number) for number, filler in enumerate(after, 100)]
@@ -137,10 +137,10 @@ e = false
         (("a", "e"), 8),
     ],
 )
-def test_tables_that_stand_apart_have_lines_of_their_own(path: KeyPath, line: int) -> None:
+def test_parts_of_a_table_that_are_apart_have_their_own_lines(path: KeyPath, line: int) -> None:
     assert TomlText(APART).line_of(path) == line
 
 
-def test_a_long_file_is_no_trouble() -> None:
+def test_a_long_file_is_handled_quickly() -> None:
     text = TomlText("".join(f"[[listeners]]\nurl = '{number}'\n" for number in range(1500)))
     assert text.line_of(("listeners", 1400, "url")) == 2802

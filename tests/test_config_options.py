@@ -1,4 +1,4 @@
-"""A middleware's options in a file: what its constructor's annotations take, and nothing else."""
+"""Options of a middleware in a file: they are validated by the annotations of its constructor."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         ("'users'.\"dotted\" = 'x'", {"dotted": "x"}),
     ],
 )
-def test_what_a_file_says_is_what_the_constructor_gets(
+def test_the_constructor_gets_the_values_of_the_file(
     arguments: Callable[..., dict[str, Any]], line: str, value: Any
 ) -> None:
     given = arguments(line if line.startswith("rate") else f"rate = '1'\n{line}")
@@ -127,7 +127,9 @@ def test_what_a_file_says_is_what_the_constructor_gets(
     assert Probe(**given).given[name] == value
 
 
-def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+def test_a_relative_path_option_starts_from_the_files_folder(
+    arguments: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     assert arguments("rate = '1'\nfile = 'sub/list'")["file"] == tmp_path / "sub" / "list"
     assert arguments("rate = '1'\nfile = '/etc/list'")["file"] == Path("/etc/list")
 
@@ -160,7 +162,7 @@ def test_a_path_begins_at_the_files_folder(arguments: Callable[..., dict[str, An
         ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
     ],
 )
-def test_anything_else_is_refused_with_its_line(
+def test_a_wrong_type_is_reported_with_its_line(
     arguments: Callable[..., dict[str, Any]], lines: str, complaint: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
@@ -169,12 +171,12 @@ def test_anything_else_is_refused_with_its_line(
     assert line.partition("greensmtp.toml:")[2].replace("probe: ", "Probe: ").startswith(complaint)
 
 
-def test_what_takes_any_keyword_gets_any(arguments: Callable[..., dict[str, Any]]) -> None:
+def test_a_callable_with_keyword_arguments_gets_any_option(arguments: Callable[..., dict[str, Any]]) -> None:
     assert arguments("command = 'x'\nany = 1\nmore = [1]", "keywords") == {"command": "x", "any": 1, "more": [1]}
     assert arguments("x = 1", "builtin") == {"x": 1}
 
 
-def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..., dict[str, Any]]) -> None:
+def test_an_unresolvable_annotation_accepts_anything(arguments: Callable[..., dict[str, Any]]) -> None:
     assert arguments("amount = 3\nlevel = 'x'", "unread") == {"amount": 3, "level": "x"}
 
 
@@ -196,7 +198,7 @@ def test_an_annotation_that_cannot_be_read_takes_anything(arguments: Callable[..
         (Backend | int, int),
     ],
 )
-def test_of_a_type_what_can_be_said_is_left(annotation: Any, form: Any) -> None:
+def test_a_type_is_reduced_to_what_toml_can_express(annotation: Any, form: Any) -> None:
     assert expressible(annotation) == form
 
 

@@ -116,7 +116,7 @@ def test_a_stack_that_listeners_share_counts_for_all_of_them(serve: Serve, tmp_p
             peer.expect(f"250 2.0.0 number {count}")
 
 
-def test_a_middleware_applies_where_it_is_told_to(serve: Serve, tmp_path: Path) -> None:
+def test_a_middleware_applies_under_its_conditions(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "stacks.py").write_text(STACKS)
     (tmp_path / "greensmtp.toml").write_text(
         f"""
@@ -170,7 +170,7 @@ def test_a_certificate_for_all_and_one_of_its_own(serve: Serve, tmp_path: Path, 
     assert [b"with ESMTPS id" in mail for mail in server.mail] == [True, True, False]
 
 
-def test_users_whose_passwords_stand_elsewhere(serve: Serve, tmp_path: Path) -> None:
+def test_passwords_of_users_can_be_references(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "boop").write_text("sesame\n")
     (tmp_path / "greensmtp.toml").write_text(
         """
@@ -208,7 +208,7 @@ def test_users_whose_passwords_stand_elsewhere(serve: Serve, tmp_path: Path) -> 
     assert "sesame" not in server.log
 
 
-def test_plugins_delivery_and_the_log_are_as_the_file_says(serve: Serve, tmp_path: Path) -> None:
+def test_plugins_delivery_and_logging_follow_the_file(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "policy.py").write_text(
         "def install(server):\n"
         "    server.on('to', lambda session, address, ack: ack.accept(message='2.1.5 so says the plugin'))\n"
@@ -271,7 +271,7 @@ def test_without_a_file_the_defaults_serve(serve: Serve, tmp_path: Path) -> None
 # What is wrong
 
 
-def test_a_wrong_file_ends_it_with_status_2_before_anything_is_made(serve: Serve, tmp_path: Path) -> None:
+def test_an_invalid_file_ends_serve_with_status_2_and_leaves_no_trace(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "greensmtp.toml").write_text("[limits]\n\nmax_mesage_size = 3\n[logging]\ntarget = 7\n")
     server = serve("--config", "greensmtp.toml", wait=False)
     assert server.wait() == 2
@@ -294,7 +294,9 @@ def test_a_wrong_file_ends_it_with_status_2_before_anything_is_made(serve: Serve
         ('[delivery]\nmaildir = "greensmtp.toml"', "2: delivery.maildir: cannot make '"),
     ],
 )
-def test_what_cannot_be_made_ends_it_with_status_2(serve: Serve, tmp_path: Path, text: str, complaint: str) -> None:
+def test_a_server_that_cannot_be_built_ends_serve_with_status_2(
+    serve: Serve, tmp_path: Path, text: str, complaint: str
+) -> None:
     (tmp_path / "greensmtp.toml").write_text(text)
     server = serve("--config", "greensmtp.toml", wait=False, listeners=1)
     assert server.wait() == 2
@@ -303,7 +305,7 @@ def test_what_cannot_be_made_ends_it_with_status_2(serve: Serve, tmp_path: Path,
     assert not server.maildir.exists()
 
 
-def test_a_port_in_use_is_told_with_its_line(serve: Serve, tmp_path: Path) -> None:
+def test_a_port_in_use_is_reported_with_its_line(serve: Serve, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         (tmp_path / "greensmtp.toml").write_text(f'# one\n[[listeners]]\nurl = "127.0.0.1:{port}"\n')
@@ -325,7 +327,7 @@ class Failing:
 """
 
 
-def test_a_middleware_that_does_not_start_is_one_line_with_its_place(serve: Serve, tmp_path: Path) -> None:
+def test_a_middleware_that_fails_to_start_is_reported_in_one_line(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     (tmp_path / "greensmtp.toml").write_text(
         '[[listeners]]\nurl = "127.0.0.1:0"\n[[middleware]]\nuse = "Logging"\n[[middleware]]\n'
@@ -340,7 +342,7 @@ def test_a_middleware_that_does_not_start_is_one_line_with_its_place(serve: Serv
     assert server.lines() == []
 
 
-def test_so_is_one_that_a_plugin_has_stacked(serve: Serve, tmp_path: Path) -> None:
+def test_a_plugins_middleware_that_fails_to_start_is_reported_in_one_line(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(f"{FAILING}\ndef install(server):\n    server.use(Failing('no such port'))\n")
     server = serve("--plugin", "failing:install", wait=False)
     assert server.wait() == 1

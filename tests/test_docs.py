@@ -27,9 +27,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bcrypt
 import pytest
+from click.testing import CliRunner
 
 import greensmtp
 from greensmtp import Mail, Reply, SMTPServer, connect, signals
+from greensmtp.cli import cli
 from greensmtp.middleware import Auth
 from greensmtp.plugins.discovery import GROUPS
 from greensmtp.protocol.sasl.exchange import ScramKeys
@@ -100,17 +102,19 @@ class Ran:
                 tests.append(block)
             elif block.file != "conftest.py":
                 exec(compile(block.source, self.page, "exec", dont_inherit=True), self.names)
-        for number, block in enumerate(tests):
-            name = block.file or f"test_block_{number}.py"
+        names = [block.file or f"test_block_{number}.py" for number, block in enumerate(tests)]
+        for name, block in zip(names, tests, strict=True):
             (self.folder / name).write_text(block.source, "utf-8")
-            conftest = self.folder / "conftest.py"
-            if not conftest.exists():
-                conftest.write_text('pytest_plugins = ["greensmtp.testing.fixtures"]\n')
-            command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", name]
-            ran = subprocess.run(
-                command, check=False, capture_output=True, text=True, timeout=50, cwd=self.folder, encoding="utf-8"
-            )
-            assert ran.returncode == 0, ran.stdout + ran.stderr
+        if not tests:
+            return
+        conftest = self.folder / "conftest.py"
+        if not conftest.exists():
+            conftest.write_text('pytest_plugins = ["greensmtp.testing.fixtures"]\n')
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
+        ran = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=50, cwd=self.folder, encoding="utf-8"
+        )
+        assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def _with_free_ports(self, source: str) -> str:
         def replace(found: re.Match[str]) -> str:
@@ -122,15 +126,23 @@ class Ran:
 
 
 @pytest.fixture
-def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Iterator[Callable[[str], Ran]]:
-    """Run a page's blocks; its servers are stopped, and what it has connected is forgotten, when the test is over."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Iterator[Path]:
+    """The current folder, with the certificates that pages name; modules imported from it are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    before = set(sys.modules)
     for name in ("cert.pem", "mx.example.com.pem"):
         (tmp_path / name).write_bytes(certificate.certfile.read_bytes())
     for name in ("key.pem", "mx.example.com.key"):
         (tmp_path / name).write_bytes(certificate.keyfile.read_bytes())
+    yield tmp_path
+    for name, module in [*sys.modules.items()]:
+        if Path(getattr(module, "__file__", None) or "/").parent == tmp_path:
+            del sys.modules[name]
+
+
+@pytest.fixture
+def page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Ran]]:
+    """Run a page's blocks; its servers are stopped, and handlers that it has connected are disconnected, afterwards."""
     connected = {name: dict(signals.shared.named(name).receivers) for name in signals.FIELDS}
     with ExitStack() as servers:
 
@@ -142,7 +154,7 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifica
         monkeypatch.setattr(greensmtp, "run", run)
 
         def run_page(name: str) -> Ran:
-            ran = Ran(name, {"__name__": "page", **SETUP.get(name, _nothing)(tmp_path)}, tmp_path)
+            ran = Ran(name, {"__name__": "page", **SETUP.get(name, _nothing)(folder)}, folder)
             ran.run()
             return ran
 
@@ -153,9 +165,6 @@ def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifica
             receiver: Any = held() if isinstance(held, weakref.ref) else held
             if key not in receivers and receiver is not None:
                 signal.disconnect(receiver)
-    for name in set(sys.modules) - before:
-        if getattr(sys.modules[name], "__file__", None) and Path(sys.modules[name].__file__ or "").parent == tmp_path:
-            del sys.modules[name]
 
 
 # What pages need
@@ -445,6 +454,7 @@ def test_relaying_in_lock_step(page: Callable[[str], Ran], smtp_server: MakeServ
             peer.hello()
             assert peer.deliver(b"x\r\n", to=["b@example.com"]) == "250 2.0.0 Ok: queued as 42"
             assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "550 5.1.1 no jo"
+        names["pool"].close()
     assert len(got) == 2
 
 
@@ -477,16 +487,15 @@ def test_behind_postfix(page: Callable[[str], Ran]) -> None:
 CONFIGS = [(page, number) for page in PAGES for number in range(len(blocks(page, "toml")))]
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(("name", "number"), CONFIGS)
-def test_configurations_are_right(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate, name: str, number: int
-) -> None:
+def test_configurations_are_right(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> None:
     text = blocks(name, "toml")[number]
     if text.startswith("[project]"):
         tomllib.loads(text)
         return
     if "/run/secrets/" in text:  # two ways to give any text
-        (tmp_path / "mail").write_text("secret\n")
+        (folder / "mail").write_text("secret\n")
         values = [line.partition("#")[0].partition("=")[2] for line in text.replace("/run/secrets/", "").splitlines()]
         text = "".join(f"[[middleware]]\nuse = 'Auth'\n[middleware.backend]\njo = {value}\n" for value in values)
     monkeypatch.setenv("MAIL_PASSWORD", "secret")
@@ -494,12 +503,10 @@ def test_configurations_are_right(
     for source in blocks("docs/howto/plugins.md", "python") + blocks(name, "python"):
         block = Block.of(source)
         if block.file and not block.is_test:
-            (tmp_path / block.file).write_text(block.source)
-    (tmp_path / "mx.example.com.pem").write_bytes(certificate.certfile.read_bytes())
-    (tmp_path / "mx.example.com.key").write_bytes(certificate.keyfile.read_bytes())
-    (tmp_path / "greensmtp.toml").write_text(text.replace("/var/mail", str(tmp_path)))
-    command = [sys.executable, "-m", "greensmtp", "check", "--config", "greensmtp.toml"]
-    ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=30, cwd=tmp_path)
+            (folder / block.file).write_text(block.source)
+    (folder / "greensmtp.toml").write_text(text.replace("/var/mail", str(folder)))
+    ran = CliRunner().invoke(cli, ["check", "--config", "greensmtp.toml"])
     optional = "optional = true" in text  # which is a warning, when it is not installed
-    assert (ran.returncode, optional or ran.stderr == "") == (0, True), ran.stderr
+    assert (ran.exit_code, optional or ran.stderr == "") == (0, True), ran.output
+    assert "use = " in ran.stdout
     assert '= "secret"' not in ran.stdout

@@ -13,8 +13,7 @@ from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
-from greensmtp.server import server as server_module
-from greensmtp.server import transport
+from greensmtp.server import shutdown, transport
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -138,7 +137,7 @@ def test_replies_to_lmtp_recipients_that_are_known_are_sent_before_the_421(smtp_
 def test_stop_waits_for_disconnect_handlers_within_its_timeout(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "KILL_SECONDS", 0.001)
+    monkeypatch.setattr(shutdown, "KILL_SECONDS", 0.001)
     server = smtp_server()
     ended: list[str] = []
 

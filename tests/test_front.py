@@ -40,6 +40,7 @@ def test_an_error_can_be_pickled(error: errors.GreenSMTPError) -> None:
     assert vars(copy) == vars(error)
 
 
+@pytest.mark.subprocess
 def test_every_name_is_there() -> None:
     """In a process that has used none of them."""
     program = "from greensmtp import *; import greensmtp; print(sorted(set(greensmtp.__all__) - set(globals())))"
@@ -48,6 +49,7 @@ def test_every_name_is_there() -> None:
     assert set(greensmtp.__all__) <= set(dir(greensmtp))
 
 
+@pytest.mark.subprocess
 def test_forked_processes_do_not_share_the_names_of_sessions() -> None:
     program = """
 import os

@@ -103,6 +103,7 @@ def test_one_watch_serves_many_hubs_and_its_thread_ends() -> None:
         end()  # once more does no harm
 
 
+@pytest.mark.subprocess
 def test_it_does_not_keep_the_process_alive(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(

@@ -53,7 +53,7 @@ def test_a_mail_is_the_message_with_its_envelope(smtp_server: MakeServer, body: 
             seen.append((str(mail.sender), list(mail.recipients), mail.size, start + one.read(), whole))
         assert mail.session.from_ == mail.sender
         assert mail.parse()["Subject"] == mail.headers["Subject"] == (None if not body else "Tea")
-        assert repr(mail) == f"<Mail from 'a@example.org' to ['b@example.com', 'c@example.com'], {len(body)} octets>"
+        assert repr(mail) == f"<Mail from 'a@example.org' to ['b@example.com', 'c@example.com'], {len(body)} bytes>"
 
     with dial(server) as peer:
         peer.expect("220")
@@ -130,7 +130,7 @@ def test_a_mail_is_gone_when_its_handler_has_returned(smtp_server: MakeServer, b
         assert peer.deliver(body).startswith("250")
         peer.line("NOOP")
         peer.expect("250")
-    with pytest.raises(ValueError, match="as long as its handler runs"):
+    with pytest.raises(ValueError, match="only while its handler runs"):
         came[0].open()
     assert files[0].read() == body  # no other's octets, and no error
     files[0].close()

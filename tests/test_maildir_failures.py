@@ -175,7 +175,7 @@ def interrupt(server: SMTPServer, how: str) -> None:
         "a handler's Timeout": gevent.Timeout(),
         "kill": GreenletExit(),
     }
-    throw(conversation.connection.greenlet, errors[how])
+    throw(conversation.transport.greenlet, errors[how])
 
 
 def throw(greenlet: Any, error: BaseException) -> None:
@@ -247,7 +247,7 @@ def test_at_every_moment_either_a_file_or_no_250(smtp_server: MakeServer, maildi
         wait_until(lambda: any(each.session.message is not None for each in server.connections))
         gevent.sleep(delay / 20_000)
         for conversation in list(server.connections):
-            greenlet: Any = conversation.connection.greenlet
+            greenlet: Any = conversation.transport.greenlet
             if greenlet is not None:
                 throw(greenlet, GreenletExit())
         said = peer.rest()
@@ -365,7 +365,7 @@ def test_a_stop_after_the_rename_has_begun_waits_for_250(
         peer.line("Subject: Tea", ".")
         assert disk.reached.wait(10)
         stopping = gevent.spawn(server.stop, 0.0)
-        wait_until(lambda: any(each._dismissed for each in server.connections))
+        wait_until(lambda: any(each.dismissed for each in server.connections))
         disk.go_on.set()
         peer.expect("250 2.0.0 Ok: queued as", "421")
         stopping.join()
@@ -605,12 +605,14 @@ def test_a_message_that_grows_beyond_what_a_file_may_be_is_452(
     check_full_disk(smtp_server(start=False), maildir, caplog)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_gets_full_is_452(
     smtp_server: MakeServer, small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     check_full_disk(smtp_server(start=False), Maildir(small_disk / "maildir"), caplog)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -> None:
     server = smtp_server(start=False)
     maildir = Maildir(small_disk / "maildir")
@@ -625,6 +627,7 @@ def test_a_disk_that_is_full_is_452(smtp_server: MakeServer, small_disk: Path) -
         assert all_is_well(peer, maildir)
 
 
+@pytest.mark.subprocess
 def test_a_disk_that_is_not_writable_is_451_and_an_error_at_once_for_a_new_maildir(
     smtp_server: MakeServer, small_disk: Path
 ) -> None:

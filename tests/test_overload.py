@@ -18,7 +18,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.chain.compose import compose, when
 from greensmtp.middleware import AccessList, ConnectionLimit, EarlyTalker, RateLimit, Tarpit
 from greensmtp.predicates import inside, over_tls
-from greensmtp.server import server
+from greensmtp.server import registry
 from greensmtp.server.places import Places, client_key
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -371,7 +371,7 @@ def test_an_address_that_connects_again_and_again_keeps_none_of_the_others_out(
 def test_connections_that_linger_hold_no_place_and_are_bounded(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_LINGERING", 5)
+    monkeypatch.setattr(registry, "MAX_LINGERING", 5)
     small = smtp_server(start=False, max_connections=2)
     small.on("connect", lambda session, ack: ack.reject() if session.peer_host == MANY else ack.accept())
     peers = [dial(small, source=(MANY, port)) for port in range(30)]
@@ -391,7 +391,7 @@ def test_connections_that_linger_hold_no_place_and_are_bounded(
 def test_connections_that_wait_at_accept_are_bounded_and_others_come_through(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_ARRIVING", 5)
+    monkeypatch.setattr(registry, "MAX_ARRIVING", 5)
     go_on = Event()
 
     def ask_elsewhere(session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -440,9 +440,9 @@ def test_two_thousand_quick_connects_leave_nothing_behind(smtp_server: MakeServe
     gc.collect()
     assert sum(isinstance(each, greenlet) and not each.dead for each in gc.get_objects()) <= greenlets + 5
     assert not limit._counts
-    for places in (server._places, server._arriving):
+    for places in (server._registry.places, server._registry.arriving):
         assert (places.taken, places._holders, places._addresses, places._most) == (0, {}, {}, 0)
-    assert not server._lingering
+    assert not server._registry.lingering
 
 
 # The counting

@@ -1,4 +1,4 @@
-"""Plugins of ``greensmtp serve``: how they are found, what they may do beside the Maildir, and what wrong ones get."""
+"""Plugins of ``greensmtp serve``: discovery, options, the Maildir beside them, and errors."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ if not BY_CALL:
 
 
 @pytest.mark.parametrize("by_call", [False, True], ids=["by import", "by call"])
-def test_a_plugin_may_refuse_a_message_and_the_maildir_goes_by_it(serve: Serve, tmp_path: Path, by_call: bool) -> None:
+def test_a_message_that_a_plugin_rejects_is_not_stored(serve: Serve, tmp_path: Path, by_call: bool) -> None:
     (tmp_path / "refusing.py").write_text(f"BY_CALL = {by_call}\n{REFUSING}")
     server = serve("--plugin", "refusing:install")
     with server.dial() as peer:
@@ -193,7 +193,7 @@ def test_what_a_plugin_reads_is_stored_too(serve: Serve, tmp_path: Path, where: 
     assert [message.endswith(b"\r\nSubject: All of it\r\n\r\n.\r\n") for message in server.mail] == [True, True]
 
 
-def test_in_lmtp_a_plugin_may_refuse_some_recipients(serve: Serve, tmp_path: Path) -> None:
+def test_a_plugin_may_reject_some_lmtp_recipients(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "choosy.py").write_text(
         "from greensmtp import Reject, signals\n"
         "@signals.received.connect\n"
@@ -229,7 +229,7 @@ def test_without_a_maildir_the_plugin_decides_alone(serve: Serve, tmp_path: Path
     assert not server.maildir.exists()
 
 
-def test_a_server_that_a_plugin_makes_for_itself_is_none_of_the_maildirs_business(serve: Serve, tmp_path: Path) -> None:
+def test_the_maildir_ignores_servers_that_a_plugin_creates(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "second.py").write_text(
         "import os\n"
         "from greensmtp import SMTPServer\n"
@@ -275,7 +275,7 @@ BROKEN = {
         ("unheard:", r"'unheard:': write MODULE or MODULE:CALLABLE"),
         (
             "unheard_of",
-            r"cannot import unheard_of: ModuleNotFoundError: No module named 'unheard_of'; no plugin of that name",
+            r"cannot import unheard_of: ModuleNotFoundError: No module named 'unheard_of'; and no installed",
         ),
         ("unheard.of", r"cannot import unheard\.of: ModuleNotFoundError: .*'unheard' is not a package"),
         ("unheard:of", r"'unheard:of': unheard has no 'of'$"),
@@ -293,7 +293,7 @@ BROKEN = {
         ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_told_with_its_place(
+def test_a_broken_plugin_is_reported_with_its_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, complaint: str
 ) -> None:
     for module, text in BROKEN.items():
@@ -307,7 +307,7 @@ def test_what_is_wrong_with_a_plugin_is_told_with_its_place(
         sys.modules.pop(module, None)
 
 
-def test_a_wrong_plugin_ends_it_with_status_2(serve: Serve, tmp_path: Path) -> None:
+def test_a_broken_plugin_ends_serve_with_status_2(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "raising.py").write_text(BROKEN["raising"])
     server = serve("--plugin", "raising", wait=False)
     assert server.wait() == 2
@@ -389,9 +389,7 @@ def test_an_installed_plugin_is_found_and_used_by_its_name(package: Package, smt
     assert first_reply(server) == "250 2.0.0 acme_mail was here"
 
 
-def test_all_means_each_that_is_installed_once_in_the_order_of_their_names(
-    package: Package, smtp_server: MakeServer
-) -> None:
+def test_all_loads_each_installed_plugin_once_sorted_by_name(package: Package, smtp_server: MakeServer) -> None:
     for name in ("cc", "aa", "bb"):
         source = "from aa import calls\n" + COUNTING.replace("calls = []", "") if name != "aa" else COUNTING
         package.add(name, "1", source, plugins=f"the-{name} = {name}:install")
@@ -402,9 +400,7 @@ def test_all_means_each_that_is_installed_once_in_the_order_of_their_names(
     assert sys.modules["aa"].calls == ["bb", "bb", "aa", "aa", "cc", "cc"]
 
 
-def test_a_name_that_two_packages_claim_is_an_error_with_both_when_it_is_used(
-    package: Package, smtp_server: MakeServer
-) -> None:
+def test_using_a_name_claimed_by_two_packages_is_an_error(package: Package, smtp_server: MakeServer) -> None:
     package.add("acme", "1.0", WELCOMING, plugins="tea = acme:install", middleware="Milk = acme:install")
     package.add(
         "bolt", "2.0", WELCOMING, plugins="tea = bolt:install\ncoffee = bolt:install", middleware="Milk = bolt:install"
@@ -434,13 +430,13 @@ def test_the_names_of_the_catalogue_are_reserved(package: Package, caplog: pytes
     status, out, _ = listing("--check")
     assert status == 0
     rows = [line.split("\t") for line in out.splitlines() if line.startswith("Logging\t")]
-    assert [(row[2], row[5][:20]) for row in rows] == [
+    assert [(row[2], row[5][:21]) for row in rows] == [
         *(("greensmtp", "ok"), ("acme", "this name is reserved")),
         ("bolt", "this name is reserved"),
     ]
 
 
-def test_a_package_that_is_broken_harms_no_other(
+def test_a_broken_package_does_not_affect_others(
     package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     package.add("acme", "1.0", WELCOMING, plugins="acme = acme:install")
@@ -467,16 +463,16 @@ def test_a_package_that_is_broken_harms_no_other(
     assert "Traceback" not in out
 
 
-def test_a_name_that_is_a_file_here_too_is_an_error_with_both(package: Package, tmp_path: Path) -> None:
+def test_a_plugin_with_the_name_of_a_local_module_is_an_error(package: Package, tmp_path: Path) -> None:
     package.add("acme", "1.0", WELCOMING, plugins="policy = acme:install\nacme = acme:install")
     (tmp_path / "here" / "policy.py").write_text("")
     (tmp_path / "here" / "acme.py").write_text(WELCOMING)
-    with pytest.raises(PluginError, match=r"plugin 'policy' of acme 1\.0, and 'policy\.py' in the current folder"):
+    with pytest.raises(PluginError, match=r"plugin 'policy' of acme 1\.0 and 'policy\.py' in the current folder"):
         load_plugin("policy")
-    load_plugin("acme")  # its own module: somebody works on it
+    load_plugin("acme")  # its own module, as during development
 
 
-def test_a_name_that_is_not_there_gets_the_nearest(package: Package) -> None:
+def test_an_unknown_name_suggests_the_nearest(package: Package) -> None:
     package.add("acme", "1.0", "", plugins="vacation = acme")
     with pytest.raises(PluginError, match=r"and no installed plugin has that name; did you mean 'vacation'\?"):
         load_plugin("vaccation")
@@ -491,7 +487,7 @@ def test_a_name_that_is_not_there_gets_the_nearest(package: Package) -> None:
         ("def install(server):\n    1 / 0", r"plugin 'acme' of acme 1\.0: install failed: Zero.*acme\.py, line 2\)"),
     ],
 )
-def test_an_installed_one_that_fails_is_told_with_package_and_place(
+def test_an_installed_plugin_that_fails_is_reported_with_package_and_line(
     package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, source: str, complaint: str
 ) -> None:
     package.add("acme", "1.0", source, plugins="acme = acme:install")
@@ -563,7 +559,7 @@ def install(server):
 
 
 @pytest.mark.parametrize("after", [0, 1])
-def test_an_optional_one_is_in_wholly_or_not_at_all(
+def test_a_failed_optional_plugin_leaves_no_handlers(
     package: Package, smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, after: int
 ) -> None:
     package.add("acme", "1.0", f"STACK, AFTER = False, {after}{HALF}", plugins="acme = acme:install")
@@ -575,7 +571,7 @@ def test_an_optional_one_is_in_wholly_or_not_at_all(
     assert first_reply(servers[1]) == "250 2.1.0 Ok"
 
 
-def test_an_optional_one_that_has_stacked_middleware_stops_the_start(package: Package, smtp_server: MakeServer) -> None:
+def test_a_failed_optional_plugin_that_added_middleware_is_an_error(package: Package, smtp_server: MakeServer) -> None:
     package.add("acme", "1.0", f"STACK, AFTER = True, 0{HALF}", plugins="acme = acme:install")
     with pytest.raises(PluginError, match=r"no more.*has added middleware, which cannot be undone"):
         plug_in("acme", [smtp_server(start=False)], optional=True)
@@ -590,7 +586,7 @@ def test_an_optional_one_that_has_stacked_middleware_stops_the_start(package: Pa
         ("all ,optional ", ("all", True)),
     ],
 )
-def test_the_command_lines_form(text: str, read: tuple[str, bool]) -> None:
+def test_the_form_of_the_plugin_option(text: str, read: tuple[str, bool]) -> None:
     assert read_option(text) == read
 
 
@@ -668,13 +664,14 @@ def test_names_claimed_twice_are_listed_twice_and_marked(package: Package) -> No
 
 
 @pytest.mark.usefixtures("package")
-def test_without_plugins_it_says_how_to_have_some() -> None:
+def test_without_plugins_the_list_says_how_to_provide_one() -> None:
     status, out, err = listing()
     assert (status, out.count("plugin\t")) == (0, 0)
     assert "No plugins are installed" in err
     assert '[project.entry-points."greensmtp.plugins"]' in err
 
 
+@pytest.mark.subprocess
 def test_on_a_terminal_it_has_columns(package: Package) -> None:
     package.add("acme", "1", "install = print", plugins="a-name-of-some-length = acme:install")
     shell = [sys.executable, "-m", "greensmtp", "plugins", "--check"]
@@ -692,7 +689,7 @@ def test_on_a_terminal_it_has_columns(package: Package) -> None:
 # greensmtp serve
 
 
-def test_an_optional_plugin_that_fails_is_one_warning_and_mail_goes_on(serve: Serve, tmp_path: Path) -> None:
+def test_a_failed_optional_plugin_is_one_warning_and_the_server_runs(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "raising.py").write_text(BROKEN["raising"])
     server = serve("--plugin", "raising,optional", "--plugin", "not_to_be_found,optional")
     with server.dial() as peer:

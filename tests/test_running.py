@@ -103,7 +103,7 @@ def test_a_second_signal_ends_the_process_at_once(patch: str) -> None:
         assert program.end() == (1, "", "")
 
 
-def test_sighup_is_ignored_and_said_in_the_log() -> None:
+def test_sighup_is_ignored_and_logged() -> None:
     with running() as program:
         with program.dial() as peer:
             program.process.send_signal(signal.SIGHUP)
@@ -132,7 +132,7 @@ def own_handlers() -> Iterator[dict[int, object]]:
         signal.signal(number, handler)
 
 
-def test_signal_handlers_are_put_back(smtp_server: MakeServer, own_handlers: dict[int, object]) -> None:
+def test_signal_handlers_are_restored(smtp_server: MakeServer, own_handlers: dict[int, object]) -> None:
     server = smtp_server(start=False)
     greensmtp.run(server, started=lambda _: kill_once_it_runs(signal.SIGTERM))
     assert not server.started
@@ -175,7 +175,7 @@ def test_it_returns_when_a_handler_stops_every_server(smtp_server: MakeServer) -
 
 
 @pytest.mark.parametrize("in_a_middleware", [False, True])
-def test_one_that_cannot_start_stops_the_others_and_raises(smtp_server: MakeServer, in_a_middleware: bool) -> None:
+def test_a_server_that_cannot_start_stops_the_others_and_raises(smtp_server: MakeServer, in_a_middleware: bool) -> None:
     first = smtp_server(start=False)
     if in_a_middleware:
 
@@ -212,7 +212,7 @@ def test_other_servers_of_gevent_run_beside_it(smtp_server: MakeServer) -> None:
     assert not other.started
 
 
-def test_in_another_thread_it_says_what_to_do(smtp_server: MakeServer) -> None:
+def test_run_in_another_thread_is_an_error_that_says_what_to_do(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False)
     caught: list[BaseException] = []
 
@@ -230,10 +230,10 @@ def test_in_another_thread_it_says_what_to_do(smtp_server: MakeServer) -> None:
     assert not server.started
 
 
-def test_a_list_is_no_server(smtp_server: MakeServer) -> None:
+def test_run_refuses_a_list(smtp_server: MakeServer) -> None:
     with pytest.raises(TypeError, match="at least one"):
         greensmtp.run()
-    with pytest.raises(TypeError, match="each an argument of its own"):
+    with pytest.raises(TypeError, match="as separate arguments"):
         greensmtp.run([smtp_server(start=False)])  # type: ignore[type-var]
 
 

@@ -1,4 +1,4 @@
-"""The secret that ``greensmtp serve`` makes for Auth, and keeps."""
+"""The secret that ``greensmtp serve`` generates for Auth and keeps in a file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ backend = { beep = "boop" }
 """
 
 
-def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_secret_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     was = os.umask(0)
     try:
@@ -44,7 +44,7 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert keep_secret(tmp_path / "other") != secret
 
 
-def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_process_decides_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret"
     real = os.link
 
@@ -57,7 +57,8 @@ def test_the_secret_of_the_one_that_was_first_counts(tmp_path: Path, monkeypatch
     assert [each.name for each in tmp_path.iterdir()] == ["secret"]
 
 
-def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> None:
+@pytest.mark.subprocess
+def test_processes_that_start_together_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
     command = [sys.executable, "-c", code, str(tmp_path / "secret")]
@@ -71,10 +72,10 @@ def test_processes_that_begin_at_once_get_the_same_secret(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("data", [b"", b"short\n", b"\xff" * 32, b"x" * 5000])
-def test_a_file_that_holds_no_secret_is_refused_and_left_alone(tmp_path: Path, data: bytes) -> None:
+def test_a_file_without_a_secret_is_an_error_and_not_changed(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "secret"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match="holds no secret") as caught:
+    with pytest.raises(ValueError, match="contains no secret") as caught:
         keep_secret(path)
     assert "short" not in str(caught.value)
     assert path.read_bytes() == data
@@ -100,22 +101,22 @@ def test_serve_keeps_a_secret_beside_its_configuration(serve: Serve, tmp_path: P
         'mechanisms = ["plain", "LOGIN"]',
     ],
 )
-def test_no_secret_is_made_where_one_is_given_or_none_is_of_use(tmp_path: Path, line: str) -> None:
+def test_no_secret_is_created_if_one_is_given_or_none_is_needed(tmp_path: Path, line: str) -> None:
     text = CONFIG if not line.startswith("backend") else CONFIG.replace('backend = { beep = "boop" }', "")
     (tmp_path / "mx.toml").write_text(f"{text}{line}\n")
     assemble(load(tmp_path / "mx.toml"))
     assert [each.name for each in tmp_path.iterdir()] == ["mx.toml"]
 
 
-def test_check_leaves_no_secret_behind(tmp_path: Path) -> None:
+def test_check_creates_no_secret(tmp_path: Path) -> None:
     (tmp_path / "mx.toml").write_text(CONFIG)
     assemble(load(tmp_path / "mx.toml"), dry=True)
     assert [each.name for each in tmp_path.iterdir()] == ["mx.toml"]
 
 
-def test_where_none_can_be_kept_the_log_says_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_if_no_secret_can_be_kept_the_log_says_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "mx.toml").write_text(CONFIG)
     (tmp_path / "mx.secret").mkdir()
     assemble(load(tmp_path / "mx.toml"))
-    assert f"cannot keep a secret in {str(tmp_path / 'mx.secret')!r}: Is a directory" in caplog.text
+    assert f"cannot keep Auth's secret in {str(tmp_path / 'mx.secret')!r}: Is a directory" in caplog.text
     assert "set secret = { file = " in caplog.text

@@ -419,6 +419,7 @@ def has_banner(connection: native_socket.socket, timeout: float) -> bool:
         return False
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 def test_running_out_of_descriptors_backs_off_and_recovers(tmp_path: Path) -> None:
     """In a process of its own: the descriptors of this one are wanted."""

@@ -81,7 +81,7 @@ def test_lmtp_makes_one_message_for_all_recipients(make_smtp_sink: MakeSink) -> 
     assert message.recipients == ["jo@example.com", "ann@example.com"]
 
 
-def test_clear_forgets_what_came(smtp_sink: SMTPSink) -> None:
+def test_clear_removes_all_messages(smtp_sink: SMTPSink) -> None:
     send(smtp_sink)
     smtp_sink.clear()
     assert smtp_sink.messages == []
@@ -106,7 +106,7 @@ def test_memory_is_bounded(make_smtp_sink: MakeSink) -> None:
 # Waiting
 
 
-def test_wait_for_returns_what_has_come_already(smtp_sink: SMTPSink) -> None:
+def test_wait_for_returns_a_message_that_has_already_arrived(smtp_sink: SMTPSink) -> None:
     for number in range(3):
         send(smtp_sink, letter(f"Number {number}", to=f"Jo{number}@example.com"))
     assert smtp_sink.wait_for().subject == "Number 0"
@@ -140,8 +140,8 @@ def test_wait_for_in_a_native_thread_and_in_a_greenlet(smtp_sink: SMTPSink) -> N
     assert found == ["At last", "At last"]
 
 
-def test_what_does_not_come_is_an_error_that_lists_what_did(smtp_sink: SMTPSink) -> None:
-    with pytest.raises(MessageNotReceived, match=r"No message came at all.\nConnections so far: 0"):
+def test_a_missing_message_is_an_error_that_lists_the_others(smtp_sink: SMTPSink) -> None:
+    with pytest.raises(MessageNotReceived, match=r"No message arrived at all.\nConnections so far: 0"):
         smtp_sink.wait_for(timeout=0)
     smtp_sink.refuse("RCPT", 550, matching="no@*")
     send(smtp_sink, letter("Hello"))
@@ -151,7 +151,7 @@ def test_what_does_not_come_is_an_error_that_lists_what_did(smtp_sink: SMTPSink)
         with pytest.raises(expected) as raised:
             smtp_sink.wait_for(to="ann@example.com", subject="Bye", timeout=0.05)
     text = str(raised.value)
-    assert text.startswith("no message to 'ann@example.com' and with subject 'Bye' came within 0.05 s\n")
+    assert text.startswith("no message to 'ann@example.com' and with subject 'Bye' arrived within 0.05 s\n")
     assert "  to jo@example.com: 'Hello'" in text
     assert "RCPT TO:<no@example.com>: 550" in text
 
@@ -217,7 +217,7 @@ def test_a_reply_can_be_the_refusal(smtp_sink: SMTPSink) -> None:
         (("RCPT", Reply(550), "no"), "a Reply has its text"),
     ],
 )
-def test_a_wrong_refusal_is_an_error_at_once(smtp_sink: SMTPSink, arguments: tuple[object, ...], match: str) -> None:
+def test_refuse_checks_its_arguments(smtp_sink: SMTPSink, arguments: tuple[object, ...], match: str) -> None:
     *positional, last = arguments
     named = last if isinstance(last, dict) else {}
     if not named:
@@ -276,6 +276,7 @@ def test_auth_can_be_refused(make_smtp_sink: MakeSink, matching: str | None) -> 
 # Its life
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
 def test_without_pytest_it_is_a_context_manager(patch: str) -> None:
     program = f"""
@@ -296,6 +297,7 @@ print(len(sink.messages), repr(sink))
     assert (ran.stdout, ran.stderr) == ("later 2\n2 <SMTPSink stopped, 2 messages>\n", "")
 
 
+@pytest.mark.subprocess
 def test_pytest_finds_the_fixture_by_itself_and_imports_nothing_without_need(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         """
@@ -327,11 +329,11 @@ def test_options(make_smtp_sink):
 
 
 def message(raw: str | bytes) -> SinkMessage:
-    octets = raw.encode() if isinstance(raw, str) else raw
-    return SinkMessage("a@example.org", ["jo@example.com"], octets.replace(b"\n", b"\r\n"))
+    data = raw.encode() if isinstance(raw, str) else raw
+    return SinkMessage("a@example.org", ["jo@example.com"], data.replace(b"\n", b"\r\n"))
 
 
-def test_links_come_from_text_and_html_each_once() -> None:
+def test_links_come_from_text_and_html_without_duplicates() -> None:
     received = message(
         "Content-Type: multipart/alternative; boundary=x\n\n"
         "--x\nContent-Type: text/plain\n\n"
@@ -391,7 +393,7 @@ def test_a_code_in_the_subject_or_in_html_alone() -> None:
         b'To: <\nFrom: @@"\nDate: never\nMessage-ID: <[\nSubject: x\n y\n\n',
     ],
 )
-def test_nothing_raises_on_a_wild_message(raw: bytes) -> None:
+def test_a_malformed_message_never_raises(raw: bytes) -> None:
     received = message(raw)
     for value in (received.subject, received.text, received.html, *received.headers.values()):
         value.encode()

@@ -718,7 +718,7 @@ def test_a_message_is_not_taken_in_another_greenlet(smtp_server: MakeServer, lin
         peer.hello()
         play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
         peer.send(f"{line}\r\n".encode() + (b"" if line == "DATA" else b"NOOP\n"))
-        peer.expect("451 4.3.0 a message is taken in the connection")
+        peer.expect("451 4.3.0 a message is received in the connection")
         play(peer, ("NOOP", "250"), ("RSET", "250"))
     assert box.mail == []
 

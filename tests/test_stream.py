@@ -653,7 +653,7 @@ def test_a_spool_that_is_closed_while_a_thread_writes_is_closed_behind_that(
         peer.send(b"x\r\n" * 100_000 + b".\r\n")
         assert at_work.wait(10)
         (conversation,) = server.connections
-        greenlet: Any = conversation.connection.greenlet
+        greenlet: Any = conversation.transport.greenlet
         loop.run_callback(greenlet.throw, GreenletExit)
         peer.expect_end()
         assert not files[0].closed

@@ -1,4 +1,4 @@
-"""greensmtp.testing itself: that a dialogue which goes another way is an error, and tells which."""
+"""greensmtp.testing: a dialogue that differs from its script is an error that shows the difference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 def peer_of(wire: bytes) -> Peer:
-    """A peer to whom somebody has said this, and hung up."""
+    """A peer that has received this before the connection was closed."""
     ours, theirs = socket.socketpair()
     theirs.sendall(wire)
     theirs.close()
@@ -51,18 +51,18 @@ def test_a_pattern_is_the_beginning_of_a_reply(wire: bytes, pattern: str) -> Non
         (b"250-one\r\n251 two\r\n", "the code changes"),
     ],
 )
-def test_another_reply_is_an_error_that_tells_which(wire: bytes, what: str) -> None:
+def test_an_unexpected_reply_is_an_error_that_shows_it(wire: bytes, what: str) -> None:
     with peer_of(wire) as peer, pytest.raises(DialogueError) as raised:
         peer.expect("250")
     assert what in str(raised.value)
 
 
-def test_a_wildcard_is_no_regular_expression() -> None:
+def test_a_pattern_is_not_a_regular_expression() -> None:
     with peer_of(b"250 axc\r\n") as peer, pytest.raises(DialogueError):
         peer.expect("250 a.c")
 
 
-def test_a_dialogue_names_the_line_and_shows_what_was_said(smtp_server: MakeServer) -> None:
+def test_a_failing_dialogue_names_the_line_and_shows_the_transcript(smtp_server: MakeServer) -> None:
     script = """
         S: 220
 
@@ -79,12 +79,12 @@ def test_a_dialogue_names_the_line_and_shows_what_was_said(smtp_server: MakeServ
     assert text.endswith(f"C: XYZZY\n{peer.transcript.splitlines()[-1]}")
 
 
-def test_a_dialogue_has_two_speakers(smtp_server: MakeServer) -> None:
+def test_a_line_of_a_dialogue_begins_with_c_or_s(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer, pytest.raises(ValueError, match="C: or S:"):
         peer.converse("X: 220")
 
 
-def test_patience_ends(smtp_server: MakeServer) -> None:
+def test_a_missing_reply_times_out(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False), timeout=0.1) as peer:
         peer.hello()
         with pytest.raises(DialogueError, match=r"timed out after 0\.1 s: waiting for a reply") as raised:
@@ -92,7 +92,7 @@ def test_patience_ends(smtp_server: MakeServer) -> None:
     assert "EHLO client.example" in str(raised.value)
 
 
-def test_nothing_is_nothing(smtp_server: MakeServer) -> None:
+def test_expect_nothing_fails_if_something_arrives(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.hello()
         peer.expect_nothing()
@@ -104,7 +104,7 @@ def test_nothing_is_nothing(smtp_server: MakeServer) -> None:
             peer.expect_nothing()
 
 
-def test_the_end_is_the_end(smtp_server: MakeServer) -> None:
+def test_expect_end_fails_if_more_arrives(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.expect("220")
         peer.line("QUIT")
@@ -113,7 +113,7 @@ def test_the_end_is_the_end(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"x", b"x\r\n", b".\r\n", b"..\r\n.x\r\n", b"a\r\n.\r\nb"])
-def test_deliver_stuffs_and_ends(smtp_server: MakeServer, body: bytes) -> None:
+def test_deliver_stuffs_dots_and_ends_the_body(smtp_server: MakeServer, body: bytes) -> None:
     server = smtp_server(start=False)
     bodies: list[bytes] = []
 
@@ -128,14 +128,14 @@ def test_deliver_stuffs_and_ends(smtp_server: MakeServer, body: bytes) -> None:
     assert bodies == [body if body.endswith(b"\r\n") or not body else body + b"\r\n"]
 
 
-def test_deliver_expects_to_be_let(smtp_server: MakeServer) -> None:
+def test_deliver_expects_354(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.hello()
         with pytest.raises(DialogueError, match="expected '354', got '554"):
             peer.deliver()
 
 
-def test_tls_does_not_hide_what_came_before_it() -> None:
+def test_start_tls_refuses_unread_data_in_the_clear() -> None:
     with peer_of(b"220 go ahead\r\n250 injected\r\n") as peer:
         peer.expect("220")
         with pytest.raises(DialogueError, match="in the clear"):
@@ -143,7 +143,7 @@ def test_tls_does_not_hide_what_came_before_it() -> None:
 
 
 @pytest.mark.parametrize("source", [None, ("192.0.2.1", 4711)])
-def test_dial_can_come_from_anywhere(smtp_server: MakeServer, source: Any) -> None:
+def test_dial_accepts_any_source_address(smtp_server: MakeServer, source: Any) -> None:
     server = smtp_server()
     seen: list[Any] = []
 
@@ -158,7 +158,7 @@ def test_dial_can_come_from_anywhere(smtp_server: MakeServer, source: Any) -> No
 
 
 @pytest.mark.parametrize("listener", ["127.0.0.1:0", "[::1]:0", "unix"])
-def test_dial_finds_every_kind_of_listener(smtp_server: MakeServer, listener: str, tmp_path: Path) -> None:
+def test_dial_connects_to_every_kind_of_listener(smtp_server: MakeServer, listener: str, tmp_path: Path) -> None:
     with dial(smtp_server(listener=str(tmp_path / "mail") if listener == "unix" else listener)) as peer:
         peer.hello()
 
@@ -166,7 +166,7 @@ def test_dial_finds_every_kind_of_listener(smtp_server: MakeServer, listener: st
 @pytest.mark.parametrize(
     ("end", "reason"), [(Peer.close, "closed"), (Peer.half_close, "closed"), (Peer.reset, "reset")]
 )
-def test_a_peer_can_end_in_many_ways(smtp_server: MakeServer, end: Any, reason: str) -> None:
+def test_a_peer_can_close_half_close_and_reset(smtp_server: MakeServer, end: Any, reason: str) -> None:
     server = smtp_server()
     reasons: list[str] = []
     server.on("disconnect", lambda session, reason: reasons.append(reason))
@@ -177,7 +177,7 @@ def test_a_peer_can_end_in_many_ways(smtp_server: MakeServer, end: Any, reason: 
     assert reasons == [reason]
 
 
-def test_letting_it_read_lets_it_answer(smtp_server: MakeServer) -> None:
+def test_let_it_read_lets_the_server_answer(smtp_server: MakeServer) -> None:
     with dial(smtp_server()) as peer:
         peer.hello()
         for _ in range(50):
@@ -207,13 +207,13 @@ def test_cut_sends_in_two_pieces(smtp_server: MakeServer) -> None:
     assert chunks == [b"one\r\n", b"two\r\n"]
 
 
-def test_a_long_body_is_not_shown_whole(smtp_server: MakeServer) -> None:
+def test_a_long_body_is_shortened_in_the_transcript(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.hello()
         reader = spawn(peer.socket.recv, 1)
         peer.send(b"x" * 100_000)
         assert len(peer.transcript) < 2000
-        assert "(100000 octets)" in peer.transcript
+        assert "(100000 bytes)" in peer.transcript
         reader.kill()
 
 

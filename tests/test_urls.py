@@ -1,4 +1,4 @@
-"""Where to listen: every form that the command line takes, and what it says to all others."""
+"""URLs of listeners: every valid form, and errors for all others."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FORMS: list[tuple[str, Listen, str]] = [
 
 
 @pytest.mark.parametrize(("text", "listen", "url"), FORMS)
-def test_a_place_to_listen_is_read_and_written(text: str, listen: Listen, url: str) -> None:
+def test_a_listener_url_is_parsed_and_formatted(text: str, listen: Listen, url: str) -> None:
     assert Listen.parse(text) == listen
     assert listen.url() == url
     assert Listen.parse(url) == listen
@@ -92,7 +92,7 @@ def test_a_place_to_listen_is_read_and_written(text: str, listen: Listen, url: s
         "/run/mail.sock",
     ],
 )
-def test_anything_else_is_refused_with_all_that_there_is(text: str) -> None:
+def test_another_text_is_an_error_that_lists_the_forms(text: str) -> None:
     with pytest.raises(ValueError, match=r"^cannot listen on ") as caught:
         Listen.parse(text)
     said = str(caught.value)
@@ -100,7 +100,7 @@ def test_anything_else_is_refused_with_all_that_there_is(text: str) -> None:
     assert HELP in said or "is not an IPv6 address" in said
 
 
-def test_what_help_shows_is_taken() -> None:
+def test_the_examples_in_the_help_are_valid() -> None:
     examples = HELP.replace(" or ", ", ").split(", ")
     assert len(examples) == 6
     for example in examples:
@@ -121,7 +121,7 @@ def test_the_url_has_the_port_that_was_bound(listen: Listen, bound: Any, url: st
 
 
 @given(st.text(st.characters()) | st.text("unix:/smtpl+[]0123456789.% \n"))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_parsed_or_an_error(text: str) -> None:
     try:
         listen = Listen.parse(text)
     except ValueError:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from types import MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
+from greensmtp.chain.validate import check_callable, check_words
 from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
@@ -15,19 +17,25 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import HandlerTimeout
 
-#: What a middleware calls to have the rest of the chain answer.
+#: Compositions that each inner chain keeps; a server has about thirty.
+COMPOSED = 256
+
+#: The third argument of a middleware: calls the rest of the chain, and returns its reply.
 Proceed = Callable[[Session, Command], Reply]
 
 
 class Middleware(Protocol):
-    """Sees every command, and may answer it, pass it on, or change the answer.
+    """A callable that sees every command, and may reply itself, call ``proceed``, or change the reply of the rest.
 
-    Four attributes are optional. ``verbs``, an iterable of the verbs it wants (``"MAIL"``; pseudo-commands too:
-    ``"ACCEPT"``, ``"CONNECT"``, ``"END-OF-DATA"``, ``"DISCONNECT"``): other commands do not pass through it, and
-    cost nothing.
-    ``extensions``, an iterable of ``protocol.extensions.Extension``: what it adds to MAIL, RCPT and line lengths.
-    ``start(server)`` and ``stop(server)``: called before a server listens, and when its last connection is over. What
-    ``start`` raises is raised by the server's own, which has not begun to listen then.
+    Four attributes are optional.
+
+    - ``verbs``: an iterable of the verbs it wants, such as ``"MAIL"`` or the pseudo-commands ``"ACCEPT"``,
+      ``"CONNECT"``, ``"END-OF-DATA"`` and ``"DISCONNECT"``. Other commands do not pass through it, and cost nothing.
+      (``middleware`` sets it for a function.)
+    - ``extensions``: an iterable of ``protocol.esmtp.Extension``, which add parameters to MAIL and RCPT and room to
+      command lines.
+    - ``start(server)`` and ``stop(server)``: called before a server listens, and when its last connection is over. An
+      exception of ``start`` is raised by the server's ``start``, which does not listen then.
     """
 
     def __call__(self, session: Session, command: Command, proceed: Proceed, /) -> Reply: ...
@@ -41,10 +49,33 @@ class StackInfo(ServerInfo, Protocol):
         """All middleware of the server, outermost first."""
 
 
-def check_middleware(middleware: Any) -> None:
-    """Raise TypeError unless it can be called as one."""
-    from greensmtp.chain.validate import check_callable, check_words  # once a server, and it brings inspect along
+F = TypeVar("F", bound=Callable[[Session, Command, Proceed], Reply])
 
+
+def middleware(*, verbs: Iterable[str]) -> Callable[[F], F]:
+    """Return a decorator that makes a function a middleware for some verbs only.
+
+    ``@middleware(verbs=("MAIL", "RCPT"))``: other commands do not pass through it, and cost nothing. A function that
+    is to see every command needs no decorator.
+
+    :raises TypeError: the verbs are not an iterable of str, or the function cannot be called as
+        ``(session, command, proceed)``.
+    """
+    if isinstance(verbs, str):
+        raise TypeError(f"verbs must be an iterable of verbs, like ({verbs!r},), not one str")
+    wanted = tuple(verbs)
+
+    def decorate(function: F) -> F:
+        check_middleware(function)
+        check_words(wanted, function, "verbs")
+        function.verbs = wanted  # type: ignore[attr-defined]
+        return function
+
+    return decorate
+
+
+def check_middleware(middleware: Any) -> None:
+    """Raise TypeError unless the object can be called as a middleware, and its attributes are what they should be."""
     check_callable(middleware, "a middleware", ("session", "command", "proceed"), "Reply")
     verbs = getattr(middleware, "verbs", None)
     if verbs is not None:
@@ -56,9 +87,9 @@ def check_middleware(middleware: Any) -> None:
 
 
 def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware]:
-    """Call ``start(server)`` of those that have one, outermost first; give those that are to be told of the stop.
+    """Call ``start(server)`` of each middleware that has it, outermost first; return those to stop later.
 
-    Where one raises, those before it are told of the stop again, and what it raised goes on.
+    If one raises, those already started are stopped, and the exception goes on.
     """
     told: list[Middleware] = []
     try:
@@ -67,7 +98,7 @@ def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware
             if start is not None:
                 try:
                     start(server)
-                except SystemExit as error:  # which would end the program without a word
+                except SystemExit as error:  # it would end the program without a message
                     raise RuntimeError(f"start of {handler_name(each)} called sys.exit({error.code!r})") from error
             told.append(each)
     except BaseException:
@@ -77,14 +108,14 @@ def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware
 
 
 def stop_each(middleware: Iterable[Middleware], server: Any) -> None:
-    """Call ``stop(server)`` of those that have one, innermost first. What one raises is logged: the others are told."""
+    """Call ``stop(server)`` of each middleware that has it, innermost first. Exceptions are logged, and end nothing."""
     for each in reversed(tuple(middleware)):
         try:
             stop = getattr(each, "stop", None)
             if stop is not None:
                 stop(server)
         except (Exception, SystemExit):
-            logger.exception("%s raised when told of the stop", handler_name(each))
+            logger.exception("stop of middleware %s raised", handler_name(each))
 
 
 class Chain:
@@ -95,11 +126,11 @@ class Chain:
 
     @property
     def verbs(self) -> frozenset[str]:
-        """The verbs that some middleware asks for by name."""
+        """The verbs that some middleware names."""
         return frozenset().union(*(verbs for _, verbs in self._links if verbs is not None))
 
     def compose(self, verb: str | None, terminal: Proceed) -> Proceed:
-        """One callable for a verb (None: any that no middleware names), ending in ``terminal``."""
+        """Return one callable for a verb (None: any that no middleware names), which ends in ``terminal``."""
         proceed = terminal
         for middleware, verbs in reversed(self._links):
             if verbs is None or verb in verbs:
@@ -107,18 +138,32 @@ class Chain:
         return proceed
 
 
+class CachedChain(Chain):
+    """A chain inside another: it is composed while commands are handled, and keeps what it has composed."""
+
+    def __init__(self, middleware: Iterable[Middleware]) -> None:
+        super().__init__(middleware)
+        self._named = self.verbs
+        # A server has one ``proceed`` for each verb. Several servers may share a stack.
+        self._composed = lru_cache(COMPOSED)(super().compose)
+
+    def compose(self, verb: str | None, terminal: Proceed) -> Proceed:
+        """As ``Chain.compose``. Verbs that no middleware names share an entry: clients can make up any number."""
+        return self._composed(verb if verb in self._named else None, terminal)
+
+
 class Composite:
-    """Several middlewares stacked as one. A chain takes its members one by one, so that it costs nothing itself."""
+    """Several middlewares stacked as one. A chain takes its members one by one, so it costs nothing itself."""
 
     members: tuple[Middleware, ...]
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """As if it were a chain of its own; for those who hold it without a chain."""
+        """Pass a command through the members, for a caller that holds it without a chain."""
         raise NotImplementedError
 
 
 def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
-    """Those that do the work, outermost first."""
+    """Yield the middlewares and the members of composed ones, outermost first."""
     for each in middleware:
         if isinstance(each, Composite):
             yield from flatten(each.members)
@@ -127,13 +172,13 @@ def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
 
 
 def wanted_verbs(middleware: Middleware) -> frozenset[str] | None:
-    """The verbs that it wants, in upper case; None: all of them."""
+    """Return the verbs that a middleware wants, in upper case; None: all."""
     verbs = getattr(middleware, "verbs", None)
     return None if verbs is None else frozenset(verb.upper() for verb in verbs)
 
 
 def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
-    # What calling an object does, done without looking for it each time.
+    # Calling an object looks up its __call__ each time: do it once.
     method = middleware.__call__
     call = method if isinstance(method, MethodType) else middleware
 
@@ -149,7 +194,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
             if error is session.close_error:
-                raise  # there is nobody to answer
+                raise  # the client is gone
             logger.exception(
                 "%s: middleware %s raised at %s; replying 451",
                 session.id,
@@ -160,7 +205,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
         if isinstance(reply, Reply):
             return reply
         logger.error(
-            "%s: middleware %s gave %r for %s, not a Reply; replying 451",
+            "%s: middleware %s returned %r for %s, not a Reply; replying 451",
             session.id,
             handler_name(middleware),
             reply,

@@ -1,4 +1,8 @@
-"""Composition: several middlewares as one, and one that applies only to some connections."""
+"""Composition: ``compose`` makes one middleware of several, ``when`` one that applies to some connections only.
+
+A server's chain is composed before it serves. The inside of a ``when`` is composed while commands are handled, once for
+each verb (``CachedChain``).
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from typing import Any
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import (
-    Chain,
+    CachedChain,
     Composite,
     Middleware,
     Proceed,
@@ -26,38 +30,37 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.ack import HandlerTimeout
 
-#: Whether a middleware applies: asked of the session, at every command that the middleware wants.
+#: Whether a middleware applies to a session: called at every command that the middleware wants.
 Condition = Callable[[Session], Any]
 
 
 def compose(*middleware: Middleware, name: str | None = None) -> Composed:
-    """One middleware of several, outermost first.
+    """Return one middleware made of several, outermost first.
 
-    A server's chain takes its members one by one, each for the verbs it wants, so that composing costs nothing; what
-    a member raises is a 451 and in the log under its own name. Without members it lets everything pass.
+    A server's chain takes the members one by one, each for the verbs it wants, so composing costs nothing. If a member
+    raises, the reply is 451 and the log names that member. Without members it lets everything pass.
 
-    :param name: what ``print(server.stack)`` calls it.
-    :raises TypeError: one of them cannot be called as ``(session, command, proceed)``.
+    :param name: its name in ``print(server.stack)``.
+    :raises TypeError: a member cannot be called as ``(session, command, proceed)``.
     """
     return Composed(middleware, name)
 
 
 def when(predicate: Condition, middleware: Middleware, otherwise: Middleware | None = None) -> When:
-    """A middleware that applies where a predicate says so; ``otherwise`` applies where it does not.
+    """Return a middleware that applies where a predicate is true; ``otherwise`` applies where it is false.
 
     ``when(outside("10.0.0.0/8"), Auth(users, required=True))``. The predicate is called as ``(session)`` at every
-    command that one of the two wants, since TLS and identity change; what it raises is a 451, and in the log under
-    its name: neither applies, and nothing passes. Predicates are made by ``greensmtp.predicates``, or any callable.
+    command that one of the two wants, since TLS and identity change. If it raises, the error is logged under its name,
+    the reply is 451, and the command does not pass. Any callable will do; ``greensmtp.predicates`` has some.
 
-    DISCONNECT is not asked about: a middleware that has seen the connection's ACCEPT or CONNECT sees its DISCONNECT,
-    so that what counts connections counts right, and no other does. (At ACCEPT TLS is not up yet.) One that wants
-    DISCONNECT but neither of those sees it when it has seen anything at all; one that wants nothing but DISCONNECT,
-    where the predicate says so then.
+    DISCONNECT does not depend on the predicate: a middleware that saw ACCEPT or CONNECT of a connection sees its
+    DISCONNECT, so that it counts connections right. (At ACCEPT TLS is not up yet.) A middleware that wants DISCONNECT
+    but neither of those sees it if it saw any command. For one that wants only DISCONNECT the predicate is called.
 
-    What it is not to see, it cannot own: a verb of its own gets what the server says by itself. The parameters of
-    its extensions are allowed behind MAIL and RCPT all the same, since those are settled when the server starts.
+    Where it does not apply, the verbs that a middleware owns get the server's own reply. The parameters of its
+    extensions are allowed after MAIL and RCPT in any case, since they are fixed when the server starts.
 
-    :raises TypeError: one of these cannot be called as it should be.
+    :raises TypeError: an argument cannot be called as it should be.
     """
     return When(predicate, middleware, otherwise)
 
@@ -72,18 +75,18 @@ class Composed(Composite):
         self.name = name
         self.verbs = _all_verbs(members)
         self.extensions = _all_extensions(members)
-        self._chain = Chain(members)
+        self._compose = CachedChain(members).compose
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Pass a command through those that want it."""
-        return self._chain.compose(command.verb, proceed)(session, command)
+        """Pass a command through the members that want it."""
+        return self._compose(command.verb, proceed)(session, command)
 
     def start(self, server: Any) -> None:
-        """Tell the members, outermost first; where one raises, those before it are told to stop."""
+        """Start the members, outermost first; if one raises, stop those already started."""
         start_each(self.members, server)
 
     def stop(self, server: Any) -> None:
-        """Tell the members, innermost first."""
+        """Stop the members, innermost first."""
         stop_each(self.members, server)
 
     def __repr__(self) -> str:
@@ -108,7 +111,7 @@ class When:
         self._otherwise = _Branch(Composed(()) if otherwise is None else otherwise)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Ask the predicate, and pass the command through one of the two."""
+        """Call the predicate, and pass the command through one of the two."""
         if command.verb == DISCONNECT:
             return self._end(session, command, proceed)
         branch = self._choose(session, command)
@@ -117,9 +120,9 @@ class When:
         return branch.run(session, command, proceed)
 
     def _choose(self, session: Session, command: Command) -> _Branch | None:
-        """Ask the predicate; None: it raised.
+        """Call the predicate, and return the branch to take; None: it raised.
 
-        :raises Reject: it rejects.
+        :raises Reject: the predicate rejects.
         """
         try:
             return self._applies if self.predicate(session) else self._otherwise
@@ -130,7 +133,7 @@ class When:
             return None
         except (Exception, SystemExit) as error:
             if error is session.close_error:
-                raise  # there is nobody to answer
+                raise  # the client is gone
             logger.exception(
                 "%s: predicate %s raised at %s; replying 451",
                 session.id,
@@ -140,9 +143,9 @@ class When:
             return None
 
     def _end(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """DISCONNECT always passes on: what is further inside may wait for it."""
+        """Pass DISCONNECT on in any case: middleware further inside may wait for it."""
         chosen = None
-        if self._applies.sees_the_end_alone or self._otherwise.sees_the_end_alone:
+        if self._applies.wants_disconnect_only or self._otherwise.wants_disconnect_only:
             try:
                 chosen = self._choose(session, command)
             except Reject:
@@ -152,48 +155,48 @@ class When:
         return proceed(session, command)
 
     def start(self, server: Any) -> None:
-        """Tell both, whatever the predicate will say."""
+        """Start both, whatever the predicate will return."""
         start_each(self.members, server)
 
     def stop(self, server: Any) -> None:
-        """Tell both."""
+        """Stop both."""
         stop_each(self.members, server)
 
     def __repr__(self) -> str:
         return f"when({', '.join(map(describe, (self.predicate, *self.members)))})"
 
 
-_BEGINNINGS = frozenset({ACCEPT, CONNECT})
+_FIRST = frozenset({ACCEPT, CONNECT})
 
 
 class _Branch:
-    """One side of a ``when``. It is its own mark in the notes of those sessions whose end it is to see."""
+    """One side of a ``when``. It marks in ``session.notes``, under itself, that it is to see DISCONNECT."""
 
     def __init__(self, middleware: Middleware) -> None:
-        self._chain = Chain((middleware,))
+        self._compose = CachedChain((middleware,)).compose
         verbs = _all_verbs(tuple(flatten((middleware,))))
-        self._sees_the_end = verbs is None or DISCONNECT in verbs
-        self._sees_the_beginning = verbs is None or not verbs.isdisjoint(_BEGINNINGS)
-        self.sees_the_end_alone = verbs == frozenset({DISCONNECT})
+        self._wants_disconnect = verbs is None or DISCONNECT in verbs
+        self._wants_first = verbs is None or not verbs.isdisjoint(_FIRST)
+        self.wants_disconnect_only = verbs == frozenset({DISCONNECT})
 
     def run(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass a command through."""
-        if self._sees_the_end and (command.verb in _BEGINNINGS or not self._sees_the_beginning):
+        if self._wants_disconnect and (command.verb in _FIRST or not self._wants_first):
             session.notes[self] = True
-        return self._chain.compose(command.verb, proceed)(session, command)
+        return self._compose(command.verb, proceed)(session, command)
 
     def last(self, session: Session, proceed: Proceed, *, chosen: bool) -> Proceed:
-        """What DISCONNECT is to pass through.
+        """Return ``proceed`` for DISCONNECT, with this branch before it if the branch is to see it.
 
-        :param chosen: what the predicate says just now.
+        :param chosen: True if the predicate chooses this branch now.
         """
-        if self._sees_the_end and (chosen if self.sees_the_end_alone else session.notes.pop(self, False)):
-            return self._chain.compose(DISCONNECT, proceed)
+        if self._wants_disconnect and (chosen if self.wants_disconnect_only else session.notes.pop(self, False)):
+            return self._compose(DISCONNECT, proceed)
         return proceed
 
 
 def _all_verbs(members: tuple[Middleware, ...]) -> frozenset[str] | None:
-    """The verbs that one of them wants; None: all."""
+    """Return the verbs that at least one member wants; None: all."""
     wanted: set[str] = set()
     for member in members:
         verbs = wanted_verbs(member)
@@ -204,7 +207,7 @@ def _all_verbs(members: tuple[Middleware, ...]) -> frozenset[str] | None:
 
 
 def _all_extensions(members: tuple[Middleware, ...]) -> tuple[Extension, ...]:
-    """Their extensions, each once: two that own the same one add to a line's length once."""
+    """Return the members' extensions, each once: it adds its room to a line's length once."""
     found: list[Extension] = []
     for member in members:
         found.extend(each for each in getattr(member, "extensions", ()) if each not in found)

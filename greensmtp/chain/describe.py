@@ -1,4 +1,4 @@
-"""A server's stack, to be looked at: ``print(server.stack)``."""
+"""A server's stack as text: ``print(server.stack)``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from greensmtp.chain.validate import describe
 
 
 class Stack(tuple[Middleware, ...]):
-    """The middleware of a server, outermost first. As text: numbered, a line each, with the verbs that it sees."""
+    """The middleware of a server, outermost first. As text: a numbered line for each, with the verbs it sees."""
 
     __slots__ = ()
 

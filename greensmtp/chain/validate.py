@@ -1,4 +1,4 @@
-"""What a callable must look like to be a middleware or a predicate, and an error that shows it where it does not."""
+"""Checks of middleware and predicates when they are given, with errors that show the right form."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from greensmtp.session.signals import FIELDS
 
 
 def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: str) -> None:
-    """Raise TypeError unless it can be called with these, in this order, and gives its result when it is.
+    """Raise TypeError unless an object can be called with these arguments and returns its result at once.
 
-    :param what: what it is to be, for the error: ``"a middleware"``.
+    :param what: what the object is meant to be, for the error: ``"a middleware"``.
+    :param parameters: the names of the arguments, in order.
+    :param result: the type of the result, for the error.
     """
     shape = f"({', '.join(parameters)}) -> {result}"
     if inspect.isclass(given):
@@ -34,7 +36,7 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
         )
     try:
         signature = inspect.signature(given)
-    except ValueError:  # something built in: it tells nothing
+    except ValueError:  # built in, without a signature
         return
     names = tuple(signature.parameters)
     if "ack" in names and signature.parameters["ack"].default is inspect.Parameter.empty:
@@ -50,24 +52,24 @@ def check_callable(given: Any, what: str, parameters: tuple[str, ...], result: s
 
 
 def check_words(given: Any, owner: Any, attribute: str) -> None:
-    """Raise TypeError unless an attribute is an iterable of str that can be read again and again.
+    """Raise TypeError unless an attribute is an iterable of str that can be iterated more than once.
 
-    (One that is used up by the first who reads it would leave the next without a word.)
+    An iterator is refused: it would be empty the second time.
     """
     if isinstance(given, str):
-        raise TypeError(f"{attribute} of {handler_name(owner)} is an iterable of {attribute}, not one str")
+        raise TypeError(f"{attribute} of {handler_name(owner)} must be an iterable of {attribute}, not one str")
     if not isinstance(given, Iterable) or iter(given) is given or not all(isinstance(word, str) for word in given):
-        raise TypeError(f"{attribute} of {handler_name(owner)} is a tuple of str, or the like, not {given!r}")
+        raise TypeError(f"{attribute} of {handler_name(owner)} must be a tuple of str or the like, not {given!r}")
 
 
 def _signals(names: tuple[str, ...]) -> str:
-    """The signals whose handlers have such parameters."""
+    """Return the signals whose handlers have these parameters, as text."""
     found = [repr(name) for name, fields in FIELDS.items() if fields == names[1:]]
     return f"the signal {' or '.join(found)}" if found else "a signal"
 
 
 def describe(given: Any) -> str:
-    """A callable as people know it: by the repr of its own class, or by its name."""
+    """Return a readable name of a callable: the repr of its own class, or its qualified name."""
     kind: Any = type(given)
     if kind.__repr__ is object.__repr__ or isinstance(given, functools.partial) or hasattr(given, "__get__"):
         return handler_name(given)

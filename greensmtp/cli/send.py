@@ -208,7 +208,7 @@ class _Sender:
     def go(self, concurrency: int) -> None:
         """Send the files over at most this many connections at a time."""
         workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
-        # Ctrl-C must end this greenlet, whichever greenlet is running.
+        # Ctrl-C must interrupt this greenlet, not the one that happens to be running.
         throw, callback = getcurrent().throw, get_hub().loop.run_callback
         interrupt = signal_handler(SIGINT, lambda: callback(throw, KeyboardInterrupt))
         try:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from greensmtp.client.auth import check_credential, log_in
 from greensmtp.client.commands import ClientCommands
+from greensmtp.client.dial import Socket
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import StartTLS
 from greensmtp.client.transaction import transact
@@ -186,9 +186,9 @@ class SMTPClient(ClientCommands):
             return self._say_hello()
         return hello
 
-    def _reconnect(self, dial: Callable[[], Any]) -> None:
+    def _reconnect(self, open_socket: Callable[[], Socket]) -> None:
         """Replace the connection by another one to the same server."""
-        self._start(dial(), lmtp=self.lmtp)
+        self._start(open_socket(), lmtp=self.lmtp)
 
 
 __all__ = ["SMTPClient", "StartTLS"]

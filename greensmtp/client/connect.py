@@ -7,16 +7,14 @@ from collections.abc import Iterable, Mapping
 from socket import socket as StandardSocket
 from typing import Any, Unpack, overload
 
-from gevent.socket import socket as GeventSocket
-
 from greensmtp.client import dial
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.options import ConnectOptions, StartTLS
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
 
-#: A connected socket. (gevent's SSLSocket is a gevent socket.)
-Stream = StandardSocket | GeventSocket
+#: A connected socket.
+Stream = StandardSocket | dial.Socket
 
 #: What ``connect`` tells apart by type, where it is given without a name.
 Where = str | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
@@ -92,25 +90,9 @@ def connect(
     :raises PeerProtocolError: the server does not speak SMTP.
     :raises TypeError: arguments contradict each other.
     """
-    given = dial.parse_arguments(
-        where,
-        {
-            "host": host,
-            "port": port,
-            "path": path,
-            "stream": stream,
-            "tls": tls,
-            "ssl_context": ssl_context,
-            "server_hostname": server_hostname,
-            "timeout": timeout,
-            "source_address": source_address,
-            "local_hostname": local_hostname,
-            "on_secure": on_secure,
-            "starttls": starttls,
-            "lmtp": lmtp,
-            "ignore": ignore,
-        },
-    )
+    options = dict(locals())
+    del options["where"]
+    given = dial.parse_arguments(where, options)
     places = [name for name in ("host", "path", "stream") if name in given]
     if len(places) > 1:
         raise TypeError(f"connect takes one of host, path and stream, not {' and '.join(places)} together")

@@ -77,7 +77,7 @@ class ClientConnection:
         self._begun = False
         self._unix = path is not None
         #: Returns another socket connected to the same server; None if the caller gave the stream.
-        self._dial: Callable[[], Any] | None = None
+        self._dial: Callable[[], dial.Socket] | None = None
         if stream is None:
             self._dial = partial(dial.dial, host, port, path, source_address, self.timeouts.connect)
         pid = os.getpid()
@@ -91,7 +91,7 @@ class ClientConnection:
             raise
         self._start(sock, lmtp=lmtp, tls=bool(tls))
 
-    def _start(self, sock: Any, *, lmtp: bool, tls: bool = False) -> None:
+    def _start(self, sock: dial.Socket, *, lmtp: bool, tls: bool = False) -> None:
         """Take over a connected socket, and read the banner."""
         try:
             self._transport = ClientTransport(sock)

@@ -13,6 +13,8 @@ from time import monotonic
 from typing import Any
 
 from gevent import get_hub, getcurrent
+from gevent.hub import Hub
+from greenlet import greenlet as Greenlet
 
 from greensmtp.errors import Disconnected
 
@@ -26,13 +28,13 @@ class DeadlineTimer:
 
     __slots__ = ("_deadline", "_fires_at", "_hub", "_timer", "greenlet")
 
-    def __init__(self, hub: Any) -> None:
+    def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._deadline = inf
         self._fires_at = inf
         self._timer: Any = None
         #: The greenlet that is waiting; None if no wait is in progress.
-        self.greenlet: Any = None
+        self.greenlet: Greenlet | None = None
 
     def set(self, seconds: float) -> None:
         """Start a wait of the current greenlet, of at most so many seconds.
@@ -56,7 +58,7 @@ class DeadlineTimer:
         """End the wait."""
         self.greenlet = None
 
-    def interrupt(self, greenlet: Any, error: BaseException | None = None) -> None:
+    def interrupt(self, greenlet: Greenlet, error: BaseException | None = None) -> None:
         """Throw an error into the greenlet, if it is still waiting. Call this in the hub only."""
         if self.greenlet is greenlet:
             greenlet.throw(error or Disconnected("shutdown"))
@@ -88,7 +90,7 @@ class DeadlineTimer:
             greenlet.throw(DeadlineExpired())
 
 
-def in_use_error(hub: Any) -> RuntimeError:
+def in_use_error(hub: Hub) -> RuntimeError:
     """Return the error for a second greenlet, or for a native thread other than the connection's own."""
     if get_hub() is not hub:
         return RuntimeError(

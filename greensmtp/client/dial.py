@@ -8,9 +8,9 @@ import ssl
 from collections import deque
 from collections.abc import Mapping
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gevent import Timeout, reinit, socket, spawn
+from gevent import Greenlet, Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
@@ -32,6 +32,12 @@ _pid = os.getpid()
 
 #: Family, protocol, address.
 _Address = tuple[int, int, Any]
+
+#: A gevent socket. (gevent's SSLSocket is one.)
+Socket = socket.socket
+
+if TYPE_CHECKING:
+    _Attempt = Greenlet[..., Socket | Exception]
 
 
 def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def read_place(host: str, port: int | None) -> tuple[str, int | None]:
 
 def dial(
     host: str | None, port: int | None, path: str | None, source_address: tuple[str, int] | None, seconds: float
-) -> Any:
+) -> Socket:
     """Return a connected gevent socket.
 
     A host's addresses are tried as in RFC 8305 ("Happy Eyeballs"): the next attempt starts when one has failed or has
@@ -145,14 +151,14 @@ def _addresses(host: str | None, port: int | None) -> list[_Address]:
     return [address for each in rounds for address in each if address is not None][:MAX_ADDRESSES]
 
 
-def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] | None) -> Any:
+def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] | None) -> Socket | None:
     """Return the first connected socket; None if there is no address."""
     if len(addresses) < 2:
         return _connected(*addresses[0], source_address) if addresses else None
     waiting = deque(addresses)
-    outcomes: Any = Queue()
-    attempts: list[Any] = []
-    winner: Any = None
+    outcomes: Queue[_Attempt] = Queue()
+    attempts: list[_Attempt] = []
+    winner: _Attempt | None = None
     over = 0
     try:
         while True:
@@ -176,7 +182,7 @@ def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] |
                 attempt.rawlink(_discard)  # it may have connected in the meantime
 
 
-def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
+def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Socket | Exception:
     """Return a socket, or the error, since gevent would print what a greenlet raises."""
     try:
         return _connected(family, protocol, address, source_address)
@@ -184,12 +190,12 @@ def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str
         return error
 
 
-def _discard(attempt: Any) -> None:
+def _discard(attempt: _Attempt) -> None:
     if isinstance(attempt.value, socket.socket):
         attempt.value.close()
 
 
-def _connected(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Any:
+def _connected(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Socket:
     """Connect to one address. (``create_connection`` leaves the socket open if its greenlet is killed.)"""
     source: Any = None
     if source_address is not None:
@@ -208,7 +214,7 @@ def _connected(family: int, protocol: int, address: Any, source_address: tuple[s
     return sock
 
 
-def adopt(stream: Any) -> Any:
+def adopt(stream: object) -> Socket:
     """Return the caller's connected socket as a gevent socket; one of the standard library's is taken over.
 
     :raises TypeError: it is not a socket, or is the standard library's SSLSocket.
@@ -223,7 +229,7 @@ def adopt(stream: Any) -> Any:
     raise TypeError(f"stream must be a connected socket, not {stream!r}")
 
 
-def own_name(sock: Any) -> str:
+def own_name(sock: Socket) -> str:
     """Return this machine's name if it has a domain, else an address literal (RFC 5321 section 4.1.4).
 
     Nothing is looked up, since that could take long.

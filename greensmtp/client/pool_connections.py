@@ -16,11 +16,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Set
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 from weakref import ref
 
-from gevent import Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
+from gevent import Greenlet, Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
+from greenlet import greenlet
 
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.connection import QUIT_SECONDS
@@ -76,14 +77,14 @@ class ThreadConnections:
         self._idle: deque[PooledConnection] = deque()
         self._busy: set[PooledConnection] = set()
         #: Greenlets that are waiting for a slot, or for a connection to be opened.
-        self._waiting: set[Any] = set()
+        self._waiting: set[greenlet] = set()
         #: Greenlets that send QUIT.
-        self._quitting: set[Any] = set()
+        self._quitting: set[Greenlet[..., None]] = set()
         #: The greenlet that will retire idle connections; None if there are none.
-        self._retirer: Any = None
+        self._retirer: Greenlet[..., None] | None = None
         #: True once the pool is closed and its grace period is over.
         self._abandoned = False
-        self._thread_end: Any = None
+        self._thread_end: ref[object] | None = None
 
     @property
     def idle(self) -> int:
@@ -130,8 +131,8 @@ class ThreadConnections:
             self._abandoned = True
             for _ in range(taken):
                 self._slots.release()
-            for greenlet in self._waiting:
-                self.hub.loop.run_callback(self._cancel, greenlet)
+            for waiting in self._waiting:
+                self.hub.loop.run_callback(self._cancel, waiting)
             for connection in list(self._busy):
                 connection.client.close()
             while self._idle:
@@ -172,13 +173,13 @@ class ThreadConnections:
         pool = self._pool
         self._check_open()
         if not self._slots.acquire(blocking=False):
-            greenlet = getcurrent()
-            self._waiting.add(greenlet)
+            current = getcurrent()
+            self._waiting.add(current)
             try:
                 if not self._slots.acquire(timeout=pool.acquire_timeout):
                     raise PoolTimeout(f"all {pool.size} connections have been busy for {pool.acquire_timeout:g} s")
             finally:
-                self._waiting.discard(greenlet)
+                self._waiting.discard(current)
         try:
             self._check_open()
             if self.pid != os.getpid():
@@ -262,12 +263,12 @@ class ThreadConnections:
                 self._retire(connection)
                 continue
             return connection, False
-        greenlet = getcurrent()
-        self._waiting.add(greenlet)
+        current = getcurrent()
+        self._waiting.add(current)
         try:
             return self._opener.open(failed), True
         finally:
-            self._waiting.discard(greenlet)
+            self._waiting.discard(current)
 
     def _is_over(self, connection: PooledConnection, now: float) -> bool:
         return (
@@ -288,10 +289,10 @@ class ThreadConnections:
         if self._retirer is None:
             self._retirer = spawn_later(min(self._pool.max_idle, self._pool.max_age), self._retire_idle)
 
-    def _cancel(self, greenlet: Any) -> None:
+    def _cancel(self, waiting: greenlet) -> None:
         """End the wait of a greenlet. Call this in the hub only."""
-        if greenlet in self._waiting:
-            greenlet.throw(PoolClosed(CLOSED))
+        if waiting in self._waiting:
+            waiting.throw(PoolClosed(CLOSED))
 
     # Retiring
 

@@ -12,7 +12,8 @@ from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import Reject, TLSFailed, TLSUnverified
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import Ack, AckRules, AckState
+from greensmtp.session.ack import Ack, AckState
+from greensmtp.session.ack_rules import AckRules
 from greensmtp.thread_pool import in_thread_pool
 
 _NO_HANDLERS = Reply(250, "Ok")

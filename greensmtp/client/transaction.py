@@ -42,14 +42,14 @@ def transact(
     recipients = envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     try:
         replies = _send_chunked(exchange, prepared) if chunked else _send_data(exchange, prepared)
-    except Disconnected as lost:
-        if lost.after_content:
-            lost.recipients = _by_recipient(recipients, lost.replies)
+    except Disconnected as error:
+        if error.after_content:
+            error.recipients = _by_recipient(recipients, error.replies)
             raise
         # A server that closes the connection in the middle of a message may send a reply first: that is its answer.
-        if lost.reply is None or lost.reply.code < 400:
+        if error.reply is None or error.reply.code < 400:
             raise
-        replies = [lost.reply]
+        replies = [error.reply]
     except BaseException:
         exchange.transport.close()  # the server must not take part of a message for all of it
         raise
@@ -70,12 +70,12 @@ def _send_envelope(
     try:
         # The message is prepared while the server works.
         replies = exchange.send_lines(lines, None if chunked else prepared.prepare)
-    except Disconnected as lost:
+    except Disconnected as error:
         # A kept connection may have been closed for its age: then try a new one, whatever the reply says.
-        refusal = None if reset else _final_reply(prepared, lost.replies)
+        refusal = None if reset else _permanent_refusal(prepared, error.replies)
         if refusal is None:
             raise
-        raise refusal from lost
+        raise refusal from error
     if not chunked:
         data = replies.pop()
     mail = replies[reset]
@@ -89,7 +89,7 @@ def _send_envelope(
     raise _refusal(prepared, mail, recipients, data)
 
 
-def _final_reply(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
+def _permanent_refusal(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
     """Return the error for a server that sent a permanent refusal and closed the connection; None if it sent none."""
     if not replies:
         return None

@@ -26,6 +26,7 @@ from weakref import WeakSet
 
 from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
+from gevent.socket import socket as Socket
 from gevent.socket import wait_read
 
 from greensmtp._native import native
@@ -67,13 +68,13 @@ class ClientTransport:
         "tls",
     )
 
-    def __init__(self, socket: Any) -> None:
+    def __init__(self, socket: Socket) -> None:
         """
         :param socket: a connected gevent socket, or gevent SSLSocket; the transport closes it.
         """
         # The socket's own timeout, which its creator or the process may have set, would hide which wait took too long.
         socket.settimeout(None)
-        self.socket = socket
+        self.socket: Any = socket
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
         self._timer = DeadlineTimer(self._hub)

@@ -187,10 +187,10 @@ class _Assembly:
         except (ValueError, TypeError) as error:
             self.problems.append(Problem((*path, "url"), str(error)))
             return None
-        self._check_place((*path, "url"), listen)
+        self._check_address((*path, "url"), listen)
         return ConfiguredServer(server, listen, (*path, "url"), stack)
 
-    def _check_place(self, path: KeyPath, listen: Listen) -> None:
+    def _check_address(self, path: KeyPath, listen: Listen) -> None:
         """Check, without binding, that a listener can be opened at this address."""
         address = listen.address
         if isinstance(address, str):

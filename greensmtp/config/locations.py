@@ -12,6 +12,11 @@ import tomllib
 from functools import cached_property
 from typing import Any
 
+import tomlkit
+from tomlkit.container import Container
+from tomlkit.exceptions import TOMLKitError
+from tomlkit.items import AoT, Table
+
 #: The path of a value: keys of tables, and numbers (from 0) in arrays.
 KeyPath = tuple[str | int, ...]
 
@@ -44,9 +49,6 @@ class TomlText:
     @cached_property
     def _lines(self) -> dict[KeyPath, int]:
         """The line of each key; of a table without a header of its own, the line of its first key."""
-        import tomlkit
-        from tomlkit.exceptions import TOMLKitError
-
         lines: dict[KeyPath, int] = {}
         try:
             _collect(tomlkit.parse(_number_lines(self._text)), (), lines)
@@ -82,20 +84,18 @@ def _number_lines(text: str) -> str:
 
 def _collect(item: Any, path: KeyPath, lines: dict[KeyPath, int]) -> None:
     """Add the lines of this item, and of every item in it, in the order of the text."""
-    from tomlkit.container import Container
-    from tomlkit.items import AbstractTable, AoT
-
     if isinstance(item, AoT):
         for number, table in enumerate(item.body):
             _collect(table, (*path, number), lines)
         return
     indent = "" if isinstance(item, Container) else item.trivia.indent[:_WIDTH]
-    if len(indent) == _WIDTH:  # shorter inside an array or an inline table, which have the line of their key
+    if len(indent) == _WIDTH:  # a dotted key's inner tables have none
         number = int("".join("1" if character == "\t" else "0" for character in indent), 2)
         for end in range(1, len(path) + 1):
             lines.setdefault(path[:end], number)
-    container = item.value if isinstance(item, AbstractTable) else item
-    # The body has both parts of a table that is continued further down; the mapping has only what they add up to.
+    container = item.value if isinstance(item, Table) else item
+    # Arrays and inline tables have the line of their key. A container's body has all parts of a table that is continued
+    # further down, while the mapping has only their sum.
     for key, child in container.body if isinstance(container, Container) else ():
         if key is not None:  # None is a comment or an empty line
             _collect(child, (*path, key.key), lines)

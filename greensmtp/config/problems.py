@@ -180,7 +180,7 @@ def _wrong(several: list[ErrorDetails]) -> str:
         elif kind in _EXPECTED:
             wanted.append(_EXPECTED[kind])
         elif kind == "too_short":
-            return f"expected at least {details['ctx']['min_length']}"
+            return f"expected at least {details['ctx']['min_length']} entry"
         else:
             return details["msg"].replace("Input should", "should", 1)
     expected = " or ".join(dict.fromkeys(wanted))

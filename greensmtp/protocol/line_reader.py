@@ -57,6 +57,11 @@ class BadLine(Exception):
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
 
+    @property
+    def is_foreign(self) -> bool:
+        """True if the client speaks another protocol: TLS or HTTP."""
+        return self.reply is canned.NOT_SMTP
+
 
 class LineReader:
     """Cuts a client's bytes into command lines, whatever the pieces in which they come.

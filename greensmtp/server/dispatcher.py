@@ -1,4 +1,12 @@
-"""What each verb does: its checks, its signal, and the state that its acceptance changes. No sockets."""
+"""What each verb does: its checks, its signal, and what its acceptance changes. No sockets.
+
+The rules of this file:
+
+- A command is checked in this order: the ``command`` signal, its syntax, the transition table, its verb's own checks,
+  its verb's signal.
+- What a command changes in the session is staged (``Session.stage``). It takes effect when the whole stack has replied.
+- No canned reply is compared by identity. An ``accept()`` without a text is a UsualReply, which is worded here.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +37,18 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import REFUSALS, State
 from greensmtp.server.limits import Limits
 from greensmtp.session import Session
+from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
 from greensmtp.session.interfaces import Body, BodyCheck
 from greensmtp.session.signals import FIELDS, Signals
 from greensmtp.session.stream import MessageStream
 
-# Names of the module cost less to look up than a class's attributes.
-_begin, _add_recipient, _greet = Session._begin, Session._add_recipient, Session._greet
+# A name of the module costs less to look up than an attribute of a class.
+_begin, _add_recipient, _hello = Session._begin, Session._add_recipient, Session._hello
 
 
 class Dispatcher:
-    """The innermost end of the chain: gives every command, pseudo-commands too, its default action.
-
-    One for each server. What a command changes in a session is staged here (``Session.stage``) when it has been
-    accepted, and takes effect when the whole stack has answered.
-    """
+    """The innermost end of the chain: the default action of every command and pseudo-command. One for each server."""
 
     def __init__(
         self,
@@ -60,9 +65,9 @@ class Dispatcher:
         self._tls = tls
         self._limits = limits
         self._max_size = inf if limits.max_message_size is None else limits.max_message_size
-        #: Make what normalizes and what checks a body of lines: any but BINARYMIME.
+        #: Factories of what normalizes and what checks a body, unless it is BINARYMIME.
         self._normalize: Callable[[], NormalNewlines | None] = (
-            NormalNewlines if limits.bare_newlines == "normalize" else _leave_alone
+            NormalNewlines if limits.bare_newlines == "normalize" else _no_normalizer
         )
         self._checks: list[Callable[[], BodyCheck]] = []
         if limits.bare_newlines == "reject":
@@ -72,30 +77,30 @@ class Dispatcher:
         self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
-        #: EHLO's reply behind its first line, by whether TLS is up.
+        #: The lines of EHLO's reply after the first, by whether TLS is up.
         self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
-        self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 RFC 5321 tells the rest")
+        self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 See RFC 5321")
 
     @property
     def verbs(self) -> tuple[str, ...]:
-        """The verbs that this server implements by itself."""
+        """The verbs that the server implements without middleware."""
         greetings = ("LHLO",) if self._lmtp else ("HELO", "EHLO")
         rest = ("MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "EXPN", "HELP", "QUIT")
         return (*greetings, *rest, *(("STARTTLS",) if self._tls else ()))
 
     def terminal(self, verb: str) -> Proceed:
-        """The default action for a verb, behind the ``command`` signal, the syntax and the transition table."""
+        """Return the default action of a verb, with the checks that come before it."""
         life = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
             END_OF_DATA: self._received,
-            DISCONNECT: self._gone,
+            DISCONNECT: self._disconnect,
         }
         if verb in life:
             return cast(Proceed, life[verb])
         behaviour = self._behaviours().get(verb, self._unknown)
         refused = REFUSALS.get(verb, {})
-        # By the state's number: an Enum's hash is a Python function.
+        # A tuple by the state's number: hashing an Enum member calls a Python function.
         refusals = tuple(refused.get(state) for state in State)
         emitter = self.emitters["command"]
         shared, own = emitter.signals
@@ -111,13 +116,10 @@ class Dispatcher:
 
     def _behaviours(self) -> dict[str, Callable[[Session, Any], Reply]]:
         # RFC 2033 section 4.1: LMTP has LHLO, and neither HELO nor EHLO.
-        helo, ehlo, lhlo = (
-            (self._say_lhlo, self._say_lhlo, self._ehlo) if self._lmtp else (self._helo, self._ehlo, self._say_ehlo)
-        )
         behaviours: dict[str, Callable[[Session, Any], Reply]] = {
-            "HELO": helo,
-            "EHLO": ehlo,
-            "LHLO": lhlo,
+            "HELO": self._refuse_hello if self._lmtp else self._helo,
+            "EHLO": self._refuse_hello if self._lmtp else self._ehlo,
+            "LHLO": self._ehlo if self._lmtp else self._refuse_lhlo,
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
@@ -143,13 +145,12 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        first, *rest = reply.lines
-        if reply.code != 220 or (first == "ESMTP" and not rest):
+        if isinstance(reply, UsualReply):
             return self._banner
-        protocol = "LMTP" if self._lmtp and first == "ESMTP" else first
-        return Reply(220, f"{self._hostname} {protocol}".rstrip(), *rest, enhanced=None)
+        first, *rest = reply.lines
+        return Reply(220, f"{self._hostname} {first}".rstrip(), *rest, enhanced=None)
 
-    def _gone(self, session: Session, command: Command) -> Reply:
+    def _disconnect(self, session: Session, command: Command) -> Reply:
         self.emitters["disconnect"].emit(session, reason=command.argument)
         return canned.BYE
 
@@ -157,7 +158,7 @@ class Dispatcher:
         self.emitters["quit"].emit(session)
         return canned.BYE
 
-    # The greeting
+    # HELO, EHLO, LHLO, STARTTLS
 
     def _helo(self, session: Session, greeting: HelloCommand) -> Reply:
         return self._greet(session, greeting, ())
@@ -170,8 +171,8 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        session.stage(_greet, session, greeting.verb.lower(), greeting.hostname)
-        if reply is self.emitters["greeting"].rules.accepted:  # type: ignore[union-attr]
+        session.stage(_hello, session, greeting.verb.lower(), greeting.hostname)
+        if isinstance(reply, UsualReply):
             return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
         first, *rest = reply.lines
         return Reply(250, f"{self._hostname} {first}".rstrip(), *rest, *offers, enhanced=None)
@@ -183,10 +184,10 @@ class Dispatcher:
             elif extension is not esmtp.STARTTLS or (self._tls and not tls_is_up):
                 yield extension.keyword
 
-    def _say_lhlo(self, session: Session, command: Command) -> Reply:
+    def _refuse_hello(self, session: Session, command: Command) -> Reply:
         return canned.LMTP_SPOKEN_HERE
 
-    def _say_ehlo(self, session: Session, command: Command) -> Reply:
+    def _refuse_lhlo(self, session: Session, command: Command) -> Reply:
         return canned.SMTP_SPOKEN_HERE
 
     def _starttls(self, session: Session, command: Command) -> Reply:
@@ -210,7 +211,7 @@ class Dispatcher:
         reply = self.emitters["from"].collect(session, address=address)
         assert reply is not None
         if reply.code < 300:
-            # As Session.stage does it, which would be one more call for every message.
+            # As in Session.stage, which would be one more call for each message.
             session._staged = (*session._staged, (_begin, (session, address)))
         return reply
 
@@ -232,7 +233,7 @@ class Dispatcher:
         return reply
 
     def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
-        # A client that said HELO has not seen the offer (RFC 5321 section 4.1.1.1).
+        # A client that said HELO has not been offered any (RFC 5321 section 4.1.1.1).
         allowed = self._parameters[command.verb] if session.greeting != "helo" else frozenset()
         for keyword in command.address.parameters:
             if keyword not in allowed:
@@ -240,7 +241,7 @@ class Dispatcher:
         return None
 
     def _check_mail(self, address: Address) -> Reply | None:
-        """The values of the parameters that the server itself offers."""
+        """Check the values of the parameters that the server itself offers; return a refusal or None."""
         parameters = address.parameters
         if "SIZE" in parameters:
             size = parameters["SIZE"]
@@ -266,11 +267,11 @@ class Dispatcher:
 
     def _data(self, session: Session, command: Command) -> Reply:
         sender = session.from_
-        # (Not `if sender`: the null sender is an empty str, and has parameters all the same.)
+        # (Not `if sender`: the null sender is an empty str, and may have parameters.)
         if sender is not None and sender.parameters and _is_binary(sender):
             return canned.BINARY_NEEDS_BDAT
         if session.message is not None and session.message.opened:
-            return canned.START_MAIL  # a middleware proceeds again: the client has been told to send
+            return canned.START_MAIL  # a middleware proceeds again; the client is sending already
         return self._take_message(session, session._connection.data_body(), binary=False)
 
     def _bdat(self, session: Session, command: ChunkCommand) -> Reply:
@@ -282,14 +283,15 @@ class Dispatcher:
         reply = self._take_message(session, body, binary=_is_binary(session.from_))
         if reply.code == 354:
             return accepted
-        # The chunks behind this one must not pass for a message (RFC 3030 section 2).
+        # The chunks after this one must not pass for a message (RFC 3030 section 2).
         session.reset()
         return reply
 
     def _take_message(self, session: Session, body: Body, *, binary: bool) -> Reply:
-        """Offer the message to the receivers. 354: the body flows, or has flowed, and END-OF-DATA comes next.
+        """Offer the message to the receivers.
 
-        :param binary: the body is handed on unchanged and unchecked, except for its size.
+        :param binary: pass the body on unchanged and unchecked, except for its size.
+        :return: 354 if the body flows or has flowed, and END-OF-DATA comes next; else a refusal.
         """
         if session._wrap_body is not None:
             body = session._wrap_body(body)
@@ -299,9 +301,9 @@ class Dispatcher:
         assert reply is not None
         if reply.code == 354:
             if not stream.opened:
-                stream.open(reply)  # it was accepted elsewhere, and 354 is sent by this greenlet only
+                stream.open(reply)  # accepted in another greenlet; 354 is sent in this one
         elif stream.opened:
-            # The receiver failed after it had accepted: the peer is sending already, and is told at the end.
+            # The receiver failed after it had accepted. The client is sending, and gets the reply at the end.
             stream.fail(reply)
         else:
             stream.end()
@@ -326,10 +328,10 @@ class Dispatcher:
         return canned.NOT_IMPLEMENTED if known else canned.UNKNOWN_COMMAND
 
 
-def _leave_alone() -> None:
-    """There is nothing to normalize."""
+def _no_normalizer() -> None:
+    """Return None: a body is passed on as it is."""
 
 
 def _is_binary(sender: Address | None) -> bool:
-    """The client has announced a body that is not made of lines (RFC 3030 section 3)."""
+    """Return True if the client has announced a body that is not made of lines (RFC 3030 section 3)."""
     return sender is not None and (sender.parameters.get("BODY") or "").upper() == "BINARYMIME"

@@ -1,4 +1,4 @@
-"""Where to listen: checks, and sockets on addresses and unix paths."""
+"""Where a server listens: checks, and sockets on addresses and unix paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from greensmtp._hostport import is_port, is_unix_path, split
 
 
 def check_listener(listener: Any) -> None:
-    """Raise TypeError or ValueError unless it names a place to listen: gevent finds out late, and names nothing."""
+    """Check an argument early, since gevent finds an error late and does not name it.
+
+    :raises TypeError, ValueError: it names no place to listen.
+    """
     if hasattr(listener, "accept") or is_unix_path(listener):
         return
     port: Any = None
@@ -35,11 +38,12 @@ def check_listener(listener: Any) -> None:
 
 
 def listen(address: Any, backlog: int, family: int) -> Any:
-    """A listening socket at this address, or unix path. What a dead server left at a path is replaced; nothing else is.
+    """Return a listening socket on an address or a unix path.
 
-    (gevent's own leaves a socket that cannot be bound to the garbage collector.)
+    A socket that a dead server left at a path is replaced; nothing else is. (gevent's own function leaves a socket that
+    cannot be bound to the garbage collector.)
 
-    :raises OSError: the address cannot be had; the text names it.
+    :raises OSError: the address cannot be bound; the text names it.
     """
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -56,17 +60,17 @@ def listen(address: Any, backlog: int, family: int) -> Any:
     return listener
 
 
-def send_at_once(listener: Any) -> None:
-    """Have the connections that are accepted here send what they are given at once (TCP_NODELAY).
+def disable_nagle(listener: Any) -> None:
+    """Set TCP_NODELAY for the connections that are accepted here.
 
-    Every reply is sent in one piece, so that there is nothing to gather; and behind what a handshake of TLS 1.3 sends
-    last, Nagle's algorithm would hold the next reply back until the peer's delayed acknowledgement, 40 ms later.
+    Every reply is sent in one piece, so there is nothing to gather. After the last flight of a TLS 1.3 handshake,
+    Nagle's algorithm would hold the next reply back until the client's delayed acknowledgement, 40 ms later.
     """
     if listener.family in (socket.AF_INET, socket.AF_INET6):
         try:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # those it accepts inherit it
         except OSError:
-            pass  # a listener of the caller's, and of another protocol
+            pass  # a listening socket of the caller's, of another protocol
 
 
 def _remove_stale(path: str) -> None:
@@ -75,7 +79,7 @@ def _remove_stale(path: str) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        return  # bind refuses it
+        return  # bind raises
     with native.socket(native.AF_UNIX, native.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -83,4 +87,4 @@ def _remove_stale(path: str) -> None:
         except ConnectionRefusedError:
             Path(path).unlink(missing_ok=True)
         except OSError:
-            pass  # alive, only busy
+            pass  # alive but busy

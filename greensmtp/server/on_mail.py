@@ -1,4 +1,4 @@
-"""``server.on_mail``: calls a handler with each whole message, and makes a decision of what it returns."""
+"""``server.on_mail``: calls a handler with each whole message, and replies with what it returns."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Handler = TypeVar("Handler", bound=Callable[..., Any])
 
 
 def connect_mail_handler(signals: Signals, handler: Handler, *, lmtp: bool) -> Handler:
-    """Connect a handler that is called as ``(mail)``.
+    """Connect a handler that is called as ``handler(mail)``.
 
     :raises TypeError: it cannot be called so, or it is an ``async def`` or a generator.
     """
@@ -35,7 +35,7 @@ def connect_mail_handler(signals: Signals, handler: Handler, *, lmtp: bool) -> H
 
 
 class _MailReceiver:
-    """Keeps each message while it arrives, then has the handler decide."""
+    """Spools each message while it arrives, then calls the handler to decide."""
 
     def __init__(self, handler: Callable[[Mail], Verdict]) -> None:
         self._handler = self.__wrapped__ = handler  # the log names it, not the methods below
@@ -76,7 +76,7 @@ class _MailReceiver:
             return
         message: _Message = session.notes[self]
         if not message.asked:
-            # What is raised meanwhile is raised for the first recipient; the others are told that something was.
+            # If the handler raises, that is raised for the first recipient; the others get 451.
             message.asked, message.verdict = True, canned.LOCAL_ERROR
             try:
                 message.verdict = self._checked(self._ask(session), session)
@@ -94,13 +94,16 @@ class _MailReceiver:
             return self._handler(Mail(session, stream, spool))
         except OSError as error:
             reply = reply_to_failure(error)
-            if reply is not canned.NO_STORAGE:
+            if reply.code != canned.NO_STORAGE.code:
                 raise
             logger.error("%s: %s: %s; replying 452", session.id, handler_name(self._handler), error)
             raise Reject(reply.code, f"{reply.enhanced} {reply.text}") from error
 
     def _checked(self, verdict: Verdict, session: Session) -> Verdict:
-        """A mapping with a reply for an address that is no recipient is a mistake, and may lose mail."""
+        """Return the verdict if it is valid. A reply for an address that is no recipient could lose mail.
+
+        :raises ValueError, TypeError: it is not valid.
+        """
         if isinstance(verdict, Mapping):
             unknown = [str(key) for key in verdict if key not in session.to]
             if unknown:
@@ -111,7 +114,7 @@ class _MailReceiver:
         return verdict
 
     def _decide(self, ack: Ack, verdict: Any) -> None:
-        """Make a decision of what the handler returned; where another handler has accepted, its reply stands."""
+        """Decide the ack by what the handler returned. If another handler has accepted already, its reply stands."""
         if verdict is None:
             if not ack.decided:
                 ack.accept()
@@ -122,7 +125,7 @@ class _MailReceiver:
         if verdict.enhanced:
             lines = (f"{verdict.enhanced} {lines[0]}", *lines[1:])
         if verdict.code >= 400:
-            # A next hop that closes its connection to us does not close ours to the client.
+            # 421 from a next hop must not close the connection to the client.
             raise Reject(451 if verdict.code == 421 else verdict.code, "\n".join(lines))
         if not ack.decided:
             ack.accept(verdict.code, lines)
@@ -132,7 +135,7 @@ class _MailReceiver:
 
 
 class _Message:
-    """One message, and in LMTP what has been decided about it."""
+    """One message, and in LMTP the verdict for all recipients."""
 
     asked = False
     verdict: Verdict = None

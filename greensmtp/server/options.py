@@ -1,4 +1,4 @@
-"""SMTPServer's arguments: what each may be, and an error that says so where it is something else."""
+"""SMTPServer's arguments: checks, and errors that say what each takes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from greensmtp.server.tls import server_context
 
 
 def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limits | None = None) -> Limits:
-    """The limits: those that were given as such, or the keywords that are left over.
+    """Return the limits: those given as ``limits=``, or made of the remaining keywords.
 
-    :param others: keywords that are no limits, for the error where one of them was meant.
-    :param limits: the argument of that name.
+    :param given: the keywords that are no other argument.
+    :param others: the names of the other arguments, for the suggestion in the error.
     """
     if limits is not None:
         if not isinstance(limits, Limits):
@@ -37,14 +37,14 @@ def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limi
 
 
 def check_backlog(value: Any) -> int | None:
-    """Connections that the kernel keeps until they are accepted."""
+    """Return how many connections the kernel keeps until they are accepted; None for the default."""
     if value is not None and (not isinstance(value, int) or value < 0):
-        raise ArgumentError("backlog", f"takes a whole number, or None for the usual, not {value!r}")
+        raise ArgumentError("backlog", f"takes a whole number, or None for the default, not {value!r}")
     return value
 
 
 def check_hostname(name: str | None) -> str:
-    """The server's name: a domain or an address literal, in ASCII; None: the machine's, if it is one."""
+    """Return the server's name, a domain or an address literal in ASCII; for None the machine's, if that is one."""
     if name is None:
         name = socket.gethostname()
         try:
@@ -68,7 +68,7 @@ def check_hostname(name: str | None) -> str:
 def check_tls_context(
     certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
 ) -> ssl.SSLContext | None:
-    """The context of STARTTLS or implicit TLS, None where there is no certificate."""
+    """Return the context of STARTTLS or implicit TLS; None without a certificate."""
     if context is not None:
         if certfile is not None or keyfile is not None:
             raise ValueError("give ssl_context, or certfile and keyfile, not both")

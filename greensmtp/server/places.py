@@ -1,4 +1,4 @@
-"""Who holds a place at a server, counted by client address, so that the busiest address can be found at once."""
+"""Places of connections, counted by client address, so that the busiest address is found at once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ Holder = TypeVar("Holder", bound=Hashable)
 
 
 class Places(Generic[Holder]):
-    """A number of places. Each holder has one, and is counted for one address.
+    """A limited number of places. Each holder has one place and is counted for one address.
 
     Taking a place, giving one back and finding the busiest address take constant time.
 
-    :param limit: how many there are; None: any number.
+    :param limit: how many places there are; None: any number.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -34,7 +34,7 @@ class Places(Generic[Holder]):
         return self.limit is not None and self.taken >= self.limit
 
     def take(self, holder: Holder, address: str) -> None:
-        """Give a place to a holder, whether or not there is one left."""
+        """Give a place to a holder, even if none is left."""
         holders = self._holders.setdefault(address, {})
         count = len(holders)
         holders[holder] = None
@@ -42,7 +42,7 @@ class Places(Generic[Holder]):
         self.taken += 1
 
     def give_back(self, holder: Holder, address: str) -> None:
-        """Take the holder's place back; a holder that has none is let pass."""
+        """Take a holder's place back; do nothing if it has none."""
         holders = self._holders.get(address)
         if holders is None or holder not in holders:
             return
@@ -87,7 +87,7 @@ def _network(host: str) -> str:
 
 
 def client_key(peer: Any) -> str:
-    """Return what a client is counted by: its IPv4 address or its IPv6 /64; all of a unix socket are counted as one.
+    """Return what a client is counted by: its IPv4 address or IPv6 /64; clients of a unix socket count as one.
 
     :param peer: the client's address as the socket gives it.
     """

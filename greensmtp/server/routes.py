@@ -1,4 +1,4 @@
-"""What the connections of one server share: chains composed for each verb, limits, what follows which command."""
+"""What all connections of a server share: a composed chain for each verb, limits, continuations."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.limits import Limits
 
-#: ``(conversation, command, reply) -> go on``: sends the reply, and sees to a body, a handshake, the end.
+#: ``(handler, command, reply) -> go on``: writes the reply, and sees to what follows it: a body, a handshake, the end.
 Continuation = Callable[[Any, Command, Reply], bool]
 
-#: Verbs that bring a message nearer, and so are not counted by ``max_idle_commands``. (AUTH needs several tries.)
+#: Verbs that bring a message nearer, and so are not counted by ``max_idle_commands``.
 _USEFUL = frozenset({"MAIL", "RCPT", "DATA", "BDAT", "QUIT"})
 
 
 class Route(NamedTuple):
-    """What becomes of one verb."""
+    """How one verb is handled."""
 
     handle: Proceed
-    #: Counted by ``max_idle_commands``.
+    #: True if it is counted by ``max_idle_commands``.
     idle: bool
-    #: Sees to what follows the command, reply included: a body, a handshake, the end. Gives False for the end.
-    follow: Continuation | None = None
+    #: Called instead of writing the reply; returns False to end the connection.
+    continuation: Continuation | None = None
 
 
 class Routes:
-    """All that the connections of a server share: limits, composed chains, verbs. Made once, at its start."""
+    """Limits, composed chains and verbs of a server. Made once, when it starts."""
 
     def __init__(
         self,
         chain: Chain,
         dispatcher: Dispatcher,
         limits: Limits,
-        room: Mapping[str, int],
-        follow: Mapping[str, Continuation],
+        extra_length: Mapping[str, int],
+        continuations: Mapping[str, Continuation],
         *,
         lmtp: bool,
     ) -> None:
         """
-        :param room: verb -> octets that extensions add to its longest line.
-        :param follow: verb -> what sees to what follows it.
+        :param extra_length: verb -> bytes that extensions add to its longest line.
+        :param continuations: verb -> its continuation.
         """
         self.dispatcher = dispatcher
         self.limits = limits
         self.lmtp = lmtp
-        self._lines = {verb: limits.max_line_length + octets for verb, octets in room.items()}
+        self._lines = {verb: limits.max_line_length + extra for verb, extra in extra_length.items()}
         self._lines["AUTH"] = limits.max_auth_line_length
         self.line_limit = max(limits.max_line_length, *self._lines.values())
 
@@ -66,7 +66,7 @@ class Routes:
             return chain.compose(verb, dispatcher.terminal(verb))
 
         verbs = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | chain.verbs) - PSEUDO_COMMANDS
-        self.routes = {verb: Route(compose(verb), idle=verb not in _USEFUL, follow=follow.get(verb)) for verb in verbs}
+        self.routes = {verb: Route(compose(verb), verb not in _USEFUL, continuations.get(verb)) for verb in verbs}
         self.unknown = Route(chain.compose(None, dispatcher.terminal(UNKNOWN)), idle=True)
         self.accept = compose(ACCEPT)
         self.connect = compose(CONNECT)
@@ -74,5 +74,9 @@ class Routes:
         self.disconnect = compose(DISCONNECT)
 
     def line_length(self, verb: str) -> int:
-        """Octets in the longest line of this verb, CRLF included."""
+        """Return how many bytes a line of this verb may have, CRLF included."""
         return self._lines.get(verb, self.limits.max_line_length)
+
+    def route(self, command: Command) -> Route:
+        """Return how a command is handled."""
+        return self.routes.get(command.verb, self.unknown)

@@ -1,4 +1,4 @@
-"""``greensmtp.run``: serve until a signal says stop, then drain."""
+"""``greensmtp.run``: serve until SIGINT or SIGTERM, then drain."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from greensmtp._log import logger
 
 
 class GeventServer(Protocol):
-    """Any of gevent's servers. (Their base class has parameters that would say nothing here.)"""
+    """Any gevent server. (Their base class is generic, which means nothing here.)"""
 
     def start(self) -> None: ...
     def stop(self, timeout: float | None = ...) -> None: ...
@@ -29,19 +29,19 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
     """Start the servers, serve until SIGINT or SIGTERM, let transactions in progress finish, and return.
 
     Each server gets its own ``stop_timeout`` seconds to drain, all at the same time. A second SIGINT or SIGTERM ends
-    the process at once, with exit status 1. SIGHUP is ignored, and the log says so: there is nothing to reload yet.
-    ``run`` also returns when every server has been stopped some other way. The signal handlers that were there before
-    are put back.
+    the process at once, with exit status 1. SIGHUP is ignored and logged, since there is nothing to reload.
+    ``run`` also returns when every server has been stopped some other way. It restores the signal handlers that it
+    has replaced.
 
-    :param servers: any of gevent's servers; those that have started already go on.
+    :param servers: any gevent servers; one that has already been started goes on.
     :param started: called with each server once it listens: the place to print its address.
-    :raises RuntimeError: this is not the main thread, where alone Python handles signals.
+    :raises RuntimeError: this is not the main thread; Python handles signals only there.
     :raises OSError: an address cannot be bound. Whatever ``start`` raises, the servers that have started are stopped
         first.
     """
     for server in servers:
         if not isinstance(server, BaseServer):
-            raise TypeError(f"run takes servers, each an argument of its own, not {server!r}")
+            raise TypeError(f"run takes servers as separate arguments, not {server!r}")
     if not servers:
         raise TypeError("run needs at least one server")
     if started is not None and not callable(started):
@@ -79,8 +79,8 @@ def _wait(stopping: Event, servers: list[Server]) -> None:
 
 def _check_thread() -> None:
     try:
-        # This asks Python itself, by a call that it grants the main thread alone; identifiers of threads are
-        # greenlets' in a patched process, and stale after a fork.
+        # Python allows this call in the main thread only. Thread identifiers cannot tell: in a patched process they
+        # are those of greenlets, and after a fork they are stale.
         signal.set_wakeup_fd(signal.set_wakeup_fd(-1))
     except ValueError:
         raise RuntimeError(
@@ -100,9 +100,9 @@ def _signals(stopping: Event) -> Iterator[None]:
 
     wanted: dict[int, Callable[[], object]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (*wanted, signal.SIGHUP)}
-    if before[signal.SIGHUP] is not signal.SIG_IGN:  # as nohup has it
+    if before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup has set this; leave it
         wanted[signal.SIGHUP] = _ignore_hangup
-    # gevent's, not signal.signal: its handlers wake a loop that waits.
+    # gevent's function rather than signal.signal, since it wakes a waiting loop.
     watchers = [(number, signal_handler(number, handler)) for number, handler in wanted.items()]
     try:
         yield

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket as native_socket
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from gevent import GreenletExit, get_hub, getcurrent, spawn_raw
+from gevent import get_hub, spawn_raw
 from gevent import socket as gevent_socket
-from gevent.event import Event
-from gevent.server import StreamServer
 
-from greensmtp._hostport import is_unix_path
 from greensmtp._log import logger
 from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.protocol import canned
 from greensmtp.protocol.esmtp import STANDARD, Extension, line_room
-from greensmtp.server.deadlines import DeadlineMonitor
+from greensmtp.server.acceptor import Acceptor
+from greensmtp.server.continuations import CONTINUATIONS
 from greensmtp.server.dispatcher import Dispatcher
-from greensmtp.server.handler import CONTINUATIONS, ConnectionHandler
+from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
-from greensmtp.server.limits import Limits
-from greensmtp.server.listener import check_listener, listen, send_at_once
+from greensmtp.server.limits import Limits, LimitsDict
+from greensmtp.server.listener import check_listener
 from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
-from greensmtp.server.places import Places, client_key
+from greensmtp.server.places import client_key
+from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
+from greensmtp.server.shutdown import end_connections
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
 from greensmtp.session.handlers import ConnectsHandlers
@@ -39,52 +36,32 @@ if TYPE_CHECKING:
     from greensmtp.chain.describe import Stack
     from greensmtp.server.on_mail import Handler as MailHandler
 
-#: Out of descriptors or memory: not the listener's fault, and it passes.
-_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
-#: Seconds that ``stop`` waits for connections that it has cut off, twice.
-KILL_SECONDS = 0.4
+class SMTPServer(Acceptor, ConnectsHandlers):
+    """Listens, and gives every connection a greenlet that speaks SMTP or LMTP.
 
-#: Seconds that ``stop`` gives handlers of DISCONNECT at most, of what is left of its timeout.
-LEAVE_SECONDS = 5.0
-
-#: Connections that have not got past ACCEPT, at once. They come on top of ``max_connections``.
-MAX_ARRIVING = 256
-
-#: Connections that have been told to go, and have not gone yet. They come on top of ``max_connections``, too.
-MAX_LINGERING = 100
-
-
-class SMTPServer(StreamServer, ConnectsHandlers):
-    """Listens, and gives every connection a greenlet that speaks SMTP (or LMTP).
-
-    By itself it relays nothing and stores nothing: connect handlers to its signals (``server.on``), stack middleware
-    (``server.use``). As a gevent server it has ``start``, ``serve_forever``, ``stop`` and ``address``, and it is a
-    context manager that starts and stops.
+    By itself it relays and stores nothing: connect handlers to its signals (``server.on``), and stack middleware
+    (``server.use``). It is a gevent server, with ``start``, ``serve_forever``, ``stop`` and ``address``, and a context
+    manager that starts and stops.
 
     :param listener: where to listen, as gevent takes it: ``("127.0.0.1", 0)``, ``"127.0.0.1:2525"``,
         ``"[::1]:2525"``, a listening socket; or a unix path (a str that begins with ``/`` or ``.``).
-    :param hostname: the server's name, in the banner and the greeting; the machine's own when not given.
+    :param hostname: the server's name, in the banner and the reply to EHLO; the machine's own name by default.
     :param middleware: the stack, outermost first.
     :param certfile, keyfile: PEM files; with them, STARTTLS is offered.
-    :param ssl_context: instead of the files.
-    :param implicit_tls: TLS from the first octet (RFC 8314), no STARTTLS.
+    :param ssl_context: a context instead of the files.
+    :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
-    :param limits: a :class:`greensmtp.Limits`; or its keywords are given here, each by itself: ``max_message_size=...``
-        and so on.
-    :raises ValueError, TypeError: an argument cannot be right; the text says what it takes.
+    :param backlog: connections that the kernel keeps until they are accepted; 1024 by default.
+    :param limits: a :class:`greensmtp.Limits`. Its fields are also keywords here: ``max_message_size=...`` and so on.
+    :raises ValueError, TypeError: an argument is invalid; the text says what it takes.
     """
 
-    #: Seconds that ``stop`` gives transactions in progress.
+    #: Seconds that ``stop`` gives to transactions in progress.
     stop_timeout: float = 30.0
 
-    #: Seconds to leave the listener alone when descriptors or memory have run out.
-    accept_pause: float = 0.1
-
-    #: Seconds after ``start`` within which the hub of the thread must run; else a warning is logged. 0: no warning.
+    #: Seconds after ``start`` within which the hub of the thread must run; if not, a warning is logged. 0: no warning.
     hub_timeout: float = 5.0
-
-    backlog = 1024
 
     def __init__(
         self,
@@ -99,68 +76,52 @@ class SMTPServer(StreamServer, ConnectsHandlers):
         lmtp: bool = False,
         backlog: int | None = None,
         limits: Limits | None = None,
-        **each_limit: Any,
+        **each_limit: Unpack[LimitsDict],
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
-            raise TypeError(f"middleware takes several, in the order of the stack: [{middleware!r}]")
-        self.limits = check_limits(each_limit, SMTPServer.__init__.__kwdefaults__ or (), limits)
+            raise TypeError(f"middleware takes a list, outermost first: [{middleware!r}], not {middleware!r}")
+        self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
-        #: The server's own certificate in DER, where it is known, which is with ``certfile``; for channel binding.
+        #: The server's own certificate in DER, for channel binding; known with ``certfile`` only.
         self.certificate = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
-        #: It speaks LMTP.
+        #: True if it speaks LMTP.
         self.lmtp = lmtp
-        #: It accepts no more connections, and lets go of those it has.
-        self.draining = False
-        #: This server's own signals; ``greensmtp.signals`` hears all servers.
+        #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
         self.signals = Signals(lmtp=lmtp)
-        self.connections: set[ConnectionHandler] = set()
+        self._registry: Registry[ConnectionHandler] = Registry(self.limits)
+        self.connections: set[ConnectionHandler] = self._registry.connections
         self._middleware: list[Middleware] = []
-        #: Those that have been told of the start, and not yet of the stop.
-        self._told: list[Middleware] = []
-        self._program: Routes | None = None
-        #: Some connection is over; only while draining.
-        self._departure = Event()
-        #: Those that count for ``max_connections``.
-        self._places: Places[ConnectionHandler] = Places(self.limits.max_connections)
-        #: Those that ACCEPT has not answered yet.
-        self._arriving: Places[ConnectionHandler] = Places(
-            None if self.limits.max_connections is None else MAX_ARRIVING
-        )
-        #: Those that have been told to go, the first one first.
-        self._lingering: dict[ConnectionHandler, None] = {}
-        #: Connections that are over, whose DISCONNECT is being handled.
-        self._leaving: set[ConnectionHandler] = set()
-        self._sweeper = DeadlineMonitor((self.connections, self._leaving), self.limits)
-        self._unix_path: str | None = None
-        self._paused = False
+        #: Middleware whose ``start`` has been called, and whose ``stop`` has not.
+        self._started_middleware: list[Middleware] = []
+        self._routes: Routes | None = None
         #: Ends the wait for the hub to run.
-        self._hub_runs: Callable[[], None] | None = None
+        self._stop_hub_watch: Callable[[], None] | None = None
         super().__init__(listener, backlog=check_backlog(backlog))
         for each in middleware:
             self.use(each)
 
-    # For those who build with it
+    # Building
 
     def use(self, middleware: Middleware) -> Middleware:
-        """Stack one more middleware, inside those there are. Works as a decorator.
+        """Add a middleware to the stack, inside the others, and return it. Works as a decorator.
 
-        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows what it is instead.
+        :raises TypeError: it cannot be called as ``(session, command, proceed)``; the text shows its signature.
         :raises RuntimeError: the server has started.
         """
         if self.started:
             raise RuntimeError("the middleware stack is frozen once the server has started: call use() before start()")
         check_middleware(middleware)
         self._middleware.append(middleware)
-        self._program = None  # connections that were adopted have theirs; the next one gets a new one
+        self._routes = None  # adopted connections keep theirs; the next one gets new ones
         return middleware
 
     @property
     def stack(self) -> Stack:
-        """The middleware, outermost first: a tuple, which printed is a list with the verbs that each sees."""
-        from greensmtp.chain.describe import Stack  # for those who look
+        """The middleware, outermost first. A tuple; its ``str`` is a table with the verbs that each one sees."""
+        from greensmtp.chain.describe import Stack  # few programs print it
 
         return Stack(self._middleware)
 
@@ -173,12 +134,11 @@ class SMTPServer(StreamServer, ConnectsHandlers):
     def on_mail(self, handler: MailHandler) -> MailHandler:
         """Connect a handler of whole messages: ``@server.on_mail``, or ``server.on_mail(handler)``.
 
-        It is called as ``handler(mail)`` with a :class:`greensmtp.Mail` once the body has arrived. When it returns
-        None, the message is accepted; a ``Reply`` that it returns, or a ``Reject`` that it raises, decides. In LMTP it
-        may return a mapping of recipients and replies; a recipient that is missing, or has None, is accepted. It is
-        called once for a message.
+        It is called once for a message, as ``handler(mail)`` with a :class:`greensmtp.Mail`, once the body has arrived.
+        If it returns None, the message is accepted; a ``Reply`` that it returns or a ``Reject`` that it raises decides.
+        In LMTP it may return a mapping of recipients to replies; a recipient that is missing or has None is accepted.
 
-        :raises TypeError: the handler cannot be called so, or it is an ``async def`` or a generator.
+        :raises TypeError: the handler does not take ``mail``, or it is an ``async def`` or a generator.
         """
         from greensmtp.server.on_mail import connect_mail_handler  # not every server handles whole messages
 
@@ -187,30 +147,30 @@ class SMTPServer(StreamServer, ConnectsHandlers):
     # Start and stop
 
     def start(self) -> None:
-        """Listen. The middleware stack is frozen from here on, and ``address`` tells the real port.
+        """Listen. The middleware stack is frozen from now on, and ``address`` has the real port.
 
-        Middleware that has a ``start`` is told first, outermost first; where one raises, or the address cannot be
-        had, those that have been told are told of the stop again, and nothing listens.
+        Middleware that has a ``start`` is started first, outermost first. If one raises or the address cannot be bound,
+        what has been started is stopped again, and nothing listens.
 
-        :raises OSError: the address cannot be had.
+        :raises OSError: the address cannot be bound.
         """
         if self.started:
             return
-        self.loop = get_hub().loop  # that of the thread that serves, not of the one that made the server
-        self._program = self._compose()
-        self.draining = False
+        self.loop = get_hub().loop  # that of the thread that serves, which may not be the one that made the server
+        self._routes = self._compose()
+        self._registry.draining = False
         try:
-            # (All of them, unless close() came without stop().)
-            self._told += start_each(self._middleware[len(self._told) :], self)
+            # (Some are started already if close() was called without stop().)
+            self._started_middleware += start_each(self._middleware[len(self._started_middleware) :], self)
             super().start()
         except BaseException:
-            self._tell_stop()
+            self._stop_middleware()
             raise
         if self.hub_timeout:
-            self._hub_runs = hub_watch.expect(self.loop, self.hub_timeout, self._warn_of_hub)
+            self._stop_hub_watch = hub_watch.expect(self.loop, self.hub_timeout, self._warn_of_hub)
 
     def _warn_of_hub(self) -> None:
-        """Runs in a native thread of its own."""
+        """Log that the hub does not run. Called in a native thread of the hub watch."""
         logger.warning(
             "server on %r listens, but the gevent hub of its thread has not run in the %g s since start(): no client "
             "gets a banner. Call server.serve_forever(), or, in a program that is not gevent's, use "
@@ -220,7 +180,7 @@ class SMTPServer(StreamServer, ConnectsHandlers):
         )
 
     def __enter__(self) -> SMTPServer:
-        """Start; gevent's own does not. The end of the block stops it."""
+        """Start the server; the end of the block stops it."""
         self.start()
         return self
 
@@ -241,245 +201,79 @@ class SMTPServer(StreamServer, ConnectsHandlers):
         )
 
     def adopt(self, socket: Any, peer: Any = "") -> None:
-        """Serve a connection that somebody else has accepted; the server need not listen.
+        """Serve a connection that was accepted elsewhere. The server need not listen.
 
-        :param socket: gevent's; where it is an ``SSLSocket`` of gevent's, TLS is up from the start.
-        :raises TypeError: it is the standard library's, which blocks everybody when its peer is slow.
+        :param socket: a gevent socket; if it is a gevent ``SSLSocket``, TLS is up from the start.
+        :param peer: the client's address, as ``accept`` returns it.
+        :raises TypeError: it is a socket of the standard library, which would block the hub.
         """
         if isinstance(socket, native_socket.socket) and not isinstance(socket, gevent_socket.socket):
-            raise TypeError(f"adopt takes a socket of gevent's, not {socket!r}")
-        if self._program is None:
-            self._program = self._compose()
+            raise TypeError(f"adopt() takes a gevent socket, which does not block the hub, not {socket!r}")
+        if self._routes is None:
+            self._routes = self._compose()
         if not self.started and not self.connections:
             self.loop = get_hub().loop  # as in start()
         self.do_handle(socket, peer)
 
+    def do_handle(self, socket: Any, peer: Any) -> None:
+        """Give a new connection its greenlet. In the hub; gevent calls it."""
+        if not self._registry.has_room(client_key(peer)):
+            _turn_away(socket, silently=self.implicit_tls)
+            return
+        assert self._routes is not None
+        try:
+            socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
+            handler = ConnectionHandler(self, self._routes, self._registry, socket, peer, tls_first=self.implicit_tls)
+        except Exception:
+            socket.close()
+            raise
+        self._registry.add(handler, self.loop)
+        spawn_raw(handler.run)
+
     def in_thread(self) -> ServerThread[SMTPServer]:
-        """This server in a native thread with a hub of its own, for programs that are not gevent's:
-        ``with server.in_thread(): ...``. Its handlers run in that thread."""
+        """Return this server in a native thread with a hub of its own, for programs that are not gevent's.
+
+        Use it as ``with server.in_thread(): ...``. Handlers run in that thread.
+        """
         return ServerThread(self)
+
+    @property
+    def draining(self) -> bool:
+        """True once ``stop`` has been called: no connection is accepted, and no transaction begins."""
+        return self._registry.draining
 
     def stop(self, timeout: float | None = None) -> None:
         """Stop listening, let transactions in progress finish, then return.
 
-        Peers that are between two transactions get 421 at once, the others when theirs is over; what is left after
-        ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body and of a
-        handler, too. That takes one second more at most. Handlers of ``disconnect`` may use what is left of the
-        timeout, up to 5 seconds. Middleware that has a ``stop`` is told last, innermost first.
+        Clients that are between two transactions get 421 at once, the others when their transaction is over. What is
+        left after ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body or
+        a handler too. That takes one second more at most. Handlers of ``disconnect`` may use what is left of the
+        timeout, up to 5 seconds. Middleware that has a ``stop`` is stopped last, innermost first.
         """
-        deadline = monotonic() + (self.stop_timeout if timeout is None else timeout)
         self.close()
-        self.draining = True
-        if self._others():
-            self.loop.run_callback(self._dismiss_idle)
-        self._wait_for_others(deadline - monotonic())
-        for _ in range(2):  # the second time, those that still linger, and handlers that have not heard the first
-            for conversation in self._others():
-                self.loop.run_callback(conversation.cut_off, "shutdown")
-            self._wait_for_others(KILL_SECONDS)
-        self._end_leaving(min(deadline - monotonic(), LEAVE_SECONDS))
-        self._tell_stop()
+        end_connections(self._registry, self.loop, self.stop_timeout if timeout is None else timeout)
+        self._stop_middleware()
 
-    def _end_leaving(self, patience: float) -> None:
-        """Give handlers of DISCONNECT some time to end, then end them; forget what does not end at all."""
-        for end, seconds in ((_kill, max(patience, KILL_SECONDS)), (ConnectionHandler.abandon, KILL_SECONDS)):
-            self._wait_for(self._left_over, seconds)
-            for conversation in self._left_over():
-                self.loop.run_callback(end, conversation)
-        self._wait_for(self._left_over, KILL_SECONDS)
-
-    def _left_over(self) -> list[ConnectionHandler]:
-        me = getcurrent()
-        return [each for each in (*self.connections, *self._leaving) if each.greenlet is not me]
+    def _stop_middleware(self) -> None:
+        started, self._started_middleware = self._started_middleware, []
+        stop_each(started, self)
 
     def close(self) -> None:
         """Stop listening; connections go on."""
-        if self._hub_runs is not None:
-            self._hub_runs()
-            self._hub_runs = None
-        listening = self.started
+        if self._stop_hub_watch is not None:
+            self._stop_hub_watch()
+            self._stop_hub_watch = None
         super().close()
-        if listening and self._unix_path is not None:
-            Path(self._unix_path).unlink(missing_ok=True)
-
-    def _tell_stop(self) -> None:
-        told, self._told = self._told, []
-        stop_each(told, self)
-
-    def _others(self) -> list[ConnectionHandler]:
-        """The connections, but for the one whose handler calls ``stop``: it cannot wait for itself."""
-        me = getcurrent()
-        return [each for each in self.connections if each.greenlet is not me]
-
-    def _wait_for_others(self, timeout: float) -> None:
-        self._wait_for(self._others, timeout)
-
-    def _wait_for(self, which: Callable[[], list[ConnectionHandler]], timeout: float) -> None:
-        deadline = monotonic() + timeout
-        while which() and (left := deadline - monotonic()) > 0:
-            self._departure.clear()
-            self._departure.wait(left)
-
-    def _dismiss_idle(self) -> None:
-        for conversation in list(self.connections):
-            if conversation.is_idle:
-                conversation.connection.expire("shutdown")
-
-    # Accepting
-
-    def set_listener(self, listener: Any) -> None:
-        """As gevent's, and unix paths."""
-        if is_unix_path(listener):
-            self.family, self.address = native_socket.AF_UNIX, str(listener)
-        else:
-            super().set_listener(listener)
-
-    def init_socket(self) -> None:
-        """As gevent's; remembers the unix path that is ours to remove."""
-        ours = not hasattr(self, "socket") and self.family == native_socket.AF_UNIX
-        super().init_socket()
-        send_at_once(self.socket)
-        self._unix_path = str(self.address) if ours else None
-
-    @classmethod
-    def get_listener(cls, address: Any, backlog: int | None = None, family: int | None = None) -> Any:
-        """As gevent's, and unix paths."""
-        assert family is not None
-        return listen(address, cls.backlog if backlog is None else backlog, family)
-
-    def do_read(self) -> Any:
-        """Accept one connection; gevent calls it in the hub."""
-        try:
-            accepted = super().do_read()
-        except ConnectionAbortedError:
-            return None
-        except OSError as error:
-            if error.errno not in _PASSING:
-                raise
-            if not self._paused:
-                logger.warning("cannot accept connections for now: %s", os.strerror(error.errno))
-            self._paused = True
-            # gevent backs off by itself when this raises, but not without a traceback each time.
-            self.stop_accepting()
-            self._timer = self.loop.timer(self.accept_pause)
-            self._timer.start(self._accept_again)
-            return None
-        if self._paused and accepted:
-            self._paused = False
-            logger.warning("accepting connections again")
-        return accepted
-
-    def _accept_again(self) -> None:
-        if self.started:
-            self.start_accepting()
-
-    def do_handle(self, socket: Any, peer: Any) -> None:
-        """Give a new connection its greenlet, where ACCEPT comes first."""
-        if self._arriving.is_full and not self._displace_arriving(client_key(peer)):
-            _turn_away(socket, silently=self.implicit_tls)
-            return
-        assert self._program is not None
-        try:
-            socket.settimeout(None)  # time-outs are the sweep's, whatever socket.setdefaulttimeout says
-            conversation = ConnectionHandler(self, self._program, socket, peer, tls_first=self.implicit_tls)
-        except Exception:
-            socket.close()
-            raise
-        self._arriving.take(conversation, conversation.address)
-        self._sweeper.start(self.loop)
-        self.connections.add(conversation)
-        spawn_raw(conversation.run)
-
-    def handle(self, socket: Any, peer: Any) -> None:
-        """gevent wants one; ``do_handle`` does the work."""
-        raise NotImplementedError
-
-    # Places
-
-    def give_place(self, conversation: ConnectionHandler) -> bool:
-        """Give a connection one of the ``max_connections``; False: there is none for it.
-
-        At the limit the addresses with many connections go first: a newcomer from an address that has fewer displaces
-        a connection of the busiest address, an idle one if possible.
-        """
-        if self._places.is_full:
-            displaced, best = None, 0
-            for other in self._places.crowd(conversation.address):
-                displaceable = other.displaceable
-                if displaceable > best:
-                    displaced, best = other, displaceable
-                    if best == 3:
-                        break
-            if displaced is None:
-                return False
-            self.take_place_back(displaced)
-            self.loop.run_callback(displaced.displace)
-        self._places.take(conversation, conversation.address)
-        conversation.has_place = True
-        return True
-
-    def take_place_back(self, conversation: ConnectionHandler) -> None:
-        """A connection no longer counts for ``max_connections``."""
-        self._places.give_back(conversation, conversation.address)
-        conversation.has_place = False
-
-    def has_arrived(self, conversation: ConnectionHandler) -> None:
-        """ACCEPT has been answered."""
-        self._arriving.give_back(conversation, conversation.address)
-
-    def _displace_arriving(self, address: str) -> bool:
-        """Close a connection of the address that has most before ACCEPT's answer, for one of another address."""
-        for other in self._arriving.crowd(address):
-            self.has_arrived(other)
-            self.loop.run_callback(other.cut_off, "displaced")
-            return True
-        return False
-
-    def let_linger(self, conversation: ConnectionHandler) -> None:
-        """A connection has been told to go: it takes no place, and waits for its client to go, too.
-
-        If there are too many of those, the first of them is closed.
-        """
-        self.take_place_back(conversation)
-        if len(self._lingering) >= MAX_LINGERING:
-            first = next(iter(self._lingering))
-            del self._lingering[first]
-            self.loop.run_callback(first.dismiss, "timeout")
-        self._lingering[conversation] = None
-
-    def forget(self, conversation: ConnectionHandler) -> None:
-        """A connection is over; its DISCONNECT is to be handled, which takes no place of another connection."""
-        self.has_arrived(conversation)
-        self.take_place_back(conversation)
-        self._lingering.pop(conversation, None)
-        self.connections.discard(conversation)
-        self._leaving.add(conversation)
-        if self.draining:
-            self._departure.set()
-
-    def gone(self, conversation: ConnectionHandler) -> None:
-        """Nothing of a connection is left."""
-        self._leaving.discard(conversation)
-        if not self.connections and not self._leaving:
-            self._sweeper.stop()
-        if self.draining:
-            self._departure.set()
-
-
-def _kill(conversation: ConnectionHandler) -> None:
-    greenlet = conversation.greenlet
-    if greenlet is not None:
-        greenlet.throw(GreenletExit)
 
 
 def _turn_away(socket: Any, *, silently: bool) -> None:
-    """In the hub, so without waiting: an empty send buffer takes a line, or the peer does without it."""
+    """Refuse a connection without waiting. In the hub."""
     try:
         if not silently:
             socket.settimeout(0.0)
-            socket.send(canned.TOO_MANY_CONNECTIONS.encode())
+            socket.send(canned.TOO_MANY_CONNECTIONS.encode())  # an empty send buffer takes a line
             socket.shutdown(native_socket.SHUT_WR)
     except OSError:
-        pass
+        pass  # the client is gone
     finally:
         socket.close()

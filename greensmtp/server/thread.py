@@ -12,15 +12,32 @@ from gevent.hub import Waiter
 
 from greensmtp._native import native
 
-#: Seconds that the end of the process waits for a server that has not been stopped.
+
+class Startable(Protocol):
+    """A server that can run in a thread."""
+
+    @property
+    def started(self) -> bool:
+        """True once ``start`` has been called."""
+
+    def start(self) -> None:
+        """Listen."""
+
+    def stop(self, timeout: float | None = None) -> None:
+        """Drain, and return when all connections are over."""
+
+
+Server = TypeVar("Server", bound=Startable)
+
+#: Seconds that the process waits at its end for a server that has not been stopped.
 EXIT_SECONDS = 5.0
 
-#: Those whose servers run.
+#: Threads whose servers are running.
 _running: set[ServerThread[Any]] = set()
 
 
 class Bell:
-    """Rung once from any thread; heard in the hub of the thread that made it."""
+    """Set once from any thread; waited for in the hub of the thread that made it."""
 
     def __init__(self) -> None:
         hub = get_hub()
@@ -29,37 +46,20 @@ class Bell:
         self._watcher.start(self._waiter.switch, None)
 
     def ring(self) -> None:
-        """Wake who waits, or will."""
+        """Wake the waiting greenlet, now or when it begins to wait."""
         self._watcher.send()
 
     def wait(self) -> None:
-        """Wait for it; other greenlets of this hub go on."""
+        """Wait for ``ring``; other greenlets of this hub go on."""
         try:
             self._waiter.get()
         finally:
             self.close()
 
     def close(self) -> None:
-        """Give its descriptor back, where it is not waited for."""
+        """Close the file descriptor; ``wait`` does so by itself."""
         self._watcher.stop()
         self._watcher.close()
-
-
-class Startable(Protocol):
-    """What can run in a thread: an ``SMTPServer``."""
-
-    @property
-    def started(self) -> bool:
-        """True if it listens."""
-
-    def start(self) -> None:
-        """Listen."""
-
-    def stop(self, timeout: float | None = None) -> None:
-        """Stop listening, and let connections end for so many seconds."""
-
-
-Server = TypeVar("Server", bound=Startable)
 
 
 class ServerThread(Generic[Server]):
@@ -71,23 +71,23 @@ class ServerThread(Generic[Server]):
         self._please_stop: Bell | None = None
         self._stopped: Bell | None = None
         self._timeout: float | None = None
-        #: The process that has the thread.
+        #: The process in which the thread runs.
         self._pid = 0
 
     def start(self) -> Server:
-        """Start, and return when the server listens.
+        """Start the thread, and return the server when it listens.
 
         :raises OSError: the address cannot be bound.
         :raises RuntimeError: the server has been started already, here or elsewhere.
         """
         if self._please_stop is not None:
-            raise RuntimeError("this server runs in its thread already")
+            raise RuntimeError("the server is already running in its thread; call stop() before starting it again")
         if self.server.started:
             raise RuntimeError(
-                "this server has been started in another thread: call in_thread().start() instead of server.start()"
+                "the server has already been started; call in_thread().start() instead of server.start()"
             )
         started = Bell()
-        # The real thing, in a patched process too, where threading.Thread would be a greenlet.
+        # The unpatched function: in a patched process, threading.Thread would be a greenlet.
         try:
             native("_thread", "start_new_thread")(self._run, (started,))
         except BaseException:
@@ -102,7 +102,7 @@ class ServerThread(Generic[Server]):
         return self.server
 
     def stop(self, timeout: float | None = None) -> None:
-        """``server.stop(timeout)`` in its thread; return when that is over. A forked child has no such thread."""
+        """Call ``server.stop(timeout)`` in the thread, and return when that is over. In a forked child: do nothing."""
         if self._please_stop is None:
             return
         _running.discard(self)
@@ -120,7 +120,7 @@ class ServerThread(Generic[Server]):
         please_stop = Bell()
         try:
             self.server.start()
-        except BaseException as error:  # it is raised again in the thread that called start()
+        except BaseException as error:  # raised again in the thread that called start()
             self._error = error
             please_stop.close()
             hub.destroy(destroy_loop=True)
@@ -133,7 +133,7 @@ class ServerThread(Generic[Server]):
             self.server.stop(self._timeout)
         finally:
             hub.destroy(destroy_loop=True)
-            # Last of all: the process may end as soon as it is heard, and must not find this hub half undone.
+            # Last, since the process may end as soon as it is rung, and this hub must be destroyed by then.
             assert self._stopped is not None
             self._stopped.ring()
 
@@ -148,7 +148,7 @@ class ServerThread(Generic[Server]):
 def _stop_at_exit() -> None:
     """Stop the servers that the program has left running, and cut their clients off.
 
-    Python ends by ending other threads wherever they are. In the middle of a greenlet that crashes, or never ends.
+    At its end Python stops other threads wherever they are; a greenlet that is running then crashes or never ends.
     """
     for thread in list(_running):
         with Timeout(EXIT_SECONDS, False):  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""TLS contexts with defaults of today."""
+"""TLS contexts with current defaults."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
 def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> ssl.SSLContext:
-    """A context for a server: TLS 1.2 or later, the ciphers that Python's ssl takes for good.
+    """Return a context for a server: TLS 1.2 or later, with the default ciphers of Python's ssl.
 
     :param certfile: PEM, the certificate followed by its chain.
     :param keyfile: PEM; None: the key is in ``certfile``.
-    :raises ValueError: a file cannot be read, or is not what it should be; the text says which.
+    :raises ValueError: a file cannot be read, or does not hold what it should; the text says which.
     """
     for name, path in (("certfile", certfile), ("keyfile", keyfile)):
         if path is not None:
@@ -36,7 +36,7 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
     locked = False
 
     def no_password() -> bytes:
-        """OpenSSL asks for one, and would have asked whoever sits at the terminal, with everything standing still."""
+        """Called by OpenSSL for an encrypted key, instead of a prompt at the terminal that would block the hub."""
         nonlocal locked
         locked = True
         return b""
@@ -64,6 +64,6 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
 
 
 def own_certificate(certfile: str | Path) -> bytes | None:
-    """The first certificate in a PEM file, in DER: the one that its chain is for."""
+    """Return the first certificate of a PEM file in DER, which is the server's own; None if there is none."""
     found = _CERTIFICATE.search(Path(certfile).read_text("latin-1"))
     return None if found is None else ssl.PEM_cert_to_DER_cert(found[0])

@@ -1,4 +1,22 @@
-"""The server's end of a connection: lines and bodies in, replies out, over a gevent socket, with timeouts and TLS."""
+"""The bytes of one connection over a gevent socket: lines and bodies in, replies out, timeouts, TLS.
+
+The rules of this file:
+
+- One greenlet reads and writes. Only ``check``, ``expire``, ``send_at_once`` and ``abandon`` are called from outside of
+  it, and only in the hub, so the greenlet is waiting at that moment.
+- Replies are gathered and sent in one piece, right before the greenlet waits for input. A pipelined batch of commands
+  costs one ``recv`` and one ``send``.
+- A plain socket is waited for before ``recv`` is tried. Each wait goes straight to the event loop.
+- No byte that came before TLS is used after it (RFC 3207 section 5).
+
+How timeouts work: a wait has no timer. Before it, the transport sets ``timeout`` (seconds; 0.0 means that it waits for
+nothing) and ``wait_started`` (0.0). Now and then the server's DeadlineMonitor calls ``check``, which notes the time of
+its first look in ``wait_started`` and later compares. A wait that took too long ends with ``Expired``, thrown into the
+greenlet, which becomes a ConnectionLost. So starting a timeout is two attribute assignments.
+
+Invariants: ``timeout`` is not 0.0 only while the greenlet waits for the client. After ``write_failed``, nothing more is
+sent, since part of a reply may be on the wire. ``close_error`` is set once the client is lost.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +33,30 @@ from greensmtp.protocol.line_reader import LineReader
 from greensmtp.server.limits import Limits
 from greensmtp.session.ack import Expired
 
-#: Bytes in one recv: a batch of pipelined commands, and a large piece of a body.
+#: Bytes for one ``recv``: a batch of pipelined commands, a piece of a body.
 COMMAND_PIECE = 16 * 1024
 BODY_PIECE = 128 * 1024
-#: Bytes that a fast client may send under TLS before other connections run.
+#: Under TLS, bytes that are read from a fast client without waiting, before other connections get a turn.
 TURN = 128 * 1024
 
-#: Command lines of one pipelined batch that are handled before other connections run.
+#: Command lines of one pipelined batch that are answered before other connections get a turn.
 BATCH = 50
 
-#: Seconds in which the CRLF of a line with a bare LF must come. A client that ends its lines with LF never sends one.
+#: Seconds until a line with a bare LF must end in CRLF. A client that ends its lines with LF never sends one.
 CRLF_SECONDS = 1.0
 
-#: How long, and how many bytes, a closing connection reads after its last reply. Closing a socket with unread input
-#: sends a reset, which can destroy that reply on its way.
+#: After the last reply to a client that may still be sending, input is read and dropped for so many seconds, and so
+#: many bytes. Closing a socket with unread input sends a reset, which can destroy that reply on its way.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 
 
-class Connection(LineReader):
-    """One client's socket, used by one greenlet; LineReader holds its input.
-
-    It has no timer. Before each wait it sets how many seconds that may take (``timeout``), and that no sweep has seen
-    it (``wait_started``). The server's sweep checks all connections now and then, and calls ``expire`` on those that
-    have timed out. So timeouts are cheap: starting one is two attribute assignments. ``expire`` runs in the hub, so the
-    greenlet is waiting, and the exception arrives exactly there.
-    """
+class Transport(LineReader):
+    """One client's socket, used by one greenlet."""
 
     __slots__ = (
         "_batch",
+        "_body_seen",
         "_command_timeout",
         "_data_timeout",
         "_hub",
@@ -52,21 +65,20 @@ class Connection(LineReader):
         "_received",
         "_recv",
         "_send_some",
-        "_swept",
         "_turn",
         "_waited",
         "_wake",
         "_watcher",
         "awaiting_command",
+        "close_error",
         "greenlet",
         "in_body",
         "limits",
-        "lost",
-        "mute",
         "socket",
         "timeout",
         "wait_started",
         "write",
+        "write_failed",
     )
 
     def __init__(self, socket: Any, limits: Limits, max_length: Callable[[str], int], line_limit: int) -> None:
@@ -74,86 +86,85 @@ class Connection(LineReader):
         :param max_length, line_limit: as LineReader takes them.
         """
         super().__init__(max_length, line_limit)
-        #: The greenlet that uses this connection; None before ``begin``, and when the connection is over.
+        #: The greenlet that serves the connection; None before ``begin`` and after the end.
         self.greenlet: Any = None
         self._wake: Any = None
         self._hub = get_hub()
-        #: TLS: returns the number of bytes that have been decrypted and not read.
+        #: Under TLS: returns how many decrypted bytes wait to be read.
         self._pending: Callable[[], int] | None = None
         self._use(socket)
-        #: Bytes that may come before other connections run.
+        #: What is left of TURN and of BATCH.
         self._turn = TURN
-        #: Command lines that may be read before other connections run.
         self._batch = BATCH
         self.limits = limits
         self._command_timeout = limits.command_timeout
         self._data_timeout = limits.data_timeout
         self._out: list[bytes] = []
-        #: ``write(data)``: keep bytes for the client; all are sent in one piece before the next wait for input.
+        #: ``write(data)``: send the bytes before the next wait for input, in one piece with all others.
         self.write: Callable[[bytes], None] = self._out.append
-        #: Seconds that the current wait may take; 0.0 while it does not wait.
+        #: Seconds that the present wait may take; 0.0 while nothing is waited for.
         self.timeout = 0.0
-        #: When a sweep first saw this wait, on the sweep's clock; 0.0 if none has.
+        #: When the deadline monitor first saw this wait, on its clock; 0.0 before that.
         self.wait_started = 0.0
-        #: The greenlet waits for a command.
+        #: True while it waits for a command, or for a TLS handshake.
         self.awaiting_command = False
-        #: The error with which the connection was lost.
-        self.lost: ConnectionLost | None = None
-        #: Nothing more can be sent: a reply or a handshake was cut short.
-        self.mute = False
-        #: A body is being received, and its rate is measured.
+        #: The error that ended the connection; None while it lasts.
+        self.close_error: ConnectionLost | None = None
+        #: True if nothing more can be sent: a reply or a handshake was cut short, or TLS has not begun.
+        self.write_failed = False
+        #: True while a body is read, whose rate is measured.
         self.in_body = False
-        #: Of that body: a sweep has seen it; seconds that were spent waiting for it; bytes that have come.
-        self._swept = False
+        #: The monitor has seen this body; seconds spent waiting for it; its bytes so far.
+        self._body_seen = False
         self._waited = 0.0
         self._received = 0
 
     def _use(self, socket: Any) -> None:
-        """Use this socket from here on."""
+        """Read from and write to this socket from now on."""
         self.socket = socket
         self._watcher: Any = self._hub.loop.io(socket.fileno(), 1)
         if isinstance(socket, gevent_ssl.SSLSocket):
             self._pending = socket.pending
             native = socket
         else:
-            # gevent's methods try these and wait if that fails. Here the wait comes first.
+            # gevent's own recv and send wait where these raise BlockingIOError; here the wait comes first.
             native = getattr(socket, "_sock", socket)
         self._recv: Callable[[int], bytes] = native.recv
         self._send_some: Callable[[bytes], int] = native.send
 
     @property
     def encrypted(self) -> bool:
-        """True if TLS is active."""
+        """True if TLS is up."""
         return self._pending is not None
 
     def begin(self) -> None:
-        """Make the current greenlet the one that uses this connection."""
+        """Let the current greenlet serve this connection."""
         self.greenlet = getcurrent()
         self._wake = self.greenlet.switch
 
     # Deadlines
 
-    def look(self, now: float, elapsed: float) -> None:
-        """Check for a timeout and for the data rate, in a sweep of the server. Call it in the hub, during a wait.
+    def check(self, now: float, elapsed: float) -> None:
+        """Expire the present wait if it has taken too long. In the hub, while the greenlet waits for its client.
 
-        :param now: on the sweep's clock.
-        :param elapsed: seconds since the last sweep.
+        :param now: the deadline monitor's clock, in seconds.
+        :param elapsed: seconds since its last check.
         """
         if not self.wait_started:
             self.wait_started = now
         if now - self.wait_started > self.timeout:
             self.expire()
         elif self.in_body and not self.awaiting_command:
-            # A slow sender is waiting in almost every sweep, so sampling there is accurate enough. The time until the
-            # next BDAT command does not count: no bytes have been announced.
-            self._waited = self._waited + elapsed if self._swept else 0.0
-            self._swept = True
+            # A slow sender is waiting in almost every check, so sampling here is accurate enough. The time until the
+            # next BDAT command does not count, since the client has announced no bytes.
+            self._waited = self._waited + elapsed if self._body_seen else 0.0
+            self._body_seen = True
             limits = self.limits
             if self._waited > limits.data_rate_grace and self._received < self._waited * limits.min_data_rate:
                 self.expire("slow")
 
     def expire(self, reason: str = "timeout") -> None:
-        """End the wait with ConnectionLost. Call it in the hub, during a wait."""
+        """End the present wait with ConnectionLost(reason). In the hub, while the greenlet waits."""
         self.timeout = 0.0
         if self.greenlet is not None:
             self.greenlet.throw(Expired(reason))
@@ -161,9 +172,9 @@ class Connection(LineReader):
     # Out
 
     def flush(self, timeout: float) -> None:
-        """Send what was written, within ``timeout`` seconds.
+        """Send the pending replies within ``timeout`` seconds.
 
-        :raises ConnectionLost: the client is gone, or does not read it in time.
+        :raises ConnectionLost: the client is gone, or does not read them in time.
         """
         if not self._out:
             return
@@ -190,14 +201,14 @@ class Connection(LineReader):
             if sent < len(data):
                 self.socket.sendall(data[sent:])
         except BaseException:
-            self.mute = True
+            self.write_failed = True
             raise
 
-    def say_at_once(self, reply: bytes) -> None:
-        """Send what was written and a last reply, as far as that works without waiting. Call it in the hub."""
-        if self.mute:
+    def send_at_once(self, reply: bytes) -> None:
+        """Send the pending replies and a last one, as far as possible without waiting. In the hub."""
+        if self.write_failed:
             return
-        self.mute = True
+        self.write_failed = True
         data = b"".join((*self._out, reply))
         self._out.clear()
         try:
@@ -206,7 +217,7 @@ class Connection(LineReader):
             else:
                 self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
                 self._notify_close()
-            # Nothing may follow, whatever the handler does. (The TLS socket's own shutdown would drop TLS.)
+            # Whatever the handler still does, nothing may follow. (The TLS socket's own shutdown would drop TLS.)
             getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
         except (OSError, AttributeError):
             pass  # the send buffer is full, or the client is gone
@@ -214,13 +225,13 @@ class Connection(LineReader):
     # In
 
     def read_line(self, max_length: int | None = None) -> bytes:
-        """Return the next line without its CRLF. If none has come, send what was written and wait for one.
+        """Return the next line without its CRLF. If none has come yet, send the pending replies and wait for one.
 
-        The whole line must come within ``command_timeout``.
+        All of the line must be there within ``command_timeout``.
 
         :param max_length: bytes that it may have, CRLF included; None: as many as its verb allows.
-        :raises BadLine: the line is too long or has a bare LF; it is dropped up to its CRLF.
-        :raises ConnectionLost: the client is gone or has timed out.
+        :raises BadLine: it is too long or has a bare LF. It is skipped up to its CRLF.
+        :raises ConnectionLost: the client is gone, or late.
         """
         if self._at < len(self._buffer):
             self._batch -= 1
@@ -253,9 +264,9 @@ class Connection(LineReader):
             turn.stop()
 
     def read(self, size: int = BODY_PIECE) -> bytes:
-        """Return the next bytes of a body, at least one and up to ``size``.
+        """Return up to ``size`` bytes of a body, at least one.
 
-        :raises ConnectionLost: the client is gone, has timed out, or sends less than ``min_data_rate``.
+        :raises ConnectionLost: the client is gone, or late, or sends less than ``min_data_rate``.
         """
         if self._at < len(self._buffer):
             data = self.take(size)
@@ -269,25 +280,16 @@ class Connection(LineReader):
         self._received += len(data)
         return data
 
-    def ask_for_body(self, reply: bytes) -> None:
-        """Send what was written and the 354 at once, since the receiver may wait before it reads.
-
-        :raises ConnectionLost: the client is gone, or does not read it in time.
-        """
-        self._out.append(reply)
-        self.flush(self._command_timeout)
-        self.begin_body()
-
     def begin_body(self) -> None:
-        """Measure the rate of a body from here on, until ``in_body`` is false."""
+        """Measure the rate of a body from now on, until ``in_body`` is False."""
         self.in_body = True
-        self._swept = False
+        self._body_seen = False
         self._received = 0
 
     def _receive(self, size: int) -> bytes:
-        """Send what was written, wait for input, and return up to ``size`` bytes of it.
+        """Send the pending replies, wait for input, and return up to ``size`` bytes of it.
 
-        :raises ConnectionLost: the client is gone or has timed out.
+        :raises ConnectionLost: the client is gone, or late.
         """
         try:
             if self._out:
@@ -322,32 +324,32 @@ class Connection(LineReader):
 
     def _fail(self, reason: str) -> ConnectionLost:
         self.in_body = False
-        self.lost = ConnectionLost(reason)
-        return self.lost
+        self.close_error = ConnectionLost(reason)
+        return self.close_error
 
     # TLS, and the end
 
     def start_tls(self, context: ssl.SSLContext) -> None:
-        """Do the TLS handshake. All bytes that came in the clear are dropped (RFC 3207 section 5).
+        """Shake hands. Bytes that came in the clear are dropped first, half a line too (RFC 3207 section 5).
 
         :raises ConnectionLost: the handshake failed, or took longer than ``tls_timeout``.
         """
         self.clear()
         self._close_watcher()
-        self.mute = True
+        self.write_failed = True
         self.wait_started = 0.0
         self.timeout = self.limits.tls_timeout
-        self.awaiting_command = True  # a shutdown does not wait for this client
+        self.awaiting_command = True  # stop() need not wait for this client
         try:
-            # (The constructor rather than context.wrap_socket: a context of the standard library's would make a
-            # socket of the standard library's, which blocks the hub.)
-            self.socket.getpeername()  # raises if the client is gone, where the constructor would leak a descriptor
+            # If the client is gone, this raises; the constructor below would leak the descriptor.
+            self.socket.getpeername()
+            # (Not context.wrap_socket: the standard library's context makes a standard socket, which blocks the hub.)
             self.socket = gevent_ssl.SSLSocket(
                 sock=self.socket, server_side=True, do_handshake_on_connect=False, _context=context
             )
             self.socket.do_handshake()
             self._use(self.socket)
-            self.mute = False
+            self.write_failed = False
         except Expired as expired:
             raise self._fail(expired.reason) from None
         except OSError as error:
@@ -357,9 +359,9 @@ class Connection(LineReader):
             self.awaiting_command = False
 
     def close(self, *, linger: bool) -> None:
-        """Send what was written, and close.
+        """Send the pending replies, and close.
 
-        :param linger: the client may still be sending: make sure that it can read the last reply.
+        :param linger: the client may still be sending; read for a while, so that the last reply reaches it.
         """
         try:
             self.flush(LINGER_SECONDS)
@@ -373,23 +375,23 @@ class Connection(LineReader):
             self.greenlet = self._wake = None
             self._close_watcher()
             self.socket.close()
-            if self.lost is not None:
-                # A copy that was never raised: the frames of a traceback refer to this connection, which is a cycle.
-                self.lost = ConnectionLost(self.lost.reason)
+            if self.close_error is not None:
+                # A fresh one, without the traceback, whose frames refer to this object: that would be a cycle.
+                self.close_error = ConnectionLost(self.close_error.reason)
 
     def abandon(self) -> None:
-        """Close at once, while the greenlet is busy elsewhere and may never return."""
+        """Close at once, while the greenlet is busy elsewhere and may not come back. In the hub."""
         self.greenlet = self._wake = None
-        self.mute = True
+        self.write_failed = True
         self._close_watcher()
         self.socket.close()
 
     def _notify_close(self) -> None:
-        """Send close_notify (RFC 8446 section 6.1), without waiting for the client's."""
+        """Send a TLS close_notify (RFC 8446 section 6.1) without waiting for the client's."""
         try:
             self.socket._sslobj.shutdown()
         except (OSError, AttributeError):
-            pass  # sent, and the client's own has not come yet; or the client is gone
+            pass  # sent, and the client's own has not come; or the client is gone
 
     def _linger(self) -> None:
         self.socket.shutdown(SHUT_WR)

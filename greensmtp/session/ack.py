@@ -1,175 +1,48 @@
-"""Acks: how the receivers of a signal decide, at once or later, from this greenlet or another or a native thread."""
+"""Acks: how the receivers of a signal decide, at once or later.
+
+How it works. An emitter makes an ``AckState`` and an ``Ack`` for it, and gives the ack to each receiver in turn. If all
+have returned and none has decided, it drops its own reference to the ack and waits. Two things end that wait: a
+decision, and the collection of the ack, after which no decision can come. The deadline monitor may also throw a
+``HandlerTimeout`` into the waiting greenlet.
+
+Rules of this file:
+
+- ``decide`` runs in any greenlet of any thread. One lock guards the step from undecided to decided.
+- ``decide`` sets ``reply`` before it looks for a waiter; ``wait`` sets the waiter before it looks at ``reply``. So no
+  wake-up is lost, and a second one does no harm.
+- ``on_accept`` is called outside the lock, in the deciding greenlet; it may switch.
+- Only the connection's greenlet waits. It is woken through its hub's ``run_callback_threadsafe``.
+- ``AckState`` never refers to its ``Ack``: the ack must be collected when its holders drop it.
+
+Invariants: ``decide`` sets ``reply`` once. Only the emitter may replace it, by the 451 for a receiver that failed. A
+second decision, or one after ``closed``, sets ``conflict`` and raises.
+"""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from gevent import GreenletExit, get_hub
 from gevent.hub import Waiter
 
 from greensmtp._native import native
-from greensmtp.errors import AlreadyAcknowledged, ProtocolError
-from greensmtp.protocol import canned
-from greensmtp.protocol.enhanced_status import default_for
+from greensmtp.errors import AlreadyAcknowledged
 from greensmtp.protocol.reply import Reply
+from greensmtp.session.ack_rules import AckRules, Code, Message
 
-#: Guards the one step from undecided to decided, for acks decided by native threads; held for an instant, never
-#: across a switch. (The real lock, in a patched process too: gevent's would not hold off another thread's hub.)
+#: Guards the step from undecided to decided. It is never held across a switch. It is the real lock also in a patched
+#: process: gevent's does not exclude the hubs of other threads.
 _deciding = native("_thread", "allocate_lock")()
-
-Code = int | str | Reply | None
-Message = str | Iterable[str] | None
-
-
-class AckRules(NamedTuple):
-    """What one signal's acks may say."""
-
-    #: ``accept()`` and ``reject()`` without arguments.
-    accepted: Reply
-    rejected: Reply
-    #: What happens when nobody listens.
-    default: Reply | None
-    #: The codes that ``accept`` takes.
-    accept_codes: range = range(200, 300)
-    #: Replies to HELO and EHLO, and the banner, carry no enhanced codes (RFC 2034 section 4).
-    with_enhanced: bool = True
-    #: The signal ``command``: not deciding is fine, accepting without a reply lets the command pass, and ``replace``
-    #: answers instead of the default action.
-    optional: bool = False
-
-    def accept(self, code: Code, message: Message) -> Reply:
-        """Return the reply for ``ack.accept(code, message)``."""
-        if self.optional:
-            if code is None and message is None:
-                return PASS
-            raise ValueError("accept() lets the command pass and takes no reply here; to answer it, call replace")
-        if code is None and message is None:
-            return self.accepted
-        number = self.accepted.code if code is None else _number(code, "accept")
-        if number not in self.accept_codes:
-            first, last = self.accept_codes[0], self.accept_codes[-1]
-            takes = f"{first}" if first == last else f"a code from {first} to {last}"
-            raise ValueError(f"accept takes {takes} here, not {number}; to refuse, call reject")
-        return self._reply(code, number, self.accepted, message)
-
-    def reject(self, code: Code, message: Message) -> Reply:
-        """Return the reply for ``ack.reject(code, message)``."""
-        if code is None and message is None:
-            return self.rejected
-        number = self.rejected.code if code is None else _number(code, "reject")
-        if not 400 <= number <= 599:
-            raise ValueError(f"reject takes a 4xx or 5xx reply code, not {number}; to agree, call accept")
-        return self._reply(code, number, self.rejected, message)
-
-    def replace(self, code: Code, message: Message) -> Reply:
-        """Return the reply for ``ack.replace(code, message)``."""
-        if not self.optional:
-            raise TypeError(
-                "replace() is for the signal 'command' alone, whose default action it takes the place of; "
-                "here, call accept or reject"
-            )
-        number = _OK.code if code is None else _number(code, "replace")
-        if not (200 <= number <= 299 or 400 <= number <= 599):
-            raise ValueError(f"replace takes a 2xx, 4xx or 5xx reply code, not {number}")
-        return self._reply(code, number, self.rejected if number >= 400 else _OK, message)
-
-    def returned(self, reply: Reply) -> Reply:
-        """Return the reply for a handler that returns one.
-
-        :raises ValueError: it is neither acceptance nor rejection here.
-        """
-        if self.optional:
-            return self.replace(reply, None)
-        return self.reject(reply, None) if reply.code >= 400 else self.accept(reply, None)
-
-    def _reply(self, code: Code, number: int, usual: Reply, message: Message) -> Reply:
-        if isinstance(code, Reply):
-            if message is not None:
-                raise TypeError("a Reply has its text: give no message besides")
-            reply = code.handed_on()
-            if reply.enhanced is None and self.with_enhanced:
-                return Reply(reply.code, *reply.lines, enhanced=default_for(reply.code))
-            return reply
-        if message is None and number == usual.code:
-            return usual
-        lines = usual.lines if message is None else _lines(message)
-        try:
-            return Reply(number, *lines, enhanced="" if self.with_enhanced else None)
-        except ProtocolError as error:
-            raise ValueError(str(error)) from None
-
-
-def _number(code: int | str | Reply, call: str) -> int:
-    if isinstance(code, Reply):
-        return code.code
-    try:
-        if not isinstance(code, float):  # int() would cut it
-            return int(code)
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(
-        f"{call} takes a reply code first, like 250 or '250', or a Reply, not {code!r}; "
-        f"a text alone goes as message={code!r}"
-    )
-
-
-def _lines(message: str | Iterable[str]) -> tuple[str, ...]:
-    lines = (message,) if isinstance(message, str) else tuple(message)
-    for line in lines:
-        if not isinstance(line, str):
-            raise TypeError(f"message takes a str, or several, not {line!r}")
-    return lines or ("",)
-
-
-_OK = Reply(250, "Ok")
-#: ``command``: the default action follows. The client never sees it.
-PASS = Reply(250, "pass")
-_REFUSED = Reply(550, "5.7.1 Refused")
-#: The dispatcher writes the usual text, which has the client's name in it.
-_GREETED = Reply(250, "", enhanced=None)
-
-#: signal -> what its acks may say
-RULES = {
-    "connect": AckRules(
-        Reply(220, "ESMTP", enhanced=None),
-        Reply(554, "5.7.1 No service for you here"),
-        Reply(220, "ESMTP", enhanced=None),
-        accept_codes=range(220, 221),
-        with_enhanced=False,
-    ),
-    "command": AckRules(PASS, _REFUSED, None, optional=True),
-    "greeting": AckRules(
-        _GREETED,
-        Reply(550, "5.7.1 Refused"),
-        _GREETED,
-        accept_codes=range(250, 251),
-        with_enhanced=False,
-    ),
-    "auth": AckRules(
-        Reply(235, "2.7.0 Authentication succeeded"),
-        Reply(535, "5.7.8 Authentication credentials invalid"),
-        Reply(235, "2.7.0 Authentication succeeded"),
-    ),
-    "from": AckRules(canned.SENDER_OK, Reply(550, "5.7.1 Sender refused"), canned.SENDER_OK),
-    "to": AckRules(canned.RECIPIENT_OK, Reply(550, "5.7.1 Recipient refused"), canned.RECIPIENT_OK),
-    "message": AckRules(
-        canned.START_MAIL,
-        Reply(550, "5.7.1 Message refused"),
-        canned.NO_MAIL_HERE,
-        accept_codes=range(354, 355),
-    ),
-    "received": AckRules(canned.MESSAGE_OK, Reply(550, "5.7.1 Message refused"), canned.MESSAGE_OK),
-}
 
 
 class HandlerTimeout(BaseException):
-    """Thrown into a handler or a middleware that takes too long. Not an Exception: handlers must not swallow it.
+    """Thrown into a handler or a middleware that takes too long. Not an Exception, so that handlers do not catch it.
 
     :param limit: the limit that was exceeded: ``"ack_timeout"`` or ``"handler_timeout"``.
     :param seconds: its value.
-    :param verb: the command that is being handled.
+    :param verb: the command being handled.
     """
 
     def __init__(self, limit: str, seconds: float, verb: str) -> None:
@@ -191,17 +64,17 @@ ENDINGS = (GreenletExit, KeyboardInterrupt, Expired)
 
 
 class AckState:
-    """What has become of one ack; the dispatcher's side of it.
+    """The state of one ack, as the emitter and the deadline monitor see it.
 
-    What most decisions never need is an attribute of the class.
+    Attributes that most acks never need are class attributes, since one state is made for each signal with receivers.
     """
 
     reply: Reply | None = None
-    #: Somebody tried to decide what had been decided.
+    #: True if a second decision was tried.
     conflict = False
-    #: Too late to decide: answered without it, or let go.
+    #: True once it is too late to decide: the command has been answered.
     closed = False
-    #: When the server's sweep first saw it undecided, on its clock; 0.0: it has not.
+    #: When the deadline monitor first saw it undecided, on its clock; 0.0: it has not yet.
     since = 0.0
     _waiter: Waiter[None] | None = None
     _loop: Any = None
@@ -213,11 +86,11 @@ class AckState:
 
     @property
     def waiting(self) -> bool:
-        """True if all receivers have returned, and one of them is to decide later."""
+        """True if all receivers have returned without a decision, and one of them still holds the ack."""
         return self._waiter is not None
 
     def is_late(self, now: float, seconds: float) -> bool:
-        """It has been undecided for longer than that, as far as the sweep has seen."""
+        """Return whether it has been undecided for so many seconds, counted from the first such call."""
         if self.reply is not None:
             return False
         if not self.since:
@@ -225,7 +98,10 @@ class AckState:
         return now - self.since > seconds
 
     def decide(self, reply: Reply) -> None:
-        """Settle it, and wake who waits for it. Called in any greenlet of any thread."""
+        """Record the decision, and wake the connection's greenlet if it waits. Safe in any greenlet and thread.
+
+        :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
+        """
         with _deciding:
             if self.closed or self.reply is not None:
                 self.conflict = True
@@ -241,9 +117,9 @@ class AckState:
             self._wake()
 
     def wait(self, ack: weakref.ref[Ack]) -> None:
-        """Wait for a decision, or for the moment when nobody holds the ack any more.
+        """Wait for a decision, or until the last reference to the ack is gone (on CPython: at once).
 
-        The caller must hold no reference to the ack of its own. On CPython the moment is exact.
+        The caller must hold no reference of its own.
         """
         hub = get_hub()
         waiter: Waiter[None] = Waiter(hub)
@@ -253,7 +129,7 @@ class AckState:
             waiter.get()
 
     def watch(self, ack: Ack) -> weakref.ref[Ack]:
-        """A reference that wakes the waiting side when the ack is let go."""
+        """Return a weak reference to the ack, which ends ``wait`` when the ack is collected."""
         self._watch = weakref.ref(ack, self._on_collected)
         return self._watch
 
@@ -267,63 +143,64 @@ class AckState:
 
 
 class Ack:
-    """Accepts or rejects, once. Keep it and decide later if you must; let go undecided, it is a 451.
+    """Accepts or rejects, once: that is the reply to the command.
 
-    Safe to use from any greenlet and from native threads.
+    A handler may keep it and decide later, from any greenlet or native thread. An ack that is dropped undecided becomes
+    a 451.
     """
 
-    __slots__ = ("__weakref__", "_decision")
+    __slots__ = ("__weakref__", "_state")
 
-    def __init__(self, decision: AckState) -> None:
-        self._decision = decision
+    def __init__(self, state: AckState) -> None:
+        self._state = state
 
     @property
     def decided(self) -> bool:
-        """It is too late to decide."""
-        return self._decision.reply is not None or self._decision.closed
+        """True if it is too late to decide: it has been decided, or the command has been answered without it."""
+        return self._state.reply is not None or self._state.closed
 
     @property
     def accepted(self) -> bool:
-        """It has been decided, and this was agreement."""
-        reply = self._decision.reply
+        """True if the decision was to accept."""
+        reply = self._state.reply
         return reply is not None and reply.code < 400
 
     def accept(self, code: Code = None, message: Message = None) -> None:
-        """Agree. The signal ``command``: let the command pass to its default action; no arguments are taken there.
+        """Accept. For the signal ``command``: let the command pass to its default action, without arguments.
 
-        :param code: the reply code; 250 (``connect``: 220, ``message``: 354, ``auth``: 235) when not given. Or a Reply,
-            that of a next hop for example, whose enhanced status code is kept.
-        :param message: the reply's text: a line, or several (an iterable, or one str with newlines); it may begin
+        :param code: the reply code, by default 250 (``connect``: 220, ``message``: 354, ``auth``: 235); or a Reply,
+            for example of a next hop, whose enhanced status code is kept.
+        :param message: the reply's text: one line, or several as an iterable or as a str with newlines. It may begin
             with an enhanced status code.
-        :raises ValueError: not a code that this signal accepts with, or an enhanced status code of another class.
+        :raises ValueError: this signal does not accept with that code, or the enhanced status code is of another class.
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
-        decision = self._decision
-        rules = decision.rules
-        decision.decide(rules.accepted if code is message is None else rules.accept(code, message))
+        state = self._state
+        rules = state.rules
+        state.decide(rules.accepted if code is message is None else rules.accept(code, message))
 
     def reject(self, code: Code = None, message: Message = None) -> None:
-        """Refuse; 550 (``connect``: 554, ``auth``: 535) when no code is given.
+        """Reject.
 
-        :param code: a 4xx or 5xx reply code; or a Reply, that of a next hop for example: its enhanced status code is
-            kept, and 421 becomes 451, since 421 would close the connection to the client.
-        :raises ValueError: not a 4xx or 5xx code, or an enhanced status code of another class.
+        :param code: a 4xx or 5xx reply code, by default 550 (``connect``: 554, ``auth``: 535); or a Reply, for example
+            of a next hop: its enhanced status code is kept, and 421 becomes 451, since 421 closes the connection.
+        :param message: as for ``accept``.
+        :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code is of another class.
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
-        decision = self._decision
-        decision.decide(decision.rules.reject(code, message))
+        self._state.decide(self._state.rules.reject(code, message))
 
     def replace(self, code: Code = 250, message: Message = None) -> None:
-        """Answer instead of the default action, which is not taken; the signal ``command`` alone.
+        """Answer instead of the default action, which does not happen. Only for the signal ``command``.
 
         :param code: a 2xx, 4xx or 5xx reply code, or a Reply.
-        :raises ValueError: not such a code, or an enhanced status code of another class.
+        :param message: as for ``accept``.
+        :raises ValueError: the code is not one of these, or the enhanced status code is of another class.
         :raises TypeError: this is the ack of another signal.
         :raises AlreadyAcknowledged: it has been decided, or the command has been answered without it.
         """
-        decision = self._decision
-        decision.decide(decision.rules.replace(code, message))
+        self._state.decide(self._state.rules.replace(code, message))
 
     def __repr__(self) -> str:
-        reply = self._decision.reply
+        reply = self._state.reply
         return f"<Ack {str(reply) if reply else 'undecided'!r}>"

@@ -1,4 +1,27 @@
-"""Calling a signal's receivers, and making one reply of what they decide."""
+"""Emitting signals: calling the receivers, and making one reply of what they decide.
+
+How it works. There is one ``Emitter`` for each signal of a server. It calls the receivers of the process-wide signal,
+then those of the server's and the session's own, in the order in which they were connected. ``emit`` is for signals
+without an ack, ``collect`` for those with one.
+
+Rules of this file:
+
+- Both run in the connection's greenlet for every command: when a signal has no receivers they return at once.
+- Nothing that a receiver raises gets out, except the error that ended the connection, gevent's ``Timeout`` out of
+  ``collect`` (the handler deals with it), and exceptions that end the program or the greenlet.
+- Every fault of a receiver is logged once, with the receiver's name, and becomes a 451.
+- While it waits for a decision, an emitter holds no reference to the ack.
+
+What a receiver does -> the reply:
+
+    accept(), reject(), replace()      that decision
+    returns a Reply                    that decision
+    raises Reject                      that decision, also after accept()
+    decides twice                      451
+    returns anything else, or raises   451
+    drops the ack undecided            451; for an optional ack None: the default action
+    does not decide in time            451
+"""
 
 from __future__ import annotations
 
@@ -13,35 +36,36 @@ from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import ENDINGS, PASS, RULES, Ack, AckState, HandlerTimeout
+from greensmtp.session.ack import ENDINGS, Ack, AckState, HandlerTimeout
+from greensmtp.session.ack_rules import PASS, RULES
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signal, Signals, shared
 
 
 class Emitter:
-    """One signal of one server: process-wide receivers first, then the server's and the session's own."""
+    """One signal of one server."""
 
-    __slots__ = ("_changes", "_everybody", "name", "rules", "signals")
+    __slots__ = ("_changes", "_for_all", "name", "rules", "signals")
 
     def __init__(self, name: str, signals: Signals) -> None:
         self.name = name
         self.rules = RULES.get(name)
-        #: The process's and the server's. An empty ``receivers`` is the quick way to know that nobody listens.
+        #: The process-wide signal and the server's. Test their ``receivers`` first: they are usually empty.
         self.signals: tuple[Signal, Signal] = (shared.named(name), signals.named(name))
-        #: Who is called for every session, as long as the signals do not change; None: it depends on the session.
-        self._everybody: Sequence[Callable[..., Any]] | None = None
+        #: The receivers, while they are the same for every session and the signals do not change; else None.
+        self._for_all: Sequence[Callable[..., Any]] | None = None
         self._changes = -1
 
     def receivers(self, session: Session) -> Sequence[Callable[..., Any]]:
-        """Who is to be called for this session, in the order in which they were connected."""
+        """Return the receivers to call for this session, in the order in which they were connected."""
         shared, own = self.signals
         if shared.is_muted or own.is_muted:
             return self._resolve(session)
         changes = shared.changes + own.changes
         if changes != self._changes:
-            self._everybody = self._resolve(session) if all(map(_is_for_all, self.signals)) else None
+            self._for_all = self._resolve(session) if all(map(_is_for_all, self.signals)) else None
             self._changes = changes
-        return self._resolve(session) if self._everybody is None else self._everybody
+        return self._resolve(session) if self._for_all is None else self._for_all
 
     def _resolve(self, session: Session) -> Sequence[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
@@ -49,14 +73,14 @@ class Emitter:
             if signal.receivers and not signal.is_muted:
                 these = list(signal.receivers_for(session))
                 if len(these) > 1:
-                    # blinker keeps them in a dict, but hands them out by way of a set.
+                    # blinker keeps them in a dict, in order, but returns them through a set.
                     refs = list(signal.receivers.values())
                     these.sort(key=[ref() if isinstance(ref, weakref.ref) else ref for ref in refs].index)
                 found += these
         return found
 
     def emit(self, session: Session, **fields: Any) -> None:
-        """Tell the receivers of a signal without an ack. Their errors are logged, and change nothing."""
+        """Call the receivers of a signal without an ack. Their errors are logged, and change nothing."""
         shared, own = self.signals
         if not own.receivers and not shared.receivers:
             return
@@ -64,7 +88,7 @@ class Emitter:
             try:
                 given = receiver(session, **fields)
             except HandlerTimeout as error:
-                self._tell(session, "ran too long: %s", receiver, error)
+                self._log_ignored(session, "ran too long: %s", receiver, error)
             except ENDINGS:
                 raise
             except BaseException:
@@ -76,15 +100,14 @@ class Emitter:
                 )
             else:
                 if given is not None:
-                    self._tell(session, "returned %s, not None", receiver, type(given).__name__)
+                    self._log_ignored(session, "returned %s, not None", receiver, type(given).__name__)
 
     def collect(
         self, session: Session, on_accept: Callable[[Reply], None] | None = None, /, **fields: Any
     ) -> Reply | None:
-        """Have the receivers decide. The reply is theirs, or 451 where they failed; None where an optional ack
-        stays undecided.
+        """Call the receivers of a signal with an ack, and return their decision; None if an optional ack has none.
 
-        :param on_accept: called with the reply, within ``accept``, in whatever greenlet or thread that is.
+        :param on_accept: called with an accepting reply, within ``accept()``, in the greenlet or thread of that call.
         """
         rules = self.rules
         assert rules is not None, self.name
@@ -94,72 +117,72 @@ class Emitter:
         receivers = self.receivers(session)
         if not receivers:
             return rules.default
-        outer = session._ack_state  # one of them may ask, too
-        session._ack_state = decision = AckState(rules, on_accept)
-        ack = Ack(decision)
+        outer = session._ack_state  # a receiver may collect a decision of its own
+        session._ack_state = state = AckState(rules, on_accept)
+        ack = Ack(state)
         receiver = receivers[0]
         try:
             for receiver in receivers:
                 given = receiver(session, ack=ack, **fields)
                 if given is not None:
-                    decision.decide(self._reply_of(given))
-            if decision.reply is None and not rules.optional:
-                alive = decision.watch(ack)
+                    state.decide(self._reply_of(given))
+            if state.reply is None and not rules.optional:
+                alive = state.watch(ack)
                 del ack  # from here on, only receivers hold it
-                # It may take a while: what has been answered before must not wait for this.
+                # Replies to earlier commands must not wait for this decision.
                 session._connection.flush()
-                decision.since = 0.0
-                decision.wait(alive)
+                state.since = 0.0
+                state.wait(alive)
         except Reject as reject:
-            # (Of a Reject the class is known, but it may have been changed since it was made.)
+            # A Reject was checked when it was made, but its attributes may have been changed since.
             try:
-                decision.reply = rules.reject(reject.reply or reject.code, None if reject.reply else reject.message)
+                state.reply = rules.reject(reject.reply or reject.code, None if reject.reply else reject.message)
             except (ValueError, TypeError):
                 self._fault(
                     session,
-                    decision,
+                    state,
                     "handler %s raised a Reject that is no reply",
                     handler_name(receiver),
                     traceback=True,
                 )
         except _BadResult as error:
-            self._fault(session, decision, "handler %s returned %s", handler_name(receiver), error)
+            self._fault(session, state, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
-            if not decision.conflict:  # of another ack; else it is told below, and once
-                self._fault(session, decision, "%s raised", handler_name(receiver), traceback=True)
+            if not state.conflict:  # that of another ack; a conflict of this one is logged below, once
+                self._fault(session, state, "%s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.close_error:
-                raise  # there is nobody to answer
+                raise  # the client is gone
             if session.message is None or error is not session.message.error:
-                self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
-            decision.reply = canned.LOCAL_ERROR
+                self._fault(session, state, "handler %s raised", handler_name(receiver), traceback=True)
+            state.reply = canned.LOCAL_ERROR
         except HandlerTimeout as error:
             if error.limit == "ack_timeout":
                 names = ", ".join(map(handler_name, receivers))
-                self._fault(session, decision, "handler %s did not decide within ack_timeout", names)
+                self._fault(session, state, "handler %s did not decide within ack_timeout", names)
             else:
-                self._fault(session, decision, "handler %s ran too long: %s", handler_name(receiver), error)
+                self._fault(session, state, "handler %s ran too long: %s", handler_name(receiver), error)
         except (Exception, SystemExit):
-            self._fault(session, decision, "handler %s raised", handler_name(receiver), traceback=True)
+            self._fault(session, state, "handler %s raised", handler_name(receiver), traceback=True)
         finally:
             session._ack_state = outer
-            decision.closed = True
-        if decision.conflict:
+            state.closed = True
+        if state.conflict:
             self._fault(
                 session,
-                decision,
+                state,
                 "handler %s called accept() or reject() on an ack that was already decided",
                 handler_name(receiver),
             )
-        elif decision.reply is None and not rules.optional:
+        elif state.reply is None and not rules.optional:
             names = ", ".join(map(handler_name, receivers))
-            self._fault(session, decision, "handler %s dropped the ack without calling accept() or reject()", names)
-        return None if decision.reply is PASS else decision.reply
+            self._fault(session, state, "handler %s dropped the ack without calling accept() or reject()", names)
+        return None if state.reply is PASS else state.reply
 
     def _reply_of(self, given: Any) -> Reply:
         """Return the reply for what a receiver has returned.
 
-        :raises _BadResult: it is no decision.
+        :raises _BadResult: it is not a decision.
         """
         assert self.rules is not None
         if not isinstance(given, Reply):
@@ -170,14 +193,14 @@ class Emitter:
             raise _BadResult(f"{given!r}: {error}") from None
 
     def _fault(
-        self, session: Session, decision: AckState, what: str, names: str, *facts: object, traceback: bool = False
+        self, session: Session, state: AckState, what: str, names: str, *facts: object, traceback: bool = False
     ) -> None:
-        decision.reply = canned.LOCAL_ERROR
-        decision.conflict = False
+        state.reply = canned.LOCAL_ERROR
+        state.conflict = False
         logger.error(f"%s: %s: {what}; replying 451", session.id, self.name, names, *facts, exc_info=traceback)
 
-    def _tell(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
-        """Log what is wrong with a receiver of a signal without an ack."""
+    def _log_ignored(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
+        """Log a fault of a receiver of a signal without an ack."""
         logger.error(
             f"%s: handler %s for signal %r {what} (ignored: the signal has no ack)",
             session.id,
@@ -188,10 +211,10 @@ class Emitter:
 
 
 class _BadResult(Exception):
-    """A handler returned what is no decision."""
+    """A handler returned something that is not a decision."""
 
 
 def _is_for_all(signal: Signal) -> bool:
-    """It has the same receivers for every session, and they stay until somebody disconnects them."""
-    refs = list(signal.receivers.values())  # another thread may be connecting one
+    """Return whether its receivers are the same for every session, and are held strongly."""
+    refs = list(signal.receivers.values())  # a copy: another thread may be connecting a receiver
     return not any(isinstance(ref, weakref.ref) for ref in refs) and len(list(signal.receivers_for(ANY))) == len(refs)

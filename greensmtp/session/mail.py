@@ -17,20 +17,20 @@ from greensmtp.thread_pool import in_thread_pool
 if TYPE_CHECKING:
     from email.message import EmailMessage
 
-#: What a handler of ``on_mail`` may return.
+#: The result of a handler of ``on_mail``.
 Verdict = Reply | Mapping[str, Reply | None] | None
 
-#: Octets of a message that are parsed in the hub; more are parsed in the thread pool.
-_QUICKLY_PARSED = 64 * 1024
-#: Octets of a message in which ``headers`` looks for the end of the header section.
-_HEADERS = 1024 * 1024
+#: The largest message, in bytes, that is parsed in the hub; larger ones are parsed in the thread pool.
+_PARSED_IN_HUB = 64 * 1024
+#: The bytes of a message in which ``headers`` looks for the end of the header section.
+_MAX_HEADERS = 1024 * 1024
 
 
 class Mail:
-    """A message that has arrived as a whole, for the time that its handler runs.
+    """A whole message, for as long as its handler runs.
 
-    It is kept in memory while it is small, else in a temporary file. Once the handler has returned it is gone; files
-    that were opened before stay readable.
+    A small one is kept in memory, a larger one in a temporary file. It is deleted when the handler returns, but open
+    files stay readable.
     """
 
     def __init__(self, session: Session, stream: MessageStream, spool: Spool) -> None:
@@ -39,12 +39,12 @@ class Mail:
         self.sender: Address = session.from_ or Address("", "", "")
         #: The accepted recipients, in their order.
         self.recipients: tuple[Address, ...] = tuple(session.to)
-        #: Octets that the client sent: without added fields, newlines as they came.
+        #: The bytes that the client sent, without added fields, newlines as they came.
         self.size = stream.size
         self._spool = spool
         self._head = stream.take_fields()
         if self._head and HeaderSection().feed(spool.beginning, last=True) != spool.beginning:
-            self._head += b"\r\n"  # the body has no header section: it is content, and continues no field
+            self._head += b"\r\n"  # the body has no header section: an empty line keeps it from continuing a field
         self._thread = native("_thread", "get_ident")()
         self._headers: EmailMessage | None = None
 
@@ -56,7 +56,7 @@ class Mail:
         return self._spool.open(self._head)
 
     def parse(self) -> EmailMessage:
-        """Return the message as an ``EmailMessage``. Whatever the client has sent, neither this nor reading it raises.
+        """Return the message as an ``EmailMessage``. Neither this nor reading it raises, whatever the client sent.
 
         A large message is parsed in the thread pool.
 
@@ -65,8 +65,8 @@ class Mail:
         from greensmtp.protocol.lenient_message import parse
 
         with self.open() as file:
-            # (In a thread of the pool there is no hub to keep free.)
-            if self.size <= _QUICKLY_PARSED or native("_thread", "get_ident")() != self._thread:
+            # A thread of the pool has no hub to keep free.
+            if self.size <= _PARSED_IN_HUB or native("_thread", "get_ident")() != self._thread:
                 return parse(file)
             return in_thread_pool(parse, file)
 
@@ -83,9 +83,9 @@ class Mail:
             from greensmtp.protocol.lenient_message import parse
 
             with self.open() as file:
-                beginning = file.read(_HEADERS)
+                beginning = file.read(_MAX_HEADERS)
             self._headers = parse(io.BytesIO(beginning[: split(beginning)]), headers_only=True)
         return self._headers
 
     def __repr__(self) -> str:
-        return f"<Mail from {str(self.sender)!r} to {list(map(str, self.recipients))!r}, {self.size} octets>"
+        return f"<Mail from {str(self.sender)!r} to {list(map(str, self.recipients))!r}, {self.size} bytes>"

@@ -1,4 +1,4 @@
-"""The session: all that is known of one connection, its greeting and its transaction."""
+"""The session: what is known of one connection, its HELO or EHLO, and its transaction."""
 
 from __future__ import annotations
 
@@ -28,29 +28,29 @@ if TYPE_CHECKING:
 #: A client's address as the socket gives it: host and port, more for IPv6; ``""`` on a unix socket.
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 
-#: What tells a session from the others of its process.
+#: Numbers the sessions of this process.
 _numbers = itertools.count(1)
 
 
-# An Enum's member costs a good deal more to look up than a name of the module.
+# Looking up a name of the module is faster than a member of an Enum.
 _CONNECTED, _GREETED = State.CONNECTED, State.GREETED
 _SENDER, _RECIPIENTS = State.SENDER, State.RECIPIENTS
 
-#: A callable, and its arguments.
+#: A staged change: a callable, and its arguments.
 Change = tuple[Callable[..., object], tuple[Any, ...]]
 
 
 @cache
 def _process(pid: int) -> str:
-    """A few random digits, to tell a process's sessions from another's; one that is forked off has its own."""
+    """Return a few random digits for this process: a forked child gets digits of its own."""
     return os.urandom(3).hex()
 
 
 class Session(ConnectsHandlers):
     """One connection, from ``connect`` to ``disconnect``; the sender of every signal.
 
-    Handlers and middleware read it, keep what they like in ``notes``, and change the rest only where they mean to
-    own it.
+    Handlers and middleware read its attributes, and keep data of their own in ``notes`` and ``transaction_notes``.
+    To change it for a command, use ``stage``. Attributes with an underscore belong to the framework.
     """
 
     __slots__ = (
@@ -89,38 +89,39 @@ class Session(ConnectsHandlers):
         self._emitters = emitters
         #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
         self.peer: SocketAddress = peer
-        #: TLS is up.
+        #: True once TLS is up.
         self.tls = False
-        #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has greeted.
+        #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has sent one of them.
         self.greeting: str | None = None
-        #: The name the client gave itself.
+        #: The client's name, from HELO, EHLO or LHLO.
         self.hostname: str | None = None
-        #: Who has authenticated; set by the Auth middleware, kept over RSET and EHLO, gone after STARTTLS.
+        #: The authenticated user, set by the Auth middleware. It survives RSET and EHLO, but not STARTTLS.
         self.identity: Identity | None = None
-        #: The reverse path; None: no transaction; ``""``: the null sender.
+        #: The reverse-path; None: no transaction; ``""``: the null sender.
         self.from_: Address | None = None
         #: The recipients accepted so far.
         self.to: list[Address] = []
         #: The body, while one is being received.
         self.message: MessageStream | None = None
-        #: How many messages have been accepted.
+        #: The number of messages accepted so far.
         self.messages_accepted = 0
-        #: 5xx replies, and commands that brought no message nearer, since the last accepted message.
+        #: The number of 5xx replies since the last accepted message.
         self.errors = 0
+        #: Commands that did not advance a transaction, since the last accepted message.
         self._idle_commands = 0
         #: Where the connection stands in the SMTP dialogue.
         self.state = State.CONNECTED
-        #: What receivers are deciding just now; the server's sweep sees to it that they do.
+        #: The ack that receivers are deciding; the deadline monitor checks it.
         self._ack_state: AckState | None = None
-        #: STARTTLS has been agreed to; the handshake follows the reply.
+        #: True if STARTTLS was accepted: the handshake follows the reply.
         self._tls_requested = False
-        #: What takes effect once the client is told that its command has worked: callables and their arguments.
+        #: The changes that take effect if the reply to the current command is positive.
         self._staged: tuple[Change, ...] = ()
-        #: How often the greeting or the transaction has changed.
+        #: Counts changes of the hello and the transaction.
         self._changes = 0
-        #: The transaction's notes, where there are any.
+        #: None until a handler asks for them.
         self._transaction_notes: dict[Any, Any] | None = None
-        #: What a middleware has asked to stand between the connection and the next body.
+        #: Replaces the next body; see ``wrap_body``.
         self._wrap_body: Callable[[Body], Body] | None = None
         self._id: str | None = None
         self._notes: dict[Any, Any] | None = None
@@ -128,7 +129,7 @@ class Session(ConnectsHandlers):
 
     @property
     def id(self) -> str:
-        """A name for logs, unique enough among all processes."""
+        """A name for logs: process digits and a number, practically unique among all processes."""
         name = self._id
         if name is None:
             name = self._id = f"{_process(os.getpid())}-{next(_numbers):x}"
@@ -149,7 +150,7 @@ class Session(ConnectsHandlers):
 
     @property
     def notes(self) -> dict[Any, Any]:
-        """A place for handlers and middleware to keep things, as long as the connection lasts."""
+        """A dict for data of handlers and middleware, for as long as the connection lasts."""
         notes = self._notes
         if notes is None:
             notes = self._notes = {}
@@ -157,8 +158,11 @@ class Session(ConnectsHandlers):
 
     @property
     def transaction_notes(self) -> dict[Any, Any]:
-        """A place for handlers and middleware to keep things, as long as the transaction lasts: from MAIL, whose own
-        handlers may begin it, to the reply to the message, RSET, a new greeting or STARTTLS."""
+        """A dict for data of handlers and middleware, for as long as the transaction lasts.
+
+        It begins with MAIL, whose handlers may use it already, and ends with the reply to the message, RSET, a new
+        HELO or EHLO, or STARTTLS.
+        """
         notes = self._transaction_notes
         if notes is None:
             notes = self._transaction_notes = {}
@@ -181,18 +185,18 @@ class Session(ConnectsHandlers):
 
     @property
     def smtputf8(self) -> bool:
-        """This transaction may have addresses and headers beyond ASCII (RFC 6531)."""
+        """True if this transaction may have addresses and header fields in UTF-8 (RFC 6531)."""
         return "SMTPUTF8" in self.from_ext
 
     @property
     def protocol(self) -> str:
-        """How this mail came, as ``Received: ... with`` says it: ``ESMTPS``, ``LMTP`` (RFC 3848, RFC 6531)."""
+        """The protocol as the ``with`` clause of Received names it: ``ESMTPS``, ``LMTP`` (RFC 3848, RFC 6531)."""
         if self.greeting == "helo":
             return "SMTP"
         name = "LMTP" if self.server.lmtp else "SMTP" if self.smtputf8 else "ESMTP"
         return ("UTF8" if self.smtputf8 else "") + name + "S" * self.tls + "A" * (self.identity is not None)
 
-    # ``on`` is as a server's, for this connection alone, and no longer than it lasts.
+    # ``on`` is inherited: its handlers are called for this connection only, and are disconnected at its end.
 
     def _check_signal(self, name: str) -> None:
         self.server.signals.named(name)
@@ -208,24 +212,24 @@ class Session(ConnectsHandlers):
         return handler
 
     def _disconnect_receivers(self) -> None:
-        """The connection is over, and with it what ``on`` connected: blinker would keep that, and the session by it."""
+        """Disconnect what ``on`` connected, at the end: blinker would keep the handlers, and they the session."""
         for signal, receiver in self._receivers:
             signal.disconnect(receiver)
         self._receivers = ()
 
     def ask(self, name: str, /, **fields: Any) -> Reply | None:
-        """Emit a signal with an ack, and give the receivers' decision as a reply; a raised error is a 451.
+        """Emit a signal with an ack, and return the receivers' decision as a reply; a receiver that fails is a 451.
 
-        For middleware that owns an extension: Auth asks ``session.ask("auth", identity=...)``.
+        For middleware that owns an extension: Auth calls ``session.ask("auth", identity=...)``.
         """
         return self._emitters[name].collect(self, None, **fields)
 
     def challenge(self, text: str = "", code: int = 334) -> bytes:
-        """Send a 3xx reply and give the line that the client answers, without its CRLF (RFC 4954 section 4).
+        """Send a 3xx reply, and return the line that the client answers, without its CRLF (RFC 4954 section 4).
 
         :raises MalformedAnswer: the answer is longer than ``max_auth_line_length``, or holds a bare CR or LF.
         :raises ConnectionLost: the client is gone.
-        :raises RuntimeError: this is another greenlet than the connection's own, in which handlers are called.
+        :raises RuntimeError: the caller is not in the connection's own greenlet, where handlers are called.
         """
         return self._connection.challenge(Reply(code, text))
 
@@ -249,18 +253,18 @@ class Session(ConnectsHandlers):
     # What a command changes
 
     def stage(self, change: Callable[..., object], *arguments: Any) -> None:
-        """Call ``change(*arguments)`` if the client is told that the command has worked; forget it otherwise.
+        """Call ``change(*arguments)`` if the reply to the current command is positive; drop it otherwise.
 
-        Whatever a command changes is staged, in the dispatcher and in middleware: ``session.identity``, say, with
-        ``session.stage(setattr, session, "identity", identity)``. The calls are made in this order when the whole stack
-        has answered, in the connection's greenlet, before the next command is read. What one raises is logged, and
-        the client gets 451; a Reject is the reply. What is staged too late, when the command has been answered, is
-        forgotten.
+        Whatever a command changes is staged, in the dispatcher and in middleware, such as
+        ``session.stage(setattr, session, "identity", identity)``. The calls are made in order when the whole stack has
+        answered, in the connection's greenlet, before the next command is read. If one raises a
+        Reject, that is the reply; anything else is logged, and the client gets 451. A change that is staged after its
+        command has been answered is dropped.
         """
         self._staged = (*self._staged, (change, arguments))
 
-    def _greet(self, greeting: str, hostname: str) -> None:
-        """Take a greeting. It ends the transaction (RFC 5321 section 4.1.4)."""
+    def _hello(self, greeting: str, hostname: str) -> None:
+        """Take the arguments of HELO, EHLO or LHLO, which end the transaction (RFC 5321 section 4.1.4)."""
         self.greeting = greeting
         self.hostname = hostname
         self.reset()
@@ -289,7 +293,7 @@ class Session(ConnectsHandlers):
         self.state = _CONNECTED if self.greeting is None else _GREETED
 
     def _reset_all(self) -> None:
-        """Back to the state before the greeting, as STARTTLS demands (RFC 3207 section 4.2)."""
+        """Return to the state before EHLO, after STARTTLS (RFC 3207 section 4.2)."""
         self.greeting = self.hostname = self.identity = None
         self.reset()
 

@@ -23,7 +23,7 @@ from greensmtp.session.handlers import ConnectsHandlers
 
 Receiver = TypeVar("Receiver", bound=Callable[..., Any])
 
-#: signal -> what receivers are given by name, besides the session, their first argument
+#: signal -> the keywords that its receivers are called with, after the session
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "connect": ("ack",),
     "command": ("command", "ack"),
@@ -39,12 +39,12 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "disconnect": ("reason",),
 }
 
-#: What LMTP's ``received`` gives besides: the recipient whose reply this is.
+#: The same for ``received`` of an LMTP server, which is emitted for each recipient.
 LMTP_RECEIVED = ("recipient", "ack")
 
 
 class Signal(blinker.Signal):
-    """blinker's, which counts its changes: who is to be called need not be worked out anew for every command."""
+    """A blinker signal that counts its changes, so that an emitter can keep its list of receivers."""
 
     def __init__(self, name: str, doc: str | None = None) -> None:
         super().__init__(doc)
@@ -52,10 +52,10 @@ class Signal(blinker.Signal):
         self.changes = 0
 
     def connect(self, receiver: Receiver, sender: Any = ANY, weak: bool = True) -> Receiver:
-        """As blinker's, but for receivers that would never run.
+        """Connect a receiver as blinker does, but refuse one that would never run.
 
-        One that is connected weakly while nothing else holds it, such as a lambda or a nested function, gets a
-        RuntimeWarning: it would be gone at once.
+        A receiver that is connected weakly while nothing else refers to it, such as a lambda or a nested function,
+        causes a RuntimeWarning: it would be collected at once.
 
         :raises TypeError: it is an ``async def`` or a generator.
         """
@@ -66,15 +66,14 @@ class Signal(blinker.Signal):
                 "generator": "has a yield in it, so that calling it runs nothing: decide with the ack, and return",
             }[wrong]
             raise TypeError(
-                "a handler is called in the connection's greenlet, and what it returns goes nowhere; "
-                f"{handler_name(receiver)} {why}"
+                f"a handler is a plain function, called in the connection's greenlet; {handler_name(receiver)} {why}"
             )
         is_temporary = sys.getrefcount(receiver) <= 2  # this function's argument, and getrefcount's
         if weak and _vanishes(receiver, is_temporary):
             by_blinker = sys._getframe(1).f_globals.get("__name__", "").startswith("blinker.")
             warnings.warn(
-                f"{handler_name(receiver)} is connected weakly: it is gone as soon as nothing else holds it, and never "
-                f"called; connect it with on({self.name!r}, ...), or with connect(..., weak=False)",
+                f"{handler_name(receiver)} is connected weakly: it is collected as soon as nothing else refers to it, "
+                f"and never called; connect it with on({self.name!r}, ...), or with connect(..., weak=False)",
                 RuntimeWarning,
                 stacklevel=3 if by_blinker else 2,
             )
@@ -83,13 +82,13 @@ class Signal(blinker.Signal):
         return connected
 
     def disconnect(self, receiver: Callable[..., Any], sender: Any = ANY) -> None:
-        """As blinker's."""
+        """Disconnect a receiver as blinker does."""
         super().disconnect(receiver, sender)
         self.changes += 1
 
 
 class Signals(ConnectsHandlers):
-    """One blinker signal for each name in FIELDS; ``from`` is the attribute ``from_``, being a keyword of Python."""
+    """One signal for each name in FIELDS. ``from``, a keyword of Python, is the attribute ``from_``."""
 
     __slots__ = (
         "_lmtp",
@@ -129,9 +128,9 @@ class Signals(ConnectsHandlers):
             setattr(self, _attribute(name), Signal(name))
 
     def named(self, name: str) -> Signal:
-        """The signal of this name.
+        """Return the signal of this name.
 
-        :raises ValueError: there is none; the text names the nearest.
+        :raises ValueError: there is none; the error names the nearest.
         """
         wanted = name.rstrip("_")
         if wanted not in FIELDS:
@@ -154,7 +153,7 @@ class Signals(ConnectsHandlers):
             raise TypeError(f"a handler must be callable, not {handler!r}")
         try:
             signature = inspect.signature(handler)
-        except ValueError:  # something built in: it tells nothing
+        except ValueError:  # built in, without a signature
             return
         name = name.rstrip("_")
         for fields in self._calls(name):
@@ -167,18 +166,18 @@ class Signals(ConnectsHandlers):
         raise TypeError(f"a handler of {name!r} is called as {handler_name(handler)}({takes}), but takes {signature}")
 
     def _calls(self, name: str) -> tuple[tuple[str, ...], ...]:
-        """The ways in which handlers of this signal may be called."""
+        """Return the keywords that handlers of this signal may be called with."""
         if name != "received" or self._lmtp is False:
             return (FIELDS[name],)
         return (LMTP_RECEIVED,) if self._lmtp else (FIELDS[name], LMTP_RECEIVED)
 
 
 def _vanishes(receiver: Callable[..., Any], is_temporary: bool) -> bool:
-    """Whether a receiver is likely to be gone as soon as its caller returns.
+    """Return whether a receiver is likely to be collected as soon as its caller returns.
 
-    :param is_temporary: nothing but the call itself holds it.
+    :param is_temporary: only the call itself refers to it.
     """
-    if isinstance(receiver, MethodType):  # held by its object: what is left of it is the method itself, and an argument
+    if isinstance(receiver, MethodType):  # two references to its object: the method's, and an argument
         return sys.getrefcount(receiver.__self__) <= 2
     if isinstance(receiver, FunctionType):
         return receiver.__name__ == "<lambda>" or "<locals>" in receiver.__qualname__

@@ -1,6 +1,6 @@
-"""Where a body is kept while it is handled: in memory while it is small, in a temporary file when it is not.
+"""Temporary storage for a body while it is handled: memory while it is small, then a temporary file.
 
-No file work is done in the hub. What arrives is collected, and written in the thread pool, ``BATCH`` octets at a time.
+No file is written in the hub: bytes are collected, and written in the thread pool, ``BATCH`` at a time.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 
 from greensmtp.thread_pool import Steps
 
-#: Octets that are collected in memory before the thread pool writes them.
+#: Bytes that are collected in memory before the thread pool writes them.
 BATCH = 256 * 1024
 
 
 class SpooledFile(SpooledTemporaryFile[bytes]):
-    """What ``MessageStream.spool`` returns: a file that may be closed while a thread is writing to it."""
+    """The file that ``MessageStream.spool`` returns. It may be closed while a thread is writing to it."""
 
     def __init__(self, max_memory: int) -> None:
         super().__init__(max_memory)
@@ -32,7 +32,7 @@ class SpooledFile(SpooledTemporaryFile[bytes]):
 
 
 class SpoolPipe:
-    """What the body flows to, to fill a ``SpooledFile``."""
+    """The pipe that fills a ``SpooledFile``."""
 
     def __init__(self, max_memory: int) -> None:
         self.file = SpooledFile(max_memory)
@@ -41,9 +41,9 @@ class SpoolPipe:
         self._on_disk = False
 
     def write(self, data: bytes, /) -> None:
-        """Add to the file; beyond ``max_memory`` that is done in the thread pool.
+        """Add bytes to the file, beyond ``max_memory`` in the thread pool.
 
-        :raises OSError: there is no room, or the disk fails.
+        :raises OSError: the disk is full, or fails.
         """
         if not self._on_disk and len(data) <= self._room:
             self._room -= len(data)
@@ -55,9 +55,9 @@ class SpoolPipe:
             self._write_batch()
 
     def finish(self) -> None:
-        """Write what is left, and go to the beginning.
+        """Write what is left, and seek to the beginning.
 
-        :raises OSError: there is no room, or the disk fails.
+        :raises OSError: the disk is full, or fails.
         """
         if self._on_disk:
             self._write_batch(finish=True)
@@ -77,7 +77,7 @@ class SpoolPipe:
 
 
 class Spool:
-    """A body that can be read again and again, by several readers: what ``Mail`` stands on."""
+    """The storage of a ``Mail``: a body that several readers can read, each from its beginning."""
 
     def __init__(self) -> None:
         self._steps = Steps()
@@ -85,13 +85,13 @@ class Spool:
         self._file: Any = None
         self._written = 0
         self._closed = False
-        #: Enough to tell what the first line is.
+        #: The first bytes, enough for the first line.
         self.beginning = b""
 
     def write(self, data: bytes, /) -> None:
-        """Add the next octets.
+        """Add the next bytes.
 
-        :raises OSError: there is no room, or the disk fails.
+        :raises OSError: the disk is full, or fails.
         """
         if len(self.beginning) < 1024:
             self.beginning += data[:1024]
@@ -100,27 +100,27 @@ class Spool:
             self._write_batch()
 
     def finish(self) -> None:
-        """Write what is left, where some of it is on the disk.
+        """Write what is left, if some of the body is on disk.
 
-        :raises OSError: there is no room, or the disk fails.
+        :raises OSError: the disk is full, or fails.
         """
         if self._written and self._batch:
             self._write_batch()
 
     def open(self, head: bytes) -> BinaryIO:
-        """Return a new file of its own, at its beginning.
+        """Return a new file, at its beginning.
 
-        :param head: octets that go before the body.
+        :param head: bytes to put before the body.
         :raises ValueError: the spool has been closed.
         """
         if self._closed:
-            raise ValueError("this message is gone: it can be read as long as its handler runs")
+            raise ValueError("this message was deleted: it can be read only while its handler runs")
         if not self._written:
             return io.BytesIO(head + self._batch)
         return io.BufferedReader(_Reader(os.dup(self._file.fileno()), head))
 
     def close(self) -> None:
-        """Forget the body, in the thread pool where it is on the disk. Files that are open stay readable."""
+        """Delete the body, on disk in the thread pool. Open files stay readable."""
         self._closed = True
         self._batch = bytearray()
         if self._written:
@@ -145,35 +145,35 @@ class Spool:
 
 
 class _Reader(io.RawIOBase):
-    """A few octets, then a file that others read too: each reader has a place of its own."""
+    """Some bytes, then a file that other readers share: each has its own position."""
 
     def __init__(self, descriptor: int, head: bytes) -> None:
         self._descriptor = descriptor
         self._head = head
-        self._at = 0
+        self._position = 0
 
     def readinto(self, buffer: Any, /) -> int:
-        """Fill the buffer as far as one piece goes."""
-        if self._at < len(self._head):
-            data = self._head[self._at : self._at + len(buffer)]
+        """Fill the buffer from the head or from the file, not both at once."""
+        if self._position < len(self._head):
+            data = self._head[self._position : self._position + len(buffer)]
         else:
-            data = os.pread(self._descriptor, len(buffer), self._at - len(self._head))
+            data = os.pread(self._descriptor, len(buffer), self._position - len(self._head))
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._position += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
-        """Go to a place, which is returned."""
+        """Move to a position, and return it."""
         size = len(self._head) + os.fstat(self._descriptor).st_size
-        self._at = max(0, offset + (0, self._at, size)[whence])
-        return self._at
+        self._position = max(0, offset + (0, self._position, size)[whence])
+        return self._position
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def close(self) -> None:

@@ -1,4 +1,28 @@
-"""The message stream: a body as it arrives, straight off the socket, as a binary file."""
+"""The message stream: a message body as it arrives, read from the socket as a binary file.
+
+How it works. ``_take_chunk`` reads one chunk from the ``Body`` (DATA's or BDAT's framing). The chunk passes through, in
+this order: the size limit, normalization of newlines, the checks, the deliveries, the added header fields, the pipes;
+then it goes to the reader. Whatever receivers leave unread is drained through the same steps, so pipes get all of it.
+
+Rules of this file:
+
+- Only the connection's own greenlet reads. Memory stays flat: a slow reader slows the client.
+- 354 is sent by ``open``, in the connection's greenlet, within ``ack.accept()`` or right after it.
+- A failure is final: the first one settles the reply, nothing flows to receivers or pipes after it, and the rest of the
+  body is read and thrown away, so that it is not taken for commands.
+- Fields are added to the body as bytes, before its first chunk; a delivery that takes them itself gets the body alone.
+
+States:
+
+    flag        set when                                        then
+    opened      the ack was accepted and the client may send    reading is allowed
+    _begun      the first chunk was taken, or it is over        no pipe, spool or (for readers) field can be added
+    complete    the end of the body was read, or it is lost     nothing is left to drain
+    failure     it failed: size, newlines, a pipe, abort()      this reply is sent instead of ``received``'s
+    error       the failure is more than an early end           reading raises it
+    closed      close() was called, or the transaction is over  reading raises ValueError
+    _flowing    opened, and none of the last four               the quick test that a chunk can be read
+"""
 
 from __future__ import annotations
 
@@ -26,58 +50,58 @@ if TYPE_CHECKING:
     from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner, Writable
     from greensmtp.session.spool import SpoolPipe
 
-#: The disk, the quota, or the largest file: more room may come.
+#: The disk is full, the quota is used up, or the file is too large: all may pass.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def reply_to_failure(error: BaseException) -> Reply:
-    """Return what a failure to keep a message means to the client: 452 where there is no room, else 451."""
+    """Return the reply for a failure to store a message: 452 if there is no room, else 451."""
     if isinstance(error, OSError) and error.errno in _FULL:
         return canned.NO_STORAGE
     return canned.LOCAL_ERROR
 
 
 class MessageStream:
-    """One message body: dots unstuffed, every line end CRLF (``bare_newlines``), else octet for octet what the client
-    sent; before it come the fields that ``add_header`` has added.
+    """One message body as a binary file, after the fields that ``add_header`` added.
 
-    It is a binary file (``read``, ``readline``, ``readinto``; ``email.message_from_binary_file`` and
-    ``shutil.copyfileobj`` take it), but iterating gives chunks as they come, not lines. Reading takes octets off the
-    socket in the connection's own greenlet, so a slow reader slows the peer, and memory stays flat. What nobody
-    reads is drained.
+    Dots are unstuffed and every line ends in CRLF (``bare_newlines``); otherwise it is byte for byte what the client
+    sent. ``read``, ``readline`` and ``readinto`` work as for any file, so ``email.message_from_binary_file`` and
+    ``shutil.copyfileobj`` accept it. Iteration gives chunks as they come, not lines.
 
-    Reading raises when the body will never be whole: ``ConnectionLost``, ``TransactionReset``, or
-    ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then; undo what has been done.
+    It can be read while ``message`` is handled, in the connection's greenlet. What handlers leave unread is drained.
+
+    If the body will never be whole, reading raises an ``IncompleteMessage``: ``ConnectionLost``, ``TransactionReset``
+    or ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then: undo what has been done.
     """
 
-    # What most messages never need is an attribute of the class: one stream is made for every message.
+    # Class attributes are what most messages never set: one stream is made for every message.
     _pipes: tuple[Writable, ...] = ()
-    #: Pipes that take the body alone, and put the added fields before it themselves.
+    #: Pipes that get the body without the added fields, which they write before it themselves.
     _deliveries: tuple[Writable, ...] = ()
     _spools: tuple[SpoolPipe, ...] = ()
-    #: The added fields, as octets; a delivery has taken them, so that no more can be added.
+    #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
     _fields = b""
     _fields_taken = False
-    #: What is to go before the first octets that flow, and what sees to it that those do not continue it.
+    #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
     _head = b""
     _section: HeaderSection | None = None
-    #: The body has begun to flow, or cannot flow any more.
+    #: True once the body has begun to flow, or cannot flow any more.
     _begun = False
     _at_end: tuple[Callable[[], object], ...] = ()
     _rest = b""
-    #: Chunks can be had: it is open, and neither complete, nor failed, nor closed.
+    #: True while chunks can be read: it is open, and not complete, failed or closed.
     _flowing = False
-    #: Octets that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
+    #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
     size = 0
-    #: The peer may send: the ack was accepted.
+    #: True once the client may send: the ack was accepted.
     opened = False
-    #: All of the body has been read off the socket.
+    #: True once all of the body has been read from the socket.
     complete = False
-    #: Somebody has closed it, or its transaction is over: reading raises ValueError.
+    #: True once it has been closed, or its transaction is over: reading raises ValueError.
     closed = False
-    #: The reply that will be given instead of ``received``'s, when the message has failed.
+    #: The reply instead of the one of ``received``, once the message has failed.
     failure: Reply | None = None
-    #: What reading raises from now on, when that is more than an early end.
+    #: The error that reading raises from now on, if it is more than an early end.
     error: IncompleteMessage | None = None
 
     def __init__(
@@ -89,8 +113,8 @@ class MessageStream:
         newlines: NormalNewlines | None,
     ) -> None:
         """
-        :param max_size: octets that the client may send; ``inf``: any number.
-        :param newlines: what normalizes the body before it is checked.
+        :param max_size: bytes that the client may send; ``inf``: any number.
+        :param newlines: normalizes the body before it is checked.
         """
         self._session = session
         self._body = body
@@ -99,15 +123,15 @@ class MessageStream:
         self._newlines = newlines
         self._greenlet = getcurrent()
 
-    # What receivers do with it
+    # For handlers
 
     def pipe(self, writable: Writable, *, fields: bool = True) -> None:
-        """Write everything that flows to ``writable.write`` too, whether or not it is read; several are allowed.
+        """Write the whole body to ``writable.write`` too, whether or not it is read. A message may have several pipes.
 
-        What it raises is the message's failure: 452 where the disk is full, else 451.
+        An exception of ``write`` fails the message: 452 if the disk is full, else 451.
 
-        :param fields: whether the added fields are written as well, before the body. Give False for a delivery that
-            calls ``take_fields`` at its commit, and so has those too that are added while the body flows or later.
+        :param fields: True: the added fields are written before the body. False is for a delivery that calls
+            ``take_fields`` at its commit: it also gets fields that are added while the body flows, or later.
         :raises RuntimeError: the body has begun to flow.
         """
         self._check_not_begun("pipe")
@@ -117,13 +141,15 @@ class MessageStream:
             self._deliveries = (*self._deliveries, writable)
 
     def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
-        """Keep the body in a file that moves from memory to disk at ``max_memory`` octets; it is complete, and at
-        its beginning, at ``received``. The caller closes it. The disk is written to in the thread pool.
+        """Return a file that the body is written to. At ``received`` it is complete, and at its beginning.
+
+        It moves from memory to disk at ``max_memory`` bytes, which are written in the thread pool. The caller closes
+        it.
 
         :raises RuntimeError: the body has begun to flow.
         """
         self._check_not_begun("spool")
-        from greensmtp.session.spool import SpoolPipe  # it brings a good deal along, and not every server spools
+        from greensmtp.session.spool import SpoolPipe  # tempfile is large, and not every server spools
 
         pipe = SpoolPipe(max_memory)
         self._spools = (*self._spools, pipe)
@@ -131,18 +157,18 @@ class MessageStream:
         return pipe.file
 
     def add_header(self, name: str, value: str) -> None:
-        """Add a field before the body, behind those that have been added; every reader, pipe and delivery gets it.
+        """Add a header field before the body, after those added already, for all readers, pipes and deliveries.
 
-        Once the body has begun to flow, only deliveries can take it, up to their commit; a handler of ``received``
-        that stands before ``Maildir.store`` can still add what it has found out. A long value is folded; one that is
+        Once the body has begun to flow, only deliveries can take it, up to their commit: a handler of ``received``
+        that was connected before ``Maildir.store`` can still add its result. A long value is folded. A value that is
         not ASCII is encoded (RFC 2047), unless the message is SMTPUTF8.
 
         :param value: the text, unfolded.
-        :raises ValueError: the name is not that of a field, or the value has control characters (CR, LF). Nor can
-            Return-Path be added, which the final delivery writes.
-        :raises RuntimeError: it is too late: a reader or a delivery would miss it.
+        :raises ValueError: the name is not a field name, or the value has control characters (CR, LF). Return-Path is
+            refused too: the final delivery writes it.
+        :raises RuntimeError: it is too late: a reader or a delivery would miss the field.
         """
-        from greensmtp.protocol.header_field import header_field  # few messages need it
+        from greensmtp.protocol.header_field import header_field  # few servers need it
 
         field = header_field(name, value, utf8=self._session.smtputf8)
         if name.lower() == "return-path":
@@ -156,30 +182,29 @@ class MessageStream:
 
     @property
     def fields(self) -> bytes:
-        """The fields that have been added so far, each with its CRLF."""
+        """The fields added so far, each with its CRLF."""
         return self._fields
 
     def take_fields(self) -> bytes:
-        """Return the added fields, each with its CRLF, for a delivery that commits now; no more can be added then."""
+        """Return the added fields, each with its CRLF, to a delivery that commits now. No more can be added then."""
         self._fields_taken = True
         return self._fields
 
     def at_end(self, callback: Callable[[], object]) -> None:
-        """Call this when the transaction is over, however it went: the place to clean up what ``received`` did not
-        get to."""
+        """Call ``callback`` when the transaction is over, however it ended, to clean up if ``received`` never came."""
         self._at_end = (*self._at_end, callback)
 
     def abort(self, code: int = 554, message: str | None = None) -> None:
-        """Read no more: what still comes is drained and goes nowhere, and this is the reply to it.
+        """Fail the message: the rest of it is thrown away, and the client gets this reply at its end.
 
-        :raises ValueError: not a 4xx or 5xx code.
+        :raises ValueError: the code is not 4xx or 5xx.
         """
         if not 400 <= int(code) <= 599:
             raise ValueError(f"abort takes a 4xx or 5xx reply code, not {code!r}")
         self.fail(Reply(int(code), message if message is not None else "Message aborted"))
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Up to ``size`` octets, fewer only at the end; all that is left when negative or None."""
+        """Return up to ``size`` bytes, fewer only at the end; all that is left if it is negative or None."""
         if size is None or size < 0:
             return b"".join(self)
         pieces = []
@@ -192,7 +217,7 @@ class MessageStream:
         return b"".join(pieces)
 
     def read1(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` octets, waiting for one chunk at most."""
+        """Return up to ``size`` bytes, and wait for one chunk at most."""
         chunk = self._rest or self._next_chunk()
         if size < 0 or len(chunk) <= size:
             self._rest = b""
@@ -201,21 +226,21 @@ class MessageStream:
         return chunk[:size]
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer; fewer octets only at the end."""
-        with memoryview(buffer) as view, view.cast("B") as octets:
-            data = self.read(len(octets))
-            octets[: len(data)] = data
+        """Fill the buffer; fewer bytes only at the end."""
+        with memoryview(buffer) as view, view.cast("B") as target:
+            data = self.read(len(target))
+            target[: len(data)] = data
             return len(data)
 
     def readinto1(self, buffer: WriteableBuffer, /) -> int:
         """Fill the buffer from one chunk at most."""
-        with memoryview(buffer) as view, view.cast("B") as octets:
-            data = self.read1(len(octets))
-            octets[: len(data)] = data
+        with memoryview(buffer) as view, view.cast("B") as target:
+            data = self.read1(len(target))
+            target[: len(data)] = data
             return len(data)
 
     def readline(self, size: int | None = -1, /) -> bytes:
-        """One line with its end (LF, so usually CRLF), no longer than ``size``."""
+        """Return one line with its end (LF, so usually CRLF), of ``size`` bytes at most."""
         limit = -1 if size is None else size
         pieces = []
         length = 0
@@ -235,26 +260,26 @@ class MessageStream:
         return b"".join(pieces)
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def writable(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def seekable(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def isatty(self) -> bool:
-        """False."""
+        """Return False."""
         return False
 
     def flush(self) -> None:
-        """Nothing: it is read from."""
+        """Do nothing: the stream is read-only."""
 
     def close(self) -> None:
-        """No more reading; what still comes is drained, and flows to the pipes."""
+        """End reading. What still comes is drained, and flows to the pipes."""
         self.closed = True
         self._flowing = False
         self._rest = b""
@@ -275,16 +300,19 @@ class MessageStream:
             return chunk
         raise StopIteration
 
-    # What the framework does with it
+    # For the framework
 
     def open(self, reply: Reply) -> None:
-        """The body may flow; within ``ack.accept()``, so that 354 goes out at once where that can be."""
+        """Let the body flow; called within ``ack.accept()``, so that 354 is sent at once.
+
+        In another greenlet than the connection's it does nothing: the dispatcher calls it again.
+        """
         if not self.opened and getcurrent() is self._greenlet:
             self.opened = self._flowing = True
             self._body.open(reply)
 
     def fail(self, reply: Reply, error: IncompleteMessage | None = None) -> None:
-        """This will be the reply; the first failure counts. Nothing flows to anybody any more."""
+        """Settle the reply; the first failure counts. Nothing flows to readers and pipes any more."""
         if self.failure is None:
             self.failure = reply
             self.error = error
@@ -293,9 +321,9 @@ class MessageStream:
         self._rest = b""
 
     def drain(self) -> None:
-        """Read what is left; pipes still get it, unless the message has failed.
+        """Read what is left. Pipes get it, unless the message has failed.
 
-        :raises IncompleteMessage: the peer is gone, or has given the transaction up.
+        :raises IncompleteMessage: the client is gone, or has reset the transaction.
         """
         self._rest = b""
         while not self.complete:
@@ -303,12 +331,12 @@ class MessageStream:
                 try:
                     self._take_chunk()
                 except MessageRefused:
-                    pass  # the reply is settled; drain on
+                    pass  # the reply is settled; keep draining
             else:
                 self._skip_chunk()
 
     def end(self) -> None:
-        """The transaction is over."""
+        """End the stream with its transaction, and call the ``at_end`` callbacks."""
         self.closed = self._begun = self._fields_taken = True
         self._flowing = False
         self._rest = b""
@@ -329,17 +357,17 @@ class MessageStream:
             raise ValueError("this message stream is closed: its body can be read while `message` is handled")
         if self._greenlet is not getcurrent():
             raise RuntimeError(
-                "a message stream is read in its connection's own greenlet; "
-                "for another one, give pipe() or spool() something to fill before accepting"
+                "a message stream can only be read in its connection's own greenlet; "
+                "to read elsewhere, call pipe() or spool() before accepting"
             )
         if not self.opened:
-            raise RuntimeError("accept the message's ack before reading: the peer has not been asked for the body yet")
+            raise RuntimeError("accept the message's ack before reading: the client has not been told to send the body")
         if self.error is not None:
             raise self.error
         return b""
 
     def _take_chunk(self) -> bytes:
-        """Read, normalize, check, and hand to the pipes."""
+        """Return the next chunk; ``b""`` only at the end. The steps are those of the head comment."""
         body = self._body
         if not self._begun:
             self._begun = True
@@ -350,7 +378,7 @@ class MessageStream:
             try:
                 chunk = body.read_chunk()
             except IncompleteMessage as error:
-                self._lose(error)
+                self._fail_incomplete(error)
                 raise
             complete = body.complete
             if complete:
@@ -366,12 +394,12 @@ class MessageStream:
                 if refusal is not None:
                     self._refuse(refusal)
             if self._deliveries:
-                self._hand_on(self._deliveries, chunk)
+                self._write_to(self._deliveries, chunk)
             if self._section is not None:
                 chunk = self._head + self._section.feed(chunk, complete)
                 self._head = b""
             if self._pipes:
-                self._hand_on(self._pipes, chunk)
+                self._write_to(self._pipes, chunk)
             if chunk or complete:
                 return chunk
 
@@ -386,11 +414,11 @@ class MessageStream:
         try:
             self._body.read_chunk()
         except IncompleteMessage as error:
-            self._lose(error)
+            self._fail_incomplete(error)
             raise
         self.complete = self._body.complete
 
-    def _hand_on(self, pipes: tuple[Writable, ...], chunk: bytes) -> None:
+    def _write_to(self, pipes: tuple[Writable, ...], chunk: bytes) -> None:
         try:
             if chunk:
                 for pipe in pipes:
@@ -399,17 +427,17 @@ class MessageStream:
                 for spool in self._spools:
                     spool.finish()
         except BaseException as error:
-            # The reader may swallow this, its own Timeout too; the message has failed all the same.
+            # The message has failed even if the reader catches this error, or it is a Timeout of the reader's own.
             reply = reply_to_failure(error)
             if isinstance(error, Reject):
                 try:
                     reply = reply_of(error, "")
                 except (ProtocolError, TypeError):
-                    logger.exception("%s: a pipe of the message raised what is no reply", self._session.id)
+                    logger.exception("%s: a pipe of the message raised a Reject that is no reply", self._session.id)
             self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
             raise
 
-    def _lose(self, error: IncompleteMessage) -> None:
+    def _fail_incomplete(self, error: IncompleteMessage) -> None:
         self.complete = True
         self.fail(canned.LOCAL_ERROR)
         self.error = error
@@ -420,5 +448,5 @@ class MessageStream:
         raise error
 
 
-# It is one in all that counts; inheriting would have it close itself when it is freed, for every message.
+# Registered, not inherited: io's classes have a finalizer that would close every stream once more.
 io.BufferedIOBase.register(MessageStream)

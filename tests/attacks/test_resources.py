@@ -489,6 +489,7 @@ client.close()
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
 def test_a_body_as_fast_as_it_is_taken_stalls_nobody_else(
     smtp_server: MakeServer, certificate: Certificate, tls: bool

@@ -526,6 +526,7 @@ def sources(octets: bytes, tmp_path: Path) -> Iterator[tuple[str, Any]]:
         yield "gzip on gevent", file
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("size", [10, MAX_MEMORY])
 def test_files_of_every_kind(inbox: Inbox, tmp_path: Path, size: int, capfd: pytest.CaptureFixture[str]) -> None:
     octets = ENVELOPE + b"\r\n" + b"x" * 98 + b"\r\n" + b"y\r\n" * (size // 3)
@@ -535,6 +536,7 @@ def test_files_of_every_kind(inbox: Inbox, tmp_path: Path, size: int, capfd: pyt
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.subprocess
 def test_message_sends_a_gevent_file(inbox: Inbox, tmp_path: Path) -> None:
     with connect(*inbox.server.address, timeout=10) as mail:
         for name, source in sources(b"Subject: x\r\n\r\nhi\r\n", tmp_path):

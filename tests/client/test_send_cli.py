@@ -110,14 +110,14 @@ def test_failures(inbox: Inbox, files: list[Path], to: list[str], status: int, t
     assert err.count("\n") == 1
 
 
-def test_one_failure_does_not_keep_the_others(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
+def test_one_failure_does_not_stop_the_other_files(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
     status, _, err = run("--server", inbox.url, "-q", tmp_path / "missing.eml", *files)
     assert status == 1
     assert "missing.eml: No such file" in err
     assert len(inbox.mails) == 5
 
 
-def test_nobody_there(files: list[Path]) -> None:
+def test_a_refused_connection_is_reported(files: list[Path]) -> None:
     status, _, err = run("--server", "127.0.0.1:1", files[0])
     assert status == 75
     assert "cannot connect to 127.0.0.1:1" in err
@@ -164,7 +164,7 @@ def test_a_wrong_command_line_ends_it_with_status_2_and_without_a_traceback() ->
 
 
 @pytest.mark.parametrize(("args", "option"), [([], "--from"), (["--from", "a@b.example"], "--to")])
-def test_a_message_without_an_envelope_is_told_in_options(inbox: Inbox, args: list[str], option: str) -> None:
+def test_a_message_without_an_envelope_names_the_option(inbox: Inbox, args: list[str], option: str) -> None:
     status, _, err = run("--server", inbox.url, *args, "-", stdin=b"Subject: hi\n\nho\n")
     assert status == 1
     assert err.endswith(f"; pass {option}\n")
@@ -235,14 +235,14 @@ def test_a_password_requires_tls(scripted: Any, files: list[Path]) -> None:
     assert b"AUTH" not in heard[0].heard
 
 
-def test_opportunistic_tls_takes_no_password(files: list[Path]) -> None:
+def test_opportunistic_tls_excludes_user(files: list[Path]) -> None:
     args = ("--server", "127.0.0.1:1", "--user", "jo", "--starttls", "opportunistic", files[0])
     status, _, err = run(*args, GREENSMTP_PASSWORD="secret")
     assert status == 2
     assert "opportunistic" in err
 
 
-def test_an_interrupt_waits_for_nobody(inbox: Inbox, files: list[Path]) -> None:
+def test_an_interrupt_ends_send_at_once(inbox: Inbox, files: list[Path]) -> None:
     there, go = Event(), Event()
 
     @inbox.server.on("received")
@@ -341,7 +341,7 @@ def test_verbose_shows_no_secret(scripted: Any, files: list[Path], mechanism: st
         assert secret not in err
 
 
-def test_verbose_tells_of_tls(smtp_server: MakeServer, certificate: Certificate, files: list[Path]) -> None:
+def test_verbose_shows_tls(smtp_server: MakeServer, certificate: Certificate, files: list[Path]) -> None:
     inbox = Inbox(smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile))
     status, _, err = run("--server", inbox.url, "--no-verify", "-v", files[0])
     assert status == 0
@@ -358,7 +358,7 @@ def test_verbose_and_quiet_exclude_each_other() -> None:
 # Bad messages
 
 
-def test_bad_messages_do_not_keep_the_others(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
+def test_invalid_messages_do_not_stop_the_other_files(inbox: Inbox, files: list[Path], tmp_path: Path) -> None:
     bad = {
         b"quote.eml": b'From: a@example.com\nTo: you@example.com, "\n\nhi\n',
         b"\xff.eml": b"From: a@example.com\nTo: ((((\n\nhi\n",
@@ -367,8 +367,8 @@ def test_bad_messages_do_not_keep_the_others(inbox: Inbox, files: list[Path], tm
         b"garbage.eml": bytes(range(256)) * 100,
     }
     paths = [tmp_path / os.fsdecode(name) for name in bad]
-    for path, octets in zip(paths, bad.values(), strict=True):
-        path.write_bytes(octets)
+    for path, data in zip(paths, bad.values(), strict=True):
+        path.write_bytes(data)
     status, _, err = run("--server", inbox.url, "--concurrency", "1", *paths, tmp_path, *files)
     assert status == 1
     assert len(inbox.mails) == len(files)

@@ -391,6 +391,7 @@ def test_a_backend_that_ends_the_program_ends_this_attempt_alone(
         assert "sesame" not in caplog.text
 
 
+@pytest.mark.subprocess
 def test_an_interrupt_in_a_backend_ends_the_program_without_a_login() -> None:
     program = """
 from greensmtp import SMTPServer

@@ -626,6 +626,7 @@ def test_a_standard_error_that_nothing_reads_holds_up_no_session(
     assert b"NOOP 1 x" in text
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("end", ["", "raise ValueError('the end')", "sys.exit(3)"])
 def test_what_has_been_logged_is_written_before_the_program_ends(end: str) -> None:
     program = f"""

@@ -144,6 +144,7 @@ print((native(), threading.enumerate()) == before, before[0])
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads that the kernel sees")
 def test_counting_in_memory_starts_no_thread() -> None:
     ran = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False, timeout=30)

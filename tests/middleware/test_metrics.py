@@ -584,6 +584,7 @@ with SMTPServer(("127.0.0.1", 0), middleware=[metrics]) as server, dial(server) 
 """
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize("before", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
 def test_each_process_serves_the_numbers_of_all(tmp_path: Path, before: str) -> None:
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}

@@ -489,6 +489,7 @@ def test_its_repr_is_short() -> None:
     assert repr(RateLimit("9/hour", "network", "bytes")) == "RateLimit('9/hour', by='network', on='bytes')"
 
 
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
     ("missing", "storage", "says"),
     [("limits", "memory://", "greensmtp[ratelimit]"), ("redis", "redis://localhost", "greensmtp[redis]")],
