@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from greensmtp import SMTPClient, signals
 from greensmtp.cli import cli
 from greensmtp.config import model
-from greensmtp.middleware.metrics.counters import Numbers
-from greensmtp.protocol import canned, offers
+from greensmtp.middleware.metrics.families import MetricFamilies
+from greensmtp.protocol import canned, esmtp
 from greensmtp.protocol.command import PARSERS
 from greensmtp.protocol.esmtp import STANDARD
 from greensmtp.protocol.reply import Reply
@@ -96,7 +96,7 @@ def features() -> str:
         client = "yes" if hasattr(SMTPClient, method) else "by `command`"
         rows.append((rfc, f"`{verb}`", smtp, client, lmtp))
     for rfc, keyword, text in EXTENSIONS:
-        client = "yes" if keyword in offers.USED or keyword == "ENHANCEDSTATUSCODES" else "no"
+        client = "yes" if keyword in esmtp.USED or keyword == "ENHANCEDSTATUSCODES" else "no"
         server = "with a certificate" if keyword == "STARTTLS" else yes(keyword in standard)
         rows.append((rfc, f"{text} (`{keyword}`)", server, client, server))
     for name, rfc in MECHANISMS.items():
@@ -248,7 +248,7 @@ def _help(option: click.Option, context: click.Context) -> str:
 def metrics() -> str:
     """Return every metric."""
     rows = []
-    for metric in Numbers("greensmtp").all:
+    for metric in MetricFamilies("greensmtp").all:
         described = next(iter(metric.describe()))
         suffix = "_total" if described.type == "counter" else ""
         labels = "{" + ",".join(metric._labelnames) + "}" if metric._labelnames else ""
