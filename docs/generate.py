@@ -26,7 +26,7 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl import client as sasl_client
 from greensmtp.protocol.sasl import server as sasl_server
 from greensmtp.server.limits import Limits
-from greensmtp.session.ack import RULES
+from greensmtp.session.ack_rules import RULES
 
 ROOT = Path(__file__).resolve().parent.parent
 
