@@ -144,6 +144,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
 def page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Ran]]:
     """Run a page's blocks; its servers are stopped, and handlers that it has connected are disconnected, afterwards."""
     connected = {name: dict(signals.shared.named(name).receivers) for name in signals.FIELDS}
+    # A page that patches would patch the process that runs the other tests.
+    monkeypatch.setattr("gevent.monkey.patch_all", lambda **_: None)
     with ExitStack() as servers:
 
         def run(*given: Any, **_: Any) -> None:
