@@ -4,7 +4,8 @@ A handler is called with the session as its only positional argument, then by ke
 counts, not its place. The protocols say so to a type checker. The session is ``Any`` in them, because ``Session`` has
 an ``on`` of its own.
 
-To add a signal: its name in ``signals.FIELDS``, its replies in ``ack_rules.RULES`` if it has an ack, its overloads here.
+To add a signal: its name in ``signals.FIELDS``, its replies in ``ack_rules.RULES`` if it has an ack, and its overloads
+here.
 """
 
 from __future__ import annotations
