@@ -174,7 +174,7 @@ def test_a_foreigner_gets_his_reply_though_he_goes_on_talking(smtp_server: MakeS
     with dial(smtp_server()) as peer:
         peer.send(b"POST / HTTP/1.1\r\n" + HEADERS + b"x" * 300_000)
         peer.half_close()
-        assert everything(peer).endswith(b"was not SMTP\r\n")
+        assert everything(peer).endswith(b"the input is not SMTP\r\n")
 
 
 def everything(peer: Peer) -> bytes:
