@@ -181,6 +181,9 @@ def test_any_text_makes_one_well_formed_reply(code: int, lines: list[str], enhan
         reply = Reply(code, *lines, enhanced=enhanced)
     except ProtocolError:
         return  # it began with an enhanced code of another class
+    if code == 334 and not reply.text:
+        assert reply.encode() == b"334 \r\n"  # the grammar of this one reply wants the space (RFC 4954 section 8)
+        return
     heard, texts = read(reply.encode())
     assert heard == code
     if reply.enhanced is not None:
