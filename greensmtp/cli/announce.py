@@ -25,21 +25,31 @@ class Announce:
         return "Announce()"
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Print the line after the reply; in LMTP, after the reply for the last recipient."""
+        """Print the line once the message is stored; in LMTP, after the reply for the last recipient.
+
+        The Maildir moves its file when the staged changes take effect, so the line is staged behind it: a message that
+        cannot be stored has no line, and one that has a line is there.
+        """
         assert isinstance(command, EndOfData)
         reply = proceed(session, command)
         if command.recipient is None:
             if reply.is_positive:
-                self._print(session, session.to, reply)
+                session.stage(self._print, session, session.to, reply)
             return reply
-        accepted = session.notes.setdefault(self, [])
+        accepted: list[tuple[Address, Reply]] = session.notes.setdefault(self, [])
         if reply.is_positive:
-            accepted.append((command.recipient, reply))
+            session.stage(accepted.append, (command.recipient, reply))
         if command.recipient is session.to[-1]:
             del session.notes[self]
-            if accepted:
-                self._print(session, [recipient for recipient, _ in accepted], accepted[-1][1])
+            if reply.is_positive:
+                session.stage(self._print_each, session, accepted)
+            else:
+                self._print_each(session, accepted)
         return reply
+
+    def _print_each(self, session: Session, accepted: Sequence[tuple[Address, Reply]]) -> None:
+        if accepted:
+            self._print(session, [recipient for recipient, _ in accepted], accepted[-1][1])
 
     def _print(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
         size = session.message.size if session.message is not None else 0

@@ -12,12 +12,18 @@ import smtplib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from greensmtp import Ack, Address, Reject, Session, SMTPServer
+from greensmtp.cli.announce import Announce
 from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
 from greensmtp.protocol.log_text import MAX_LENGTH
+from greensmtp.testing import dial
+
+if TYPE_CHECKING:
+    from greensmtp.testing.fixtures import MakeServer
 
 Serve = Callable[..., Any]
 
@@ -435,3 +441,47 @@ def test_a_non_blocking_descriptor_is_waited_for() -> None:
         writer.finish(20)
     assert text == b"x" * room + b"end\n"
     os.close(reading)
+
+
+class Lines:
+    """Stands for standard output."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+
+def announcing(smtp_server: MakeServer, store: Callable[[Lines], None], *, lmtp: bool) -> tuple[SMTPServer, Lines]:
+    lines = Lines()
+    server = smtp_server(middleware=[Announce(cast(LineWriter, lines))], start=False, lmtp=lmtp)
+    server.on("message", lambda session, stream, ack: ack.accept())
+
+    def received(session: Session, ack: Ack, recipient: Address | None = None) -> None:
+        session.stage(store, lines)
+        ack.accept()
+
+    cast(Any, server).on("received", received)
+    return server, lines
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_the_line_of_a_message_comes_when_it_is_stored(smtp_server: MakeServer, lmtp: bool) -> None:
+    server, lines = announcing(smtp_server, lambda lines: lines.say("stored"), lmtp=lmtp)
+    with dial(server) as peer:
+        peer.hello(verb="LHLO" if lmtp else "EHLO")
+        assert peer.deliver().startswith("250")
+    assert [line.split(" ")[0] for line in lines.said] == ["stored", "message"]
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_message_that_cannot_be_stored_has_no_line(smtp_server: MakeServer, lmtp: bool) -> None:
+    def fail(lines: Lines) -> None:
+        raise Reject(452, "4.3.1 full")
+
+    server, lines = announcing(smtp_server, fail, lmtp=lmtp)
+    with dial(server) as peer:
+        peer.hello(verb="LHLO" if lmtp else "EHLO")
+        assert peer.deliver().startswith("452")
+    assert lines.said == []
