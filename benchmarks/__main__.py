@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import chart, machine, report
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, add_before
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
 
@@ -45,7 +45,8 @@ class Bench:
     def measure(self, name: str) -> None:
         """One workload, into the results."""
         workload = WORKLOADS[name]
-        subjects = [each for each in workload.servers if self._wanted(each)]
+        before = [f"{each}-before" for each in workload.servers if f"{each}-before" in CONTENDERS]
+        subjects = [each for each in (*workload.servers, *before) if self._wanted(each)]
         rounds = min(self.rounds, workload.rounds or self.rounds)
         with ExitStack() as stack:
             running: dict[str, Subject] = {}
@@ -67,7 +68,7 @@ class Bench:
 
     def _wanted(self, server: str) -> bool:
         """Those beside the contenders belong to their workload."""
-        return self.servers is None or server in self.servers or server not in CONTENDERS
+        return self.servers is None or server.removesuffix("-before") in self.servers or server not in CONTENDERS
 
     def _start(self, name: str, workload: Workload, server: str, stack: ExitStack) -> Subject | None:
         if server in self.results.skipped.get(name, {}):
@@ -109,12 +110,20 @@ def main() -> int:
     parser.add_argument(
         "--check", action="store_true", help="exit with 1 when a target is missed, or a server of ours fails"
     )
+    parser.add_argument(
+        "--before", type=Path, metavar="CHECKOUT", help="measure greensmtp of this checkout too; it needs a .venv"
+    )
     parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="where the JSON goes")
     parser.add_argument("--chart", type=Path, default=machine.WORK / "chart.svg", help="where the chart goes")
     options = parser.parse_args()
     if options.quick:
         options.only = options.only or QUICK["only"]
         options.servers = options.servers or QUICK["servers"]
+    if options.before:
+        try:
+            add_before(options.before)
+        except ValueError as error:
+            parser.error(str(error))
     machine.settle()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are stopped then, too
     bench = Bench(quick=options.quick, rounds=options.rounds or (1 if options.quick else 5), servers=options.servers)

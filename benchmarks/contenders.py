@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from benchmarks import environments, machine, measure
 
@@ -26,6 +27,7 @@ class Contender:
     :param command: the command, but for the port and TLS.
     :param tls: how it can have TLS, among ``starttls`` and ``implicit``.
     :param pipelining: it takes groups of commands (RFC 2920).
+    :param folder: where it is started.
     """
 
     title: str
@@ -33,6 +35,7 @@ class Contender:
     tls: frozenset[str] = frozenset({"starttls", "implicit"})
     pipelining: bool = True
     arguments: Callable[[int], list[str]] = field(default=lambda port: [str(port)])
+    folder: Path = machine.ROOT
 
 
 def _ours(name: str, *options: str) -> Callable[[], Start]:
@@ -55,7 +58,7 @@ def _sink() -> Start:
 
 _NO_TLS: frozenset[str] = frozenset()
 
-CONTENDERS: Mapping[str, Contender] = {
+CONTENDERS: dict[str, Contender] = {
     "bare": Contender("bare gevent loop: the floor", _ours("bare")),
     "tuned": Contender("bare gevent loop, tuned", _ours("tuned"), _NO_TLS),
     "plain": Contender("greensmtp, one receiver", _ours("plain")),
@@ -75,7 +78,29 @@ SPECIAL: Mapping[str, Contender] = {
     "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
 }
 
-ALL: Mapping[str, Contender] = {**CONTENDERS, **SPECIAL}
+
+def find(name: str) -> Contender:
+    """Return the server of this name."""
+    return CONTENDERS.get(name) or SPECIAL[name]
+
+
+def add_before(checkout: Path) -> None:
+    """Add the servers of another checkout, which has a ``.venv`` of its own: ``plain-before`` and so on.
+
+    :raises ValueError: there is no checkout with a ``.venv`` in this folder.
+    """
+    python = checkout.resolve() / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise ValueError(f"expected a checkout of greensmtp with a .venv (make .venv/.serve); got {checkout}")
+    for name in ("plain", "full", "logging"):
+        was = CONTENDERS[name]
+        options = was.command()[0][1:]
+        CONTENDERS[f"{name}-before"] = replace(
+            was,
+            title=f"{was.title}, before",
+            command=lambda options=options: ([str(python), *options], {}),  # type: ignore[misc]
+            folder=checkout.resolve(),
+        )
 
 
 class Running:
@@ -87,7 +112,7 @@ class Running:
 
     def __init__(self, name: str, tls: str | None = None) -> None:
         self.name = name
-        contender = ALL[name]
+        contender = find(name)
         command, extra = contender.command()
         self.port = machine.free_port()
         command = [*command, *contender.arguments(self.port)]
@@ -101,7 +126,7 @@ class Running:
         with self._log.open("wb") as log, machine.on_server_core():
             self.process = subprocess.Popen(
                 command,
-                cwd=machine.ROOT,
+                cwd=contender.folder,
                 env=os.environ | {"BENCH_FOLDER": str(machine.WORK)} | extra,
                 stdin=subprocess.DEVNULL,
                 stdout=log,

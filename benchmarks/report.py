@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
-from benchmarks.contenders import ALL
+from benchmarks.contenders import CONTENDERS, SPECIAL
 from benchmarks.results import Results
 from benchmarks.targets import TARGETS
 from benchmarks.workloads import WORKLOADS
@@ -42,7 +42,8 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 
 def title(server: str) -> str:
     """What a server is called in tables."""
-    return ALL[server].title if server in ALL else server
+    contender = CONTENDERS.get(server) or SPECIAL.get(server)
+    return contender.title if contender else server
 
 
 def tables(results: Results) -> Iterator[str]:
