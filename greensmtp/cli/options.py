@@ -60,7 +60,7 @@ class FileType(click.Path):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Convert the value, or fail with a usage error."""
         if value == "":
-            self.fail("expected a path, got an empty string", param, ctx)
+            self.fail("expected a path; got an empty string", param, ctx)
         return super().convert(value, param, ctx)
 
 

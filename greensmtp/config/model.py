@@ -42,7 +42,7 @@ def _check_condition(text: str) -> str:
 
 def _check_path(text: str | None) -> str | None:
     if text == "":
-        raise ValueError("expected a path, got an empty string")
+        raise ValueError("expected a path; got an empty string")
     return text
 
 

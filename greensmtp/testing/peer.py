@@ -103,7 +103,7 @@ class Peer:
             got = self.reply()
             wanted = ".*".join(map(re.escape, pattern.split("*")))
             if not re.match(wanted, got, re.DOTALL):
-                raise self._failure(f"expected {pattern!r}, got {got!r}")
+                raise self._failure(f"expected {pattern!r}; got {got!r}")
         return got
 
     def expect_nothing(self, seconds: float = 0.05) -> None:
@@ -117,7 +117,7 @@ class Peer:
                 raise self._failure("expected nothing, but the connection ended")
             self._buffer = piece or b""
         if self._buffer:
-            raise self._failure(f"expected nothing, got {self._buffer!r}")
+            raise self._failure(f"expected nothing; got {self._buffer!r}")
 
     def expect_end(self) -> None:
         """Expect the server to close the connection without sending more.
@@ -126,7 +126,7 @@ class Peer:
         """
         rest = self.rest()
         if rest:
-            raise self._failure(f"expected the end, got {rest!r}")
+            raise self._failure(f"expected the end; got {rest!r}")
 
     def rest(self) -> bytes:
         """Read and return everything up to the end of the connection."""

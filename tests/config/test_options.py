@@ -138,17 +138,17 @@ def test_a_relative_path_option_starts_from_the_files_folder(
     ("lines", "complaint"),
     [
         ("", "1: middleware.rate: Probe: must be given"),
-        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array, got an integer"),
-        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string, got an integer"),
+        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array; got an integer"),
+        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string; got an integer"),
         ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: expected "address" or "network"'),
-        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer, got true or false"),
-        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number, got a string"),
-        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array, got a string"),
+        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer; got true or false"),
+        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number; got a string"),
+        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array; got a string"),
         ("rate = ''\npair = ['a']", "4: middleware.pair"),
-        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string, got an integer"),
+        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string; got an integer"),
         (
             "rate = ''\n[middleware.users]\na = 'x'\nb = 3",
-            "6: middleware.users.b: Probe: expected a string, got an integer",
+            "6: middleware.users.b: Probe: expected a string; got an integer",
         ),
         ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: expected "soft" or "hard"'),
         (
@@ -157,7 +157,7 @@ def test_a_relative_path_option_starts_from_the_files_folder(
         ),
         (
             "rate = ''\nrules = [{ a = [] }]",
-            "4: middleware.rules.a: Probe: expected an integer or a string, got a",
+            "4: middleware.rules.a: Probe: expected an integer or a string; got a",
         ),
         ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
     ],
