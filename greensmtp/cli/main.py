@@ -7,7 +7,6 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 import click
-from gevent import Timeout
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import start_each
@@ -18,7 +17,7 @@ from greensmtp.cli.plugins import plugins
 from greensmtp.cli.send import send
 from greensmtp.config.probe import probe_special_log
 from greensmtp.log_writer import LineWriter
-from greensmtp.plugins.discovery import describe_error
+from greensmtp.plugins.discovery import FAILURES, describe_error
 from greensmtp.server.run import run
 from greensmtp.signals import handler_name
 
@@ -93,7 +92,7 @@ def _run(serving: list[ConfiguredServer], source: Source, stdout: LineWriter) ->
 
     try:
         run(*waiting, started=announce)
-    except (Exception, SystemExit, Timeout) as error:
+    except FAILURES as error:
         if not waiting:
             raise
         # Servers are started in this order, and none after the one that fails.
@@ -111,10 +110,10 @@ def _explain(error: BaseException, failed: ConfiguredServer, source: Source) -> 
             middleware = frame.f_locals["each"]
             places = (f"{source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
             place = next(places, f"middleware {handler_name(middleware)}")  # one that a plugin has added
-            return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
+            return f"{place}: cannot start: {describe_error(error)}"
     place = source.place(failed.path)
     if not isinstance(error, OSError):
-        return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
+        return f"{place}: cannot start: {describe_error(error)}"
     # Without what follows the colon, the address: the URL has it already.
     reason = (error.strerror or str(error)).partition(":")[0]
     return f"{place}: cannot listen on {failed.listen.url()}: {reason}"

@@ -61,18 +61,27 @@ def describe_options(factory: Callable[..., Any]) -> str:
             shown.append("...")
         elif parameter.kind in _NAMED and expressible(parameter.annotation) is not NOT_IN_TOML:
             required = parameter.default is parameter.empty
-            shown.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
+            shown.append(parameter.name if required else f"{parameter.name}={_shown(parameter.default)}")
     return ", ".join(" ".join(each.split()) for each in shown)
+
+
+def _shown(default: Any) -> str:
+    try:
+        return repr(default)
+    except Exception:  # an object of the plugin's
+        return "..."
 
 
 def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
     try:
         return inspect.signature(factory, eval_str=True).parameters.values()
-    except NameError:  # an annotation that only type checkers can resolve
+    except Exception:  # an annotation that only type checkers can resolve: as a str, it may be any code
+        pass
+    try:
         unread = inspect.signature(factory).parameters.values()
-        return [parameter.replace(annotation=parameter.empty) for parameter in unread]
     except (TypeError, ValueError):  # a built-in without a signature
         return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
+    return [parameter.replace(annotation=parameter.empty) for parameter in unread]
 
 
 def _field_type(annotation: Any, folder: Path) -> Any:

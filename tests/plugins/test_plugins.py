@@ -264,6 +264,8 @@ BROKEN = {
     "async def later(server): ...\ndef parts(server):\n    yield\n"
     "class Caller:\n    async def __call__(self, server): ...\ncaller = Caller()\n",
     "misnamed": "def install(server):\n    server.on('recieved', print)\n",
+    "hostile": "import gevent\ndef __getattr__(name): 1 / 0\ndef kill(server): raise gevent.GreenletExit\n"
+    "class Mute(Exception):\n    def __str__(self): 1 / 0\ndef mute(server): raise Mute\n",
 }
 
 
@@ -290,6 +292,9 @@ BROKEN = {
         ("shapes:later", r"later must be a plain function"),
         ("shapes:parts", r"parts must be a plain function"),
         ("shapes:caller", r"caller must be a plain function"),
+        ("hostile:any", r"cannot read 'any': ZeroDivisionError: division by zero \(.*/hostile\.py, line 2\)$"),
+        ("hostile:kill", r"kill failed: GreenletExit \(.*/hostile\.py, line 3\)$"),
+        ("hostile:mute", r"mute failed: Mute: \(its text cannot be made\) \(.*/hostile\.py, line 6\)$"),
         ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
     ],
 )
