@@ -57,6 +57,24 @@ def test_an_unexpected_reply_is_an_error_that_shows_it(wire: bytes, what: str) -
     assert what in str(raised.value)
 
 
+@pytest.mark.parametrize("piece", [b"250-x\r\n", b"x"])
+def test_a_reply_without_an_end_is_an_error(piece: bytes) -> None:
+    ours, theirs = socket.socketpair()
+
+    def flood() -> None:
+        try:
+            while True:
+                theirs.sendall(piece * 1000)
+        except OSError:
+            pass
+
+    flooding = spawn(flood)
+    with Peer(ours) as peer, pytest.raises(DialogueError, match="a reply of more than 1048576 bytes"):
+        peer.reply()
+    theirs.close()
+    flooding.join()
+
+
 def test_a_pattern_is_not_a_regular_expression() -> None:
     with peer_of(b"250 axc\r\n") as peer, pytest.raises(DialogueError):
         peer.expect("250 a.c")
