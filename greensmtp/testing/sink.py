@@ -7,9 +7,7 @@ shared state; it is never held while waiting.
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -29,6 +27,7 @@ from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
 from greensmtp.testing.alarm import Alarm, make_alarm
+from greensmtp.testing.certificate import Certificate
 from greensmtp.testing.refusal import STAGES, Refusal, matches_pattern, values_of
 from greensmtp.testing.sink_message import SinkMessage
 
@@ -90,7 +89,9 @@ class SMTPSink:
         #: The certificate authority (PEM) for clients that verify; None without ``tls``.
         self.ca_file: Path | None = None
         if tls is not None and certfile is None:
-            certfile = self._make_certificate(hostname, host)
+            certificate = Certificate(hostname, host, "localhost", "127.0.0.1", "::1")
+            weakref.finalize(self, certificate.remove)
+            certfile, self.ca_file = certificate.certfile, certificate.ca_file
         elif certfile is not None:
             self.ca_file = Path(certfile)
         middleware = [self._watch, *options.pop("middleware", ())]
@@ -318,23 +319,6 @@ class SMTPSink:
                 self._size -= len(body)
 
     # Helpers
-
-    def _make_certificate(self, *names: str) -> Path:
-        try:
-            import trustme
-        except ImportError:
-            raise RuntimeError(
-                "a sink with TLS needs a certificate: pip install trustme to have one made, or pass certfile= and "
-                "keyfile="
-            ) from None
-        folder = Path(tempfile.mkdtemp(prefix="greensmtp-sink-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        authority = trustme.CA()
-        issued = authority.issue_cert(*dict.fromkeys((*names, "localhost", "127.0.0.1", "::1")))
-        issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-        self.ca_file = folder / "authority.pem"
-        authority.cert_pem.write_to_path(str(self.ca_file))
-        return folder / "server.pem"
 
     def _explain(self, to: str | None, subject: str | None, timeout: float) -> str:
         wanted = " and".join(
