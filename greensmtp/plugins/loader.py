@@ -84,7 +84,7 @@ def plug_in(
         middleware, which cannot be undone.
     """
     if not isinstance(servers, Sequence):
-        raise TypeError(f"plug_in takes a list of servers, like [server], not {servers!r}")
+        raise TypeError(f"servers: expected a list, like [server]; got {servers!r}")
     if name == ALL and options:
         raise WrongOptions(f"{ALL!r} takes no options: name the plugin that they are for")
     for each in installed_plugins() if name == ALL else (name,):
@@ -156,7 +156,7 @@ def middleware_factory(name: str) -> Callable[..., Middleware]:
             raise PluginError(f"there is no middleware {name!r}{hint}")
         factory = found.load()
     if not callable(factory):
-        raise PluginError(f"middleware {name!r} must be a class or another callable, not {factory!r}")
+        raise PluginError(f"middleware {name!r}: expected a class or another callable; got {factory!r}")
     made: Callable[..., Middleware] = factory
     return made
 
@@ -194,11 +194,13 @@ class _Plugin:
         if not _takes(target, self.options):
             wrong = next((name for name in self.options if not _takes(target, {name: None}, partial=True)), None)
             if wrong is None:
-                raise PluginError(f"{label}: {self._attribute} must be callable with one argument, the server")
+                raise PluginError(f"{label}: expected {self._attribute} to be callable with one argument, the server")
             hint = did_you_mean(wrong, [*inspect.signature(target).parameters][1:])
             raise WrongOptions(f"{label}: {self._attribute} takes no option {wrong!r}{hint}")
         if deferred_kind(target):
-            raise PluginError(f"{label}: {self._attribute} must be a plain function, not an async def or a generator")
+            raise PluginError(
+                f"{label}: expected {self._attribute} to be a plain function; got an async def or a generator"
+            )
 
     def __call__(self, server: SMTPServer) -> None:
         if not self._attribute:

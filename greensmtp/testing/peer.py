@@ -166,7 +166,7 @@ class Peer:
                 if side == "C":
                     self.line(text)
                 elif side != "S":
-                    raise ValueError(f"a line of a dialogue must begin with C: or S:, not {line!r}")
+                    raise ValueError(f"expected a line that begins with C: or S:; got {line!r}")
                 elif text == "END":
                     self.expect_end()
                 else:

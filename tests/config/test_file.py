@@ -87,7 +87,7 @@ WRONG: list[tuple[str, str]] = [
     ("[limits]\nmax_errors = 0", "2: limits.max_errors: takes a whole number of at least 1, not 0"),
     (
         "[limits]\nmax_message_size = '32X'",
-        "2: limits.max_message_size: '32X' is not a size: write a number of bytes, or 500k, 32M, 1G",
+        "2: limits.max_message_size: expected a number of bytes, like 1000, 500k, 32M or 1G; got '32X'",
     ),
     ("[limits]\nbare_newlines = 'eat'", '2: limits.bare_newlines: expected "normalize", "reject" or "keep"'),
     ("[logging]\nformat = 'xml'", '2: logging.format: expected "text" or "json"'),
