@@ -70,7 +70,7 @@ _OPTIONS = (
         "--config",
         type=FileType(),
         metavar="FILE",
-        help="TOML configuration file, see docs/configuration.md; the options below override it.",
+        help="TOML configuration file, such as `greensmtp check` prints; the options below override it.",
     ),
     click.option(
         "--listen",

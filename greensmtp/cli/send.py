@@ -93,7 +93,7 @@ def _read_url(text: str) -> dict[str, Any]:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the dialogue with the server, without passwords and bodies.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only failures.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILE...")
 def send(  # noqa: PLR0917 - click passes them by name
     servers: tuple[str, ...],
     sender: str | None,
@@ -111,10 +111,14 @@ def send(  # noqa: PLR0917 - click passes them by name
     quiet: bool,
     files: tuple[Path, ...],
 ) -> None:
-    """Send messages: each FILE is one (.eml), and "-" is standard input.
+    """Send message files to a mail server.
+
+    Each FILE is one message (.eml): header fields, an empty line, the text. "-" is standard input. The header fields
+    name the sender and the recipients, unless --from and --to name others. The default server is the one that
+    "greensmtp serve" starts.
 
     Each message that cannot be sent, and each rejected recipient, is reported in one line on standard error. The other
-    messages are still sent. An mbox "From " line before a message is dropped.
+    messages are still sent. -v shows the dialogue with the server. An mbox "From " line before a message is dropped.
 
     \b
     Exit status:
@@ -124,9 +128,10 @@ def send(  # noqa: PLR0917 - click passes them by name
       2   the command line is wrong
 
     \b
-    Try it:
-      greensmtp serve &
+    Try it, with "greensmtp serve" in another terminal:
       printf 'From: me@example.com\\nTo: you@example.com\\nSubject: hi\\n\\nhello\\n' | greensmtp send -v -
+    A server with a login and TLS:
+      greensmtp send --server smtp://mail.example.com:587 --user jo --password-file secret message.eml
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")

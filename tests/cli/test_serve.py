@@ -78,6 +78,15 @@ def test_mail_is_stored_in_the_maildir(serve: Serve, command: tuple[str | Path, 
     assert server.log == ""
 
 
+def test_the_maildir_is_printed_once_before_the_listeners(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--maildir", "mail", wait=False)
+    assert server.line() == f"storing mail in {tmp_path}/mail/new, one file per message"
+    assert [server.line().partition(" ")[0] for _ in range(2)] == ["listening"] * 2
+    assert server.stop() == 0
+    server = serve("--no-maildir", wait=False)
+    assert server.line().startswith("listening ")
+
+
 def test_a_line_is_printed_for_each_message(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:0", "--listen", "lmtp://127.0.0.1:0")
     deliver(server.port, "bob@example.org", "cyd@example.org")
@@ -116,7 +125,7 @@ def test_the_help_explains_the_command(tmp_path: Path) -> None:
         assert word in text
     for word in ("--log-format", "[text|json]", "-v", "smtps://", "lmtp://", "unix:/", "lmtp+unix:/", "[::1]:1025"):
         assert word in text
-    for word in ("127.0.0.1:1025]", "[default: maildir]", "MODULE[:CALLABLE]", "SIGTERM", "swaks --server"):
+    for word in ("127.0.0.1:1025]", "[default: maildir]", "MODULE[:CALLABLE]", "SIGTERM", "greensmtp send -"):
         assert word in " ".join(text.split())
     status, text, _ = run("--help", folder=tmp_path)
     assert status == 0
@@ -338,6 +347,7 @@ def test_a_port_in_use_is_an_error_and_stops_the_other_listeners(serve: Serve) -
         server = serve("--listen", "127.0.0.1:0", "--listen", f"127.0.0.1:{port}", wait=False)
         assert server.wait() == 1
     assert server.log == f"Error: --listen: cannot listen on smtp://127.0.0.1:{port}: Address already in use\n"
+    assert server.line().startswith("storing mail in ")
     assert server.line().startswith("listening smtp://127.0.0.1:")
     assert server.lines() == []
 
