@@ -102,11 +102,9 @@ def _start_logging(loaded: Loaded) -> None:
     try:
         probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
-    except OSError as error:
-        problem = Problem(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
-        raise loaded.source.error([problem]) from error
-    except ValueError as error:
-        raise loaded.source.error([Problem(("logging", "target"), str(error))]) from error
+    except (OSError, ValueError) as error:
+        text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise loaded.source.error([Problem(("logging", "target"), text)]) from error
 
 
 def _run(serving: list[ConfiguredServer], loaded: Loaded, stdout: LineWriter) -> None:
