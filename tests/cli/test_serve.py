@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from greensmtp import Limits
 from greensmtp.cli import cli
-from greensmtp.cli.options import SizeType
+from greensmtp.config.defaults import parse_size
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -231,7 +231,7 @@ def test_without_maildir_and_plugin_mail_is_rejected(serve: Serve, tmp_path: Pat
 
 @pytest.mark.parametrize(("size", "number"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
 def test_a_size_is_a_number_of_bytes_with_an_optional_unit(size: str, number: int) -> None:
-    assert SizeType().convert(size, None, None) == number
+    assert parse_size(size) == number
 
 
 def test_the_largest_size_is_announced(serve: Serve) -> None:

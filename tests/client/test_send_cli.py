@@ -282,7 +282,7 @@ def test_a_pipe_without_a_writer_holds_up_neither_the_other_files_nor_an_interru
         ack.accept()
 
     os.mkfifo(tmp_path / "pipe")
-    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, tmp_path / "pipe", files[0]]
+    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, str(tmp_path / "pipe"), str(files[0])]
     with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
