@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -36,30 +37,25 @@ PROGRESS_DELAY = 1.0
 _OPTIONS = {"sender": "--from", "recipients": "--to"}
 
 
+@dataclass
 class Sender:
     """Sends all files of one command line."""
 
-    def __init__(
-        self,
-        pool: Pool,
-        sender: str | None,
-        recipients: list[str] | None,
-        files: tuple[Path, ...],
-        *,
-        verbose: bool,
-        quiet: bool,
-    ) -> None:
-        self._pool = pool
-        self._sender = sender
-        self._recipients = recipients
-        self._files = files
-        self._remaining = iter(files)
-        self._verbose = verbose
-        self._quiet = quiet
+    pool: Pool
+    #: The envelope; None to take it from the message.
+    sender: str | None
+    recipients: list[str] | None
+    files: tuple[Path, ...]
+    verbose: bool = False
+    quiet: bool = False
+    #: The exit status so far.
+    status: int = SENT
+
+    def __post_init__(self) -> None:
+        self._remaining = iter(self.files)
         self._done = 0
         self._started = monotonic()
         self._bar: Any = None
-        self.status = SENT
 
     def go(self, at_once: int) -> None:
         """Send the files over this many connections."""
@@ -74,8 +70,8 @@ class Sender:
             interrupt.cancel()
         if self._bar is not None:
             self._bar.render_finish()
-        if self._verbose or (not self._quiet and len(self._files) > 1):
-            click.echo(f"{self._done} of {len(self._files)} sent", err=True)
+        if self.verbose or (not self.quiet and len(self.files) > 1):
+            click.echo(f"{self._done} of {len(self.files)} sent", err=True)
 
     def _work(self) -> None:
         for path in self._remaining:
@@ -103,10 +99,10 @@ class Sender:
         if str(path) == "-":
             if sys.stdin is None:
                 raise OSError("standard input is closed")
-            return self._pool.send(sys.stdin.buffer, self._sender, self._recipients)
+            return self.pool.send(sys.stdin.buffer, self.sender, self.recipients)
         # In a thread, since opening a named pipe waits for a writer.
         with in_thread_pool(path.open, "rb") as file:
-            return self._pool.send(file, self._sender, self._recipients)
+            return self.pool.send(file, self.sender, self.recipients)
 
     def _fail(self, path: Path, reason: str, status: int) -> None:
         if self._bar is not None:
@@ -116,10 +112,10 @@ class Sender:
         self.status = FAILED if FAILED in (self.status, status) else status
 
     def _progress(self) -> None:
-        if self._quiet or self._verbose or not sys.stderr.isatty():
+        if self.quiet or self.verbose or not sys.stderr.isatty():
             return
         if self._bar is None and monotonic() - self._started > PROGRESS_DELAY:
-            self._bar = click.progressbar(length=len(self._files), label="Sending", file=sys.stderr)
+            self._bar = click.progressbar(length=len(self.files), label="Sending", file=sys.stderr)
             self._bar.update(self._done)
         elif self._bar is not None:
             self._bar.update(1)

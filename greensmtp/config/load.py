@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from greensmtp._suggest import nearest
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
-from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, known_keys
+from greensmtp.config.model import Config, MiddlewareSection, PluginSection, change_paths, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.problems import ConfigError, Problem, Source, explain, no_such_key
 from greensmtp.config.secrets import References
@@ -73,8 +73,7 @@ def load(
     folder = Path() if path is None else path.parent
     references = References(folder)
     data = references.resolve(text.data)
-    for pattern in PATHS:
-        _anchor(data, pattern, folder)
+    change_paths(data, lambda relative: folder / relative)
     places = dict(options or {}) if path is None else {}
     for override in overrides:
         _override(data, override)
@@ -115,19 +114,6 @@ def _read(path: Path) -> TomlText:
         raise ConfigError([f"{path}:{line}: not UTF-8"]) from None
     except TomlError as error:
         raise ConfigError([f"{path}:{error.line}: {error}"]) from None
-
-
-def _anchor(data: Any, place: tuple[str | None, ...], folder: Path) -> None:
-    """Make a relative path start from the file's folder."""
-    key, *rest = place
-    if key is None:
-        for inner in data if isinstance(data, list) else ():
-            _anchor(inner, tuple(rest), folder)
-    elif isinstance(data, dict) and key in data:
-        if rest:
-            _anchor(data[key], tuple(rest), folder)
-        elif isinstance(data[key], str) and data[key] and data[key] != "stderr":
-            data[key] = str(folder / data[key])
 
 
 def _override(data: dict[str, Any], override: Override) -> None:
