@@ -10,6 +10,7 @@ import click
 
 from greensmtp.plugins import load_plugin, middleware_factory
 from greensmtp.plugins.discovery import EntryPoint, PluginError, installed_middleware, installed_plugins
+from greensmtp.protocol.log_text import printable
 
 #: The status of a plugin that can be loaded.
 OK = "ok"
@@ -93,6 +94,8 @@ def _options(found: EntryPoint) -> str:
 
 
 def _lines(rows: Sequence[Sequence[str]], *, columns: bool) -> Iterable[str]:
+    # A package's metadata may contain tabs, and control sequences of the terminal.
+    rows = [[*map(printable, row)] for row in rows]
     if not columns:
         return ("\t".join(row).rstrip("\t") for row in rows)
     # Leave out empty columns.

@@ -657,6 +657,12 @@ def test_the_list_has_name_kind_package_version_and_object(package: Package) -> 
     assert states["Tea"].startswith("middleware 'Tea' of acme 1.5: cannot import acme: ZeroDivisionError")
 
 
+def test_a_name_cannot_give_orders_to_the_terminal(package: Package) -> None:
+    package.add("acme", "1", plugins="te\x1b[2J\ta = acme:install")
+    _, out, _ = listing()
+    assert out.splitlines()[0] == r"te\x1b[2J\ta" + "\tplugin\tacme\t1\tacme:install"
+
+
 def test_names_claimed_twice_are_listed_twice_and_marked(package: Package) -> None:
     package.add("acme", "1", "install = print", plugins="tea = acme:install")
     package.add("bolt", "2", "install = print", plugins="tea = bolt:install")
