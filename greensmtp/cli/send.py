@@ -32,8 +32,8 @@ def _read_url(text: str) -> dict[str, Any]:
         url = parse_url(text)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is not a server's URL: write it like mx.example.com, smtp://127.0.0.1:1025, "
-            "smtps://mx.example.com, lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            "expected a server's URL, like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
+            f"lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock; got {text!r}",
             param_hint="'--server'",
         ) from None
     lmtp = url.scheme == "lmtp"

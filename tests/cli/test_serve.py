@@ -279,7 +279,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
     [
         (
             ["--listen", "nonsense"],
-            r"'--listen': .*'nonsense'.* write it like 127\.0\.0\.1:1025, \[::1\]:1025, smtps://",
+            r"'--listen': expected a URL like 127\.0\.0\.1:1025, \[::1\]:1025, smtps://.*; got 'nonsense'",
         ),
         (["--listen", "127.0.0.1:70000"], r"'--listen': .*'127\.0\.0\.1:70000'"),
         (["--listen", "[nonsense]:25"], r"'--listen': .*\[nonsense\] is not an IPv6 address"),
