@@ -146,7 +146,7 @@ def test_a_refused_connection_is_reported(files: list[Path]) -> None:
         (["--to", "not a mailbox", "-"], "'--to': an address needs a domain"),
         (["--to", "", "-"], "'--to': a recipient cannot be empty"),
         (["--hostname", "a b", "-"], "'--hostname': the name must be a host name or an address literal, not 'a b'"),
-        ([], "FILES"),
+        ([], "Missing argument 'FILE...'"),
     ],
 )
 def test_a_wrong_command_line(

@@ -539,5 +539,5 @@ def test_written_toml_reads_back_as_the_same_data(data: dict[str, Any]) -> None:
 def test_the_help_explains_the_command(check: Check) -> None:
     result = check(None, "--help")
     assert result.exit_code == 0
-    for word in ("--config FILE", "--listen", "--plugin", "Exit status 0", "greensmtp check > greensmtp.toml"):
+    for word in ("--config FILE", "--listen", "--plugin", "Exit status: 0", "greensmtp check > greensmtp.toml"):
         assert re.search(word, " ".join(result.stdout.split()))
