@@ -11,15 +11,13 @@ without a lock, since nothing here waits while it uses it.
 import sys
 from collections import deque
 from dataclasses import dataclass
-from email import message_from_bytes, policy
-from email.message import EmailMessage
 from typing import Any
 
 from flask import Flask, render_template_string
 from gevent.pywsgi import WSGIServer
 
 import greensmtp
-from greensmtp import Ack, MessageStream, Session, SMTPServer
+from greensmtp import Mail, SMTPServer
 from greensmtp.middleware import Logging
 
 #: Messages that are kept; older ones are dropped.
@@ -40,7 +38,7 @@ PAGE = """<!doctype html>
 
 
 @dataclass(frozen=True)
-class Mail:
+class Entry:
     """The part of a message that the page shows. All of it is plain text."""
 
     sender: str
@@ -49,7 +47,7 @@ class Mail:
     text: str
 
 
-Mailbox = deque[Mail]
+Mailbox = deque[Entry]
 
 
 def make_app(mailbox: Mailbox) -> Flask:
@@ -67,29 +65,17 @@ def make_server(mailbox: Mailbox, port: int) -> SMTPServer:
     """Return the mail server."""
     server = SMTPServer(("127.0.0.1", port), hostname="localhost", max_message_size=1024 * 1024, middleware=[Logging()])
 
-    @server.on("message")
-    def keep(session: Session, stream: MessageStream, ack: Ack) -> None:
-        ack.accept()
-        message = message_from_bytes(stream.read(), policy=policy.default)
+    @server.on_mail
+    def keep(mail: Mail) -> None:
+        message = mail.parse()  # raises on no input, however malformed
+        part = message.get_body(("plain",))
+        text = "(no plain text)" if part is None else str(part.get_content())
+        subject = str(message["Subject"] or "(no subject)")
         # Replace lone surrogates, which a header may contain and a page cannot.
-        subject = str(message["Subject"] or "(no subject)").encode("utf-8", "replace").decode()
-        mailbox.appendleft(Mail(session.from_ or "", list(session.to), subject, plain_text(message)))
+        subject = subject.encode("utf-8", "replace").decode()
+        mailbox.appendleft(Entry(mail.sender, list(mail.recipients), subject, text))
 
     return server
-
-
-def plain_text(message: EmailMessage) -> str:
-    """Return the text of the plain part; bytes that cannot be decoded are replaced."""
-    part = message.get_body(("plain",))
-    if part is None:
-        return "(no plain text)"
-    data = part.get_payload(decode=True)
-    charset = part.get_content_charset("utf-8")
-    assert isinstance(data, bytes)
-    try:
-        return data.decode(charset, "replace")
-    except (LookupError, UnicodeError):  # an unknown charset
-        return data.decode("ascii", "replace")
 
 
 def main(port: int = 9025, web_port: int | None = None) -> None:

@@ -40,11 +40,11 @@ def split(text: str) -> tuple[str, int | None]:
     if match is None:
         if _BARE_IPV6.fullmatch(text):
             return text, None
-        raise ValueError(f"expected host:port, like 'mx.example.com:25' or '[::1]:25', not {text!r}")
+        raise ValueError(f"expected host:port, like 'mx.example.com:25' or '[::1]:25'; got {text!r}")
     literal, name, digits = match.groups()
     port = None if digits is None else int(digits)
     if port is not None and port > MAX_PORT:
-        raise ValueError(f"port must be at most {MAX_PORT}, not {port}")
+        raise ValueError(f"port: expected at most {MAX_PORT}; got {port}")
     return name if literal is None else literal, port
 
 
@@ -92,8 +92,8 @@ def parse_url(text: str) -> ServerURL:
         return ServerURL(unix[1], "", None, unix[2])
     url = _URL.fullmatch(text)
     if url is None:
-        raise ValueError(f"not the URL of a mail server: {text!r}")
+        raise ValueError(f"expected the URL of a mail server, like smtp://mx.example.com:25; got {text!r}")
     host, port = split(url[2])
     if not host or (":" in host and not url[2].startswith("[")):
-        raise ValueError(f"not the URL of a mail server: {text!r}")
+        raise ValueError(f"expected the URL of a mail server, like smtp://mx.example.com:25; got {text!r}")
     return ServerURL(url[1], host, port, bracketed=url[2].startswith("["))

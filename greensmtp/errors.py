@@ -39,19 +39,17 @@ class Reject(GreenSMTPError):
         self.reply = None
         if isinstance(code, str) and message is None and not code.strip().isdigit():
             if _REPLY_CODE.match(code):
-                raise ValueError(
-                    f"Reject takes code and text as two arguments, like Reject(550, '5.7.1 no'), not {code!r}"
-                )
+                raise ValueError(f"Reject: expected code and text apart, like Reject(550, '5.7.1 no'); got {code!r}")
             message, code = code, 550
         if isinstance(code, Reply):
             if message is not None:
-                raise TypeError("Reject takes a Reply or a message, not both: the Reply has its own text")
+                raise TypeError("Reject: expected a Reply or a message; got both: the Reply has a text of its own")
             if code.code < 400:
-                raise ValueError(f"Reject takes a 4xx or 5xx reply, not {code!s}")
+                raise ValueError(f"Reject: expected a 4xx or 5xx reply; got {code!s}")
             self.reply = code.handed_on()
             self.code, self.message = self.reply.code, f"{self.reply.enhanced or ''} {self.reply.text}".strip()
         elif not isinstance(code, int | str):
-            raise ValueError(f"Reject takes a reply code like 550, a text or a Reply, not {code!r}")
+            raise ValueError(f"Reject: expected a reply code like 550, a text or a Reply; got {code!r}")
         else:
             self.code, self.message = _rejecting(code), None if message is None else _text(message)
             if self.message is not None:
@@ -68,7 +66,7 @@ def _rejecting(code: int | str) -> int:
     except ValueError:
         number = 0
     if not 400 <= number <= 599:
-        raise ValueError(f"Reject takes a 4xx or 5xx reply code, not {code!r}")
+        raise ValueError(f"Reject: expected a 4xx or 5xx reply code; got {code!r}")
     return number
 
 
@@ -78,7 +76,7 @@ def _text(message: str | Iterable[str]) -> str:
     try:
         return "\n".join(message)
     except TypeError:
-        raise TypeError(f"message must be a str, or an iterable of str, not {message!r}") from None
+        raise TypeError(f"message: expected a str, or an iterable of str; got {message!r}") from None
 
 
 def _check_text(code: int, text: str) -> None:
@@ -141,12 +139,12 @@ class MessageRefused(IncompleteMessage):
 class ArgumentError(GreenSMTPError, ValueError):
     """An argument has a wrong value.
 
-    ``ArgumentError("rate", "must be at least 1, not 0")`` reads "rate must be at least 1, not 0". A middleware may
+    ``ArgumentError("rate", "expected at least 1; got 0")`` reads "rate: expected at least 1; got 0". A middleware may
     raise it from its constructor: for a stack that a configuration file describes, the error names the file, the line
     and the key of that option.
 
     :param name: the argument, as the caller wrote it.
-    :param text: what is wrong with it: the rest of the sentence.
+    :param text: what was expected and what was given; or the rest of a sentence that begins with the name.
     """
 
     def __init__(self, name: str, text: str) -> None:
@@ -155,7 +153,7 @@ class ArgumentError(GreenSMTPError, ValueError):
         self.text = text
 
     def __str__(self) -> str:
-        return f"{self.name} {self.text}"
+        return f"{self.name}{':' if self.text.startswith('expected') else ''} {self.text}"
 
 
 # The client's
@@ -172,10 +170,11 @@ class ClientError(GreenSMTPError):
     transient: bool = False
     #: No server can have accepted the message: it may be sent again, now and to another host, without a duplicate.
     safe_to_retry: bool = True
-    #: The server's reply, where there is one.
-    reply: Reply | None = None
+    #: The server's reply, where there is one; it decides ``transient``.
+    reply: Reply | None
 
-    def _take_reply(self, reply: Reply | None) -> None:
+    def __init__(self, text: str, reply: Reply | None = None) -> None:
+        super().__init__(text)
         self.reply = reply
         if reply is not None:
             self.transient = reply.is_transient_failure
@@ -186,17 +185,9 @@ class CannotConnect(ClientError, ConnectionError):
 
     transient = True
 
-    def __init__(self, text: str, reply: Reply | None = None) -> None:
-        super().__init__(text)
-        self._take_reply(reply)
-
 
 class TLSFailed(ClientError, ConnectionError):
     """The connection could not be secured: the handshake failed, or see TLSRefused and TLSUnverified."""
-
-    def __init__(self, text: str, reply: Reply | None = None) -> None:
-        super().__init__(text)
-        self._take_reply(reply)
 
 
 class TLSRefused(TLSFailed):
@@ -209,10 +200,6 @@ class TLSUnverified(TLSFailed):
 
 class AuthenticationFailed(ClientError):
     """The server refuses the credentials (``reply`` is set), cannot prove itself, or no mechanism fits."""
-
-    def __init__(self, text: str, reply: Reply | None = None) -> None:
-        super().__init__(text)
-        self._take_reply(reply)
 
 
 class NotOffered(ClientError):
@@ -230,8 +217,7 @@ class Refused(ClientError):
     """
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
-        super().__init__(f"{what}: {reply}")
-        self._take_reply(reply)
+        super().__init__(f"{what}: {reply}", reply)
         self.recipients = dict(recipients or {})
 
 

@@ -178,7 +178,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
         serving = ServeProcess([*command, "serve", *given], tmp_path, **popen)
         running.append(serving)
         for _ in range((listeners or given.count("--listen")) if wait else 0):
-            word, url = serving.line().split(" ")
+            line = serving.line()
+            word, url = (serving.line() if line.startswith("storing mail in ") else line).split(" ")
             assert word == "listening"
             serving.urls.append(url)
         return serving

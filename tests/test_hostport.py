@@ -38,7 +38,7 @@ def test_a_host_and_its_port_are_split(text: str, host: str, port: int | None) -
     ["a:", "a:b", "a:65536", "a:123456", "a:-1", "a: 1", "[::1", "::1]", "[::1]25", "[a]b:25", "a:२५", "[[a]]:1"],
 )
 def test_a_malformed_host_and_port_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match=r"expected host:port|port must be at most 65535"):
+    with pytest.raises(ValueError, match=r"expected host:port|port: expected at most 65535"):
         split(text)
     assert address(text) is None
 
@@ -83,7 +83,7 @@ def test_a_url_is_parsed(text: str, url: ServerURL) -> None:
     "text", ["", "::1", "smtp://", "http://a:80", "a b:25", "a:25/x", "unix:mail", "unix:////", ":25"]
 )
 def test_other_texts_are_not_urls_of_mail_servers(text: str) -> None:
-    with pytest.raises(ValueError, match=r"not the URL|expected host:port"):
+    with pytest.raises(ValueError, match=r"expected the URL|expected host:port"):
         parse_url(text)
 
 

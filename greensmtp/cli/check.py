@@ -15,16 +15,20 @@ from greensmtp.cli.options import load_given, refuse, serve_options
 def check(context: click.Context, /, **options: Any) -> None:
     """Check a configuration, and print the effective one.
 
-    Builds everything that "serve" with these options would build (certificates, middleware, plugins), but does not
-    listen and writes nothing to the disk. Prints the effective configuration as TOML: with defaults, with the options
-    applied, without secrets.
-
-    Exit status 0: the configuration is valid. Exit status 2: it is not; standard error lists the problems.
+    Loads everything that "serve" with these options would use (certificates, middleware, plugins), but does not listen
+    and writes nothing to the disk. Prints the effective configuration as TOML: with defaults, with the options applied,
+    without secrets.
 
     \b
     Try it:
-      greensmtp check > greensmtp.toml
-      greensmtp check --config greensmtp.toml
+      greensmtp check > greensmtp.toml             write the default configuration
+      greensmtp check --config greensmtp.toml      check it after a change
+      greensmtp serve --config greensmtp.toml      use it
+
+    \b
+    Exit status:
+      0   the configuration is valid
+      2   it is not: standard error lists all problems, with file, line and key
     """
     from greensmtp.config.build import assemble
     from greensmtp.config.dump import write

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from gevent import Timeout
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import start_each
@@ -18,7 +18,8 @@ from greensmtp.cli.plugins import plugins
 from greensmtp.cli.send import send
 from greensmtp.config.probe import probe_special_log
 from greensmtp.log_writer import LineWriter
-from greensmtp.plugins.discovery import describe_error
+from greensmtp.plugins.discovery import FAILURES, describe_error
+from greensmtp.protocol.log_text import printable
 from greensmtp.server.run import run
 from greensmtp.signals import handler_name
 
@@ -32,7 +33,20 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
-    """Run an SMTP or LMTP server, and send mail."""
+    """Run an SMTP or LMTP server, and send mail.
+
+    \b
+    A server on 127.0.0.1:1025 that stores all mail in ./maildir:
+      greensmtp serve
+    Send it a message, from another terminal:
+      greensmtp send message.eml
+    Write the default configuration to a file, change it, check it, and use it:
+      greensmtp check > greensmtp.toml
+      greensmtp check --config greensmtp.toml
+      greensmtp serve --config greensmtp.toml
+
+    "greensmtp COMMAND --help" explains a command.
+    """
 
 
 cli.add_command(send)
@@ -46,15 +60,26 @@ cli.add_command(plugins)
 def serve(context: click.Context, /, **options: Any) -> None:
     """Receive mail, and store it in a Maildir.
 
-    Prints a line on standard output for each listener that is ready, and for each accepted message. The log goes to
-    standard error. SIGTERM or Ctrl-C lets transactions in progress finish, for up to 30 seconds; a second one ends
-    the server at once. SIGHUP is ignored: restart to apply a changed configuration.
+    Without options it accepts all mail on 127.0.0.1:1025, and stores each message as a file in ./maildir/new. The name
+    of the file contains the ID of the reply "queued as ID". A configuration file can add listeners, TLS, authentication
+    and limits, and plugins decide what is accepted. "greensmtp check" prints the default configuration to start from.
 
     \b
     Try it:
-      greensmtp serve --listen 127.0.0.1:1025 --maildir ./maildir
-      swaks --server 127.0.0.1:1025 --to you@example.com
-      ls maildir/new
+      greensmtp serve
+    and in another terminal:
+      printf 'From: me@example.com\\nTo: you@example.com\\nSubject: hi\\n\\nhello\\n' | greensmtp send -
+      cat maildir/new/*
+
+    Standard output has a line for the Maildir, for each listener that is ready, and for each accepted message. The log
+    goes to standard error. SIGTERM or Ctrl-C lets transactions in progress finish, for up to 30 seconds; a second one
+    ends the server at once. SIGHUP is ignored: restart to apply a changed configuration.
+
+    \b
+    Exit status:
+      0   it was stopped
+      1   it could not start: the address is in use, for example
+      2   the configuration or the command line is wrong
     """
     from greensmtp.cli.announce import Announce
     from greensmtp.config.build import assemble
@@ -67,7 +92,7 @@ def serve(context: click.Context, /, **options: Any) -> None:
         serving = assemble(loaded, Announce(stdout))
     except ConfigError as error:
         refuse(error)
-    _run(serving, loaded.source, stdout)
+    _run(serving, loaded, stdout)
 
 
 def _start_logging(loaded: Loaded) -> None:
@@ -77,29 +102,30 @@ def _start_logging(loaded: Loaded) -> None:
     try:
         probe_special_log(log.target)
         set_up_logging(log.format, log.level, log.target)
-    except OSError as error:
-        problem = Problem(("logging", "target"), f"cannot write to {log.target!r}: {error.strerror}")
-        raise loaded.source.error([problem]) from error
-    except ValueError as error:
-        raise loaded.source.error([Problem(("logging", "target"), str(error))]) from error
+    except (OSError, ValueError) as error:
+        text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise loaded.source.error([Problem(("logging", "target"), text)]) from error
 
 
-def _run(serving: list[ConfiguredServer], source: Source, stdout: LineWriter) -> None:
+def _run(serving: list[ConfiguredServer], loaded: Loaded, stdout: LineWriter) -> None:
     waiting = {each.server: each for each in serving}
+    maildir = loaded.config.delivery.maildir
 
     def announce(server: SMTPServer) -> None:
+        if maildir is not None and len(waiting) == len(serving):
+            stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
         listen = waiting.pop(server).listen
         stdout.say(f"listening {listen.url(server.address)}")
 
     try:
         run(*waiting, started=announce)
-    except (Exception, SystemExit, Timeout) as error:
+    except FAILURES as error:
         if not waiting:
             raise
         # Servers are started in this order, and none after the one that fails.
         failed = next(iter(waiting.values()))
         logger.debug("cannot start", exc_info=error)
-        raise click.ClickException(_explain(error, failed, source)) from error
+        raise click.ClickException(_explain(error, failed, loaded.source)) from error
     finally:
         stdout.finish()
 
@@ -111,10 +137,10 @@ def _explain(error: BaseException, failed: ConfiguredServer, source: Source) -> 
             middleware = frame.f_locals["each"]
             places = (f"{source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
             place = next(places, f"middleware {handler_name(middleware)}")  # one that a plugin has added
-            return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
+            return f"{place}: cannot start: {describe_error(error)}"
     place = source.place(failed.path)
     if not isinstance(error, OSError):
-        return f"{place}: cannot start: {' '.join(describe_error(error).split())}"
+        return f"{place}: cannot start: {describe_error(error)}"
     # Without what follows the colon, the address: the URL has it already.
     reason = (error.strerror or str(error)).partition(":")[0]
     return f"{place}: cannot listen on {failed.listen.url()}: {reason}"

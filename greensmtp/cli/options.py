@@ -21,32 +21,22 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class ListenType(click.ParamType[Listen]):
-    """A listener's URL."""
+class ParsedType(click.ParamType[Any]):
+    """A value that a function parses; its ValueError is a usage error.
 
-    name = "URL"
+    :param name: the metavariable in --help.
+    """
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Listen:
-        """Convert the value, or fail with a usage error."""
-        if isinstance(value, Listen):
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Convert a text; click may also pass a value that has been converted already."""
+        if not isinstance(value, str):
             return value
         try:
-            return Listen.parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class SizeType(click.ParamType[int]):
-    """A number of bytes: ``1000``, ``500k``, ``32M``, ``1G`` (powers of 1024)."""
-
-    name = "SIZE"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Convert the value, or fail with a usage error."""
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_size(value)
+            return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -58,9 +48,9 @@ class FileType(click.Path):
         super().__init__(path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Convert the value, or fail with a usage error."""
+        """Convert the value to a Path, or fail with a usage error."""
         if value == "":
-            self.fail("expected a path, got an empty string", param, ctx)
+            self.fail("expected a path; got an empty string", param, ctx)
         return super().convert(value, param, ctx)
 
 
@@ -70,12 +60,12 @@ _OPTIONS = (
         "--config",
         type=FileType(),
         metavar="FILE",
-        help="TOML configuration file, see docs/configuration.md; the options below override it.",
+        help="TOML configuration file, such as `greensmtp check` prints; the options below override it.",
     ),
     click.option(
         "--listen",
         "listeners",
-        type=ListenType(),
+        type=ParsedType("URL", Listen.parse),
         multiple=True,
         default=(DEFAULT_URL,),
         show_default=True,
@@ -108,7 +98,7 @@ _OPTIONS = (
     ),
     click.option(
         "--max-size",
-        type=SizeType(),
+        type=ParsedType("SIZE", parse_size),
         default="32M",
         show_default=True,
         help="Maximum message size in bytes, or 500k, 32M, 1G.",

@@ -19,7 +19,6 @@ def set_up_logging(log_format: str, level: str, target: str) -> None:
     :param log_format: ``text`` or ``json``.
     :param level: the lowest level: ``warning``; ``info`` includes sessions and messages, ``debug`` every command.
     :param target: ``stderr``, or the path of a file.
-
     :raises OSError: the file cannot be opened.
     """
     logging.basicConfig(level=level.upper(), handlers=[LogHandler(log_format, target)], force=True)

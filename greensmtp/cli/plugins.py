@@ -10,6 +10,7 @@ import click
 
 from greensmtp.plugins import load_plugin, middleware_factory
 from greensmtp.plugins.discovery import EntryPoint, PluginError, installed_middleware, installed_plugins
+from greensmtp.protocol.log_text import printable
 
 #: The status of a plugin that can be loaded.
 OK = "ok"
@@ -34,16 +35,20 @@ examples/plugin is a complete one. A module of your own needs no package: greens
 def plugins(check: bool, options: bool) -> None:
     """List the installed plugins and middleware.
 
+    A plugin connects handlers, which decide about senders, recipients and messages. A middleware sees every command and
+    its reply: it logs, limits or refuses.
+
     Prints a line for each: name, kind, package, version of the package, object. The fields are aligned on a terminal,
     and separated by tabs elsewhere. The names of greensmtp's own middleware are reserved: use the object to name
     another package's middleware of such a name.
-
-    The exit status is 1 if --check finds one that cannot be loaded, or if two packages claim the same name.
 
     \b
     Use them:
       greensmtp serve --plugin NAME            one plugin; NAME,optional: skipped if it fails
       greensmtp serve --plugin all             all installed plugins, in the order of their names
+      use = "NAME"                             a middleware, under [[middleware]] in a configuration file
+
+    The exit status is 1 if --check finds one that cannot be loaded, or if two packages claim the same name.
     """
     found = [*installed_plugins().values(), *installed_middleware().values()]
     rows = [
@@ -89,6 +94,8 @@ def _options(found: EntryPoint) -> str:
 
 
 def _lines(rows: Sequence[Sequence[str]], *, columns: bool) -> Iterable[str]:
+    # A package's metadata may contain tabs, and control sequences of the terminal.
+    rows = [[*map(printable, row)] for row in rows]
     if not columns:
         return ("\t".join(row).rstrip("\t") for row in rows)
     # Leave out empty columns.

@@ -1,44 +1,29 @@
-"""``greensmtp send``: send message files."""
+"""``greensmtp send``: send message files. This file reads the command line; ``sender.py`` sends."""
 
 from __future__ import annotations
 
 import os
 import ssl
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from itertools import count
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
-from signal import SIGINT
-from time import monotonic
 from typing import Any, get_args
-from weakref import WeakKeyDictionary
 
 import click
-from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 from gevent import ssl as gevent_ssl
 
 from greensmtp._hostport import parse_url
-from greensmtp.client import signals
-from greensmtp.client.client import SMTPClient, StartTLS
+from greensmtp.cli.options import FileType
+from greensmtp.cli.sender import Sender, show_dialogue
+from greensmtp.client.client import StartTLS
 from greensmtp.client.dial import PORTS, check_name
 from greensmtp.client.pool import Pool
-from greensmtp.client.trace import trace_lines
-from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError
+from greensmtp.errors import ProtocolError
 from greensmtp.protocol import command_builder
-from greensmtp.protocol.log_text import printable
-from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.send_result import SendResult
 
-#: Exit statuses: everything was sent; something failed permanently; all failures are temporary (EX_TEMPFAIL).
-SENT, FAILED, TRY_LATER = 0, 1, 75
-
-#: Seconds until a progress bar is shown.
-PROGRESS_DELAY = 1.0
-
-#: Arguments of ``Pool.send`` -> the options that set them.
-_OPTIONS = {"sender": "--from", "recipients": "--to"}
+#: Maximum length of a password, in characters. A device, such as /dev/zero, may have no end.
+MAX_PASSWORD = 4096
 
 
 def _read_url(text: str) -> dict[str, Any]:
@@ -47,13 +32,13 @@ def _read_url(text: str) -> dict[str, Any]:
         url = parse_url(text)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is not a server's URL: write it like mx.example.com, smtp://127.0.0.1:1025, "
-            "smtps://mx.example.com, lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock",
+            "expected a server's URL, like mx.example.com, smtp://127.0.0.1:1025, smtps://mx.example.com, "
+            f"lmtp://[::1]:24 or lmtp+unix:/run/lmtp.sock; got {text!r}",
             param_hint="'--server'",
         ) from None
     lmtp = url.scheme == "lmtp"
     if url.path is not None:
-        return {"host": url.path, "lmtp": lmtp}
+        return {"host": url.path, "lmtp": lmtp, "tls": False}
     port = PORTS[url.scheme or "smtp"] if url.port is None else url.port
     return {"host": (url.host, port), "lmtp": lmtp, "tls": url.scheme == "smtps"}
 
@@ -84,12 +69,12 @@ def _read_url(text: str) -> dict[str, Any]:
 )
 @click.option(
     "--ca-file",
-    type=click.Path(path_type=Path),
+    type=FileType(),
     help="PEM file of authorities to trust, instead of the system's.",
 )
 @click.option("--no-verify", is_flag=True, help="Accept any certificate: protects against passive eavesdroppers only.")
 @click.option("--user", help="Log in as this user; the password is read from --password-file or $GREENSMTP_PASSWORD.")
-@click.option("--password-file", type=click.Path(path_type=Path), help="A file whose first line is the password.")
+@click.option("--password-file", type=FileType(), help="A file whose first line is the password.")
 @click.option("--allow-plaintext", is_flag=True, help="Send the password even without TLS.")
 @click.option("--hostname", help="Name to send in EHLO; default: this machine's name.")
 @click.option(
@@ -108,12 +93,12 @@ def _read_url(text: str) -> dict[str, Any]:
 )
 @click.option("-v", "--verbose", is_flag=True, help="Show the dialogue with the server, without passwords and bodies.")
 @click.option("-q", "--quiet", is_flag=True, help="Show only failures.")
-@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILES|-")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path, allow_dash=True), metavar="FILE...")
 def send(  # noqa: PLR0917 - click passes them by name
     servers: tuple[str, ...],
     sender: str | None,
     recipients: tuple[str, ...],
-    starttls: str | None,
+    starttls: StartTLS | None,
     ca_file: Path | None,
     no_verify: bool,
     user: str | None,
@@ -126,10 +111,14 @@ def send(  # noqa: PLR0917 - click passes them by name
     quiet: bool,
     files: tuple[Path, ...],
 ) -> None:
-    """Send messages: each FILE is one (.eml), and "-" is standard input.
+    """Send message files to a mail server.
+
+    Each FILE is one message (.eml): header fields, an empty line, the text. "-" is standard input. The header fields
+    name the sender and the recipients, unless --from and --to name others. The default server is the one that
+    "greensmtp serve" starts.
 
     Each message that cannot be sent, and each rejected recipient, is reported in one line on standard error. The other
-    messages are still sent. An mbox "From " line before a message is dropped.
+    messages are still sent. -v shows the dialogue with the server. An mbox "From " line before a message is dropped.
 
     \b
     Exit status:
@@ -139,188 +128,59 @@ def send(  # noqa: PLR0917 - click passes them by name
       2   the command line is wrong
 
     \b
-    Try it:
-      greensmtp serve &
+    Try it, with "greensmtp serve" in another terminal:
       printf 'From: me@example.com\\nTo: you@example.com\\nSubject: hi\\n\\nhello\\n' | greensmtp send -v -
+    A server with a login and TLS:
+      greensmtp send --server smtp://mail.example.com:587 --user jo --password-file secret message.eml
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other")
+    if files.count(Path("-")) > 1:
+        raise click.UsageError('"-" can be given only once: standard input is one message')
     places = [_read_url(text) for text in servers]
-    if len({(place.get("tls", False), place["lmtp"]) for place in places}) > 1:
+    common: dict[str, Any] = {key: value for key, value in places[0].items() if key != "host"}
+    if any(place | common != place for place in places):
         raise click.BadParameter("all servers must have the same scheme", param_hint="'--server'")
-    for hint, addresses in (("--from", (sender,) if sender is not None else ()), ("--to", recipients)):
-        _check_addresses(addresses, hint)
-    _check_hostname(hostname)
-    if starttls == "opportunistic" and user is not None:
-        raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
-    if starttls == "opportunistic" and places[0].get("tls"):
-        raise click.UsageError("--starttls opportunistic and smtps:// exclude each other")
-    if starttls == "opportunistic" and ca_file is not None:
-        raise click.UsageError("--starttls opportunistic accepts any certificate, so --ca-file cannot be used with it")
-    options: dict[str, Any] = {} if starttls is None else {"starttls": starttls}
+    if sender is not None:
+        _check("--from", command_builder.mail, sender)
+    for recipient in recipients:
+        _check("--to", command_builder.rcpt, recipient)
+    if hostname is not None:
+        _check("--hostname", check_name, hostname, "the name")
+    if starttls == "opportunistic":
+        if user is not None:
+            raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
+        if common["tls"]:
+            raise click.UsageError("--starttls opportunistic and smtps:// exclude each other")
+        if ca_file is not None:
+            raise click.UsageError("--starttls opportunistic accepts any certificate: leave --ca-file out")
+    at_once = min(concurrency, len(files))
     try:
         pool = Pool(
             [place["host"] for place in places],
-            size=min(concurrency, len(files)),
+            size=at_once,
             username=user,
             password=_read_password(user, password_file),
             allow_plaintext=allow_plaintext,
-            tls=places[0].get("tls", False),
-            lmtp=places[0]["lmtp"],
             ssl_context=_context(ca_file, verify=not no_verify),
             timeout=timeout,
             local_hostname=hostname,
-            **options,
+            starttls=starttls,
+            **common,
         )
     except (ValueError, ProtocolError) as error:
         raise click.UsageError(str(error)) from error
-    run = _Sender(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
-    with _show_dialogue(several=min(concurrency, len(files)) > 1) if verbose else nullcontext(), pool:
-        run.go(concurrency)
+    run = Sender(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
+    with show_dialogue(several=at_once > 1) if verbose else nullcontext(), pool:
+        run.go(at_once)
     sys.exit(run.status)
 
 
-class _Sender:
-    """Send all files of one command line."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        sender: str | None,
-        recipients: list[str] | None,
-        files: tuple[Path, ...],
-        *,
-        verbose: bool,
-        quiet: bool,
-    ) -> None:
-        self._pool = pool
-        self._sender = sender
-        self._recipients = recipients
-        self._files = files
-        self._remaining = iter(files)
-        self._verbose = verbose
-        self._quiet = quiet
-        self._done = 0
-        self._started = monotonic()
-        self._bar: Any = None
-        self.status = SENT
-
-    def go(self, concurrency: int) -> None:
-        """Send the files over at most this many connections at a time."""
-        workers = [spawn(self._work) for _ in range(min(concurrency, len(self._files)))]
-        # Ctrl-C must interrupt this greenlet, not the one that happens to be running.
-        throw, callback = getcurrent().throw, get_hub().loop.run_callback
-        interrupt = signal_handler(SIGINT, lambda: callback(throw, KeyboardInterrupt))
-        try:
-            joinall(workers, raise_error=True)
-        finally:
-            killall(workers)  # give up unfinished messages, or closing the pool would wait for them
-            interrupt.cancel()
-        if self._bar is not None:
-            self._bar.render_finish()
-        if self._verbose or (not self._quiet and len(self._files) > 1):
-            click.echo(f"{self._done} of {len(self._files)} sent", err=True)
-
-    def _work(self) -> None:
-        for path in self._remaining:
-            try:
-                sent = self._send(path)
-            except ClientError as error:
-                self._fail(path, str(error), TRY_LATER if error.transient and error.safe_to_retry else FAILED)
-            except EnvelopeMissing as error:
-                options = " and ".join(_OPTIONS[name] for name in error.arguments)
-                self._fail(path, f"{error.why}; pass {options}", FAILED)
-            except (GreenSMTPError, ValueError, TypeError) as error:
-                self._fail(path, str(error), FAILED)
-            except OSError as error:
-                self._fail(path, error.strerror or str(error), FAILED)
-            except Exception as error:
-                # The other messages must still be sent.
-                self._fail(path, f"{type(error).__name__}: {error}", FAILED)
-            else:
-                self._done += 1
-                for recipient, reply in sent.refused.items():
-                    self._fail(path, f"<{recipient}> {reply}", TRY_LATER if reply.is_transient_failure else FAILED)
-            self._progress()
-
-    def _send(self, path: Path) -> SendResult:
-        if str(path) == "-":
-            if sys.stdin is None:
-                raise OSError("standard input is closed")
-            return self._pool.send(sys.stdin.buffer, self._sender, self._recipients)
-        with path.open("rb") as file:
-            return self._pool.send(file, self._sender, self._recipients)
-
-    def _fail(self, path: Path, reason: str, status: int) -> None:
-        if self._bar is not None:
-            click.echo("\r\x1b[K", err=True, nl=False)
-        # A file name need not be UTF-8, and it and the message may have control characters of the terminal.
-        click.echo(printable(f"{click.format_filename(path)}: {' | '.join(reason.splitlines())}"), err=True)
-        self.status = FAILED if FAILED in (self.status, status) else status
-
-    def _progress(self) -> None:
-        if self._quiet or self._verbose or not sys.stderr.isatty():
-            return
-        if self._bar is None and monotonic() - self._started > PROGRESS_DELAY:
-            self._bar = click.progressbar(length=len(self._files), label="Sending", file=sys.stderr)
-            self._bar.update(self._done)
-        elif self._bar is not None:
-            self._bar.update(1)
-
-
-@contextmanager
-def _show_dialogue(*, several: bool) -> Iterator[None]:
-    """Show the dialogue of every connection on standard error; prefix its number if there are several."""
-    numbers = count(1)
-    shows: WeakKeyDictionary[SMTPClient, Callable[[str], None]] = WeakKeyDictionary()
-
-    def greeting(client: SMTPClient, reply: Reply) -> None:
-        prefix = f"[{next(numbers)}] " if several else ""
-        show = shows[client] = partial(_show, prefix)
-        show(f"= connected to {_peer(client)}{f', {client.socket.version()}' if client.tls else ''}")
-        for line in trace_lines(reply):
-            show(line)
-        client.trace(show)
-
-    def tls(client: SMTPClient) -> None:
-        if client in shows:  # implicit TLS is shown with the banner
-            shows[client](f"= {client.socket.version()}")
-
-    signals.greeting.connect(greeting)
-    signals.tls.connect(tls)
+def _check(option: str, check: Callable[..., object], *arguments: str) -> None:
     try:
-        yield
-    finally:
-        signals.greeting.disconnect(greeting)
-        signals.tls.disconnect(tls)
-
-
-def _show(prefix: str, text: str) -> None:
-    click.echo(f"{prefix}{printable(text)}", err=True)
-
-
-def _peer(client: SMTPClient) -> str:
-    try:
-        name = client.socket.getpeername()
-    except OSError:  # it has said its banner and is gone already
-        return "a server that is gone"
-    return f"{name[0]} port {name[1]}" if isinstance(name, tuple) else f"{name!s}"
-
-
-def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
-    for address in addresses:
-        try:
-            (command_builder.mail if option == "--from" else command_builder.rcpt)(address)
-        except ProtocolError as error:
-            raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
-
-
-def _check_hostname(name: str | None) -> None:
-    try:
-        if name is not None:
-            check_name(name, "the name")
+        check(*arguments)
     except ProtocolError as error:
-        raise click.BadParameter(str(error), param_hint="'--hostname'") from error
+        raise click.BadParameter(str(error), param_hint=f"'{option}'") from error
 
 
 def _read_password(user: str | None, path: Path | None) -> str | None:
@@ -335,14 +195,14 @@ def _read_password(user: str | None, path: Path | None) -> str | None:
         return password
     try:
         with path.open(encoding="utf-8") as file:
-            password = file.readline().rstrip("\r\n")
+            password = file.readline(MAX_PASSWORD + 2).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        reason = (
-            error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        )  # the error's own text may show a part of it
+        # The text of a UnicodeDecodeError may show a part of the password.
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise click.BadParameter(f"cannot read {str(path)!r}: {reason}", param_hint="'--password-file'") from error
-    if not password:
-        raise click.BadParameter(f"the first line of {str(path)!r} is empty", param_hint="'--password-file'")
+    if not 1 <= len(password) <= MAX_PASSWORD:
+        what = "empty" if not password else f"longer than {MAX_PASSWORD} characters"
+        raise click.BadParameter(f"the first line of {str(path)!r} is {what}", param_hint="'--password-file'")
     return password
 
 

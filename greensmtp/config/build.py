@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gevent import Timeout
-
 from greensmtp._log import logger
 from greensmtp.chain.chain import Middleware, check_middleware
 from greensmtp.chain.compose import when
@@ -24,6 +22,7 @@ from greensmtp.config.urls import Listen
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.errors import ArgumentError
 from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
+from greensmtp.plugins.discovery import FAILURES, describe_error
 from greensmtp.server.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
@@ -121,7 +120,7 @@ class _Assembly:
                 logger.info("left %s out of the default stack: %s", name, error)
                 return None
             self.problems.append(Problem(path, str(error), name))
-        except (Exception, SystemExit, Timeout) as error:
+        except FAILURES as error:
             key, text = _explain(error, arguments)
             self.problems.append(Problem(path if key is None else (*path, key), text, name))
         return None
@@ -289,4 +288,7 @@ def _explain(error: BaseException, arguments: dict[str, Any]) -> tuple[str | Non
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         about = (key for key, value in arguments.items() if str(value) == str(error.filename))
         return next(about, None), f"{error.strerror}: {str(error.filename)!r}"
-    return None, str(error) or type(error).__name__
+    try:
+        return None, str(error) or type(error).__name__
+    except Exception:  # an exception class of a plugin's
+        return None, describe_error(error)

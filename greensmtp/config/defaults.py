@@ -28,5 +28,5 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"(\d{1,12})([kmg]?)b?", text.strip().lower(), re.ASCII)
     if match is None or not int(match[1]):
-        raise ValueError(f"{text!r} is not a size: write a number of bytes, or 500k, 32M, 1G")
+        raise ValueError(f"expected a number of bytes, like 1000, 500k, 32M or 1G; got {text!r}")
     return int(match[1]) << 10 * " kmg".index(match[2] or " ")

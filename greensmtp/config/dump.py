@@ -10,7 +10,7 @@ import tomlkit
 
 from greensmtp.config.load import Loaded
 from greensmtp.config.locations import KeyPath
-from greensmtp.config.model import PATHS
+from greensmtp.config.model import change_paths
 from greensmtp.config.secrets import hide
 from greensmtp.server.limits import Limits
 
@@ -29,8 +29,7 @@ def effective(loaded: Loaded) -> dict[str, Any]:
         entry["limits"] = listener.limits.given()
         for key in entry.keys() - listener.model_fields_set:
             del entry[key]
-    for place in PATHS:
-        _make_absolute(data, place)
+    change_paths(data, lambda path: Path(path).absolute())  # so that the text can be read from any folder
     for path, arguments in loaded.arguments.items():
         entry = _at(data, path)
         if entry.get("only") == []:
@@ -43,18 +42,6 @@ def _at(data: Any, path: KeyPath) -> Any:
     for key in path:
         data = data[key]
     return data
-
-
-def _make_absolute(data: Any, place: tuple[str | None, ...]) -> None:
-    """Make a path absolute, so that the text can be read from any folder."""
-    key, *rest = place
-    if key is None:
-        for inner in data:
-            _make_absolute(inner, tuple(rest))
-    elif rest:
-        _make_absolute(data[key], tuple(rest))
-    elif data.get(key) and data[key] != "stderr":
-        data[key] = str(Path(data[key]).absolute())
 
 
 def toml(data: dict[str, Any]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from greensmtp._suggest import nearest
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
-from greensmtp.config.model import PATHS, Config, MiddlewareSection, PluginSection, Section, known_keys
+from greensmtp.config.model import Config, MiddlewareSection, PluginSection, change_paths, known_keys
 from greensmtp.config.options import option_model
 from greensmtp.config.problems import ConfigError, Problem, Source, explain, no_such_key
 from greensmtp.config.secrets import References
@@ -75,16 +73,15 @@ def load(
     folder = Path() if path is None else path.parent
     references = References(folder)
     data = references.resolve(text.data)
-    for pattern in PATHS:
-        _anchor(data, pattern, folder)
+    change_paths(data, lambda relative: folder / relative)
     places = dict(options or {}) if path is None else {}
     for override in overrides:
         _override(data, override)
         places[override.path] = override.option
     source = Source(name, text, places, references.values)
-    broken = [*_broken_text(data)]
-    if broken:  # such text would break the checks below
-        raise source.error([*references.problems, *broken])
+    unusable = [*_unusable(data)]
+    if unusable:
+        raise source.error([*references.problems, *unusable])
     config, problems = _validate(Config, data, known_keys(), ())
     problems += _plugin_keys(data)
     arguments: dict[KeyPath, dict[str, Any]] = {}
@@ -119,19 +116,6 @@ def _read(path: Path) -> TomlText:
         raise ConfigError([f"{path}:{error.line}: {error}"]) from None
 
 
-def _anchor(data: Any, place: tuple[str | None, ...], folder: Path) -> None:
-    """Make a relative path start from the file's folder."""
-    key, *rest = place
-    if key is None:
-        for inner in data if isinstance(data, list) else ():
-            _anchor(inner, tuple(rest), folder)
-    elif isinstance(data, dict) and key in data:
-        if rest:
-            _anchor(data[key], tuple(rest), folder)
-        elif isinstance(data[key], str) and data[key] and data[key] != "stderr":
-            data[key] = str(folder / data[key])
-
-
 def _override(data: dict[str, Any], override: Override) -> None:
     *tables, key = override.path
     table: Any = data
@@ -156,63 +140,28 @@ def _remove(table: Any, path: tuple[str, ...]) -> None:
 def _validate(
     model: type[Any], data: Any, known: Mapping[KeyPath, Iterable[str]], path: KeyPath
 ) -> tuple[Any, list[Problem]]:
-    # As JSON, for which pydantic's strict mode still accepts an array for a tuple and a string for a path.
     try:
-        read = model.model_validate_json(json.dumps(data, default=str))
+        return model.model_validate(data), []
     except ValidationError as error:
         return None, explain(error, data, known, path)
-    problems = [
-        Problem((*path, *place), f"expected a string, got a {kind}: put it in quotes")
-        for place, kind in _moments(data)
-        if isinstance(_value_at(read, place), str)
-    ]
-    return (None, problems) if problems else (read, [])
 
 
-def _moments(data: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Yield the paths of dates and times, which become strings in JSON."""
-    if isinstance(data, dict | list):
-        for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from _moments(value, (*path, key))
-    elif isinstance(data, datetime.time):
-        yield path, "time"
-    elif isinstance(data, datetime.date):
-        yield path, "date"
-
-
-def _value_at(read: Any, path: KeyPath) -> Any:
-    """Return the validated value at this path; None if it cannot be found."""
-    for key in path:
-        if isinstance(read, BaseModel):
-            names = {field.alias or name: name for name, field in type(read).model_fields.items()}
-            extra = read.model_extra or {}
-            if key in extra:  # in a Section, it is an option, which is validated separately
-                read = None if isinstance(read, Section) else extra[key]
-            else:
-                read = getattr(read, names.get(str(key), ""), None)
-        elif isinstance(read, dict):
-            read = read.get(key)
-        elif isinstance(read, list | tuple) and isinstance(key, int) and key < len(read):
-            read = read[key]
-        else:
-            return None
-    return read
-
-
-def _broken_text(data: Any, path: KeyPath = ()) -> Iterator[Problem]:
-    """Find strings that cannot be used: those with a NUL, and command-line arguments that are not UTF-8.
+def _unusable(data: Any, path: KeyPath = ()) -> Iterator[Problem]:
+    """Find values that would break the checks: a NUL, command-line arguments that are not UTF-8, huge integers.
 
     The system's C functions end a path, a host name or a password at a NUL. Python represents invalid UTF-8 by
-    surrogates, which TOML cannot contain.
+    surrogates, which TOML cannot contain. TOML's integers have 64 bits, and Python refuses to print very long ones.
     """
     if isinstance(data, dict | list):
         for key, value in data.items() if isinstance(data, dict) else enumerate(data):
-            yield from _broken_text(value, (*path, key))
+            yield from _unusable(value, (*path, key))
     elif isinstance(data, str):
         if "\0" in data:
             yield Problem(path, "must not contain a NUL character")
         elif _SURROGATE.search(data):
             yield Problem(path, "must be UTF-8")
+    elif isinstance(data, int) and data.bit_length() > 63:
+        yield Problem(path, "expected an integer of at most 64 bits; got a larger one")
 
 
 def _plugin_keys(data: dict[str, Any]) -> Iterator[Problem]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
@@ -42,7 +43,7 @@ def _check_condition(text: str) -> str:
 
 def _check_path(text: str | None) -> str | None:
     if text == "":
-        raise ValueError("expected a path, got an empty string")
+        raise ValueError("expected a path; got an empty string")
     return text
 
 
@@ -176,8 +177,8 @@ class Config(Section):
                 yield ("listeners", number, "middleware"), listener.middleware
 
 
-#: The keys whose relative paths start from the file's folder. None stands for any index.
-PATHS: tuple[tuple[str | None, ...], ...] = (
+#: The keys that are paths. None stands for any index.
+_PATHS: tuple[tuple[str | None, ...], ...] = (
     ("tls_cert",),
     ("tls_key",),
     ("listeners", None, "tls_cert"),
@@ -185,6 +186,24 @@ PATHS: tuple[tuple[str | None, ...], ...] = (
     ("delivery", "maildir"),
     ("logging", "target"),
 )
+
+
+def change_paths(data: Any, change: Callable[[str], Path]) -> None:
+    """Replace every path in the data of a configuration, which need not be valid."""
+    for place in _PATHS:
+        _change_paths(data, place, change)
+
+
+def _change_paths(data: Any, place: tuple[str | None, ...], change: Callable[[str], Path]) -> None:
+    key, *rest = place
+    if key is None:
+        for inner in data if isinstance(data, list) else ():
+            _change_paths(inner, tuple(rest), change)
+    elif isinstance(data, dict) and key in data:
+        if rest:
+            _change_paths(data[key], tuple(rest), change)
+        elif isinstance(data[key], str) and data[key] not in ("", "stderr"):
+            data[key] = str(change(data[key]))
 
 
 def known_keys(model: type[BaseModel] = Config, path: KeyPath = ()) -> dict[KeyPath, list[str]]:

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, create_model
 
 from greensmtp.config.model import OrFalse
 
@@ -21,7 +21,7 @@ NOT_IN_TOML = object()
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
-_SCALARS = (bool, int, float, str, Path, datetime.datetime, datetime.date, datetime.time)
+_SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
 #: A parameter that accepts any iterable gets a list.
 _LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Iterable, abc.Collection)
 _SETS = (set, frozenset, abc.Set)
@@ -61,18 +61,27 @@ def describe_options(factory: Callable[..., Any]) -> str:
             shown.append("...")
         elif parameter.kind in _NAMED and expressible(parameter.annotation) is not NOT_IN_TOML:
             required = parameter.default is parameter.empty
-            shown.append(parameter.name if required else f"{parameter.name}={parameter.default!r}")
+            shown.append(parameter.name if required else f"{parameter.name}={_shown(parameter.default)}")
     return ", ".join(" ".join(each.split()) for each in shown)
+
+
+def _shown(default: Any) -> str:
+    try:
+        return repr(default)
+    except Exception:  # an object of the plugin's
+        return "..."
 
 
 def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
     try:
         return inspect.signature(factory, eval_str=True).parameters.values()
-    except NameError:  # an annotation that only type checkers can resolve
+    except Exception:  # an annotation that only type checkers can resolve: as a str, it may be any code
+        pass
+    try:
         unread = inspect.signature(factory).parameters.values()
-        return [parameter.replace(annotation=parameter.empty) for parameter in unread]
     except (TypeError, ValueError):  # a built-in without a signature
         return [inspect.Parameter("options", inspect.Parameter.VAR_KEYWORD)]
+    return [parameter.replace(annotation=parameter.empty) for parameter in unread]
 
 
 def _field_type(annotation: Any, folder: Path) -> Any:
@@ -114,19 +123,27 @@ def expressible(annotation: Any) -> Any:
         return _container(dict, (str, *arguments[1:]))
     if kind is tuple:
         members = [part if part is ... else expressible(part) for part in arguments]
-        return NOT_IN_TOML if NOT_IN_TOML in members else _subscript(tuple, members) if members else list
+        return NOT_IN_TOML if NOT_IN_TOML in members else _converted(_subscript(tuple, members)) if members else list
     if annotation in (None, type(None)):
         return None
-    if isinstance(annotation, type) and (annotation in _SCALARS or issubclass(annotation, Enum)):
-        return annotation
-    return NOT_IN_TOML
+    if not isinstance(annotation, type):
+        return NOT_IN_TOML
+    if annotation is Path or issubclass(annotation, Enum):
+        return _converted(annotation)
+    return annotation if annotation in _SCALARS else NOT_IN_TOML
+
+
+def _converted(kind: Any) -> Any:
+    """Return a type that TOML does not have: strict validation would accept only an object of it, not its TOML form."""
+    return Annotated[kind, Strict(False)]
 
 
 def _container(kind: Any, arguments: tuple[Any, ...]) -> Any:
     inner = [expressible(part) for part in arguments]
     if NOT_IN_TOML in inner:
         return NOT_IN_TOML
-    return kind if not inner or (kind is dict and len(inner) == 1) else _subscript(kind, inner)
+    made = kind if not inner or (kind is dict and len(inner) == 1) else _subscript(kind, inner)
+    return _converted(made) if kind is frozenset else made
 
 
 def _subscript(generic: Any, arguments: list[Any]) -> Any:
@@ -139,6 +156,6 @@ def _union(arguments: tuple[Any, ...]) -> Any:
     if not [part for part in parts if part is not None]:
         return NOT_IN_TOML
     if str in parts:  # a string would match both
-        parts = [part for part in parts if part is not Path]
+        parts = [part for part in parts if part != _converted(Path)]
     union = _subscript(typing.Union, parts)
     return Annotated[union, OrFalse] if None in parts and bool not in parts else union

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +118,9 @@ _KINDS = {
     str: "a string",
     list: "an array",
     dict: "a table",
+    datetime.date: "a date",
+    datetime.datetime: "a date",
+    datetime.time: "a time",
 }
 
 
@@ -186,8 +190,7 @@ def _wrong(several: list[ErrorDetails]) -> str:
     expected = " or ".join(dict.fromkeys(wanted))
     # The value itself is not shown, since it may be a secret.
     given = _KINDS.get(type(several[0]["input"]))
-    return (
-        f"expected {expected}"
-        if given is None or '"' in expected or given in wanted
-        else f"expected {expected}, got {given}"
-    )
+    if given is None or '"' in expected or given in wanted:
+        return f"expected {expected}"
+    hint = ": put it in quotes" if given in ("a date", "a time") and "a string" in wanted else ""
+    return f"expected {expected}; got {given}{hint}"

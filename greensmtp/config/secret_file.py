@@ -32,9 +32,7 @@ def keep_secret(path: Path) -> str:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(
-                draft, path
-            )  # unlike a rename, this does not replace a file that another process has created meanwhile
+            os.link(draft, path)  # unlike a rename, it replaces no file that another process has created meanwhile
         except FileExistsError:
             pass
     finally:

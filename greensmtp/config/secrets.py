@@ -13,6 +13,9 @@ from greensmtp.config.problems import Problem
 #: Maximum size of a file that contains a value, in bytes.
 MAX_BYTES = 64 * 1024
 
+#: How deep tables and arrays may be nested. Dotted keys can nest deeper than Python can recurse.
+MAX_DEPTH = 32
+
 HIDDEN = "***"
 
 _SECRET_KEY = re.compile(r"(?i)(?:.*_)?(?:pass(?:word|wd|phrase)?|pw|secret|token|credential|api_?key|private_?key)s?")
@@ -21,7 +24,7 @@ _SECRET_PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:pass(?:word|wd|phrase)?|sec
 
 
 class References:
-    """Replace ``{ env = "NAME" }`` and ``{ file = "path" }`` by the values that they refer to.
+    """Replaces ``{ env = "NAME" }`` and ``{ file = "path" }`` by the values that they refer to.
 
     A table is a reference if it has one key, ``env`` or ``file``, with a string. Relative paths start from the
     configuration's folder. One newline at the end of a file is not part of the value.
@@ -35,7 +38,12 @@ class References:
         self.problems: list[Problem] = []
 
     def resolve(self, data: Any, path: KeyPath = ()) -> Any:
-        """Return the data with all references replaced; by an empty string where one cannot be resolved."""
+        """Return the data with all references replaced; ``problems`` has those that cannot be resolved."""
+        if len(path) > MAX_DEPTH and isinstance(data, list | dict):
+            self.problems.append(
+                Problem(path[:1], f"expected at most {MAX_DEPTH} levels of tables and arrays; got more")
+            )
+            return ""
         if isinstance(data, list):
             return [self.resolve(value, (*path, number)) for number, value in enumerate(data)]
         if not isinstance(data, dict):

@@ -39,7 +39,7 @@ class Listen:
         except ValueError:
             url = None
         if url is None or (url.path is None and url.port is None):
-            raise ValueError(f"cannot listen on {text!r}: write it like {HELP}")
+            raise ValueError(f"expected a URL like {HELP}; got {text!r}")
         lmtp = url.scheme == "lmtp"
         if url.path is not None:
             if len(os.fsencode(url.path)) > MAX_UNIX_PATH:

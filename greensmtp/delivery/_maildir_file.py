@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +24,7 @@ from greensmtp.errors import Reject
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
 from greensmtp.session.stream import MessageStream, reply_to_failure
-from greensmtp.thread_pool import BoundedPool, FirstOutcome, Steps
+from greensmtp.thread_pool import BoundedPool, Steps
 
 logger = logging.getLogger("greensmtp")
 
@@ -64,8 +63,8 @@ class MaildirFile:
         self._section = HeaderSection(without=b"return-path")
         self._batch = bytearray()
         self._steps = Steps(pool)
-        #: ``"stored"`` or ``"abandoned"``: the first claim.
-        self._outcome = FirstOutcome()
+        #: ``"stored"`` or ``"abandoned"``, once that is claimed.
+        self._outcome: dict[str, str] = {}
 
     def write(self, data: bytes, /) -> None:
         """Write the next piece of the message.
@@ -90,8 +89,7 @@ class MaildirFile:
 
         :raises Reject: it fails now, or has failed before.
         """
-        if self._failure is not None:
-            raise Reject(*self._failure)
+        self._check_not_failed()
         if self._complete:
             return
         self._batch += self._section.feed(b"", last=True)
@@ -109,8 +107,7 @@ class MaildirFile:
 
         :raises Reject: it fails now, or has failed before.
         """
-        if self._failure is not None:
-            raise Reject(*self._failure)
+        self._check_not_failed()
         if self._stored:
             return
         killed: GreenletExit | None = None
@@ -121,7 +118,7 @@ class MaildirFile:
                 outcome: Any = work.get()
                 break
             except BaseException as interruption:
-                if self._outcome.claim("abandoned"):
+                if self._claim("abandoned"):
                     self._failure = _UNWRITABLE
                     raise
                 # The rename is the point of no return: the file is there, or is about to be. Any reply but 250 would
@@ -136,6 +133,14 @@ class MaildirFile:
         if error is not None:
             raise error
         self._stored = True
+
+    def _check_not_failed(self) -> None:
+        if self._failure is not None:
+            raise Reject(*self._failure)
+
+    def _claim(self, outcome: str) -> bool:
+        """Settle the outcome; return False if the other one was settled before, in this thread or another."""
+        return self._outcome.setdefault("outcome", outcome) == outcome  # setdefault is atomic
 
     # In a native thread, since it waits for the disk
 
@@ -164,7 +169,7 @@ class MaildirFile:
 
     def _move(self) -> None:
         """Move the file to its place, unless the message was abandoned. This is the last step."""
-        if not self._outcome.claim("stored"):
+        if not self._claim("stored"):
             return  # abandoned: the clean-up follows this step
         try:
             self._partial.rename(self._final)
@@ -182,7 +187,8 @@ class MaildirFile:
             file = self._open()
             _write_all(file, self._head + fields)
             written.seek(len(self._head) + self._fields_written)
-            shutil.copyfileobj(written, file, BATCH)
+            while piece := written.read(BATCH):
+                _write_all(file, piece)
 
     def _clean_up(self) -> None:
         if self._file is not None:

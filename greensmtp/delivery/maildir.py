@@ -29,8 +29,8 @@ class Maildir:
 
     The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have answered, it is moved
     to ``new/``, and the folder is flushed. Then the reply is ``250 2.0.0 Ok: queued as ID``; the ID is in the Received
-    field and in the file's name. All this is done in the thread pool: one step for a small message, piece by piece
-    while a large one arrives.
+    field and in the file's name. All this is done in the thread pool: the file of a small message is written in one
+    step, that of a large one piece by piece while it arrives.
 
     A message that fails leaves no file. The reply is 452 when the disk is full, 451 for any other failure. A refusal, a
     timeout or a kill before the move abandons the message; from the move on, the client is told 250.

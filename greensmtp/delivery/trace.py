@@ -63,7 +63,7 @@ def received_field(session: Session, queue_id: str | None = None, now: datetime 
     if queue_id is None:
         queue_id = new_queue_id()
     elif not _QUEUE_ID.fullmatch(queue_id):
-        raise ValueError(f"queue_id must be an atom of 1 to 128 characters, like 'A1B2C3', not {queue_id!r}")
+        raise ValueError(f"queue_id: expected an atom of 1 to 128 characters, like 'A1B2C3'; got {queue_id!r}")
     recipient = _text(session.to[0]) if len(session.to) == 1 else ""
     named = recipient and len(recipient.encode()) <= _MAX_ADDRESS
     return (

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from gevent import Timeout
+from gevent import GreenletExit, Timeout
 
 from greensmtp._log import logger
 from greensmtp._suggest import did_you_mean
@@ -22,8 +22,8 @@ Kind = Literal["plugin", "middleware"]
 #: Kind -> entry point group.
 GROUPS: dict[Kind, str] = {"plugin": "greensmtp.plugins", "middleware": "greensmtp.middleware"}
 
-#: The distribution that contains the catalogue.
-OURS = "greensmtp"
+#: What the code of plugins and middleware may raise: everything but KeyboardInterrupt. ``except`` these around a call.
+FAILURES = (Exception, SystemExit, Timeout, GreenletExit)
 
 
 class PluginError(GreenSMTPError):
@@ -50,15 +50,7 @@ class EntryPoint:
     def load(self) -> Any:
         """Import it, and return the module or the object in it.
 
-        :raises PluginError: it cannot be imported, or several packages claim its name.
-        """
-        self.check_conflicts()
-        return import_object(self.value, str(self))
-
-    def check_conflicts(self) -> None:
-        """Check that only one package claims the name.
-
-        :raises PluginError: several do; the text names them.
+        :raises PluginError: it cannot be imported, or several packages claim its name; the text names them.
         """
         if self.conflicts:
             owners = " and ".join(f"{each.origin} ({each.value})" for each in (self, *self.conflicts))
@@ -66,6 +58,7 @@ class EntryPoint:
                 f"{self.kind} {self.name!r} is claimed by several packages, {owners}: uninstall all but one, "
                 "or name the object in parentheses instead"
             )
+        return import_object(self.value, str(self))
 
     @property
     def origin(self) -> str:
@@ -109,10 +102,7 @@ def _entry_points(kind: Kind) -> Iterator[EntryPoint]:
             if GROUPS[kind] not in (distribution.read_text("entry_points.txt") or ""):
                 continue  # most distributions; reading is cheaper than parsing
             points = [
-                (
-                    point.name,
-                    "".join(point.value.partition("[")[0].split()),
-                )
+                (point.name, "".join(point.value.partition("[")[0].split()))
                 for point in distribution.entry_points.select(group=GROUPS[kind])
             ]
         except Exception as error:
@@ -134,12 +124,12 @@ def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]
 def _catalogue() -> Iterator[EntryPoint]:
     catalogue = importlib.import_module("greensmtp.middleware")
     try:
-        version = metadata.version(OURS)
+        version = metadata.version("greensmtp")
     except metadata.PackageNotFoundError:  # run from its sources
         version = ""
     for name in catalogue.__all__:
         if is_middleware_class(getattr(catalogue, name)):
-            yield EntryPoint("middleware", name, f"greensmtp.middleware:{name}", OURS, version)
+            yield EntryPoint("middleware", name, f"greensmtp.middleware:{name}", "greensmtp", version)
 
 
 def is_middleware_class(given: Any) -> bool:
@@ -171,13 +161,16 @@ def import_object(value: str, label: str) -> Any:
     module_name, _, attribute = value.partition(":")
     try:
         target: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit, Timeout) as error:
+    except FAILURES as error:
         raise PluginError(f"{label}: cannot import {module_name}: {describe_error(error)}") from error
     for part in attribute.split(".") if attribute else ():
-        if not hasattr(target, part):
+        try:
+            target = getattr(target, part)
+        except AttributeError:
             hint = did_you_mean(part, (name for name in dir(target) if not name.startswith("_")))
-            raise PluginError(f"{label}: {module_name} has no {attribute!r}{hint}")
-        target = getattr(target, part)
+            raise PluginError(f"{label}: {module_name} has no {attribute!r}{hint}") from None
+        except FAILURES as error:  # from the module's own __getattr__
+            raise PluginError(f"{label}: cannot read {attribute!r}: {describe_error(error)}") from error
     return target
 
 
@@ -186,4 +179,8 @@ def describe_error(error: BaseException) -> str:
     ours = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen ")
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
-    return f"{type(error).__name__}: {error}{place}"
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "(its text cannot be made)"
+    return f"{type(error).__name__}{text and f': {text}'}{place}"

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gevent import Timeout
-
 from greensmtp._callables import deferred_kind
 from greensmtp._log import logger
 from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Middleware
 from greensmtp.plugins.discovery import (
+    FAILURES,
     EntryPoint,
     PluginError,
     describe_error,
@@ -85,7 +84,7 @@ def plug_in(
         middleware, which cannot be undone.
     """
     if not isinstance(servers, Sequence):
-        raise TypeError(f"plug_in takes a list of servers, like [server], not {servers!r}")
+        raise TypeError(f"servers: expected a list, like [server]; got {servers!r}")
     if name == ALL and options:
         raise WrongOptions(f"{ALL!r} takes no options: name the plugin that they are for")
     for each in installed_plugins() if name == ALL else (name,):
@@ -124,7 +123,7 @@ def load_plugin(name: str, options: Mapping[str, Any] | None = None, check: Chec
     found = None if colon else installed_plugins().get(name)
     if found is not None:
         _check_ambiguous(found)
-        return _make_plugin(found.load(), found.value, str(found), options, check)
+        return _Plugin(found.load(), found.value, str(found), options, check)
     _search_current_folder()
     try:
         target = import_object(name, repr(name))
@@ -133,7 +132,7 @@ def load_plugin(name: str, options: Mapping[str, Any] | None = None, check: Chec
             hint = did_you_mean(name, installed_plugins())
             raise PluginError(f"{error}; and no installed plugin has that name{hint}") from error.__cause__
         raise
-    return _make_plugin(target, name, repr(name), options, check)
+    return _Plugin(target, name, repr(name), options, check)
 
 
 def middleware_factory(name: str) -> Callable[..., Middleware]:
@@ -157,7 +156,7 @@ def middleware_factory(name: str) -> Callable[..., Middleware]:
             raise PluginError(f"there is no middleware {name!r}{hint}")
         factory = found.load()
     if not callable(factory):
-        raise PluginError(f"middleware {name!r} must be a class or another callable, not {factory!r}")
+        raise PluginError(f"middleware {name!r}: expected a class or another callable; got {factory!r}")
     made: Callable[..., Middleware] = factory
     return made
 
@@ -170,42 +169,45 @@ def warn_of_shadowed(names: Iterable[str]) -> None:
             logger.warning("%s is not used: that name is reserved for greensmtp's own; write %r", each, each.value)
 
 
-def _make_plugin(
-    target: Any, value: str, label: str, options: Mapping[str, Any] | None, check: CheckOptions | None
-) -> _Plugin:
-    given = dict(options or {})
-    if not value.partition(":")[2]:
-        if given:
-            raise WrongOptions(f"{label} takes no options: it is a module; name a callable in it, MODULE:CALLABLE")
-    elif check is not None and callable(target):
-        given = check(target, given)
-    return _Plugin(target, value, label, given)
-
-
 class _Plugin:
     """A loaded plugin; it is called with each server."""
 
-    def __init__(self, target: Any, value: str, label: str, options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        target: Any,
+        value: str,
+        label: str,
+        options: Mapping[str, Any] | None,
+        check: CheckOptions | None,
+    ) -> None:
         self.value = value
-        self.options = options
+        self.options = dict(options or {})
         self._target = target
         self._label = label
         self._attribute = value.partition(":")[2]
-        if self._attribute and not _takes(target, options):
-            wrong = next((name for name in options if not _takes(target, {name: None}, partial=True)), None)
+        if not self._attribute:
+            if self.options:
+                raise WrongOptions(f"{label} takes no options: it is a module; name a callable in it, MODULE:CALLABLE")
+            return
+        if check is not None and callable(target):
+            self.options = check(target, self.options)
+        if not _takes(target, self.options):
+            wrong = next((name for name in self.options if not _takes(target, {name: None}, partial=True)), None)
             if wrong is None:
-                raise PluginError(f"{label}: {self._attribute} must be callable with one argument, the server")
-            hint = did_you_mean(wrong, _option_names(target))
+                raise PluginError(f"{label}: expected {self._attribute} to be callable with one argument, the server")
+            hint = did_you_mean(wrong, [*inspect.signature(target).parameters][1:])
             raise WrongOptions(f"{label}: {self._attribute} takes no option {wrong!r}{hint}")
         if deferred_kind(target):
-            raise PluginError(f"{label}: {self._attribute} must be a plain function, not an async def or a generator")
+            raise PluginError(
+                f"{label}: expected {self._attribute} to be a plain function; got an async def or a generator"
+            )
 
     def __call__(self, server: SMTPServer) -> None:
         if not self._attribute:
             return
         try:
             self._target(server, **self.options)
-        except (Exception, SystemExit, Timeout) as error:
+        except FAILURES as error:
             raise PluginError(f"{self._label}: {self._attribute} failed: {describe_error(error)}") from error
 
     def __str__(self) -> str:
@@ -266,11 +268,6 @@ def _takes(target: Any, options: Mapping[str, Any], *, partial: bool = False) ->
     except ValueError:  # a built-in without a signature
         pass
     return True
-
-
-def _option_names(target: Any) -> list[str]:
-    """Return the names of its parameters besides the server."""
-    return [*inspect.signature(target).parameters][1:]
 
 
 def _search_current_folder() -> None:

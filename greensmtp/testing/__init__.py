@@ -26,7 +26,8 @@ The fixture that starts and stops servers is opt-in: ``pytest_plugins = ["greens
 ``conftest.py``.
 """
 
-from greensmtp.testing.peer import DialogueError, Peer, dial
+from greensmtp.testing.dial import dial
+from greensmtp.testing.peer import DialogueError, Peer
 from greensmtp.testing.sink import MessageNotReceived, SMTPSink
 from greensmtp.testing.sink_message import Attachment, SinkMessage
 

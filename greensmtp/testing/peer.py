@@ -12,14 +12,15 @@ from typing import Any
 from gevent import Timeout, idle, socket, with_timeout
 from gevent import ssl as gevent_ssl
 
-from greensmtp.server.server import SMTPServer
-
 #: Seconds that any one operation may take.
 TIMEOUT = 10.0
 
 #: How much of the dialogue a DialogueError shows: lines, and bytes of each sent piece.
 _MAX_LINES = 40
 _MAX_BYTES = 200
+
+#: Maximum length of a reply, in bytes: a server may send one without an end.
+_MAX_REPLY = 1024 * 1024
 
 _REPLY_LINE = re.compile(rb"\d{3}([ -]|$)")
 
@@ -79,16 +80,18 @@ class Peer:
         :raises DialogueError: the connection ended, or this is not a reply.
         """
         lines: list[str] = []
-        while True:
-            line = self._read_line()
-            self._said.append(f"S: {line.decode('ascii', 'backslashreplace')}")
-            if not _REPLY_LINE.match(line) or not line.isascii():
-                raise self._failure(f"not a reply line: {line!r}")
-            if lines and line[:3].decode() != lines[0][:3]:
-                raise self._failure(f"the code changes within a reply: {line!r}")
-            lines.append(line.decode())
-            if line[3:4] != b"-":
-                return "\n".join(lines)
+        size = 0
+        with self._timeout("waiting for a reply"):
+            while not lines or lines[-1][3:4] == "-":
+                line = self._read_line(_MAX_REPLY - size)
+                size += len(line) + 2
+                self._said.append(f"S: {line.decode('ascii', 'backslashreplace')}")
+                if not _REPLY_LINE.match(line) or not line.isascii():
+                    raise self._failure(f"not a reply line: {line!r}")
+                if lines and line[:3].decode() != lines[0][:3]:
+                    raise self._failure(f"the code changes within a reply: {line!r}")
+                lines.append(line.decode())
+        return "\n".join(lines)
 
     def expect(self, *patterns: str) -> str:
         """Read one reply for each pattern, compare them, and return the last reply.
@@ -103,7 +106,7 @@ class Peer:
             got = self.reply()
             wanted = ".*".join(map(re.escape, pattern.split("*")))
             if not re.match(wanted, got, re.DOTALL):
-                raise self._failure(f"expected {pattern!r}, got {got!r}")
+                raise self._failure(f"expected {pattern!r}; got {got!r}")
         return got
 
     def expect_nothing(self, seconds: float = 0.05) -> None:
@@ -117,7 +120,7 @@ class Peer:
                 raise self._failure("expected nothing, but the connection ended")
             self._buffer = piece or b""
         if self._buffer:
-            raise self._failure(f"expected nothing, got {self._buffer!r}")
+            raise self._failure(f"expected nothing; got {self._buffer!r}")
 
     def expect_end(self) -> None:
         """Expect the server to close the connection without sending more.
@@ -126,7 +129,7 @@ class Peer:
         """
         rest = self.rest()
         if rest:
-            raise self._failure(f"expected the end, got {rest!r}")
+            raise self._failure(f"expected the end; got {rest!r}")
 
     def rest(self) -> bytes:
         """Read and return everything up to the end of the connection."""
@@ -163,7 +166,7 @@ class Peer:
                 if side == "C":
                     self.line(text)
                 elif side != "S":
-                    raise ValueError(f"a line of a dialogue must begin with C: or S:, not {line!r}")
+                    raise ValueError(f"expected a line that begins with C: or S:; got {line!r}")
                 elif text == "END":
                     self.expect_end()
                 else:
@@ -246,17 +249,22 @@ class Peer:
     def __repr__(self) -> str:
         return f"<Peer {self._said[-1] if self._said else 'silent'!r}>"
 
-    def _read_line(self) -> bytes:
-        with self._timeout("waiting for a reply"):
-            while b"\r\n" not in self._buffer:
-                try:
-                    piece = self.socket.recv(65536)
-                except ConnectionError as error:
-                    raise self._failure(f"the connection broke: {error}") from None
-                if not piece:
-                    raise self._failure(f"the connection ended; unread: {self._buffer!r}")
-                self._buffer += piece
-        line, _, self._buffer = self._buffer.partition(b"\r\n")
+    def _read_line(self, most: int) -> bytes:
+        """Read a line, and return it without CRLF.
+
+        :param most: its maximum length in bytes.
+        """
+        while (end := self._buffer.find(b"\r\n")) < 0 and len(self._buffer) <= most:
+            try:
+                piece = self.socket.recv(65536)
+            except ConnectionError as error:
+                raise self._failure(f"the connection broke: {error}") from None
+            if not piece:
+                raise self._failure(f"the connection ended; unread: {self._buffer!r}")
+            self._buffer += piece
+        if not 0 <= end <= most:
+            raise self._failure(f"a reply of more than {_MAX_REPLY} bytes; its last line begins {self._buffer[:80]!r}")
+        line, self._buffer = self._buffer[:end], self._buffer[end + 2 :]
         return line
 
     def _note(self, data: bytes) -> None:
@@ -281,24 +289,3 @@ class _TimedOut(DialogueError):
 
     def __str__(self) -> str:
         return f"{self.args[0]}\n\nThe dialogue so far:\n{self._peer.transcript}"
-
-
-def dial(server: SMTPServer, *, source: tuple[str, int] | None = None, timeout: float = TIMEOUT) -> Peer:
-    """Connect to a server: over its listener if it has started, else over a socket pair without a network.
-
-    :param source: the client address that the session sees, such as ``("192.0.2.1", 4711)``; with it, a socket pair is
-        used in any case.
-    """
-    if source is not None or not server.started:
-        ours, theirs = socket.socketpair()
-        server.adopt(theirs, source or "")
-        return Peer(ours, timeout=timeout)
-    address = server.address
-    if not isinstance(address, tuple):
-        family = socket.AF_UNIX
-    else:
-        family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    with Timeout(timeout, DialogueError(f"timed out after {timeout} s: connecting to {address!r}")):
-        sock.connect(address)
-    return Peer(sock, timeout=timeout)

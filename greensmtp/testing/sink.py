@@ -8,48 +8,28 @@ shared state; it is never held while waiting.
 from __future__ import annotations
 
 import ssl
-import tempfile
+import weakref
 from collections import deque
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from pathlib import Path
 from time import monotonic
 from typing import Any, Literal
-
-from gevent import with_timeout
-from gevent._hub_local import get_hub_if_exists
-from gevent.hub import Waiter
 
 from greensmtp._native import native
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.auth import Auth
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData, HelloCommand, PathCommand
+from greensmtp.protocol.command import CONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.server import SMTPServer
 from greensmtp.server.thread import ServerThread
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
+from greensmtp.testing.alarm import Alarm, make_alarm
+from greensmtp.testing.certificate import Certificate
+from greensmtp.testing.refusal import STAGES, Refusal, matches_pattern, values_of
 from greensmtp.testing.sink_message import SinkMessage
-
-#: Verb -> the stage that ``refuse`` takes for it.
-_STAGES = {
-    CONNECT: CONNECT,
-    "HELO": "EHLO",
-    "EHLO": "EHLO",
-    "LHLO": "EHLO",
-    "STARTTLS": "STARTTLS",
-    "AUTH": "AUTH",
-    "MAIL": "MAIL",
-    "RCPT": "RCPT",
-    "DATA": "DATA",
-    "BDAT": "DATA",
-    END_OF_DATA: END_OF_DATA,
-}
-
-#: Stages whose replies have no enhanced status code (RFC 2034 section 4).
-_PLAIN = frozenset({CONNECT, "EHLO"})
 
 _FULL = Reply(452, "4.3.1 This sink is full: call clear(), or raise max_messages or max_total_size")
 
@@ -59,28 +39,6 @@ _SHOWN = 20
 
 class MessageNotReceived(AssertionError, TimeoutError):
     """No matching message arrived in time; the text lists the messages that did, and refused commands."""
-
-
-class Refusal:
-    """A rule that refuses commands, made by ``SMTPSink.refuse``.
-
-    ``hits`` counts the commands that it has refused; ``cancel()`` ends the rule.
-    """
-
-    def __init__(self, stage: str, reply: Reply, matching: str | None, times: int | None) -> None:
-        self.stage = stage
-        self.reply = reply
-        self.matching = matching
-        #: How many more commands it refuses; None for all.
-        self.left = times
-        self.hits = 0
-
-    def cancel(self) -> None:
-        """Stop refusing."""
-        self.left = 0
-
-    def __repr__(self) -> str:
-        return f"<Refusal {self.stage} {self.reply} hits={self.hits}>"
 
 
 class SMTPSink:
@@ -123,16 +81,17 @@ class SMTPSink:
         **options: Any,
     ) -> None:
         if tls not in (None, "starttls", "implicit"):
-            raise ValueError(f'tls must be "starttls", "implicit" or None, not {tls!r}')
+            raise ValueError(f'tls: expected "starttls", "implicit" or None; got {tls!r}')
         self._thread: ServerThread[SMTPServer] | None = None
         self._messages: list[SinkMessage] = []
         self.max_messages = max_messages
         self.max_total_size = max_total_size
         #: The certificate authority (PEM) for clients that verify; None without ``tls``.
         self.ca_file: Path | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
         if tls is not None and certfile is None:
-            certfile = self._make_certificate(hostname, host)
+            certificate = Certificate(hostname, host, "localhost", "127.0.0.1", "::1")
+            weakref.finalize(self, certificate.remove)
+            certfile, self.ca_file = certificate.certfile, certificate.ca_file
         elif certfile is not None:
             self.ca_file = Path(certfile)
         middleware = [self._watch, *options.pop("middleware", ())]
@@ -153,7 +112,7 @@ class SMTPSink:
             self.server.on("auth", self._admit)
         # Unpatched, since the two sides are native threads.
         self._lock: Any = native("_thread", "allocate_lock")()
-        self._waiting: list[_Alarm] = []
+        self._waiting: list[Alarm] = []
         self._refusals: list[Refusal] = []
         self._refused: deque[str] = deque(maxlen=_SHOWN)
         self._connections = 0
@@ -178,8 +137,6 @@ class SMTPSink:
         thread, self._thread = self._thread, None
         if thread is not None:
             thread.stop(timeout=1.0)
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def __enter__(self) -> SMTPSink:
         return self.start()
@@ -233,7 +190,7 @@ class SMTPSink:
         """
         deadline = monotonic() + timeout
         while True:
-            alarm = _make_alarm()
+            alarm = make_alarm()
             try:
                 with self._lock:
                     self._waiting.append(alarm)
@@ -242,7 +199,7 @@ class SMTPSink:
                     if _fits(message, to, subject):
                         return message
                 left = deadline - monotonic()
-                if left <= 0:
+                if not left > 0:  # (nan is not)
                     raise MessageNotReceived(self._explain(to, subject, timeout))
                 alarm.wait(left)
             finally:
@@ -270,14 +227,7 @@ class SMTPSink:
             the authenticated user (AUTH).
         :param times: refuse this many commands, then accept; None to refuse all.
         """
-        name = _STAGES.get(str(stage).upper().replace("_", "-"))
-        if name is None:
-            stages = ", ".join(dict.fromkeys(_STAGES.values()))
-            raise ValueError(f"stage must be one of {stages}, not {stage!r}")
-        reply = _refusal(code, message, plain=name in _PLAIN)
-        if times is not None and times < 1:
-            raise ValueError(f"times must be at least 1, or None for every time, not {times!r}")
-        refusal = Refusal(name, reply, matching, times)
+        refusal = Refusal(stage, code, message, matching, times)
         with self._lock:
             self._refusals.append(refusal)
         return refusal
@@ -296,20 +246,18 @@ class SMTPSink:
         return reply
 
     def _refusal_of(self, session: Session, command: Command) -> Reply | None:
-        stage = _STAGES.get(command.verb)
+        stage = STAGES.get(command.verb)
         if stage is None or command.error is not None or (command.verb == "BDAT" and session.message is not None):
             return None
-        return self._find_refusal(stage, lambda: _matched(session, command))
+        return self._find_refusal(stage, lambda: values_of(session, command))
 
-    def _find_refusal(self, stage: str, names: Callable[[], list[str] | None]) -> Reply | None:
+    def _find_refusal(self, stage: str, values: Callable[[], list[str] | None]) -> Reply | None:
         """Return the reply of the first rule that applies, and count the hit."""
         with self._lock:
-            self._refusals = [refusal for refusal in self._refusals if refusal.left != 0]
+            self._refusals = [refusal for refusal in self._refusals if not refusal.is_over]
             for refusal in self._refusals:
-                if refusal.stage == stage and _applies(refusal.matching, names()):
-                    refusal.hits += 1
-                    if refusal.left is not None:
-                        refusal.left -= 1
+                if refusal.stage == stage and refusal.matches(values()):
+                    refusal.count()
                     return refusal.reply
         return None
 
@@ -326,14 +274,13 @@ class SMTPSink:
         with self._lock:
             full = len(self._messages) >= self.max_messages or self._size >= self.max_total_size
         if full:
-            ack.reject(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
+            ack.reject(_FULL)
             return
-        pieces: list[bytes] = []
-        session.notes[self] = pieces
+        session.notes[self] = body = bytearray()
         stream.at_end(lambda: self._forget(session))
         ack.accept()
         for chunk in stream:
-            pieces.append(chunk)
+            body += chunk
             with self._lock:
                 self._size += len(chunk)
                 full = self._size > self.max_total_size
@@ -341,52 +288,37 @@ class SMTPSink:
                 stream.abort(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
 
     def _keep(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """Handle ``received``; in LMTP it is emitted for each recipient of the one message."""
-        pieces = session.notes[self]
-        if isinstance(pieces, SinkMessage):
-            pieces.recipients.append(str(recipient))
+        """Handle ``received``; in LMTP it is emitted for each recipient. Keep the message if the client is told 250."""
+        ack.accept()
+        session.stage(self._add, session, recipient)
+
+    def _add(self, session: Session, recipient: Address | None) -> None:
+        kept = session.notes[self]
+        if isinstance(kept, SinkMessage):  # LMTP: a further recipient
+            kept.recipients.append(str(recipient))
         else:
-            recipients = session.to if recipient is None else [recipient]
-            session.notes[self] = message = SinkMessage(
+            session.notes[self] = kept = SinkMessage(
                 sender=str(session.from_),
-                recipients=[str(each) for each in recipients],
-                raw=b"".join(pieces),
+                recipients=[str(each) for each in (session.to if recipient is None else [recipient])],
+                raw=bytes(kept),
                 tls=session.tls,
                 username=None if session.identity is None else str(session.identity),
                 client_hostname=session.hostname,
             )
             with self._lock:
-                self._messages.append(message)
+                self._messages.append(kept)
         with self._lock:
             for alarm in self._waiting:
                 alarm.ring()
-        ack.accept()
 
     def _forget(self, session: Session) -> None:
         """At the end of a transaction, subtract the size of a message that was not kept."""
-        pieces = session.notes.pop(self, ())
-        if not isinstance(pieces, SinkMessage):
+        body = session.notes.pop(self, b"")
+        if not isinstance(body, SinkMessage):
             with self._lock:
-                self._size -= sum(map(len, pieces))
+                self._size -= len(body)
 
     # Helpers
-
-    def _make_certificate(self, *names: str) -> Path:
-        try:
-            import trustme
-        except ImportError:
-            raise RuntimeError(
-                "a sink with TLS needs a certificate: pip install trustme to have one made, or pass certfile= and "
-                "keyfile="
-            ) from None
-        self._folder = tempfile.TemporaryDirectory(prefix="greensmtp-sink-")
-        folder = Path(self._folder.name)
-        authority = trustme.CA()
-        issued = authority.issue_cert(*dict.fromkeys((*names, "localhost", "127.0.0.1", "::1")))
-        issued.private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
-        self.ca_file = folder / "authority.pem"
-        authority.cert_pem.write_to_path(str(self.ca_file))
-        return folder / "server.pem"
 
     def _explain(self, to: str | None, subject: str | None, timeout: float) -> str:
         wanted = " and".join(
@@ -408,100 +340,9 @@ class SMTPSink:
         return f"<SMTPSink {state}, {len(self._messages)} messages>"
 
 
-def _matched(session: Session, command: Command) -> list[str] | None:
-    """Return the values to compare a rule's ``matching`` with; None if they are not known yet."""
-    if isinstance(command, PathCommand):
-        return [str(command.address)]
-    if isinstance(command, HelloCommand):
-        return [command.hostname]
-    if isinstance(command, EndOfData) and command.recipient is not None:
-        return [str(command.recipient)]
-    if command.verb in (END_OF_DATA, "DATA", "BDAT"):
-        return [str(each) for each in session.to]
-    if command.verb == CONNECT:
-        return [session.peer_host or ""]
-    return None
-
-
-def _refusal(code: int | Reply, message: str | None, *, plain: bool) -> Reply:
-    """Return the reply of a rule.
-
-    :param plain: it has no enhanced status code.
-    """
-    if isinstance(code, Reply):
-        if message is not None:
-            raise TypeError("a Reply has its text: give no message besides")
-        reply = code
-    else:
-        if not isinstance(code, int):
-            raise TypeError(f"a refusal has a reply code, like 451, or a Reply, not {code!r}")
-        if message is not None and not isinstance(message, str):
-            raise TypeError(f"message must be a str, not {message!r}")
-        reply = Reply(code, message or "Refused, as the test has asked for", enhanced=None if plain else "")
-    if not 400 <= reply.code <= 599:
-        raise ValueError(f"a refusal has a 4xx or 5xx reply code, not {reply.code}")
-    return reply
-
-
-def _applies(matching: str | None, names: list[str] | None) -> bool:
-    if matching is None:
-        return True
-    return names is not None and any(_glob(name, matching) for name in names)
-
-
-def _glob(text: str, pattern: str) -> bool:
-    # Only "*" is special: subjects and addresses may contain brackets and question marks.
-    escaped = "".join(f"[{char}]" if char in "[?" else char for char in pattern.casefold())
-    return fnmatchcase(text.casefold(), escaped)
-
-
 def _fits(message: SinkMessage, to: str | None, subject: str | None) -> bool:
-    if to is not None and not any(_glob(recipient, to) for recipient in message.recipients):
+    if to is not None and not any(matches_pattern(recipient, to) for recipient in message.recipients):
         return False
-    return subject is None or subject.casefold() in message.subject.casefold() or _glob(message.subject, subject)
-
-
-# Waking another thread
-
-
-class _Alarm:
-    """Wakes a thread without a hub. The sink's thread calls ``ring`` under its lock, which also guards ``close``."""
-
-    def __init__(self) -> None:
-        self._rung: Any = native("_thread", "allocate_lock")()
-        self._rung.acquire()
-
-    def ring(self) -> None:
-        if self._rung.locked():
-            self._rung.release()
-
-    def wait(self, seconds: float) -> None:
-        """Wait until ``ring`` is called, or the time is over."""
-        self._rung.acquire(timeout=min(seconds, 1e6))
-
-    def close(self) -> None:
-        """Free the resources; ``ring`` is not called after this."""
-
-
-class _GreenletAlarm(_Alarm):
-    """Wakes a greenlet in a thread with a hub; other greenlets run meanwhile."""
-
-    def __init__(self, hub: Any) -> None:
-        self._waiter: Waiter[None] = Waiter(hub)
-        self._watcher = hub.loop.async_()
-        self._watcher.start(self._waiter.switch, None)
-
-    def ring(self) -> None:
-        self._watcher.send()
-
-    def wait(self, seconds: float) -> None:
-        with_timeout(seconds, self._waiter.get, timeout_value=None)
-
-    def close(self) -> None:
-        self._watcher.stop()
-        self._watcher.close()
-
-
-def _make_alarm() -> _Alarm:
-    hub = get_hub_if_exists()
-    return _Alarm() if hub is None else _GreenletAlarm(hub)
+    if subject is None:
+        return True
+    return subject.casefold() in message.subject.casefold() or matches_pattern(message.subject, subject)

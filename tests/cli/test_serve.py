@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from greensmtp import Limits
 from greensmtp.cli import cli
-from greensmtp.cli.options import SizeType
+from greensmtp.config.defaults import parse_size
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -78,6 +78,15 @@ def test_mail_is_stored_in_the_maildir(serve: Serve, command: tuple[str | Path, 
     assert server.log == ""
 
 
+def test_the_maildir_is_printed_once_before_the_listeners(serve: Serve, tmp_path: Path) -> None:
+    server = serve("--listen", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--maildir", "mail", wait=False)
+    assert server.line() == f"storing mail in {tmp_path}/mail/new, one file per message"
+    assert [server.line().partition(" ")[0] for _ in range(2)] == ["listening"] * 2
+    assert server.stop() == 0
+    server = serve("--no-maildir", wait=False)
+    assert server.line().startswith("listening ")
+
+
 def test_a_line_is_printed_for_each_message(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:0", "--listen", "lmtp://127.0.0.1:0")
     deliver(server.port, "bob@example.org", "cyd@example.org")
@@ -116,7 +125,7 @@ def test_the_help_explains_the_command(tmp_path: Path) -> None:
         assert word in text
     for word in ("--log-format", "[text|json]", "-v", "smtps://", "lmtp://", "unix:/", "lmtp+unix:/", "[::1]:1025"):
         assert word in text
-    for word in ("127.0.0.1:1025]", "[default: maildir]", "MODULE[:CALLABLE]", "SIGTERM", "swaks --server"):
+    for word in ("127.0.0.1:1025]", "[default: maildir]", "MODULE[:CALLABLE]", "SIGTERM", "greensmtp send -"):
         assert word in " ".join(text.split())
     status, text, _ = run("--help", folder=tmp_path)
     assert status == 0
@@ -222,7 +231,7 @@ def test_without_maildir_and_plugin_mail_is_rejected(serve: Serve, tmp_path: Pat
 
 @pytest.mark.parametrize(("size", "number"), [("1000", 1000), ("3k", 3072), ("2M", 2097152), ("1G", 1073741824)])
 def test_a_size_is_a_number_of_bytes_with_an_optional_unit(size: str, number: int) -> None:
-    assert SizeType().convert(size, None, None) == number
+    assert parse_size(size) == number
 
 
 def test_the_largest_size_is_announced(serve: Serve) -> None:
@@ -270,7 +279,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
     [
         (
             ["--listen", "nonsense"],
-            r"'--listen': .*'nonsense'.* write it like 127\.0\.0\.1:1025, \[::1\]:1025, smtps://",
+            r"'--listen': expected a URL like 127\.0\.0\.1:1025, \[::1\]:1025, smtps://.*; got 'nonsense'",
         ),
         (["--listen", "127.0.0.1:70000"], r"'--listen': .*'127\.0\.0\.1:70000'"),
         (["--listen", "[nonsense]:25"], r"'--listen': .*\[nonsense\] is not an IPv6 address"),
@@ -293,8 +302,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
             ["--tls-cert", "cert.pem", "--tls-key", "locked.pem"],
             r"'--tls-key': 'locked\.pem' is encrypted: remove its passphrase",
         ),
-        (["--max-size", "plenty"], r"'--max-size': 'plenty' is not a size: write a number of bytes, or 500k, 32M, 1G$"),
-        (["--max-size", "0"], r"'--max-size': '0' is not a size"),
+        (
+            ["--max-size", "plenty"],
+            r"'--max-size': expected a number of bytes, like 1000, 500k, 32M or 1G; got 'plenty'$",
+        ),
+        (["--max-size", "0"], r"'--max-size': expected a number of bytes, .*; got '0'"),
         (["--log-format", "xml"], r"'--log-format': 'xml' is not one of 'text', 'json'"),
         (["--listne", "127.0.0.1:0"], r"No such option '?--listne'?.*--listen"),
         (["stray"], r"[Uu]nexpected extra argument \(stray\)"),
@@ -335,6 +347,7 @@ def test_a_port_in_use_is_an_error_and_stops_the_other_listeners(serve: Serve) -
         server = serve("--listen", "127.0.0.1:0", "--listen", f"127.0.0.1:{port}", wait=False)
         assert server.wait() == 1
     assert server.log == f"Error: --listen: cannot listen on smtp://127.0.0.1:{port}: Address already in use\n"
+    assert server.line().startswith("storing mail in ")
     assert server.line().startswith("listening smtp://127.0.0.1:")
     assert server.lines() == []
 

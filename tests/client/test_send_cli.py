@@ -16,7 +16,7 @@ from gevent import socket, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
-from greensmtp.cli import cli, send
+from greensmtp.cli import cli, sender
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
@@ -135,6 +135,10 @@ def test_a_refused_connection_is_reported(files: list[Path]) -> None:
         (["--user", "jo", "--password-file", "/", "-"], "'--password-file': cannot read '/': Is a directory"),
         (["--user", "jo", "--password-file", sys.executable, "-"], "it is not UTF-8"),
         (["--password-file", "/dev/null", "-"], "--password-file needs --user"),
+        (["--user", "jo", "--password-file", "/dev/zero", "-"], "of '/dev/zero' is longer than 4096 characters"),
+        (["--user", "jo", "--password-file", "", "-"], "'--password-file': expected a path; got an empty string"),
+        (["--ca-file", "", "-"], "'--ca-file': expected a path; got an empty string"),
+        (["-", "-"], '"-" can be given only once'),
         (["--ca-file", "/nonexistent", "-"], "'--ca-file': cannot read '/nonexistent': No such file"),
         (["--ca-file", "/dev/null", "-"], "'--ca-file': cannot read '/dev/null': it contains no PEM certificate"),
         (["--ca-file", "/dev/null", "--no-verify", "-"], "--ca-file and --no-verify exclude each other"),
@@ -142,7 +146,7 @@ def test_a_refused_connection_is_reported(files: list[Path]) -> None:
         (["--to", "not a mailbox", "-"], "'--to': an address needs a domain"),
         (["--to", "", "-"], "'--to': a recipient cannot be empty"),
         (["--hostname", "a b", "-"], "'--hostname': the name must be a host name or an address literal, not 'a b'"),
-        ([], "FILES"),
+        ([], "Missing argument 'FILE...'"),
     ],
 )
 def test_a_wrong_command_line(
@@ -263,6 +267,34 @@ def test_an_interrupt_ends_send_at_once(inbox: Inbox, files: list[Path]) -> None
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=20)  # a pool that is closed waits for thirty seconds
     go.set()
+    assert process.returncode == 1
+    assert b"Traceback" not in err
+
+
+def test_a_pipe_without_a_writer_holds_up_neither_the_other_files_nor_an_interrupt(
+    inbox: Inbox, files: list[Path], tmp_path: Path
+) -> None:
+    arrived = Event()
+
+    @inbox.server.on("received")
+    def note(session: Session, ack: Ack) -> None:
+        arrived.set()
+        ack.accept()
+
+    os.mkfifo(tmp_path / "pipe")
+    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, str(tmp_path / "pipe"), str(files[0])]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            assert arrived.wait(20)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 1
     assert b"Traceback" not in err
 
@@ -390,4 +422,4 @@ def test_a_name_cannot_give_orders_to_the_terminal(tmp_path: Path) -> None:
 def test_a_server_that_is_gone_has_no_address() -> None:
     with socket.socket() as unconnected:
         client: Any = SimpleNamespace(socket=unconnected)
-        assert send._peer(client) == "a server that is gone"
+        assert sender._peer(client) == "a server that is gone"

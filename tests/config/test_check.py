@@ -175,23 +175,23 @@ class Policy:
             "name = 'policy:install'\ndelay = 1\nwrds = ['a']",
             "4: plugins.wrds: policy:install: there is no such key; di",
         ),
-        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: expected a number, got a s"),
+        ("name = 'policy:install'\ndelay = 'x'", "3: plugins.delay: policy:install: expected a number; got a s"),
         (
             "name = 'policy:install'\ndelay = 1979-05-27",
-            "3: plugins.delay: policy:install: expected a number, got a string",
+            "3: plugins.delay: policy:install: expected a number; got a date",
         ),
         (
             "name = 'policy:install'\ndelay = 1\nwords = [1]",
-            "4: plugins.words: policy:install: expected a string, ",
+            "4: plugins.words: policy:install: expected a string; ",
         ),
         ("name = 'policy:install'\ndelay = 1\nmode = 'c'", '4: plugins.mode: policy:install: expected "a" or "b"'),
         ("name = 'policy:install'", "1: plugins.delay: policy:install: must be given"),
         (
             "name = 'policy:install'\noptional = true\ndelay = []",
-            "4: plugins.delay: policy:install: expected a number, g",
+            "4: plugins.delay: policy:install: expected a number; g",
         ),
         ("name = 'policy:plain'\ndelay = 1", "3: plugins.delay: policy:plain: there is no such key"),
-        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: expected an integer, got a f"),
+        ("name = 'policy:Policy'\ndelay = 1.5", "3: plugins.delay: policy:Policy: expected an integer; got a f"),
         ("name = 'policy'\ndelay = 1", "2: plugins.name: 'policy' takes no options: it is a module; name a callable"),
         ("name = 'all'\ndelay = 1", "2: plugins.name: 'all' takes no options"),
     ],
@@ -310,7 +310,7 @@ def test_options_that_contradict_each_other(check: Check) -> None:
     for option in ("--maildir", "--config", "--tls-cert", "--tls-key"):
         result = check(None, option, "")
         assert result.exit_code == 2
-        assert "expected a path, got an empty string" in result.stderr
+        assert "expected a path; got an empty string" in result.stderr
 
 
 def test_all_problems_are_reported_at_once(check: Check) -> None:
@@ -539,5 +539,5 @@ def test_written_toml_reads_back_as_the_same_data(data: dict[str, Any]) -> None:
 def test_the_help_explains_the_command(check: Check) -> None:
     result = check(None, "--help")
     assert result.exit_code == 0
-    for word in ("--config FILE", "--listen", "--plugin", "Exit status 0", "greensmtp check > greensmtp.toml"):
+    for word in ("--config FILE", "--listen", "--plugin", "Exit status: 0", "greensmtp check > greensmtp.toml"):
         assert re.search(word, " ".join(result.stdout.split()))

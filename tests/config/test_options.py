@@ -67,16 +67,33 @@ def keywords(session: Any = None, command: Any = None, proceed: Any = None, **op
     return Probe("")
 
 
+class Silent:
+    """Cannot be shown."""
+
+    def __repr__(self) -> str:
+        raise LookupError
+
+
 class Unread:
     """An annotation of it is for type checkers alone."""
 
     def __init__(self, amount: Decimal | None = None, level: int = 0) -> None: ...
 
 
+SILENT = Silent()
+
+
+def unfit(amount: Any = 3, mode: Any = SILENT) -> Any:
+    """Has an annotation that is no Python, and a default that cannot be shown."""
+
+
+unfit.__annotations__["amount"] = "at most ten"
+
+
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
     """What a factory would be called with, for these lines in the file."""
-    factories = {"probe": Probe, "keywords": keywords, "unread": Unread, "builtin": dict}
+    factories = {"probe": Probe, "keywords": keywords, "unread": Unread, "unfit": unfit, "builtin": dict}
     monkeypatch.setattr("greensmtp.config.load.middleware_factory", factories.__getitem__)
 
     def read(lines: str, use: str = "probe") -> dict[str, Any]:
@@ -138,17 +155,17 @@ def test_a_relative_path_option_starts_from_the_files_folder(
     ("lines", "complaint"),
     [
         ("", "1: middleware.rate: Probe: must be given"),
-        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array, got an integer"),
-        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string, got an integer"),
+        ("rate = 3", "3: middleware.rate: Probe: expected a string or an array; got an integer"),
+        ("rate = ['x',\n 3]", "3: middleware.rate: Probe: expected a string; got an integer"),
         ("rate = ''\nby = 'moon'", '4: middleware.by: Probe: expected "address" or "network"'),
-        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer, got true or false"),
-        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number, got a string"),
-        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array, got a string"),
+        ("rate = ''\noften = true", "4: middleware.often: Probe: expected an integer; got true or false"),
+        ("rate = ''\nseconds = '1'", "4: middleware.seconds: Probe: expected a number; got a string"),
+        ("rate = ''\nnetworks = '10.0.0.0/8'", "4: middleware.networks: Probe: expected an array; got a string"),
         ("rate = ''\npair = ['a']", "4: middleware.pair"),
-        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string, got an integer"),
+        ("rate = ''\nusers = 3", "4: middleware.users: Probe: expected a table or a string; got an integer"),
         (
             "rate = ''\n[middleware.users]\na = 'x'\nb = 3",
-            "6: middleware.users.b: Probe: expected a string, got an integer",
+            "6: middleware.users.b: Probe: expected a string; got an integer",
         ),
         ("rate = ''\nmode = 'harsh'", '4: middleware.mode: Probe: expected "soft" or "hard"'),
         (
@@ -157,7 +174,7 @@ def test_a_relative_path_option_starts_from_the_files_folder(
         ),
         (
             "rate = ''\nrules = [{ a = [] }]",
-            "4: middleware.rules.a: Probe: expected an integer or a string, got a",
+            "4: middleware.rules.a: Probe: expected an integer or a string; got a",
         ),
         ("rate = ''\nratee = ''", "4: middleware.ratee: Probe: there is no such key; did you mean rate?"),
     ],
@@ -178,6 +195,7 @@ def test_a_callable_with_keyword_arguments_gets_any_option(arguments: Callable[.
 
 def test_an_unresolvable_annotation_accepts_anything(arguments: Callable[..., dict[str, Any]]) -> None:
     assert arguments("amount = 3\nlevel = 'x'", "unread") == {"amount": 3, "level": "x"}
+    assert arguments("amount = 'x'", "unfit") == {"amount": "x"}
 
 
 @pytest.mark.parametrize(
@@ -206,4 +224,5 @@ def test_options_that_toml_cannot_express_are_not_described() -> None:
     names = {option.partition("=")[0] for option in describe_options(Probe).split(", ")}
     assert "logger" not in names
     assert {"rate", "users", "file", "schema", "copy"} <= names
+    assert describe_options(unfit) == "amount=3, mode=..."
     assert describe_options(keywords) == "session=None, command=None, proceed=None, ..."

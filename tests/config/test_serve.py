@@ -277,7 +277,7 @@ def test_an_invalid_file_ends_serve_with_status_2_and_leaves_no_trace(serve: Ser
     assert server.wait() == 2
     assert server.log.splitlines() == [
         "Error: greensmtp.toml:3: limits.max_mesage_size: there is no such key; did you mean max_message_size?",
-        "Error: greensmtp.toml:5: logging.target: expected a string, got an integer",
+        "Error: greensmtp.toml:5: logging.target: expected a string; got an integer",
     ]
     assert server.lines() == []
     assert not server.maildir.exists()

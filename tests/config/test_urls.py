@@ -93,7 +93,7 @@ def test_a_listener_url_is_parsed_and_formatted(text: str, listen: Listen, url: 
     ],
 )
 def test_another_text_is_an_error_that_lists_the_forms(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^cannot listen on ") as caught:
+    with pytest.raises(ValueError, match=r"^(expected a URL like|cannot listen on) ") as caught:
         Listen.parse(text)
     said = str(caught.value)
     assert repr(text) in said

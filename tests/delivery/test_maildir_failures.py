@@ -671,6 +671,29 @@ def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server:
     assert files(maildir) == []
 
 
+def test_a_disk_that_gets_full_while_a_late_field_is_inserted_is_452(
+    smtp_server: MakeServer, maildir: Maildir, no_large_files: None
+) -> None:
+    """The kernel writes a part of the last piece, without an error; the error comes with the next write."""
+    server = smtp_server(start=False)
+
+    @server.on("received")
+    def add_field(session: Session, ack: Ack) -> None:
+        stream = session.message
+        assert stream is not None
+        stream.add_header("X-Late", "y" * 2000)
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (stream.size + 1000, hard))  # room for all but the field
+
+    maildir.attach(server)
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    with dial(server) as peer:
+        peer.hello()
+        assert send(peer, BIG).startswith("452 4.3.1")
+    assert files(maildir) == []
+
+
 @pytest.mark.parametrize("missing", ["tmp", "new", "."])
 def test_a_folder_that_is_gone_is_451_until_it_is_back(smtp_server: MakeServer, maildir: Maildir, missing: str) -> None:
     server = smtp_server(start=False)

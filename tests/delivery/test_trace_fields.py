@@ -67,7 +67,7 @@ def test_an_id_and_a_time_are_made_where_none_is_given() -> None:
 
 @pytest.mark.parametrize("queue_id", ["", "a b", "a\r\nX: y", "a;b", "<a>", "\u00e9", "x" * 129])
 def test_an_id_that_is_no_atom_is_refused(queue_id: str) -> None:
-    with pytest.raises(ValueError, match="queue_id must be an atom"):
+    with pytest.raises(ValueError, match="queue_id: expected an atom"):
         received_field(session(), queue_id)
 
 

@@ -264,6 +264,8 @@ BROKEN = {
     "async def later(server): ...\ndef parts(server):\n    yield\n"
     "class Caller:\n    async def __call__(self, server): ...\ncaller = Caller()\n",
     "misnamed": "def install(server):\n    server.on('recieved', print)\n",
+    "hostile": "import gevent\ndef __getattr__(name): 1 / 0\ndef kill(server): raise gevent.GreenletExit\n"
+    "class Mute(Exception):\n    def __str__(self): 1 / 0\ndef mute(server): raise Mute\n",
 }
 
 
@@ -283,13 +285,16 @@ BROKEN = {
         ("raising", r"cannot import raising: ZeroDivisionError: division by zero \(.*/raising\.py, line 2\)$"),
         ("leaving", r"cannot import leaving: SystemExit: good-bye \(.*/leaving\.py, line 2\)$"),
         ("needing", r"cannot import needing: ModuleNotFoundError: No module named 'not_to_be_found' \(.*, line 1\)$"),
-        ("shapes:number", r"number must be callable with one argument, the server$"),
-        ("shapes:none", r"none must be callable with one argument, the server$"),
-        ("shapes:two", r"two must be callable with one argument, the server$"),
-        ("shapes:Some", r"Some must be callable with one argument, the server$"),
-        ("shapes:later", r"later must be a plain function"),
-        ("shapes:parts", r"parts must be a plain function"),
-        ("shapes:caller", r"caller must be a plain function"),
+        ("shapes:number", r"expected number to be callable with one argument, the server$"),
+        ("shapes:none", r"expected none to be callable with one argument, the server$"),
+        ("shapes:two", r"expected two to be callable with one argument, the server$"),
+        ("shapes:Some", r"expected Some to be callable with one argument, the server$"),
+        ("shapes:later", r"expected later to be a plain function; got an async def"),
+        ("shapes:parts", r"expected parts to be a plain function; got an async def"),
+        ("shapes:caller", r"expected caller to be a plain function; got an async def"),
+        ("hostile:any", r"cannot read 'any': ZeroDivisionError: division by zero \(.*/hostile\.py, line 2\)$"),
+        ("hostile:kill", r"kill failed: GreenletExit \(.*/hostile\.py, line 3\)$"),
+        ("hostile:mute", r"mute failed: Mute: \(its text cannot be made\) \(.*/hostile\.py, line 6\)$"),
         ("misnamed:install", r"install failed: ValueError: .* did you mean 'received'\?.*/misnamed\.py, line 2\)$"),
     ],
 )
@@ -483,7 +488,7 @@ def test_an_unknown_name_suggests_the_nearest(package: Package) -> None:
     [
         ("1 / 0", r"plugin 'acme' of acme 1\.0: cannot import acme: ZeroDivisionError: .*acme\.py, line 1\)"),
         ("def instal(server): ...", r"plugin 'acme' of acme 1\.0: acme has no 'install'; did you mean 'instal'\?"),
-        ("def install(): ...", r"plugin 'acme' of acme 1\.0: install must be callable with one argument"),
+        ("def install(): ...", r"plugin 'acme' of acme 1\.0: expected install to be callable with one argument"),
         ("def install(server):\n    1 / 0", r"plugin 'acme' of acme 1\.0: install failed: Zero.*acme\.py, line 2\)"),
     ],
 )
@@ -604,7 +609,7 @@ def test_middleware_by_name(package: Package, tmp_path: Path) -> None:
     assert (found["Logging"].distribution, found["Logging"].kind) == ("greensmtp", "middleware")
     assert found["Tea"].origin == "acme 1.0"
     for name, complaint in (
-        ("Number", "must be a class or another callable, not 7"),
+        ("Number", "expected a class or another callable; got 7"),
         ("logging", r"there is no middleware 'logging'; did you mean 'Logging'\?"),
         ("Xyzzy", r"there is no middleware 'Xyzzy' \(there are: .*Logging.*Tea\)"),
         ("own:Owl", r"middleware 'own:Owl': own has no 'Owl'; did you mean 'Own'\?"),
@@ -650,6 +655,12 @@ def test_the_list_has_name_kind_package_version_and_object(package: Package) -> 
     assert (states["Milk"], states["Logging"]) == ("ok", "ok")
     assert states["tea"].startswith("plugin 'tea' of acme 1.5: cannot import acme: ZeroDivisionError")
     assert states["Tea"].startswith("middleware 'Tea' of acme 1.5: cannot import acme: ZeroDivisionError")
+
+
+def test_a_name_cannot_give_orders_to_the_terminal(package: Package) -> None:
+    package.add("acme", "1", plugins="te\x1b[2J\ta = acme:install")
+    _, out, _ = listing()
+    assert out.splitlines()[0] == r"te\x1b[2J\ta" + "\tplugin\tacme\t1\tacme:install"
 
 
 def test_names_claimed_twice_are_listed_twice_and_marked(package: Package) -> None:
@@ -700,5 +711,5 @@ def test_a_failed_optional_plugin_is_one_warning_and_the_server_runs(serve: Serv
 
 
 def test_one_server_instead_of_a_list_is_an_error_that_says_so(smtp_server: MakeServer) -> None:
-    with pytest.raises(TypeError, match="plug_in takes a list of servers"):
+    with pytest.raises(TypeError, match="servers: expected a list"):
         plug_in("policy", smtp_server(start=False))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import smtplib
 import ssl
@@ -15,7 +16,7 @@ from pathlib import Path
 import gevent
 import pytest
 
-from greensmtp import Reply
+from greensmtp import Command, Proceed, Reply, Session
 from greensmtp.testing import MessageNotReceived, SinkMessage, SMTPSink
 
 MakeSink = Callable[..., SMTPSink]
@@ -143,6 +144,8 @@ def test_wait_for_in_a_native_thread_and_in_a_greenlet(smtp_sink: SMTPSink) -> N
 def test_a_missing_message_is_an_error_that_lists_the_others(smtp_sink: SMTPSink) -> None:
     with pytest.raises(MessageNotReceived, match=r"No message arrived at all.\nConnections so far: 0"):
         smtp_sink.wait_for(timeout=0)
+    with pytest.raises(MessageNotReceived):
+        smtp_sink.wait_for(timeout=float("nan"))
     smtp_sink.refuse("RCPT", 550, matching="no@*")
     send(smtp_sink, letter("Hello"))
     with pytest.raises(smtplib.SMTPRecipientsRefused):
@@ -208,13 +211,13 @@ def test_a_reply_can_be_the_refusal(smtp_sink: SMTPSink) -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (("RPCT",), "stage must be one of CONNECT, EHLO, STARTTLS, AUTH, MAIL, RCPT, DATA, END-OF-DATA, not 'RPCT'"),
+        (("RPCT",), "stage: expected one of CONNECT, EHLO, .*, DATA, END-OF-DATA; got 'RPCT'"),
         (("RCPT", 250), "4xx or 5xx"),
         (("RCPT", 550, "no", {"times": 0}), "at least 1"),
-        (("RCPT", "abc"), "a refusal has a reply code, like 451, or a Reply, not 'abc'"),
-        (("RCPT", 550, 3), "message must be a str, not 3"),
+        (("RCPT", "abc"), "code: expected a reply code, like 451, or a Reply; got 'abc'"),
+        (("RCPT", 550, 3), "message: expected a str; got 3"),
         (("RCPT", Reply(250)), "4xx or 5xx"),
-        (("RCPT", Reply(550), "no"), "a Reply has its text"),
+        (("RCPT", Reply(550), "no"), "expected a Reply or a message; got both"),
     ],
 )
 def test_refuse_checks_its_arguments(smtp_sink: SMTPSink, arguments: tuple[object, ...], match: str) -> None:
@@ -241,10 +244,36 @@ def test_starttls_with_a_certificate_of_its_own(make_smtp_sink: MakeSink) -> Non
         smtp.send_message(letter())
     (message,) = sink.messages
     assert message.tls
-    certificate = sink.ca_file
     sink.stop()
+    sink.start()  # as after an outage, with the same certificate
+    with smtplib.SMTP("localhost", sink.port, timeout=10) as smtp:
+        smtp.starttls(context=sink.client_context())
+
+
+def test_the_certificate_is_removed_with_its_sink() -> None:
+    sink = SMTPSink(tls="starttls")
+    certificate = sink.ca_file
     assert certificate is not None
+    assert certificate.exists()
+    del sink
+    gc.collect()
     assert not certificate.exists()
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_message_that_a_middleware_refuses_is_not_kept(make_smtp_sink: MakeSink, lmtp: bool) -> None:
+    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        return Reply(451, "4.7.1 on second thoughts") if command.verb == "END-OF-DATA" else reply
+
+    sink = make_smtp_sink(middleware=[refuse], lmtp=lmtp)
+    with (smtplib.LMTP if lmtp else smtplib.SMTP)(sink.host, sink.port) as smtp:
+        smtp.ehlo_or_helo_if_needed()
+        smtp.mail("me@example.com")
+        smtp.rcpt("jo@example.com")
+        assert smtp.data("Subject: x\n\nhi\n")[0] == 451
+    assert sink.messages == []
+    assert sink._size == 0
 
 
 def test_implicit_tls_and_users(make_smtp_sink: MakeSink) -> None:

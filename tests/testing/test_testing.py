@@ -42,7 +42,7 @@ def test_a_pattern_is_the_beginning_of_a_reply(wire: bytes, pattern: str) -> Non
 @pytest.mark.parametrize(
     ("wire", "what"),
     [
-        (b"550 no\r\n", "expected '250', got '550 no'"),
+        (b"550 no\r\n", "expected '250'; got '550 no'"),
         (b"", "the connection ended"),
         (b"250 no end", "unread: b'250 no end'"),
         (b"hello\r\n", "not a reply line: b'hello'"),
@@ -55,6 +55,24 @@ def test_an_unexpected_reply_is_an_error_that_shows_it(wire: bytes, what: str) -
     with peer_of(wire) as peer, pytest.raises(DialogueError) as raised:
         peer.expect("250")
     assert what in str(raised.value)
+
+
+@pytest.mark.parametrize("piece", [b"250-x\r\n", b"x"])
+def test_a_reply_without_an_end_is_an_error(piece: bytes) -> None:
+    ours, theirs = socket.socketpair()
+
+    def flood() -> None:
+        try:
+            while True:
+                theirs.sendall(piece * 1000)
+        except OSError:
+            pass
+
+    flooding = spawn(flood)
+    with Peer(ours) as peer, pytest.raises(DialogueError, match="a reply of more than 1048576 bytes"):
+        peer.reply()
+    theirs.close()
+    flooding.join()
 
 
 def test_a_pattern_is_not_a_regular_expression() -> None:
@@ -74,7 +92,7 @@ def test_a_failing_dialogue_names_the_line_and_shows_the_transcript(smtp_server:
     with dial(smtp_server(start=False)) as peer, pytest.raises(DialogueError) as raised:
         peer.converse(script)
     text = str(raised.value)
-    assert text.startswith("line 6 (S: 250): expected '250', got '500 5.5.1 ")
+    assert text.startswith("line 6 (S: 250): expected '250'; got '500 5.5.1 ")
     assert "C: EHLO client.example\nS: 250-mx.example.com" in text
     assert text.endswith(f"C: XYZZY\n{peer.transcript.splitlines()[-1]}")
 
@@ -97,7 +115,7 @@ def test_expect_nothing_fails_if_something_arrives(smtp_server: MakeServer) -> N
         peer.hello()
         peer.expect_nothing()
         peer.line("NOOP", "QUIT")
-        with pytest.raises(DialogueError, match="expected nothing, got b'250"):
+        with pytest.raises(DialogueError, match="expected nothing; got b'250"):
             peer.expect_nothing()
         peer.expect("250", "221")
         with pytest.raises(DialogueError, match="ended"):
@@ -108,7 +126,7 @@ def test_expect_end_fails_if_more_arrives(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.expect("220")
         peer.line("QUIT")
-        with pytest.raises(DialogueError, match="expected the end, got b'221"):
+        with pytest.raises(DialogueError, match="expected the end; got b'221"):
             peer.expect_end()
 
 
@@ -131,7 +149,7 @@ def test_deliver_stuffs_dots_and_ends_the_body(smtp_server: MakeServer, body: by
 def test_deliver_expects_354(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.hello()
-        with pytest.raises(DialogueError, match="expected '354', got '554"):
+        with pytest.raises(DialogueError, match="expected '354'; got '554"):
             peer.deliver()
 
 
