@@ -33,7 +33,8 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.client.message import MAX_MEMORY, PreparedMessage
+from greensmtp.client.message import PreparedMessage
+from greensmtp.client.message_content import MAX_MEMORY
 from greensmtp.middleware import Auth
 from greensmtp.protocol import header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf

@@ -28,7 +28,8 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.client.message import CHUNKING_PAYS
+from greensmtp.client.message_content import MAX_MEMORY
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
