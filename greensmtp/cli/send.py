@@ -22,7 +22,7 @@ from gevent import ssl as gevent_ssl
 from greensmtp._hostport import parse_url
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient, StartTLS
-from greensmtp.client.dial import PORTS, check_name
+from greensmtp.client.dial import PORTS, hello_name
 from greensmtp.client.pool import Pool
 from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError
@@ -318,7 +318,7 @@ def _check_addresses(addresses: tuple[str, ...], option: str) -> None:
 def _check_hostname(name: str | None) -> None:
     try:
         if name is not None:
-            check_name(name, "the name")
+            hello_name(name, "the name to send")
     except ProtocolError as error:
         raise click.BadParameter(str(error), param_hint="'--hostname'") from error
 

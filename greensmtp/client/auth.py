@@ -6,6 +6,7 @@ password can be guessed (CRAM-MD5); 2, the secret itself.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Callable, Iterable
@@ -173,17 +174,13 @@ def _outcome(mechanism: Mechanism, challenge: bytes) -> bytes | Exception:
         return error
 
 
-def check_credential(text: str | None, what: str) -> None:
+def check_credential(text: str, what: str) -> None:
     """Check a username, password or token, without showing it in the error.
 
     :raises ProtocolError: it has CR, LF, NUL or lone surrogates in it.
     :raises TypeError: it is not a str.
     """
-    if text is None:
-        return
     if not isinstance(text, str):
         raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    if any(character in text for character in "\r\n\0"):
-        raise ProtocolError(f"{what} must not contain CR, LF or NUL")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ProtocolError(f"{what} must not contain lone surrogates")
+    if re.search(r"[\r\n\0\ud800-\udfff]", text):
+        raise ProtocolError(f"{what} must not contain CR, LF, NUL or lone surrogates")

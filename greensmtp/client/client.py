@@ -110,8 +110,10 @@ class SMTPClient(ClientCommands):
         :raises AuthenticationFailed: no mechanism is usable, the server's challenges make no sense (the exchange was
             cancelled with ``*``), or the server could not prove that it knows the password.
         """
-        for text, what in ((username, "username"), (password, "password"), (token, "token")):
-            check_credential(text, what)
+        check_credential(username, "username")
+        for text, what in ((password, "password"), (token, "token")):
+            if text is not None:
+                check_credential(text, what)
         if password is None and token is None:
             raise TypeError("login takes a password or a token")
         self._exchange.check_ready()
@@ -188,7 +190,9 @@ class SMTPClient(ClientCommands):
 
     def _reconnect(self, open_socket: Callable[[], Socket]) -> None:
         """Replace the connection by another one to the same server."""
+        trace = self._exchange.trace
         self._start(open_socket(), lmtp=self.lmtp)
+        self._exchange.trace = self._exchange.trace or trace
 
 
 __all__ = ["SMTPClient", "StartTLS"]

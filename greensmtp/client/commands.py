@@ -13,7 +13,7 @@ from greensmtp.client.message_writer import BodyWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.sources import Readable
 from greensmtp.errors import NotOffered, ProtocolError
-from greensmtp.protocol import esmtp, hosts
+from greensmtp.protocol import command_builder, esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
@@ -39,10 +39,12 @@ class ClientCommands(ClientConnection):
         return self._send_hello("LHLO", name)
 
     def _send_hello(self, verb: str, name: str | None) -> Reply:
-        reply = self._ask(verb, dial.check_name(self.local_hostname if name is None else name, verb))
+        line = command_builder.line(verb, dial.hello_name(self.local_hostname if name is None else name, verb))
+        exchange = self._exchange
+        reply = exchange.send(line, self.timeouts.command)
         if reply.is_positive:
-            exchange = self._exchange
             exchange.hello = reply
+            exchange.hello_line = line
             exchange.extensions = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
             exchange.lmtp = exchange.lmtp or verb == "LHLO"
             exchange.forget_transaction()
@@ -161,9 +163,11 @@ class ClientCommands(ClientConnection):
     def command(self, line: str) -> Reply:
         """Send any other command that has one reply: ``command("XCLIENT NAME=spike.example")``.
 
-        :raises ProtocolError: the command has a method of its own.
+        :raises ProtocolError: the line is empty, or the command has a method of its own.
         """
-        verb = line.split(None, 1)[0].upper() if line.strip() else ""
-        if verb in _OWN_METHOD:
-            raise ProtocolError(f"{verb} has a method of its own: call that")
+        words = command_builder.check(line, "a command").split(None, 1)
+        if not words:
+            raise ProtocolError(f"expected a command, like 'XCLIENT NAME=spike.example'; got {line!r}")
+        if words[0].upper() in _OWN_METHOD:
+            raise ProtocolError(f"{words[0].upper()} has a method of its own; call that")
         return self._ask(line)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from socket import socket as StandardSocket
-from typing import Any, Unpack, overload
+from typing import Any
 
 from greensmtp.client import dial
 from greensmtp.client.client import SMTPClient
-from greensmtp.client.options import ConnectOptions, StartTLS
+from greensmtp.client.options import StartTLS
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
 
@@ -17,34 +18,14 @@ from greensmtp.client.timeouts import Timeouts
 Stream = StandardSocket | dial.Socket
 
 #: What ``connect`` tells apart by type, where it is given without a name.
-Where = str | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
+Where = str | Path | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
 
 
-@overload
-def connect(
-    host: str | None = ...,
-    port: int | None = ...,
-    *,
-    path: str | None = ...,
-    stream: Stream | None = ...,
-    **options: Unpack[ConnectOptions],
-) -> SMTPClient: ...
-@overload
 def connect(
     *where: Where,
-    host: str | None = ...,
-    port: int | None = ...,
-    path: str | None = ...,
-    stream: Stream | None = ...,
-    **options: Unpack[ConnectOptions],
-) -> SMTPClient: ...
-
-
-def connect(
-    *where: Any,
     host: str | None = None,
     port: int | None = None,
-    path: str | None = None,
+    path: str | Path | None = None,
     stream: Stream | None = None,
     tls: bool | ssl.SSLContext | None = None,
     ssl_context: ssl.SSLContext | None = None,

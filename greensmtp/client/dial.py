@@ -8,13 +8,14 @@ import ssl
 from collections import deque
 from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gevent import Greenlet, Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
-from greensmtp._hostport import is_unix_path, join
+from greensmtp._hostport import is_port, is_unix_path, join
 from greensmtp.client.deadlines import is_callers_timeout
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
@@ -25,6 +26,8 @@ PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
 
 #: Seconds without an answer after which the next address is tried at the same time (RFC 8305 section 5).
 STAGGER = 0.25
+#: Bytes in the path of a unix socket: ``sun_path`` has 108 on Linux, one of them the final NUL.
+MAX_PATH = 107
 #: The most addresses of one host that are tried.
 MAX_ADDRESSES = 16
 
@@ -57,8 +60,12 @@ def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str
 
 
 def _named(argument: Any) -> Mapping[str, Any]:
+    if is_unix_path(argument):
+        return {"path": argument}
     if isinstance(argument, str):
-        return {"path" if is_unix_path(argument) else "host": argument}
+        if argument.isdecimal():
+            raise TypeError(f"connect: expected a port as an int; got {argument!r}")
+        return {"host": argument}
     if isinstance(argument, int) and not isinstance(argument, bool):
         return {"port": argument}
     if isinstance(argument, tuple) and len(argument) >= 2:
@@ -91,6 +98,27 @@ def read_place(host: str, port: int | None) -> tuple[str, int | None]:
     if own_port is not None and port is not None and port != own_port:
         raise TypeError(f"two ports are given: {host!r} and {port!r}")
     return name, port if own_port is None else own_port
+
+
+def check_path(path: str | Path) -> str:
+    """Return the path of a unix socket.
+
+    :raises ValueError: the kernel accepts no such path.
+    """
+    text = os.fspath(path)
+    if not 0 < len(os.fsencode(text)) <= MAX_PATH or "\0" in text:
+        raise ValueError(f"path: expected 1 to {MAX_PATH} bytes without NUL; got {text!r}")
+    return text
+
+
+def check_source(address: Any) -> None:
+    """Check a ``source_address``.
+
+    :raises TypeError: it is not a host and a port.
+    """
+    if address is None or (isinstance(address, tuple) and len(address) >= 2 and is_port(address[1])):
+        return
+    raise TypeError(f"source_address: expected (host, port), where port 0 is any; got {address!r}")
 
 
 def dial(
@@ -244,11 +272,15 @@ def own_name(sock: Socket) -> str:
     return "localhost"
 
 
-def check_name(name: str, what: str) -> str:
-    """Return the name, if it can be an argument of EHLO.
+def hello_name(name: str, what: str) -> str:
+    """Return a name as EHLO sends it: in ASCII, with A-labels (RFC 5890) where it has other characters.
 
-    :raises ProtocolError: it is empty, or has a space or a control character in it.
+    :raises ProtocolError: it is empty, has a space or a control character in it, or has no A-label form.
     """
-    if not command_builder.check(name, what) or " " in name:
-        raise ProtocolError(f"{what} must be a host name or an address literal, not {name!r}")
-    return name
+    try:
+        ascii_name = name if command_builder.check(name, what).isascii() else hosts.fit(name)
+    except ValueError:
+        ascii_name = ""
+    if not ascii_name or " " in ascii_name:
+        raise ProtocolError(f"expected a host name or an address literal as {what}; got {name!r}")
+    return ascii_name

@@ -17,8 +17,8 @@ from typing import NamedTuple
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.trace import AUTH_CONTINUES, Show, show_commands, show_replies, without_echo
 from greensmtp.client.transport import SEND_BYTES, ClientTransport
-from greensmtp.errors import PeerProtocolError, ProtocolError
-from greensmtp.protocol import command_builder
+from greensmtp.errors import Disconnected, PeerProtocolError, ProtocolError
+from greensmtp.protocol import command_builder, esmtp
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
@@ -52,6 +52,7 @@ class CommandExchange:
         "data_reply",
         "extensions",
         "hello",
+        "hello_line",
         "lmtp",
         "open_transaction",
         "replies",
@@ -67,6 +68,8 @@ class CommandExchange:
         self.lmtp = lmtp
         #: The reply to the last EHLO, HELO or LHLO that was accepted.
         self.hello: Reply | None = None
+        #: The command that it answers.
+        self.hello_line = b""
         #: The extensions that it offers.
         self.extensions = NO_EXTENSIONS
         #: True after MAIL, until the transaction ends.
@@ -134,7 +137,8 @@ class CommandExchange:
         A 421 also stands for the replies that it made the server omit.
 
         :param lines: of these, only the last may be DATA.
-        :param while_waiting: see ``ClientTransport.send_and_receive``.
+        :param while_waiting: called while the server works, unless the commands need more than one write.
+        :raises Disconnected: the server is gone; ``replies`` are those to all these commands, as far as they came.
         """
         if self.data_reply is not None:
             self.check_ready()
@@ -150,12 +154,7 @@ class CommandExchange:
                 b"".join(lines), count, timeouts.command, last_seconds, while_waiting=while_waiting
             )
         else:
-            replies = []
-            for start in range(0, count, MAX_GROUP):
-                group = lines[start : start + MAX_GROUP]
-                replies += transport.send_and_receive(b"".join(group), len(group), timeouts.command, last_seconds)
-                if replies[-1].code == 421:
-                    break
+            replies = self._send_in_groups(lines, last_seconds)
         if self.trace is not None:
             show_replies(self.trace, replies)
         if replies[-1].code == 421:
@@ -166,6 +165,22 @@ class CommandExchange:
         for reply in replies[:-1] if with_data else replies:
             if 300 <= reply.code < 400:
                 raise self.protocol_error(f"unexpected reply to a command: {reply}")
+        return replies
+
+    def _send_in_groups(self, lines: Sequence[bytes], last_seconds: float) -> list[Reply]:
+        """Send commands in writes of MAX_GROUP; return their replies, or those up to a 421."""
+        replies: list[Reply] = []
+        seconds = self.timeouts.command
+        try:
+            while len(replies) < len(lines) and not (replies and replies[-1].code == 421):
+                group = lines[len(replies) : len(replies) + MAX_GROUP]
+                is_last = len(replies) + len(group) == len(lines)
+                replies += self.transport.send_and_receive(
+                    b"".join(group), len(group), seconds, last_seconds if is_last else seconds
+                )
+        except Disconnected as error:
+            error.replies = (*replies, *error.replies)
+            raise
         return replies
 
     def send_pipelined(self, steps: Sequence[Step]) -> list[Reply]:
@@ -249,29 +264,35 @@ class CommandExchange:
         self.transport.send(data, self.timeouts.data)
 
     def end_message(self, data: bytes) -> list[Reply]:
-        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient."""
+        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient.
+
+        A 421 also stands for those that it made the server omit.
+        """
         if self.trace is not None:
             self.trace(f"> ({len(data)} bytes of the message, and its end)")
         if len(data) > SEND_BYTES:
             self.transport.send(data[:-SEND_BYTES], self.timeouts.data)
             data = data[-SEND_BYTES:]
-        return self._receive_final_replies(data)
+        seconds = self.timeouts.final
+        count = self._final_count() if self.lmtp else 1
+        replies = self.transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
+        return self._on_final_replies(replies)
 
-    def _receive_final_replies(self, data: bytes) -> list[Reply]:
-        """Send the end of a message, and return its replies; 421 also stands for those that the server omitted."""
-        transport, seconds = self.transport, self.timeouts.final
-        count = self.accepted if self.lmtp and self.accepted > 1 else 1
-        replies = transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
+    def _final_count(self) -> int:
+        """Return how many replies a message gets: one; in LMTP one for each accepted recipient."""
+        return self.accepted if self.lmtp and self.accepted > 1 else 1
+
+    def _on_final_replies(self, replies: list[Reply]) -> list[Reply]:
         if self.trace is not None:
             show_replies(self.trace, replies)
         for reply in replies:
             if 300 <= reply.code < 400:
                 raise self.protocol_error(f"unexpected reply to a message: {reply}")
-        transport.message_sent = False
-        self.forget_transaction()
+        self.transport.message_sent = False
         if replies[-1].code == 421:
-            transport.close()
-            replies += [replies[-1]] * (count - len(replies))
+            self.transport.close()
+            replies += [replies[-1]] * (self._final_count() - len(replies))
+        self.forget_transaction()
         self.replies = tuple(replies)
         return replies
 
@@ -309,9 +330,7 @@ class CommandExchange:
             if refusal is None and not reply.is_positive:
                 refusal = reply
         if last:
-            if refusal is not None:
-                self.accepted = 0  # LMTP then sends one reply to the last chunk, as to any other
-            replies = self._receive_final_replies(b"")
+            replies = self._on_final_replies(self._read_replies_to_last_chunk())
             if refusal is None:
                 return replies
             if replies[-1].is_positive:  # RFC 3030 section 2 forbids that
@@ -320,6 +339,36 @@ class CommandExchange:
         answer = refusal or reply
         assert answer is not None
         return [answer]
+
+    def _read_replies_to_last_chunk(self) -> list[Reply]:
+        """Return the replies to BDAT LAST: one; in LMTP one for each recipient, or a single refusal for all of them.
+
+        An LMTP server refuses a message with one reply for each recipient (RFC 2033 section 4.3), but may refuse the
+        command itself with a single one. So LHLO is sent behind a refusal that comes alone, to see where they end.
+        """
+        transport, seconds = self.transport, self.timeouts.final
+        missing = self._final_count() - 1
+        replies = transport.send_and_receive(b"", 1, seconds, seconds)
+        if not missing or replies[0].code == 421:
+            return replies
+        try:
+            if replies[0].code < 400 or transport.has_unread_bytes:
+                replies += transport.send_and_receive(b"", missing, seconds, seconds)
+                return replies
+            if self.trace is not None:
+                show_commands(self.trace, [self.hello_line])
+            transport.send(self.hello_line, self.timeouts.command)
+            while "CHUNKING" not in esmtp.parse_offers(reply := transport.read_reply(seconds)):
+                replies.append(reply)
+                if reply.code == 421:
+                    return replies
+        except Disconnected as error:
+            error.replies = (*replies, *error.replies)
+            raise
+        if len(replies) not in (1, missing + 1):
+            text = f"expected 1 or {missing + 1} replies to the message; got {len(replies)}"
+            raise self.protocol_error(text, after_content=True)
+        return replies
 
     def protocol_error(self, text: str, *, after_content: bool = False) -> PeerProtocolError:
         """Close the connection, and return the error to raise."""

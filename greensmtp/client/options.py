@@ -43,10 +43,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     Timeouts.of(options.get("timeout"))
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
     esmtp.check_ignored(options.get("ignore") or ())
+    dial.check_source(options.get("source_address"))
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:
-        dial.check_name(options["local_hostname"], "local_hostname")
+        dial.hello_name(options["local_hostname"], "local_hostname")
 
 
 def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:

@@ -81,6 +81,8 @@ def _send_envelope(
     mail = replies[reset]
     recipients = dict(zip(prepared.recipients, replies[reset + 1 :], strict=True))
     exchange.open_transaction = True
+    if data is not None and data.code == 354:
+        exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
     exchange.accepted = accepted = len([reply for reply in recipients.values() if reply.code < 300])
     if mail.code < 300 and accepted and (replies[-1].code != 421 if data is None else data.code == 354):
         return recipients
@@ -103,9 +105,13 @@ def _permanent_refusal(prepared: PreparedMessage, replies: Sequence[Reply]) -> R
 def _end_empty_message(exchange: CommandExchange) -> None:
     """Send an empty message: DATA was pipelined and accepted although there is no recipient (RFC 2920 section 3.1).
 
-    Its reply does not change the refusal.
+    Its reply does not change the refusal. An LMTP server that follows RFC 2033 refuses this DATA; how many replies
+    another one sends is unknown.
     """
     exchange.accepted = 0
+    if exchange.lmtp:
+        exchange.transport.close()
+        return
     try:
         exchange.end_message(b".\r\n")
     except ClientError:
@@ -136,6 +142,7 @@ def _send_envelope_stepwise(
                 return recipients
             data = exchange.send_lines([b"DATA\r\n"])[0]
             if data.code == 354:
+                exchange.data_reply = data
                 return recipients
     raise _refusal(prepared, mail, recipients, data)
 
