@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import overload
 
 from greensmtp.client import dial
+from greensmtp.client.chunks import send_chunks
 from greensmtp.client.connection import ClientConnection
 from greensmtp.client.exchange import NO_EXTENSIONS, first_refusal_or_last
 from greensmtp.client.message_writer import BodyWriter, pieces
@@ -136,7 +137,7 @@ class ClientCommands(ClientConnection):
             raise NotOffered("CHUNKING", "bdat() was called")
         self._exchange.check_ready()
         self._transport.check_no_pending_reply()
-        return first_refusal_or_last(self._exchange.send_chunks([bytes(data)], last=last))
+        return first_refusal_or_last(send_chunks(self._exchange, [bytes(data)], last=last))
 
     def reset(self) -> Reply:
         """Send RSET."""

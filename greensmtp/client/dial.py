@@ -6,7 +6,6 @@ import os
 import socket as stdlib_socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,8 @@ from gevent import Greenlet, Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
-from greensmtp._hostport import is_port, is_unix_path, join
+from greensmtp._hostport import is_port, join
 from greensmtp.client.deadlines import is_callers_timeout
-from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
 
@@ -41,49 +39,6 @@ Socket = socket.socket
 
 if TYPE_CHECKING:
     _Attempt = Greenlet[..., Socket | Exception]
-
-
-def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Tell the positional arguments of ``connect`` apart by their type, and return them with its keywords.
-
-    :raises TypeError: an argument has an unknown type, or sets what another one sets.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    for argument in where:
-        for name, value in _named(argument).items():
-            if name in given:
-                raise TypeError(f"connect got two values for {name}: {given[name]!r} and {value!r}")
-            if name not in options:
-                raise TypeError(f"connect has no option {name!r} (it has: {', '.join(options)})")
-            given[name] = value
-    return given
-
-
-def _named(argument: Any) -> Mapping[str, Any]:
-    if is_unix_path(argument):
-        return {"path": argument}
-    if isinstance(argument, str):
-        if argument.isdecimal():
-            raise TypeError(f"connect: expected a port as an int; got {argument!r}")
-        return {"host": argument}
-    if isinstance(argument, int) and not isinstance(argument, bool):
-        return {"port": argument}
-    if isinstance(argument, tuple) and len(argument) >= 2:
-        return {"host": argument[0], "port": argument[1]}
-    if isinstance(argument, ssl.SSLContext):
-        return {"ssl_context": argument}
-    if isinstance(argument, Timeouts):
-        return {"timeout": argument}
-    if isinstance(argument, Mapping):
-        return argument
-    if hasattr(argument, "recv") and hasattr(argument, "send"):
-        return {"stream": argument}
-    if callable(argument):
-        return {"on_secure": argument}
-    raise TypeError(
-        "connect takes a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
-        f"Timeouts, a handler for secure, or a mapping of options, not {argument!r}"
-    )
 
 
 def read_place(host: str, port: int | None) -> tuple[str, int | None]:

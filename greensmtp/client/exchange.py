@@ -18,16 +18,13 @@ from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.trace import AUTH_CONTINUES, Show, show_commands, show_replies, without_echo
 from greensmtp.client.transport import SEND_BYTES, ClientTransport
 from greensmtp.errors import Disconnected, PeerProtocolError, ProtocolError
-from greensmtp.protocol import command_builder, esmtp
+from greensmtp.protocol import command_builder
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
 #: Commands in one write. The kernel must be able to hold their replies while the client writes: a server that cannot
 #: send a reply stops reading (RFC 2920 section 3.1).
 MAX_GROUP = 100
-
-#: Bytes up to which a chunk is sent in one write with its BDAT.
-SMALL_CHUNK = 16 * 1024
 
 NO_EXTENSIONS: Mapping[str, str] = MappingProxyType({})
 
@@ -264,25 +261,23 @@ class CommandExchange:
         self.transport.send(data, self.timeouts.data)
 
     def end_message(self, data: bytes) -> list[Reply]:
-        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient.
-
-        A 421 also stands for those that it made the server omit.
-        """
+        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient."""
         if self.trace is not None:
             self.trace(f"> ({len(data)} bytes of the message, and its end)")
         if len(data) > SEND_BYTES:
             self.transport.send(data[:-SEND_BYTES], self.timeouts.data)
             data = data[-SEND_BYTES:]
         seconds = self.timeouts.final
-        count = self._final_count() if self.lmtp else 1
+        count = self.final_count() if self.lmtp else 1
         replies = self.transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
-        return self._on_final_replies(replies)
+        return self.on_final_replies(replies)
 
-    def _final_count(self) -> int:
+    def final_count(self) -> int:
         """Return how many replies a message gets: one; in LMTP one for each accepted recipient."""
         return self.accepted if self.lmtp and self.accepted > 1 else 1
 
-    def _on_final_replies(self, replies: list[Reply]) -> list[Reply]:
+    def on_final_replies(self, replies: list[Reply]) -> list[Reply]:
+        """End the transaction, and return its replies; a 421 also stands for those that it made the server omit."""
         if self.trace is not None:
             show_replies(self.trace, replies)
         for reply in replies:
@@ -291,83 +286,9 @@ class CommandExchange:
         self.transport.message_sent = False
         if replies[-1].code == 421:
             self.transport.close()
-            replies += [replies[-1]] * (self._final_count() - len(replies))
+            replies += [replies[-1]] * (self.final_count() - len(replies))
         self.forget_transaction()
         self.replies = tuple(replies)
-        return replies
-
-    def send_chunks(self, chunks: Sequence[bytes], *, last: bool) -> list[Reply]:
-        """Send chunks by BDAT (RFC 3030), all of them before their replies are read.
-
-        :param last: the last of these chunks ends the message.
-        :return: the first refusal alone; or the replies to the message, where it has ended; or the reply to the last
-            chunk.
-        """
-        transport, timeouts = self.transport, self.timeouts
-        final = len(chunks) - 1
-        for number, chunk in enumerate(chunks):
-            head = f"BDAT {len(chunk)}{' LAST' if last and number == final else ''}\r\n".encode()
-            if self.trace is not None:
-                show_commands(self.trace, [head])
-            if len(chunk) <= SMALL_CHUNK:
-                transport.send(head + chunk, timeouts.data)
-            else:
-                transport.send(head, timeouts.command)
-                transport.send(chunk, timeouts.data)
-        transport.message_sent = last
-        refusal: Reply | None = None
-        reply: Reply | None = None
-        for _ in chunks[: final if last else None]:
-            reply = transport.read_reply(timeouts.command)
-            if self.trace is not None:
-                show_replies(self.trace, [reply])
-            if reply.is_intermediate:
-                raise self.protocol_error(f"unexpected reply to BDAT: {reply}")
-            if reply.code == 421:
-                transport.message_sent = False
-                transport.close()
-                return [refusal or reply]
-            if refusal is None and not reply.is_positive:
-                refusal = reply
-        if last:
-            replies = self._on_final_replies(self._read_replies_to_last_chunk())
-            if refusal is None:
-                return replies
-            if replies[-1].is_positive:  # RFC 3030 section 2 forbids that
-                text = f"a chunk was refused with {refusal}, and the message accepted with {replies[-1]}"
-                raise self.protocol_error(text, after_content=True)
-        answer = refusal or reply
-        assert answer is not None
-        return [answer]
-
-    def _read_replies_to_last_chunk(self) -> list[Reply]:
-        """Return the replies to BDAT LAST: one; in LMTP one for each recipient, or a single refusal for all of them.
-
-        An LMTP server refuses a message with one reply for each recipient (RFC 2033 section 4.3), but may refuse the
-        command itself with a single one. So LHLO is sent behind a refusal that comes alone, to see where they end.
-        """
-        transport, seconds = self.transport, self.timeouts.final
-        missing = self._final_count() - 1
-        replies = transport.send_and_receive(b"", 1, seconds, seconds)
-        if not missing or replies[0].code == 421:
-            return replies
-        try:
-            if replies[0].code < 400 or transport.has_unread_bytes:
-                replies += transport.send_and_receive(b"", missing, seconds, seconds)
-                return replies
-            if self.trace is not None:
-                show_commands(self.trace, [self.hello_line])
-            transport.send(self.hello_line, self.timeouts.command)
-            while "CHUNKING" not in esmtp.parse_offers(reply := transport.read_reply(seconds)):
-                replies.append(reply)
-                if reply.code == 421:
-                    return replies
-        except Disconnected as error:
-            error.replies = (*replies, *error.replies)
-            raise
-        if len(replies) not in (1, missing + 1):
-            text = f"expected 1 or {missing + 1} replies to the message; got {len(replies)}"
-            raise self.protocol_error(text, after_content=True)
         return replies
 
     def protocol_error(self, text: str, *, after_content: bool = False) -> PeerProtocolError:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from email.message import Message
 from typing import Any, Union
 
-from greensmtp.client import rendering
+from greensmtp.client import rendering, rendering_fields
 from greensmtp.client.envelope_lines import offered, parse_ext, rcpt_line, sent_mailbox
 from greensmtp.client.message_content import (
     MAX_HEAD,
@@ -64,7 +64,7 @@ class PreparedMessage:
         fields: header_envelope.Fields = ()
         if isinstance(message, Message):
             if derive:
-                fields = rendering.envelope_fields(message)
+                fields = rendering_fields.envelope_fields(message)
         else:
             content, self._rest = read_message(message)
             content = header_envelope.without_mbox_line(content)
@@ -154,7 +154,7 @@ class PreparedMessage:
         message = self._message
         assert message is not None
         if not seven_bit:
-            self._added = rendering.missing_fields(message, self._mailbox)
+            self._added = rendering_fields.missing_fields(message, self._mailbox)
         length = rendering.size(message)
         data: bytes = offload(length, rendering.render, message, utf8=self._utf8_address, seven_bit=seven_bit)
         return self._added + data

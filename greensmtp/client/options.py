@@ -1,18 +1,22 @@
-"""The keyword options that ``connect`` and ``Pool`` share, and the checks of their values."""
+"""The options of ``connect`` and ``Pool``, and the checks of their values."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from greensmtp.client import dial
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
+from greensmtp.errors import PoolClosed
 from greensmtp.protocol import esmtp, hosts
 
 #: What ``send`` does about TLS before the first message; see ``connect``.
 StartTLS = Literal["require", "offered", "opportunistic", "never"]
+
+CLOSED = "this pool has been closed"
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -28,6 +32,29 @@ class ConnectOptions(TypedDict, total=False):
     starttls: StartTLS | None
     lmtp: bool | None
     ignore: str | Iterable[str] | None
+
+
+@dataclass(slots=True)
+class PoolSettings:
+    """What ``Pool`` was given, and whether it was closed; shared by all native threads. Times are in seconds."""
+
+    size: int
+    max_age: float
+    max_messages: int
+    max_idle: float
+    acquire_timeout: float | None
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a number above 0; got {value!r}")
+
+    def check_open(self) -> None:
+        """Raise PoolClosed if the pool was closed."""
+        if self.closed:
+            raise PoolClosed(CLOSED)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -17,8 +17,8 @@ from weakref import finalize
 from greensmtp._native import native
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import ConnectOptions, check_options
-from greensmtp.client.pool_connections import PoolSettings, ThreadConnections
+from greensmtp.client.options import ConnectOptions, PoolSettings, check_options
+from greensmtp.client.pool_connections import ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
 from greensmtp.protocol.command_builder import Ext

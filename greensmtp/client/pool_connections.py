@@ -15,7 +15,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Set
-from dataclasses import dataclass
 from time import monotonic
 
 from gevent import Greenlet, Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
@@ -25,36 +24,12 @@ from greenlet import greenlet
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.connection import QUIT_SECONDS
 from greensmtp.client.message import PreparedMessage
+from greensmtp.client.options import CLOSED, PoolSettings
 from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, PoolClosed, PoolTimeout, Refused
 from greensmtp.protocol.send_result import SendResult
 
 logger = logging.getLogger("greensmtp")
-
-CLOSED = "this pool has been closed"
-
-
-@dataclass(slots=True)
-class PoolSettings:
-    """What ``Pool`` was given, and whether it was closed; shared by all native threads. Times are in seconds."""
-
-    size: int
-    max_age: float
-    max_messages: int
-    max_idle: float
-    acquire_timeout: float | None
-    closed: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a number above 0; got {value!r}")
-
-    def check_open(self) -> None:
-        """Raise PoolClosed if the pool was closed."""
-        if self.closed:
-            raise PoolClosed(CLOSED)
 
 
 class ThreadConnections:

@@ -6,8 +6,9 @@ With PIPELINING, the envelope and DATA go out in one write (``_send_envelope``);
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
+from greensmtp.client.chunks import send_in_chunks
 from greensmtp.client.exchange import CommandExchange
 from greensmtp.client.message import PreparedMessage
 from greensmtp.errors import (
@@ -21,10 +22,6 @@ from greensmtp.errors import (
 )
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
-
-#: Bytes in a chunk, and chunks that are sent before their replies are read.
-CHUNK = 512 * 1024
-CHUNKS_AHEAD = 16
 
 
 def transact(
@@ -41,7 +38,7 @@ def transact(
     envelope = _send_envelope if "PIPELINING" in extensions else _send_envelope_stepwise
     recipients = envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     try:
-        replies = _send_chunked(exchange, prepared) if chunked else _send_data(exchange, prepared)
+        replies = send_in_chunks(exchange, prepared.chunks()) if chunked else _send_data(exchange, prepared)
     except Disconnected as error:
         if error.after_content:
             error.recipients = _by_recipient(recipients, error.replies)
@@ -171,25 +168,6 @@ def _send_data(exchange: CommandExchange, prepared: PreparedMessage) -> list[Rep
             exchange.send_body(last)
         last = piece
     return exchange.end_message(last)
-
-
-def _send_chunked(exchange: CommandExchange, prepared: PreparedMessage) -> list[Reply]:
-    window: list[bytes] = []
-    ahead = CHUNKS_AHEAD if "PIPELINING" in exchange.extensions else 1
-    for chunk in _cut(prepared.chunks()):
-        if len(window) == ahead:
-            replies = exchange.send_chunks(window, last=False)
-            if not replies[0].is_positive:
-                return replies  # the next transaction begins with RSET
-            window = []
-        window.append(chunk)
-    return exchange.send_chunks(window or [b""], last=True)
-
-
-def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        for start in range(0, len(piece), CHUNK):
-            yield piece[start : start + CHUNK] if len(piece) > CHUNK else piece
 
 
 # The outcome
