@@ -128,7 +128,7 @@ def _run(exchange: CommandExchange, mechanism: Mechanism) -> Reply:
         else:
             try:
                 if challenges > MAX_CHALLENGES:
-                    raise SaslFailed(f"more than {MAX_CHALLENGES} challenges")
+                    raise SaslFailed(f"expected at most {MAX_CHALLENGES} challenges; got more")
                 answer = _respond(exchange, mechanism, reply.text, seconds)
             except (SaslFailed, BadBase64, ValueError) as error:
                 # RFC 4954 section 4: the server must refuse then, and must not send another challenge.
@@ -181,6 +181,6 @@ def check_credential(text: str, what: str) -> None:
     :raises TypeError: it is not a str.
     """
     if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
+        raise TypeError(f"expected a str as {what}; got {type(text).__name__}")
     if re.search(r"[\r\n\0\ud800-\udfff]", text):
         raise ProtocolError(f"{what} must not contain CR, LF, NUL or lone surrogates")

@@ -115,7 +115,7 @@ class SMTPClient(ClientCommands):
             if text is not None:
                 check_credential(text, what)
         if password is None and token is None:
-            raise TypeError("login takes a password or a token")
+            raise TypeError("expected a password or a token; got neither")
         self._exchange.check_ready()
         if self.starttls_policy == "opportunistic":
             raise AuthenticationFailed('starttls="opportunistic" verifies no server, so no credentials are sent to any')

@@ -63,7 +63,7 @@ class ClientCommands(ClientConnection):
         :raises ProtocolError: TLS is up already.
         """
         if self.tls:
-            raise ProtocolError("TLS is up already")
+            raise ProtocolError("expected a connection without TLS; TLS is up already")
         if server_hostname:
             server_hostname = hosts.fit_for_tls(server_hostname)
         context = self._checked_context(ssl_context, server_hostname)
@@ -132,7 +132,7 @@ class ClientCommands(ClientConnection):
         :raises NotOffered: the server does not offer CHUNKING, so it would take the bytes for commands.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a chunk must be bytes, not {type(data).__name__}")
+            raise TypeError(f"expected a chunk of bytes; got {type(data).__name__}")
         if "CHUNKING" not in self.extensions:
             raise NotOffered("CHUNKING", "bdat() was called")
         self._exchange.check_ready()

@@ -77,7 +77,7 @@ def connect(
     given = _parse_arguments(where, options)
     places = [name for name in ("host", "path", "stream") if name in given]
     if len(places) > 1:
-        raise TypeError(f"connect takes one of host, path and stream, not {' and '.join(places)} together")
+        raise TypeError(f"expected one of host, path and stream; got {' and '.join(places)}")
     return SMTPClient(**given)
 
 
@@ -90,9 +90,9 @@ def _parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[st
     for argument in where:
         for name, value in _named(argument).items():
             if name in given:
-                raise TypeError(f"connect got two values for {name}: {given[name]!r} and {value!r}")
+                raise TypeError(f"expected one value for {name}; got {given[name]!r} and {value!r}")
             if name not in options:
-                raise TypeError(f"connect has no option {name!r} (it has: {', '.join(options)})")
+                raise TypeError(f"expected an option of connect ({', '.join(options)}); got {name!r}")
             given[name] = value
     return given
 
@@ -102,7 +102,7 @@ def _named(argument: Any) -> Mapping[str, Any]:
         return {"path": argument}
     if isinstance(argument, str):
         if argument.isdecimal():
-            raise TypeError(f"connect: expected a port as an int; got {argument!r}")
+            raise TypeError(f"expected a port as an int; got {argument!r}")
         return {"host": argument}
     if isinstance(argument, int) and not isinstance(argument, bool):
         return {"port": argument}
@@ -119,6 +119,6 @@ def _named(argument: Any) -> Mapping[str, Any]:
     if callable(argument):
         return {"on_secure": argument}
     raise TypeError(
-        "connect takes a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
-        f"Timeouts, a handler for secure, or a mapping of options, not {argument!r}"
+        "expected a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
+        f"Timeouts, a handler for secure, or a mapping of options; got {argument!r}"
     )

@@ -178,7 +178,7 @@ class ClientConnection:
         :raises TypeError: ``show`` is not callable.
         """
         if show is not None and not callable(show):
-            raise TypeError(f"trace takes a function of one line, or None, not {show!r}")
+            raise TypeError(f"expected a function of one line, or None; got {show!r}")
         self._exchange.trace = None if show is None else partial(self._show, show)
 
     def _show(self, show: Callable[[str], object], line: str) -> None:
@@ -257,7 +257,7 @@ class ClientConnection:
         """
         context = context or self._context()
         if context.check_hostname and not (server_hostname or self._server_hostname):
-            raise TypeError("pass server_hostname=: the certificate must be for a name, and no host name was given")
+            raise TypeError("expected a host name, for which the certificate must be; got none: pass server_hostname=")
         return context
 
     # The end

@@ -51,7 +51,7 @@ def read_place(host: str, port: int | None) -> tuple[str, int | None]:
     if port is not None:
         hosts.check_port(port)
     if own_port is not None and port is not None and port != own_port:
-        raise TypeError(f"two ports are given: {host!r} and {port!r}")
+        raise TypeError(f"expected one port; got {host!r} and {port!r}")
     return name, port if own_port is None else own_port
 
 
@@ -62,7 +62,7 @@ def check_path(path: str | Path) -> str:
     """
     text = os.fspath(path)
     if not 0 < len(os.fsencode(text)) <= MAX_PATH or "\0" in text:
-        raise ValueError(f"path: expected 1 to {MAX_PATH} bytes without NUL; got {text!r}")
+        raise ValueError(f"expected a path of 1 to {MAX_PATH} bytes without NUL; got {text!r}")
     return text
 
 
@@ -73,7 +73,7 @@ def check_source(address: Any) -> None:
     """
     if address is None or (isinstance(address, tuple) and len(address) >= 2 and is_port(address[1])):
         return
-    raise TypeError(f"source_address: expected (host, port), where port 0 is any; got {address!r}")
+    raise TypeError(f"expected (host, port) as source_address, where port 0 is any; got {address!r}")
 
 
 def dial(
@@ -205,11 +205,11 @@ def adopt(stream: object) -> Socket:
     if isinstance(stream, (socket.socket, gevent_ssl.SSLSocket)):
         return stream
     if isinstance(stream, ssl.SSLSocket):
-        raise TypeError("stream must be gevent's SSLSocket: the standard library's would block the hub")
+        raise TypeError("expected gevent's SSLSocket as stream; got the standard library's, which would block the hub")
     if isinstance(stream, stdlib_socket.socket):
         family, kind, number = stream.family, stream.type, stream.proto
         return socket.socket(family, kind, number, fileno=stream.detach())
-    raise TypeError(f"stream must be a connected socket, not {stream!r}")
+    raise TypeError(f"expected a connected socket as stream; got {stream!r}")
 
 
 def own_name(sock: Socket) -> str:

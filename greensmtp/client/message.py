@@ -106,10 +106,10 @@ class PreparedMessage:
 
     def _set_recipients(self, recipients: list[str], to_ext: Ext | Sequence[Ext]) -> None:
         if not recipients:
-            raise ValueError("recipients is empty; pass at least one")
+            raise ValueError("expected at least one recipient; got none")
         if to_ext and not isinstance(to_ext, (str, Mapping)):
             if len(to_ext) != len(recipients):
-                raise ValueError(f"to_ext has parameters for {len(to_ext)} recipients, not for {len(recipients)}")
+                raise ValueError(f"expected to_ext for {len(recipients)} recipients; got it for {len(to_ext)}")
             each = dict(zip(recipients, to_ext, strict=True))
             self.recipients = tuple(each)
             self._rcpt_given = [parse_ext(given) for given in each.values()]

@@ -49,7 +49,7 @@ class PoolSettings:
         for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a number above 0; got {value!r}")
+                raise ValueError(f"expected a number above 0 as {name}; got {value!r}")
 
     def check_open(self) -> None:
         """Raise PoolClosed if the pool was closed."""
@@ -66,7 +66,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in ConnectOptions.__annotations__:
             known = ", ".join(ConnectOptions.__annotations__)
-            raise TypeError(f"a pool has no option {name!r} (beyond its own: {known})")
+            raise TypeError(f"expected an option of Pool or of connect ({known}); got {name!r}")
     Timeouts.of(options.get("timeout"))
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
     esmtp.check_ignored(options.get("ignore") or ())
@@ -83,7 +83,7 @@ def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLConte
     :raises ValueError: it is not a known policy, or contradicts the other options.
     """
     if starttls not in (None, "require", "offered", "opportunistic", "never"):
-        raise ValueError(f'starttls must be "require", "offered", "opportunistic" or "never", not {starttls!r}')
+        raise ValueError(f'expected starttls="require", "offered", "opportunistic" or "never"; got {starttls!r}')
     if starttls == "opportunistic":
         if tls:
             raise ValueError('starttls="opportunistic" may fall back to no TLS, tls=True may not: pass one of them')

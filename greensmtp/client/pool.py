@@ -72,11 +72,11 @@ class Pool:
         one = isinstance(host, str | Path) or (isinstance(host, tuple) and len(host) == 2 and isinstance(host[1], int))
         places: Any = (host,) if one else host
         if not places:
-            raise ValueError("a pool needs a host")
+            raise ValueError("expected at least one host; got none")
         if (username is None) != (password is None and token is None):
-            raise ValueError("to log in, a pool needs a username, and a password or a token")
+            raise ValueError("expected a username with a password or a token, or none of them; got one alone")
         if mechanism is not None and mechanism.upper() not in MECHANISMS:
-            raise ValueError(f"mechanism must be one of {', '.join(MECHANISMS)}, not {mechanism!r}")
+            raise ValueError(f"expected a mechanism, one of {', '.join(MECHANISMS)}; got {mechanism!r}")
         self._hosts = [PoolHost(each, port) for each in places]
         self._login: PoolLogin | None = None
         if username is not None:

@@ -78,7 +78,7 @@ def write_field(name: str, value: Any, policy: Any) -> bytes:
     :raises ValueError: the result is not one field.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"invalid header field name {name[:40]!r}")
+        raise ValueError(f"expected the name of a header field; got {name[:40]!r}")
     is_source = isinstance(value, str) and not hasattr(value, "name")
     if is_source and _RAW.fullmatch(value):
         data = f"{name}: {value}\r\n".encode("utf-8", "surrogateescape")

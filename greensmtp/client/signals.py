@@ -55,7 +55,7 @@ class ClientSignals:
         :raises ValueError: there is none.
         """
         if name not in FIELDS:
-            raise ValueError(f"a client has no signal {name!r} (expected one of: {', '.join(FIELDS)})")
+            raise ValueError(f"expected a signal of the client, one of {', '.join(FIELDS)}; got {name!r}")
         signal: Signal = getattr(self, name)
         return signal
 

@@ -647,7 +647,7 @@ def test_other_parameters_are_never_omitted(scripted: Start, ext: Any) -> None:
 
 
 def test_to_ext_of_the_wrong_length_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="for 1 recipients, not for 2"):
+    with pytest.raises(ValueError, match="for 2 recipients; got it for 1"):
         PreparedMessage(b"x", FROM, [TO, "c@example.com"], to_ext=[{}])
 
 
