@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from greensmtp.client.auth import check_credential, log_in
 from greensmtp.client.commands import ClientCommands
-from greensmtp.client.dial import Socket
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import StartTLS
 from greensmtp.client.transaction import transact
@@ -184,15 +183,11 @@ class SMTPClient(ClientCommands):
             if policy != "opportunistic" or self._dial is None or isinstance(error, TLSUnverified):
                 raise
             logger.debug("TLS with %r failed: %s; reconnecting without TLS", self, error)
-            self._reconnect(self._dial)
+            trace = self._exchange.trace
+            self._start(self._dial(), lmtp=self.lmtp)
+            self._exchange.trace = self._exchange.trace or trace
             return self._say_hello()
         return hello
-
-    def _reconnect(self, open_socket: Callable[[], Socket]) -> None:
-        """Replace the connection by another one to the same server."""
-        trace = self._exchange.trace
-        self._start(open_socket(), lmtp=self.lmtp)
-        self._exchange.trace = self._exchange.trace or trace
 
 
 __all__ = ["SMTPClient", "StartTLS"]

@@ -169,28 +169,24 @@ class ThreadConnections:
             while True:
                 connection, new = self._take(frozenset())
                 self._busy.add(connection)
-                if new or self._reset(connection):
+                if new or self._is_usable(connection):
                     return connection
         except BaseException:
             self._slots.release()
             raise
 
-    def _reset(self, connection: PooledConnection) -> bool:
+    def _is_usable(self, connection: PooledConnection) -> bool:
         """Send RSET on a kept connection; return False if it is of no use, after closing it."""
+        usable = False
         try:
             usable = connection.client.reset().is_positive
         except ClientError:
-            usable = False
-        except BaseException:
-            self._discard(connection)
-            raise
-        if not usable:
-            self._discard(connection)
+            pass
+        finally:
+            if not usable:
+                connection.client.close()
+                self._busy.discard(connection)
         return usable
-
-    def _discard(self, connection: PooledConnection) -> None:
-        connection.client.close()
-        self._busy.discard(connection)
 
     def check_in(self, connection: PooledConnection, *, completed: bool) -> None:
         """Take back a connection and its slot.

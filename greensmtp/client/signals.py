@@ -39,15 +39,10 @@ class SecureHandler(Protocol):
 class ClientSignals:
     """One blinker signal for each name in FIELDS."""
 
-    __slots__ = ("greeting", "secure", "tls")
-
-    greeting: Signal
-    tls: Signal
-    secure: Signal
-
     def __init__(self) -> None:
-        for name in FIELDS:
-            setattr(self, name, Signal(name))
+        self.greeting = Signal("greeting")
+        self.tls = Signal("tls")
+        self.secure = Signal("secure")
 
     def named(self, name: str) -> Signal:
         """Return the signal of this name.

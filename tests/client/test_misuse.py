@@ -18,6 +18,7 @@ from greensmtp import (
     Pool,
     ProtocolError,
     RecipientsRefused,
+    SenderRefused,
     SMTPServer,
     connect,
 )
@@ -216,6 +217,19 @@ def test_a_second_greenlet_is_refused_while_an_unsolicited_refusal_is_examined(s
     first.join()
     assert isinstance(outcomes[1], PeerProtocolError)
     gone.set()
+
+
+def test_no_empty_message_goes_to_a_recipient_whose_sender_was_refused(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("550 no", "250 ok", "354 go")
+        assert script.rest() == b""
+
+    mail = scripted(script).connect()
+    with pytest.raises(SenderRefused):
+        mail.send(b"x", FROM, TO)
+    assert mail.closed
 
 
 # The trace
