@@ -56,13 +56,14 @@ class PreparedMessage:
             names no sender or recipient.
         :raises TypeError: the message is of an unknown type.
         """
-        self._message = message if isinstance(message, Message) else None
+        self._message: Message[Any, Any] | None = None
         self._rest: MessageRest | None = None
         derived = recipients is None
         derive = sender is None or recipients is None
         content = b""
         fields: header_envelope.Fields = ()
         if isinstance(message, Message):
+            self._message = message
             if derive:
                 fields = rendering_fields.envelope_fields(message)
         else:

@@ -48,7 +48,9 @@ class PoolSettings:
     def __post_init__(self) -> None:
         for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is None and name == "acquire_timeout":
+                continue
+            if not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"expected a number above 0 as {name}; got {value!r}")
 
     def check_open(self) -> None:

@@ -65,7 +65,10 @@ def _send_envelope(
     send = _send_together if "PIPELINING" in exchange.extensions else _send_one_by_one
     mail, recipients, data = send(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     exchange.open_transaction = True
-    exchange.accepted = accepted = len([reply for reply in recipients.values() if reply.code < 300])
+    accepted = 0
+    for reply in recipients.values():
+        accepted += reply.code < 300
+    exchange.accepted = accepted
     if data is not None and data.code == 354:
         exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
         if mail.code < 300 and accepted:
