@@ -21,8 +21,9 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp._hostport import parse_url
 from greensmtp.client import signals
-from greensmtp.client.client import SMTPClient, StartTLS
+from greensmtp.client.client import SMTPClient
 from greensmtp.client.dial import PORTS, hello_name
+from greensmtp.client.options import StartTLS
 from greensmtp.client.pool import Pool
 from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError, ProtocolError

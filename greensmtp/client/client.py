@@ -188,6 +188,3 @@ class SMTPClient(ClientCommands):
             self._exchange.trace = self._exchange.trace or trace
             return self._say_hello()
         return hello
-
-
-__all__ = ["SMTPClient", "StartTLS"]

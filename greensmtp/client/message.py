@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from email.message import Message
 from typing import Any, Union
@@ -23,7 +24,6 @@ from greensmtp.client.message_content import (
     in_lines,
     offload,
     read_message,
-    rest_of_bytes,
 )
 from greensmtp.client.sources import READ_BYTES, Readable
 from greensmtp.errors import NotOffered
@@ -73,11 +73,11 @@ class PreparedMessage:
             if derive and self._message is None:
                 head = content[: header_envelope.split(content)]
                 fields = offload(len(head), header_envelope.parse, head)
-            if derive:
-                length = sum(len(text) for _, text in fields)
-                sender, recipients = offload(length, _envelope, fields, sender, recipients)
-            assert sender is not None
-            assert recipients is not None
+            length = sum(len(text) for _, text in fields) if derive else 0
+            if sender is None:
+                sender = offload(length, header_envelope.sender, fields)
+            if recipients is None:
+                recipients = offload(length, header_envelope.recipients, fields)
             self.sender = sender
             self._mailbox = sent_mailbox(sender)
             self._set_recipients([recipients] if isinstance(recipients, str) else list(recipients), to_ext)
@@ -139,7 +139,7 @@ class PreparedMessage:
                 end = 0  # text without a header section
             head = content[:end]
             if self._rest is None and len(content) > MAX_MEMORY and end <= MAX_HEAD:
-                self._rest = rest_of_bytes(content, end)
+                self._rest = MessageRest(io.BytesIO(content), end)
                 content = head
             if derived and self._message is None:
                 head = header_envelope.without_bcc(head)
@@ -276,12 +276,3 @@ class PreparedMessage:
 def _needs_ascii_head(extensions: Mapping[str, str]) -> bool:
     """True if raw UTF-8 cannot stand in the header section: SMTPUTF8 needs 8BITMIME too (RFC 6531 section 3.1)."""
     return not ("SMTPUTF8" in extensions and "8BITMIME" in extensions)
-
-
-def _envelope(
-    fields: header_envelope.Fields, sender: str | None, recipients: str | Iterable[str] | None
-) -> tuple[str, str | Iterable[str]]:
-    return (
-        header_envelope.sender(fields) if sender is None else sender,
-        header_envelope.recipients(fields) if recipients is None else recipients,
-    )

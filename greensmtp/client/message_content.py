@@ -7,7 +7,6 @@ other greenlet.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -161,8 +160,3 @@ def read_message(message: bytes | bytearray | memoryview | Readable) -> tuple[by
     file = rewindable(source, content)
     # The message starts at the file's current position: the caller may have read something before.
     return content[:end], MessageRest(file, file.tell() - size + end, is_copy=file is not message)
-
-
-def rest_of_bytes(content: bytes, start: int) -> MessageRest:
-    """Return the rest of a large message that is in memory."""
-    return MessageRest(io.BytesIO(content), start)

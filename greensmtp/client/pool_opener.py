@@ -16,15 +16,7 @@ from greensmtp.client.client import SMTPClient
 from greensmtp.client.connect import connect
 from greensmtp.client.options import ConnectOptions
 from greensmtp.client.pool_login import PoolLogin
-from greensmtp.errors import (
-    AuthenticationFailed,
-    CannotConnect,
-    ClientError,
-    Disconnected,
-    HelloRefused,
-    PeerProtocolError,
-    TLSFailed,
-)
+from greensmtp.errors import AuthenticationFailed, ClientError
 from greensmtp.protocol import hosts
 
 #: Seconds for which a host that failed is tried after all others.
@@ -104,14 +96,7 @@ class ConnectionOpener:
                 continue
             try:
                 client = self._open_to(host)
-            except (
-                CannotConnect,
-                TLSFailed,
-                HelloRefused,
-                AuthenticationFailed,
-                Disconnected,
-                PeerProtocolError,
-            ) as error:
+            except ClientError as error:
                 if isinstance(error, AuthenticationFailed) and self._login is not None and self._login.refused:
                     raise
                 host.avoid()
