@@ -44,21 +44,6 @@ class Step(NamedTuple):
 class CommandExchange:
     """The commands and replies of one connection."""
 
-    __slots__ = (
-        "accepted",
-        "data_reply",
-        "extensions",
-        "hello",
-        "hello_line",
-        "lmtp",
-        "open_transaction",
-        "replies",
-        "timeouts",
-        "trace",
-        "transport",
-        "writing",
-    )
-
     def __init__(self, transport: ClientTransport, timeouts: Timeouts, *, lmtp: bool) -> None:
         self.transport = transport
         self.timeouts = timeouts
