@@ -360,3 +360,9 @@ def test_a_pool_forgets_a_connection_whose_check_was_interrupted(scripted: Start
             pass
         assert (pool.busy, pool.idle) == (0, 0)
         assert pool._local.connections._busy == set()
+
+
+@pytest.mark.parametrize("options", [{"size": "3"}, {"size": None}, {"max_age": None}, {"acquire_timeout": "1"}])
+def test_the_numbers_of_a_pool_are_checked_when_it_is_made(options: Any) -> None:
+    with pytest.raises(ValueError, match="expected a number above 0 as"):
+        Pool("127.0.0.1", **options)
