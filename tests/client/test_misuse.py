@@ -224,12 +224,17 @@ def test_no_empty_message_goes_to_a_recipient_whose_sender_was_refused(scripted:
         script.greet("PIPELINING")
         script.expect("MAIL", "RCPT", "DATA")
         script.say("550 no", "250 ok", "354 go")
-        assert script.rest() == b""
+        rest.append(script.rest())
+        over.set()
 
+    rest: list[bytes] = []
+    over = Event()
     mail = scripted(script).connect()
     with pytest.raises(SenderRefused):
         mail.send(b"x", FROM, TO)
     assert mail.closed
+    assert over.wait(5)
+    assert rest == [b""]
 
 
 # The trace
