@@ -12,7 +12,8 @@ from gevent import Timeout, socket, spawn
 from gevent.event import Event
 
 from greensmtp import CannotConnect, DataRefused, Disconnected, Pool, RecipientsRefused, Timeouts, connect
-from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.client.message import CHUNKING_PAYS
+from greensmtp.client.message_content import MAX_MEMORY
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted

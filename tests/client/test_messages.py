@@ -33,7 +33,8 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.client.message import MAX_MEMORY, PreparedMessage
+from greensmtp.client.message import PreparedMessage
+from greensmtp.client.message_content import MAX_MEMORY
 from greensmtp.middleware import Auth
 from greensmtp.protocol import header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
@@ -646,7 +647,7 @@ def test_other_parameters_are_never_omitted(scripted: Start, ext: Any) -> None:
 
 
 def test_to_ext_of_the_wrong_length_is_a_value_error() -> None:
-    with pytest.raises(ValueError, match="for 1 recipients, not for 2"):
+    with pytest.raises(ValueError, match="for 2 recipients; got it for 1"):
         PreparedMessage(b"x", FROM, [TO, "c@example.com"], to_ext=[{}])
 
 

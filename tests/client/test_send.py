@@ -28,7 +28,8 @@ from greensmtp import (
     SMTPServer,
     connect,
 )
-from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.client.message import CHUNKING_PAYS
+from greensmtp.client.message_content import MAX_MEMORY
 from greensmtp.testing.fixtures import MakeServer
 
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def test_a_message_of_an_unknown_type_is_a_type_error(inbox: Inbox) -> None:
     for wrong in ("text", 5, io.StringIO("text")):
         with pytest.raises(TypeError):
             inbox.send(wrong, FROM, TO)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="at least one recipient"):
         inbox.send(b"x", FROM, [])
 
 

@@ -145,7 +145,10 @@ def test_a_refused_connection_is_reported(files: list[Path]) -> None:
         (["--from", "not a mailbox", "-"], "'--from': an address needs a domain"),
         (["--to", "not a mailbox", "-"], "'--to': an address needs a domain"),
         (["--to", "", "-"], "'--to': a recipient cannot be empty"),
-        (["--hostname", "a b", "-"], "'--hostname': the name must be a host name or an address literal, not 'a b'"),
+        (
+            ["--hostname", "a b", "-"],
+            "'--hostname': expected a host name or an address literal as the name to send; got 'a b'",
+        ),
         ([], "Missing argument 'FILE...'"),
     ],
 )
