@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
-from greensmtp.middleware.logging import format as log_lines
+from greensmtp.middleware._message_replies import note_reply, outcome_of, told_replies
+from greensmtp.middleware.logging.format import Line, command_text, session_text, transaction_text
 from greensmtp.middleware.logging.output import attach
-from greensmtp.middleware.logging.records import SessionRecord, TransactionRecord, peer_of
+from greensmtp.middleware.logging.records import (
+    Facts,
+    SessionRecord,
+    TransactionRecord,
+    peer_of,
+    session_facts,
+    transaction_facts,
+)
 from greensmtp.protocol.command import (
     ACCEPT,
     CONNECT,
@@ -23,9 +33,12 @@ from greensmtp.protocol.command import (
     UNKNOWN,
     Command,
 )
-from greensmtp.protocol.log_text import LISTED, reply_text, shown
+from greensmtp.protocol.log_text import reply_text, shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
+
+#: What a verb changes in a session's record: called as a middleware is.
+Hook = Callable[[Session, Command, Proceed], Reply]
 
 _KNOWN = PSEUDO_COMMANDS | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
 
@@ -83,12 +96,12 @@ class Logging:
         #: If this level is disabled, nothing is logged. A logger's level may change while the server runs.
         self._highest = max(self.level, logging.DEBUG)
         self._is_enabled = logger.isEnabledFor
-        self._hooks = {
+        self._hooks: dict[str, Hook] = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
-            "HELO": self._greet,
-            "EHLO": self._greet,
-            "LHLO": self._greet,
+            "HELO": self._hello,
+            "EHLO": self._hello,
+            "LHLO": self._hello,
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
@@ -100,20 +113,12 @@ class Logging:
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass the command on, and log it, or what it ends."""
-        verb = command.verb
-        hook = self._hooks.get(verb)
-        is_enabled = self._is_enabled
-        if hook is None:
-            if is_enabled(logging.DEBUG):
-                return self._command(session, command, proceed)
-            reply = proceed(session, command)
-            _guard(session, command, reply)  # DEBUG may be enabled in the middle of a session
-            return reply
-        if not is_enabled(self._highest):
+        hook = self._hooks.get(command.verb, _other)
+        if hook is not _other and not self._is_enabled(self._highest):
             return proceed(session, command)
-        if not is_enabled(logging.DEBUG) or verb in _WITHOUT_LINE:
-            return hook(session, command, proceed)
-        return self._command(session, command, lambda session, command: hook(session, command, proceed))
+        if self._is_enabled(logging.DEBUG) and command.verb not in _WITHOUT_LINE:
+            return self._command(session, command, proceed, hook)
+        return hook(session, command, proceed)
 
     def __repr__(self) -> str:
         name = "" if self.logger.name == "greensmtp.session" else f"{self.logger.name!r}, "
@@ -139,7 +144,7 @@ class Logging:
             record.refusal = reply
         return reply
 
-    def _greet(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+    def _hello(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         self._record(session).note_tls(session)
         return self._reset(session, command, proceed)
 
@@ -148,39 +153,28 @@ class Logging:
         record, reason = self._record(session), command.argument
         if record.transaction is not None:
             self._end(session, record, "abandoned" if reason == "quit" else "lost", reason)
-        refusal = record.refusal
-        facts = {
-            **record.facts(session, "session", record.began),
-            "greeting": session.greeting,
-            "hostname": None if session.hostname is None else shown(session.hostname),
-            "messages": session.messages_accepted,
-            "recipient_count": record.recipients,
-            "octets": record.size,
-            "reason": reason,
-            "reply": None if refusal is None else refusal.code,
-            "reply_text": None if refusal is None else reply_text(refusal),
-        }
-        self._emit(self.level, log_lines.session_text, facts)
+        if self._is_enabled(self.level):
+            self._emit(self.level, session_text, session_facts(session, record, reason))
         session.notes.pop(self, None)
         return reply
 
     # The transaction
 
     def _mail(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        began = perf_counter()
         if session.from_ is not None:
             return proceed(session, command)
+        began = perf_counter()
         reply = proceed(session, command)
         if reply.code < 300:
             session.stage(self._begin, session, began)
         elif reply.code >= 400 and reply.code != 503 and command.error is None:
             record = self._record(session)
             record.transaction = TransactionRecord(began, session, getattr(command, "address", ""))
-            self._end(session, record, _refused_outcome(reply), None, reply)
+            self._end(session, record, outcome_of(reply), None, reply)
         return reply
 
     def _begin(self, session: Session, began: float) -> None:
-        """Begin a transaction, unless an outer middleware has refused it."""
+        """Begin a transaction, unless a middleware has answered MAIL by itself."""
         if session.from_ is None:
             return
         record = self._record(session)
@@ -216,7 +210,7 @@ class Logging:
             else:
                 over = session.message is None or not session.message.opened  # else the reply comes at the end
             if over:
-                self._end(session, record, _refused_outcome(reply), None, reply)
+                self._end(session, record, outcome_of(reply), None, reply)
         return reply
 
     def _end_of_data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -226,20 +220,27 @@ class Logging:
             transaction = record.transaction = TransactionRecord(perf_counter(), session)
         transaction.recipients = session.to
         reply = proceed(session, command)
-        recipient = getattr(command, "recipient", None)
-        if recipient is None:
-            accepted = len(session.to) if reply.code < 300 else 0
-            worst = reply
-        else:
-            transaction.replies.append((recipient, reply))
-            if recipient is not session.to[-1]:
-                return reply
-            accepted = sum(each.code < 300 for _, each in transaction.replies)
-            worst = max((each for _, each in transaction.replies), key=lambda each: each.code)
-        record.recipients += accepted
-        outcome = _refused_outcome(worst) if not accepted else "accepted" if worst.code < 300 else "partial"
-        self._end(session, record, outcome, None, worst)
+        note_reply(session, transaction.replies, reply)
+        if len(transaction.replies) == 1 and session.message is not None:
+            session.message.at_end(partial(self._end_message, session, record, transaction))
         return reply
+
+    def _end_message(self, session: Session, record: SessionRecord, transaction: TransactionRecord) -> None:
+        """Log a transaction whose message has been answered, once the client has been told all replies."""
+        assert transaction.message is not None
+        transaction.replies = told_replies(transaction.replies, transaction.message)
+        told = [reply for reply in transaction.replies if reply is not None]
+        recipients = len(transaction.recipients)
+        if session.server.lmtp:
+            expected, accepted = recipients, sum(reply.code < 300 for reply in told)
+        else:
+            told = told[-1:]  # an outer middleware may have called proceed again
+            expected, accepted = 1, recipients if told and told[0].code < 300 else 0
+        if len(told) < expected:
+            return  # the connection has ended, and DISCONNECT follows
+        record.recipients += accepted
+        worst = max(told, key=_code)
+        self._end(session, record, "partial" if accepted and worst.code >= 300 else outcome_of(worst), None, worst)
 
     def _reset(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
@@ -259,38 +260,18 @@ class Logging:
         transaction = record.transaction
         assert transaction is not None
         record.transaction = None
-        size = 0 if transaction.message is None else transaction.message.size
-        record.size += size
+        if transaction.message is not None:
+            record.size += transaction.message.size
         if reply is None and not transaction.recipients and transaction.refused:
             reply = transaction.refused[-1][1]  # given up: all recipients were refused
-            outcome = _refused_outcome(reply)
-        recipients = transaction.recipients
-        facts = {
-            **record.facts(session, "transaction", transaction.began),
-            "sender": shown(transaction.sender),
-            "recipients": [shown(each) for each in recipients[:LISTED]],
-            "recipient_count": len(recipients),
-            "refused": log_lines.replies(transaction.refused) if transaction.refused else [],
-            "refused_count": transaction.refused_count,
-            "size": size,
-            "outcome": outcome,
-            "reason": reason,
-            "reply": None,
-            "reply_text": None,
-            "queue_id": None,
-        }
-        if reply is not None:
-            facts["reply"] = reply.code
-            facts["reply_text"] = reply_text(reply)
-            facts["queue_id"] = log_lines.queue_id(reply)
-        if transaction.replies:
-            facts["replies"] = log_lines.replies(transaction.replies[:LISTED])
-            facts["queue_id"] = log_lines.queue_id(*(each for _, each in transaction.replies))
-        self._emit(self.level, log_lines.transaction_text, facts)
+            outcome = outcome_of(reply)
+        if self._is_enabled(self.level):
+            facts = transaction_facts(session, record, transaction, outcome=outcome, reason=reason, reply=reply)
+            self._emit(self.level, transaction_text, facts)
 
     # The command
 
-    def _command(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+    def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
         """Log a command with its reply."""
         verb, argument = command.verb, command.argument
         if command.is_secret:
@@ -298,8 +279,7 @@ class Logging:
         elif verb not in _KNOWN and _GUARDED in session.notes:
             verb, argument = UNKNOWN, "***"
         began = perf_counter()
-        reply = proceed(session, command)
-        _guard(session, command, reply)
+        reply = hook(session, command, proceed)
         facts = {
             "event": "command",
             "session": session.id,
@@ -310,7 +290,7 @@ class Logging:
             "reply": reply.code,
             "reply_text": reply_text(reply),
         }
-        self._emit(logging.DEBUG, log_lines.command_text, facts)
+        self._emit(logging.DEBUG, command_text, facts)
         return reply
 
     # Records
@@ -322,20 +302,20 @@ class Logging:
             record = notes[self] = SessionRecord(None)
         return record
 
-    def _emit(self, level: int, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
+    def _emit(self, level: int, text: Callable[[Facts], str], facts: Facts) -> None:
         logger = self.logger
-        if not self._is_enabled(level):
-            return
         # As logger.log, without its search of the stack for this line.
-        record = logger.makeRecord(logger.name, level, __file__, 0, log_lines.Line(text, facts), (), None, "Logging")
+        record = logger.makeRecord(logger.name, level, __file__, 0, Line(text, facts), (), None, "Logging")
         record.__dict__.update(facts)
         logger.handle(record)
 
 
-def _guard(session: Session, command: Command, reply: Reply) -> None:
-    """Note that passwords may follow."""
+def _other(session: Session, command: Command, proceed: Proceed) -> Reply:
+    """The hook of all other verbs: note that passwords may follow. DEBUG may be enabled in the middle of a session."""
+    reply = proceed(session, command)
     if command.verb == UNKNOWN or (command.is_secret and not reply.is_positive):
         session.notes[_GUARDED] = True
+    return reply
 
 
 def _check_level(level: int | str) -> int:
@@ -347,5 +327,4 @@ def _check_level(level: int | str) -> int:
     return level
 
 
-def _refused_outcome(reply: Reply) -> str:
-    return "refused" if reply.code >= 500 else "deferred"
+_code = attrgetter("code")

@@ -67,6 +67,11 @@ class Log:
         return [record.getMessage() for record in records if record.__dict__.get("event") in ALL_EVENTS]
 
 
+def fail_with(error: Exception) -> None:
+    """A staged change that fails, as the Maildir's does when the disk is full."""
+    raise error
+
+
 @pytest.fixture
 def log(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> Callable[..., Log]:
     return lambda **options: Log(smtp_server, caplog, **options)
@@ -342,6 +347,62 @@ def test_lmtp_has_one_line_with_the_reply_for_each_recipient(log: Callable[..., 
         "-> <a@example.com> 250 2.0.0 Ok: queued as 77; <full@example.com> 452 4.2.2 mailbox full, really; "
         "<a@example.com> 250 2.0.0 Ok: queued as 77 ("
     ) in it.lines()[0]
+
+
+def test_a_message_that_fails_when_it_is_stored_is_logged_with_what_the_client_is_told(log: Callable[..., Log]) -> None:
+    it = log()
+
+    @it.server.on("received")
+    def store(session: Session, ack: Ack) -> None:
+        session.stage(fail_with, Reject(452, "4.3.1 disk full"))
+        ack.accept()
+
+    with it.dial() as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n") == "452 4.3.1 disk full"
+        facts = it.transaction()
+    it.over()
+    assert (facts["outcome"], facts["reply"], facts["size"]) == ("deferred", 452, 5)
+    assert it.session()["recipient_count"] == 0
+
+
+@pytest.mark.parametrize("fails", ["a", "b"])
+def test_in_lmtp_a_recipient_whose_message_cannot_be_stored_is_logged_so(log: Callable[..., Log], fails: str) -> None:
+    it = log(lmtp=True)
+
+    @it.server.on("received")
+    def store(session: Session, ack: Ack, recipient: Address) -> None:
+        if recipient.local_part == fails:
+            session.stage(fail_with, Reject(452, "4.3.1 disk full"))
+        ack.accept()
+
+    with it.dial() as peer:
+        peer.hello(verb="LHLO")
+        told = [peer.deliver("Hi.\r\n", to=["a@example.com", "b@example.com"]), peer.reply()]
+    it.over()
+    facts = it.transaction()
+    assert [str(each["reply"]) for each in facts["replies"]] == [reply[:3] for reply in told]
+    assert facts["outcome"] == {"a": "deferred", "b": "partial"}[fails]
+    assert it.session()["recipient_count"] == {"a": 0, "b": 1}[fails]
+
+
+def test_an_outer_refusal_and_a_killed_connection_are_never_logged_as_accepted(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        return Reply(451) if command.verb == "END-OF-DATA" else reply
+
+    caplog.set_level(logging.INFO)
+    server = smtp_server(start=False, middleware=[refuse, Logging()])
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n").startswith("451")
+        peer.line("QUIT")
+        peer.rest()
+    sleep(0)
+    assert "accepted" not in [record.__dict__.get("outcome") for record in caplog.records]
 
 
 # Sessions
