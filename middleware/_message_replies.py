@@ -24,8 +24,10 @@ def note_reply(session: Session, replies: Replies, reply: Reply) -> None:
         replies.append(reply)
 
 
-def told_replies(replies: Replies, message: MessageStream) -> Replies:
-    """Return the replies once the transaction is over. None: the connection ended before the client was told."""
+def told_replies(session: Session, replies: Replies, message: MessageStream) -> Replies:
+    """Return the replies when the transaction is over. None: the connection ended before the client was told."""
+    if not session.server.lmtp:
+        replies = replies[-1:]  # an outer middleware may have called proceed again
     failure = message.failure
     return replies if failure is None else [reply or failure for reply in replies]
 

@@ -228,16 +228,12 @@ class Logging:
     def _end_message(self, session: Session, record: SessionRecord, transaction: TransactionRecord) -> None:
         """Log a transaction whose message has been answered, once the client has been told all replies."""
         assert transaction.message is not None
-        transaction.replies = told_replies(transaction.replies, transaction.message)
+        transaction.replies = told_replies(session, transaction.replies, transaction.message)
         told = [reply for reply in transaction.replies if reply is not None]
-        recipients = len(transaction.recipients)
-        if session.server.lmtp:
-            expected, accepted = recipients, sum(reply.code < 300 for reply in told)
-        else:
-            told = told[-1:]  # an outer middleware may have called proceed again
-            expected, accepted = 1, recipients if told and told[0].code < 300 else 0
-        if len(told) < expected:
+        recipients, lmtp = len(transaction.recipients), session.server.lmtp
+        if len(told) < (recipients if lmtp else 1):
             return  # the connection has ended, and DISCONNECT follows
+        accepted = sum(reply.code < 300 for reply in told) * (1 if lmtp else recipients)
         record.recipients += accepted
         worst = max(told, key=_code)
         self._end(session, record, "partial" if accepted and worst.code >= 300 else outcome_of(worst), None, worst)

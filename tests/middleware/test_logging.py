@@ -386,7 +386,7 @@ def test_in_lmtp_a_recipient_whose_message_cannot_be_stored_is_logged_so(log: Ca
     assert it.session()["recipient_count"] == {"a": 0, "b": 1}[fails]
 
 
-def test_an_outer_refusal_and_a_killed_connection_are_never_logged_as_accepted(
+def test_a_message_that_an_outer_middleware_refuses_is_not_logged_as_accepted(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
