@@ -219,7 +219,8 @@ class Recorder:
         """Count the replies to a message as the client was told them."""
         state = self._state(session)
         replies, state.replies = told_replies(session, state.replies, message), []
-        outcomes = set()
+        lmtp = session.server.lmtp
+        total = ""
         for reply in replies:
             if reply is None:
                 return  # the connection has ended: DISCONNECT counts the message as lost
@@ -227,13 +228,13 @@ class Recorder:
             if reply.code >= 400:
                 self._refused[reply.enhanced]()
             outcome = outcome_of(reply)
-            outcomes.add(outcome)
-            self._recipients[outcome](1 if session.server.lmtp else recipients)
-        if session.server.lmtp and len(replies) < recipients:
+            self._recipients[outcome](1 if lmtp else recipients)
+            if total != "accepted":  # a message is accepted if one recipient accepts it
+                total = outcome
+        if lmtp and len(replies) < recipients:
             return
         state.body = False
-        # In LMTP a message is accepted if one recipient accepts it.
-        self._messages["accepted" if "accepted" in outcomes else outcome]()
+        self._messages[total]()
         if state.began:
             self._observe_seconds(perf_counter() - state.began)
         self._observe_size(message.size)

@@ -163,9 +163,11 @@ def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
         (ONE, "a@example.com", "250"),
         (OTHER, "A@Example.COM", "450"),
         (ONE, "b@example.com", "250"),
+        (ONE, "a@b\u00fccher.example", "250"),
+        (OTHER, "A@xn--bcher-kva.EXAMPLE", "450"),
     ):
         with greet(server, source) as peer:
-            peer.line("MAIL FROM:<a@example.com>", f"RCPT TO:<{recipient}>")
+            peer.line("MAIL FROM:<a@example.com> SMTPUTF8", f"RCPT TO:<{recipient}>")
             peer.expect("250", reply)
 
 
