@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 
-from greensmtp.middleware._accounts import account_of
+from greensmtp.middleware._accounts import account_of, without_domain
 from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
 from greensmtp.networks import network_around
 
@@ -27,7 +27,8 @@ class AttemptLimits:
 
     - By client: one client's failures; beyond the limit it is refused.
     - By account and network: failures at one account from one network (IPv4 /24, IPv6 /64); beyond the limit, that
-      network is refused at that account. A client that has lately logged in to the account is counted apart.
+      network is refused at that account. A client that has lately logged in to the account is counted apart. Accounts
+      are counted by the local part of their names.
     - By account alone: failures from all networks; beyond ``SLOW_FROM`` times the limit, attempts are delayed. Clients
       that have lately logged in to the account are not.
 
@@ -86,13 +87,15 @@ class Attempt:
         if not username or limits.by_account is None or limits.everywhere is None:
             return 0.0
         account = account_of(username)
+        # Names are counted by their local part: a directory that drops the domain takes all of them for one user.
+        counted = account_of(without_domain(username))
         known = limits.knows(account, self._client)
         place = self._client if known or self._host is None else _network(self._host, 24, 64)
-        if not self._take(limits.by_account, f"{account}\0{place}"):
+        if not self._take(limits.by_account, f"{counted}\0{place}"):
             return None
         self._accounts.append(account)
-        self._taken.append((limits.everywhere, account))
-        excess = limits.everywhere.add(account) - SLOW_FROM * limits.everywhere.count
+        self._taken.append((limits.everywhere, counted))
+        excess = limits.everywhere.add(counted) - SLOW_FROM * limits.everywhere.count
         return 0.0 if known else min(max(0, excess) * DELAY_STEP, MAX_DELAY)
 
     def give_back(self) -> None:

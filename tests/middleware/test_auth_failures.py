@@ -342,6 +342,26 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     assert check.asked == asked + 3
 
 
+@pytest.mark.parametrize("name", ["jo@{}.example", "J.O%{}", "D{}\\jo", "jo\uff20{}"])
+def test_a_domain_gives_a_name_no_guesses_of_its_own(name: str) -> None:
+    limits = AttemptLimits(None, "5/minute", clock=Clock())
+    waits = [Attempt(limits, "192.0.2.1").count_for_account(name.format(number)) for number in range(7)]
+    assert waits == [0.0] * 5 + [None] * 2
+    assert Attempt(limits, "192.0.2.1").count_for_account("jo") is None
+    assert Attempt(limits, "192.0.2.1").count_for_account("ann") == 0.0
+
+
+def test_a_login_to_one_account_does_not_make_the_client_known_in_another_domain() -> None:
+    limits = AttemptLimits(None, "1/minute", clock=Clock())
+    attempt = Attempt(limits, "192.0.2.1")
+    attempt.count_for_account("info@one.example")
+    attempt.succeed()
+    assert [limits.knows(account_of(f"info@{domain}.example"), "192.0.2.1") for domain in ("one", "other")] == [
+        True,
+        False,
+    ]
+
+
 def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
     limits = AttemptLimits(None, "1/minute", clock=Clock())
     seconds = {
