@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from greensmtp.middleware._accounts import account_of, without_domain
-from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
+from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter, CountedAttempt
 from greensmtp.networks import network_around
 
 #: How many past successes (account and client) are remembered, and for how many seconds.
@@ -71,7 +71,7 @@ class Attempt:
         self._host = host
         self._wait = wait
         self._client = "" if host is None else _network(host, 32, 64)
-        self._taken: list[tuple[AttemptLimiter, str]] = []
+        self._counted: list[CountedAttempt] = []
         self._accounts: list[str] = []
 
     def begin(self) -> bool:
@@ -94,19 +94,20 @@ class Attempt:
         if not self._take(limits.by_account, f"{counted}\0{place}"):
             return None
         self._accounts.append(account)
-        self._taken.append((limits.everywhere, counted))
-        excess = limits.everywhere.add(counted) - SLOW_FROM * limits.everywhere.count
+        everywhere = limits.everywhere.add(counted)
+        self._counted.append(everywhere)
+        excess = everywhere.failures - SLOW_FROM * limits.everywhere.count
         return 0.0 if known else min(max(0, excess) * DELAY_STEP, MAX_DELAY)
 
     def give_back(self) -> None:
         """Subtract the attempt from all counts: it was not a failure."""
-        for limiter, key in self._taken:
-            limiter.give_back(key)
+        for each in self._counted:
+            each.give_back()
 
     def end(self) -> None:
         """End the attempt, whether it failed or not."""
-        for limiter, key in self._taken:
-            limiter.end(key)
+        for each in self._counted:
+            each.end()
 
     def succeed(self) -> None:
         """Give the attempt back, and remember the client for its account."""
@@ -116,10 +117,10 @@ class Attempt:
 
     def _take(self, limiter: AttemptLimiter | None, key: str) -> bool:
         if limiter is not None:
-            while not limiter.take(key):
+            while (counted := limiter.take(key)) is None:
                 if not limiter.has_attempts_in_flight(key) or not self._wait():
                     return False
-            self._taken.append((limiter, key))
+            self._counted.append(counted)
         return True
 
 

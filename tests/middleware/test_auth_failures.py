@@ -464,16 +464,29 @@ def test_the_time_begins_with_the_first_failure() -> None:
 def test_giving_back() -> None:
     failures = AttemptLimiter("2/hour", clock=Clock())
     for _ in range(5):
-        assert failures.take("a")
-        failures.give_back("a")
+        taken = failures.take("a")
+        assert taken is not None
+        taken.give_back()
     assert len(failures) == 0
-    assert failures.take("a")
-    assert failures.take("a")
-    failures.give_back("a")
+    first, second = failures.take("a"), failures.take("a")
+    assert first is not None
+    first.give_back()
     assert failures.take("a")
     assert not failures.take("a")
-    failures.give_back("never taken")
     assert len(failures) == 1
+    assert second is not None
+    assert second.failures == 2
+
+
+def test_an_attempt_of_the_last_window_gives_nothing_back_in_this_one() -> None:
+    clock = Clock()
+    failures = AttemptLimiter("1/minute", clock=clock)
+    held = failures.take("a")
+    clock.now += 60
+    assert failures.take("a")
+    assert held is not None
+    held.give_back()
+    assert not failures.take("a")
 
 
 def test_it_is_bounded() -> None:
