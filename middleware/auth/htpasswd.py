@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ MANY_KINDS = 3
 _BCRYPT = re.compile(r"\$2[aby](\$(?:0[4-9]|[12][0-9]|3[01])\$)[./A-Za-z0-9]{53}")
 _ARGON2 = re.compile(r"(\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$)[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
 
-_STALE = "auth: %s cannot be read again, and the users read before stay in force: %s"
+_STALE = "auth: {} cannot be read again, and the users read before stay in force: {}"
 
 #: Modification time, size and inode: another stamp means that the file has changed.
 _Stamp = tuple[int, int, int]
@@ -62,18 +63,28 @@ class Htpasswd:
         self._pool = BoundedPool(AT_ONCE)
         # The unpatched lock, for threads of the pool.
         self._reading = get_original("_thread", "allocate_lock")()
+        #: The problems that have been logged of this state of the file.
+        self._logged: set[str] = set()
+        #: Log entries of the thread pool: loggers belong to the thread of the hub.
+        self._log: deque[tuple[int, str]] = deque()
         try:
             self._stamp: _Stamp | None = self._stat()
-            self._users = _read(self._path)
-            #: The problems that have been logged of this state of the file.
-            self._logged: set[str] = set()
+            self._users = self._read()
         except OSError as error:
             raise ValueError(f"htpasswd: cannot read {str(self._path)!r}: {error.strerror}") from error
+        self._write_log()
 
     def check_password(self, credentials: Credentials) -> bool:
         """Return whether this is the user's password. Other greenlets run meanwhile."""
         assert credentials.password is not None
-        return self._pool.call(self._check, credentials.username, credentials.password)
+        try:
+            return self._pool.call(self._check, credentials.username, credentials.password)
+        finally:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        while self._log:
+            logger.log(*self._log.popleft())
 
     # In the thread pool
 
@@ -99,7 +110,7 @@ class Htpasswd:
             return self._verify(hashed, password)
         except Unavailable as error:
             # Refused like a wrong password: another reply would show that the user exists.
-            self._log_once("auth: %s: %s", str(error))
+            self._log_once(f"auth: {self}: {error}")
             return None
 
     def _current(self) -> _Users:
@@ -109,19 +120,26 @@ class Htpasswd:
                 stamp = self._stat()
                 if stamp != self._stamp:
                     self._stamp = stamp  # a malformed file is not read at every login
-                    self._users = _read(self._path)
+                    self._users = self._read()
                     self._logged.clear()
             except ValueError as error:
-                self._log_once(_STALE, str(error))
+                self._log_once(_STALE.format(self, error))
             except OSError as error:
                 self._stamp = None
-                self._log_once(_STALE, str(error.strerror))
+                self._log_once(_STALE.format(self, error.strerror))
             return self._users
 
-    def _log_once(self, text: str, problem: str) -> None:
+    def _log_once(self, problem: str) -> None:
         if problem not in self._logged:  # not at every login
             self._logged.add(problem)
-            logger.error(text, self, problem)
+            self._log.append((logging.ERROR, problem))
+
+    def _read(self) -> _Users:
+        users = _read_users(self._path)
+        if len(users.stand_ins) > MANY_KINDS:
+            text = f"auth: {self} has {len(users.stand_ins)} kinds of hashes, and every login computes one of each"
+            self._log.append((logging.WARNING, f"{text}; rehash the old passwords"))
+        return users
 
     def _stat(self) -> _Stamp:
         status = self._path.stat()
@@ -131,7 +149,7 @@ class Htpasswd:
         return f"Htpasswd({os.fspath(self._path)!r})"
 
 
-def _read(path: Path) -> _Users:
+def _read_users(path: Path) -> _Users:
     with path.open("rb") as file:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
@@ -155,12 +173,6 @@ def _read(path: Path) -> _Users:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: second line for {name!r}")
         hashes[name] = match[1], hashed
     stand_ins = {kind: _stand_in(kind) for kind in sorted({kind for kind, _ in hashes.values()})}
-    if len(stand_ins) > MANY_KINDS:
-        logger.warning(
-            "auth: %r has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
-            str(path),
-            len(stand_ins),
-        )
     return _Users(hashes, stand_ins)
 
 
