@@ -1,4 +1,4 @@
-"""The recorder of Metrics: it counts what passes through, with one function for each verb.
+"""The recorder of Metrics: it counts what passes through.
 
 Rules of this file:
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Counts a command: called as a middleware is.
 Record = Callable[[Session, Command, Proceed], Reply]
+#: ``(recorder, session, command, reply, began)``: counts something more.
+After = Callable[["Recorder", Session, Command, Reply, float], None]
 
 
 class Recorder:
@@ -59,22 +61,24 @@ class Recorder:
         verb = verb if verb in VERBS else OTHER
         record = self.by_verb.get(verb)
         if record is None:
-            record = self.by_verb[verb] = _MAKERS.get(verb, Recorder._plain)(self, verb)
+            record = self.by_verb[verb] = self._make(verb)
         return record
 
-    def _state(self, session: Session) -> SessionState:
-        notes = session.notes
-        state: SessionState | None = notes.get(self)
-        if state is None:
-            state = notes[self] = SessionState()
-        return state
-
-    # One function for each verb
-
-    def _plain(self, verb: str) -> Record:
-        """Count the verb's replies and their time."""
+    def _make(self, verb: str) -> Record:
         codes = ReplyCodes(self._families.commands, verb)
+        if verb == ACCEPT:
+            return partial(self._accept, codes)
+        if verb in ("DATA", "BDAT"):
+            return partial(self._body, codes, 354 if verb == "DATA" else 250)
+        if verb == DISCONNECT:
+            return self._disconnect
         took = self._families.command_seconds.labels(verb).observe
+        if verb == END_OF_DATA:
+            return partial(self._end_of_data, codes, took)
+        return self._usual(codes, took, _AFTER.get(verb))
+
+    def _usual(self, codes: ReplyCodes, took: Callable[[float], None], after: After | None) -> Record:
+        """Return what counts a verb's replies and their time."""
         refused = self._refused
 
         def count(session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -85,126 +89,93 @@ class Recorder:
             codes[code]()
             if code >= 400:
                 refused[reply.enhanced]()
+            if after is not None:
+                after(self, session, command, reply, began)
             return reply
 
         return count
 
-    def _accept(self, verb: str) -> Record:
+    # What else some verbs count, after the reply
+
+    def _after_connect(self, session: Session, command: Command, reply: Reply, began: float) -> None:
+        self._note_tls(session, self._open(session))
+
+    def _after_reset(self, session: Session, command: Command, reply: Reply, began: float) -> None:
+        """RSET, HELO, EHLO and LHLO end a transaction. The first EHLO after STARTTLS shows that TLS is up."""
+        state = self._state(session)
+        self._lose_body(state)
+        self._note_tls(session, state)
+
+    def _after_mail(self, session: Session, command: Command, reply: Reply, began: float) -> None:
+        if reply.code < 300:
+            state = self._state(session)
+            self._lose_body(state)
+            state.began = began
+
+    def _after_auth(self, session: Session, command: Command, reply: Reply, began: float) -> None:
+        mechanism = command.argument.partition(" ")[0].upper()
+        self._families.auth.labels(mechanism if mechanism in MECHANISMS else OTHER, outcome_of(reply)).inc()
+
+    # Verbs that are counted in other ways
+
+    def _accept(self, codes: ReplyCodes, session: Session, command: Command, proceed: Proceed) -> Reply:
         """ACCEPT: count the connection. The reply is counted if it is a refusal; otherwise CONNECT follows."""
-        codes = ReplyCodes(self._families.commands, verb)
+        self._open(session)
+        reply = proceed(session, command)
+        if reply.code >= 400:
+            self._count_reply(codes, reply)
+        return reply
 
-        def accept(session: Session, command: Command, proceed: Proceed) -> Reply:
-            self._open(session)
+    def _body(self, codes: ReplyCodes, goes_on: int, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """DATA and BDAT: no time, which would be that of the body."""
+        try:
             reply = proceed(session, command)
-            if reply.code >= 400:
-                codes[reply.code]()
-                self._refused[reply.enhanced]()
-            return reply
+        except BaseException:
+            # When the client is lost, the session forgets the body before DISCONNECT.
+            self._state(session).body = session.message is not None and session.message.opened
+            raise
+        self._count_reply(codes, reply)
+        if reply.code == goes_on:
+            self._state(session).body = True
+        return reply
 
-        return accept
+    def _end_of_data(
+        self, codes: ReplyCodes, took: Callable[[float], None], session: Session, command: Command, proceed: Proceed
+    ) -> Reply:
+        began = perf_counter()
+        reply = proceed(session, command)
+        took(perf_counter() - began)
+        replies, message = self._state(session).replies, session.message
+        note_reply(session, replies, reply)
+        if len(replies) == 1 and message is not None:
+            message.at_end(partial(self._end_message, session, message, len(session.to), codes))
+        return reply
 
-    def _connect(self, verb: str) -> Record:
-        count = self._plain(verb)
-
-        def connect(session: Session, command: Command, proceed: Proceed) -> Reply:
-            self._note_tls(session, self._open(session))
-            return count(session, command, proceed)
-
-        return connect
-
-    def _reset(self, verb: str) -> Record:
-        """RSET, HELO, EHLO and LHLO, which end a transaction. The first EHLO after STARTTLS shows that TLS is up."""
-        count = self._plain(verb)
-
-        def reset(session: Session, command: Command, proceed: Proceed) -> Reply:
-            reply = count(session, command, proceed)
-            state = self._state(session)
-            self._lose_body(state)
-            self._note_tls(session, state)
-            return reply
-
-        return reset
-
-    def _mail(self, verb: str) -> Record:
-        count = self._plain(verb)
-
-        def mail(session: Session, command: Command, proceed: Proceed) -> Reply:
-            began = perf_counter()
-            reply = count(session, command, proceed)
-            if reply.code < 300:
-                state = self._state(session)
-                self._lose_body(state)
-                state.began = began
-            return reply
-
-        return mail
-
-    def _body(self, verb: str) -> Record:
-        """DATA and BDAT."""
-        codes = ReplyCodes(self._families.commands, verb)
-        goes_on = 354 if verb == "DATA" else 250
-
-        def body(session: Session, command: Command, proceed: Proceed) -> Reply:
-            try:
-                reply = proceed(session, command)
-            except BaseException:
-                # When the client is lost, the session forgets the body before DISCONNECT.
-                self._state(session).body = session.message is not None and session.message.opened
-                raise
-            code = reply.code
-            codes[code]()
-            if code == goes_on:
-                self._state(session).body = True
-            elif code >= 400:
-                self._refused[reply.enhanced]()
-            return reply
-
-        return body
-
-    def _end_of_data(self, verb: str) -> Record:
-        codes = ReplyCodes(self._families.commands, verb)
-        took = self._families.command_seconds.labels(verb).observe
-
-        def end_of_data(session: Session, command: Command, proceed: Proceed) -> Reply:
-            began = perf_counter()
-            reply = proceed(session, command)
-            took(perf_counter() - began)
-            replies, message = self._state(session).replies, session.message
-            note_reply(session, replies, reply)
-            if len(replies) == 1 and message is not None:
-                message.at_end(partial(self._end_message, session, message, len(session.to), codes))
-            return reply
-
-        return end_of_data
-
-    def _auth(self, verb: str) -> Record:
-        count = self._plain(verb)
-
-        def auth(session: Session, command: Command, proceed: Proceed) -> Reply:
-            mechanism = command.argument.partition(" ")[0].upper()
-            reply = count(session, command, proceed)
-            label = mechanism if mechanism in MECHANISMS else OTHER
-            self._families.auth.labels(label, outcome_of(reply)).inc()
-            return reply
-
-        return auth
-
-    def _disconnect(self, verb: str) -> Record:
-        def disconnect(session: Session, command: Command, proceed: Proceed) -> Reply:
-            state = self._state(session)
-            del session.notes[self]
-            if state.open:
-                self._closed()
-            else:
-                self._connected()
-            self._lose_body(state)
-            self._note_tls(session, state)
-            self._ends.get(command.argument, self._ends[OTHER])()
-            return proceed(session, command)
-
-        return disconnect
+    def _disconnect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        state = self._state(session)
+        del session.notes[self]
+        if state.open:
+            self._closed()
+        else:
+            self._connected()
+        self._lose_body(state)
+        self._note_tls(session, state)
+        self._ends.get(command.argument, self._ends[OTHER])()
+        return proceed(session, command)
 
     # Within
+
+    def _count_reply(self, codes: ReplyCodes, reply: Reply) -> None:
+        codes[reply.code]()
+        if reply.code >= 400:
+            self._refused[reply.enhanced]()
+
+    def _state(self, session: Session) -> SessionState:
+        notes = session.notes
+        state: SessionState | None = notes.get(self)
+        if state is None:
+            state = notes[self] = SessionState()
+        return state
 
     def _open(self, session: Session) -> SessionState:
         """Count the connection once. ``when`` may hide ACCEPT from this middleware, and let CONNECT through."""
@@ -224,9 +195,7 @@ class Recorder:
         for reply in replies:
             if reply is None:
                 return  # the connection has ended: DISCONNECT counts the message as lost
-            codes[reply.code]()
-            if reply.code >= 400:
-                self._refused[reply.enhanced]()
+            self._count_reply(codes, reply)
             outcome = outcome_of(reply)
             self._recipients[outcome](1 if lmtp else recipients)
             if total != "accepted":  # a message is accepted if one recipient accepts it
@@ -251,16 +220,12 @@ class Recorder:
             self._families.tls.labels(version if version in TLS_VERSIONS else OTHER).inc()
 
 
-#: verb -> what makes its Record, where more is counted than its replies and their time
-_MAKERS: Mapping[str, Callable[[Recorder, str], Record]] = {
-    ACCEPT: Recorder._accept,
-    CONNECT: Recorder._connect,
-    **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), Recorder._reset),
-    "MAIL": Recorder._mail,
-    **dict.fromkeys(("DATA", "BDAT"), Recorder._body),
-    END_OF_DATA: Recorder._end_of_data,
-    "AUTH": Recorder._auth,
-    DISCONNECT: Recorder._disconnect,
+#: verb -> what else it counts
+_AFTER: Mapping[str, After] = {
+    CONNECT: Recorder._after_connect,
+    **dict.fromkeys(("RSET", "HELO", "EHLO", "LHLO"), Recorder._after_reset),
+    "MAIL": Recorder._after_mail,
+    "AUTH": Recorder._after_auth,
 }
 
 
