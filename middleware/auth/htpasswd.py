@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gevent.monkey import get_original
-
+from greensmtp.middleware._watched_file import WatchedFile
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable, check_path
 from greensmtp.thread_pool import BoundedPool
 
@@ -28,11 +25,6 @@ MANY_KINDS = 3
 # The group is the kind of the hash: hashes of one kind take equally long.
 _BCRYPT = re.compile(r"\$2[aby](\$(?:0[4-9]|[12][0-9]|3[01])\$)[./A-Za-z0-9]{53}")
 _ARGON2 = re.compile(r"(\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$)[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
-
-_STALE = "auth: {} cannot be read again, and the users read before stay in force: {}"
-
-#: Modification time, size and inode: another stamp means that the file has changed.
-_Stamp = tuple[int, int, int]
 
 
 class _Users(NamedTuple):
@@ -58,20 +50,15 @@ class Htpasswd:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(check_path("Htpasswd", path))
         self._verify = _verifier()
         self._pool = BoundedPool(AT_ONCE)
-        # The unpatched lock, for threads of the pool.
-        self._reading = get_original("_thread", "allocate_lock")()
-        #: The problems that have been logged of this state of the file.
-        self._logged: set[str] = set()
-        #: Log entries of the thread pool: loggers belong to the thread of the hub.
-        self._log: deque[tuple[int, str]] = deque()
         try:
-            self._stamp: _Stamp | None = self._stat()
-            self._users = self._read()
+            self._file = WatchedFile(Path(check_path("Htpasswd", path)), _read_users)
         except OSError as error:
-            raise ValueError(f"htpasswd: cannot read {str(self._path)!r}: {error.strerror}") from error
+            raise ValueError(f"htpasswd: cannot read {str(path)!r}: {error.strerror}") from error
+        #: The users of whom it has been logged that there are many kinds of hashes, or that one cannot be computed.
+        self._warned_of: _Users | None = None
+        self._broken: _Users | None = None
         self._write_log()
 
     def check_password(self, credentials: Credentials) -> bool:
@@ -83,8 +70,16 @@ class Htpasswd:
             self._write_log()
 
     def _write_log(self) -> None:
-        while self._log:
-            logger.log(*self._log.popleft())
+        while self._file.problems:
+            logger.error("auth: %s: %s", self, self._file.problems.popleft())
+        users = self._file.content
+        if len(users.stand_ins) > MANY_KINDS and users is not self._warned_of:
+            self._warned_of = users
+            logger.warning(
+                "auth: %s has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
+                self,
+                len(users.stand_ins),
+            )
 
     # In the thread pool
 
@@ -94,7 +89,7 @@ class Htpasswd:
         So each attempt takes equally long. With one hash for each attempt, a quick answer would show that a user has a
         cheap hash, and an unknown user would sometimes take longer than a known one.
         """
-        users = self._current()
+        users = self._file.refresh()
         own, hashed = users.hashes.get(username, ("", ""))
         right: bool | None = False
         for kind, stand_in in users.stand_ins.items():
@@ -110,43 +105,13 @@ class Htpasswd:
             return self._verify(hashed, password)
         except Unavailable as error:
             # Refused like a wrong password: another reply would show that the user exists.
-            self._log_once(f"auth: {self}: {error}")
+            if self._broken is not self._file.content:
+                self._broken = self._file.content
+                self._file.problems.append(str(error))
             return None
 
-    def _current(self) -> _Users:
-        """Return the users, from the file if it has changed."""
-        with self._reading:
-            try:
-                stamp = self._stat()
-                if stamp != self._stamp:
-                    self._stamp = stamp  # a malformed file is not read at every login
-                    self._users = self._read()
-                    self._logged.clear()
-            except ValueError as error:
-                self._log_once(_STALE.format(self, error))
-            except OSError as error:
-                self._stamp = None
-                self._log_once(_STALE.format(self, error.strerror))
-            return self._users
-
-    def _log_once(self, problem: str) -> None:
-        if problem not in self._logged:  # not at every login
-            self._logged.add(problem)
-            self._log.append((logging.ERROR, problem))
-
-    def _read(self) -> _Users:
-        users = _read_users(self._path)
-        if len(users.stand_ins) > MANY_KINDS:
-            text = f"auth: {self} has {len(users.stand_ins)} kinds of hashes, and every login computes one of each"
-            self._log.append((logging.WARNING, f"{text}; rehash the old passwords"))
-        return users
-
-    def _stat(self) -> _Stamp:
-        status = self._path.stat()
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
     def __repr__(self) -> str:
-        return f"Htpasswd({os.fspath(self._path)!r})"
+        return f"Htpasswd({str(self._file.path)!r})"
 
 
 def _read_users(path: Path) -> _Users:
