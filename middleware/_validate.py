@@ -1,8 +1,10 @@
-"""Checks of arguments that several middlewares share: numbers, choices, and the reply of a refusal."""
+"""Checks of arguments that several middlewares share: numbers, flags, choices, paths, and the reply of a refusal."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from greensmtp.errors import ArgumentError
 from greensmtp.protocol.enhanced_status import LEADING
@@ -41,6 +43,36 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> str:
     if value in choices:
         return value
     raise ArgumentError(name, f"takes {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, not {value!r}")
+
+
+def check_seconds(name: str, value: Any) -> float:
+    """Return a timeout in seconds.
+
+    :raises ValueError: it is not a positive number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ArgumentError(name, f"takes a number of seconds above 0, not {value!r}")
+    return float(value)
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return a flag.
+
+    :raises TypeError: it is not a bool; a str like "no" would be true.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} takes True or False, not {value!r}")
+    return value
+
+
+def check_path(name: str, value: Any) -> str:
+    """Return the path of a file or a socket.
+
+    :raises TypeError: it is not a path; what was given is not shown.
+    """
+    if not isinstance(value, str | Path) or not str(value):
+        raise TypeError(f"{name} takes a path, a str or a Path, not a {type(value).__name__}")
+    return str(value)
 
 
 def make_refusal(code: int | None, message: str | None, usual: Reply) -> Reply:

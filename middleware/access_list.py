@@ -15,9 +15,8 @@ from gevent import Timeout, get_hub
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
-from greensmtp.middleware._validate import check_choice, check_number, make_refusal
+from greensmtp.middleware._validate import check_choice, check_flag, check_number, make_refusal
 from greensmtp.middleware._watched_file import WatchedFile
-from greensmtp.middleware.auth.credentials import check_flag
 from greensmtp.networks import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.protocol.command import ACCEPT, Command
 from greensmtp.protocol.reply import Reply

@@ -8,8 +8,7 @@ from typing import Literal
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._pause import pause
-from greensmtp.middleware._validate import check_choice, check_count, check_number
-from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.middleware._validate import check_choice, check_count, check_flag, check_number
 from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.reply import Reply

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from greensmtp.middleware._validate import check_path
 from greensmtp.middleware._watched_file import WatchedFile
-from greensmtp.middleware.auth.credentials import Credentials, Unavailable, check_path
+from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")

@@ -11,8 +11,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._pause import waiting
-from greensmtp.middleware._validate import check_choice, check_number, make_refusal
-from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.middleware._validate import check_choice, check_flag, check_number, make_refusal
 from greensmtp.middleware.rate_limit.keys import BY, By, On, make_key
 from greensmtp.middleware.rate_limit.quota import Quota
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
