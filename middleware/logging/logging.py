@@ -53,17 +53,10 @@ _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 class Logging:
     """Logs every session and every transaction at ``level``, when it ends, and every command at DEBUG.
 
-    Records have attributes, for formatters that write JSON: ``event`` (``"session"``, ``"transaction"`` or
-    ``"command"``), ``session``, ``peer``, ``seconds``, and
-
-    - a transaction, which ends with the reply to its message, with RSET, or with the connection: ``tls``, ``cipher``,
-      ``identity``, ``sender``, ``recipients`` (the first 100), ``recipient_count``, ``refused``, ``refused_count``,
-      ``size``, ``outcome`` (accepted, partial, deferred, refused, abandoned, lost), ``reason`` (the verb, or the end of
-      the connection, that cut it short), ``reply``, ``reply_text``, ``queue_id``, and in LMTP ``replies``, one for each
-      recipient;
-    - a session: ``tls``, ``cipher``, ``greeting``, ``hostname``, ``identity``, ``messages``, ``recipient_count``,
-      ``octets``, ``reason``, and ``reply`` and ``reply_text`` if it was refused before the banner;
-    - a command: ``verb``, ``argument``, ``reply``, ``reply_text``.
+    Each record has its facts as attributes, for formatters that write JSON: ``event`` (``"session"``,
+    ``"transaction"`` or ``"command"``), ``session``, ``peer``, ``seconds``, and what records.py puts there. The
+    documentation has a table of them. A transaction ends with the reply to its message, with RSET, or with the
+    connection.
 
     The argument of AUTH is logged as ``***``, and so is every unknown command after a refused AUTH. Answers to
     challenges are not logged at all. Text from the client is cut to a limit, and escaped so that it cannot end a line
