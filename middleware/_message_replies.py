@@ -26,8 +26,8 @@ def note_reply(session: Session, replies: Replies, reply: Reply) -> None:
 
 def told_replies(session: Session, replies: Replies, message: MessageStream) -> Replies:
     """Return the replies when the transaction is over. None: the connection ended before the client was told."""
-    if not session.server.lmtp:
-        replies = replies[-1:]  # an outer middleware may have called proceed again
+    if len(replies) > 1 and not session.server.lmtp:
+        replies = replies[-1:]  # an outer middleware has called proceed again
     failure = message.failure
     return replies if failure is None else [reply or failure for reply in replies]
 

@@ -215,20 +215,26 @@ class Logging:
         reply = proceed(session, command)
         note_reply(session, transaction.replies, reply)
         if len(transaction.replies) == 1 and session.message is not None:
-            session.message.at_end(partial(self._end_message, session, record, transaction))
+            session.message.at_end(partial(self._end_message, session, record))
         return reply
 
-    def _end_message(self, session: Session, record: SessionRecord, transaction: TransactionRecord) -> None:
+    def _end_message(self, session: Session, record: SessionRecord) -> None:
         """Log a transaction whose message has been answered, once the client has been told all replies."""
-        assert transaction.message is not None
-        transaction.replies = told_replies(session, transaction.replies, transaction.message)
-        told = [reply for reply in transaction.replies if reply is not None]
-        recipients, lmtp = len(transaction.recipients), session.server.lmtp
-        if len(told) < (recipients if lmtp else 1):
+        transaction, message = record.transaction, session.message
+        assert transaction is not None
+        assert message is not None
+        replies = transaction.replies = told_replies(session, transaction.replies, message)
+        recipients = len(transaction.recipients)
+        told = [reply for reply in replies if reply is not None]
+        if len(told) < (recipients if session.server.lmtp else 1):
             return  # the connection has ended, and DISCONNECT follows
-        accepted = sum(reply.code < 300 for reply in told) * (1 if lmtp else recipients)
+        if session.server.lmtp:
+            worst = max(told, key=attrgetter("code"))
+            accepted = sum(reply.code < 300 for reply in told)
+        else:
+            worst = told[0]
+            accepted = recipients if worst.code < 300 else 0
         record.recipients += accepted
-        worst = max(told, key=_code)
         self._end(session, record, "partial" if accepted and worst.code >= 300 else outcome_of(worst), None, worst)
 
     def _reset(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -314,6 +320,3 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
         raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level
-
-
-_code = attrgetter("code")

@@ -33,7 +33,6 @@ from greensmtp.session import Session
 
 if TYPE_CHECKING:
     from greensmtp.middleware.metrics.families import MetricFamilies
-    from greensmtp.session.stream import MessageStream
 
 #: Counts a command: called as a middleware is.
 Record = Callable[[Session, Command, Proceed], Reply]
@@ -148,7 +147,7 @@ class Recorder:
         replies, message = self._state(session).replies, session.message
         note_reply(session, replies, reply)
         if len(replies) == 1 and message is not None:
-            message.at_end(partial(self._end_message, session, message, len(session.to), codes))
+            message.at_end(partial(self._end_message, session, len(session.to), codes))
         return reply
 
     def _disconnect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -186,9 +185,10 @@ class Recorder:
             self._opened()
         return state
 
-    def _end_message(self, session: Session, message: MessageStream, recipients: int, codes: ReplyCodes) -> None:
+    def _end_message(self, session: Session, recipients: int, codes: ReplyCodes) -> None:
         """Count the replies to a message as the client was told them."""
-        state = self._state(session)
+        state, message = self._state(session), session.message
+        assert message is not None
         replies, state.replies = told_replies(session, state.replies, message), []
         lmtp = session.server.lmtp
         total = ""

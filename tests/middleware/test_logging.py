@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from gevent import sleep
 from gevent.event import Event
+from prometheus_client import CollectorRegistry
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware import Logging
+from greensmtp.middleware import Logging, Metrics
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -366,6 +369,29 @@ def test_a_message_that_fails_when_it_is_stored_is_logged_with_what_the_client_i
     assert it.session()["recipient_count"] == 0
 
 
+def test_a_logged_and_counted_message_is_freed_without_the_collector(smtp_server: MakeServer) -> None:
+    seen = []
+
+    def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+        seen.append(weakref.ref(stream))
+        ack.accept()
+
+    own = Logging("greensmtp.tests.freed")
+    own.logger.setLevel(logging.INFO)
+    server = smtp_server(start=False, middleware=[own, Metrics(CollectorRegistry())])
+    server.on("message", take)
+    gc.collect()
+    gc.disable()
+    try:
+        with dial(server) as peer:
+            peer.hello()
+            peer.deliver("Hi.\r\n")
+            peer.deliver("Hi.\r\n")
+            assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("fails", ["a", "b"])
 def test_in_lmtp_a_recipient_whose_message_cannot_be_stored_is_logged_so(log: Callable[..., Log], fails: str) -> None:
     it = log(lmtp=True)
@@ -693,7 +719,7 @@ def test_what_has_been_logged_is_written_before_the_program_ends(end: str) -> No
     program = f"""
 import sys
 from greensmtp import SMTPServer
-from greensmtp.middleware import Logging
+from greensmtp.middleware import Logging, Metrics
 from greensmtp.testing import dial
 server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", middleware=[Logging(level="DEBUG", format="text")])
 with dial(server) as peer:
