@@ -70,7 +70,7 @@ class Attempt:
         self._limits = limits
         self._host = host
         self._wait = wait
-        self._client = "" if host is None else _network(host, 32, 64)
+        self._client = "" if host is None else network_around(host, 32, 64)
         self._counted: list[CountedAttempt] = []
         self._accounts: list[str] = []
 
@@ -90,7 +90,7 @@ class Attempt:
         # Names are counted by their local part: a directory that drops the domain takes all of them for one user.
         counted = account_of(without_domain(username))
         known = limits.knows(account, self._client)
-        place = self._client if known or self._host is None else _network(self._host, 24, 64)
+        place = self._client if known or self._host is None else network_around(self._host, 24, 64)
         if not self._take(limits.by_account, f"{counted}\0{place}"):
             return None
         self._accounts.append(account)
@@ -122,10 +122,3 @@ class Attempt:
                     return False
             self._counted.append(counted)
         return True
-
-
-def _network(host: str, ipv4: int, ipv6: int) -> str:
-    try:
-        return network_around(host, ipv4, ipv6)
-    except ValueError:
-        return host

@@ -31,7 +31,7 @@ class Quota:
         from limits.strategies import STRATEGIES
 
         strategy = strategy or ("sliding-window-counter" if of_bytes else "moving-window")
-        self.strategy = check_choice("strategy", strategy, STRATEGIES)
+        check_choice("strategy", strategy, STRATEGIES)
         self._items = _read_limits(limit)
         amounts = [item.amount for item in self._items]
         #: The largest cost that can ever pass.

@@ -119,7 +119,6 @@ class RateLimit:
         prefix = f"{name}/{self.on}/{self._by_name}"
         self._store = open_store(storage, timeout, prefix)
         self._quota = Quota(limit, strategy, self._store.storage, prefix, of_bytes=on == "bytes")
-        self.strategy = self._quota.strategy
         #: Attempts to authenticate.
         self._in_flight = InFlight()
         self._handlers = self._make_handlers()
