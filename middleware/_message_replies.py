@@ -25,7 +25,10 @@ def note_reply(session: Session, replies: Replies, reply: Reply) -> None:
 
 
 def told_replies(session: Session, replies: Replies, message: MessageStream) -> Replies:
-    """Return the replies when the transaction is over. None: the connection ended before the client was told."""
+    """Return the replies when the transaction is over. None: the client was not told this reply.
+
+    The connection has ended before, or an outer middleware has refused the message.
+    """
     if len(replies) > 1 and not session.server.lmtp:
         replies = replies[-1:]  # an outer middleware has called proceed again
     failure = message.failure

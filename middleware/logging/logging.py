@@ -22,29 +22,14 @@ from greensmtp.middleware.logging.records import (
     session_facts,
     transaction_facts,
 )
-from greensmtp.protocol.command import (
-    ACCEPT,
-    CONNECT,
-    DISCONNECT,
-    END_OF_DATA,
-    KNOWN_BUT_NOT_IMPLEMENTED,
-    PARSERS,
-    PSEUDO_COMMANDS,
-    UNKNOWN,
-    Command,
-)
-from greensmtp.protocol.log_text import reply_text, shown
+from greensmtp.middleware.logging.redaction import note_secrets, shown_command
+from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command
+from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
 #: What a verb changes in a session's record: called as a middleware is.
 Hook = Callable[[Session, Command, Proceed], Reply]
-
-_KNOWN = PSEUDO_COMMANDS | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
-
-#: The key in a session's notes which says that AUTH was refused, or that a malformed line may have been AUTH. Some
-#: clients send user name and password all the same, which the server reads as unknown commands.
-_GUARDED = "greensmtp.middleware.logging.logging: guarded"
 
 #: These have no line of their own: the lines of transaction and session say the same.
 _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
@@ -227,7 +212,7 @@ class Logging:
         recipients = len(transaction.recipients)
         told = [reply for reply in replies if reply is not None]
         if len(told) < (recipients if session.server.lmtp else 1):
-            return  # the connection has ended, and DISCONNECT follows
+            return  # the connection has ended, or an outer middleware has refused the message
         if session.server.lmtp:
             worst = max(told, key=attrgetter("code"))
             accepted = sum(reply.code < 300 for reply in told)
@@ -268,11 +253,7 @@ class Logging:
 
     def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
         """Log a command with its reply."""
-        verb, argument = command.verb, command.argument
-        if command.is_secret:
-            verb, argument = "AUTH", argument and "***"
-        elif verb not in _KNOWN and _GUARDED in session.notes:
-            verb, argument = UNKNOWN, "***"
+        verb, argument = shown_command(session, command)
         began = perf_counter()
         reply = hook(session, command, proceed)
         facts = {
@@ -280,8 +261,8 @@ class Logging:
             "session": session.id,
             "peer": peer_of(session),
             "seconds": round(perf_counter() - began, 6),
-            "verb": shown(verb),
-            "argument": shown(argument),
+            "verb": verb,
+            "argument": argument,
             "reply": reply.code,
             "reply_text": reply_text(reply),
         }
@@ -306,10 +287,9 @@ class Logging:
 
 
 def _other(session: Session, command: Command, proceed: Proceed) -> Reply:
-    """The hook of all other verbs: note that passwords may follow. DEBUG may be enabled in the middle of a session."""
+    """The hook of all other verbs. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
     reply = proceed(session, command)
-    if command.verb == UNKNOWN or (command.is_secret and not reply.is_positive):
-        session.notes[_GUARDED] = True
+    note_secrets(session, command, reply)
     return reply
 
 

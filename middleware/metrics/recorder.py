@@ -194,7 +194,7 @@ class Recorder:
         total = ""
         for reply in replies:
             if reply is None:
-                return  # the connection has ended: DISCONNECT counts the message as lost
+                return  # the client was not told: the message is counted as lost at the next MAIL or DISCONNECT
             self._count_reply(codes, reply)
             outcome = outcome_of(reply)
             self._recipients[outcome](1 if lmtp else recipients)
