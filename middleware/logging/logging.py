@@ -198,17 +198,14 @@ class Logging:
             transaction = record.transaction = TransactionRecord(perf_counter(), session)
         transaction.recipients = session.to
         reply = proceed(session, command)
-        note_reply(session, transaction.replies, reply)
-        if len(transaction.replies) == 1 and session.message is not None:
-            session.message.at_end(partial(self._end_message, session, record))
+        note_reply(session, transaction.replies, reply, partial(self._end_message, session, record))
         return reply
 
     def _end_message(self, session: Session, record: SessionRecord) -> None:
         """Log a transaction whose message has been answered, once the client has been told all replies."""
-        transaction, message = record.transaction, session.message
+        transaction = record.transaction
         assert transaction is not None
-        assert message is not None
-        replies = transaction.replies = told_replies(session, transaction.replies, message)
+        replies = transaction.replies = told_replies(session, transaction.replies)
         recipients = len(transaction.recipients)
         told = [reply for reply in replies if reply is not None]
         if len(told) < (recipients if session.server.lmtp else 1):

@@ -141,13 +141,13 @@ class Recorder:
     def _end_of_data(
         self, codes: ReplyCodes, took: Callable[[float], None], session: Session, command: Command, proceed: Proceed
     ) -> Reply:
+        state = self._state(session)
+        if not state.replies:
+            state.recipients = len(session.to)
         began = perf_counter()
         reply = proceed(session, command)
         took(perf_counter() - began)
-        replies, message = self._state(session).replies, session.message
-        note_reply(session, replies, reply)
-        if len(replies) == 1 and message is not None:
-            message.at_end(partial(self._end_message, session, len(session.to), codes))
+        note_reply(session, state.replies, reply, partial(self._end_message, session, codes))
         return reply
 
     def _disconnect(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -185,11 +185,10 @@ class Recorder:
             self._opened()
         return state
 
-    def _end_message(self, session: Session, recipients: int, codes: ReplyCodes) -> None:
+    def _end_message(self, session: Session, codes: ReplyCodes) -> None:
         """Count the replies to a message as the client was told them."""
-        state, message = self._state(session), session.message
-        assert message is not None
-        replies, state.replies = told_replies(session, state.replies, message), []
+        state = self._state(session)
+        replies, state.replies = told_replies(session, state.replies), []
         lmtp = session.server.lmtp
         total = ""
         for reply in replies:
@@ -197,16 +196,17 @@ class Recorder:
                 return  # the client was not told: the message is counted as lost at the next MAIL or DISCONNECT
             self._count_reply(codes, reply)
             outcome = outcome_of(reply)
-            self._recipients[outcome](1 if lmtp else recipients)
+            self._recipients[outcome](1 if lmtp else state.recipients)
             if total != "accepted":  # a message is accepted if one recipient accepts it
                 total = outcome
-        if lmtp and len(replies) < recipients:
+        if lmtp and len(replies) < state.recipients:
             return
         state.body = False
         self._messages[total]()
         if state.began:
             self._observe_seconds(perf_counter() - state.began)
-        self._observe_size(message.size)
+        if session.message is not None:
+            self._observe_size(session.message.size)
 
     def _lose_body(self, state: SessionState) -> None:
         if state.body:
@@ -232,7 +232,7 @@ _AFTER: Mapping[str, After] = {
 class SessionState:
     """The state of one session."""
 
-    __slots__ = ("began", "body", "open", "replies", "tls")
+    __slots__ = ("began", "body", "open", "recipients", "replies", "tls")
 
     def __init__(self) -> None:
         #: The time of MAIL.
@@ -241,7 +241,8 @@ class SessionState:
         self.body = False
         #: Counted as open.
         self.open = False
-        #: The replies to the message.
+        #: The recipients of the message, and the replies to it.
+        self.recipients = 0
         self.replies: Replies = []
         #: Counted as a TLS session.
         self.tls = False

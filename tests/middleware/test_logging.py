@@ -369,6 +369,24 @@ def test_a_message_that_fails_when_it_is_stored_is_logged_with_what_the_client_i
     assert it.session()["recipient_count"] == 0
 
 
+@pytest.mark.parametrize(("code", "outcome"), [(250, "accepted"), (550, "refused")])
+def test_a_message_whose_handler_resets_the_session(log: Callable[..., Log], code: int, outcome: str) -> None:
+    registry = CollectorRegistry()
+    it = log(middleware=[Metrics(registry)])
+
+    @it.server.on("received")
+    def reset(session: Session, ack: Ack) -> None:
+        session.reset()
+        ack.accept() if code == 250 else ack.reject(code)
+
+    with it.dial() as peer:
+        peer.hello()
+        for _ in range(2):
+            assert peer.deliver("Hi.\r\n").startswith(str(code))
+    assert [facts["outcome"] for facts in it.records("transaction")] == [outcome] * 2
+    assert registry.get_sample_value("greensmtp_messages_total", {"outcome": outcome}) == 2
+
+
 def test_a_logged_and_counted_message_is_freed_without_the_collector(smtp_server: MakeServer) -> None:
     seen = []
 
