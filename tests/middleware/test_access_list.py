@@ -14,7 +14,7 @@ from gevent import get_hub
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from greensmtp.middleware import AccessList, access_list
+from greensmtp.middleware import AccessList, _watched_file, access_list
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -153,7 +153,7 @@ def test_a_broken_file_leaves_the_old_list_in_force_and_is_logged_once(
     (only,) = complaints()
     assert only == (
         f"access list: {deny}, line 3: not a network like 192.0.2.0/24 or 2001:db8::/32: '192.0.2.0/33'; "
-        "the networks read before stay in force"
+        "what was read before stays in force"
     )
     write(deny, "198.51.100.1/24\n")
     (only,) = complaints()
@@ -191,16 +191,16 @@ def test_a_file_system_that_hangs_keeps_one_connection_and_not_for_long(
     smtp_server: MakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = threading.Event()
-    stat = access_list._NetworkFile._stat
+    stat = _watched_file._version_of
 
-    def hang(self: Any) -> tuple[int, int, int]:
+    def hang(path: Path) -> tuple[int, int, int]:
         release.wait(20)
-        return stat(self)
+        return stat(path)
 
     deny = write(tmp_path / "deny", "192.0.2.0/24\n")
     server = smtp_server(start=False, middleware=[AccessList(deny_file=deny, check_seconds=0)])
     write(deny, "198.51.100.0/24\n")
-    monkeypatch.setattr(access_list._NetworkFile, "_stat", hang)
+    monkeypatch.setattr(_watched_file, "_version_of", hang)
     monkeypatch.setattr(access_list, "_CHECK_TIMEOUT", 0.05)
     for _ in range(5):
         assert greeted(server, "192.0.2.1") == "554 5.7.1"  # by what was read before

@@ -342,6 +342,26 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     assert check.asked == asked + 3
 
 
+@pytest.mark.parametrize("name", ["jo@{}.example", "J.O%{}", "D{}\\jo", "jo\uff20{}"])
+def test_a_domain_gives_a_name_no_guesses_of_its_own(name: str) -> None:
+    limits = AttemptLimits(None, "5/minute", clock=Clock())
+    waits = [Attempt(limits, "192.0.2.1").count_for_account(name.format(number)) for number in range(7)]
+    assert waits == [0.0] * 5 + [None] * 2
+    assert Attempt(limits, "192.0.2.1").count_for_account("jo") is None
+    assert Attempt(limits, "192.0.2.1").count_for_account("ann") == 0.0
+
+
+def test_a_login_to_one_account_does_not_make_the_client_known_in_another_domain() -> None:
+    limits = AttemptLimits(None, "1/minute", clock=Clock())
+    attempt = Attempt(limits, "192.0.2.1")
+    attempt.count_for_account("info@one.example")
+    attempt.succeed()
+    assert [limits.knows(account_of(f"info@{domain}.example"), "192.0.2.1") for domain in ("one", "other")] == [
+        True,
+        False,
+    ]
+
+
 def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
     limits = AttemptLimits(None, "1/minute", clock=Clock())
     seconds = {
@@ -444,16 +464,29 @@ def test_the_time_begins_with_the_first_failure() -> None:
 def test_giving_back() -> None:
     failures = AttemptLimiter("2/hour", clock=Clock())
     for _ in range(5):
-        assert failures.take("a")
-        failures.give_back("a")
+        taken = failures.take("a")
+        assert taken is not None
+        taken.give_back()
     assert len(failures) == 0
-    assert failures.take("a")
-    assert failures.take("a")
-    failures.give_back("a")
+    first, second = failures.take("a"), failures.take("a")
+    assert first is not None
+    first.give_back()
     assert failures.take("a")
     assert not failures.take("a")
-    failures.give_back("never taken")
     assert len(failures) == 1
+    assert second is not None
+    assert second.failures == 2
+
+
+def test_an_attempt_of_the_last_window_gives_nothing_back_in_this_one() -> None:
+    clock = Clock()
+    failures = AttemptLimiter("1/minute", clock=clock)
+    held = failures.take("a")
+    clock.now += 60
+    assert failures.take("a")
+    assert held is not None
+    held.give_back()
+    assert not failures.take("a")
 
 
 def test_it_is_bounded() -> None:

@@ -177,7 +177,8 @@ def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pyt
         replace(users, text)
     assert log_in(auth, "jo", "sesame")[:3] == "235"
     assert log_in(auth, "jo", "wrong")[:3] == "535"
-    assert caplog.text.count("cannot be read again, and the users read before stay in force") == 1
+    assert caplog.text.count("what was read before stays in force") == 1
+    assert {record.thread for record in caplog.records} == {threading.get_ident()}  # no lock of gevent's elsewhere
     assert "abc=" not in caplog.text
     replace(users, f"jo:{bcrypted('halva')}\n")
     assert log_in(auth, "jo", "halva")[:3] == "235"
@@ -185,13 +186,13 @@ def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pyt
 
 def test_a_file_that_is_malformed_is_read_once(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    real = module._read
+    real = module._read_users
 
     def counting(path: Path) -> Any:
         read.append(path)
         return real(path)
 
-    monkeypatch.setattr(module, "_read", counting)
+    monkeypatch.setattr(module, "_read_users", counting)
     backend = Htpasswd(users)
     replace(users, "nonsense\n")
     for _ in range(3):

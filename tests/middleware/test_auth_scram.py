@@ -355,7 +355,7 @@ def test_keys_unlike_those_of_unknown_users_are_warned_of_once(
 def test_a_wrong_length_of_salts_is_refused(length: Any) -> None:
     store = Keys()
     store.scram_salt_length = length  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="scram_salt_length must be a whole number from 12 to 32"):
+    with pytest.raises(ValueError, match="scram_salt_length takes a whole number of at least 12 and at most 32"):
         Auth(store)
 
 
@@ -373,7 +373,7 @@ def test_unknown_users_have_the_iterations_that_the_backend_says(smtp_server: Ma
             peer.line("*")
             peer.expect("501")
     Many.scram_iterations = 1
-    with pytest.raises(ValueError, match="scram_iterations must be a whole number of at least 4096, not 1"):
+    with pytest.raises(ValueError, match="scram_iterations takes a whole number of at least 4096, not 1"):
         Auth(Many())
 
 

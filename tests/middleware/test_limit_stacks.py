@@ -102,3 +102,16 @@ def test_a_configuration_can_read_what_each_takes(kind: type) -> None:
     for name, hint in hints.items():
         if name != "return":
             TypeAdapter(hint)
+
+
+def test_a_peer_without_an_ip_address_counts_by_its_name(smtp_server: MakeServer) -> None:
+    """A server may be handed a connection that was accepted elsewhere."""
+    stack = [ConnectionLimit(per_address=1), RateLimit("1/hour"), Tarpit(0.001, by="address")]
+    server = smtp_server(start=False, middleware=stack)
+    with dial(server, source=("somewhere", 1)) as peer, dial(server, source=("elsewhere", 1)) as other:
+        for each in (peer, other):
+            each.hello()
+            each.line("XYZZY", "MAIL FROM:<>", "RSET", "MAIL FROM:<>")
+            each.expect("500", "250", "250", "450 4.7.1 Too many messages")
+        with dial(server, source=("somewhere", 2)) as second:
+            second.expect("421 4.7.0")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import logging
 import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 from gevent import sleep
 from gevent.event import Event
+from prometheus_client import CollectorRegistry
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware import Logging
+from greensmtp.middleware import Logging, Metrics
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -65,6 +68,11 @@ class Log:
     def lines(self) -> list[str]:
         records = self._caplog.records
         return [record.getMessage() for record in records if record.__dict__.get("event") in ALL_EVENTS]
+
+
+def fail_with(error: Exception) -> None:
+    """A staged change that fails, as the Maildir's does when the disk is full."""
+    raise error
 
 
 @pytest.fixture
@@ -342,6 +350,103 @@ def test_lmtp_has_one_line_with_the_reply_for_each_recipient(log: Callable[..., 
         "-> <a@example.com> 250 2.0.0 Ok: queued as 77; <full@example.com> 452 4.2.2 mailbox full, really; "
         "<a@example.com> 250 2.0.0 Ok: queued as 77 ("
     ) in it.lines()[0]
+
+
+def test_a_message_that_fails_when_it_is_stored_is_logged_with_what_the_client_is_told(log: Callable[..., Log]) -> None:
+    it = log()
+
+    @it.server.on("received")
+    def store(session: Session, ack: Ack) -> None:
+        session.stage(fail_with, Reject(452, "4.3.1 disk full"))
+        ack.accept()
+
+    with it.dial() as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n") == "452 4.3.1 disk full"
+        facts = it.transaction()
+    it.over()
+    assert (facts["outcome"], facts["reply"], facts["size"]) == ("deferred", 452, 5)
+    assert it.session()["recipient_count"] == 0
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(250, "accepted"), (550, "refused")])
+def test_a_message_whose_handler_resets_the_session(log: Callable[..., Log], code: int, outcome: str) -> None:
+    registry = CollectorRegistry()
+    it = log(middleware=[Metrics(registry)])
+
+    @it.server.on("received")
+    def reset(session: Session, ack: Ack) -> None:
+        session.reset()
+        ack.accept() if code == 250 else ack.reject(code)
+
+    with it.dial() as peer:
+        peer.hello()
+        for _ in range(2):
+            assert peer.deliver("Hi.\r\n").startswith(str(code))
+    assert [facts["outcome"] for facts in it.records("transaction")] == [outcome] * 2
+    assert registry.get_sample_value("greensmtp_messages_total", {"outcome": outcome}) == 2
+
+
+def test_a_logged_and_counted_message_is_freed_without_the_collector(smtp_server: MakeServer) -> None:
+    seen = []
+
+    def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+        seen.append(weakref.ref(stream))
+        ack.accept()
+
+    own = Logging("greensmtp.tests.freed")
+    own.logger.setLevel(logging.INFO)
+    server = smtp_server(start=False, middleware=[own, Metrics(CollectorRegistry())])
+    server.on("message", take)
+    gc.collect()
+    gc.disable()
+    try:
+        with dial(server) as peer:
+            peer.hello()
+            peer.deliver("Hi.\r\n")
+            peer.deliver("Hi.\r\n")
+            assert seen[0]() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("fails", ["a", "b"])
+def test_in_lmtp_a_recipient_whose_message_cannot_be_stored_is_logged_so(log: Callable[..., Log], fails: str) -> None:
+    it = log(lmtp=True)
+
+    @it.server.on("received")
+    def store(session: Session, ack: Ack, recipient: Address) -> None:
+        if recipient.local_part == fails:
+            session.stage(fail_with, Reject(452, "4.3.1 disk full"))
+        ack.accept()
+
+    with it.dial() as peer:
+        peer.hello(verb="LHLO")
+        told = [peer.deliver("Hi.\r\n", to=["a@example.com", "b@example.com"]), peer.reply()]
+    it.over()
+    facts = it.transaction()
+    assert [str(each["reply"]) for each in facts["replies"]] == [reply[:3] for reply in told]
+    assert facts["outcome"] == {"a": "deferred", "b": "partial"}[fails]
+    assert it.session()["recipient_count"] == {"a": 0, "b": 1}[fails]
+
+
+def test_a_message_that_an_outer_middleware_refuses_is_not_logged_as_accepted(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        return Reply(451) if command.verb == "END-OF-DATA" else reply
+
+    caplog.set_level(logging.INFO)
+    server = smtp_server(start=False, middleware=[refuse, Logging()])
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n").startswith("451")
+        peer.line("QUIT")
+        peer.rest()
+    sleep(0)
+    assert "accepted" not in [record.__dict__.get("outcome") for record in caplog.records]
 
 
 # Sessions
@@ -632,7 +737,7 @@ def test_what_has_been_logged_is_written_before_the_program_ends(end: str) -> No
     program = f"""
 import sys
 from greensmtp import SMTPServer
-from greensmtp.middleware import Logging
+from greensmtp.middleware import Logging, Metrics
 from greensmtp.testing import dial
 server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", middleware=[Logging(level="DEBUG", format="text")])
 with dial(server) as peer:

@@ -16,7 +16,7 @@ from gevent.event import Event
 from prometheus_client import CollectorRegistry, Counter, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
+from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Metrics
 from greensmtp.middleware.metrics import http as exposition
@@ -286,6 +286,30 @@ def test_lmtp_messages_are_counted_once_and_recipients_each(count: Callable[...,
     assert outcomes(it) == {"accepted": 1, "deferred": 1}
     assert [it[f"recipients_total{{outcome={name}}}"] for name in ("accepted", "deferred", "refused")] == [1, 2, 1]
     assert it["message_size_bytes_count"] == 2
+
+
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_messages_that_fail_when_they_are_stored_count_as_the_client_is_told(
+    count: Callable[..., Counted], lmtp: bool
+) -> None:
+    def full() -> None:
+        raise Reject(452, "4.3.1 disk full")
+
+    def store(session: Session, ack: Ack, **recipient: Address) -> None:
+        session.stage(full)
+        ack.accept()
+
+    it = count(lmtp=lmtp)
+    it.server.on("received", store)
+    with it.dial() as peer:
+        peer.hello(verb="LHLO" if lmtp else "EHLO")
+        assert peer.deliver("Hi.\r\n", to=["a@example.com", "b@example.com"]) == "452 4.3.1 disk full"
+        peer.expect(*["452"] * lmtp)
+        assert outcomes(it) == {"deferred": 1}
+    replies = 2 if lmtp else 1
+    assert it["commands_total{code=452,verb=END-OF-DATA}"] == it["refusals_total{enhanced=4.3.1}"] == replies
+    assert it["commands_total{code=250,verb=END-OF-DATA}"] == it["recipients_total{outcome=accepted}"] == 0
+    assert it["recipients_total{outcome=deferred}"] == 2
 
 
 @pytest.mark.parametrize("reads", [True, False])

@@ -163,9 +163,11 @@ def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
         (ONE, "a@example.com", "250"),
         (OTHER, "A@Example.COM", "450"),
         (ONE, "b@example.com", "250"),
+        (ONE, "a@b\u00fccher.example", "250"),
+        (OTHER, "A@xn--bcher-kva.EXAMPLE", "450"),
     ):
         with greet(server, source) as peer:
-            peer.line("MAIL FROM:<a@example.com>", f"RCPT TO:<{recipient}>")
+            peer.line("MAIL FROM:<a@example.com> SMTPUTF8", f"RCPT TO:<{recipient}>")
             peer.expect("250", reply)
 
 
@@ -458,13 +460,20 @@ def test_no_secret_is_shown() -> None:
     uri = "redis://user:hunter2@localhost:1/0?password=hunter2"
     limit = RateLimit("1/minute", storage=uri)
     assert repr(limit) == "RateLimit('1/minute', by='address', storage='redis://localhost:1/0')"
-    with pytest.raises(ValueError, match="storage 'redis://localhost:nine/0' is not a URI") as caught:
+    with pytest.raises(ValueError, match="storage 'redis://localhost:nine/0' cannot be opened") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@localhost:nine/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     with pytest.raises(ValueError, match="storage is not a valid URI") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@local\u2100host:1/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     assert store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
+
+
+@pytest.mark.parametrize("uri", ["redis://h:1/0?tiemout=hunter2", "rediss://h:1?ssl_cert_reqs=hunter2"])
+def test_an_option_that_redis_does_not_have_is_an_error_at_once(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"storage 'rediss?://h:1.*' cannot be opened .*the options behind") as caught:
+        RateLimit("1/minute", storage=uri)
+    assert "hunter2" not in "".join(format_exception(caught.value))
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ def test_while_it_is_down_it_is_left_alone(
     redis.stop()
     for _ in range(1000):
         with pytest.raises(store.Unavailable):
-            limit._store.ask(limit._test, "192.0.2.1", 1)
+            limit._store.ask(limit._quota.test, "192.0.2.1", 1)
         complaints.now += 0.25
     gaps = [round(after - before) for before, after in pairwise(tries)]
     assert gaps == [1, 2, 4, 8, 16, *[30] * len(gaps[5:])]
