@@ -14,14 +14,16 @@ from __future__ import annotations
 
 import ast
 import base64
+import logging
 import re
 import socket as native_socket
+import sqlite3
 import subprocess
 import sys
 import tomllib
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -127,7 +129,7 @@ class Ran:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Iterator[Path]:
-    """The current folder, with the certificates that pages name; modules imported from it are forgotten."""
+    """The current folder, with the certificates that pages name; afterwards its modules and log handlers are forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for name in ("cert.pem", "mx.example.com.pem"):
@@ -135,6 +137,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
     for name in ("key.pem", "mx.example.com.key"):
         (tmp_path / name).write_bytes(certificate.keyfile.read_bytes())
     yield tmp_path
+    logger = logging.getLogger("greensmtp.session")  # Logging(format="text") has set it up
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
     for name, module in [*sys.modules.items()]:
         if Path(getattr(module, "__file__", None) or "/").parent == tmp_path:
             del sys.modules[name]
@@ -223,6 +229,8 @@ CHECKED = {
     "docs/topics/logging.md",
     "docs/topics/middleware.md",
     "docs/tutorial/1-receive.md",
+    "docs/tutorial/2-decide.md",
+    "docs/tutorial/3-deliver.md",
 }
 
 
@@ -407,10 +415,29 @@ def test_the_first_part_of_the_tutorial(page: Callable[[str], Ran], capsys: pyte
     names = page("docs/tutorial/1-receive.md")
     printed = capsys.readouterr().out
     text = (ROOT / names.page).read_text("utf-8")
-    assert f"```\n{''.join(printed.splitlines(True)[:2])}```" in text  # the page shows what is printed
+    for lines in (printed.splitlines(True)[:2], printed.splitlines(True)[-2:]):
+        assert f"```text\n{''.join(lines)}```" in text  # the page shows what is printed
     assert names["tickets"] == [
         {"from": "sender@example.org", "subject": "Help", "text": "It is broken.\n", "files": []}
     ]
+
+
+def test_the_second_part_of_the_tutorial(page: Callable[[str], Ran]) -> None:
+    names = page("docs/tutorial/2-decide.md")
+    with connect(*names["server"].address, timeout=10) as mail:
+        mail.ehlo()
+        mail.from_("jo@example.org")
+        assert [mail.to("ann@example.com").code, mail.to("support@example.com").code] == [550, 250]
+
+
+def test_the_third_part_of_the_tutorial(page: Callable[[str], Ran]) -> None:
+    names = page("docs/tutorial/3-deliver.md")
+    with connect(*names["server"].address, starttls="opportunistic", timeout=10) as mail:
+        mail.send(b"Subject: Help\r\n\r\nx\r\n", sender="jo@example.org", recipients=["support@example.com"])
+    with closing(sqlite3.connect(names.folder / "desk.db")) as database:
+        assert database.execute("SELECT sender, subject, raw FROM tickets").fetchall() == [
+            ("jo@example.org", "Help", b"Subject: Help\r\n\r\nx\r\n")
+        ]
 
 
 def test_modifying(page: Callable[[str], Ran]) -> None:
