@@ -43,7 +43,7 @@ format: .venv/.dev ## let ruff put right what it can
 types: .venv/.dev ## mypy, strict
 	$(BIN)/mypy
 
-imports: .venv/.dev ## who may import whom
+imports: .venv/.dev ## the import rules
 	$(BIN)/lint-imports --no-logo
 
 check: test lint types imports ## all of these; CI runs test-all instead of test
