@@ -14,12 +14,12 @@ from functools import partial
 from benchmarks import machine
 
 #: Timeout of a load, in seconds.
-PATIENCE = 120.0
+TIMEOUT = 120.0
 #: Seconds after which the loops below stop early: some peers send a reply in two pieces, and Nagle's algorithm stalls
 #: each for 40 ms.
 BUDGET = 2.5
 #: Timeout of a reply, in seconds.
-REPLY_PATIENCE = 60.0
+REPLY_TIMEOUT = 60.0
 
 EHLO = b"EHLO client.example\r\n"
 MAIL, RCPT, DATA = b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<b@example.com>\r\n", b"DATA\r\n"
@@ -34,9 +34,9 @@ def smtp_source(port: int, *, sessions: int, messages: int, size: int, kept: boo
     command = [machine.find("smtp-source"), "-s", str(sessions), "-m", str(messages), "-l", str(size)]
     command += ["-r", str(recipients), *(["-d"] if kept else []), f"127.0.0.1:{port}"]
     try:
-        ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=PATIENCE)
+        ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:
-        raise RuntimeError(f"not done after {PATIENCE:.0f} s") from error
+        raise RuntimeError(f"not done after {TIMEOUT:.0f} s") from error
     if ran.returncode:
         raise RuntimeError(ran.stdout.decode(errors="replace").strip()[-300:] or "smtp-source failed")
     return messages
@@ -63,7 +63,7 @@ class Client:
         self._buffer = b""
         self._socket = socket.socket()
         try:
-            self._socket.settimeout(REPLY_PATIENCE)
+            self._socket.settimeout(REPLY_TIMEOUT)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if source is not None:
                 self._socket.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)

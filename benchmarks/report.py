@@ -53,7 +53,7 @@ def tables(results: Results) -> Iterator[str]:
 
 
 def table(results: Results, workload: str) -> str:
-    """Return the table of a workload: a line for each server, with the ratio of its first metric to the first line's."""
+    """Return the table of a workload: a line for each server, with its ratio to the first one's."""
     servers = results.samples.get(workload, {})
     metrics = results.metrics(workload) if servers else []
     head = [WORKLOADS[workload].title, *(COLUMNS.get(name, (name, seconds))[0] for name in metrics)]
