@@ -68,7 +68,7 @@ class PreparedMessage:
             if derive:
                 fields = rendering.envelope_fields(message)
         else:
-            content = header_envelope.without_mbox_line(self._read(message))
+            content = header_envelope.without_preamble(self._read(message))
             if derive:
                 head = content[: header_envelope.split(content)]
                 fields = offload(len(head), header_envelope.parse, head)

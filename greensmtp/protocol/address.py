@@ -37,6 +37,9 @@ _GENERAL_LITERAL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?:[\x21-\x3f\x41-\x5
 #: Bytes in a domain and in a label (RFC 5321 section 4.5.3.1.2, RFC 1035 section 2.3.4).
 MAX_DOMAIN = 255
 MAX_LABEL = 63
+#: Bytes between the angle brackets of a path, which has 256 with them (RFC 5321 section 4.5.3.1.3). A local part may be
+#: longer than the 64 that every server must accept (section 4.5.3.1.1): bounce addresses (VERP, SRS) often are.
+MAX_PATH = 254
 
 
 class Address(str):

@@ -36,7 +36,7 @@ _BCC = re.compile(
     % {b"end": _END_OF_LINE},
     re.I,
 )
-_MBOX_LINE = re.compile(rb"From [^\r\n]*+" + _END_OF_LINE)
+_PREAMBLE = re.compile(rb"(?:\xef\xbb\xbf)?+(?:From [^\r\n]*+%(end)s)?+" % {b"end": _END_OF_LINE})
 _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
 
 
@@ -60,10 +60,10 @@ def split(message: bytes) -> int:
     return end + (message[first + 1] == 13 and message[end : end + 1] == b"\n")
 
 
-def without_mbox_line(message: bytes) -> bytes:
-    """Return the message without the ``From `` line that an mbox file puts in front of it (RFC 4155)."""
-    found = _MBOX_LINE.match(message)
-    return message if found is None else message[found.end() :]
+def without_preamble(message: bytes) -> bytes:
+    """Return the message without what a file may have before it: a byte order mark, an mbox ``From `` line (RFC 4155)."""
+    found = _PREAMBLE.match(message)
+    return message[found.end() :] if found is not None and found[0] else message
 
 
 def without_bcc(head: bytes) -> bytes:
