@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from greensmtp.errors import NotOffered
-from greensmtp.protocol import address_list, command_builder
-from greensmtp.protocol.address import NO_PARAMETERS, Parameters
+from greensmtp.protocol import command_builder
+from greensmtp.protocol.address import NO_PARAMETERS, Parameters, a_labels
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.esmtp import parse_parameters
 
@@ -69,5 +69,5 @@ def sent_mailbox(address: str) -> str:
     if mailbox.isascii():
         return mailbox
     local_part, _, domain = mailbox.rpartition("@")
-    labels = address_list.a_labels(domain) if local_part.isascii() else None
+    labels = a_labels(domain) if local_part.isascii() else None
     return mailbox if labels is None else f"{local_part}@{labels}"

@@ -4,8 +4,8 @@ The rules of this file:
 
 - A body cannot continue the last field of ours. If its first line is neither a field nor empty, it has no header
   section: an empty line is put before it, so that all of it is content.
-- A first line that is an mbox file's ``From `` line (RFC 4155) becomes the field ``X-Mailbox-Line``, as in Postfix. It is
-  not a field, but what follows it is the header section.
+- A first line ``From `` as in an mbox file (RFC 4155) becomes the field ``X-Mailbox-Line``, as in Postfix. It is not a
+  field, but what follows it is the header section.
 - The section ends with the first empty line, whatever stands before that.
 - Fields of one given name can be left out, with their continuation lines.
 - A line begins behind CRLF, LF and CR alike, but only LF ends an empty one. So a field is found wherever any reader
