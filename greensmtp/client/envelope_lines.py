@@ -7,9 +7,10 @@ from functools import lru_cache
 
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_builder
-from greensmtp.protocol.address import NO_PARAMETERS, Parameters, a_labels
+from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.mailbox import a_labels
 
 #: Parameters of DSN and AUTH, with their extensions. If the server does not offer these, the parameters are left out,
 #: as a relay does (RFC 3461 section 5.2.2, RFC 4954 section 5).

@@ -24,6 +24,7 @@ from greensmtp.protocol import command_builder, header_envelope
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.dot_stuffing import DotEncoder, LineEncoder, stuffed, with_crlf
 from greensmtp.protocol.mime_lines import MimeLines, may_be_binary
+from greensmtp.protocol.options import MailOptions, RcptOptions
 
 #: Bytes up to which a message is kept in memory.
 MAX_MEMORY = 4 * 1024 * 1024
@@ -104,7 +105,7 @@ class PreparedMessage:
     def _set_recipients(self, recipients: list[str], to_ext: Ext | Sequence[Ext]) -> None:
         if not recipients:
             raise ValueError("recipients is empty; pass at least one")
-        if to_ext and not isinstance(to_ext, (str, Mapping)):
+        if to_ext and not isinstance(to_ext, (str, Mapping, MailOptions, RcptOptions)):
             if len(to_ext) != len(recipients):
                 raise ValueError(f"to_ext has parameters for {len(to_ext)} recipients, not for {len(recipients)}")
             each = dict(zip(recipients, to_ext, strict=True))

@@ -27,8 +27,8 @@ from typing import Any
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list, header_envelope
-from greensmtp.protocol.address import a_labels
 from greensmtp.protocol.dot_stuffing import with_crlf
+from greensmtp.protocol.mailbox import a_labels
 
 #: Bytes in a line, without its end (RFC 5322 section 2.1.1).
 MAX_LINE_LENGTH = 998

@@ -16,9 +16,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from greensmtp.protocol.address import Address, a_labels, quote_local_part
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.header_field import encoded_words
+from greensmtp.protocol.mailbox import a_labels, quote_local_part
 
 #: Characters of the malformed text that an error shows.
 MAX_SHOWN = 60

@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from greensmtp.protocol import canned
-from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, MAX_PATH, NO_PARAMETERS, Address
+from greensmtp.protocol.address import NO_PARAMETERS, Address
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.mailbox import MAX_DOMAIN, MAX_LABEL, MAX_PATH
 from greensmtp.protocol.reply import Reply
 
 #: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
@@ -142,7 +143,7 @@ NO_ADDRESS = Address("", "", "")
 #: might make the path too long does not match.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
-_USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
+_USUAL = rf": *<({_ATOM}(?:{_ATOMS}{{0,188}}{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
 #: A blank behind the colon is wrong, but so common that it is accepted.
 _ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
 #: Leading zeros count for nothing: if client and server read a size differently, a body would be run as commands.

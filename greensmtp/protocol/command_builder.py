@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from greensmtp.protocol.address import MAX_LABEL, Address
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.esmtp import encode_xtext, is_xtext, parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.mailbox import MAX_LABEL
+from greensmtp.protocol.options import MailOptions, RcptOptions
+from greensmtp.protocol.xtext import encode_unitext, encode_xtext, is_xtext
 
-#: Parameters of MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
-Ext = str | Mapping[str, str | int | None] | None
+#: Parameters of MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, ``{"SIZE": 1000, "SMTPUTF8": None}``, or typed options.
+Ext = str | Mapping[str, str | int | None] | MailOptions | RcptOptions | None
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 #: A usual mailbox, which needs no parsing.
@@ -86,6 +89,8 @@ def parameters(ext: Ext) -> str:
     """
     if not ext:
         return ""
+    if isinstance(ext, MailOptions | RcptOptions):
+        ext = ext.parameters()
     if not isinstance(ext, str):
         words = [
             keyword if value is None or value is True else f"{keyword}={_value(keyword, value)}"
@@ -115,4 +120,6 @@ def _value(keyword: str, value: object) -> object:
     check(value, f"the parameter {keyword}")
     prefix = value[: value.index(separator) + 1] if separator and separator in value else ""
     text = value[len(prefix) :]
+    if prefix.lower() == "utf-8;" and not text.isascii():
+        return prefix + encode_unitext(text)  # (RFC 6533 section 3: this type has an encoding of its own)
     return value if is_xtext(text) and not isinstance(value, Address) else prefix + encode_xtext(text)

@@ -12,8 +12,9 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from greensmtp._suggest import did_you_mean
-from greensmtp.protocol.address import NO_PARAMETERS, Parameters, is_text
+from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.mailbox import is_text
 from greensmtp.protocol.reply import Reply
 
 # The table of extensions
@@ -173,40 +174,3 @@ def parse_parameters(text: str) -> Parameters:
             raise ProtocolError(f"parameter given twice: {keyword}")
         parameters[keyword] = match[2]
     return parameters
-
-
-# xtext (RFC 3461 section 4)
-
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-_HEXCHAR = re.compile(r"\+(..)")
-_NOT_PLAIN = re.compile(rb"[^!-*,-<>-~]")
-
-
-def is_xtext(text: str) -> bool:
-    """Return True if the text is xtext already."""
-    return _XTEXT.fullmatch(text) is not None
-
-
-def encode_xtext(text: str) -> str:
-    """Encode ``"jo+x@example.com"`` as ``"jo+2Bx@example.com"``; characters beyond ASCII become bytes of UTF-8.
-
-    :raises ProtocolError: the text has lone surrogates.
-    """
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise ProtocolError(f"xtext cannot have lone surrogates in it: {text[:60]!r}") from None
-    return _NOT_PLAIN.sub(lambda match: b"+%02X" % match[0][0], data).decode()
-
-
-def decode_xtext(text: str) -> str:
-    """Decode ``"jo+2Bx@example.com"`` to ``"jo+x@example.com"``.
-
-    :raises ProtocolError: the text is not xtext, or the bytes that it encodes are not UTF-8.
-    """
-    if not _XTEXT.fullmatch(text):
-        raise ProtocolError("malformed xtext: a + is followed by two hexadecimal digits in upper case")
-    try:
-        return _HEXCHAR.sub(lambda match: chr(int(match[1], 16)), text).encode("latin-1").decode()
-    except UnicodeDecodeError:
-        raise ProtocolError("malformed xtext: the bytes that it encodes are not UTF-8") from None
