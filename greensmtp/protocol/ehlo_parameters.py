@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from greensmtp.protocol.option_values import format_date_time, parse_date_time
 from greensmtp.protocol.options import MailOptions
 
-_NUMBER = re.compile(r"[0-9]{1,20}")
-_WORD = re.compile(r"[!-~]+")
+if TYPE_CHECKING:
+    from datetime import datetime
+
 #: The greatest value that LIMITS can express (RFC 9422 section 4).
 _MAX_LIMIT = 999_999
 
@@ -53,6 +53,8 @@ class FutureReleaseLimits:
 
         :param now: the present time, with a time zone.
         """
+        from datetime import timedelta
+
         if options.hold_for is not None:
             wait = timedelta(seconds=options.hold_for)
         elif options.hold_until is not None:
@@ -85,7 +87,7 @@ def _format_number(value: int | None) -> str:
 
 
 def _parse_number(text: str) -> int | None:
-    return int(text) if _NUMBER.fullmatch(text) else None
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
 
 
 def _format_future_release(limits: FutureReleaseLimits) -> str:
@@ -103,7 +105,7 @@ def _parse_future_release(text: str) -> FutureReleaseLimits | None:
 
 
 def _parse_word(text: str) -> str | None:
-    return text if _WORD.fullmatch(text) else None
+    return text if re.fullmatch(r"[!-~]+", text) else None
 
 
 def _format_words(words: Iterable[str]) -> str:

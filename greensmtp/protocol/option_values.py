@@ -9,12 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.mailbox import parse_mailbox
 from greensmtp.protocol.xtext import decode_unitext, decode_xtext, encode_unitext, encode_xtext
+
+if TYPE_CHECKING:
+    from datetime import datetime  # imported where it is used: few messages need it
 
 #: BODY= (RFC 6152 section 2, RFC 3030 section 3), RET= (RFC 3461 section 4.3), NOTIFY= (RFC 3461 section 4.1).
 BodyType = Literal["7BIT", "8BITMIME", "BINARYMIME"]
@@ -25,19 +27,15 @@ Notify = Literal["NEVER", "SUCCESS", "FAILURE", "DELAY"]
 MAX_ENVID = 100
 MAX_ORCPT = 500
 
-#: MT-PRIORITY= (RFC 6710 section 3).
-PRIORITIES = range(-9, 10)
-
-NUMBER = re.compile(r"[0-9]{1,20}")
-SECONDS = re.compile(r"[1-9][0-9]{0,8}")
-PRIORITY = re.compile(r"-?[1-9]|0")
-_BY = re.compile(r"([+-]?[0-9]{1,9});([NR])(T?)", re.IGNORECASE)
+# These patterns are not compiled at import: few messages have such parameters.
+NUMBER = r"[0-9]{1,20}"
+SECONDS = r"[1-9][0-9]{0,8}"
+PRIORITY = r"-?[1-9]|0"
+_BY = r"([+-]?[0-9]{1,9});([NRnr])([Tt]?)"
 #: ``date-time`` of RFC 3339 section 5.6.
-_DATE_TIME = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,12})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
-)
-_ADDRESS_TYPE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?")
-_PRINTABLE = re.compile(r"[ -~]*")
+_DATE_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,12})?(?:Z|[+-][0-9]{2}:[0-9]{2})"
+_ADDRESS_TYPE = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_PRINTABLE = r"[ -~]+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,9 @@ def parse_date_time(text: str) -> datetime:
 
     :raises ValueError: it is malformed, or there is no such time.
     """
-    if not _DATE_TIME.fullmatch(text.upper()):
+    from datetime import UTC, datetime
+
+    if not re.fullmatch(_DATE_TIME, text.upper()):
         raise ValueError(f"a time is like 2030-01-31T12:00:00Z, not {text[:40]!r}")
     try:
         return datetime.fromisoformat(text.upper()).astimezone(UTC)
@@ -86,6 +86,8 @@ def format_date_time(time: datetime) -> str:
 
     :raises ValueError: the time has no time zone.
     """
+    from datetime import UTC
+
     if time.tzinfo is None:
         raise ValueError(f"a time needs a time zone, such as datetime.UTC: {time!r}")
     return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -107,11 +109,11 @@ def format_valid_since(valid: ValidSince) -> str:
     return time if valid.otherwise is None else f"{time};{valid.otherwise}"
 
 
-def number(pattern: re.Pattern[str]) -> Callable[[str], int]:
+def number(pattern: str) -> Callable[[str], int]:
     """Return a parser of numbers that match."""
 
     def parse(text: str) -> int:
-        if not pattern.fullmatch(text):
+        if not re.fullmatch(pattern, text):
             raise ValueError(text)
         return int(text)
 
@@ -161,14 +163,14 @@ def format_envid(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    if not text or not _PRINTABLE.fullmatch(text):
+    if not re.fullmatch(_PRINTABLE, text):
         raise ValueError(text)
     return text
 
 
 def parse_by(text: str) -> DeliverBy:
     """Parse BY= (RFC 2852 section 4)."""
-    match = _BY.fullmatch(text)
+    match = re.fullmatch(_BY, text)
     if match is None:
         raise ValueError(text)
     seconds, mode = int(match[1]), match[2].upper()
@@ -191,7 +193,7 @@ _NOTIFY = frozenset(get_args(Notify))
 def parse_orcpt(text: str) -> OriginalRecipient:
     """Parse ORCPT= (RFC 3461 section 4.2; for the type utf-8, RFC 6533 section 3)."""
     address_type, separator, address = text.partition(";")
-    if len(text.encode()) > MAX_ORCPT or not separator or not _ADDRESS_TYPE.fullmatch(address_type):
+    if len(text.encode()) > MAX_ORCPT or not separator or not re.fullmatch(_ADDRESS_TYPE, address_type):
         raise ValueError(text)
     if address_type.lower() == "utf-8":
         return OriginalRecipient("utf-8", decode_unitext(address))

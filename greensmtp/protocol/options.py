@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from greensmtp.protocol import option_values as values
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.option_values import BodyType, DeliverBy, Notify, OriginalRecipient, Ret, ValidSince
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,8 @@ def decode_xtext(text: str) -> str:
 
 # Unitext: the address of ``ORCPT=utf-8;``. U+00FC is itself, which needs SMTPUTF8, or ``\\x{FC}``.
 
-_UNITEXT = re.compile(r"(?:[!-*,-<>-\[\]-~\u00a0-\U0010ffff]|\\x\{[0-9A-F]{2,6}\})+")
+# (The class is negated: a range up to U+10FFFF takes milliseconds to compile.)
+_UNITEXT = re.compile(r"(?:[^\x00-\x20+=\\\x7f-\x9f]|\\x\{[0-9A-F]{2,6}\})+")
 _HEXPOINT = re.compile(r"\\x\{([0-9A-F]+)\}")
 #: Not printable, but a part of names in Persian and Hindi (RFC 5892 appendix A).
 _JOINERS = {0x200C: None, 0x200D: None}
