@@ -258,8 +258,11 @@ def is_foreign(data: bytes) -> bool:
     return re.match(_FOREIGN, data, re.IGNORECASE) is not None
 
 
-def parse_command(line: bytes) -> Command:
-    """Parse one command line, given without its CRLF. Never raises: a malformed line has its ``error`` set."""
+def parse_command(line: bytes, parsers: Mapping[str, Callable[[str, str], Command]] = PARSERS) -> Command:
+    """Parse one command line, given without its CRLF. Never raises: a malformed line has its ``error`` set.
+
+    :param parsers: other ones, such as ``lenient_path.LENIENT_PARSERS``.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -274,7 +277,7 @@ def parse_command(line: bytes) -> Command:
     if not verb.isascii():
         return Command(UNKNOWN, text)  # upper() would make MAIL of "ma\u0131l"
     verb = verb.upper()
-    parser = PARSERS.get(verb)
+    parser = parsers.get(verb)
     if parser is not None:
         return parser(verb, argument.strip())
     if verb in PSEUDO_COMMANDS or not verb:
