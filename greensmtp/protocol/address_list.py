@@ -233,7 +233,7 @@ def _mailbox(tokens: list[_Token]) -> str:
     at = kinds.index("@")
     local_part = _dotted(tokens[:at], ("word", "quoted"))
     literal = kinds[at + 1 :] == ["literal"]
-    domain = _literal(tokens[-1].text) if literal else _dotted(tokens[at + 1 :], ("word",))
+    domain = f"[{_unescaped(tokens[-1].text[1:-1]).strip()}]" if literal else _dotted(tokens[at + 1 :], ("word",))
     if local_part is None or domain is None:
         raise _Malformed(start, end)
     try:
@@ -252,10 +252,6 @@ def _dotted(tokens: list[_Token], kinds: tuple[str, ...]) -> str | None:
     ):
         return None
     return "".join(_unescaped(token.text[1:-1]) if token.kind == "quoted" else token.text for token in tokens)
-
-
-def _literal(text: str) -> str:
-    return f"[{_unescaped(text[1:-1]).strip()}]"
 
 
 def _unescaped(text: str) -> str:

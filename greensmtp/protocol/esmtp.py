@@ -1,7 +1,7 @@
-"""ESMTP (RFC 5321 section 2.2): the table of extensions, what EHLO offers, the parameters of MAIL and RCPT, and xtext.
+"""ESMTP (RFC 5321 section 2.2): the table of extensions, what EHLO offers, and the parameters of MAIL and RCPT.
 
 The server offers extensions with ``offer``; the client reads them with ``parse_offers``. Both read parameters with
-``parse_parameters``. xtext (RFC 3461 section 4) is how a parameter's value holds the characters that it may not have.
+``parse_parameters``. What the values of parameters mean is in ``options``.
 """
 
 from __future__ import annotations

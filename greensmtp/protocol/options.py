@@ -111,7 +111,7 @@ class Parameter(NamedTuple):
 
 #: keyword -> its row
 MAIL: Mapping[str, Parameter] = {
-    "SIZE": Parameter("size", "a number of octets", values.number(values.NUMBER)),
+    "SIZE": Parameter("size", "a number of bytes", values.number(values.NUMBER)),
     "BODY": Parameter("body", "7BIT, 8BITMIME or BINARYMIME", values.one_of(get_args(BodyType))),
     "SMTPUTF8": Parameter("smtputf8", "no value", None),
     "AUTH": Parameter("auth", "a mailbox as xtext, or <>", values.parse_auth, values.format_auth),

@@ -2,8 +2,8 @@
 
 The rules of this file:
 
-- A header is parsed strictly, whatever the pieces in which it comes. As soon as no further byte could make it a header,
-  ProxyHeaderError is raised, and the connection must be closed: its client is not a proxy.
+- A header is parsed strictly, whatever the pieces in which it comes. What cannot be the beginning of one is refused at
+  once, and anything else that is wrong when the header is whole. The connection must be closed then.
 - The sizes are bounded: 107 bytes in version 1, ``max_length`` behind the fixed 16 bytes of version 2.
 - Bytes behind the header are the client's; they are left in ``rest``.
 - ``LOCAL`` is the proxy itself (a health check), and ``UNKNOWN`` hides the client: such a header has no addresses.
@@ -280,7 +280,7 @@ def _format_addresses(header: ProxyHeader) -> bytes:
 
 
 def _format_path(path: Endpoint | None) -> bytes:
-    data = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else b"?" * 109
-    if len(data) > _SIZES["UNIX"] or data.endswith(b"\0"):
+    data = path.encode("utf-8", "surrogateescape") if isinstance(path, str) else None
+    if data is None or len(data) > _SIZES["UNIX"] or data.endswith(b"\0"):
         raise ValueError(f"expected the path of a unix socket, of at most 108 bytes; got {path!r}")
     return data.ljust(_SIZES["UNIX"], b"\0")

@@ -60,7 +60,7 @@ def find(tlvs: TLVs, kind: int) -> bytes | None:
 
 
 def find_text(tlvs: TLVs, kind: int) -> str | None:
-    """Return the same as text."""
+    """Return the same as text, which may have any characters, line ends too."""
     value = find(tlvs, kind)
     return None if value is None else decode(value)
 

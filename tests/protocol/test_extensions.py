@@ -178,7 +178,7 @@ def refusal(check: ParameterCheck, line: str, *, tls: bool = False) -> str:
         ("RCPT TO:<a@b.c> NOTIFY=NEVER", "555 5.5.4 Unsupported parameter: NOTIFY"),
         ("RCPT TO:<a@b.c> SIZE=1", "555 5.5.4 Unsupported parameter: SIZE"),
         ("MAIL FROM:<a@b.c> REQUIRETLS", "555 5.5.4 Unsupported parameter: REQUIRETLS"),
-        ("MAIL FROM:<a@b.c> SIZE=x", "501 5.5.4 SIZE takes a number of octets"),
+        ("MAIL FROM:<a@b.c> SIZE=x", "501 5.5.4 SIZE takes a number of bytes"),
         ("MAIL FROM:<a@b.c> BODY=9BIT", "501 5.5.4 BODY takes 7BIT, 8BITMIME or BINARYMIME"),
         ("MAIL FROM:<a@b.c> SMTPUTF8=1", "501 5.5.4 SMTPUTF8 takes no value"),
     ],
