@@ -24,7 +24,6 @@ from greensmtp.protocol import command_builder, header_envelope
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.dot_stuffing import DotEncoder, LineEncoder, stuffed, with_crlf
 from greensmtp.protocol.mime_lines import MimeLines, may_be_binary
-from greensmtp.protocol.options import MailOptions, RcptOptions
 
 #: Bytes up to which a message is kept in memory.
 MAX_MEMORY = 4 * 1024 * 1024
@@ -69,7 +68,7 @@ class PreparedMessage:
             if derive:
                 fields = rendering.envelope_fields(message)
         else:
-            content = header_envelope.without_preamble(self._read(message))
+            content = header_envelope.without_mbox_line(self._read(message))
             if derive:
                 head = content[: header_envelope.split(content)]
                 fields = offload(len(head), header_envelope.parse, head)
@@ -105,7 +104,7 @@ class PreparedMessage:
     def _set_recipients(self, recipients: list[str], to_ext: Ext | Sequence[Ext]) -> None:
         if not recipients:
             raise ValueError("recipients is empty; pass at least one")
-        if to_ext and not isinstance(to_ext, (str, Mapping, MailOptions, RcptOptions)):
+        if to_ext and not isinstance(to_ext, (str, Mapping)):
             if len(to_ext) != len(recipients):
                 raise ValueError(f"to_ext has parameters for {len(to_ext)} recipients, not for {len(recipients)}")
             each = dict(zip(recipients, to_ext, strict=True))

@@ -28,7 +28,6 @@ from typing import Any
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list, header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
-from greensmtp.protocol.mailbox import a_labels
 
 #: Bytes in a line, without its end (RFC 5322 section 2.1.1).
 MAX_LINE_LENGTH = 998
@@ -95,7 +94,7 @@ def missing_fields(message: Message[Any, Any], sender: str) -> bytes:
     if "date" not in names:
         lines.append(f"Date: {_date(int(time()))}\r\n")
     if "message-id" not in names:
-        domain = a_labels(sender.rpartition("@")[2]) if "@" in sender else _own_name()
+        domain = address_list.a_labels(sender.rpartition("@")[2]) if "@" in sender else _own_name()
         lines.append(f"Message-ID: <{secrets.token_hex(16)}@{domain or _own_name()}>\r\n")
     return "".join(lines).encode()
 

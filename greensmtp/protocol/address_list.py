@@ -19,7 +19,7 @@ from typing import NamedTuple
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.header_field import encoded_words
-from greensmtp.protocol.mailbox import a_labels, quote_local_part
+from greensmtp.protocol.mailbox import ascii_domain, quote_local_part
 
 #: Characters of the malformed text that an error shows.
 MAX_SHOWN = 60
@@ -129,6 +129,12 @@ def encode(text: str, field: str) -> str:
     if not result.isascii():
         raise ProtocolError(f"cannot encode the {field} field without SMTPUTF8")
     return result
+
+
+def a_labels(domain: str) -> str | None:
+    """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``), or None if it has none."""
+    encoded = ascii_domain(domain)
+    return encoded if encoded.isascii() else None
 
 
 # Tokens

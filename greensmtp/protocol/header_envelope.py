@@ -61,7 +61,7 @@ def split(message: bytes) -> int:
     return end + (message[first + 1] == 13 and message[end : end + 1] == b"\n")
 
 
-def without_preamble(message: bytes) -> bytes:
+def without_mbox_line(message: bytes) -> bytes:
     """Return the message without a byte order mark and an mbox file's ``From `` line (RFC 4155)."""
     found = _PREAMBLE.match(message)
     return message[found.end() :] if found is not None and found[0] else message

@@ -80,12 +80,6 @@ def ascii_domain(domain: str) -> str:
     return domain if domain.isascii() else _encode_domain(domain)
 
 
-def a_labels(domain: str) -> str | None:
-    """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``), or None if it has none."""
-    encoded = ascii_domain(domain)
-    return encoded if encoded.isascii() else None
-
-
 @lru_cache(1024)
 def _encode_domain(domain: str) -> str:
     import idna  # its tables take milliseconds to load, and few addresses need them

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.mailbox import a_labels, check_domain, quote_local_part
+from greensmtp.protocol.mailbox import check_domain, quote_local_part
 
 ATEXT = "abcXYZ019!#$%&'*+-/=?^_`{|}~äß中\U0001f600"
 LETTERS = "abcXYZ019_äß中"
@@ -302,12 +302,3 @@ def test_every_ip_address_makes_a_literal(ip: IPv4Address | IPv6Address) -> None
 def test_a_local_part_that_cannot_be_quoted_is_refused(local_part: str) -> None:
     with pytest.raises(ProtocolError, match="control characters"):
         quote_local_part(local_part)
-
-
-def test_a_labels() -> None:
-    assert a_labels("Example.com") == "Example.com"
-    assert a_labels("B\u00dcCHER.example") == "xn--bcher-kva.example"
-    assert a_labels("fa\u00df.de") == "xn--fa-hia.de"
-    assert a_labels("\U0001f4a9.la") is None
-    assert a_labels("my_host.b\u00fccher.example") == "my_host.xn--bcher-kva.example"
-    assert a_labels("\u0915\u094d\u200d\u0937.example") == "xn--11b2ezcw70k.example"

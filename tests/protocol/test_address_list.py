@@ -274,6 +274,15 @@ def test_a_list_that_cannot_be_encoded_is_an_error(text: str) -> None:
         address_list.encode(text, "To")
 
 
+def test_a_labels() -> None:
+    assert address_list.a_labels("Example.com") == "Example.com"
+    assert address_list.a_labels("B\u00dcCHER.example") == "xn--bcher-kva.example"
+    assert address_list.a_labels("fa\u00df.de") == "xn--fa-hia.de"
+    assert address_list.a_labels("\U0001f4a9.la") is None
+    assert address_list.a_labels("my_host.b\u00fccher.example") == "my_host.xn--bcher-kva.example"
+    assert address_list.a_labels("\u0915\u094d\u200d\u0937.example") == "xn--11b2ezcw70k.example"
+
+
 @pytest.mark.parametrize(
     "text", ["jo\x92@example.com", "jo@exam\x92ple.com", "j\u200bo@example.com", "jo@e\u200b.example"]
 )

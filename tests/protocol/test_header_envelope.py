@@ -87,15 +87,15 @@ def test_bcc_is_removed_with_its_continuation_lines(newline: bytes, name: bytes)
 @pytest.mark.parametrize("newline", [b"\r\n", b"\n", b"\r"])
 def test_an_mbox_line_is_removed(newline: bytes) -> None:
     message = newline.join([b"From jo@example.com Mon Jan  1 00:00:00 2024", b"From: a@b.c", b"", b"From here on"])
-    assert header_envelope.without_preamble(message) == message.partition(newline)[2]
-    assert header_envelope.without_preamble(message.partition(newline)[2]) == message.partition(newline)[2]
+    assert header_envelope.without_mbox_line(message) == message.partition(newline)[2]
+    assert header_envelope.without_mbox_line(message.partition(newline)[2]) == message.partition(newline)[2]
 
 
 @pytest.mark.parametrize("mbox_line", [b"", b"From jo@example.com\n"])
 def test_a_byte_order_mark_is_removed_once(mbox_line: bytes) -> None:
     message = b"Subject: \xef\xbb\xbf\n\n\xef\xbb\xbf"
-    assert header_envelope.without_preamble(b"\xef\xbb\xbf" + mbox_line + message) == message
-    assert header_envelope.without_preamble(message) is message
+    assert header_envelope.without_mbox_line(b"\xef\xbb\xbf" + mbox_line + message) == message
+    assert header_envelope.without_mbox_line(message) is message
 
 
 def test_raw_utf8_is_encoded_field_by_field() -> None:
