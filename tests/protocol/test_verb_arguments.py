@@ -20,6 +20,8 @@ from greensmtp.protocol.verb_arguments import QueueRequest, parse_etrn, parse_he
         ("<jo@example.com> SMTPUTF8", "jo@example.com", "jo@example.com", True),
         ("j\u00f6  smtputf8", "j\u00f6", None, True),
         ("SMTPUTF8", "SMTPUTF8", None, False),
+        ("<jo", "<jo", None, False),
+        ("jo>", "jo>", None, False),
         ("postmaster", "postmaster", "postmaster", False),
         ("friends-list SMTPUTF8", "friends-list", None, True),
     ],

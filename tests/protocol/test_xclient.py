@@ -36,6 +36,7 @@ from greensmtp.protocol.xclient import ATTRIBUTES, Attributes, Missing
         ("XCLIENT", "DESTADDR=IPV6:::1 DESTPORT=25", {"DESTADDR": "::1", "DESTPORT": "25"}),
         ("XCLIENT", "NAME=[tempunavail] PROTO=smtp", {"NAME": Missing.TEMPORARILY, "PROTO": "SMTP"}),
         ("XCLIENT", "HELO=My+20PC", {"HELO": "My PC"}),
+        ("XCLIENT", "HELO=" + "x" * 255, {"HELO": "x" * 255}),
         (
             "XFORWARD",
             "IDENT=4f2a1 SOURCE=remote PORT=[UNAVAILABLE]",
