@@ -73,4 +73,4 @@ def parse_etrn(argument: str) -> QueueRequest:
 
 def parse_help(argument: str) -> str:
     """Return the verb that HELP asks about, in upper case; ``""`` if it asks about none (RFC 5321 section 4.1.1.8)."""
-    return argument.split()[0].upper() if argument.strip() else ""
+    return argument.split(maxsplit=1)[0].upper() if argument.strip() else ""
