@@ -14,11 +14,13 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 import trustme
-from gevent import socket
+from gevent import socket, spawn
 from hypothesis import settings
 
+from greensmtp.server.deadlines import DeadlineMonitor
 from greensmtp.testing import Peer
 from tests.cuts import interesting_cuts
+from tests.virtual_clock import VirtualClock
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
@@ -60,6 +62,25 @@ def cuts(request: pytest.FixtureRequest) -> Cuts:
         return range(start, end, step) if request.param == "every" else interesting_cuts(wire, start, end)
 
     return places
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualClock]:
+    """The clock of all servers' timeouts, which jumps ahead when nothing happens: a test of a timeout takes no time.
+
+    A module that also uses ``smtp_server`` asks for it by ``usefixtures``, so that servers are stopped before it.
+    """
+    clock = VirtualClock()
+    start = DeadlineMonitor.start
+
+    def start_with_clock(monitor: DeadlineMonitor, loop: object) -> None:
+        monitor.clock = clock
+        start(monitor, clock)
+
+    monkeypatch.setattr(DeadlineMonitor, "start", start_with_clock)
+    running = spawn(clock.run)
+    yield clock
+    running.kill()
 
 
 class Certificate(NamedTuple):
