@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 import trustme
-from gevent import socket, spawn
+from gevent import get_hub, socket, spawn
 from hypothesis import settings
 
 from greensmtp.server.deadlines import DeadlineMonitor
@@ -74,8 +74,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualClock]:
     start = DeadlineMonitor.start
 
     def start_with_clock(monitor: DeadlineMonitor, loop: object) -> None:
+        if loop is not get_hub().loop:  # a server in a thread of its own
+            return start(monitor, loop)
         monitor.clock = clock
-        start(monitor, clock)
+        return start(monitor, clock)
 
     monkeypatch.setattr(DeadlineMonitor, "start", start_with_clock)
     running = spawn(clock.run)

@@ -1,4 +1,4 @@
-"""A clock that no test has to wait for: when every greenlet waits, it jumps to the next moment at which something is due.
+"""A clock that jumps, when every greenlet waits, to the next moment at which something is due.
 
 trio has the same, called an autojump clock. The deadline monitors of servers run on it, and so does whatever calls its
 ``sleep``. Other waits are real: those of ``Peer``, ``gevent.sleep``, and threads, for which time flies.

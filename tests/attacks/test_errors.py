@@ -461,6 +461,7 @@ def takes_too_long(session: Session, address: str, ack: Ack) -> None:
 
 
 @pytest.mark.parametrize("handler", [raises, forgets, decides_twice, takes_too_long])
+@pytest.mark.usefixtures("clock")
 def test_a_bad_handler_is_451_and_named_and_the_connection_goes_on(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, handler: Callable[..., None]
 ) -> None:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from gevent import sleep, spawn, subprocess
+from gevent import spawn, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play
@@ -286,42 +287,42 @@ def test_thousands_of_odd_lines_are_no_load(play: Play) -> None:
 # Patience
 
 
-def drip(peer: Peer, octets: bytes, seconds: float) -> None:
-    """An octet at a time, until the server has had enough."""
+def drip(peer: Peer, octets: bytes, clock: VirtualClock) -> None:
+    """Send a byte each 20 ms until the server closes the connection."""
     try:
         for octet in octets:
             peer.socket.sendall(bytes((octet,)))
-            sleep(seconds)
+            clock.sleep(0.02)
     except OSError:
         pass
 
 
-def test_a_command_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer) -> None:
+def test_a_command_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, command_timeout=0.3)
     ending = Ending(server)
     with dial(server) as peer:
         peer.hello()
-        began = time.monotonic()
-        dripping = spawn(drip, peer, b"NOOP " + b"x" * 400, 0.02)
+        began = clock.now
+        dripping = spawn(drip, peer, b"NOOP " + b"x" * 400, clock)
         peer.expect("421 4.4.2")
         peer.expect_end()
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < clock.now - began < 0.4
         dripping.kill()
     assert ending.wait() == "timeout"
 
 
-def test_a_line_too_long_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer) -> None:
+def test_a_line_too_long_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, command_timeout=0.3)
     with dial(server) as peer:
         peer.hello()
         peer.send(b"x" * 20_000)
-        dripping = spawn(drip, peer, b"x" * 400, 0.02)
+        dripping = spawn(drip, peer, b"x" * 400, clock)
         peer.expect("421 4.4.2")
         dripping.kill()
 
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT 1000 LAST", "BDAT refused"])
-def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> None:
+def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, clock: VirtualClock, verb: str) -> None:
     server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0.3)
     ending = Ending(server)
     errors: list[BaseException] = []
@@ -346,7 +347,7 @@ def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> No
             peer.expect("354")
         elif verb == "BDAT refused":
             peer.expect("550")
-        dripping = spawn(drip, peer, b"x" * 400, 0.02)
+        dripping = spawn(drip, peer, b"x" * 400, clock)
         peer.expect("421 4.4.2")
         peer.expect_end()
         dripping.kill()
@@ -354,6 +355,7 @@ def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> No
     assert len(errors) == (verb != "BDAT refused")
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_is_dropped(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9, max_errors=10**9)
     ending = Ending(server)
@@ -363,6 +365,7 @@ def test_a_peer_that_never_reads_is_dropped(smtp_server: MakeServer) -> None:
         assert flooding.get(timeout=10) < 10 * MEGABYTE
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_takes_no_memory(smtp_server: MakeServer, measure_memory: Measure) -> None:
     server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9, max_errors=10**9)
 
@@ -377,6 +380,7 @@ def test_a_peer_that_never_reads_takes_no_memory(smtp_server: MakeServer, measur
     assert measure_memory(attack) < 2 * MEGABYTE
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_tls_is_dropped(smtp_server: MakeServer, certificate: Certificate) -> None:
     server = smtp_server(
         start=False,
@@ -409,7 +413,7 @@ def test_a_peer_that_hangs_on_after_its_last_reply_is_let_go(smtp_server: MakeSe
 @pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "STARTTLS"])
 @pytest.mark.parametrize("octets", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 40], ids=len)
 def test_half_a_tls_hello_is_timed_out(
-    smtp_server: MakeServer, certificate: Certificate, implicit: bool, octets: bytes
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate, implicit: bool, octets: bytes
 ) -> None:
     server = smtp_server(
         start=False,
@@ -424,14 +428,16 @@ def test_half_a_tls_hello_is_timed_out(
             peer.hello()
             peer.line("STARTTLS")
             peer.expect("220")
-        began = time.monotonic()
+        began = clock.now
         peer.send(octets)
         peer.rest()
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < clock.now - began < 0.4
     assert ending.wait() == "timeout"
 
 
-def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate
+) -> None:
     server = smtp_server(
         start=False,
         tls_timeout=0.3,
@@ -441,7 +447,7 @@ def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer,
     )
     ending = Ending(server)
     with dial(server) as peer:
-        dripping = spawn(drip, peer, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 400, 0.02)
+        dripping = spawn(drip, peer, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 400, clock)
         assert ending.wait() == "timeout"
         dripping.kill()
 

@@ -432,6 +432,7 @@ def test_challenge_after_the_end_of_a_session_raises(smtp_server: MakeServer) ->
         sessions[0].challenge()
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_middleware_that_waits_for_another_greenlets_ack_gets_451_at_its_timeout(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -149,13 +149,13 @@ def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -
         stopping = spawn(server.stop, 10)
         idle.expect("421")
         idle.close()
-        sleep(0.1)
+        first.let_it_read()
         first.line("RCPT TO:<another@example.com>", "DATA")
         first.expect("250", "354")
         first.send("first\r\n.\r\n")
         first.expect("250", "421 4.3.2")
         first.close()
-        sleep(0.1)
+        second.let_it_read()
         assert not stopping.ready()
         second.send("second\r\n.\r\n")
         second.expect("250", "421 4.3.2")
@@ -171,7 +171,7 @@ def test_what_was_pipelined_behind_the_transaction_is_not_begun(smtp_server: Mak
         peer.hello()
         peer.envelope()
         stopping = spawn(server.stop, 10)
-        sleep(0.05)
+        peer.let_it_read()
         peer.line("RSET")
         peer.expect("250", "421 4.3.2")
         peer.expect_end()
@@ -180,6 +180,7 @@ def test_what_was_pipelined_behind_the_transaction_is_not_begun(smtp_server: Mak
     assert bodies == []
 
 
+@pytest.mark.usefixtures("short_kill")
 def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> None:
     server = smtp_server()
     reasons: list[str] = []
@@ -215,6 +216,7 @@ def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> N
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
+@pytest.mark.usefixtures("short_kill")
 def test_peers_that_are_told_to_go_and_stay_do_not_hold_it_up(smtp_server: MakeServer, timeout: float) -> None:
     """The end of each connection is told to handlers all the same."""
     server = smtp_server()
@@ -248,6 +250,7 @@ def test_a_second_stop_is_nothing(smtp_server: MakeServer) -> None:
     assert not server.started
 
 
+@pytest.mark.usefixtures("short_kill")
 def test_a_second_stop_while_the_first_waits_cuts_short(smtp_server: MakeServer) -> None:
     """As a second signal does."""
     server = smtp_server()
@@ -255,7 +258,7 @@ def test_a_second_stop_while_the_first_waits_cuts_short(smtp_server: MakeServer)
         peer.hello()
         peer.envelope()
         first = spawn(server.stop, 30)
-        sleep(0.05)
+        peer.let_it_read()
         server.stop(0)
         first.get(timeout=3)
         peer.expect("421 4.3.2")
@@ -439,6 +442,7 @@ def test_adopt_serves_a_connection_of_somebody_elses() -> None:
     assert peers == [(("192.0.2.1", 4711), "192.0.2.1")]
 
 
+@pytest.mark.usefixtures("clock")
 def test_adopted_connections_count_and_time_out() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", max_connections=1, command_timeout=0.2)
     with dial(server) as first, dial(server) as second:
@@ -609,6 +613,7 @@ def test_stopping_a_thread_finishes_its_transactions() -> None:
     assert bodies == [b"in time\r\n"]
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_server_that_ran_in_a_thread_can_be_stopped_and_used_here_again() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", command_timeout=0.2)
     with server.in_thread():

@@ -434,7 +434,7 @@ def test_running_out_of_descriptors_backs_off_and_recovers(tmp_path: Path) -> No
         for _ in range(2):
             connections = [native_socket.create_connection(address) for _ in range(60)]
             served = sum(
-                has_banner(connection, 0.05 if number > 20 else 5) for number, connection in enumerate(connections)
+                has_banner(connection, 0.002 if number > 20 else 5) for number, connection in enumerate(connections)
             )
             assert 20 < served < 40
             with native_socket.socket() as late:

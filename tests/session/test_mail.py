@@ -293,6 +293,7 @@ def test_a_reader_before_it_is_an_error_that_says_so(smtp_server: MakeServer, ca
     assert "before connecting handlers that read the body" in caplog.text
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_log_names_the_handler_that_raised_or_ran_too_long(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:

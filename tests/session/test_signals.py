@@ -603,6 +603,7 @@ ENDINGS = [
 
 
 @pytest.mark.parametrize(("end", "expected"), ENDINGS)
+@pytest.mark.usefixtures("clock")
 def test_disconnect_tells_how_it_ended(
     smtp_server: MakeServer, certificate: Certificate, end: Callable[[Peer], None], expected: str
 ) -> None:
