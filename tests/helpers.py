@@ -1,10 +1,12 @@
-"""What several test files say or build: base64, AUTH PLAIN, chunks, the beginning of DATA, servers that accept."""
+"""What several test files say or build: base64, AUTH PLAIN, chunks, the beginning of DATA, servers, parameters."""
 
 from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer
@@ -34,6 +36,21 @@ def begin_data(peer: Peer) -> None:
     peer.envelope()
     peer.line("DATA")
     peer.expect("354")
+
+
+def covering(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Return the rows of a parametrization, of which ``make test`` runs a few in which each value occurs in its column.
+
+    All others are marked ``exhaustive``. It is for tests that start a process or several, where one column makes no
+    difference to what another one proves.
+    """
+    rows = list(rows)
+    missing = {value for row in rows for value in enumerate(row)}
+    chosen: list[tuple[Any, ...]] = []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(missing.intersection(enumerate(row)))))
+        missing.difference_update(enumerate(chosen[-1]))
+    return [row if row in chosen else pytest.param(*row, marks=pytest.mark.exhaustive) for row in rows]
 
 
 def pairwise_orders(members: Iterable[str]) -> list[tuple[str, ...]]:

@@ -22,6 +22,7 @@ from gevent.subprocess import Popen
 from greensmtp import SMTPServer, connect
 from greensmtp.middleware import Auth
 from greensmtp.testing import dial
+from tests.helpers import covering
 from tests.programs import find, need_root
 
 if TYPE_CHECKING:
@@ -51,6 +52,11 @@ CASES = [(backend, mechanism) for backend, mechanisms in BACKENDS.items() for me
 def cases(*names: str) -> list[tuple[str, str]]:
     """Those with the mechanisms that a client has."""
     return [(backend, mechanism) for backend, mechanism in CASES if mechanism in names]
+
+
+def with_tls(cases: list[tuple[str, str]]) -> list[tuple[str, str, bool]]:
+    """Each of them in the clear and over TLS."""
+    return [(*case, tls) for case in cases for tls in (False, True)]
 
 
 # Dovecot
@@ -183,8 +189,7 @@ def serving(
 # The clients
 
 
-@pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
+@pytest.mark.parametrize(("backend", "mechanism", "tls"), covering(with_tls(cases("PLAIN", "LOGIN", "CRAM-MD5"))))
 def test_swaks(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     options = ["--tls", "--tls-ca-path", str(certificate.authority), "--tls-verify"] if tls else []
     user = ("--auth", mechanism, "--auth-user", "jo", "--auth-password")
@@ -195,8 +200,7 @@ def test_swaks(serving: ConfiguredServer, run: Run, certificate: Certificate, me
     assert serving.known == [("jo", mechanism)]
 
 
-@pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize(("backend", "mechanism"), CASES)
+@pytest.mark.parametrize(("backend", "mechanism", "tls"), covering(with_tls(CASES)))
 def test_msmtp(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     sender, recipient = ENVELOPE
     secret = TOKEN if "OAUTH" in mechanism else PASSWORD
@@ -211,7 +215,7 @@ def test_msmtp(serving: ConfiguredServer, run: Run, certificate: Certificate, me
     assert len(serving.mail) == 1
 
 
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5", "OAUTHBEARER"))
+@pytest.mark.parametrize(("backend", "mechanism"), covering(cases("PLAIN", "LOGIN", "CRAM-MD5", "OAUTHBEARER")))
 def test_curl(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str) -> None:
     sender, recipient = ENVELOPE
     url = f"smtp://127.0.0.1:{serving.port}/client.example"
@@ -239,7 +243,7 @@ class Forced(smtplib.SMTP):
         return answer
 
 
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
+@pytest.mark.parametrize(("backend", "mechanism"), covering(cases("PLAIN", "LOGIN", "CRAM-MD5")))
 def test_smtplib(serving: ConfiguredServer, certificate: Certificate, mechanism: str) -> None:
     def speak() -> Any:
         with Forced("127.0.0.1", serving.port, "client.example", timeout=20) as client:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,7 +20,7 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import accepting
+from tests.helpers import accepting, covering
 
 pytestmark = pytest.mark.peer
 
@@ -101,8 +101,10 @@ def serving(*arguments: str) -> Iterator[Callable[[], Peer]]:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("strategy", ["moving-window", "fixed-window", "sliding-window-counter"])
-@pytest.mark.parametrize("on", ["connections", "messages", "recipients"])
+STRATEGIES = ["moving-window", "fixed-window", "sliding-window-counter"]
+
+
+@pytest.mark.parametrize(("strategy", "on"), covering(product(STRATEGIES, ["connections", "messages", "recipients"])))
 def test_a_limit_holds_across_two_server_processes(redis: Redis, strategy: str, on: str) -> None:
     with ExitStack() as stack:
         # One of them is patched, the other not.
