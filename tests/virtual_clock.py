@@ -37,8 +37,9 @@ class VirtualClock:
         over.wait()
 
     def block(self, seconds: float) -> None:
-        """Let time pass as if this greenlet had not let the hub run meanwhile."""
+        """Let time pass while the hub does not run. Afterwards, it calls what is due before it reads any input."""
         self.now += seconds
+        get_hub().loop.run_callback(self._catch_up)
 
     def timer(self, after: float, repeat: float) -> Timer:
         """Return a timer that is not started yet."""
@@ -56,11 +57,16 @@ class VirtualClock:
             # Twice, because this greenlet may continue before greenlets that have just become ready.
             for _ in range(2):
                 idle()
-            due, _, callback = heapq.heappop(self._queue)
-            if not self._queue:
-                self._not_empty.clear()
-            self.now = max(self.now, due)
-            get_hub().loop.run_callback(callback)
+            if self._queue:
+                self.now = max(self.now, self._queue[0][0])
+                get_hub().loop.run_callback(self._catch_up)
+
+    def _catch_up(self) -> None:
+        """Call what is due. In the hub."""
+        while self._queue and self._queue[0][0] <= self.now:
+            heapq.heappop(self._queue)[2]()
+        if not self._queue:
+            self._not_empty.clear()
 
 
 class Timer:

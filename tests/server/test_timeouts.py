@@ -442,6 +442,28 @@ def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer, clock: Vir
         peer.expect("250")
 
 
+def test_the_time_that_a_client_takes_to_answer_a_challenge_is_not_the_handlers(
+    smtp_server: MakeServer, clock: VirtualClock
+) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+
+    @server.on("command")
+    def asks(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "AUTH":
+            clock.sleep(LESS)
+            session.challenge("c2F5")
+            clock.sleep(LESS)
+            ack.replace(235, "2.7.0 Welcome")
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("AUTH X")
+        peer.expect("334")
+        clock.sleep(LESS)
+        peer.line("c2F5")
+        peer.expect("235")
+
+
 def test_a_late_message_ack_has_its_time_and_the_body_then_its_own(
     smtp_server: MakeServer, clock: VirtualClock
 ) -> None:
