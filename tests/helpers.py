@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from base64 import b64encode
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -83,3 +84,37 @@ def collect_bodies(server: SMTPServer) -> list[bytes]:
         bodies.append(stream.read())
 
     return bodies
+
+
+class Deliveries:
+    """Accepts every message of a server; ``mail`` fills with sender, recipients and body of each."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.mail: list[tuple[str, list[str], bytes]] = []
+
+        @server.on("message")
+        def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+            ack.accept()
+            sender, to = str(session.from_), list(map(str, session.to))
+            body = stream.read()
+            self.mail.append((sender, to, body))
+
+
+def collect_reasons(server: SMTPServer) -> list[str]:
+    """Return a list that fills with the reasons for which connections end."""
+    reasons: list[str] = []
+    server.on("disconnect", lambda session, reason: reasons.append(reason))
+    return reasons
+
+
+def play(peer: Peer, *steps: tuple[str, str]) -> None:
+    """Send lines, and expect a reply to each: ``play(peer, ("NOOP", "250"), ...)``."""
+    for line, pattern in steps:
+        peer.line(line)
+        peer.expect(pattern)
+
+
+def refused(address: Any) -> bool:
+    """Return True if nothing listens at a TCP address."""
+    with socket.socket() as probe:
+        return probe.connect_ex(address) != 0

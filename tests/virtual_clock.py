@@ -7,7 +7,8 @@ trio has the same, called an autojump clock. The deadline monitors of servers ru
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 
 from gevent import get_hub, idle
@@ -40,6 +41,13 @@ class VirtualClock:
         """Let time pass while the hub does not run. Afterwards, it calls what is due before it reads any input."""
         self.now += seconds
         get_hub().loop.run_callback(self._catch_up)
+
+    @contextmanager
+    def takes(self, seconds: float) -> Iterator[None]:
+        """Assert that a block takes so long, or a little longer: a deadline monitor checks at intervals."""
+        began = self.now
+        yield
+        assert seconds * 0.9 < self.now - began < seconds * 1.3
 
     def timer(self, after: float, repeat: float) -> Timer:
         """Return a timer that is not started yet."""

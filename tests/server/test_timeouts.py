@@ -1,20 +1,19 @@
-"""Time-outs: each with its reply, and each measured from the moment that it is about."""
+"""Timeouts: the reply to each, and the moment from which each is measured."""
 
 from __future__ import annotations
 
 import logging
 import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import spawn
 
-from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session, SMTPServer
+from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session
 from greensmtp.chain.chain import Proceed
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import begin_data
+from tests.helpers import begin_data, collect_reasons
 from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("clock")
 
-#: The time-out under test, and what is surely below it and surely above it.
+#: The timeout under test, what is surely below it, and what is surely above it.
 SHORT = 0.3
 LESS = 0.2
 MORE = 0.5
@@ -30,29 +29,10 @@ MORE = 0.5
 
 @pytest.fixture(autouse=True)
 def no_warnings_but_of_handlers(caplog: pytest.LogCaptureFixture) -> Any:
-    """A late peer is not the server's fault: only a late handler is worth more than a debug line."""
+    """Check that a late client is logged at debug level only, and a late handler above."""
     yield
     noise = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert all("ack_timeout" in message for message in noise)
-
-
-class Stopwatch:
-    """``with Stopwatch(clock):`` what takes about the time-out, and not much more."""
-
-    def __init__(self, clock: VirtualClock) -> None:
-        self._clock = clock
-
-    def __enter__(self) -> None:
-        self._began = self._clock.now
-
-    def __exit__(self, *exc_info: object) -> None:
-        assert SHORT * 0.9 < self._clock.now - self._began < SHORT * 1.3
-
-
-def reasons_of(server: SMTPServer) -> list[str]:
-    reasons: list[str] = []
-    server.on("disconnect", lambda session, reason: reasons.append(reason))
-    return reasons
 
 
 # command_timeout
@@ -71,13 +51,13 @@ def reasons_of(server: SMTPServer) -> list[str]:
 )
 def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, clock: VirtualClock, lines: list[str]) -> None:
     server = smtp_server(start=False, command_timeout=SHORT)
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     with dial(server) as peer:
         peer.expect("220")
         for line in lines:
             peer.line(line)
             peer.reply()
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
         peer.close()
@@ -125,7 +105,7 @@ def test_a_middleware_may_take_its_time(smtp_server: MakeServer, clock: VirtualC
 def test_half_a_line_has_no_time_of_its_own(smtp_server: MakeServer, clock: VirtualClock) -> None:
     with dial(smtp_server(start=False, command_timeout=SHORT)) as peer:
         peer.hello()
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.send("NO")
             clock.sleep(LESS)
             peer.send("OP")
@@ -150,7 +130,7 @@ def test_a_command_between_two_chunks_has_its_time(smtp_server: MakeServer, cloc
         peer.envelope()
         peer.send("BDAT 5\r\nchunk")
         peer.expect("250")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
     assert [getattr(error, "reason", None) for error in errors] == ["timeout"]
@@ -166,7 +146,7 @@ def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer, clock: V
         peer.hello()
         peer.line("AUTH X")
         peer.expect("334")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
 
 
@@ -176,7 +156,7 @@ def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer, clock: V
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
 def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, clock: VirtualClock, reads: bool) -> None:
     server = smtp_server(start=False, data_timeout=SHORT)
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     errors: list[BaseException] = []
     received: list[Session] = []
     server.on("received", lambda session, ack: received.append(session))
@@ -194,7 +174,7 @@ def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, clo
     with dial(server) as peer:
         begin_data(peer)
         peer.send("half a body\r\n.")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
         peer.close()
@@ -245,107 +225,9 @@ def test_the_octets_of_a_refused_chunk_have_their_time(
             peer.expect("250")
         peer.send("BDAT 100 LAST\r\nsome")
         assert peer.reply()[:3] in ("450", "503")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
-
-
-# min_data_rate
-
-
-def drip(peer: Peer, clock: VirtualClock) -> None:
-    """Send a little again and again until the connection ends."""
-    with suppress(OSError):
-        while True:
-            peer.send("x" * 10)
-            clock.sleep(0.1)
-
-
-def test_a_body_below_the_rate_is_421(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    reasons = reasons_of(server)
-    with dial(server) as peer:
-        begin_data(peer)
-        with Stopwatch(clock):
-            dripping = spawn(drip, peer, clock)
-            peer.expect("421 4.4.2 Data comes too slowly")
-        dripping.kill()
-        peer.expect_end()
-        peer.close()
-        peer.let_it_read()
-    assert reasons == ["slow"]
-
-
-def test_octets_that_come_with_their_command_count(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.expect("250", "250")
-        for last in ("", "", " LAST"):
-            clock.sleep(LESS)
-            peer.send(f"BDAT 1000{last}\r\n" + "x" * 1000)
-            peer.expect("250")
-
-
-def test_the_time_between_chunks_does_not_count(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.send("BDAT 1\r\nx")
-        peer.expect("250", "250", "250")
-        clock.sleep(MORE)
-        peer.line("NOOP")
-        peer.expect("250")
-        clock.sleep(MORE)
-        peer.send("BDAT 1 LAST\r\nx")
-        peer.expect("250")
-
-
-def test_the_octets_of_a_chunk_are_awaited_at_the_rate(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.send("BDAT 1\r\nxBDAT 2\r\nx")
-        peer.expect("250", "250", "250")
-        with Stopwatch(clock):
-            peer.expect("421 4.4.2 Data comes too slowly")
-        peer.expect_end()
-
-
-@pytest.mark.parametrize(
-    ("rate", "grace"), [(10, 0.1), (0, 0.1), (100_000, 30)], ids=["fast enough", "any", "in grace"]
-)
-def test_a_body_at_the_rate_is_taken(smtp_server: MakeServer, clock: VirtualClock, rate: float, grace: float) -> None:
-    server = smtp_server(start=False, min_data_rate=rate, data_rate_grace=grace)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        begin_data(peer)
-        for _ in range(3):
-            peer.send("x" * 10)
-            clock.sleep(0.1)
-        peer.send("\r\n.\r\n")
-        peer.expect("250")
-
-
-def test_a_second_body_is_measured_anew(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    server = smtp_server(start=False, min_data_rate=10_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        for _ in range(3):
-            peer.envelope()
-            peer.line("DATA")
-            peer.expect("354")
-            clock.sleep(LESS)
-            peer.send(".\r\n")
-            peer.expect("250")
 
 
 # ack_timeout
@@ -365,7 +247,7 @@ def test_receivers_that_do_not_decide_are_451_and_named(
         peer.hello()
         peer.line("MAIL FROM:<a@example.org>")
         peer.expect("250")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.line("RCPT TO:<b@example.com>", "NOOP")
             peer.expect("451 4.3.0")
         peer.expect("250")
@@ -397,7 +279,7 @@ def test_a_receiver_that_hangs_is_cut_short(
     with dial(server) as peer:
         peer.line("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "NOOP", "DATA")
         replies = ""
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             while "451" not in replies and "421" not in replies:
                 replies += peer.reply() + "\n"
                 if replies.splitlines()[-1].startswith("354"):
@@ -428,7 +310,7 @@ def test_each_signal_has_its_time(smtp_server: MakeServer, clock: VirtualClock) 
 
 
 def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    """While receivers decide, none of the peer's time-outs runs, and its silence is not held against it."""
+    """While receivers decide, none of the peer's timeouts runs, and its silence is not held against it."""
     server = smtp_server(start=False, command_timeout=SHORT, data_timeout=SHORT, ack_timeout=5)
 
     @server.on("from")
@@ -500,7 +382,7 @@ def test_an_ask_within_an_ask_leaves_the_outer_one_its_time(
 
     with dial(server) as peer:
         peer.hello()
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             peer.line("AUTH X")
             peer.expect("451 4.3.0")
     assert "asks did not decide within ack_timeout" in caplog.text
@@ -520,18 +402,18 @@ def test_a_handshake_has_its_time(
         keyfile=certificate.keyfile,
         implicit_tls=implicit,
     )
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     with dial(server) as peer:
         if not implicit:
             peer.hello()
             peer.line("STARTTLS")
             peer.expect("220")
-        with Stopwatch(clock):
+        with clock.takes(SHORT):
             assert b"421" not in peer.rest()  # that would be in the clear
     assert reasons == ["timeout"]
 
 
-def test_time_outs_hold_inside_tls(smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate) -> None:
+def test_timeouts_hold_inside_tls(smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate) -> None:
     server = smtp_server(
         start=False,
         command_timeout=SHORT,
@@ -548,7 +430,7 @@ def test_time_outs_hold_inside_tls(smtp_server: MakeServer, clock: VirtualClock,
                 begin_data(peer)
             else:
                 peer.hello()
-            with Stopwatch(clock):
+            with clock.takes(SHORT):
                 peer.expect("421 4.4.2")
 
 
@@ -608,7 +490,7 @@ def test_a_slow_peer_has_time_to_read_why_it_is_dropped(smtp_server: MakeServer,
         assert server.connections  # it lingers for two seconds, unless the peer goes
 
 
-def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer, clock: VirtualClock) -> None:
+def test_nobody_pays_for_anothers_timeout(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(command_timeout=MORE)
     with dial(server) as silent, dial(server) as busy:
         silent.hello()
@@ -623,12 +505,12 @@ def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer, clock: Virtu
         busy.expect("250")
 
 
-def test_time_outs_work_again_after_a_while_without_connections(smtp_server: MakeServer, clock: VirtualClock) -> None:
+def test_timeouts_work_again_after_a_while_without_connections(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(command_timeout=SHORT)
     for _ in range(2):
         with dial(server) as peer:
             peer.hello()
-            with Stopwatch(clock):
+            with clock.takes(SHORT):
                 peer.expect("421")
         while server.connections:
             clock.sleep(0.01)
