@@ -1,4 +1,4 @@
-"""What several test files share: the servers' fixtures, and certificates made in memory."""
+"""Fixtures for all tests: servers, a virtual clock, certificates, cuts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Cuts(Protocol):
-    """What the fixture ``cuts`` returns."""
+    """The type of the fixture ``cuts``."""
 
     def __call__(self, wire: bytes, start: int = ..., stop: int | None = ..., step: int = ...) -> Iterable[int]: ...
 
@@ -89,7 +89,7 @@ class Certificate(NamedTuple):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """A server's certificate: ``smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)``."""
+    """Create a server's certificate: ``smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)``."""
     folder = tmp_path_factory.mktemp("certificate")
     authority = trustme.CA()
     issued = authority.issue_cert("mx.example.com", "localhost", "127.0.0.1")

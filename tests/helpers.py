@@ -1,4 +1,4 @@
-"""What several test files say or build: base64, AUTH PLAIN, chunks, the beginning of DATA, servers, parameters."""
+"""Small helpers for several test files: commands, scripted dialogues, servers that record, parametrization."""
 
 from __future__ import annotations
 

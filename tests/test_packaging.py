@@ -1,4 +1,4 @@
-"""The house itself: what ships, under which names, and that every tool sees ``middleware/`` exactly once."""
+"""Packaging: the content of the wheel, module names, lock files, and tools that must see ``middleware/`` once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LINK = ROOT / "greensmtp" / "middleware"
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that nothing of this process's own Python settings has found its way into."""
+    """Run a command without the Python settings of this process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
 
@@ -118,7 +118,7 @@ def test_pytest_finds_the_fixtures_of_the_wheel(installed: Path, tmp_path: Path)
 
 
 def test_the_catalogue_has_one_name_only() -> None:
-    """Under a second name it would be a second set of modules, with classes and signals of its own."""
+    """Under a second name, there would be a second set of modules, with other classes and signals."""
     ran = run(sys.executable, "-c", "import middleware", cwd=ROOT)
     assert ran.returncode != 0
     last = ran.stderr.splitlines()[-1]
@@ -149,13 +149,13 @@ def test_all_means_every_extra(settings: dict[str, Any]) -> None:
 
 
 def locked(name: str) -> dict[str, str]:
-    """The lock file's requirements, as name -> version."""
+    """Return the requirements of a lock file: name -> version."""
     text = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
 def test_the_locks_are_up_to_date(settings: dict[str, Any]) -> None:
-    """Whoever names a new dependency also runs ``make lock``."""
+    """Every dependency is in the lock files; ``make lock`` updates them."""
     project = settings["project"]
     extras = project["optional-dependencies"]
     wanted = {"serve": project["dependencies"] + extras["cli"]}

@@ -1,4 +1,4 @@
-"""Memory, CPU and patience: what one peer can take from a server is bounded, however it goes about it."""
+"""Resource exhaustion: the memory, CPU time and waiting that one client can cause are bounded."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Ending:
 
 
 def flood(peer: Peer, block: bytes, total: int) -> int:
-    """Send the same octets over and over, until ``total`` or the server closes; give how many went out."""
+    """Send the same bytes over and over, until ``total`` or the server closes; return how many were sent."""
     sent = 0
     try:
         while sent < total:
@@ -120,7 +120,7 @@ def test_a_body_of_20_mb_without_an_end_of_line_takes_no_memory(
 def test_a_refused_body_of_20_mb_takes_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, block: bytes
 ) -> None:
-    """Too large after 1 kB, then drained to an end that does not come."""
+    """It is too large after 1 kB, and is then drained to an end that does not come."""
     server = smtp_server(start=False, max_message_size=1_000)
     server.on("message", lambda session, stream, ack: ack.accept())
 
@@ -138,7 +138,7 @@ def test_a_refused_body_of_20_mb_takes_no_memory(
 
 
 def test_a_slow_reader_slows_its_peer(smtp_server: MakeServer, measure_memory: Measure) -> None:
-    """Nothing is read ahead of the receiver."""
+    """The server reads nothing ahead of the receiver."""
     server = smtp_server(start=False, max_message_size=None)
     go_on = Event()
 
@@ -268,7 +268,7 @@ NESTED = [
 
 @pytest.mark.parametrize("line", NESTED, ids=lambda line: repr(line[:18]))
 def test_no_line_is_long_in_parsing(play: Play, line: bytes) -> None:
-    """Even where the longest line is a hundred times that of the RFC."""
+    """Even if the longest allowed line is a hundred times that of RFC 5321."""
     began = time.process_time()
     outcome = play(b"EHLO x\r\n" + line + b"\r\nQUIT\r\n", max_line_length=ROOM)
     assert time.process_time() - began < 0.5
@@ -399,7 +399,7 @@ def test_a_peer_that_never_reads_tls_is_dropped(smtp_server: MakeServer, certifi
 
 
 def test_a_peer_that_hangs_on_after_its_last_reply_is_let_go(smtp_server: MakeServer) -> None:
-    """The server waits for the peer's own close only so long, and takes only so much meanwhile."""
+    """The server waits for the client's close for a bounded time, and reads a bounded number of bytes."""
     server = smtp_server(start=False, max_errors=1)
     ending = Ending(server)
     with dial(server) as peer:
@@ -497,10 +497,10 @@ client.close()
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_a_body_as_fast_as_it_is_taken_stalls_nobody_else(
+def test_a_body_that_comes_as_fast_as_it_is_read_stalls_no_other_connection(
     smtp_server: MakeServer, certificate: Certificate, tls: bool
 ) -> None:
-    """The peer is always ahead of the receiver, which never has to wait for it."""
+    """The client is always ahead of the receiver, so reading the body never waits."""
     server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, max_idle_commands=10**6)
     begun, received = Event(), Event()
 

@@ -1,4 +1,4 @@
-"""Logging in with the clients that people use, over each backend, a real Dovecot among them."""
+"""Authentication by real clients, with each backend, a real Dovecot among them."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ CASES = [(backend, mechanism) for backend, mechanisms in BACKENDS.items() for me
 
 
 def cases(*names: str) -> list[tuple[str, str]]:
-    """Those with the mechanisms that a client has."""
+    """Return the cases with these mechanisms."""
     return [(backend, mechanism) for backend, mechanism in CASES if mechanism in names]
 
 
 def with_tls(cases: list[tuple[str, str]]) -> list[tuple[str, str, bool]]:
-    """Each of them in the clear and over TLS."""
+    """Return each case in the clear and over TLS."""
     return [(*case, tls) for case in cases for tls in (False, True)]
 
 
@@ -64,7 +64,7 @@ def with_tls(cases: list[tuple[str, str]]) -> list[tuple[str, str, bool]]:
 
 @pytest.fixture(scope="module")
 def dovecot() -> Iterator[Path]:
-    """Dovecot, for nothing but its auth socket: the path of that. It knows jo."""
+    """Run Dovecot as an authentication service; yield the path of its socket."""
     program = find("dovecot")
     need_root("dovecot")
     base = Path(tempfile.mkdtemp(prefix="greensmtp-"))  # pytest's own are closed to other users
@@ -126,7 +126,7 @@ def _wait_for(path: Path, log: Path) -> None:
 
 
 class ConfiguredServer:
-    """A server with STARTTLS in a thread of its own, and whom it has let in."""
+    """A server with STARTTLS that records identities and mail."""
 
     def __init__(self, auth: Auth, certificate: Certificate) -> None:
         self.server = SMTPServer(
@@ -166,7 +166,7 @@ def check_token(credentials: Any) -> Any:
 def serving(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path, certificate: Certificate
 ) -> Iterator[ConfiguredServer]:
-    """With the backend of that name; everybody has to log in."""
+    """Run a server that requires authentication, with the backend of that name."""
     options: dict[str, Any] = {"required": True, "allow_plaintext": True}
     if backend == "dovecot":
         auth = Auth(f"dovecot:{request.getfixturevalue('dovecot')}", **options)
@@ -231,7 +231,7 @@ def test_curl(serving: ConfiguredServer, run: Run, certificate: Certificate, mec
 
 
 class Forced(smtplib.SMTP):
-    """Uses one mechanism, whatever it would like better."""
+    """Uses one mechanism, whichever it prefers."""
 
     mechanism = ""
 

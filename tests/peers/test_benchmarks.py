@@ -1,4 +1,4 @@
-"""The benchmark runs: a smoke run, which proves nothing about speed."""
+"""A smoke test of the benchmark, which proves nothing about speed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that people use, delivering through ``greensmtp serve``: smtplib, swaks, msmtp, curl."""
+"""Real clients deliver to ``greensmtp serve``: smtplib, swaks, msmtp, curl."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LARGE = b"Subject: Pictures\r\n\r\n" + b"".join(b"%s\r\n" % (b"." * (number % 77
 
 
 class Clients:
-    """Each sends a message to a server: over a ``smtp``, ``smtps`` or ``lmtp`` URL, with STARTTLS if asked."""
+    """Each method sends a message to a ``smtp``, ``smtps`` or ``lmtp`` URL, with STARTTLS if asked."""
 
     def __init__(self, run: Run, folder: Path, authority: Path) -> None:
         self._run = run
@@ -109,7 +109,7 @@ def shared_server(tmp_path_factory: pytest.TempPathFactory, certificate: Certifi
 
 @pytest.fixture
 def server(shared_server: ServeProcess) -> ServeProcess:
-    """The server, without the mail of other tests."""
+    """Return the server, after removing the mail of other tests."""
     for path in (shared_server.maildir / "new").glob("*"):
         path.unlink()
     return shared_server

@@ -1,4 +1,4 @@
-"""Real clients at a whole stack: what logs, what counts, what delays and what asks for a password, all at once."""
+"""Real clients at a full stack of middleware: logging, metrics, limits, tarpit, authentication."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real clients' passwords: in no record of Logging's, however much it logs, and in no number of Metrics'."""
+"""Passwords of real clients never appear in logs and metrics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ USER, PASSWORD = "jo", "hunter2&more"
 
 
 class Pretender:
-    """Offers AUTH as others do, hears what it is told, and believes it or not."""
+    """A middleware that offers AUTH, records all responses, and gives a fixed reply."""
 
     def __init__(self, answer: Reply) -> None:
         self.answer = answer
@@ -86,6 +86,6 @@ def test_no_password_is_logged_or_counted(
 
 
 def said(heard: list[str]) -> set[str]:
-    """What the client has said in answer, word by word; a mechanism's name and a lone user name are no secret."""
+    """Return the words of the client's responses, except the names of mechanisms."""
     words = {word for line in heard for word in re.split(r"\s+", line)}
     return words - {"PLAIN", "LOGIN", "CRAM-MD5", ""}

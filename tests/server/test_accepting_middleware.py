@@ -43,7 +43,7 @@ def no_is_refused(server: SMTPServer) -> None:
 def test_a_recipient_that_only_a_middleware_accepts_ends_in_503(
     smtp_server: MakeServer, passes: bool, lmtp: bool, order: list[str]
 ) -> None:
-    """Never is a message taken for fewer recipients than the client believes."""
+    """A message is never accepted for fewer recipients than the client believes."""
     server = smtp_server(start=False, lmtp=lmtp, middleware=[turned("RCPT", passes)])
     no_is_refused(server)
     deliveries = Deliveries(server)
@@ -63,7 +63,7 @@ def test_a_recipient_that_only_a_middleware_accepts_ends_in_503(
 
 @pytest.mark.parametrize("passes", [True, False])
 def test_a_sender_that_only_a_middleware_accepts_ends_in_503(smtp_server: MakeServer, passes: bool) -> None:
-    """Above all where there is an older transaction, whose recipients would get the mail."""
+    """Otherwise the recipients of an older transaction would get the mail."""
     server = smtp_server(start=False, middleware=[turned("MAIL", passes)])
     no_is_refused(server)
     deliveries = Deliveries(server)

@@ -1,4 +1,4 @@
-"""How connections end: 421 to those that stop() cuts off, close_notify under TLS, lines without a CRLF."""
+"""How connections end: 421 when stop() cuts them off, close_notify under TLS, lines without a CRLF."""
 
 from __future__ import annotations
 

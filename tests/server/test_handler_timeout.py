@@ -1,4 +1,4 @@
-"""``handler_timeout``: nothing that handlers or middleware do holds a connection for ever."""
+"""``handler_timeout``: no handler or middleware holds a connection forever."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SHORT = 0.1
 
 
 def hang(*args: Any, **fields: Any) -> None:
-    """What does not end by itself."""
+    """Never return."""
     Event().wait()
 
 
 def accept_and_hang(session: Session, ack: Ack, **fields: Any) -> None:
-    """It has decided, and goes on."""
+    """Decide, and never return."""
     ack.accept()
     hang()
 
 
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
-    """Far more than any of these needs, and far less than it would take without the limit."""
+    """End a test that hangs. No test needs that long."""
     with Timeout(20):
         yield
 
@@ -48,7 +48,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 
 def replies_of(peer: Peer, verb: str = "EHLO") -> str:
-    """To a whole session, whatever is refused in it."""
+    """Play a whole session, whatever is rejected in it; return the codes of the replies."""
     replies = [peer.reply()[:3]]
     for line in (f"{verb} x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "RSET", "QUIT"):
         peer.line(line)
@@ -274,7 +274,7 @@ def test_an_ack_that_is_decided_elsewhere_has_ack_timeout(smtp_server: MakeServe
 
 
 def ignore(*args: Any, **fields: Any) -> None:
-    """Loop for ever, whatever is thrown."""
+    """Loop forever, whatever is thrown."""
     while True:
         try:
             if getcurrent() in mercy:

@@ -60,7 +60,7 @@ def test_several_servers_in_threads_of_their_own() -> None:
     assert all(refused(server.address) for server in servers)
 
 
-def test_a_thread_that_cannot_listen_tells_whoever_started_it_and_can_try_again() -> None:
+def test_a_thread_that_cannot_listen_raises_in_its_caller_and_can_be_started_again() -> None:
     with native_socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
         busy.listen()

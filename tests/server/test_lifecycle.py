@@ -1,4 +1,4 @@
-"""A server's life: start and stop in every way and order, where it listens, what becomes of its peers."""
+"""Start and stop in every way and order, listeners, and what happens to connections."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_idle_peers_get_421_and_the_listener_is_closed(smtp_server: MakeServer) 
 
 
 def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -> None:
-    """However many peers, busy or idle, and whoever is first."""
+    """With several connections, busy and idle, in any order."""
     server = smtp_server()
     bodies = collect_bodies(server)
     with dial(server) as idle, dial(server) as first, dial(server) as second:
@@ -209,7 +209,7 @@ def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> N
 @pytest.mark.parametrize("timeout", [0, 0.2])
 @pytest.mark.usefixtures("short_kill")
 def test_peers_that_are_told_to_go_and_stay_do_not_hold_it_up(smtp_server: MakeServer, timeout: float) -> None:
-    """The end of each connection is told to handlers all the same."""
+    """Handlers of ``disconnect`` and ``at_end`` run all the same."""
     server = smtp_server()
     reasons: list[str] = []
     at_end: list[bool] = []
@@ -243,7 +243,7 @@ def test_a_second_stop_is_nothing(smtp_server: MakeServer) -> None:
 
 @pytest.mark.usefixtures("short_kill")
 def test_a_second_stop_while_the_first_waits_cuts_short(smtp_server: MakeServer) -> None:
-    """As a second signal does."""
+    """As a second SIGTERM does."""
     server = smtp_server()
     with dial(server) as peer:
         peer.hello()
@@ -324,7 +324,7 @@ def hang_up_at_421(peer: Peer) -> None:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A path short enough for a socket."""
+    """Yield a path that is short enough for a Unix socket."""
     folder = Path(f"/tmp/greensmtp-{os.getpid()}-{threading.get_native_id()}")  # pytest's own are too long for some
     folder.mkdir()
     yield folder / "smtp.sock"
@@ -410,7 +410,7 @@ def test_a_unix_server_starts_again(path: Path) -> None:
 # Adopted connections
 
 
-def test_adopt_serves_a_connection_of_somebody_elses() -> None:
+def test_adopt_serves_a_connection_that_was_accepted_elsewhere() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
     bodies = collect_bodies(server)
     peers: list[Any] = []

@@ -1,4 +1,4 @@
-"""Limits: every keyword's default, its range, and what is said to who gives it something else."""
+"""Limits: the default, the range and the error message of each keyword."""
 
 from __future__ import annotations
 

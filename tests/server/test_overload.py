@@ -1,4 +1,4 @@
-"""ACCEPT, and what a full server does: no address can keep the others out."""
+"""ACCEPT, and a full server: no address can lock out the others."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OTHER = "198.51.100.1"
 
 
 def wait_until(server: SMTPServer, connections: int) -> None:
-    """Until the server has as many connections."""
+    """Wait until the server has as many connections."""
     with Timeout(10):
         while len(server.connections) != connections:
             sleep(0.005)
 
 
 class Seen:
-    """A middleware without ``verbs``: the pseudo-commands that it has seen."""
+    """A middleware without ``verbs`` that records pseudo-commands."""
 
     def __init__(self) -> None:
         self.life: list[str] = []
@@ -164,7 +164,7 @@ def test_address_limits_come_before_the_handshake(
 
 
 def test_over_tls_holds_at_accept_under_implicit_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """A list that is for such connections must not be passed over because it is asked before the handshake."""
+    """An access list for TLS connections must apply, although it is asked before the handshake."""
     server = smtp_server(
         middleware=[when(over_tls, AccessList(deny=[MANY]))],
         start=False,
@@ -229,7 +229,7 @@ def test_a_newcomer_displaces_an_idle_connection_of_the_busiest_address(smtp_ser
 
 
 def test_a_newcomer_displaces_a_connection_that_sends_a_body(smtp_server: MakeServer) -> None:
-    """If there is no idle one: it may be that all of them send theirs slowly on purpose."""
+    """If none is idle: all of them may be sending slowly on purpose."""
     server = smtp_server(start=False, max_connections=2)
     lost: list[str] = []
 
@@ -289,7 +289,7 @@ PAUSES = {"EarlyTalker": when(inside(MANY), EarlyTalker(10)), "Tarpit": when(ins
 @pytest.mark.usefixtures("short_kill")
 @pytest.mark.parametrize("pausing", ["connect", "from", *PAUSES])
 def test_a_connection_in_a_pause_without_a_message_is_displaced(smtp_server: MakeServer, pausing: Any) -> None:
-    """Else an address that connects faster than such a pause ends would hold all places."""
+    """Otherwise an address that connects faster than the pauses end would hold all places."""
     server = smtp_server(
         middleware=[PAUSES[pausing]] if pausing in PAUSES else [],
         start=False,

@@ -19,7 +19,7 @@ from tests.helpers import Deliveries, play
 
 
 class Proceeding:
-    """A middleware for one verb, which proceeds in its own way."""
+    """A middleware for one verb that calls ``proceed`` in an unusual way."""
 
     def __init__(self, verb: str, how: Callable[[Session, Command, Proceed], Reply]) -> None:
         self.verbs = (verb,)

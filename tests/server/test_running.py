@@ -129,7 +129,7 @@ def kill_once_it_runs(number: int) -> None:
 
 @pytest.fixture
 def own_handlers() -> Iterator[dict[int, object]]:
-    """Signal handlers of a program's own."""
+    """Install signal handlers, as the program that calls ``run`` may have."""
 
     def mine(*arguments: object) -> None:
         raise AssertionError("not while greensmtp.run runs")

@@ -1,4 +1,4 @@
-"""What a command changes takes effect only if the client is told that it has worked."""
+"""Staging: a command takes effect only if the client gets a positive reply."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ ENDINGS: list[Ending] = [refuse, fail, reject, leave, expire, promise, forget]
 
 
 class Turn:
-    """Passes one command on, once, and then does what ``ending`` does."""
+    """A middleware that calls ``ending`` after it has proceeded with one command, once."""
 
     def __init__(self, line: str, ending: Ending) -> None:
         self.line = line
@@ -369,7 +369,7 @@ def test_a_challenge_that_is_staged_may_lose_the_connection(
 
 
 def test_a_reset_between_two_chunks_ends_the_body_even_where_it_is_refused(smtp_server: MakeServer) -> None:
-    """RFC 3030 section 2: the client has given the body up, and what follows must not pass for it."""
+    """The client has given the body up, so what follows must not be taken for the rest of it (RFC 3030 section 2)."""
     server = smtp_server(start=False, middleware=[Turn("RSET", refuse)])
     deliveries = Deliveries(server)
     with dial(server) as peer:

@@ -66,7 +66,7 @@ def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, clock: Virtu
 
 
 def test_the_time_for_a_command_begins_when_it_is_awaited(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    """However long the session, and however long a handler takes for the command before."""
+    """Neither the session's age nor the handler of the command before counts."""
     server = smtp_server(start=False, command_timeout=SHORT)
 
     @server.on("command")
@@ -197,7 +197,7 @@ def test_each_piece_of_a_body_has_its_time(smtp_server: MakeServer, clock: Virtu
 
 
 def test_a_reader_may_take_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    """What a handler does between two pieces is not the peer's time; nor is its time bounded once it has decided."""
+    """The client's timeouts do not run between two reads, and ack_timeout does not run after the decision."""
     server = smtp_server(start=False, data_timeout=SHORT, ack_timeout=SHORT, min_data_rate=10_000, data_rate_grace=0)
 
     @server.on("message")
@@ -310,7 +310,7 @@ def test_each_signal_has_its_time(smtp_server: MakeServer, clock: VirtualClock) 
 
 
 def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    """While receivers decide, none of the peer's timeouts runs, and its silence is not held against it."""
+    """The client's timeouts do not run while handlers decide."""
     server = smtp_server(start=False, command_timeout=SHORT, data_timeout=SHORT, ack_timeout=5)
 
     @server.on("from")
@@ -438,7 +438,7 @@ def test_timeouts_hold_inside_tls(smtp_server: MakeServer, clock: VirtualClock, 
 
 
 def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: MakeServer, clock: VirtualClock) -> None:
-    """What has come meanwhile is taken first; so it is with a body's rate."""
+    """Input that came meanwhile is read first, and the time does not count for the rate of a body."""
     server = smtp_server(start=False, command_timeout=SHORT, min_data_rate=1_000, data_rate_grace=SHORT)
     server.on("message", lambda session, stream, ack: ack.accept())
     with dial(server) as idle, dial(server) as sending, dial(server) as other:
@@ -461,7 +461,7 @@ def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: Make
         sending.expect("250")
 
 
-def test_the_default_timeout_of_sockets_is_none_of_ours(
+def test_the_default_timeout_of_sockets_has_no_effect(
     smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate
 ) -> None:
     server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
@@ -490,7 +490,7 @@ def test_a_slow_peer_has_time_to_read_why_it_is_dropped(smtp_server: MakeServer,
         assert server.connections  # it lingers for two seconds, unless the peer goes
 
 
-def test_nobody_pays_for_anothers_timeout(smtp_server: MakeServer, clock: VirtualClock) -> None:
+def test_a_timeout_does_not_affect_other_connections(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(command_timeout=MORE)
     with dial(server) as silent, dial(server) as busy:
         silent.hello()

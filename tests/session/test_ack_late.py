@@ -19,7 +19,7 @@ Handler = Callable[..., Any]
 
 
 def ask_for_recipient(server: SMTPServer, *handlers: Handler) -> str:
-    """The reply to RCPT with these handlers; the connection must be usable behind it."""
+    """Return the reply to RCPT with these handlers; assert that the connection is usable afterwards."""
     for handler in handlers:
         server.on("to", handler)
     with dial(server) as peer:
@@ -180,7 +180,7 @@ def test_a_decision_after_the_client_is_gone_is_ignored(smtp_server: MakeServer)
 
 
 def never(ack: Ack) -> None:
-    """Takes it, and does nothing."""
+    """Drop the ack undecided."""
 
 
 def dies(ack: Ack) -> None:
@@ -299,7 +299,7 @@ def times_out(ack: Ack) -> None:
 
 
 def provoke(peer: Peer, name: str) -> str:
-    """Say what leads to this signal; the reply to that."""
+    """Send what leads to this signal; return the reply."""
     steps = {
         "greeting": ["EHLO client.example"],
         "from": ["MAIL FROM:<a@example.org>"],

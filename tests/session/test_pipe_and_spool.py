@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_behind_a_pipe_is_452(smtp_server: MakeServer, numbe
 
 @pytest.fixture
 def no_large_files() -> Iterator[None]:
-    """The kernel lets no file grow beyond 200,000 octets, which looks like a full disk."""
+    """Limit files to 200,000 bytes, which looks like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     yield

@@ -1,4 +1,4 @@
-"""Signals: who hears what of whom, in which order, with which fields; and when a connection is over, and why."""
+"""Signals: which handlers are called, in which order, with which fields."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_blinkers_own_connect_is_weak(smtp_server: MakeServer) -> None:
 
 
 def test_what_a_session_connected_goes_with_it(smtp_server: MakeServer) -> None:
-    """A closure of the session's would keep the session, and every connection would leave something behind."""
+    """Otherwise a closure over the session would keep the session alive."""
     server = smtp_server(start=False)
     sessions: list[weakref.ref[Session]] = []
     told: list[str] = []

@@ -1,4 +1,4 @@
-"""The message stream: every way to read a body, who may, and where else it flows."""
+"""The message stream: every way to read a body, from where, and when."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_way_to_read_gives_the_body(smtp_server: MakeServer, reader: Reade
 
 
 @pytest.mark.parametrize("reader", [by_iterating, by_lines, in_sevens, into_a_buffer])
-def test_an_octet_at_a_time_makes_no_difference(smtp_server: MakeServer, reader: Reader) -> None:
+def test_a_byte_at_a_time_makes_no_difference(smtp_server: MakeServer, reader: Reader) -> None:
     server = smtp_server(start=False)
     results = read_with(server, reader)
     with dial(server) as peer:

@@ -1,4 +1,4 @@
-"""How a message stream ends: refused, lost, cleaned up after; never as a whole message that it is not."""
+"""How a message stream ends: refused, lost, cleaned up; an incomplete message never looks complete."""
 
 from __future__ import annotations
 
