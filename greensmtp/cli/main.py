@@ -15,6 +15,7 @@ from greensmtp.cli.check import check
 from greensmtp.cli.options import load_given, refuse, serve_options
 from greensmtp.cli.output import set_up_logging
 from greensmtp.cli.plugins import plugins
+from greensmtp.cli.replay import replay
 from greensmtp.cli.send import send
 from greensmtp.config.probe import probe_special_log
 from greensmtp.log_writer import LineWriter
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
-    """Run an SMTP or LMTP server, and send mail."""
+    """Run an SMTP or LMTP server, send mail, and test servers."""
 
 
 cli.add_command(send)
 cli.add_command(check)
 cli.add_command(plugins)
+cli.add_command(replay)
 
 
 @cli.command()

@@ -26,8 +26,29 @@ The fixture that starts and stops servers is opt-in: ``pytest_plugins = ["greens
 ``conftest.py``.
 """
 
+from greensmtp.testing.dialogue import Dialogue, DialogueSyntaxError
+from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult
+from greensmtp.testing.dialogue_replay import ServerUnderTest, record_events
+from greensmtp.testing.dialogue_server import MemoryServer, check_events, replay_in_memory
 from greensmtp.testing.peer import DialogueError, Peer, dial
 from greensmtp.testing.sink import MessageNotReceived, SMTPSink
 from greensmtp.testing.sink_message import Attachment, SinkMessage
 
-__all__ = ["Attachment", "DialogueError", "MessageNotReceived", "Peer", "SMTPSink", "SinkMessage", "dial"]
+__all__ = [
+    "Attachment",
+    "Dialogue",
+    "DialogueError",
+    "DialoguePlayer",
+    "DialogueResult",
+    "DialogueSyntaxError",
+    "MemoryServer",
+    "MessageNotReceived",
+    "Peer",
+    "SMTPSink",
+    "ServerUnderTest",
+    "SinkMessage",
+    "check_events",
+    "dial",
+    "record_events",
+    "replay_in_memory",
+]

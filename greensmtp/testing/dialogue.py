@@ -1,0 +1,365 @@
+r"""The format of dialogues: SMTP conversations as plain text, which a program can replay.
+
+::
+
+    name: RSET forgets the envelope
+    rfc: 5321 4.1.1.5
+    topic: order
+
+    S: 220
+    C: EHLO client.example
+    S: 250
+    C: MAIL FROM:<ann@example.org>
+    S: 250
+    C: RSET
+    S: 250
+    C: RCPT TO:<bob@example.com>        # no: a # is a comment only at the beginning of a line
+    S: 503
+
+The rules of the format:
+
+- The header is ``key: value``, a line each, and ends with an empty line. HEADER lists the keys. Lines that begin with
+  ``#``, and empty lines in the dialogue, are ignored.
+- ``C: text`` is a line of the client, sent with CRLF; ``C-raw: text`` is sent without. What is sent without a line of
+  the server between is sent in one piece. ``\r \n \t \0 \\ \xHH`` stand for bytes, and ``\{text*1000}`` for a text so
+  many times. Other characters are sent as UTF-8.
+- ``S: pattern`` is one reply, of however many lines: codes (``250``, ``2xx``, ``500|501|5xx``), and perhaps the
+  beginning of its text, in which ``*`` stands for anything and ``\n`` for a line break. With ``!`` before it, the text
+  must not be so. ``END`` is the end of the connection: alone, or among the codes, where the server may close it
+  instead of replying. ``S: NOTHING``: the server waits for more.
+- A reply 421 may end a dialogue wherever a pattern allows it: what follows is skipped.
+- ``[codes]`` before a line: it counts only if the last reply had such a code. Lines in a row with the same condition
+  stand or fall together.
+- ``TLS``: the TLS handshake. ``TLS|END``: it may fail, and then the dialogue is over.
+- ``H: event`` is what the server's handlers saw, of which ``record_events`` has the list. If a dialogue has one, it
+  has all of them, in order. A server whose handlers cannot be seen is not asked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal
+
+from greensmtp._suggest import did_you_mean
+
+#: Bytes that one dialogue may send, once its repetitions are written out.
+MAX_SIZE = 16 * 1024 * 1024
+
+#: The keys of a header, and what each is for.
+HEADER: Mapping[str, str] = MappingProxyType(
+    {
+        "name": "one line that says what must happen",
+        "rfc": "number and section, such as 5321 4.1.1.5; several are separated by commas",
+        "topic": "a word, by which reports are grouped",
+        "protocol": "smtp (the default) or lmtp",
+        "needs": "EHLO keywords without which the dialogue does not apply, separated by commas: SIZE 1000000, CHUNKING",
+        "server": "options of the server, separated by commas: max_recipients=2",
+        "refuse": "recipients that the server refuses with 550, separated by commas",
+        "users": "users with their passwords, jo:secret, separated by commas",
+    }
+)
+
+
+class DialogueSyntaxError(ValueError):
+    """A dialogue is malformed. The text names the file and the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyPattern:
+    """What a reply must be like."""
+
+    #: Codes in which x stands for any digit.
+    codes: tuple[str, ...]
+    #: True if the server may close the connection instead.
+    or_end: bool = False
+    #: The beginning of the text; None for any.
+    text: str | None = None
+    #: True if the text must not begin so.
+    negated: bool = False
+
+    def matches_code(self, code: int) -> bool:
+        """Return True if a code is among those allowed."""
+        return any(re.fullmatch(each.replace("x", "[0-9]"), str(code)) for each in self.codes)
+
+    def matches(self, code: int, text: str) -> bool:
+        """Return True if a reply is as it must be."""
+        if not self.matches_code(code):
+            return False
+        return self.text is None or glob_start(self.text, text) is not self.negated
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a dialogue."""
+
+    kind: Literal["send", "reply", "end", "nothing", "tls"]
+    #: The number of the line in the file.
+    line: int
+    #: The line itself, for reports.
+    source: str
+    data: bytes = b""
+    pattern: ReplyPattern = ReplyPattern(())
+    #: The step counts only if the last reply had one of these codes.
+    condition: ReplyPattern | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogue:
+    """A conversation with a server, and what is expected of it. ``parse`` and ``load`` make it."""
+
+    name: str
+    steps: tuple[Step, ...]
+    rfc: str = ""
+    topic: str = ""
+    lmtp: bool = False
+    needs: tuple[str, ...] = ()
+    #: Options of the server: name -> value, a number or a text.
+    server: Mapping[str, int | str] = field(default_factory=dict)
+    refuse: tuple[str, ...] = ()
+    users: Mapping[str, str] = field(default_factory=dict)
+    #: What handlers must have seen; None if the dialogue does not say.
+    events: tuple[str, ...] | None = None
+    #: Where it stands.
+    path: str = ""
+
+    @classmethod
+    def load(cls, path: str | Path) -> Dialogue:
+        """Read a dialogue from a file.
+
+        :raises DialogueSyntaxError: it is malformed, or not UTF-8.
+        :raises OSError: the file cannot be read.
+        """
+        try:
+            text = Path(path).read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise DialogueSyntaxError(f"{path}: expected UTF-8, and {error.reason} at byte {error.start}") from None
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, path: str = "<dialogue>") -> Dialogue:
+        """Read a dialogue from a text; ``path`` is for error messages.
+
+        :raises DialogueSyntaxError: it is malformed.
+        """
+        parser = _Parser(path)
+        for number, line in enumerate(text.split("\n"), 1):
+            try:
+                parser.feed(number, line)
+            except ValueError as error:
+                raise DialogueSyntaxError(f"{path}:{number}: {error}") from None
+        try:
+            return parser.finish()
+        except ValueError as error:
+            raise DialogueSyntaxError(f"{path}: {error}") from None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_LINE = re.compile(r"(?:\[([^\]]*)\] *)?(?:TLS(\|END)?|(C-raw|C|S|H):(?: (.*))?)")
+_CODES = re.compile(r"(?:[2-5x][0-9x][0-9x]|END)(?:\|(?:[2-5x][0-9x][0-9x]|END))*")
+_OPTION = re.compile(r"([a-z_]+)=(\S+)")
+_KEYWORD = re.compile(r"[A-Z0-9][A-Z0-9-]*(?: [!-~]+)*")
+
+
+class _Parser:
+    """Takes a file line by line."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._header: dict[str, str] = {}
+        self._in_header = True
+        self._steps: list[Step] = []
+        self._events: list[str] = []
+        self._size = 0
+
+    def feed(self, number: int, line: str) -> None:
+        """Take the next line."""
+        if line.startswith("#"):
+            return
+        if line != line.rstrip():
+            raise ValueError(r"a space or CR at the end of the line cannot be seen: write \x20 or \r")
+        if self._in_header:
+            self._feed_header(line)
+        elif line:
+            self._feed_step(number, line)
+
+    def _feed_header(self, line: str) -> None:
+        if not line:
+            self._in_header = not self._header  # empty lines may stand before the header
+            return
+        key, colon, value = line.partition(":")
+        if not colon or key not in HEADER:
+            raise ValueError(
+                f"expected a header line, like 'name: ...', with a key among {', '.join(HEADER)}, or the empty line "
+                f"that ends the header, not {line!r}{did_you_mean(key, HEADER)}"
+            )
+        if key in self._header:
+            raise ValueError(f"{key} is given twice")
+        self._header[key] = value.strip()
+
+    def _feed_step(self, number: int, line: str) -> None:
+        match = _LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(f"expected a line that begins with C:, C-raw:, S: or H:, or TLS, not {line!r}")
+        condition = None if match[1] is None else parse_pattern(match[1])
+        kind, text = match[3], match[4] or ""
+        if kind == "H":
+            if condition is not None:
+                raise ValueError("an event has no condition")
+            self._events.append(escape(unescape(text)))
+        elif kind == "S":
+            self._steps.append(_expectation(number, line, text, condition))
+        elif kind is None:
+            pattern = ReplyPattern((), or_end=match[2] is not None)
+            self._steps.append(Step("tls", number, line, pattern=pattern, condition=condition))
+        else:
+            data = unescape(text) + (b"\r\n" if kind == "C" else b"")
+            self._size += len(data)
+            if self._size > MAX_SIZE:
+                raise ValueError(f"the dialogue sends more than {MAX_SIZE} bytes")
+            self._steps.append(Step("send", number, line, data, condition=condition))
+
+    def finish(self) -> Dialogue:
+        """Return the dialogue."""
+        header = self._header
+        if not header.get("name"):
+            raise ValueError("the header has no name")
+        if not self._steps:
+            raise ValueError("the dialogue has no lines")
+        protocol = header.get("protocol", "smtp")
+        if protocol not in ("smtp", "lmtp"):
+            raise ValueError(f"protocol is smtp or lmtp, not {protocol!r}")
+        needs = tuple(_words(header.get("needs", "")))
+        for each in needs:
+            if not _KEYWORD.fullmatch(each):
+                raise ValueError(f"needs takes EHLO keywords, like CHUNKING or SIZE 1000000, not {each!r}")
+        return Dialogue(
+            name=header["name"],
+            steps=tuple(self._steps),
+            rfc=header.get("rfc", ""),
+            topic=header.get("topic", ""),
+            lmtp=protocol == "lmtp",
+            needs=needs,
+            server=MappingProxyType(dict(map(_option, _words(header.get("server", ""))))),
+            refuse=tuple(_words(header.get("refuse", ""))),
+            users=MappingProxyType(dict(map(_user, _words(header.get("users", ""))))),
+            events=tuple(self._events) if self._events else None,
+            path=self._path,
+        )
+
+
+def _expectation(number: int, line: str, text: str, condition: ReplyPattern | None) -> Step:
+    if text == "END":
+        return Step("end", number, line, condition=condition)
+    if text == "NOTHING":
+        return Step("nothing", number, line, condition=condition)
+    return Step("reply", number, line, pattern=parse_pattern(text), condition=condition)
+
+
+def parse_pattern(text: str) -> ReplyPattern:
+    """Parse ``250``, ``2xx|END``, ``550 5.1.1 *user``, ``250 !*STARTTLS``.
+
+    :raises ValueError: it is malformed.
+    """
+    codes, space, rest = text.partition(" ")
+    if not _CODES.fullmatch(codes) or (space and not rest):
+        raise ValueError(
+            f"expected reply codes, like 250, 2xx or 500|5xx|END, and perhaps the beginning of the text, not {text!r}"
+        )
+    words = codes.split("|")
+    return ReplyPattern(
+        tuple(word for word in words if word != "END"),
+        "END" in words,
+        unescape(rest.removeprefix("!")).decode("utf-8", "backslashreplace") or None,
+        rest.startswith("!"),
+    )
+
+
+def glob_start(pattern: str, text: str) -> bool:
+    """Return True if a text begins as a pattern says, in which ``*`` stands for anything; case does not count."""
+    # Piece by piece, each at the first place where it fits: a regular expression would take exponential time.
+    first, *pieces = pattern.casefold().split("*")
+    text = text.casefold()
+    if not text.startswith(first):
+        return False
+    at = len(first)
+    for piece in pieces:
+        found = text.find(piece, at)
+        if found < 0:
+            return False
+        at = found + len(piece)
+    return True
+
+
+# Escapes
+
+_ESCAPED = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|\{((?:[^\\{}]|\\[^{])+)\*([0-9]{1,8})\}|(.?))", re.DOTALL)
+_LETTERS = {"r": b"\r", "n": b"\n", "t": b"\t", "0": b"\0", "\\": b"\\"}
+
+
+def unescape(text: str) -> bytes:
+    r"""Return the bytes that a text with escapes stands for: ``\r``, ``\x00``, ``\{a*1000}``.
+
+    :raises ValueError: an escape is unknown, or a repetition too long.
+    """
+    pieces: list[bytes] = []
+    at = 0
+    for match in _ESCAPED.finditer(text):
+        pieces += [text[at : match.start()].encode(), _unescape_one(match)]
+        at = match.end()
+    return b"".join((*pieces, text[at:].encode()))
+
+
+def _unescape_one(match: re.Match[str]) -> bytes:
+    if match[1]:
+        return bytes.fromhex(match[1])
+    if match[2]:
+        piece = unescape(match[2])
+        if len(piece) * int(match[3]) > MAX_SIZE:
+            raise ValueError(f"{match[0]!r} stands for more than {MAX_SIZE} bytes")
+        return piece * int(match[3])
+    if match[4] not in _LETTERS:
+        raise ValueError(rf"unknown escape {match[0]!r}: expected \r \n \t \0 \\ \xHH or \{{text*1000}}")
+    return _LETTERS[match[4]]
+
+
+def escape(data: bytes) -> str:
+    r"""Return bytes as ``unescape`` reads them: ``Subject: x\r\n``."""
+    text = data.decode("utf-8", "surrogateescape")
+    return "".join(_escape_one(char) for char in text)
+
+
+def _escape_one(char: str) -> str:
+    for letter, byte in _LETTERS.items():
+        if char.encode("utf-8", "surrogateescape") == byte:
+            return f"\\{letter}"
+    if char.isprintable():
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in char.encode("utf-8", "surrogateescape"))
+
+
+# Values of the header
+
+
+def _words(value: str) -> Iterator[str]:
+    """Yield the values that commas separate."""
+    return (word.strip() for word in value.split(",") if word.strip())
+
+
+def _option(word: str) -> tuple[str, int | str]:
+    match = _OPTION.fullmatch(word)
+    if match is None:
+        raise ValueError(f"server takes options, like max_recipients=2, not {word!r}")
+    return match[1], int(match[2]) if match[2].isdigit() else match[2]
+
+
+def _user(word: str) -> tuple[str, str]:
+    name, colon, password = word.partition(":")
+    if not colon or not name or not password:
+        raise ValueError(f"users takes names with passwords, like jo:secret, not {word!r}")
+    return name, password
