@@ -85,7 +85,7 @@ def test_a_dialogue_is_read_with_all_that_its_header_says() -> None:
         ("name: x\n\nC: \\\n", ":3: unknown escape"),
         ("name: x\n\nC: \\x4\n", ":3: unknown escape"),
         ("name: x\n\nC: \\{a*99999999}\n", "stands for more than"),
-        ("name: x\n\nC: \\{a*16777210}\nC: b\nC: c\n", ":4: the dialogue sends more than"),
+        ("name: x\n\nC: \\{a*16777210}\nC: b\nC: c\n", ":5: the dialogue sends more than"),
     ],
 )
 def test_an_error_names_the_line_and_what_was_expected(text: str, words: str) -> None:
