@@ -48,9 +48,10 @@ class Unusable(click.ClickException):
 )
 @click.option(
     "--configured",
-    is_flag=True,
-    help="The server has what the headers of dialogues ask for: options, refused recipients and users. Without it, "
-    "such dialogues do not apply.",
+    multiple=True,
+    type=click.Choice(["server", "refuse", "users"]),
+    help="The server is configured as the headers of dialogues ask: its options, the recipients that it refuses, or "
+    "its users. Without it, such dialogues do not apply. May be given several times.",
 )
 @click.option("--topic", "topics", multiple=True, help="Replay only this topic. May be given several times.")
 @click.option("--timeout", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Seconds per reply.")
@@ -64,7 +65,7 @@ def replay(
     *,
     lmtp: bool,
     replacements: tuple[str, ...],
-    configured: bool,
+    configured: tuple[str, ...],
     topics: tuple[str, ...],
     timeout: float,
     output: str,

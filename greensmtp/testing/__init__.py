@@ -27,6 +27,7 @@ The fixture that starts and stops servers is opt-in: ``pytest_plugins = ["greens
 """
 
 from greensmtp.testing.dialogue import Dialogue, DialogueSyntaxError
+from greensmtp.testing.dialogue_client import ServerScript, replay_client
 from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult
 from greensmtp.testing.dialogue_replay import ServerUnderTest, record_events
 from greensmtp.testing.dialogue_server import MemoryServer, check_events, replay_in_memory
@@ -45,10 +46,12 @@ __all__ = [
     "MessageNotReceived",
     "Peer",
     "SMTPSink",
+    "ServerScript",
     "ServerUnderTest",
     "SinkMessage",
     "check_events",
     "dial",
     "record_events",
+    "replay_client",
     "replay_in_memory",
 ]

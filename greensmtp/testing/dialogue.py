@@ -26,11 +26,14 @@ The rules of the format:
 - ``S: pattern`` is one reply, of however many lines: codes (``250``, ``2xx``, ``500|501|5xx``), and perhaps the
   beginning of its text, in which ``*`` stands for anything and ``\n`` for a line break. With ``!`` before it, the text
   must not be so. ``END`` is the end of the connection: alone, or among the codes, where the server may close it
-  instead of replying. ``S: NOTHING``: the server waits for more.
-- A reply 421 may end a dialogue wherever a pattern allows it: what follows is skipped.
+  instead of replying. ``NOTHING`` is that the server waits for more, alone or among the codes.
+- A reply 421, ``END`` and ``NOTHING`` among codes end a dialogue where they are what happens: what follows is skipped.
 - ``[codes]`` before a line: it counts only if the last reply had such a code. Lines in a row with the same condition
   stand or fall together.
 - ``TLS``: the TLS handshake. ``TLS|END``: it may fail, and then the dialogue is over.
+- With ``send`` in the header, the dialogue tests a client, and plays the server: ``S: text`` and ``S-raw: text`` are
+  sent to it, ``C: pattern`` is a line that it must send, in which ``*`` stands for anything, and ``C: END`` is that it
+  closes the connection. ``H:`` is then what sending gave: ``sent``, ``refused`` or ``raised``.
 - ``H: event`` is what the server's handlers saw, of which ``record_events`` has the list. If a dialogue has one, it
   has all of them, in order. A server whose handlers cannot be seen is not asked.
 """
@@ -60,6 +63,8 @@ HEADER: Mapping[str, str] = MappingProxyType(
         "server": "options of the server, separated by commas: max_recipients=2",
         "refuse": "recipients that the server refuses with 550, separated by commas",
         "users": "users with their passwords, jo:secret, separated by commas",
+        "send": "the client is tested: what it is to send, as <reverse-path> <forward-path> ...",
+        "body": "the message that the client is to send, with escapes",
     }
 )
 
@@ -76,6 +81,8 @@ class ReplyPattern:
     codes: tuple[str, ...]
     #: True if the server may close the connection instead.
     or_end: bool = False
+    #: True if it may wait for more instead.
+    or_nothing: bool = False
     #: The beginning of the text; None for any.
     text: str | None = None
     #: True if the text must not begin so.
@@ -96,7 +103,7 @@ class ReplyPattern:
 class Step:
     """One line of a dialogue."""
 
-    kind: Literal["send", "reply", "end", "nothing", "tls"]
+    kind: Literal["send", "reply", "end", "nothing", "tls", "hear"]
     #: The number of the line in the file.
     line: int
     #: The line itself, for reports.
@@ -121,6 +128,9 @@ class Dialogue:
     server: Mapping[str, int | str] = field(default_factory=dict)
     refuse: tuple[str, ...] = ()
     users: Mapping[str, str] = field(default_factory=dict)
+    #: What the client that is tested is to send: the reverse-path and the forward-paths. None: a server is tested.
+    send: tuple[str, ...] | None = None
+    body: bytes = b""
     #: What handlers must have seen; None if the dialogue does not say.
     events: tuple[str, ...] | None = None
     #: Where it stands.
@@ -161,7 +171,9 @@ class Dialogue:
 
 
 _LINE = re.compile(r"(?:\[([^\]]*)\] *)?(?:TLS(\|END)?|(C-raw|C|S|H):(?: (.*))?)")
-_CODES = re.compile(r"(?:[2-5x][0-9x][0-9x]|END)(?:\|(?:[2-5x][0-9x][0-9x]|END))*")
+_CLIENT_LINE = re.compile(r"(S-raw|S|C|H):(?: (.*))?")
+_PATHS = re.compile(r"<[^<>]*>(?: <[^<>]*>)+")
+_CODES = re.compile(r"(?:[2-5x][0-9x][0-9x]|END|NOTHING)(?:\|(?:[2-5x][0-9x][0-9x]|END|NOTHING))*")
 _OPTION = re.compile(r"([a-z_]+)=(\S+)")
 _KEYWORD = re.compile(r"[A-Z0-9][A-Z0-9-]*(?: [!-~]+)*")
 
@@ -185,6 +197,8 @@ class _Parser:
             raise ValueError(r"a space or CR at the end of the line cannot be seen: write \x20 or \r")
         if self._in_header:
             self._feed_header(line)
+        elif line and "send" in self._header:
+            self._feed_client_step(number, line)
         elif line:
             self._feed_step(number, line)
 
@@ -218,11 +232,32 @@ class _Parser:
             pattern = ReplyPattern((), or_end=match[2] is not None)
             self._steps.append(Step("tls", number, line, pattern=pattern, condition=condition))
         else:
-            data = unescape(text) + (b"\r\n" if kind == "C" else b"")
-            self._size += len(data)
-            if self._size > MAX_SIZE:
-                raise ValueError(f"the dialogue sends more than {MAX_SIZE} bytes")
+            data = self._sent(text, line_end=kind == "C")
             self._steps.append(Step("send", number, line, data, condition=condition))
+
+    def _feed_client_step(self, number: int, line: str) -> None:
+        match = _CLIENT_LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f"expected a line that begins with S:, S-raw:, C: or H:, since it tests a client, not {line!r}"
+            )
+        kind, text = match[1], match[2] or ""
+        if kind == "H":
+            self._events.append(escape(unescape(text)))
+        elif kind != "C":
+            self._steps.append(Step("send", number, line, self._sent(text, line_end=kind == "S")))
+        elif text == "END":
+            self._steps.append(Step("end", number, line))
+        else:
+            pattern = ReplyPattern((), text=unescape(text).decode("utf-8", "surrogateescape"))
+            self._steps.append(Step("hear", number, line, pattern=pattern))
+
+    def _sent(self, text: str, *, line_end: bool) -> bytes:
+        data = unescape(text) + (b"\r\n" if line_end else b"")
+        self._size += len(data)
+        if self._size > MAX_SIZE:
+            raise ValueError(f"the dialogue sends more than {MAX_SIZE} bytes")
+        return data
 
     def finish(self) -> Dialogue:
         """Return the dialogue."""
@@ -248,6 +283,8 @@ class _Parser:
             server=MappingProxyType(dict(map(_option, _words(header.get("server", ""))))),
             refuse=tuple(_words(header.get("refuse", ""))),
             users=MappingProxyType(dict(map(_user, _words(header.get("users", ""))))),
+            send=_paths(header["send"]) if "send" in header else None,
+            body=unescape(header.get("body", "")),
             events=tuple(self._events) if self._events else None,
             path=self._path,
         )
@@ -273,8 +310,9 @@ def parse_pattern(text: str) -> ReplyPattern:
         )
     words = codes.split("|")
     return ReplyPattern(
-        tuple(word for word in words if word != "END"),
+        tuple(word for word in words if word not in ("END", "NOTHING")),
         "END" in words,
+        "NOTHING" in words,
         unescape(rest.removeprefix("!")).decode("utf-8", "backslashreplace") or None,
         rest.startswith("!"),
     )
@@ -356,6 +394,12 @@ def _option(word: str) -> tuple[str, int | str]:
     if match is None:
         raise ValueError(f"server takes options, like max_recipients=2, not {word!r}")
     return match[1], int(match[2]) if match[2].isdigit() else match[2]
+
+
+def _paths(text: str) -> tuple[str, ...]:
+    if not _PATHS.fullmatch(text):
+        raise ValueError(f"send takes paths, like <ann@example.org> <bob@example.com>, not {text!r}")
+    return tuple(path.strip("<>") for path in text.split(" "))
 
 
 def _user(word: str) -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from gevent import Timeout, sleep, socket, with_timeout
@@ -55,7 +55,7 @@ class ServerUnderTest:
         timeout: float = TIMEOUT,
         silence: float = SILENCE,
         replace: Mapping[str, str] | None = None,
-        configured: bool = False,
+        configured: Collection[str] = (),
     ) -> None:
         """
         :param connect: called without arguments for each connection; returns a gevent socket.
@@ -63,7 +63,8 @@ class ServerUnderTest:
         :param silence: seconds for which ``S: NOTHING`` waits.
         :param replace: texts in what the client sends -> what is sent instead, such as an address that the server
             accepts for one that it does not know.
-        :param configured: the server has what the dialogues ask for: options, refused recipients, users.
+        :param configured: those keys of a header, among ``server``, ``refuse`` and ``users``, for which the server is
+            configured as every dialogue asks.
         """
         self._connect = connect
         self._lmtp = lmtp
@@ -129,16 +130,17 @@ class ServerUnderTest:
         return player.result
 
     def _not_applicable(self, dialogue: Dialogue) -> str:
+        if dialogue.send is not None:
+            return "it is for a client"
         if dialogue.lmtp is not self._lmtp:
             return f"it is for {'LMTP' if dialogue.lmtp else 'SMTP'}"
-        if not self._configured:
-            for value, what in (
-                (dialogue.server, "a server with the options"),
-                (dialogue.refuse, "a server that refuses"),
-                (dialogue.users, "a server with the users"),
-            ):
-                if value:
-                    return f"it needs {what} {', '.join(value)}"
+        for key, value, what in (
+            ("server", dialogue.server, "with the options"),
+            ("refuse", dialogue.refuse, "that refuses"),
+            ("users", dialogue.users, "with the users"),
+        ):
+            if value and key not in self._configured:
+                return f"it needs a server {what} {', '.join(value)}"
         for need in dialogue.needs:
             keyword, *wanted = need.split(" ")
             if keyword not in self.offers or not set(wanted) <= set(self.offers[keyword].split(" ")):

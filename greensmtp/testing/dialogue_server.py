@@ -200,6 +200,8 @@ def replay_in_memory(dialogue: Dialogue, *, cut: int | None = None) -> DialogueR
 
     :param cut: cut the client's bytes at this place, so that the server reads what stands before it first.
     """
+    if dialogue.send is not None:
+        return DialogueResult(dialogue, "not applicable", got="it is for a client")
     unknown = [name for name in dialogue.server if name not in OPTIONS]
     needs = [each for each in dialogue.needs if each.partition(" ")[0] == "AUTH"]
     if unknown or needs:

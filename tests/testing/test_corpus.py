@@ -16,6 +16,7 @@ from greensmtp.testing import (
     check_events,
     dial,
     record_events,
+    replay_client,
     replay_in_memory,
 )
 from tests.conftest import Certificate
@@ -25,6 +26,8 @@ CORPUS = sorted((Path(__file__).parent.parent / "corpus").glob("*.smtp"))
 
 #: Dialogues that send more bytes than these are cut at interesting places only.
 LONG = 1000
+
+CLIENT_CORPUS = sorted((Path(__file__).parent.parent / "corpus" / "client").glob("*.smtp"))
 
 each_dialogue = pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
 
@@ -44,8 +47,8 @@ def passes(result: DialogueResult) -> bool:
 
 
 def test_the_corpus_covers_its_topics_and_names_are_unique() -> None:
-    dialogues = [Dialogue.load(path) for path in CORPUS]
-    assert len(dialogues) > 140
+    dialogues = [Dialogue.load(path) for path in (*CORPUS, *CLIENT_CORPUS)]
+    assert len(dialogues) > 170
     assert len({dialogue.name for dialogue in dialogues}) == len(dialogues)
     assert all(dialogue.topic and dialogue.rfc for dialogue in dialogues)
 
@@ -75,7 +78,9 @@ def replay(certificate: Certificate) -> Callable[..., DialogueResult]:
             **{"max_message_size": 1_000_000, **dialogue.server},  # type: ignore[arg-type]
         )
         events = record_events(server, dialogue)
-        tested = ServerUnderTest(lambda: dial(server).socket, lmtp=dialogue.lmtp, configured=True, silence=0.01)
+        tested = ServerUnderTest(
+            lambda: dial(server).socket, lmtp=dialogue.lmtp, configured=("server", "refuse", "users"), silence=0.01
+        )
         assert tested.offers
         events.clear()
         try:
@@ -89,6 +94,20 @@ def replay(certificate: Certificate) -> Callable[..., DialogueResult]:
 @each_dialogue
 def test_the_server_passes(path: Path, replay: Callable[..., DialogueResult]) -> None:
     assert passes(replay(Dialogue.load(path)))
+
+
+@pytest.mark.parametrize("path", CLIENT_CORPUS, ids=lambda path: path.stem)
+def test_the_client_passes_at_interesting_cuts(path: Path) -> None:
+    dialogue = Dialogue.load(path)
+    assert passes(replay_client(dialogue))
+    for cut in cuts(dialogue, every=False):
+        assert passes(replay_client(dialogue, cut=cut)), cut
+
+
+def test_a_dialogue_of_a_client_does_not_apply_to_a_server() -> None:
+    dialogue = Dialogue.load(CLIENT_CORPUS[0])
+    assert replay_in_memory(dialogue).verdict == "not applicable"
+    assert ServerUnderTest(lambda: None).replay(dialogue).got == "it is for a client"
 
 
 @pytest.mark.exhaustive

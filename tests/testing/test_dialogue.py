@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import smtplib
 from pathlib import Path
+from typing import Any
 
 import pytest
+from gevent import sleep
 from hypothesis import given
 from hypothesis import strategies as st
 
-from greensmtp.testing import Dialogue, DialoguePlayer, DialogueSyntaxError, replay_in_memory
+from greensmtp.testing import (
+    Dialogue,
+    DialoguePlayer,
+    DialogueSyntaxError,
+    ServerScript,
+    replay_client,
+    replay_in_memory,
+)
 from greensmtp.testing.dialogue import MAX_SIZE, escape, glob_start, parse_pattern, unescape
+from greensmtp.testing.dialogue_client import MAX_LINE
 from greensmtp.testing.dialogue_player import MAX_REPLY, Wait
 
 
@@ -71,6 +82,8 @@ def test_a_dialogue_is_read_with_all_that_its_header_says() -> None:
         ("name: x\nneeds: chunking\n\nS: 220\n", "needs takes EHLO keywords"),
         ("name: x\nserver: fast\n\nS: 220\n", "server takes options, like max_recipients=2, not 'fast'"),
         ("name: x\nusers: jo\n\nS: 220\n", "users takes names with passwords"),
+        ("name: x\nsend: <a@b>\n\nS: 220\n", "send takes paths, like <ann@example.org>"),
+        ("name: x\nsend: <a@b> <c@d>\n\nTLS\n", ":4: expected a line that begins with S:, S-raw:, C: or H:"),
         ("name: x\n\nQUIT\n", ":3: expected a line that begins with C:"),
         ("name: x\n\nC:QUIT\n", ":3: expected a line that begins with C:"),
         ("name: x\n\nS: 220 \n", r":3: a space or CR at the end of the line cannot be seen: write \x20"),
@@ -235,6 +248,16 @@ def test_silence_is_expected_or_a_failure() -> None:
     assert str(player.result) == "test.smtp:5: a test: expected S: 250, got nothing in time"
 
 
+def test_silence_may_stand_for_a_reply_and_ends_the_dialogue() -> None:
+    player = DialoguePlayer(parse("S: 5xx|NOTHING\nC: NOOP\nS: 250\n"))
+    assert player.next_action() is Wait.SILENCE
+    player.timed_out()
+    assert player.next_action() is None
+    assert player.result is not None
+    assert player.result.verdict == "pass"
+    assert outcome(parse("S: 5xx|NOTHING\n"), b"250 a\r\n")[0] == "fail"
+
+
 # In memory
 
 
@@ -254,3 +277,74 @@ def test_handlers_must_have_seen_all_events_in_order() -> None:
 def test_a_server_in_memory_says_what_it_cannot_do() -> None:
     result = replay_in_memory(parse("S: 220\n", "server: max_errors=3\nneeds: AUTH PLAIN, CHUNKING"))
     assert (result.verdict, result.got) == ("not applicable", "needs max_errors, AUTH PLAIN")
+
+
+# The server's side
+
+
+def hear(lines: str, *pieces: bytes) -> tuple[str, int, str, bytes]:
+    """Play the server's side to a client that says one piece whenever it is waited for, and is gone then."""
+    script = ServerScript(parse(lines, "send: <a@b.example> <c@d.example>"))
+    said, sent = iter(pieces), b""
+    while (action := script.next_action()) is not None:
+        if isinstance(action, bytes):
+            sent += action
+        else:
+            script.receive(next(said, b""))
+    assert script.result is not None
+    return script.result.verdict, script.result.line, script.result.got, sent
+
+
+def test_the_server_of_a_script_says_its_lines_when_the_client_has_said_its_own() -> None:
+    lines = "S: 220 hi\nC: EHLO *\nS: 250-mx\nS-raw: 250 \\x41\\r\\n\nC: MAIL FROM:<a@b> *SIZE*\nC: RCPT*\nC: END\n"
+    outcome = hear(lines, b"EHLO me\r", b"\nMAIL FROM:<a@b> X SIZE=3\r\nRCPT\r\n")
+    assert outcome == ("pass", 0, "", b"220 hi\r\n250-mx\r\n250 A\r\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "line", "got"),
+    [
+        ("C: QUIT\n", [b"NOOP\r\n"], 4, "C: NOOP"),
+        ("C: QUIT\n", [b"QUIT now\r\n"], 4, "C: QUIT now"),
+        ("C: *x*y\n", [b"xz\r\n"], 4, "C: xz"),
+        ("C: a*a\n", [b"a\r\n"], 4, "C: a"),
+        ("C: *\n", [b"a\nb\r\n"], 4, "C: a\\nb"),
+        ("C: *\n", [b"a\rb\r\n"], 4, "C: a\\rb"),
+        ("C: QUIT\n", [b"QUI"], 4, "the end of the connection"),
+        ("C: QUIT\nC: END\n", [b"QUIT\r\nNOOP\r\n"], 5, "C: NOOP\\r\\n"),
+        ("C: *\n", [b"x" * (MAX_LINE + 1)], 4, "a line of more than a megabyte"),
+    ],
+)  # fmt: skip
+def test_what_a_client_says_otherwise_fails_at_its_line(lines: str, said: list[bytes], line: int, got: str) -> None:
+    assert hear(lines, *said)[:3] == ("fail", line, got)
+
+
+def test_a_client_that_says_nothing_is_waited_for_as_long_as_the_timeout() -> None:
+    dialogue = parse("S: 220 hi\nC: EHLO *\n", "send: <a@b.example> <c@d.example>")
+
+    def send(dialogue: Dialogue, sock: Any) -> list[str]:
+        sleep(5)
+        return []
+
+    result = replay_client(dialogue, send=send, timeout=0.05)
+    assert (result.verdict, result.line, result.got) == ("fail", 5, "nothing in time")
+
+
+def test_smtplib_passes_a_dialogue_too() -> None:
+    dialogue = Dialogue.load(Path(__file__).parent.parent / "corpus" / "client" / "transparency.smtp")
+
+    class Client(smtplib.SMTP):
+        def _get_socket(self, host: str, port: int, timeout: float) -> Any:
+            return self.given
+
+        def __init__(self, sock: Any) -> None:
+            self.given = sock
+            super().__init__("mx.example.com", 25, "client.example")
+
+    def send(dialogue: Dialogue, sock: Any) -> list[str]:
+        assert dialogue.send is not None
+        with Client(sock) as mail:
+            mail.sendmail(dialogue.send[0], dialogue.send[1:], dialogue.body)
+        return ["sent 250 2.0.0 Ok"]
+
+    assert replay_client(dialogue, send=send).verdict == "pass"
