@@ -26,7 +26,7 @@ def marked() -> set[tuple[str, int]]:
 
 def errors(program: Path) -> set[tuple[str, int]]:
     """Return the file and the line of each error that pyright reports."""
-    command = [program, "--outputjson", "--project", PROGRAMS, "--pythonpath", sys.executable]
+    command: list[str | Path] = [program, "--outputjson", "--project", PROGRAMS, "--pythonpath", sys.executable]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, timeout=50)
     result = json.loads(ran.stdout)
     assert result["summary"]["filesAnalyzed"] == len(list(PROGRAMS.glob("*.py"))), result["summary"]

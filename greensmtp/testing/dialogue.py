@@ -13,13 +13,13 @@ r"""The format of dialogues: SMTP conversations as plain text, which a program c
     S: 250
     C: RSET
     S: 250
-    C: RCPT TO:<bob@example.com>        # no: a # is a comment only at the beginning of a line
+    C: RCPT TO:<bob@example.com>
     S: 503
 
 The rules of the format:
 
 - The header is ``key: value``, a line each, and ends with an empty line. HEADER lists the keys. Lines that begin with
-  ``#``, and empty lines in the dialogue, are ignored.
+  ``#``, and empty lines in the dialogue, are ignored; ``#`` elsewhere is text.
 - ``C: text`` is a line of the client, sent with CRLF; ``C-raw: text`` is sent without. What is sent without a line of
   the server between is sent in one piece. ``\r \n \t \0 \\ \xHH`` stand for bytes, and ``\{text*1000}`` for a text so
   many times. Other characters are sent as UTF-8.
