@@ -62,7 +62,8 @@ def differences(results: Results) -> Iterator[str]:
         failed = [(name, result) for name, result in zip(results, row, strict=True) if result.failed]
         if failed:
             dialogue = failed[0][1].dialogue
-            expected = " or ".join(dict.fromkeys(_short(result.expected) for _, result in failed))
+            words = (word for _, result in failed for word in _short(result.expected).split(" or "))
+            expected = " or ".join(dict.fromkeys(words))
             instead = ", ".join(f"{SERVERS[name].title}: {_short(result.got)}" for name, result in failed)
             yield f"| `{Path(dialogue.path).stem}`: {dialogue.name} | {dialogue.rfc} | {expected} | {instead} |"
 
