@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 from gevent import Timeout, sleep, socket, spawn, with_timeout
 
 from greensmtp.client.connect import connect
 from greensmtp.errors import ClientError, Refused
-from greensmtp.testing.dialogue import Dialogue, Step, escape, glob_start
+from greensmtp.testing.dialogue import Dialogue, Step
 from greensmtp.testing.dialogue_player import DialogueResult, Wait
 from greensmtp.testing.dialogue_server import check_events
+from greensmtp.testing.dialogue_text import escape, glob_start
 
 #: Bytes of one line of a client.
 MAX_LINE = 1024 * 1024
@@ -38,6 +40,11 @@ class ServerScript:
         self._ended = False
         self._transcript: list[str] = []
         self.result: DialogueResult | None = None
+
+    @property
+    def left(self) -> int:
+        """The number of steps that are left."""
+        return len(self._steps)
 
     def next_action(self) -> bytes | Wait | None:
         """Return bytes to be sent, or what to wait for; None if the play is over."""
@@ -143,14 +150,18 @@ def replay_client(
     client = spawn(send, dialogue, theirs)
     try:
         sent = 0
+        # One deadline for a whole line, which a client could send byte by byte.
+        left, deadline = -1, 0.0
         while (action := script.next_action()) is not None:
+            if script.left != left:
+                left, deadline = script.left, monotonic() + timeout
             if isinstance(action, bytes):
                 place = 0 if cut is None else min(max(cut - sent, 0), len(action))
                 sent += len(action)
                 _send(ours, action, place, timeout)
                 continue
             try:
-                data = with_timeout(timeout, ours.recv, 65536, timeout_value=None)
+                data = with_timeout(max(deadline - monotonic(), 0.0), ours.recv, 65536, timeout_value=None)
             except OSError:
                 data = b""
             if data is None:

@@ -27,7 +27,8 @@ from enum import Enum
 from typing import Literal
 
 from greensmtp.protocol.log_text import printable
-from greensmtp.testing.dialogue import Dialogue, ReplyPattern, Step
+from greensmtp.testing.dialogue import Dialogue, Step
+from greensmtp.testing.dialogue_text import ReplyPattern
 
 #: Bytes of one reply, and of all that a server may send behind a dialogue's end.
 MAX_REPLY = 64 * 1024

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Collection, Mapping
+from time import monotonic
 from typing import Any
 
 from gevent import Timeout, sleep, socket, with_timeout
@@ -20,9 +21,10 @@ from greensmtp.server.server import SMTPServer
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
-from greensmtp.testing.dialogue import Dialogue, escape
+from greensmtp.testing.dialogue import Dialogue
 from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult, Wait
 from greensmtp.testing.dialogue_server import NO_SUCH_USER, event_of
+from greensmtp.testing.dialogue_text import escape
 
 #: Seconds that a server may take for any one thing.
 TIMEOUT = 10.0
@@ -153,11 +155,16 @@ class ServerUnderTest:
             sock = self._connect()
         try:
             sent = 0
+            # One deadline for a whole reply, which a server could send byte by byte.
+            replies, deadline = -1, 0.0
             while (action := player.next_action()) is not None:
+                if len(player.replies) != replies:
+                    replies, deadline = len(player.replies), monotonic() + self._timeout
                 if isinstance(action, bytes):
                     for old, new in self._replace.items():
                         action = action.replace(old, new)
                     self._send(sock, action, None if cut is None else cut - sent)
+                    deadline = monotonic() + self._timeout
                     sent += len(action)
                 elif action is Wait.TLS:
                     try:
@@ -166,7 +173,7 @@ class ServerUnderTest:
                     except OSError as error:
                         player.tls_failed(str(error))
                 else:
-                    seconds = self._silence if action is Wait.SILENCE else self._timeout
+                    seconds = self._silence if action is Wait.SILENCE else max(deadline - monotonic(), 0.0)
                     data = _receive(sock, seconds)
                     if data is None:
                         player.timed_out()

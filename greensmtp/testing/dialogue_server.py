@@ -17,8 +17,9 @@ from greensmtp.protocol.command import (
 from greensmtp.protocol.content_checks import NormalNewlines
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.server_protocol import Data, EndOfChunk, Event, Response, ServerProtocol
-from greensmtp.testing.dialogue import Dialogue, escape
+from greensmtp.testing.dialogue import Dialogue
 from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult, Wait
+from greensmtp.testing.dialogue_text import escape
 
 _PARAMETERS = esmtp.allowed_parameters((*esmtp.STANDARD, esmtp.SUBMITTER))
 

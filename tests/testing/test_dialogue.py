@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import smtplib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gevent import sleep
+from gevent import sleep, socket, spawn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,12 +17,13 @@ from greensmtp.testing import (
     DialoguePlayer,
     DialogueSyntaxError,
     ServerScript,
+    ServerUnderTest,
     replay_client,
     replay_in_memory,
 )
-from greensmtp.testing.dialogue import MAX_SIZE, escape, glob_start, parse_pattern, unescape
 from greensmtp.testing.dialogue_client import MAX_LINE
 from greensmtp.testing.dialogue_player import MAX_REPLY, Wait
+from greensmtp.testing.dialogue_text import MAX_SIZE, escape, glob_start, parse_pattern, unescape
 
 
 def parse(lines: str, header: str = "") -> Dialogue:
@@ -328,6 +330,34 @@ def test_a_client_that_says_nothing_is_waited_for_as_long_as_the_timeout() -> No
 
     result = replay_client(dialogue, send=send, timeout=0.05)
     assert (result.verdict, result.line, result.got) == ("fail", 5, "nothing in time")
+
+
+def drip(sock: Any) -> None:
+    with suppress(OSError):
+        while True:
+            sock.sendall(b"2")
+            sleep(0.005)
+
+
+def test_a_client_that_drips_has_one_deadline_for_a_line() -> None:
+    dialogue = parse("S: 220 hi\nC: EHLO *\n", "send: <a@b.example> <c@d.example>")
+
+    def send(dialogue: Dialogue, sock: Any) -> list[str]:
+        drip(sock)
+        return []
+
+    result = replay_client(dialogue, send=send, timeout=0.05)
+    assert (result.verdict, result.got) == ("fail", "nothing in time")
+
+
+def test_a_server_that_drips_has_one_deadline_for_a_reply() -> None:
+    ours, theirs = socket.socketpair()
+    dripping = spawn(drip, theirs)
+    result = ServerUnderTest(lambda: ours, timeout=0.05).replay(parse("S: 220\n"))
+    assert result.verdict == "fail"
+    assert result.got.startswith("nothing in time, behind 222")
+    dripping.kill()
+    theirs.close()
 
 
 def test_smtplib_passes_a_dialogue_too() -> None:
