@@ -28,12 +28,14 @@ Results = dict[str, list[DialogueResult]]
 def replay(server: FieldServer, dialogues: Iterable[Dialogue]) -> tuple[str, list[DialogueResult]]:
     """Return the version of a server, and what became of each dialogue."""
     with running(server) as place:
-        smtp = ServerUnderTest.at(f"smtp://127.0.0.1:{place.port}", timeout=TIMEOUT, configured=server.configured)
-        lmtp = smtp
-        if place.lmtp_port is not None:
-            url = f"lmtp://127.0.0.1:{place.lmtp_port}"
-            lmtp = ServerUnderTest.at(url, timeout=TIMEOUT, configured=server.configured)
-        return place.version, [(lmtp if dialogue.lmtp else smtp).replay(dialogue) for dialogue in dialogues]
+        tested = {
+            lmtp: ServerUnderTest.at(f"127.0.0.1:{port}", lmtp=lmtp, timeout=TIMEOUT, configured=server.configured)
+            for lmtp, port in ((False, place.port), (True, place.lmtp_port))
+            if port is not None
+        }
+        # A dialogue of the other protocol does not apply, and any server says so.
+        either = next(iter(tested.values()))
+        return place.version, [tested.get(dialogue.lmtp, either).replay(dialogue) for dialogue in dialogues]
 
 
 def table(versions: dict[str, str], results: Results) -> Iterator[str]:

@@ -66,6 +66,8 @@ class FieldServer:
     start: Callable[[Place], Started]
     #: What it is configured for: keys of a dialogue's header.
     configured: tuple[str, ...] = ("refuse",)
+    #: The protocols that it speaks.
+    smtp: bool = True
     lmtp: bool = False
 
 
@@ -74,7 +76,7 @@ class Running:
     """A server that answers."""
 
     version: str
-    port: int
+    port: int | None
     lmtp_port: int | None
 
 
@@ -102,10 +104,11 @@ def running(server: FieldServer) -> Iterator[Running]:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        _wait(server, place.port, process, folder / "log")
-        if server.lmtp:
-            _wait(server, place.lmtp_port, process, folder / "log")
-        yield Running(started.version, place.port, place.lmtp_port if server.lmtp else None)
+        ports = (place.port if server.smtp else None, place.lmtp_port if server.lmtp else None)
+        for port in ports:
+            if port is not None:
+                _wait(server, port, process, folder / "log")
+        yield Running(started.version, *ports)
     finally:
         if process is not None:
             process.terminate()
@@ -250,6 +253,51 @@ def _strict_postfix(place: Place) -> Started:
         # What Postfix's authors recommend, and have as the default since 3.9; by default not for one's own networks.
         main.write("smtpd_forbid_bare_newline = normalize\nsmtpd_forbid_bare_newline_exclusions =\n")
     return started
+
+
+def _dovecot(place: Place) -> Started:
+    program = machine.find("dovecot")
+    if os.geteuid() != 0:
+        raise Missing("only root can start dovecot")
+    if not Path("/usr/lib/dovecot/lmtp").exists():
+        raise Missing("dovecot-lmtpd is not installed")
+    mail = place.folder / "mail"
+    mail.mkdir()
+    shutil.chown(mail, "mail", "mail")
+    users = "".join(f"{name}:{{PLAIN}}secret\n" for name in ("bob", "cyd", "dan", "postmaster"))
+    place.write("users", users).chmod(0o644)
+    configuration = place.write(
+        "dovecot.conf",
+        f"""
+        base_dir = {place.folder}/run
+        state_dir = {place.folder}/state
+        log_path = /dev/stderr
+        protocols = lmtp
+        listen = 127.0.0.1
+        hostname = mx.example.com
+        ssl = no
+        mail_location = maildir:{mail}/%n
+        mail_uid = mail
+        mail_gid = mail
+        first_valid_uid = 1
+        auth_username_format = %Ln
+        passdb {{
+          driver = passwd-file
+          args = username_format=%n {place.folder}/users
+        }}
+        userdb {{
+          driver = static
+          args = uid=mail gid=mail home={mail}/%n
+        }}
+        service lmtp {{
+          inet_listener lmtp {{
+            address = 127.0.0.1
+            port = {place.lmtp_port}
+          }}
+        }}
+        """,
+    )
+    return Started([program, "-F", "-c", str(configuration)], {}, _said([program, "--version"]).partition(" ")[0])
 
 
 # Unpacked from Debian's packages, and not installed
@@ -433,5 +481,6 @@ SERVERS: dict[str, FieldServer] = {
     "chasquid": FieldServer("chasquid", _chasquid),
     "haraka": FieldServer("Haraka", _haraka, _ALL),
     "smtp-server": FieldServer("smtp-server", _smtp_server, _ALL, lmtp=True),
+    "dovecot": FieldServer("Dovecot", _dovecot, smtp=False, lmtp=True),
     "aiosmtpd": FieldServer("aiosmtpd", _aiosmtpd, _ALL, lmtp=True),
 }
