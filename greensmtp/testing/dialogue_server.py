@@ -38,7 +38,11 @@ class MemoryServer:
         """
         :param refuse: recipients that are refused with 550.
         :param options: those in OPTIONS.
+        :raises TypeError: there is no such option.
         """
+        unknown = ", ".join(options.keys() - OPTIONS.keys())
+        if unknown:
+            raise TypeError(f"MemoryServer takes the options {', '.join(OPTIONS)}, and not {unknown}")
         limits = OPTIONS | options
         self._lmtp = lmtp
         self._refuse = frozenset(refuse)

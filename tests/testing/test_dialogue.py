@@ -16,6 +16,7 @@ from greensmtp.testing import (
     Dialogue,
     DialoguePlayer,
     DialogueSyntaxError,
+    MemoryServer,
     ServerScript,
     ServerUnderTest,
     replay_client,
@@ -279,6 +280,11 @@ def test_handlers_must_have_seen_all_events_in_order() -> None:
 def test_a_server_in_memory_says_what_it_cannot_do() -> None:
     result = replay_in_memory(parse("S: 220\n", "server: max_errors=3\nneeds: AUTH PLAIN, CHUNKING"))
     assert (result.verdict, result.got) == ("not applicable", "needs max_errors, AUTH PLAIN")
+
+
+def test_an_option_that_a_server_in_memory_does_not_have_is_an_error() -> None:
+    with pytest.raises(TypeError, match="takes the options max_message_size, .*, and not max_size"):
+        MemoryServer(max_size=3)
 
 
 # The server's side
