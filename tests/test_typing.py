@@ -15,8 +15,6 @@ from greensmtp.server.limits import Limits, LimitsDict
 from tests.programs import missing
 from tests.pyright import PROGRAMS, marked
 
-pytestmark = pytest.mark.subprocess
-
 ROOT = Path(__file__).parent.parent
 
 
@@ -29,11 +27,13 @@ def mypy(*programs: Path) -> set[tuple[str, int]]:
     return {(Path(each[1]).name, int(each[2])) for each in found if each}
 
 
+@pytest.mark.subprocess
 def test_mypy_reports_each_mistake_in_the_programs_and_nothing_else() -> None:
     assert len(marked()) > 20
     assert mypy(*sorted(PROGRAMS.glob("*.py"))) == marked()
 
 
+@pytest.mark.subprocess
 def test_pyright_reports_each_mistake_in_the_programs_and_nothing_else() -> None:
     command = [sys.executable, "-m", "tests.pyright"]
     ran = subprocess.run(

@@ -283,7 +283,7 @@ def test_a_server_in_memory_says_what_it_cannot_do() -> None:
 
 
 def test_an_option_that_a_server_in_memory_does_not_have_is_an_error() -> None:
-    with pytest.raises(TypeError, match="takes the options max_message_size, .*, and not max_size"):
+    with pytest.raises(TypeError, match=r"takes the options max_message_size, .*, and not max_size"):
         MemoryServer(max_size=3)
 
 
