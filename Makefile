@@ -43,8 +43,9 @@ format: .venv/.dev ## let ruff put right what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-types: .venv/.dev ## mypy, strict
+types: .venv/.dev ## mypy, strict; and pyright over the programs in tests/typing, where npm is installed
 	$(BIN)/mypy
+	$(BIN)/python -m tests.pyright
 
 imports: .venv/.dev ## who may import whom
 	$(BIN)/lint-imports --no-logo

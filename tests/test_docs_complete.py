@@ -117,6 +117,7 @@ def test_every_option_of_server_and_client_is_on_their_pages() -> None:
         ("check", "reference/configuration.md"),
         ("send", "reference/client.md"),
         ("plugins", "howto/plugins.md"),
+        ("replay", "conformance/dialogues.md"),
     ],
 )
 def test_every_option_of_the_command_line_is_described(command: str, page: str) -> None:

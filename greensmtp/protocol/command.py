@@ -56,6 +56,10 @@ class Command:
 
     __slots__ = ("argument", "error", "verb")
 
+    verb: str
+    argument: str
+    error: Reply | None
+
     def __init__(self, verb: str, argument: str = "", error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -91,6 +95,8 @@ class HelloCommand(Command):
 
     __slots__ = ("hostname",)
 
+    hostname: str
+
     def __init__(self, verb: str, argument: str, hostname: str, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -102,6 +108,8 @@ class PathCommand(Command):
     """MAIL or RCPT, with its path; ``address`` is the null path where ``error`` says that it is malformed."""
 
     __slots__ = ("address",)
+
+    address: Address
 
     def __init__(self, verb: str, argument: str, address: Address, error: Reply | None = None) -> None:
         self.verb = verb
@@ -115,6 +123,9 @@ class ChunkCommand(Command):
 
     __slots__ = ("last", "size")
 
+    size: int
+    last: bool
+
     def __init__(self, verb: str, argument: str, size: int, last: bool, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -127,6 +138,8 @@ class EndOfData(Command):
     """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
 
     __slots__ = ("recipient",)
+
+    recipient: Address | None
 
     def __init__(self, recipient: Address | None = None) -> None:
         self.verb = END_OF_DATA
