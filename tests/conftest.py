@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from time import monotonic
@@ -18,6 +17,7 @@ from gevent import socket
 from hypothesis import settings
 
 from greensmtp.testing import Peer
+from tests import forked
 from tests.cuts import interesting_cuts
 
 # (The second comes by its entry point, too, where this checkout is installed.)
@@ -87,13 +87,19 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 class ServeProcess:
     """``greensmtp serve`` in a process of its own, as seen from outside."""
 
-    def __init__(self, command: Sequence[str | Path], folder: Path, **popen: Any) -> None:
+    def __init__(
+        self, command: Sequence[str | Path] | None, arguments: Sequence[str | Path], folder: Path, **popen: Any
+    ) -> None:
         self.maildir = folder / "maildir"
         self._log = folder / "log"
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        self.process: subprocess.Popen[bytes] | forked.Process
         with self._log.open("wb") as log:
             options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "cwd": folder, "env": clean} | popen
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+            if command is None:
+                self.process = forked.start({"argv": ["greensmtp", *map(str, arguments)]}, **options)
+            else:
+                self.process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, **options)
         self._read = b""
         #: Where it listens, as it says itself.
         self.urls: list[str] = []
@@ -159,6 +165,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
     It runs in the test's ``tmp_path``, listens on a free port unless ``--listen`` is among the options, and is called
     ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. ``listeners=2``: a configuration
     file names so many, and the rest, too. What else there is goes to Popen.
+
+    It is forked from a process that has imported greensmtp; with a ``command``, Python is started for it.
     """
     running: list[ServeProcess] = []
 
@@ -174,8 +182,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
             given += ["--listen", "127.0.0.1:0"]
         if "--hostname" not in given and not listeners:
             given += ["--hostname", "mx.example.com"]
-        command = command or [Path(sys.executable).with_name("greensmtp")]
-        serving = ServeProcess([*command, "serve", *given], tmp_path, **popen)
+        serving = ServeProcess(command, ["serve", *given], tmp_path, **popen)
         running.append(serving)
         for _ in range((listeners or given.count("--listen")) if wait else 0):
             word, url = serving.line().split(" ")

@@ -326,7 +326,8 @@ def test_a_record_with_several_lines_cannot_forge_another_record(serve: Serve, t
 
 
 def test_characters_outside_the_encoding_are_escaped(serve: Serve) -> None:
-    server = serve("-v", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    command = [sys.executable, "-m", "greensmtp"]
+    server = serve("-v", command=command, env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     with server.dial() as peer:
         peer.hello()
         peer.line("MAIL FROM:<jos\u00e9@example.com> SMTPUTF8", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")

@@ -7,7 +7,6 @@ import re
 import smtplib
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,12 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from gevent import get_hub
 
 from greensmtp import Limits
 from greensmtp.cli import cli
 from greensmtp.cli.options import SizeType
+from tests import forked
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -34,17 +35,9 @@ SCRIPT = Path(sys.executable).with_name("greensmtp")
 BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
 
 
-def run(*arguments: str | Path, folder: Path, command: tuple[str | Path, ...] = (SCRIPT,)) -> tuple[int, str, str]:
+def run(*arguments: str, folder: Path, **options: Any) -> tuple[int, str, str]:
     """Exit status, standard output, and standard error with its lines joined."""
-    ran = subprocess.run(
-        [*command, *arguments],
-        check=False,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+    ran = forked.run({"argv": ["greensmtp", *arguments]}, cwd=folder, **options)
     return ran.returncode, ran.stdout, " ".join(ran.stderr.split())
 
 
@@ -135,9 +128,9 @@ def test_version_prints_the_version(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger", "tomlkit"])
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path, name: str) -> None:
     program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
-    status, _, error = run("serve", folder=tmp_path, command=(sys.executable, "-c", program))
-    assert status == 1
-    assert error == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'"
+    ran = forked.run({"argv": ["greensmtp", "serve"], "code": program}, how=forked.UNPATCHED, cwd=tmp_path)
+    assert ran.returncode == 1
+    assert ran.stderr == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'\n"
 
 
 # --listen, --hostname, TLS
@@ -379,30 +372,53 @@ def test_a_unix_path_that_is_too_long_is_an_error_before_listening(serve: Serve)
 
 
 @pytest.mark.subprocess
+@pytest.mark.parametrize("arguments", [["check"], ["plugins"], ["--help"]], ids=" ".join)
+def test_a_full_disk_gives_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, _, error = run(*arguments, folder=tmp_path, stdout=full)
+    assert (status, error) == (1, "greensmtp: cannot write: No space left on device")
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(("command", "closed"), [("check", [1]), ("plugins", [1, 2]), ("check", [0, 1, 2])])
+def test_closed_standard_streams_are_no_error(tmp_path: Path, command: str, closed: list[int]) -> None:
+    assert run(command, folder=tmp_path, closed=closed) == (0, "", "")
+
+
+@pytest.mark.subprocess
+def test_a_message_from_a_closed_standard_input_is_an_error(tmp_path: Path) -> None:
+    arguments = ["send", "--server", "smtp://127.0.0.1:1", "--from", "a@b", "--to", "c@d", "-"]
+    status, _, error = run(*arguments, folder=tmp_path, closed=[0])
+    assert (status, error) == (1, "-: standard input is closed")
+
+
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
-    ("command", "status", "complaint"),
+    ("arguments", "complaint"),
     [
-        ("check >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("plugins >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("--help >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("check >&-", 0, ""),
-        ("plugins >&- 2>&-", 0, ""),
-        ("check <&- >&- 2>&-", 0, ""),
-        ("check --hostname \"$(printf '\\377')\"", 2, "Error: Invalid value for '--hostname': must be UTF-8"),
-        ("check --config .", 2, "Error: .: Is a directory"),
-        ("check --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
-        ("serve --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
-        ("serve --config pipe --listen 127.0.0.1:0", 2, "Error: pipe:2: "),
-        ("send --server smtp://127.0.0.1:1 --from a@b --to c@d - <&-", 1, "-: standard input is closed"),
+        (["check", "--hostname", os.fsdecode(b"\xff")], "Error: Invalid value for '--hostname': must be UTF-8"),
+        (["check", "--config", "."], "Error: .: Is a directory"),
+        (["check", "--maildir", "x" * 300], "File name too long"),
+        (["serve", "--maildir", "x" * 300], "File name too long"),
     ],
+    ids=["not UTF-8", "a folder", "check a long name", "serve with a long name"],
 )
-def test_an_unusual_environment_gives_one_line_and_no_traceback(
-    tmp_path: Path, command: str, status: int, complaint: str
+def test_an_unusual_argument_is_an_error_without_a_traceback(
+    tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    script = f"(printf '\\n=\\n' >pipe) & {SCRIPT} {command}; status=$?; kill $! 2>/dev/null; exit $status"
-    shell = ["sh", "-c", script]
-    ran = subprocess.run(shell, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=20)
-    assert ran.returncode == status, ran.stderr
-    assert complaint in ran.stderr
-    assert "Traceback" not in ran.stderr
+    status, output, error = run(*arguments, folder=tmp_path)
+    assert (status, output) == (2, "")
+    assert complaint in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.subprocess
+def test_a_configuration_can_be_read_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = get_hub().threadpool.spawn(pipe.write_text, "\n=\n")
+    status, _, error = run("serve", "--config", "pipe", "--listen", "127.0.0.1:0", folder=tmp_path)
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets the writer go where nothing has read
+    writing.get(timeout=20)
+    assert status == 2
+    assert error.startswith("Error: pipe:2: ")
