@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import sys
+from signal import SIGINT, default_int_handler, signal
 from socket import recv_fds, socket
 from typing import Any
 
@@ -74,6 +75,7 @@ def become(program: dict[str, Any]) -> None:
     os.chdir(program["cwd"])
     os.environ.clear()
     os.environ.update(program["env"])
+    signal(SIGINT, default_int_handler)  # a shell's background jobs ignore it, and so does what they start
     for number in program["closed"]:
         os.close(number)
         name = ("stdin", "stdout", "stderr")[number]

@@ -108,6 +108,7 @@ def test_an_unfinished_tls_handshake_does_not_delay_the_stop(serve: Serve, certi
         other.expect("220")
         server.process.send_signal(signal.SIGTERM)
         other.expect("421")
+        other.close()
         assert silent.rest() == b""
         assert server.wait(5) == 0
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import spawn
 from gevent.event import Event
 from prometheus_client import CollectorRegistry
 
@@ -410,9 +411,11 @@ def test_a_stop_ends_challenges_and_tarpit_delays(smtp_server: MakeServer, greet
     pitted.line(WRONG)
     pitted.let_it_read()
     assert limit.count(ONE[0]) == 2
-    server.stop(5)
-    asked.expect("421 4.3.2")
-    pitted.expect("535", "421 4.3.2")
+    stopping = spawn(server.stop, 5)
+    for peer, replies in ((asked, ["421 4.3.2"]), (pitted, ["535", "421 4.3.2"])):
+        peer.expect(*replies)
+        peer.close()
+    stopping.get(timeout=20)
     assert limit.count(ONE[0]) == 0
     assert not server.connections
 
