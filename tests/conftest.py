@@ -41,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.subprocess)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the groups of pytest-xdist 3.8 work: it appends them to an attribute that pytest 9.2 no longer reads."""
+    for item in session.items:
+        grouped = vars(item).get("_nodeid")
+        if grouped is not None and hasattr(item, "_id"):
+            item._id = type(item._id).parse(grouped)
+
+
 class Cuts(Protocol):
     """What the fixture ``cuts`` returns."""
 
@@ -88,7 +97,12 @@ class ServeProcess:
     """``greensmtp serve`` in a process of its own, as seen from outside."""
 
     def __init__(
-        self, command: Sequence[str | Path] | None, arguments: Sequence[str | Path], folder: Path, **popen: Any
+        self,
+        command: Sequence[str | Path] | None,
+        arguments: Sequence[str | Path],
+        folder: Path,
+        first: str = "",
+        **popen: Any,
     ) -> None:
         self.maildir = folder / "maildir"
         self._log = folder / "log"
@@ -97,7 +111,7 @@ class ServeProcess:
         with self._log.open("wb") as log:
             options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "cwd": folder, "env": clean} | popen
             if command is None:
-                self.process = forked.start({"argv": ["greensmtp", *map(str, arguments)]}, **options)
+                self.process = forked.start(forked.command_line(*arguments, first=first), **options)
             else:
                 self.process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, **options)
         self._read = b""
@@ -166,7 +180,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
     ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. ``listeners=2``: a configuration
     file names so many, and the rest, too. What else there is goes to Popen.
 
-    It is forked from a process that has imported greensmtp; with a ``command``, Python is started for it.
+    It is forked from a process that has imported greensmtp, and runs the Python of ``first`` first. With a
+    ``command``, a fresh process is started.
     """
     running: list[ServeProcess] = []
 

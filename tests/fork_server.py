@@ -10,25 +10,27 @@ import gc
 import json
 import os
 import sys
+from importlib import import_module
 from signal import SIGINT, default_int_handler, signal
 from socket import recv_fds, socket
 from typing import Any
+
+from gevent import monkey
 
 # As they are before gevent patches them: this process has no hub.
 fork, waitpid = os.fork, os.waitpid
 
 
-def import_everything(*, patched: bool) -> None:
-    """Import what programs need, in the order in which ``greensmtp.__main__`` does it."""
-    import greensmtp.__main__
+#: What ``greensmtp.__main__`` imports once it has patched.
+COMMAND_LINE = ("greensmtp.cli", "greensmtp.config.build", "greensmtp.config.dump")
 
+
+def import_everything(*, patched: bool) -> None:
+    """Import what programs need; the command line in its own order."""
     if patched:
-        greensmtp.__main__.monkey.patch_all()
-        import greensmtp.cli
-        import greensmtp.config.build
-        import greensmtp.config.dump
-    import greensmtp.middleware
-    import greensmtp.testing
+        monkey.patch_all()
+    for name in ("greensmtp.__main__", *(COMMAND_LINE if patched else ()), "greensmtp.middleware", "greensmtp.testing"):
+        import_module(name)
 
 
 def next_program(control: socket) -> dict[str, Any]:

@@ -28,6 +28,12 @@ PIPE, DEVNULL = subprocess.PIPE, subprocess.DEVNULL
 PATCHED, UNPATCHED = ("patched",), ("unpatched", "-W", "error")
 
 
+def command_line(*arguments: object, first: str = "") -> dict[str, Any]:
+    """Return the program ``greensmtp ARGUMENTS``; ``first`` is Python that runs before it."""
+    program: dict[str, Any] = {"argv": ["greensmtp", *map(str, arguments)]}
+    return program | {"code": f"{first}\nfrom greensmtp.__main__ import main; main()"} if first else program
+
+
 class Process:
     """A forked process: the part of ``subprocess.Popen`` that tests use. Waiting lets other greenlets run."""
 
@@ -114,7 +120,7 @@ def start(
     stderr: int | IO[Any] | None = None,
     closed: Collection[int] = (),
 ) -> Process:
-    """Start a program: ``{"argv": ["greensmtp", ...]}``, or with ``"code"`` or ``"script"``, as ``python`` runs it.
+    """Start a program: that of ``command_line``, or ``{"argv": ..., "code": ...}`` as ``python -c`` runs it.
 
     The streams are descriptors or files; ``stdout`` may be ``PIPE``. Those that are ``closed`` are closed in the child.
     """

@@ -37,7 +37,7 @@ BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
 
 def run(*arguments: str, folder: Path, **options: Any) -> tuple[int, str, str]:
     """Exit status, standard output, and standard error with its lines joined."""
-    ran = forked.run({"argv": ["greensmtp", *arguments]}, cwd=folder, **options)
+    ran = forked.run(forked.command_line(*arguments), cwd=folder, **options)
     return ran.returncode, ran.stdout, " ".join(ran.stderr.split())
 
 
@@ -127,8 +127,8 @@ def test_version_prints_the_version(tmp_path: Path) -> None:
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger", "tomlkit"])
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path, name: str) -> None:
-    program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
-    ran = forked.run({"argv": ["greensmtp", "serve"], "code": program}, how=forked.UNPATCHED, cwd=tmp_path)
+    program = forked.command_line("serve", first=f"import sys; sys.modules[{name!r}] = None")
+    ran = forked.run(program, how=forked.UNPATCHED, cwd=tmp_path)  # which has not imported any of them
     assert ran.returncode == 1
     assert ran.stderr == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'\n"
 

@@ -32,8 +32,7 @@ MESSAGE = b"From: me@example.com\nTo: you@example.com\nBcc: they@example.com\n\n
 
 def run(*args: object, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
     """Run the command to its end; return its exit status, standard output and standard error."""
-    program = {"argv": ["greensmtp", "send", *map(str, args)]}
-    ran = forked.run(program, input=stdin, env=os.environ | environment)
+    ran = forked.run(forked.command_line("send", *args), input=stdin, env=os.environ | environment)
     return ran.returncode, ran.stdout, ran.stderr
 
 
@@ -250,7 +249,7 @@ def test_an_interrupt_ends_send_at_once(inbox: Inbox, files: list[Path]) -> None
         go.wait()
         ack.accept()
 
-    program = {"argv": ["greensmtp", "send", "--server", inbox.url, *map(str, files)]}
+    program = forked.command_line("send", "--server", inbox.url, *files)
     with tempfile.TemporaryFile() as stderr:
         process = forked.start(program, stderr=stderr)
         assert there.wait(20)
@@ -266,10 +265,10 @@ def test_an_interrupt_ends_send_at_once(inbox: Inbox, files: list[Path]) -> None
 def test_a_progress_bar_on_a_terminal_when_it_takes_long(
     inbox: Inbox, files: list[Path], delay: float, shown: bool
 ) -> None:
-    code = f"from greensmtp.cli import send; send.PROGRESS_DELAY = {delay}; from greensmtp.__main__ import main; main()"
-    argv = ["greensmtp", "send", "--server", inbox.url, "--concurrency", "1", *map(str, files)]
+    first = f"from greensmtp.cli import send; send.PROGRESS_DELAY = {delay}"
+    program = forked.command_line("send", "--server", inbox.url, "--concurrency", 1, *files, first=first)
     ours, theirs = pty.openpty()
-    assert forked.start({"argv": argv, "code": code}, stderr=theirs).wait(30) == 0
+    assert forked.start(program, stderr=theirs).wait(30) == 0
     os.close(theirs)
     written = os.read(ours, 65536).decode()
     os.close(ours)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ from gevent import get_hub, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Command, Session, SMTPServer, connect
+from tests import forked
 
-pytestmark = pytest.mark.subprocess
+#: The processes of development mode that fork are started once for all.
+pytestmark = [pytest.mark.subprocess, pytest.mark.xdist_group("threads and forks")]
 
 #: What every program begins with: threads that are native in a patched process too, and a server's port.
 PRELUDE = """
@@ -80,24 +80,11 @@ def mode(request: pytest.FixtureRequest) -> str:
 def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
     """Return the lines that the program prints; warnings of Python's development mode are errors."""
     address: Any = server.address
-    ran = subprocess.run(
+    ran = forked.run(
+        {"argv": ["-c", mode, str(address[1])], "code": PRELUDE + program},
         # (Python 3.12 warns of every fork in a process that has threads.)
-        [
-            sys.executable,
-            "-X",
-            "dev",
-            "-W",
-            "ignore::DeprecationWarning",
-            "-c",
-            PRELUDE + program,
-            mode,
-            str(address[1]),
-        ],
-        check=False,
+        how=(mode, "-X", "dev", "-W", "ignore::DeprecationWarning"),
         cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=40,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout.splitlines()
@@ -283,7 +270,7 @@ from select import poll as patched
 from greensmtp.client.transport import poll
 print(poll is monkey.get_original("select", "poll"), poll is patched)
 """
-    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=40)
+    ran = forked.run({"argv": ["-c"], "code": program})
     assert ran.stdout.split() == ["True", "False"]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +29,7 @@ from greensmtp.plugins import (
 from greensmtp.plugins.discovery import is_middleware_class
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 
 Serve = Callable[..., Any]
 
@@ -674,10 +674,9 @@ def test_without_plugins_the_list_says_how_to_provide_one() -> None:
 @pytest.mark.subprocess
 def test_on_a_terminal_it_has_columns(package: Package) -> None:
     package.add("acme", "1", "install = print", plugins="a-name-of-some-length = acme:install")
-    shell = [sys.executable, "-m", "greensmtp", "plugins", "--check"]
+    first = f"import sys; sys.path.append({str(package.folder)!r})"
     ours, theirs = pty.openpty()
-    environment = os.environ | {"PYTHONPATH": str(package.folder)}
-    subprocess.run(shell, check=True, stdin=subprocess.DEVNULL, stdout=theirs, env=environment, timeout=30)
+    assert forked.start(forked.command_line("plugins", "--check", first=first), stdout=theirs).wait(30) == 0
     os.close(theirs)
     lines = os.read(ours, 65536).decode().splitlines()
     os.close(ours)
