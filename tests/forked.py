@@ -34,6 +34,16 @@ def command_line(*arguments: object, first: str = "") -> dict[str, Any]:
     return program | {"code": f"{first}\nfrom greensmtp.__main__ import main; main()"} if first else program
 
 
+def python(code: str, *arguments: object) -> dict[str, Any]:
+    """Return the program that ``python -c CODE ARGUMENTS`` is."""
+    return {"argv": ["-c", *map(str, arguments)], "code": code}
+
+
+def script(path: Path, *arguments: object) -> dict[str, Any]:
+    """Return the program that ``python PATH ARGUMENTS`` is."""
+    return {"argv": [str(path), *map(str, arguments)], "script": str(path)}
+
+
 class Process:
     """A forked process: the part of ``subprocess.Popen`` that tests use. Waiting lets other greenlets run."""
 
@@ -120,7 +130,7 @@ def start(
     stderr: int | IO[Any] | None = None,
     closed: Collection[int] = (),
 ) -> Process:
-    """Start a program: that of ``command_line``, or ``{"argv": ..., "code": ...}`` as ``python -c`` runs it.
+    """Start a program.
 
     The streams are descriptors or files; ``stdout`` may be ``PIPE``. Those that are ``closed`` are closed in the child.
     """

@@ -81,7 +81,7 @@ def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
     """Return the lines that the program prints; warnings of Python's development mode are errors."""
     address: Any = server.address
     ran = forked.run(
-        {"argv": ["-c", mode, str(address[1])], "code": PRELUDE + program},
+        forked.python(PRELUDE + program, mode, address[1]),
         # (Python 3.12 warns of every fork in a process that has threads.)
         how=(mode, "-X", "dev", "-W", "ignore::DeprecationWarning"),
         cwd=folder,
@@ -270,7 +270,7 @@ from select import poll as patched
 from greensmtp.client.transport import poll
 print(poll is monkey.get_original("select", "poll"), poll is patched)
 """
-    ran = forked.run({"argv": ["-c"], "code": program})
+    ran = forked.run(forked.python(program))
     assert ran.stdout.split() == ["True", "False"]
 
 

@@ -61,7 +61,7 @@ def test_the_first_process_decides_the_secret(tmp_path: Path, monkeypatch: pytes
 def test_processes_that_start_together_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
-    program = {"argv": ["-c", str(tmp_path / "secret")], "code": code}
+    program = forked.python(code, tmp_path / "secret")
     waiting, go = os.pipe()
     with os.fdopen(waiting) as stdin, tempfile.TemporaryFile("w+") as stdout:
         processes = [forked.start(program, stdin=stdin, stdout=stdout) for _ in range(4)]

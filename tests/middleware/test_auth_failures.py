@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM,
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
+from tests import forked
 from tests.helpers import auth_plain
 
 if TYPE_CHECKING:
@@ -412,7 +411,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted", known)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert ran.stdout == "interrupted []\n", ran.stderr
     assert "raised KeyboardInterrupt" in ran.stderr
 

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -21,6 +20,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Logging
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 
 SOURCE = ("192.0.2.1", 4711)
 ALL_EVENTS = ("session", "transaction", "command")
@@ -642,7 +642,7 @@ with dial(server) as peer:
         peer.expect("250")
 {end}
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert [f"NOOP {number} -> 250" in ran.stderr for number in range(90)] == [True] * 90
     assert ran.stdout == ""
 

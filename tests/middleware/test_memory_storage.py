@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ from limits.strategies import STRATEGIES
 
 from greensmtp.middleware.rate_limit import memory
 from greensmtp.middleware.rate_limit.memory import MemoryStorage
+from tests import forked
 
 
 class Clock:
@@ -147,6 +147,6 @@ print((native(), threading.enumerate()) == before, before[0])
 @pytest.mark.subprocess
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads that the kernel sees")
 def test_counting_in_memory_starts_no_thread() -> None:
-    ran = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False, timeout=30)
+    ran = forked.run(forked.python(THREADS), how=forked.UNPATCHED)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "True 1\n"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from greensmtp.middleware import Metrics
 from greensmtp.middleware.metrics import http as exposition
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 
 #: "name{label=value,...}" -> value
 Numbers = dict[str, float]
@@ -585,31 +585,27 @@ with SMTPServer(("127.0.0.1", 0), middleware=[metrics]) as server, dial(server) 
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("before", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
-def test_each_process_serves_the_numbers_of_all(tmp_path: Path, before: str) -> None:
+@pytest.mark.parametrize("how", [forked.UNPATCHED, forked.PATCHED], ids=["unpatched", "patched"])
+def test_each_process_serves_the_numbers_of_all(tmp_path: Path, how: tuple[str, ...]) -> None:
     environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[forked.Process] = []
+    waiting, go = os.pipe()
     try:
         address = "127.0.0.1:0"
         for _ in range(2):
-            process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", before + SERVING, address],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+            program = forked.python(SERVING, address)
+            process = forked.start(program, how=how, env=environment, stdin=waiting, stdout=forked.PIPE)
             processes.append(process)
             assert process.stdout is not None
-            address = f"127.0.0.1:{int(process.stdout.readline())}"
+            with process.stdout:
+                address = f"127.0.0.1:{int(process.stdout.readline())}"
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             numbers = parse(answer.read().decode())
         assert numbers["greensmtp_connections_open"] == 2
         assert numbers["greensmtp_commands_total{code=250,verb=EHLO}"] == 2
-        for process in processes:
-            process.communicate(timeout=20)
-            assert process.returncode == 0
+        os.close(go)
+        assert [process.wait(20) for process in processes] == [0, 0]
     finally:
+        os.close(waiting)
         for process in processes:
             process.kill()
-            process.wait()

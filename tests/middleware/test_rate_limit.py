@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +15,7 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import memory, store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 from tests.helpers import accepting
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
@@ -505,7 +504,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert says in ran.stdout
 
 
