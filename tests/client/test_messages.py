@@ -313,7 +313,7 @@ def test_a_raw_utf8_header_is_encoded_if_smtputf8_is_not_offered(scripted: Start
 def test_a_raw_utf8_header_of_a_large_file(scripted: Start, tmp_path: Path) -> None:
     head = "Subject: gr\u00fc\u00dfe\n\n".encode()
     path = tmp_path / "large"
-    path.write_bytes(head + b"x" * 98 + b"\n" + b"y\n" * MAX_MEMORY)
+    path.write_bytes(head + b"x" * 98 + b"\n" + (b"y" * 98 + b"\n") * (MAX_MEMORY // 99 + 1))
     script, bodies, mails = take("SIZE")
     with path.open("rb") as source, scripted(script).connect(timeout=20) as mail:
         mail.send(source, FROM, TO)

@@ -96,6 +96,7 @@ def test_the_plugins_act_on_mail_without_code(serve_there: Serve) -> None:
             peer.line("DATA", "From: ann@example.org", "To: jo@example.com", "Subject: Tea", "", "At four.", ".")
             peer.expect("354", "250")
         sender, recipients, notice = notices.get(timeout=20)
+        assert server.stop() == 0
     assert (sender, recipients) == ("", ["ann@example.org"])
     assert b"\r\nSubject: Auto: Tea\r\n" in notice
     assert b"I am in the mountains" in notice
