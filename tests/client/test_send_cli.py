@@ -276,6 +276,12 @@ def test_a_progress_bar_on_a_terminal_when_it_takes_long(
     assert "5 of 5 sent" in written
 
 
+def test_no_progress_bar_without_a_terminal(inbox: Inbox, files: list[Path]) -> None:
+    first = "from greensmtp.cli import send; send.PROGRESS_DELAY = 0.0"
+    ran = forked.run(forked.command_line("send", "--server", inbox.url, *files, first=first))
+    assert ran.stderr == "5 of 5 sent\n"
+
+
 # Verbose
 
 
