@@ -126,7 +126,7 @@ def tell(server):
 
 @pytest.fixture
 def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
-    """Start a server that cannot say that it listens; gives it and its port."""
+    """Start a server that cannot print where it listens; return it and its port."""
 
     def start(*options: str, **popen: Any) -> tuple[Any, int]:
         (tmp_path / "telltale.py").write_text(TELLTALE)
@@ -204,7 +204,7 @@ def test_mail_is_accepted_when_the_log_is_not_read(serve: Serve) -> None:
 def test_a_record_that_cannot_be_formatted_is_reported_in_the_log(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    """logging prints a traceback to standard error, which would hold up the hub where nothing reads that."""
+    """By default, logging prints a traceback, which would block the hub if standard error is not read."""
     handler = LogHandler(log_format)
     handler.handle(logging.makeLogRecord({"name": "tea", "msg": "%d", "args": ("sesame",), "pathname": "tea.py"}))
     handler.close()
@@ -310,7 +310,7 @@ def trouble(session):
 
 
 def test_a_record_with_several_lines_cannot_forge_another_record(serve: Serve, tmp_path: Path) -> None:
-    """What an error says may hold what a client said."""
+    """The text of an error may quote a client."""
     (tmp_path / "forging.py").write_text(FORGING)
     server = serve("--plugin", "forging")
     with server.dial() as peer:
@@ -387,7 +387,7 @@ def test_a_writer_whose_pipe_is_full_says_that_it_has_not_finished() -> None:
 def test_the_log_goes_on_after_the_program_configures_logging(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """logging.config closes all handlers that there are, and leaves them with their loggers."""
+    """logging.config closes all handlers, but leaves them with their loggers."""
     path = tmp_path / "log"
     with path.open("a") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -445,7 +445,7 @@ def test_a_non_blocking_descriptor_is_waited_for() -> None:
 
 
 class Lines:
-    """Stands for standard output."""
+    """Stand in for standard output."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

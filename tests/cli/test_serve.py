@@ -36,13 +36,13 @@ BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
 
 
 def run(*arguments: str, folder: Path, **options: Any) -> tuple[int, str, str]:
-    """Exit status, standard output, and standard error with its lines joined."""
+    """Run the command; return its exit status, its standard output, and its standard error in one line."""
     ran = forked.run(forked.command_line(*arguments), cwd=folder, **options)
     return ran.returncode, ran.stdout, " ".join(ran.stderr.split())
 
 
 def deliver(port: int, *recipients: str, body: bytes = BODY) -> bytes:
-    """Send a message; give the text of the reply."""
+    """Send a message; return the text of the reply."""
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
         client.ehlo("client.example")
         client.mail("ann@example.com")
@@ -247,7 +247,7 @@ def test_a_message_that_is_too_large_is_rejected_and_not_stored(serve: Serve) ->
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Path:
-    """The current one, with PEM files in it."""
+    """Return the current folder, with PEM files in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.pem").touch()
     (tmp_path / "cert.pem").write_bytes(certificate.certfile.read_bytes())

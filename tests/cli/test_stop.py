@@ -16,14 +16,14 @@ Serve = Callable[..., Any]
 
 
 def begin_mail(peer: Peer) -> None:
-    """As far as the 354."""
+    """Begin a message, up to the 354."""
     peer.hello()
     peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
     peer.expect("250", "250", "354")
 
 
 def refused(server: Any) -> bool:
-    """No connection is to be had."""
+    """Return True if the server's port refuses connections."""
     try:
         socket.create_connection(("127.0.0.1", server.port), 10).close()
     except ConnectionRefusedError:

@@ -24,7 +24,7 @@ class Script:
 
     def __init__(self, sock: Any, cut: int | None = None) -> None:
         """
-        :param cut: after so many octets of all that it says, it waits until the client has read them (unix sockets).
+        :param cut: after this many bytes of output, wait until the client has read them (unix sockets only).
         """
         self.socket = sock
         self._cut = cut
@@ -76,7 +76,7 @@ class Script:
         return body
 
     def exactly(self, size: int) -> bytes:
-        """Return so many bytes."""
+        """Return the next ``size`` bytes."""
         while len(self._buffer) < size:
             assert self._more()
         octets, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -157,7 +157,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Scripted]]:
-    """``scripted(script, ...)`` starts one; all are stopped at the end of the test."""
+    """``scripted(script, ...)`` starts a server; it is stopped at the end of the test."""
     servers: list[Scripted] = []
 
     def start(*scripts: Callable[[Script], Any]) -> Scripted:

@@ -47,7 +47,7 @@ def wait_for(address: Any, log: Any = None) -> None:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that other users may enter (pytest's own are closed to them)."""
+    """Make a folder that other users may enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="greensmtp-"))
     path.chmod(0o755)
     try:

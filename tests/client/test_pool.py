@@ -292,7 +292,7 @@ def test_an_interrupted_close_releases_its_slots(server: SMTPServer, counter: Co
 
 
 def session(*, after: int, goodbye: str | None = None) -> Callable[[Script], None]:
-    """Accept so many messages, then send a reply, if one is given, and close the connection."""
+    """Accept a number of messages, then send the reply, if one is given, and close the connection."""
 
     def script(script: Script) -> None:
         script.greet("PIPELINING")
@@ -561,7 +561,7 @@ def refusing(reply: str, tried: list[str]) -> Callable[[Script], None]:
 
 
 def test_a_wrong_password_is_tried_once(scripted: Start) -> None:
-    """They are not tried on the next host or by the next send, since that may lock the account."""
+    """The credentials are not tried on the next host or by the next send, since that may lock the account."""
     tried: list[str] = []
     hosts = [scripted(refusing("535 5.7.8 no", tried)) for _ in "ab"]
     places = [f"127.0.0.1:{host.port}" for host in hosts]

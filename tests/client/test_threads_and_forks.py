@@ -110,7 +110,7 @@ print(in_threads(1, lambda: pool.send(*MESSAGE)))
 
 
 def test_closing_a_pool_ends_the_sends_of_other_native_threads(mode: str, server: SMTPServer, tmp_path: Path) -> None:
-    """Of a native thread with a connection in use and a send that waits for another one."""
+    """One thread uses a connection, and its send waits for another one."""
     program = """
 pool = Pool("127.0.0.1", port, 1, timeout=10)
 there, over = allocate(), allocate()
@@ -239,7 +239,7 @@ pool.close()
 
 
 def test_a_connection_whose_hub_was_destroyed_can_be_closed(server: SMTPServer) -> None:
-    """The hub of a native thread that has ended."""
+    """Its native thread has ended."""
     gone, made = Event(), []
     reasons: list[str] = []
 

@@ -33,32 +33,32 @@ def maildir(tmp_path: Path) -> Maildir:
 
 
 def files(maildir: Maildir) -> list[str]:
-    """All there are, with their folders."""
+    """Return the names of all files, with their folders."""
     return sorted(str(path.relative_to(maildir.path).parent) for path in maildir.path.rglob("*.mx.example.com"))
 
 
 def begin(peer: Peer) -> None:
-    """As far as the body."""
+    """Begin a message, up to the body."""
     peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
     peer.expect("250", "250", "354")
 
 
 def send(peer: Peer, body: bytes = b"Subject: Tea\r\n") -> str:
-    """A whole message; gives the last reply."""
+    """Send a message; return the last reply."""
     begin(peer)
     peer.send(body + b".\r\n")
     return peer.reply()
 
 
 def wait_until(so: Callable[[], bool]) -> None:
-    """What a thread does is seen some moments later."""
+    """Wait until a condition holds that a thread brings about."""
     with gevent.Timeout(10):
         while not so():
             gevent.sleep(0.005)
 
 
 def all_is_well(peer: Peer, maildir: Maildir, before: int = 0) -> bool:
-    """The same connection delivers one more message."""
+    """Check that the same connection delivers one more message."""
     return send(peer).startswith("250 2.0.0 Ok: queued as") and files(maildir) == ["new"] * (before + 1)
 
 
@@ -66,7 +66,7 @@ def all_is_well(peer: Peer, maildir: Maildir, before: int = 0) -> bool:
 
 
 class Disk:
-    """Wraps the calls that make a file permanent: records each with its thread, and delays it on request."""
+    """Wrap the calls that make a file permanent: record each with its thread, and delay it on request."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[tuple[str, str]] = []
@@ -168,7 +168,7 @@ def test_a_failed_rename_is_reported_and_leaves_no_file(
 
 
 def interrupt(server: SMTPServer, how: str) -> None:
-    """End the wait of the one connection's greenlet."""
+    """Interrupt the greenlet of the only connection."""
     (conversation,) = (each for each in server.connections if each.session.message is not None)
     errors: dict[str, BaseException] = {
         "ack_timeout": HandlerTimeout("ack_timeout", 120.0, "END-OF-DATA"),
@@ -237,7 +237,7 @@ def test_an_interruption_leaves_250_and_the_file_or_neither(
 
 @pytest.mark.parametrize("delay", range(0, 60, 3))
 def test_at_every_moment_either_a_file_or_no_250(smtp_server: MakeServer, maildir: Maildir, delay: int) -> None:
-    """A kill that comes at some moment of the commit; the disk is as fast as it is."""
+    """The kill comes at some moment of the commit, on the real disk."""
     server = smtp_server()
     maildir.attach(server)
     with dial(server) as peer:
@@ -306,7 +306,7 @@ def test_what_a_middleware_refuses_after_the_maildir_leaves_no_file(
 
 
 class Only:
-    """A middleware for END-OF-DATA."""
+    """A middleware that handles END-OF-DATA only."""
 
     verbs = ("END-OF-DATA",)
 
@@ -563,7 +563,7 @@ BIG = (b"x" * 98 + b"\r\n") * 3000
 
 @pytest.fixture
 def no_large_files() -> Iterator[None]:
-    """The kernel lets no file grow beyond 200,000 bytes, which looks like a full disk."""
+    """Limit files to 200,000 bytes, which looks like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     yield

@@ -29,18 +29,18 @@ PLAIN_WRONG = b64encode(b"\0jo\0wrong").decode()
 
 
 def ignore(value: object) -> None:
-    """Make a handler of an expression whose value is not a decision."""
+    """Drop a value, so that a lambda with it returns no decision."""
 
 
 def offered(hello: str) -> list[str]:
-    """The mechanisms in a reply to EHLO."""
+    """Return the mechanisms in a reply to EHLO."""
     found = re.search(r"^250[ -]AUTH (.+)$", hello, re.MULTILINE)
     return found[1].split() if found else []
 
 
 @pytest.fixture
 def peer_of(smtp_server: MakeServer) -> Iterator[Callable[..., Peer]]:
-    """A peer that has said EHLO to a server with this Auth."""
+    """Return a peer that has said EHLO to a server with this Auth."""
     peers: list[Peer] = []
 
     def make(auth: Auth, *, ehlo: bool = True, **options: Any) -> Peer:
@@ -56,7 +56,7 @@ def peer_of(smtp_server: MakeServer) -> Iterator[Callable[..., Peer]]:
 
 
 def keeping(seen: list[Any], what: Callable[..., Any]) -> Callable[..., None]:
-    """A handler that accepts, and keeps something."""
+    """Return a handler that accepts, and keeps something."""
 
     def handler(session: Any, ack: Any, **fields: Any) -> None:
         seen.append(what(session, **fields))
@@ -70,7 +70,7 @@ def in_the_clear(backend: Any = USERS, **options: Any) -> Auth:
 
 
 def tls_peer(smtp_server: MakeServer, certificate: Certificate, auth: Auth, **options: Any) -> Peer:
-    """A peer of an implicit TLS server, that has said EHLO."""
+    """Return a peer that has said EHLO to a server with implicit TLS."""
     server = smtp_server(
         start=False,
         middleware=[auth],
@@ -94,7 +94,7 @@ def test_what_a_mapping_can_do_is_offered_but_no_passwords_in_the_clear(peer_of:
 
 @pytest.mark.parametrize("version", ["TLSv1_2", "TLSv1_3"])
 def test_everything_is_offered_in_tls(smtp_server: MakeServer, certificate: Certificate, version: str) -> None:
-    """-PLUS is where clients can use it: not over TLS 1.3."""
+    """Except -PLUS in TLS 1.3, where clients cannot use it."""
     auth = Auth(USERS, check_token=lambda credentials: False)
     server = smtp_server(
         start=False,
@@ -194,7 +194,7 @@ def test_lmtp(peer_of: Any) -> None:
     ],
 )
 def test_refused(peer_of: Any, line: str, reply: str) -> None:
-    """And the session goes on: the next attempt succeeds."""
+    """The session goes on, and the next attempt succeeds."""
     with peer_of(in_the_clear(check_token=lambda credentials: True)) as peer:
         peer.line(line)
         peer.expect(reply)
@@ -299,7 +299,7 @@ def test_required(peer_of: Any, command: str) -> None:
 
 
 def test_required_and_a_chunk(peer_of: Any) -> None:
-    """Its bytes are not read as commands."""
+    """The bytes of the chunk are not read as commands."""
     with peer_of(in_the_clear(required=True)) as peer:
         peer.send(b"BDAT 6 LAST\r\nRSET\r\nNOOP\r\n")
         peer.expect("530 5.7.0", "250 2.0.0 Ok")
@@ -480,7 +480,7 @@ def test_the_submitter(smtp_server: MakeServer, value: str, known: str, stranger
 @pytest.mark.parametrize("value", ["", "=+3", "=+zz", "=jo", "=jo+40", "=+FF@x", "=jo+0Ax@example.com", "=beep"])
 @pytest.mark.parametrize("stack", [(), (in_the_clear,)], ids=["without Auth", "with Auth"])
 def test_a_submitter_that_is_not_a_mailbox_is_null(smtp_server: MakeServer, stack: Any, value: str) -> None:
-    """Dovecot's submission service sends the name that its user has logged in with."""
+    """Dovecot's submission service sends the user's login name."""
     server = smtp_server(middleware=[each() for each in stack], start=False)
     seen: list[Any] = []
     server.on("from", keeping(seen, lambda session, address: address.parameters["AUTH"]))
@@ -723,7 +723,7 @@ def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureF
 
 
 def test_the_stand_in_password_is_refused(peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What unknown users are checked against is random; were it known, it would be of no use."""
+    """Unknown users are checked against a random password."""
     monkeypatch.setattr("greensmtp.middleware.auth.resolver.token_urlsafe", lambda octets: "guessed")
     with peer_of(in_the_clear()) as peer:
         peer.line(f"AUTH PLAIN {b64(chr(0) + 'nobody' + chr(0) + 'guessed')}")
@@ -817,7 +817,7 @@ def test_arguments(make: Callable[[Any], Auth], error: type[Exception], text: st
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER"])
 def test_cut_at_every_octet(smtp_server: MakeServer, mechanism: str) -> None:
-    """What a client says in one go, pipelined behind AUTH or not, means the same in two pieces."""
+    """A client's bytes mean the same in two pieces, also if they are pipelined after AUTH."""
     bearer = "auth=Bearer t\x01\x01"
     said = {
         "PLAIN": f"AUTH PLAIN\r\n{PLAIN_JO}\r\n",

@@ -1,4 +1,4 @@
-"""Dovecot's auth socket: one of our own that says what it likes, and then the real one."""
+"""Dovecot's auth socket: a scripted one, and then the real one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN_JO = b64encode(b"\0jo\0sesame").decode()
 
 
 class Fake:
-    """It says its handshake, then an answer to each line that it hears; with ``cut``, in two pieces."""
+    """A server that sends its handshake, then an answer to each line; with ``cut``, in two pieces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -237,7 +237,7 @@ def test_handshakes(fake: Fake, peer_of: Any, handshake: str, caplog: pytest.Log
 def test_no_socket_means_no_auth_and_one_attempt_to_connect(
     tmp_path: Path, peer_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may come later: the server starts without it."""
+    """The server starts without Dovecot, which may start later."""
     auth = Auth(f"dovecot:{tmp_path}/auth", allow_plaintext=True, required=True)
     with peer_of(auth) as peer:
         assert "AUTH" not in peer.hello()

@@ -483,7 +483,7 @@ def test_no_limits(limit: Any) -> None:
 
 
 def test_no_name_makes_a_long_key() -> None:
-    """Each of these letters folds into fifteen."""
+    """Case folding makes fifteen letters of each of these."""
     names = ["\ufdfa" * 84 + letter for letter in "ab"]
     keys = [account_of(name) for name in names]
     assert max(map(len, keys)) <= 64

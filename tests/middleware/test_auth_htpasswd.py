@@ -48,7 +48,7 @@ def users(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log_in(smtp_server: MakeServer) -> Iterator[Callable[..., str]]:
-    """Try to log in with this Auth, in a session of its own: the reply."""
+    """Try to log in with this Auth, in a new session; return the reply."""
     peers: list[Peer] = []
 
     def log_in(auth: Auth, name: str, password: str) -> str:
@@ -94,7 +94,7 @@ def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The cost of every hash that is computed: its head, up to the salt."""
+    """Record the head of every hash that is computed, which has its cost."""
     computed: list[str] = []
     threads = set()
     real_bcrypt, real_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
@@ -147,7 +147,7 @@ def test_many_kinds_of_hashes_are_warned_of(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_others_go_on_while_a_hash_is_computed(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is another greenlet of this hub that lets the hash come to its end."""
+    """Only another greenlet of this hub lets the computation end."""
     goes_on = threading.Event()
     monkeypatch.setattr(bcrypt, "checkpw", lambda password, hashed: goes_on.wait(10))
     credentials = Credentials("jo", "x", None, "PLAIN", "", None)  # type: ignore[arg-type]
@@ -169,7 +169,7 @@ def test_a_change_is_seen(users: Path, log_in: Any) -> None:
 
 @pytest.mark.parametrize("text", [None, "jo:{SHA}abc=\n", "nonsense\n", ":x\n", b"\xff:x\n"])
 def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What was there before counts, and the log says so, once."""
+    """The users from before the change stay valid, and one log record says so."""
     auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
     if text is None:
         users.unlink()
@@ -200,7 +200,7 @@ def test_a_file_that_is_malformed_is_read_once(users: Path, monkeypatch: pytest.
 
 
 def replace(path: Path, text: str | bytes) -> None:
-    """As an editor does; the times differ however coarse the clock is."""
+    """Replace a file as an editor does, with a new modification time."""
     was = path.stat().st_mtime_ns if path.exists() else 0
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     os.utime(path, ns=(was + 2_000_000_000, was + 2_000_000_000))
@@ -236,7 +236,7 @@ def test_a_file_that_is_too_large(users: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_hash_that_cannot_be_computed_is_refused_like_any_other(
     users: Path, log_in: Any, computed: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another reply would tell that there is such a user."""
+    """A different reply would reveal that the user exists."""
     with users.open("a") as file:
         file.write(CHEAP.hash("x").replace("t=1", "t=0").join(["broken:", "\n"]))
         file.write(f"odd:$2b$04${'z' * 53}\n")
@@ -266,7 +266,7 @@ def test_no_path(path: Any) -> None:
 
 
 def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
-    """A file system that hangs takes no more threads than there are pool, however many come and give up."""
+    """A file system that hangs occupies at most the threads of the pool, however many clients give up."""
     pool = BoundedPool(2)
     gate = threading.Event()
     begun: list[int] = []

@@ -37,7 +37,7 @@ USERS = {"jo": "sesame", "ann,=x": "pässword"}
 
 
 def first(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256", cut: int | None = None) -> str:
-    """Send the client's first message; give the answer, decoded where it is a challenge."""
+    """Send the client's first message; return the reply, decoded if it is a challenge."""
     peer.send(f"AUTH {mechanism} {b64(client.get_client_first())}\r\n", cut=cut)
     return answer(peer)
 
@@ -48,7 +48,7 @@ def answer(peer: Peer) -> str:
 
 
 def log_in(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256") -> str:
-    """Hold the exchange; the server has proved itself when it comes to an end."""
+    """Run the exchange up to and including the server's proof."""
     challenge = first(peer, client, mechanism)
     if challenge[:3].isdigit():
         return challenge
@@ -139,7 +139,7 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
 
 
 def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: bytes = b"") -> str:
-    """jo's exchange, by hand: scramp's client names no authzid."""
+    """Run jo's exchange by hand, since scramp's client sends no authzid."""
     bare = "n=jo,r=nonce"
     peer.line(f"AUTH SCRAM-SHA-256{'-PLUS' * bool(bound_to)} {b64(header + bare)}")
     challenge = answer(peer)
@@ -213,7 +213,7 @@ def salt(challenge: str) -> str:
 
 
 def test_unknown_users_look_like_known_ones(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A challenge of the same form, the same salt each time, and the same work for it."""
+    """The challenge has the same form, the same salt each time, and takes the same work."""
     computed = []
     real = hashlib.pbkdf2_hmac
 
@@ -303,7 +303,7 @@ def test_keys_that_cannot_be(wrong: Any) -> None:
 
 
 class Keys:
-    """Knows jo's keys, and no password."""
+    """A backend that knows jo's keys, but no password."""
 
     def get_scram_keys(self, username: str) -> ScramKeys | None:
         return ScramKeys.derive("sesame", b"j" * 16) if username == "jo" else None
@@ -381,7 +381,7 @@ def test_unknown_users_have_the_iterations_that_the_backend_says(smtp_server: Ma
 def test_saslprep_looks_at_as_many_characters_for_every_user(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It is written in Python, and takes a few microseconds for each."""
+    """saslprep takes a few microseconds for each character, so its time could tell users apart."""
     prepared = []
     real = scramp.utils.saslprep
 
@@ -401,7 +401,7 @@ def test_saslprep_looks_at_as_many_characters_for_every_user(
 
 @pytest.mark.parametrize("users", [USERS, Keys()])
 def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: MakeServer, users: Any) -> None:
-    """A user whose salt differs from worker to worker, or after a restart, would be known not to exist."""
+    """A salt that differs between processes, or after a restart, would reveal an unknown user."""
 
     def salts(secret: Any) -> list[str]:
         with dial(smtp_server(start=False, middleware=[Auth(users, secret=secret)])) as peer:
@@ -520,7 +520,7 @@ def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) 
 
 
 def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """As with an attacker in the middle that has another certificate."""
+    """An attacker in the middle has another certificate."""
     with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         other = ("tls-server-end-point", b"x" * 32)
         client = ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=other)
@@ -529,7 +529,7 @@ def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certifi
 
 @pytest.mark.parametrize("starttls", [False, True])
 def test_plus_is_not_offered_over_tls_1_3(smtp_server: MakeServer, certificate: Certificate, starttls: bool) -> None:
-    """There clients bind to tls-exporter, which we cannot have; all that they could do with -PLUS is fail."""
+    """Clients bind to tls-exporter there, which Python's ssl does not offer, so -PLUS would fail."""
     auth = Auth(USERS)
     files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
     server = smtp_server(start=False, middleware=[auth], implicit_tls=not starttls, **files)
@@ -598,7 +598,7 @@ def test_the_flag_y_is_accepted_where_plus_is_not_offered(smtp_server: MakeServe
 
 
 def test_a_context_without_a_known_certificate(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """-PLUS is offered where there is something to bind to: in TLS 1.2."""
+    """-PLUS is offered in TLS 1.2 only, where there is something to bind to."""
     for version, there in ((ssl.TLSVersion.TLSv1_3, False), (ssl.TLSVersion.TLSv1_2, True)):
         context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate.certfile, certificate.keyfile)
@@ -651,7 +651,7 @@ def test_without_scramp(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer
 
 
 def test_the_client_is_not_fooled() -> None:
-    """What these tests stand on: scramp's client does look at the server's proof."""
+    """Check the check: scramp's client does verify the server's proof."""
     client = client_for("jo", "sesame", c_nonce="nonce")
     client.get_client_first()
     client.set_server_first("r=nonce123,s=AAAAAAAAAAAAAAAAAAAAAA==,i=4096")

@@ -1,4 +1,4 @@
-"""The Logging middleware's line for each transaction and session, however it ends, and what peers cannot do to it."""
+"""The Logging middleware's line for each transaction and session, however it ends, and with hostile peers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Log:
         return dial(self.server, source=SOURCE)
 
     def over(self) -> None:
-        """The session is."""
+        """Wait for the end of the session."""
         assert self._over.wait(5)
         sleep(0)
 
@@ -54,7 +54,7 @@ class Log:
         return [record.__dict__ for record in self._caplog.records if record.__dict__.get("event") == event]
 
     def transaction(self) -> dict[str, Any]:
-        """The only one."""
+        """Return the only transaction's record."""
         (facts,) = self.records("transaction")
         return facts
 
@@ -551,7 +551,7 @@ def test_logging_may_be_switched_on_in_the_middle(log: Callable[..., Log], caplo
 
 @pytest.fixture
 def own_logger() -> Any:
-    """A logger for one test; its handlers are removed after it."""
+    """Return a logger for one test; its handlers are removed afterwards."""
     logger = logging.getLogger("greensmtp.tests.own")
     yield logger
     logger.handlers.clear()

@@ -1,4 +1,4 @@
-"""The storage in memory: what the limits library's own would answer, without its threads, and bounded."""
+"""The storage in memory: it answers as the limits library's does, without threads, and is bounded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests import forked
 
 
 class Clock:
-    """One for both: the library's asks for ``time.time``."""
+    """One clock for both storages: the library's calls ``time.time``."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def library(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Reference:
-    """The library's own, without its thread."""
+    """The library's own storage, without its thread."""
 
     class NoTimer:
         def __init__(self, *arguments: Any) -> None: ...

@@ -1,4 +1,4 @@
-"""Metrics: every number from real dialogues, and ``/metrics`` asked over real HTTP."""
+"""Metrics: every number from real dialogues, and ``/metrics`` over real HTTP."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse(text: str) -> Numbers:
 
 
 class Counted:
-    """A server with Metrics of its own registry."""
+    """A server with Metrics in a registry of its own."""
 
     def __init__(self, make: MakeServer, *, inside: Any = (), **options: Any) -> None:
         self.registry = CollectorRegistry()
@@ -239,7 +239,7 @@ def test_auth_is_counted_by_mechanism(count: Callable[..., Counted]) -> None:
 
 
 def outcomes(it: Counted) -> dict[str, float]:
-    """Of messages, without those that are none."""
+    """Return the number of messages by outcome, without zeros."""
     names = ("accepted", "deferred", "refused", "lost")
     return {name: value for name in names if (value := it[f"messages_total{{outcome={name}}}"])}
 
@@ -391,7 +391,7 @@ def test_it_shows_in_a_stack() -> None:
 
 
 def get(metrics: Metrics, path: str = "/metrics", *, send: bytes = b"") -> tuple[bytes, bytes]:
-    """Status line and body."""
+    """Return the status line and the body of a response."""
     assert metrics.address is not None
     with socket.create_connection(metrics.address, timeout=10) as connection:
         connection.sendall(send or f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())

@@ -1,4 +1,4 @@
-"""RateLimit: what is counted, by whom, when it is refused, and with which code."""
+"""RateLimit: what is counted, by which key, when it is refused, and with which code."""
 
 from __future__ import annotations
 
@@ -512,7 +512,7 @@ except ModuleNotFoundError as error:
 def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """gevent's pool would print what a thread raises; here it is only logged."""
+    """gevent's pool would print the exception; here it is only logged."""
     limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
 
     def fail(key: str, cost: int) -> bool:

@@ -35,7 +35,7 @@ Serve = Callable[..., Any]
 
 
 def send(peer: Peer, sender: str, text: str = "Subject: Tea") -> str:
-    """Send a message as far as it goes; give the reply that settles it."""
+    """Send a message; return the reply that accepts or rejects it."""
     peer.line("RSET", f"MAIL FROM:<{sender}@example.com>", "RCPT TO:<bob@example.org>", "DATA")
     peer.expect("250", "250", "250")
     reply = peer.reply()
@@ -46,12 +46,12 @@ def send(peer: Peer, sender: str, text: str = "Subject: Tea") -> str:
 
 
 def subjects(server: Any) -> list[bytes]:
-    """Of the messages that have been stored."""
+    """Return the subjects of the stored messages."""
     return re.findall(b"\r\nSubject: (.*)\r\n", b"".join(server.mail))
 
 
 def no_trace(server: Any) -> bool:
-    """Nothing was stored, nor begun."""
+    """Return True if no message was stored or begun."""
     return not server.mail and not [*(server.maildir / "tmp").iterdir()]
 
 
@@ -321,7 +321,7 @@ def test_a_broken_plugin_ends_serve_with_status_2(serve: Serve, tmp_path: Path) 
 
 
 class Package:
-    """Makes packages that are installed: a module, and the entry points of its distribution."""
+    """Install packages: a module, and the entry points of its distribution."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -338,7 +338,7 @@ class Package:
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Package]:
-    """Installs packages for this test; the current folder is an empty one."""
+    """Return an installer of packages for this test, whose current folder is empty."""
     folder, here = tmp_path / "site", tmp_path / "here"
     folder.mkdir()
     here.mkdir()
@@ -364,7 +364,7 @@ def install(server):
 
 
 def first_reply(server: SMTPServer) -> str:
-    """What MAIL gets."""
+    """Return the reply to MAIL."""
     with dial(server) as peer:
         peer.hello()
         peer.line("MAIL FROM:<a@example.org>")
@@ -630,7 +630,7 @@ def test_the_catalogue_offers_its_middleware_and_nothing_else() -> None:
 
 
 def listing(*options: str) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error."""
+    """Run ``greensmtp plugins``; return its exit status, standard output and standard error."""
     ran = CliRunner().invoke(cli, ["plugins", *options])
     return ran.exit_code, ran.stdout, ran.stderr
 
