@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pytest
 import trustme
-from gevent import socket
 from hypothesis import settings
 
-from greensmtp.testing import Peer
-from tests import forked
 from tests.cuts import interesting_cuts
+from tests.serve_process import ServeProcess, serving
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
@@ -93,122 +86,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return files
 
 
-class ServeProcess:
-    """``greensmtp serve`` in a process of its own, as seen from outside."""
-
-    def __init__(
-        self,
-        command: Sequence[str | Path] | None,
-        arguments: Sequence[str | Path],
-        folder: Path,
-        first: str = "",
-        **popen: Any,
-    ) -> None:
-        self.maildir = folder / "maildir"
-        self._log = folder / "log"
-        clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        self.process: subprocess.Popen[bytes] | forked.Process
-        with self._log.open("wb") as log:
-            options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "cwd": folder, "env": clean} | popen
-            if command is None:
-                self.process = forked.start(forked.command_line(*arguments, first=first), **options)
-            else:
-                self.process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, **options)
-        self._read = b""
-        #: Where it listens, as it says itself.
-        self.urls: list[str] = []
-
-    @property
-    def port(self) -> int:
-        """That of its first listener."""
-        return int(self.urls[0].rpartition(":")[2])
-
-    @property
-    def log(self) -> str:
-        """Its standard error so far."""
-        return self._log.read_text()
-
-    @property
-    def mail(self) -> list[bytes]:
-        """The messages in ``new``, in the order in which they came."""
-        return [path.read_bytes() for path in sorted((self.maildir / "new").iterdir())]
-
-    def dial(self, number: int = 0) -> Peer:
-        """Connect to one of its listeners."""
-        where = self.urls[number].split(":", 1)[1]
-        if where.startswith("//"):
-            host, _, port = where.removeprefix("//").rpartition(":")
-            return Peer(socket.create_connection((host.strip("[]"), int(port)), 10))
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(where)
-        return Peer(connection)
-
-    def line(self, patience: float = 20.0) -> str:
-        """The next line of its standard output."""
-        assert self.process.stdout is not None
-        deadline = monotonic() + patience
-        while b"\n" not in self._read:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - monotonic()))
-            piece = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            if not piece:
-                raise AssertionError(f"no line came, but {self._read!r}; its log: {self.log}")
-            self._read += piece
-        line, _, self._read = self._read.partition(b"\n")
-        return line.decode()
-
-    def lines(self) -> list[str]:
-        """The rest of its standard output, once it has ended."""
-        assert self.process.stdout is not None
-        rest, self._read = self._read + self.process.stdout.read(), b""
-        return rest.decode().splitlines()
-
-    def wait(self, patience: float = 20.0) -> int:
-        """Its exit status."""
-        return self.process.wait(patience)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; gives the exit status."""
-        self.process.send_signal(number)
-        return self.wait()
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
-    """Start ``greensmtp serve`` with these options and wait until it listens; stopped when the test is over.
-
-    It runs in the test's ``tmp_path``, listens on a free port unless ``--listen`` is among the options, and is called
-    ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. ``listeners=2``: a configuration
-    file names so many, and the rest, too. What else there is goes to Popen.
-
-    It is forked from a process that has imported greensmtp, and runs the Python of ``first`` first. With a
-    ``command``, a fresh process is started.
-    """
-    running: list[ServeProcess] = []
-
-    def start(
-        *options: str | Path,
-        command: Sequence[str | Path] | None = None,
-        wait: bool = True,
-        listeners: int = 0,
-        **popen: Any,
-    ) -> ServeProcess:
-        given = list(options)
-        if "--listen" not in given and not listeners:
-            given += ["--listen", "127.0.0.1:0"]
-        if "--hostname" not in given and not listeners:
-            given += ["--hostname", "mx.example.com"]
-        serving = ServeProcess(command, ["serve", *given], tmp_path, **popen)
-        running.append(serving)
-        for _ in range((listeners or given.count("--listen")) if wait else 0):
-            word, url = serving.line().split(" ")
-            assert word == "listening"
-            serving.urls.append(url)
-        return serving
-
-    yield start
-    for serving in running:
-        if serving.process.poll() is None:
-            serving.process.kill()
-            serving.wait()
-        if serving.process.stdout is not None:
-            serving.process.stdout.close()
+    """Start ``greensmtp serve`` in the test's ``tmp_path``; see ``serving``."""
+    with serving(tmp_path) as start:
+        yield start
