@@ -21,15 +21,22 @@ from gevent import monkey
 fork, waitpid = os.fork, os.waitpid
 
 
-#: What ``greensmtp.__main__`` imports once it has patched.
+#: What the command line imports once it has patched, and what ``serve`` and ``send`` import later.
 COMMAND_LINE = ("greensmtp.cli", "greensmtp.config.build", "greensmtp.config.dump")
+LATER = (
+    "greensmtp.middleware.rate_limit.memory",
+    "pythonjsonlogger.json",
+    "gevent.resolver.thread",
+    "gevent.threadpool",
+)
 
 
 def import_everything(*, patched: bool) -> None:
     """Import what programs need; the command line in its own order."""
     if patched:
         monkey.patch_all()
-    for name in ("greensmtp.__main__", *(COMMAND_LINE if patched else ()), "greensmtp.middleware", "greensmtp.testing"):
+    names = ["greensmtp.__main__", *COMMAND_LINE, *LATER] if patched else ["greensmtp.middleware"]
+    for name in (*names, "greensmtp.testing"):
         import_module(name)
 
 
