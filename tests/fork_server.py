@@ -47,6 +47,7 @@ def next_program(control: socket) -> dict[str, Any]:
         while wait_for_one_that_has_ended():
             pass
         if not message:
+            control.close()
             sys.exit()
         if not fork():
             control.close()

@@ -84,8 +84,9 @@ class Process:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Send SIGKILL, unless the process has ended."""
+        """Send SIGKILL, unless the process has ended, and wait for the end."""
         self.send_signal(signal.SIGKILL)
+        self.wait()
 
 
 class _ForkServer:

@@ -13,7 +13,10 @@ from gevent import Timeout, socket, spawn
 from gevent import sleep as switch
 from gevent.server import StreamServer
 
-from greensmtp import SMTPClient, connect
+from greensmtp import SMTPClient, SMTPServer, connect
+from greensmtp.testing.fixtures import MakeServer
+from tests.client.counter import Counter
+from tests.client.inbox import Inbox
 
 if TYPE_CHECKING:
     from tests.conftest import Cuts
@@ -226,3 +229,21 @@ def pair() -> Iterator[tuple[Any, Any]]:
     yield ours, theirs
     ours.close()
     theirs.close()
+
+
+@pytest.fixture
+def server(smtp_server: MakeServer) -> SMTPServer:
+    """Return a server without handlers; test files have others under this name."""
+    return smtp_server()
+
+
+@pytest.fixture
+def counter(server: SMTPServer) -> Counter:
+    """Count what the server sees."""
+    return Counter(server)
+
+
+@pytest.fixture
+def inbox(smtp_server: MakeServer) -> Inbox:
+    """Return an inbox whose server keeps bare newlines."""
+    return Inbox(smtp_server(bare_newlines="keep"))

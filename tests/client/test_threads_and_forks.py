@@ -23,7 +23,10 @@ if sys.argv[1] == "patched":
     from gevent import monkey
     monkey.patch_all()
     start, allocate = (monkey.get_original("_thread", name) for name in ("start_new_thread", "allocate_lock"))
+    # gevent's hangs if the child ends before gevent has begun to watch it.
+    waitpid = monkey.get_original("os", "waitpid")
 else:
+    from os import waitpid
     from _thread import allocate_lock as allocate, start_new_thread as start
 import os
 import gevent
@@ -60,7 +63,7 @@ def in_child(work):
         finally:
             sys.stdout.flush()
             os._exit(0)
-    os.waitpid(child, 0)
+    waitpid(child, 0)
 """
 
 
