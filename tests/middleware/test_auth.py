@@ -38,7 +38,7 @@ def tls_peer(smtp_server: MakeServer, certificate: Certificate, auth: Auth, **op
 # The offer
 
 
-def test_what_a_mapping_can_do_is_offered_but_no_passwords_in_the_clear(peer_of: Any) -> None:
+def test_in_the_clear_only_mechanisms_that_hide_the_password_are_offered(peer_of: Any) -> None:
     peer = peer_of(Auth(USERS), ehlo=False)
     assert offered(peer.hello()) == ["SCRAM-SHA-256", "CRAM-MD5"]
 
@@ -71,17 +71,17 @@ def test_everything_is_offered_in_tls(smtp_server: MakeServer, certificate: Cert
         ]
 
 
-def test_a_callable_is_for_passwords_only(peer_of: Any) -> None:
+def test_a_callable_offers_plain_and_login_only(peer_of: Any) -> None:
     peer = peer_of(in_the_clear(lambda credentials: True), ehlo=False)
     assert offered(peer.hello()) == ["PLAIN", "LOGIN"]
 
 
-def test_no_line_without_a_mechanism(peer_of: Any) -> None:
+def test_without_a_usable_mechanism_auth_is_not_offered(peer_of: Any) -> None:
     with peer_of(Auth(lambda credentials: True), ehlo=False) as peer:
         assert "AUTH" not in peer.hello()
 
 
-def test_offered_again_until_it_has_been_used(peer_of: Any) -> None:
+def test_auth_is_offered_until_a_login_succeeds(peer_of: Any) -> None:
     with peer_of(in_the_clear(mechanisms=["PLAIN"])) as peer:
         peer.line("EHLO again")
         assert offered(peer.expect("250")) == ["PLAIN"]
@@ -96,7 +96,7 @@ def test_helo_offers_nothing(peer_of: Any) -> None:
         assert "AUTH" not in peer.hello(verb="HELO")
 
 
-def test_lmtp(peer_of: Any) -> None:
+def test_auth_works_over_lmtp(peer_of: Any) -> None:
     with peer_of(in_the_clear(), ehlo=False, lmtp=True) as peer:
         assert "PLAIN" in offered(peer.hello(verb="LHLO"))
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
@@ -144,7 +144,7 @@ def test_lmtp(peer_of: Any) -> None:
         (f"AUTH OAUTHBEARER {b64('n,a=jo')}", "501 5.5.2"),
     ],
 )
-def test_refused(peer_of: Any, line: str, reply: str) -> None:
+def test_a_refused_command_is_no_obstacle_to_the_next(peer_of: Any, line: str, reply: str) -> None:
     """The session goes on, and the next attempt succeeds."""
     with peer_of(in_the_clear(check_token=lambda credentials: True)) as peer:
         peer.line(line)
@@ -169,7 +169,7 @@ def test_refused(peer_of: Any, line: str, reply: str) -> None:
         (PLAIN_WRONG, "535 5.7.8"),
     ],
 )
-def test_an_answer_that_is_refused(peer_of: Any, answer: str, reply: str) -> None:
+def test_a_refused_answer_ends_the_exchange(peer_of: Any, answer: str, reply: str) -> None:
     with peer_of(in_the_clear()) as peer:
         peer.line("AUTH PLAIN")
         peer.expect("334")
@@ -179,7 +179,7 @@ def test_an_answer_that_is_refused(peer_of: Any, answer: str, reply: str) -> Non
         peer.expect("250")
 
 
-def test_another_protocol_in_place_of_an_answer(peer_of: Any) -> None:
+def test_an_http_request_instead_of_an_answer_gets_421(peer_of: Any) -> None:
     with peer_of(in_the_clear(), max_auth_line_length=64) as peer:
         peer.line("AUTH PLAIN")
         peer.expect("334")
@@ -188,26 +188,26 @@ def test_another_protocol_in_place_of_an_answer(peer_of: Any) -> None:
         peer.expect_end()
 
 
-def test_before_ehlo_and_after_helo(peer_of: Any) -> None:
+def test_auth_without_ehlo_gets_503(peer_of: Any) -> None:
     with peer_of(in_the_clear(), ehlo=False) as peer:
         peer.expect("220")
         peer.line(f"AUTH PLAIN {PLAIN_JO}", "HELO x", f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("503 5.5.1", "250", "503 5.5.1")
 
 
-def test_within_a_transaction(peer_of: Any) -> None:
+def test_auth_within_a_transaction_gets_503(peer_of: Any) -> None:
     with peer_of(in_the_clear()) as peer:
         peer.line("MAIL FROM:<a@example.com>", f"AUTH PLAIN {PLAIN_JO}", "RSET", f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("250", "503 5.5.1", "250", "235")
 
 
-def test_twice(peer_of: Any) -> None:
+def test_a_second_auth_gets_503(peer_of: Any) -> None:
     with peer_of(in_the_clear()) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}", f"AUTH PLAIN {PLAIN_JO}", "RSET", "EHLO x", f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("235", "503 5.5.1", "250", "250", "503 5.5.1")
 
 
-def test_passwords_in_the_clear(peer_of: Any) -> None:
+def test_passwords_in_the_clear_get_538(peer_of: Any) -> None:
     auth = Auth(USERS, check_token=lambda credentials: True)
     with peer_of(auth) as peer:
         for mechanism in ("PLAIN", "LOGIN", "XOAUTH2", "OAUTHBEARER"):
@@ -215,13 +215,13 @@ def test_passwords_in_the_clear(peer_of: Any) -> None:
             peer.expect("538 5.7.11")
 
 
-def test_what_was_left_out_for_being_weak(peer_of: Any) -> None:
+def test_a_mechanism_that_was_left_out_gets_534(peer_of: Any) -> None:
     with peer_of(Auth(USERS, ["scram-sha-256"])) as peer:
         peer.line("AUTH CRAM-MD5", f"AUTH PLAIN {PLAIN_JO}", "AUTH SCRAM-SHA-256-PLUS")
         peer.expect("534 5.7.9", "534 5.7.9", "504 5.5.4")
 
 
-def test_errors_end_the_session(peer_of: Any) -> None:
+def test_too_many_failed_logins_end_the_session(peer_of: Any) -> None:
     with peer_of(in_the_clear(), max_errors=2) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_WRONG}", f"AUTH PLAIN {PLAIN_WRONG}")
         peer.expect("535", "535", "421 4.7.0")
@@ -239,7 +239,7 @@ def test_errors_end_the_session(peer_of: Any) -> None:
         *("ATRN", "TURN"),
     ],
 )
-def test_required(peer_of: Any, command: str) -> None:
+def test_commands_get_530_before_a_required_login(peer_of: Any, command: str) -> None:
     with peer_of(in_the_clear(required=True)) as peer:
         peer.line(command)
         peer.expect("530 5.7.0 Authentication required")
@@ -249,7 +249,7 @@ def test_required(peer_of: Any, command: str) -> None:
         peer.expect("250", "221")
 
 
-def test_required_and_a_chunk(peer_of: Any) -> None:
+def test_a_chunk_before_a_required_login_is_skipped(peer_of: Any) -> None:
     """The bytes of the chunk are not read as commands."""
     with peer_of(in_the_clear(required=True)) as peer:
         peer.send(b"BDAT 6 LAST\r\nRSET\r\nNOOP\r\n")
@@ -257,7 +257,9 @@ def test_required_and_a_chunk(peer_of: Any) -> None:
         peer.expect_nothing()
 
 
-def test_required_before_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_530_asks_for_starttls_where_no_login_is_possible_without_it(
+    smtp_server: MakeServer, certificate: Certificate
+) -> None:
     server = smtp_server(
         middleware=[Auth(USERS, ["PLAIN"], required=True)],
         certfile=certificate.certfile,
@@ -308,7 +310,7 @@ def test_no_secret_in_any_log(smtp_server: MakeServer, caplog: pytest.LogCapture
     assert not [secret for secret in secrets if secret in logged]
 
 
-def test_reprs() -> None:
+def test_the_repr_shows_no_secret() -> None:
     class LDAP:
         def check_password(self, credentials: Credentials) -> bool:
             return False
@@ -350,7 +352,7 @@ def test_reprs() -> None:
         (lambda auth: auth({}, failures_by_account="0/minute"), ValueError, "failures_by_account takes"),
     ],
 )
-def test_arguments(make: Callable[[Any], Auth], error: type[Exception], text: str) -> None:
+def test_wrong_arguments_are_refused(make: Callable[[Any], Auth], error: type[Exception], text: str) -> None:
     with pytest.raises(error, match=text) as caught:
         make(Auth)
     assert "sesame" not in str(caught.value)

@@ -79,11 +79,11 @@ def log_in(smtp_server: MakeServer) -> Iterator[Callable[..., str]]:
         ("ann", "t" * 5000, "535"),
     ],
 )
-def test_users(users: Path, log_in: Any, name: str, password: str, reply: str) -> None:
+def test_the_password_of_a_user_is_checked(users: Path, log_in: Any, name: str, password: str, reply: str) -> None:
     assert log_in(Auth(f"htpasswd:{users}", allow_plaintext=True), name, password).startswith(reply)
 
 
-def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
+def test_only_plain_and_login_are_offered(users: Path, smtp_server: MakeServer) -> None:
     auth = Auth(Htpasswd(users), allow_plaintext=True)
     assert repr(auth) == f"Auth(Htpasswd({str(users)!r}), allow_plaintext=True)"
     with dial(smtp_server(start=False, middleware=[auth])) as peer:
@@ -168,7 +168,9 @@ def test_a_change_is_seen(users: Path, log_in: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "jo:{SHA}abc=\n", "nonsense\n", ":x\n", b"\xff:x\n"])
-def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_change_leaves_the_old_users_in_force(
+    users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     """The users from before the change stay valid, and one log record says so."""
     auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
     if text is None:
@@ -253,19 +255,21 @@ def test_a_hash_that_cannot_be_computed_is_refused_like_any_other(
 
 
 @pytest.mark.parametrize("library", ["argon2", "bcrypt"])
-def test_without_a_library(users: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_a_missing_library_is_an_error_that_names_the_extra(
+    users: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[passwords\]"):
         Auth(f"htpasswd:{users}")
 
 
 @pytest.mark.parametrize("path", [None, 7, ""])
-def test_no_path(path: Any) -> None:
+def test_a_wrong_path_is_refused(path: Any) -> None:
     with pytest.raises(TypeError, match="takes a path"):
         Htpasswd(path)
 
 
-def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
+def test_a_thread_that_hangs_keeps_its_place_in_the_pool() -> None:
     """A file system that hangs occupies at most the threads of the pool, however many clients give up."""
     pool = BoundedPool(2)
     gate = threading.Event()

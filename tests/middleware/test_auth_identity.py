@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # The identity
 
 
-def test_it_is_kept_over_rset_and_ehlo_and_gone_after_starttls(
+def test_the_identity_survives_rset_and_ehlo_but_not_starttls(
     smtp_server: MakeServer, certificate: Certificate
 ) -> None:
     sessions: list[Any] = []
@@ -46,7 +46,7 @@ def test_it_is_kept_over_rset_and_ehlo_and_gone_after_starttls(
         first.authcid = "root"
 
 
-def test_esmtpa(peer_of: Any, smtp_server: MakeServer) -> None:
+def test_the_protocol_is_esmtpa_after_a_login(peer_of: Any, smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
     seen: list[Any] = []
     server.on("from", keeping(seen, lambda session, address: session.protocol))
@@ -68,7 +68,7 @@ def test_esmtpa(peer_of: Any, smtp_server: MakeServer) -> None:
         (lambda session, identity, ack: 1 / 0, "451", False),
     ],
 )
-def test_the_signal_has_the_last_word(
+def test_the_handler_of_auth_decides(
     smtp_server: MakeServer, handler: Any, reply: str, known: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = smtp_server(middleware=[in_the_clear(required=True)], start=False)
@@ -80,7 +80,7 @@ def test_the_signal_has_the_last_word(
     assert "sesame" not in caplog.text
 
 
-def test_the_signal_is_not_asked_about_wrong_credentials(smtp_server: MakeServer) -> None:
+def test_wrong_credentials_do_not_reach_the_handler_of_auth(smtp_server: MakeServer) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
     server.on("auth", lambda session, identity, ack: ack.accept())
     with dial(server) as peer:
@@ -89,7 +89,7 @@ def test_the_signal_is_not_asked_about_wrong_credentials(smtp_server: MakeServer
         peer.expect("535")
 
 
-def test_a_late_ack(smtp_server: MakeServer) -> None:
+def test_the_handler_of_auth_may_decide_later(smtp_server: MakeServer) -> None:
     from gevent import spawn
 
     server = smtp_server(middleware=[in_the_clear()], start=False)
@@ -117,7 +117,7 @@ def test_the_command_signal_is_emitted_for_auth_and_may_decide(smtp_server: Make
     assert heard == ["<HelloCommand 'EHLO client.example'>", "<Command 'AUTH ***'>", "<Command 'AUTH ***'>"]
 
 
-def test_authorize(peer_of: Any) -> None:
+def test_authorize_decides_about_acting_as_another_user(peer_of: Any) -> None:
     asked = []
 
     def authorize(identity: Any, session: Any) -> bool:
@@ -156,7 +156,9 @@ def test_an_authzid_equal_to_the_name_needs_no_authorization(peer_of: Any) -> No
         ("jo@example.com", "jo@example.com", "<>"),
     ],
 )
-def test_the_submitter(smtp_server: MakeServer, value: str, known: str, stranger: str) -> None:
+def test_the_submitter_is_kept_after_a_login_only(
+    smtp_server: MakeServer, value: str, known: str, stranger: str
+) -> None:
     server = smtp_server(middleware=[in_the_clear()], start=False)
     seen: list[Any] = []
     server.on("from", keeping(seen, lambda session, address: address.parameters["AUTH"]))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # The mechanisms
 
 
-def test_login(peer_of: Any) -> None:
+def test_login_asks_for_name_and_password(peer_of: Any) -> None:
     with peer_of(in_the_clear()) as peer:
         peer.converse(f"""
             C: AUTH LOGIN
@@ -55,7 +55,7 @@ def cram(challenge: str, name: str, password: str) -> str:
     return b64(f"{name} {digest}")
 
 
-def test_cram_md5(peer_of: Any) -> None:
+def test_cram_md5_has_a_new_challenge_each_time(peer_of: Any) -> None:
     challenges = set()
     with peer_of(Auth({**USERS, "to m": "tim", "empty": ""})) as peer:
         for name, password, reply in [
@@ -73,7 +73,7 @@ def test_cram_md5(peer_of: Any) -> None:
     assert len(challenges) == 4
 
 
-def test_cram_md5_needs_a_digest(peer_of: Any) -> None:
+def test_cram_md5_without_a_digest_gets_501(peer_of: Any) -> None:
     with peer_of(Auth(USERS)) as peer:
         peer.line("AUTH CRAM-MD5")
         peer.expect("334")
@@ -89,7 +89,7 @@ def test_cram_md5_needs_a_digest(peer_of: Any) -> None:
         ("OAUTHBEARER", "y,a={name},\x01auth=bearer  {token}\x01\x01"),
     ],
 )
-def test_tokens(peer_of: Any, mechanism: str, response: str) -> None:
+def test_a_bearer_token_is_checked(peer_of: Any, mechanism: str, response: str) -> None:
     seen: list[Credentials] = []
 
     def check(credentials: Credentials) -> bool:
@@ -137,7 +137,7 @@ def test_a_token_check_may_return_the_name(peer_of: Any) -> None:
 # A callable
 
 
-def test_a_callable(peer_of: Any) -> None:
+def test_a_callable_gets_the_credentials_and_may_return_the_name(peer_of: Any) -> None:
     seen: list[Credentials] = []
 
     def check(credentials: Credentials) -> bool | str:
@@ -169,21 +169,23 @@ def test_empty_credentials_are_refused_without_asking_the_backend(peer_of: Any, 
 
 
 @pytest.mark.parametrize("answer", [None, False, ""])
-def test_no_is_no(peer_of: Any, answer: Any) -> None:
+def test_an_empty_answer_of_a_callable_gets_535(peer_of: Any, answer: Any) -> None:
     with peer_of(in_the_clear(lambda credentials: answer)) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("535")
 
 
 @pytest.mark.parametrize("answer", [1, [0], object(), b"jo"])
-def test_anything_but_a_clear_answer_is_no_yes(peer_of: Any, answer: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callable_that_returns_another_type_gets_454(
+    peer_of: Any, answer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     with peer_of(in_the_clear(lambda credentials: answer)) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0")
     assert "raised TypeError" in caplog.text
 
 
-def test_a_callable_that_raises(peer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callable_that_raises_gets_454(peer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
     def check(credentials: Credentials) -> bool:
         raise KeyError(credentials.password)
 
@@ -195,7 +197,7 @@ def test_a_callable_that_raises(peer_of: Any, caplog: pytest.LogCaptureFixture) 
     assert "'sesame'" not in caplog.text
 
 
-def test_a_callable_that_raises_in_the_thread_pool(
+def test_a_callable_that_raises_in_the_thread_pool_gets_454(
     peer_of: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def check(credentials: Credentials) -> bool:
@@ -209,7 +211,7 @@ def test_a_callable_that_raises_in_the_thread_pool(
     assert capfd.readouterr().err == ""
 
 
-def test_a_callable_that_rejects(peer_of: Any) -> None:
+def test_a_callable_that_rejects_sets_the_reply(peer_of: Any) -> None:
     def check(credentials: Credentials) -> bool:
         raise Reject(432, "4.7.12 a password transition is needed")
 
@@ -218,7 +220,7 @@ def test_a_callable_that_rejects(peer_of: Any) -> None:
         peer.expect("432 4.7.12 a password transition is needed")
 
 
-def test_a_callable_that_takes_too_long(peer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_callable_that_takes_too_long_gets_454(peer_of: Any, caplog: pytest.LogCaptureFixture) -> None:
     with peer_of(in_the_clear(lambda credentials: sleep(30), timeout=0.01)) as peer:
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
         peer.expect("454 4.7.0")
@@ -237,7 +239,7 @@ def test_the_stand_in_password_is_refused(peer_of: Any, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", "XOAUTH2", "OAUTHBEARER"])
-def test_cut_at_every_octet(smtp_server: MakeServer, mechanism: str) -> None:
+def test_a_dialogue_cut_at_every_byte(smtp_server: MakeServer, mechanism: str) -> None:
     """A client's bytes mean the same in two pieces, also if they are pipelined after AUTH."""
     bearer = "auth=Bearer t\x01\x01"
     said = {

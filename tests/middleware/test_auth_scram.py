@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp.utils  # type: ignore[import-untyped]
+from scramp import ScramException  # type: ignore[import-untyped]
 
 from greensmtp.middleware import Auth
 from greensmtp.protocol.sasl.exchange import ScramKeys
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(("name", "password"), USERS.items())
-def test_in_the_clear(smtp_server: MakeServer, name: str, password: str) -> None:
+def test_a_login_without_tls(smtp_server: MakeServer, name: str, password: str) -> None:
     server = smtp_server(start=False, middleware=[Auth(USERS)])
     known = []
 
@@ -39,7 +41,7 @@ def test_in_the_clear(smtp_server: MakeServer, name: str, password: str) -> None
     assert (identity.authcid, identity.mechanism) == (name, "SCRAM-SHA-256")
 
 
-def test_cut_at_every_octet(smtp_server: MakeServer) -> None:
+def test_an_exchange_cut_at_every_byte(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[Auth(USERS)])
     length = len(f"AUTH SCRAM-SHA-256 {b64('n,,n=jo,r=nonce')}\r\n")
     cut = 0
@@ -76,7 +78,7 @@ def test_a_malformed_final_message_fails(smtp_server: MakeServer, final: str, re
         peer.expect(reply)
 
 
-def test_something_after_the_proof(smtp_server: MakeServer) -> None:
+def test_an_answer_after_the_proof_must_be_empty(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS, required=True)])) as peer:
         peer.hello()
         client = client_for("jo", "sesame")
@@ -104,13 +106,15 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
         ("n,,", "n,a=jo,", "535"),
     ],
 )
-def test_authzid(smtp_server: MakeServer, header: str, signed: str | None, code: str) -> None:
+def test_an_authzid_must_be_the_name_and_signed(
+    smtp_server: MakeServer, header: str, signed: str | None, code: str
+) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
         peer.hello()
         assert log_in_as(peer, header, signed)[:3] == code
 
 
-def test_authorize(smtp_server: MakeServer) -> None:
+def test_authorize_decides_about_acting_as_another_user(smtp_server: MakeServer) -> None:
     asked = []
 
     def authorize(identity: Any, session: Any) -> bool:
@@ -173,7 +177,7 @@ def test_unknown_users_look_like_known_ones(smtp_server: MakeServer, monkeypatch
     assert len(set(salts)) == 4
 
 
-def test_a_password_that_changes(smtp_server: MakeServer) -> None:
+def test_a_changed_password_counts_at_once(smtp_server: MakeServer) -> None:
     users = {"jo": "sesame"}
     server = smtp_server(start=False, middleware=[Auth(users)])
     with dial(server) as peer:
@@ -190,7 +194,7 @@ def test_a_password_that_changes(smtp_server: MakeServer) -> None:
         assert log_in(peer, client_for("jo", "tahini")).startswith("535")
 
 
-def test_a_backend_of_keys(smtp_server: MakeServer) -> None:
+def test_a_backend_may_have_keys_instead_of_passwords(smtp_server: MakeServer) -> None:
     keys = {"jo": ScramKeys.derive("sesame", iterations=5000)}
 
     class Store:
@@ -228,7 +232,7 @@ def test_a_key_store_that_returns_another_type_is_a_fault(
 @pytest.mark.parametrize(
     "wrong", [{"salt": b"short"}, {"stored_key": b""}, {"server_key": b"x" * 31}, {"iterations": 4095}]
 )
-def test_keys_that_cannot_be(wrong: Any) -> None:
+def test_malformed_keys_are_refused(wrong: Any) -> None:
     good: dict[str, Any] = {"salt": b"s" * 16, "stored_key": b"k" * 32, "server_key": b"k" * 32}
     ScramKeys(**good)
     with pytest.raises(ValueError, match="12 bytes"):
@@ -362,7 +366,7 @@ def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: Make
         (1234567890123456, TypeError, "secret must be bytes or a str, not int"),
     ],
 )
-def test_no_secret(wrong: Any, error: type[Exception], message: str) -> None:
+def test_a_wrong_secret_is_refused(wrong: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         Auth(USERS, secret=wrong)
     assert str(wrong) not in str(caught.value) or not wrong
@@ -388,3 +392,21 @@ def test_a_missing_secret_is_warned_of_once_at_the_start(
         with dial(server) as peer:
             peer.hello()
     assert caplog.text.count("SCRAM without Auth(secret=...)") == warned
+
+
+def test_without_scramp_scram_is_not_offered(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer) -> None:
+    monkeypatch.setitem(sys.modules, "scramp", None)
+    with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[scram\]"):
+        Auth(USERS, ["SCRAM-SHA-256"])
+    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
+        assert "AUTH CRAM-MD5" in peer.hello()
+
+
+def test_the_client_is_not_fooled() -> None:
+    """Check the check: scramp's client does verify the server's proof."""
+    client = client_for("jo", "sesame", c_nonce="nonce")
+    client.get_client_first()
+    client.set_server_first("r=nonce123,s=AAAAAAAAAAAAAAAAAAAAAA==,i=4096")
+    client.get_client_final()
+    with pytest.raises(ScramException):
+        client.set_server_final("v=AAAA")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-import sys
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from gevent import ssl as gevent_ssl
-from scramp import ScramClient, ScramException  # type: ignore[import-untyped]
+from scramp import ScramClient  # type: ignore[import-untyped]
 from scramp.core import CBindData  # type: ignore[import-untyped]
 
 from greensmtp.middleware import Auth
 from greensmtp.protocol.sasl.channel_binding import end_point_binding
 from greensmtp.testing import Peer, dial
 from tests.helpers import b64
-from tests.middleware.scram import USERS, client_for, log_in, log_in_as
+from tests.middleware.scram import USERS, log_in, log_in_as
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,14 +73,14 @@ def bound(peer: Peer, kind: str) -> Any:
         (ssl.TLSVersion.TLSv1_2, "tls-unique"),
     ],
 )
-def test_plus(
+def test_a_login_bound_to_the_certificate(
     smtp_server: MakeServer, certificate: Certificate, version: ssl.TLSVersion, kind: str, starttls: bool
 ) -> None:
     with secured(smtp_server, certificate, version, Auth(USERS), starttls=starttls) as peer:
         assert log_in(peer, bound(peer, kind), "SCRAM-SHA-256-PLUS").startswith("235 2.7.0")
 
 
-def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_the_binding_is_checked_with_an_authzid_too(smtp_server: MakeServer, certificate: Certificate) -> None:
     with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         header = "p=tls-server-end-point,a=jo,"
         assert log_in_as(peer, header, bound_to=b"x" * 32).startswith("535")
@@ -89,7 +88,7 @@ def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) 
         assert log_in_as(peer, header, bound_to=data).startswith("235")
 
 
-def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_another_binding_is_refused(smtp_server: MakeServer, certificate: Certificate) -> None:
     """An attacker in the middle has another certificate."""
     with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
         other = ("tls-server-end-point", b"x" * 32)
@@ -122,7 +121,7 @@ def test_plus_is_not_offered_over_tls_1_3(smtp_server: MakeServer, certificate: 
 
 
 @pytest.mark.parametrize("flag", ["p=tls-exporter", "p=tls-unique-for-telnet", "p=x", "n", "y"])
-def test_a_binding_that_is_not_to_be_had_is_no_failed_login(
+def test_an_unavailable_binding_is_no_failed_login(
     smtp_server: MakeServer, certificate: Certificate, flag: str
 ) -> None:
     asked = []
@@ -167,7 +166,9 @@ def test_the_flag_y_is_accepted_where_plus_is_not_offered(smtp_server: MakeServe
         peer.expect("334")
 
 
-def test_a_context_without_a_known_certificate(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_plus_is_offered_for_a_context_with_an_unknown_certificate(
+    smtp_server: MakeServer, certificate: Certificate
+) -> None:
     """-PLUS is offered in TLS 1.2 only, where there is something to bind to."""
     for version, there in ((ssl.TLSVersion.TLSv1_3, False), (ssl.TLSVersion.TLSv1_2, True)):
         context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -210,21 +211,3 @@ def test_the_key_may_stand_before_the_certificate(smtp_server: MakeServer, tmp_p
     server = smtp_server(start=False, certfile=both)
     assert server.certificate is not None
     assert ssl.DER_cert_to_PEM_cert(server.certificate).strip() in both.read_text()
-
-
-def test_without_scramp(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer) -> None:
-    monkeypatch.setitem(sys.modules, "scramp", None)
-    with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[scram\]"):
-        Auth(USERS, ["SCRAM-SHA-256"])
-    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
-        assert "AUTH CRAM-MD5" in peer.hello()
-
-
-def test_the_client_is_not_fooled() -> None:
-    """Check the check: scramp's client does verify the server's proof."""
-    client = client_for("jo", "sesame", c_nonce="nonce")
-    client.get_client_first()
-    client.set_server_first("r=nonce123,s=AAAAAAAAAAAAAAAAAAAAAA==,i=4096")
-    client.get_client_final()
-    with pytest.raises(ScramException):
-        client.set_server_final("v=AAAA")
