@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from greensmtp import (
-    Ack,
-    MessageStream,
-    Pool,
-    Session,
-    SMTPServer,
-)
-
-if TYPE_CHECKING:
-    from tests.client.conftest import Scripted
-
-    Start = Callable[..., Scripted]
+from greensmtp import Ack, MessageStream, Pool, Session, SMTPServer
 
 
 class Counter:

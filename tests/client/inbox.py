@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from email.message import EmailMessage
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from greensmtp import (
-    Ack,
-    Address,
-    MessageStream,
-    Session,
-    SMTPServer,
-    connect,
-)
-
-if TYPE_CHECKING:
-    from tests.client.conftest import Scripted
-
-    Start = Callable[..., Scripted]
+from greensmtp import Ack, Address, MessageStream, Session, SMTPServer, connect
 
 
 class Inbox:

@@ -6,9 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.client.conftest import Script, Scripted
-
-    Start = Callable[..., Scripted]
+    from tests.client.conftest import Script
 
 
 def take(*offers: str) -> tuple[Callable[[Script], None], list[bytes], list[str]]:

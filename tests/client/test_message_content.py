@@ -16,10 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gevent import sleep, spawn
 
-from greensmtp import (
-    NotOffered,
-    ProtocolError,
-)
+from greensmtp import NotOffered, ProtocolError
 from greensmtp.client.message import MAX_MEMORY, PreparedMessage
 from greensmtp.protocol.dot_stuffing import with_crlf
 from tests.client.inbox import ENVELOPE, Inbox, composed

@@ -20,15 +20,7 @@ from gevent import sleep, socket, spawn
 from gevent import subprocess as gevent_subprocess
 from gevent.fileobject import FileObject, FileObjectPosix, FileObjectThread
 
-from greensmtp import (
-    Ack,
-    MessageStream,
-    NotOffered,
-    Pool,
-    ProtocolError,
-    Session,
-    connect,
-)
+from greensmtp import Ack, MessageStream, NotOffered, Pool, ProtocolError, Session, connect
 from greensmtp.client.message import MAX_MEMORY, PreparedMessage
 from greensmtp.middleware import Auth
 from greensmtp.protocol import header_envelope

@@ -9,13 +9,7 @@ import gevent
 import pytest
 from gevent import socket, spawn
 
-from greensmtp import (
-    CannotConnect,
-    Disconnected,
-    Pool,
-    SenderRefused,
-    SMTPServer,
-)
+from greensmtp import CannotConnect, Disconnected, Pool, SenderRefused, SMTPServer
 from tests.client.counter import Counter, pool_of
 from tests.client.scripts import for_ever, session, transaction
 

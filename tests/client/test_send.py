@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greensmtp import (
-    HelloRefused,
-    NotOffered,
-    ProtocolError,
-    RecipientsRefused,
-)
+from greensmtp import HelloRefused, NotOffered, ProtocolError, RecipientsRefused
 from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
 from tests.client.inbox import Inbox, composed
 

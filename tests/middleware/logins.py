@@ -1,24 +1,16 @@
-"""Users, and AUTH commands of theirs, for the tests of Auth."""
+"""Users and their AUTH commands, for the tests of Auth."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greensmtp.middleware import Auth
 
-if TYPE_CHECKING:
-    pass
-
-
 USERS = {"jo": "sesame", "ann": "pa=ss,wörd"}
-
-
 PLAIN_JO = b64encode(b"\0jo\0sesame").decode()
-
-
 PLAIN_WRONG = b64encode(b"\0jo\0wrong").decode()
 
 

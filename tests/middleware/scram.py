@@ -5,16 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 from base64 import b64decode, b64encode
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from scramp import ScramClient  # type: ignore[import-untyped]
 
 from greensmtp.testing import Peer
 from tests.helpers import b64
-
-if TYPE_CHECKING:
-    pass
-
 
 USERS = {"jo": "sesame", "ann,=x": "pässword"}
 

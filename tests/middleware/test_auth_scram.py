@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp.utils  # type: ignore[import-untyped]
-from scramp import ScramException  # type: ignore[import-untyped]
+from scramp import ScramException
 
 from greensmtp.middleware import Auth
 from greensmtp.protocol.sasl.exchange import ScramKeys
