@@ -141,10 +141,13 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("numbers", ["1", "12", "012"])
-def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
-    command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
-    server, port = serve_mute("-vv", command=command)
+@pytest.mark.parametrize(
+    ("numbers", "how"), [("1", "forked"), ("12", "forked"), ("012", "forked"), ("012", "fresh process")]
+)
+def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str, how: str) -> None:
+    fresh = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
+    options = {"closed": [*map(int, numbers)]} if how == "forked" else {"command": fresh}
+    server, port = serve_mute("-vv", **options)
     for number in numbers:  # what is printed must not end up in a socket, or in a message
         assert Path(f"/proc/{server.process.pid}/fd/{number}").readlink() == Path("/dev/null")
     deliver(port, messages=3)
