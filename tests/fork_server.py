@@ -20,7 +20,6 @@ from gevent import monkey
 # As they are before gevent patches them: this process has no hub.
 fork, waitpid = os.fork, os.waitpid
 
-
 #: What the command line imports once it has patched, and what ``serve`` and ``send`` import later.
 COMMAND_LINE = ("greensmtp.cli", "greensmtp.config.build", "greensmtp.config.dump")
 LATER = (
@@ -44,7 +43,7 @@ def next_program(control: socket) -> dict[str, Any]:
     """Serve requests; return in each child, with its program."""
     while True:
         message, descriptors, _, _ = recv_fds(control, 1 << 20, 4)
-        while wait_for_one_that_has_ended():
+        while has_waited_for_a_child():
             pass
         if not message:
             control.close()
@@ -56,7 +55,8 @@ def next_program(control: socket) -> dict[str, Any]:
             os.close(descriptor)
 
 
-def wait_for_one_that_has_ended() -> bool:
+def has_waited_for_a_child() -> bool:
+    """Wait for one of the children that have ended, if any have."""
     try:
         return waitpid(-1, os.WNOHANG)[0] != 0
     except ChildProcessError:
@@ -64,7 +64,10 @@ def wait_for_one_that_has_ended() -> bool:
 
 
 def supervise(program: dict[str, Any], descriptors: list[int]) -> dict[str, Any]:
-    """Fork the program, tell its process id and its exit status over the first descriptor; return in the child."""
+    """Fork the program, and return in the child; send its process id and its exit status to the first descriptor.
+
+    Only a parent can wait for a process, and the test is not the program's parent.
+    """
     status, *streams = descriptors
     child = fork()
     if child:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import IO, Any
@@ -90,6 +91,8 @@ class Process:
 
 
 class _ForkServer:
+    """A running ``fork_server.py``, for programs that are patched or not, with options of ``python``."""
+
     def __init__(self, patched: str, options: Sequence[str]) -> None:
         ours, theirs = native_socket.socketpair(native_socket.AF_UNIX, native_socket.SOCK_SEQPACKET)
         script = Path(__file__).with_name("fork_server.py")
@@ -112,6 +115,7 @@ class _ForkServer:
         return ours
 
     def stop(self) -> None:
+        """Let it end, and wait for it."""
         self._control.close()
         self._process.wait()
 
@@ -133,23 +137,24 @@ def start(
 ) -> Process:
     """Start a program.
 
-    The streams are descriptors or files; ``stdout`` may be ``PIPE``. Those that are ``closed`` are closed in the child.
+    The streams are descriptors or files; ``stdin`` may be ``DEVNULL``, ``stdout`` may be ``PIPE``. Descriptors in
+    ``closed`` are closed in the child.
     """
     patched, *options = how
     server = _server(patched, tuple(options))
-    with Path(os.devnull).open("r+b") as null:
-        reading, writing = os.pipe() if stdout == PIPE else (None, None)
-        given = [stdin, writing if stdout == PIPE else stdout, stderr]
-        inherited = [null.fileno() if stream == DEVNULL else stream for stream in given]
-        descriptors = [
-            number if stream is None else stream if isinstance(stream, int) else stream.fileno()
-            for number, stream in enumerate(inherited)
-        ]
-        environment = dict(os.environ if env is None else env)
-        whole = {**program, "cwd": str(Path(cwd).absolute()), "env": environment, "closed": [*closed]}
+    environment = dict(os.environ if env is None else env)
+    whole = {**program, "cwd": str(Path(cwd).absolute()), "env": environment, "closed": [*closed]}
+    with ExitStack() as stack:
+        reading = None
+        if stdout == PIPE:
+            reading, stdout = os.pipe()
+            stack.callback(os.close, stdout)
+        if stdin == DEVNULL:
+            stdin = stack.enter_context(Path(os.devnull).open("rb"))
+        # None is the stream of this process.
+        streams = [stdin, 1 if stdout is None else stdout, 2 if stderr is None else stderr]
+        descriptors = [stream if isinstance(stream, int) else stream.fileno() for stream in streams]
         status = server.fork(whole, descriptors)
-        if writing is not None:
-            os.close(writing)
     return Process(status, reading)
 
 
@@ -165,5 +170,6 @@ def run(
             status = process.wait(timeout)
         finally:
             process.kill()
-        printed = [(stream.seek(0), stream.read().decode())[1] for stream in (stdout, stderr)]
-    return subprocess.CompletedProcess(program["argv"], status, *printed)
+        stdout.seek(0)
+        stderr.seek(0)
+        return subprocess.CompletedProcess(program["argv"], status, stdout.read().decode(), stderr.read().decode())
