@@ -25,6 +25,7 @@ from greensmtp import Limits
 from greensmtp.cli import cli
 from greensmtp.cli.options import SizeType
 from tests import forked
+from tests.delivery.helpers import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -239,7 +240,7 @@ def test_a_message_that_is_too_large_is_rejected_and_not_stored(serve: Serve) ->
         peer.line("NOOP")
         peer.expect("250")
     assert server.mail == []
-    assert not [*(server.maildir / "tmp").iterdir()]
+    wait_until(lambda: not [*(server.maildir / "tmp").iterdir()])  # files are removed in a thread
 
 
 # What is wrong

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from greensmtp.testing import Peer
+from tests.delivery.helpers import wait_until
 
 Serve = Callable[..., Any]
 
@@ -110,7 +111,7 @@ def test_a_message_that_a_plugin_rejects_is_not_stored(serve: Serve, tmp_path: P
             assert send(peer, f"{stage}-rejects") == "550 5.7.1 not this one"
             assert send(peer, f"{stage}-raises") == "554 5.7.1 nor this one"
             assert send(peer, f"{stage}-fails").startswith("451 4.3.0")
-        assert no_trace(server)
+        wait_until(lambda: no_trace(server))  # files are removed in a thread
         assert send(peer, "message-accepts", "Subject: One").startswith("250 2.0.0 Ok: queued as ")
         assert send(peer, "received-accepts", "Subject: Two") == "250 2.0.0 as the plugin says"
         assert send(peer, "nobody-decides", "Subject: Three").startswith("250 2.0.0 Ok: queued as ")
@@ -146,7 +147,7 @@ def test_what_a_plugin_reads_is_stored_too(serve: Serve, tmp_path: Path, where: 
     with server.dial() as peer:
         peer.hello()
         assert send(peer, "abort") == "554 5.6.0 enough"
-        assert no_trace(server)
+        wait_until(lambda: no_trace(server))  # files are removed in a thread
         assert send(peer, "slowly", "Subject: All of it\r\n\r\n..").startswith("250 2.0.0 Ok: queued as")
         assert send(peer, "half", "Subject: All of it\r\n\r\n..").startswith("250 2.0.0 Ok: queued as")
     assert [message.endswith(b"\r\nSubject: All of it\r\n\r\n.\r\n") for message in server.mail] == [True, True]
@@ -208,7 +209,7 @@ def test_the_maildir_ignores_servers_that_a_plugin_creates(serve: Serve, tmp_pat
         peer.hello()
         peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
         peer.expect("250", "250", "354", "250 2.0.0 []")
-    assert no_trace(server)
+    wait_until(lambda: no_trace(server))  # files are removed in a thread
 
 
 def send(peer: Peer, sender: str, text: str = "Subject: Tea") -> str:
