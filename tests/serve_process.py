@@ -6,7 +6,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +15,30 @@ from typing import Any
 from gevent import socket
 
 from greensmtp.testing import Peer
+from tests import forked
 
 
 class ServeProcess:
     """A running ``greensmtp serve``: its output, its log, its mail, connections to it."""
 
-    def __init__(self, command: Sequence[str | Path], folder: Path, **popen: Any) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str | Path],
+        folder: Path,
+        command: Sequence[str | Path] | None = None,
+        first: str = "",
+        **popen: Any,
+    ) -> None:
         self.maildir = folder / "maildir"
         self._log = folder / "log"
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        self.process: subprocess.Popen[bytes] | forked.Process
         with self._log.open("wb") as log:
             options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "cwd": folder, "env": clean} | popen
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
+            if command is None:
+                self.process = forked.start(forked.command_line(*arguments, first=first), **options)
+            else:
+                self.process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, **options)
         self._read = b""
         #: The listeners, as the process printed them.
         self.urls: list[str] = []
@@ -92,7 +103,10 @@ def serving(folder: Path) -> Iterator[Callable[..., ServeProcess]]:
 
     The server runs in the folder, and is killed at the end. It listens on a free port unless ``--listen`` is among the
     options, and is called ``mx.example.com`` unless ``--hostname`` is. With ``wait=False``, the function does not wait.
-    ``listeners=2``: a configuration file names that many listeners, and everything else. Other arguments go to Popen.
+    ``listeners=2``: a configuration file names that many listeners, and everything else.
+
+    The process is forked from one that has imported greensmtp, and first runs the Python of ``first``. With a
+    ``command``, a fresh process is started. Other arguments go to ``forked.start`` or Popen.
     """
     running: list[ServeProcess] = []
 
@@ -108,8 +122,7 @@ def serving(folder: Path) -> Iterator[Callable[..., ServeProcess]]:
             given += ["--listen", "127.0.0.1:0"]
         if "--hostname" not in given and not listeners:
             given += ["--hostname", "mx.example.com"]
-        command = command or [Path(sys.executable).with_name("greensmtp")]
-        process = ServeProcess([*command, "serve", *given], folder, **popen)
+        process = ServeProcess(["serve", *given], folder, command, **popen)
         running.append(process)
         for _ in range((listeners or given.count("--listen")) if wait else 0):
             line = process.line()
