@@ -288,7 +288,7 @@ class SMTPSink:
                 stream.abort(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
 
     def _keep(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """Handle ``received``; in LMTP it is emitted for each recipient. Keep the message if the client is told 250."""
+        """Handle ``received``; in LMTP it is emitted for each recipient. Keep the message if the client gets 250."""
         ack.accept()
         session.stage(self._add, session, recipient)
 
