@@ -35,7 +35,7 @@ def free_port() -> int:
 def wait_for(address: Any, log: Any = None) -> None:
     """Wait until connections to the address are accepted."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
-    with Timeout(PATIENCE, AssertionError(f"nobody answers at {address}: {log() if log else ''}")):
+    with Timeout(PATIENCE, AssertionError(f"nothing listens at {address}: {log() if log else ''}")):
         while True:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 try:

@@ -133,7 +133,7 @@ class Postfix:
 @pytest.fixture
 def postfix(program: Callable[[str], str]) -> Iterator[Callable[..., Postfix]]:
     """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
-    # Its processes are of another user, who would not get into pytest's own folders.
+    # Its processes run as another user, which may not enter pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)
     running: list[Postfix] = []
