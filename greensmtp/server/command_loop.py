@@ -17,6 +17,7 @@ from typing import Any
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.command import UNKNOWN, Command, is_foreign, parse_command
 from greensmtp.protocol.line_reader import BadLine
+from greensmtp.server.dispatcher import add_recipient, begin
 from greensmtp.server.registry import Registry
 from greensmtp.server.replier import PROMISES, Replier
 from greensmtp.server.routes import Routes
@@ -28,6 +29,9 @@ from greensmtp.session import Change
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
 
 _NOTHING: tuple[Change, ...] = ()
+
+#: Changes of the dispatcher's that raise nothing.
+_CANNOT_FAIL = frozenset({begin, add_recipient})
 
 
 class CommandLoop(Replier):
@@ -79,7 +83,13 @@ class CommandLoop(Replier):
                 if not continuation(self, command, reply):
                     return
             elif reply.code < 300:
-                if session._staged or command.verb in PROMISES:
+                staged = session._staged
+                if len(staged) == 1 and staged[0][0] in _CANNOT_FAIL:
+                    # As in take_effect:
+                    session._staged = _NOTHING
+                    change, arguments = staged[0]
+                    change(*arguments)
+                elif staged or command.verb in PROMISES:
                     reply = self.take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self.answer(command, reply):

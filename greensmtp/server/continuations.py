@@ -30,8 +30,8 @@ from greensmtp.server.supervised import UNSEEN
 from greensmtp.session.ack import ENDINGS
 from greensmtp.session.stream import MessageStream
 
-#: SMTP has one reply to a message, LMTP one for each recipient.
-_SMTP_ENDS = (EndOfData(),)
+#: That of SMTP, which has one reply to a message; LMTP has one for each recipient.
+_END = EndOfData()
 
 
 def after_quit(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
@@ -82,40 +82,11 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
             handler.transport.in_body = False
             session.reset()
             return True
-    routes = handler.routes
-    lmtp = routes.lmtp
-    further = session.transaction_notes.get(FURTHER, ()) if lmtp else ()
-    accepted, go_on = False, True
-    owed: Reply | None = None
-    for number, end in enumerate(map(EndOfData, session.to) if lmtp else _SMTP_ENDS, 1):
-        # As in begin_command, but what the message has staged stays.
-        handler.current = end
-        handler.spent = UNSEEN
-        handler.identity_before = session.identity
-        try:
-            reply = routes.end_of_data(session, end)
-        except BaseException as error:
-            reply = handler.error_reply(error, END_OF_DATA)
-        if stream.failure is not None and reply.code < 300:
-            logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
-            reply = stream.failure
-        if session._staged or reply.code >= 300:
-            handler.is_storing = True
-            try:
-                reply = handler.settle(reply)
-            finally:
-                handler.is_storing = False
-        accepted = accepted or reply.code < 300
-        if owed is not None and not _is_worse(reply, owed):
-            reply = owed
-        if number in further:  # the next recipient belongs to the same RCPT
-            owed = reply
-            continue
-        owed = None
-        if reply.code < 300:
-            handler.transport.write(reply.wire or reply.encode())
-        else:
-            go_on = handler.say(reply) and go_on
+    if handler.routes.lmtp:
+        accepted, go_on = _reply_to_each(handler, stream)
+    else:
+        reply = _end_of_data(handler, stream, _END)
+        accepted, go_on = reply.code < 300, _write(handler, reply)
     session.reset()
     if accepted:
         session.messages_accepted += 1
@@ -123,7 +94,59 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         return go_on
     if not go_on or not handler.count_error():
         return False
-    return (reply.code >= 500 and not lmtp) or handler.count_idle()
+    return (reply.code >= 500 and not handler.routes.lmtp) or handler.count_idle()
+
+
+def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfData) -> Reply:
+    """Have a complete message handled, in LMTP for one recipient, and return the reply."""
+    session = handler.session
+    # As in begin_command, but what the message has staged stays.
+    handler.current = end
+    handler.spent = UNSEEN
+    handler.identity_before = session.identity
+    try:
+        reply = handler.routes.end_of_data(session, end)
+    except BaseException as error:
+        reply = handler.error_reply(error, END_OF_DATA)
+    if stream.failure is not None and reply.code < 300:
+        logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
+        reply = stream.failure
+    if session._staged or reply.code >= 300:
+        handler.is_storing = True
+        try:
+            reply = handler.settle(reply)
+        finally:
+            handler.is_storing = False
+    return reply
+
+
+def _write(handler: ConnectionHandler, reply: Reply) -> bool:
+    if reply.code < 300:
+        handler.transport.write(reply.wire or reply.encode())
+        return True
+    return handler.say(reply)
+
+
+def _reply_to_each(handler: ConnectionHandler, stream: MessageStream) -> tuple[bool, bool]:
+    """LMTP: reply to the message for each accepted RCPT.
+
+    :return: whether the message was accepted for one recipient, and whether the connection goes on.
+    """
+    session = handler.session
+    further = session.transaction_notes.get(FURTHER, ())
+    accepted, go_on = False, True
+    owed: Reply | None = None
+    for number, recipient in enumerate(session.to, 1):
+        reply = _end_of_data(handler, stream, EndOfData(recipient))
+        accepted = accepted or reply.code < 300
+        if owed is not None and not _is_worse(reply, owed):
+            reply = owed
+        if number in further:  # the next recipient belongs to the same RCPT
+            owed = reply
+            continue
+        owed = None
+        go_on = _write(handler, reply) and go_on
+    return accepted, go_on
 
 
 def _refuse_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:

@@ -11,7 +11,7 @@ The rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import lru_cache, partial
 from math import inf
 from operator import call
 from typing import Any, cast
@@ -43,8 +43,8 @@ from greensmtp.session.interfaces import Body, BodyCheck
 from greensmtp.session.signals import FIELDS, Signals
 from greensmtp.session.stream import MessageStream
 
-# A name of the module costs less to look up than an attribute of a class.
-_begin, _add_recipient, _hello = Session._begin, Session._add_recipient, Session._hello
+# Changes that the dispatcher stages. (A name of the module costs less to look up than an attribute of a class.)
+begin, add_recipient, _hello = Session._begin, Session._add_recipient, Session._hello
 
 
 class Dispatcher:
@@ -65,10 +65,8 @@ class Dispatcher:
         self._tls = tls
         self._limits = limits
         self._max_size = inf if limits.max_message_size is None else limits.max_message_size
-        #: Factories of what normalizes and what checks a body, unless it is BINARYMIME.
-        self._normalize: Callable[[], NormalNewlines | None] = (
-            NormalNewlines if limits.bare_newlines == "normalize" else _no_normalizer
-        )
+        #: Whether newlines are normalized, and factories of the checks of a body, unless it is BINARYMIME.
+        self._normalizes = limits.bare_newlines == "normalize"
         self._checks: list[Callable[[], BodyCheck]] = []
         if limits.bare_newlines == "reject":
             self._checks.append(NoBareNewlines)
@@ -76,6 +74,8 @@ class Dispatcher:
             self._checks.append(partial(LineLength, limits.max_body_line_length))
         self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
+        self._from, self._to = self.emitters["from"], self.emitters["to"]
+        self._message, self._received = self.emitters["message"], self.emitters["received"]
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
         #: The lines of EHLO's reply after the first, by whether TLS is up.
         self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
@@ -93,7 +93,7 @@ class Dispatcher:
         life = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
-            END_OF_DATA: self._received,
+            END_OF_DATA: self._end_of_data,
             DISCONNECT: self._disconnect,
         }
         if verb in life:
@@ -103,7 +103,7 @@ class Dispatcher:
         # A tuple by the state's number: hashing an Enum member calls a Python function.
         refusals = tuple(refused.get(state) for state in State)
         emitter = self.emitters["command"]
-        shared, own = emitter.signals
+        shared, own = emitter.shared, emitter.own
 
         def act(session: Session, command: Command) -> Reply:
             if own.receivers or shared.receivers:
@@ -171,9 +171,9 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        session.stage(_hello, session, greeting.verb.lower(), greeting.hostname)
+        session._staged += ((_hello, (session, greeting.verb.lower(), greeting.hostname)),)
         if isinstance(reply, UsualReply):
-            return Reply(250, f"{self._hostname} greets {greeting.hostname}", *offers, enhanced=None)
+            return _greeted(f"{self._hostname} greets {greeting.hostname}", offers)
         first, *rest = reply.lines
         return Reply(250, f"{self._hostname} {first}".rstrip(), *rest, *offers, enhanced=None)
 
@@ -208,11 +208,16 @@ class Dispatcher:
                 address = address.with_parameters({**address.parameters, "AUTH": "<>"})
         if not address.isascii() and "SMTPUTF8" not in address.parameters:
             return canned.NEED_SMTPUTF8
-        reply = self.emitters["from"].collect(session, address=address)
-        assert reply is not None
-        if reply.code < 300:
-            # As in Session.stage, which would be one more call for each message.
-            session._staged = (*session._staged, (_begin, (session, address)))
+        emitter = self._from
+        if emitter.own.receivers or emitter.shared.receivers:
+            reply = emitter.collect(session, address=address)
+            assert reply is not None
+            if reply.code >= 400:
+                return reply
+        else:
+            reply = canned.SENDER_OK
+        # As in Session.stage, which would be one more call for each message.
+        session._staged += ((begin, (session, address)),)
         return reply
 
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
@@ -223,13 +228,20 @@ class Dispatcher:
                 return refusal
         if not address.isascii() and not session.smtputf8:
             return canned.NEED_SMTPUTF8
-        # (A middleware may make several recipients of one.)
-        if len(session.to) + len(session._staged) >= self._limits.max_recipients:
+        count = len(session.to)
+        if session._staged:  # a middleware may make several recipients of one
+            count += [change for change, _ in session._staged].count(add_recipient)
+        if count >= self._limits.max_recipients:
             return canned.TOO_MANY_RECIPIENTS
-        reply = self.emitters["to"].collect(session, address=address)
-        assert reply is not None
-        if reply.code < 300:
-            session._staged = (*session._staged, (_add_recipient, (session, address)))
+        emitter = self._to
+        if emitter.own.receivers or emitter.shared.receivers:
+            reply = emitter.collect(session, address=address)
+            assert reply is not None
+            if reply.code >= 400:
+                return reply
+        else:
+            reply = canned.RECIPIENT_OK
+        session._staged += ((add_recipient, (session, address)),)
         return reply
 
     def _check_parameters(self, session: Session, command: PathCommand) -> Reply | None:
@@ -295,9 +307,15 @@ class Dispatcher:
         """
         if session._wrap_body is not None:
             body = session._wrap_body(body)
-        normalize, checks = (None, ()) if binary else (self._normalize(), tuple(map(call, self._checks)))
-        stream = session.message = MessageStream(session, body, self._max_size, checks, normalize)
-        reply = self.emitters["message"].collect(session, stream.open, stream=stream)
+        newlines: NormalNewlines | None = None
+        checks: tuple[BodyCheck, ...] = ()
+        if not binary:
+            if self._normalizes:
+                newlines = NormalNewlines()
+            if self._checks:
+                checks = tuple(map(call, self._checks))
+        stream = session.message = MessageStream(session, body, self._max_size, checks, newlines)
+        reply = self._message.collect(session, stream.open, stream=stream)
         assert reply is not None
         if reply.code == 354:
             if not stream.opened:
@@ -311,13 +329,16 @@ class Dispatcher:
             return reply
         return canned.START_MAIL
 
-    def _received(self, session: Session, command: EndOfData) -> Reply:
+    def _end_of_data(self, session: Session, command: EndOfData) -> Reply:
         stream = session.message
         assert stream is not None
         if stream.failure is not None:
             return stream.failure
+        emitter = self._received
+        if not emitter.own.receivers and not emitter.shared.receivers:
+            return canned.MESSAGE_OK
         fields = {} if command.recipient is None else {"recipient": command.recipient}
-        reply = self.emitters["received"].collect(session, **fields)
+        reply = emitter.collect(session, **fields)
         assert reply is not None
         return reply
 
@@ -328,8 +349,10 @@ class Dispatcher:
         return canned.NOT_IMPLEMENTED if known else canned.UNKNOWN_COMMAND
 
 
-def _no_normalizer() -> None:
-    """Return None: a body is passed on as it is."""
+@lru_cache(256)
+def _greeted(first: str, offers: tuple[str, ...]) -> Reply:
+    """Return the usual reply to a greeting. A client that comes again says the same name, and the reply is encoded."""
+    return Reply(250, first, *offers, enhanced=None)
 
 
 def _is_binary(sender: Address | None) -> bool:

@@ -74,9 +74,10 @@ class Replier(Supervised):
         if 300 <= reply.code < 400:
             logger.error("%s: unexpected intermediate reply %r; replying 451", self.session.id, reply)
             reply = canned.LOCAL_ERROR
-        if reply.code < 300:
+        if reply.code >= 300:
+            self.forget_changes()
+        elif self.session._staged or (self.current is not None and self.current.verb in PROMISES):
             return self.take_effect(reply)
-        self.forget_changes()
         return reply
 
     def forget_changes(self) -> None:

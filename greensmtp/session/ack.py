@@ -64,25 +64,23 @@ ENDINGS = (GreenletExit, KeyboardInterrupt, Expired)
 
 
 class AckState:
-    """The state of one ack, as the emitter and the deadline monitor see it.
+    """The state of one ack, as the emitter and the deadline monitor see it."""
 
-    Attributes that most acks never need are class attributes, since one state is made for each signal with receivers.
-    """
-
-    reply: Reply | None = None
-    #: True if a second decision was tried.
-    conflict = False
-    #: True once it is too late to decide: the command has been answered.
-    closed = False
-    #: When the deadline monitor first saw it undecided, on its clock; 0.0: it has not yet.
-    since = 0.0
-    _waiter: Waiter[None] | None = None
-    _loop: Any = None
-    _watch: weakref.ref[Ack] | None = None
+    __slots__ = ("_loop", "_on_accept", "_waiter", "_watch", "closed", "conflict", "reply", "rules", "since")
 
     def __init__(self, rules: AckRules, on_accept: Callable[[Reply], None] | None = None) -> None:
         self.rules = rules
         self._on_accept = on_accept
+        self.reply: Reply | None = None
+        #: True if a second decision was tried.
+        self.conflict = False
+        #: True once it is too late to decide: the command has been answered.
+        self.closed = False
+        #: When the deadline monitor first saw it undecided, on its clock; 0.0: it has not yet.
+        self.since = 0.0
+        self._waiter: Waiter[None] | None = None
+        self._loop: Any = None
+        self._watch: weakref.ref[Ack] | None = None
 
     @property
     def waiting(self) -> bool:

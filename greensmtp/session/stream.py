@@ -74,35 +74,31 @@ class MessageStream:
     or ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then: undo what has been done.
     """
 
-    # Class attributes are what most messages never set: one stream is made for every message.
-    _pipes: tuple[Writable, ...] = ()
-    #: Pipes that get the body without the added fields, which they write before it themselves.
-    _deliveries: tuple[Writable, ...] = ()
-    _spools: tuple[SpoolPipe, ...] = ()
-    #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
-    _fields = b""
-    _fields_taken = False
-    #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
-    _head = b""
-    _section: HeaderSection | None = None
-    #: True once the body has begun to flow, or cannot flow any more.
-    _begun = False
-    _at_end: tuple[Callable[[], object], ...] = ()
-    _rest = b""
-    #: True while chunks can be read: it is open, and not complete, failed or closed.
-    _flowing = False
-    #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
-    size = 0
-    #: True once the client may send: the ack was accepted.
-    opened = False
-    #: True once all of the body has been read from the socket.
-    complete = False
-    #: True once it has been closed, or its transaction is over: reading raises ValueError.
-    closed = False
-    #: The reply instead of the one of ``received``, once the message has failed.
-    failure: Reply | None = None
-    #: The error that reading raises from now on, if it is more than an early end.
-    error: IncompleteMessage | None = None
+    __slots__ = (
+        "_at_end",
+        "_begun",
+        "_body",
+        "_checks",
+        "_deliveries",
+        "_fields",
+        "_fields_taken",
+        "_flowing",
+        "_greenlet",
+        "_head",
+        "_max_size",
+        "_newlines",
+        "_pipes",
+        "_rest",
+        "_section",
+        "_session",
+        "_spools",
+        "closed",
+        "complete",
+        "error",
+        "failure",
+        "opened",
+        "size",
+    )
 
     def __init__(
         self,
@@ -122,6 +118,34 @@ class MessageStream:
         self._checks = checks
         self._newlines = newlines
         self._greenlet = getcurrent()
+        self._pipes: tuple[Writable, ...] = ()
+        #: Pipes that get the body without the added fields, which they write before it themselves.
+        self._deliveries: tuple[Writable, ...] = ()
+        self._spools: tuple[SpoolPipe, ...] = ()
+        #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
+        self._fields = b""
+        self._fields_taken = False
+        #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
+        self._head = b""
+        self._section: HeaderSection | None = None
+        #: True once the body has begun to flow, or cannot flow any more.
+        self._begun = False
+        self._at_end: tuple[Callable[[], object], ...] = ()
+        self._rest = b""
+        #: True while chunks can be read: it is open, and not complete, failed or closed.
+        self._flowing = False
+        #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
+        self.size = 0
+        #: True once the client may send: the ack was accepted.
+        self.opened = False
+        #: True once all of the body has been read from the socket.
+        self.complete = False
+        #: True once it has been closed, or its transaction is over: reading raises ValueError.
+        self.closed = False
+        #: The reply instead of the one of ``received``, once the message has failed.
+        self.failure: Reply | None = None
+        #: The error that reading raises from now on, if it is more than an early end.
+        self.error: IncompleteMessage | None = None
 
     # For handlers
 
@@ -294,9 +318,12 @@ class MessageStream:
         return self
 
     def __next__(self) -> bytes:
-        chunk = self._rest or self._next_chunk()
+        if self._rest:
+            chunk, self._rest = self._rest, b""
+            return chunk
+        # As in _next_chunk:
+        chunk = self._take_chunk() if self._flowing and self._greenlet is getcurrent() else self._next_chunk()
         if chunk:
-            self._rest = b""
             return chunk
         raise StopIteration
 
