@@ -129,6 +129,10 @@ class Chain:
         """The verbs that some middleware names."""
         return frozenset().union(*(verbs for _, verbs in self._links if verbs is not None))
 
+    def wants(self, verb: str) -> bool:
+        """Return True if commands with this verb pass through some middleware."""
+        return any(verbs is None or verb in verbs for _, verbs in self._links)
+
     def compose(self, verb: str | None, terminal: Proceed) -> Proceed:
         """Return one callable for a verb (None: any that no middleware names), which ends in ``terminal``."""
         proceed = terminal

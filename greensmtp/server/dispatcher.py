@@ -44,7 +44,7 @@ from greensmtp.session.signals import FIELDS, Signals
 from greensmtp.session.stream import MessageStream
 
 # Changes that the dispatcher stages. (A name of the module costs less to look up than an attribute of a class.)
-begin, add_recipient, _hello = Session._begin, Session._add_recipient, Session._hello
+begin, add_recipient, hello = Session._begin, Session._add_recipient, Session._hello
 
 
 class Dispatcher:
@@ -151,7 +151,9 @@ class Dispatcher:
         return Reply(220, f"{self._hostname} {first}".rstrip(), *rest, enhanced=None)
 
     def _disconnect(self, session: Session, command: Command) -> Reply:
-        self.emitters["disconnect"].emit(session, reason=command.argument)
+        emitter = self.emitters["disconnect"]
+        if emitter.own.receivers or emitter.shared.receivers:
+            emitter.emit(session, reason=command.argument)
         return canned.BYE
 
     def _quit(self, session: Session, command: Command) -> Reply:
@@ -171,7 +173,7 @@ class Dispatcher:
         assert reply is not None
         if reply.code >= 400:
             return reply
-        session._staged += ((_hello, (session, greeting.verb.lower(), greeting.hostname)),)
+        session._staged += ((hello, (session, greeting.verb.lower(), greeting.hostname)),)
         if isinstance(reply, UsualReply):
             return _greeted(f"{self._hostname} greets {greeting.hostname}", offers)
         first, *rest = reply.lines

@@ -11,8 +11,6 @@ The rules of this file:
 
 from __future__ import annotations
 
-from typing import Any
-
 from gevent import Timeout
 
 from greensmtp._callables import handler_name
@@ -21,10 +19,7 @@ from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
-from greensmtp.server.registry import Registry
-from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN, Supervised
-from greensmtp.server.transport import Transport
 from greensmtp.session.ack import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
@@ -39,14 +34,7 @@ FURTHER = object()
 class Replier(Supervised):
     """One connection: what becomes of a reply."""
 
-    __slots__ = ("deferred_recipients", "identity_before")
-
-    def __init__(self, routes: Routes, registry: Registry[Any], transport: Transport, address: str) -> None:
-        super().__init__(routes, registry, transport, address)
-        #: The session's identity before the current command.
-        self.identity_before: Any = None
-        #: RCPTs that got a 4xx after an accepted one, since the last accepted message.
-        self.deferred_recipients = 0
+    __slots__ = ()
 
     def begin_command(self, command: Command) -> None:
         """Note that handlers and middleware handle this command from now on."""
