@@ -36,7 +36,7 @@ from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import ENDINGS, Ack, AckState, HandlerTimeout
+from greensmtp.session.ack import ENDINGS, AckState, HandlerTimeout, new_ack
 from greensmtp.session.ack_rules import PASS, RULES
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signal, Signals, shared
@@ -61,14 +61,13 @@ class Emitter:
     def _receivers(self, session: Session) -> Sequence[Callable[..., Any]]:
         """Return the receivers to call for this session, in the order in which they were connected."""
         shared, own = self.shared, self.own
+        if shared.is_muted or own.is_muted:
+            return self._resolve(session)
         changes = shared.changes + own.changes
-        if changes == self._changes and self._for_all is not None and not (shared.is_muted or own.is_muted):
-            return self._for_all
-        found = self._resolve(session)
-        if changes != self._changes and not (shared.is_muted or own.is_muted):
-            self._for_all = found if _is_for_all(shared) and _is_for_all(own) else None
+        if changes != self._changes:
+            self._for_all = self._resolve(session) if _is_for_all(shared) and _is_for_all(own) else None
             self._changes = changes
-        return found
+        return self._resolve(session) if self._for_all is None else self._for_all
 
     def _resolve(self, session: Session) -> Sequence[Callable[..., Any]]:
         found: list[Callable[..., Any]] = []
@@ -113,14 +112,17 @@ class Emitter:
         """
         rules = self.rules
         assert rules is not None, self.name
-        if not self.own.receivers and not self.shared.receivers:
+        shared, own = self.shared, self.own
+        if not own.receivers and not shared.receivers:
             return rules.default
-        receivers = self._receivers(session)
-        if not receivers:
-            return rules.default
+        receivers = self._for_all
+        if receivers is None or self._changes != shared.changes + own.changes or shared.is_muted or own.is_muted:
+            receivers = self._receivers(session)
+            if not receivers:
+                return rules.default
         outer = session._ack_state  # a receiver may collect a decision of its own
-        session._ack_state = state = AckState(rules, on_accept)
-        ack = Ack(state)
+        state, ack = new_ack(rules, on_accept)
+        session._ack_state = state
         receiver = receivers[0]
         try:
             for receiver in receivers:
