@@ -8,7 +8,7 @@ The rules of this file:
 - Once 354 or a chunk's first byte is on its way, a refusal cannot stop the client. The body is read to its end, and the
   reply comes then.
 - A refused BDAT ends the transaction, and its bytes are dropped: the next chunk must not pass for a message.
-- A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 section 4.2). Each is
+- A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 sections 4.2, 4.3). Each is
   written as soon as it is known: if the connection is cut off in between, the client knows which recipients have it.
 """
 
@@ -23,8 +23,9 @@ from greensmtp.protocol.command import END_OF_DATA, ChunkCommand, Command, EndOf
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import skip
+from greensmtp.server.chunks import is_wasteful, repeat_refusal
 from greensmtp.server.handler import ConnectionHandler
-from greensmtp.server.replier import FURTHER
+from greensmtp.server.replier import further_recipients
 from greensmtp.server.routes import Continuation
 from greensmtp.server.supervised import UNSEEN
 from greensmtp.session.ack import ENDINGS
@@ -133,7 +134,7 @@ def _reply_to_each(handler: ConnectionHandler, stream: MessageStream) -> tuple[b
     :return: whether the message was accepted for one recipient, and whether the connection goes on.
     """
     session = handler.session
-    further = session.transaction_notes.get(FURTHER, ())
+    further = further_recipients(session)
     accepted, go_on = False, True
     owed: Reply | None = None
     for number, recipient in enumerate(session.to, 1):
@@ -157,8 +158,10 @@ def _refuse_body(handler: ConnectionHandler, command: Command, reply: Reply) -> 
         session.message = None
     if not isinstance(command, ChunkCommand):
         return handler.answer(command, reply)
-    go_on = handler.answer(command, canned.LOCAL_ERROR if reply.code < 300 else reply)
-    if go_on and not command.last and not command.size:
+    reply = handler.settle(canned.LOCAL_ERROR if reply.code < 300 else reply)
+    repeat_refusal(handler, command, reply)
+    go_on = handler.tell(command, reply)
+    if go_on and is_wasteful(command):
         go_on = handler.count_idle()
     if session.state > State.SENDER:
         session.reset()

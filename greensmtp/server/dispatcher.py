@@ -16,7 +16,7 @@ from math import inf
 from operator import call
 from typing import Any, cast
 
-from greensmtp.chain.chain import Proceed
+from greensmtp.chain.chain import Proceed, before_banner
 from greensmtp.protocol import canned, esmtp
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import (
@@ -144,7 +144,7 @@ class Dispatcher:
         reply = self.emitters["connect"].collect(session)
         assert reply is not None
         if reply.code >= 400:
-            return reply
+            return before_banner(reply)
         if isinstance(reply, UsualReply):
             return self._banner
         first, *rest = reply.lines

@@ -31,7 +31,7 @@ from typing import Any
 from gevent import GreenletExit, getcurrent
 
 from greensmtp._log import logger
-from greensmtp.chain.chain import Proceed
+from greensmtp.chain.chain import Proceed, before_banner
 from greensmtp.errors import ConnectionLost, MalformedAnswer
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, ChunkCommand, Command
@@ -74,8 +74,8 @@ class ConnectionHandler(CommandLoop):
         registry: Registry[Any],
         socket: Any,
         peer: Any,
-        address: str,
         *,
+        address: str,
         tls_first: bool,
     ) -> None:
         transport = Transport(socket, routes.limits, routes.line_length, routes.line_limit)
@@ -115,7 +115,8 @@ class ConnectionHandler(CommandLoop):
         except BaseException:  # Expired too: a handler had another greenlet wait for this client
             logger.exception("%s: serving the connection failed; connection closed", self.session.id)
         finally:
-            self.current = None
+            if not self.has_left:  # else DISCONNECT is being handled elsewhere
+                self.current = None
             try:
                 if linger:
                     self.registry.let_linger(self)
@@ -175,7 +176,7 @@ class ConnectionHandler(CommandLoop):
                 return True
         self.registry.take_place_back(self)
         if not self.transport.write_failed:
-            self.transport.write(_closing(reply).encode())
+            self.transport.write(before_banner(reply).encode())
         return False
 
     def _greet(self) -> bool:
@@ -185,8 +186,7 @@ class ConnectionHandler(CommandLoop):
             logger.error("%s: %r is no reply to a connection; replying 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
         reply = self.settle(reply)
-        if reply.code >= 400:
-            reply = _closing(reply)
+        reply = before_banner(reply)
         self.transport.write(reply.encode())
         return reply.code == 220
 
@@ -275,8 +275,3 @@ class ConnectionHandler(CommandLoop):
 @lru_cache(16)
 def _disconnect(reason: str) -> Command:
     return Command(DISCONNECT, reason)
-
-
-def _closing(reply: Reply) -> Reply:
-    """Return a refusal as RFC 5321 section 3.1 has it before the banner: 554, or 421 for a temporary one."""
-    return Reply(554 if reply.code >= 500 else 421, *reply.lines, enhanced=reply.enhanced)

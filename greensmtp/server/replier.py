@@ -11,15 +11,18 @@ The rules of this file:
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gevent import Timeout
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import Reject, reply_of
+from greensmtp.errors import ConnectionLost, Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.supervised import UNSEEN, Supervised
+from greensmtp.session import Session
 from greensmtp.session.ack import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
@@ -28,7 +31,13 @@ PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
 
 #: Key in the transaction's notes (LMTP): the indexes in ``session.to`` of recipients that a middleware has added to a
 #: RCPT.
-FURTHER = object()
+_FURTHER = object()
+
+
+def further_recipients(session: Session) -> Collection[int]:
+    """Return the indexes in ``session.to`` of recipients that have no reply of their own (LMTP)."""
+    notes = session._transaction_notes
+    return () if notes is None else notes.get(_FURTHER, ())
 
 
 class Replier(Supervised):
@@ -85,7 +94,8 @@ class Replier(Supervised):
         """
         session = self.session
         command = self.current
-        assert command is not None
+        if self.has_left or command is None:  # the handler came back after its connection had been closed
+            raise ConnectionLost("closed")
         changes, greeting = session._changes, (session.greeting, session.hostname)
         recipients = len(session.to)
         staged, session._staged = session._staged, ()
@@ -113,7 +123,7 @@ class Replier(Supervised):
                 return reply
         if self.routes.lmtp and len(session.to) > recipients + 1:
             # A middleware has made several recipients of one RCPT, to which the client expects one reply.
-            session.transaction_notes.setdefault(FURTHER, set()).update(range(recipients + 1, len(session.to)))
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session._changes == changes and command.verb in PROMISES:
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",

@@ -225,7 +225,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         try:
             socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
             handler = ConnectionHandler(
-                self, self._routes, self._registry, socket, peer, address, tls_first=self.implicit_tls
+                self, self._routes, self._registry, socket, peer, address=address, tls_first=self.implicit_tls
             )
         except Exception:
             socket.close()

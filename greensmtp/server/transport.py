@@ -248,11 +248,16 @@ class Transport(LineReader):
         try:
             while True:
                 data = self._receive(COMMAND_PIECE)
-                if data.endswith(b"\r\n") and len(data) <= ALWAYS_ALLOWED and data.find(b"\n") == len(data) - 1:
+                if (
+                    len(data) <= ALWAYS_ALLOWED
+                    and data.endswith(b"\r\n")
+                    and data.find(b"\n") == len(data) - 1
+                    and self._at == len(self._buffer)
+                    and not self.skipped
+                ):
                     # One short line, all of it, as a client that does not pipeline sends it: next_line would return
-                    # the same. (1 % of the server's work for a message.)
-                    if self._at == len(self._buffer) and not self.skipped:
-                        return data[:-2]
+                    # the same. (This saves 1 % of the server's work for a message.)
+                    return data[:-2]
                 line = self.next_line(max_length, data)
                 if line is not None:
                     return line
@@ -386,9 +391,14 @@ class Transport(LineReader):
                 self.close_error = ConnectionLost(self.close_error.reason)
 
     def abandon(self) -> None:
-        """Close at once, while the greenlet is busy elsewhere and may not come back. In the hub."""
+        """Close at once, while the greenlet is busy elsewhere. In the hub.
+
+        If it comes back, it finds no more commands, and the next use raises ConnectionLost.
+        """
         self.greenlet = self._wake = None
         self.write_failed = True
+        self.clear()
+        self._out[:] = [b""]  # ``_send`` is called before any wait, and raises, since the socket is closed
         self._close_watcher()
         self.socket.close()
 

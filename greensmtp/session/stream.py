@@ -221,11 +221,15 @@ class MessageStream:
     def abort(self, code: int = 554, message: str | None = None) -> None:
         """Fail the message: the rest of it is thrown away, and the client gets this reply at its end.
 
-        :raises ValueError: the code is not 4xx or 5xx.
+        :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code is of another class.
         """
         if not 400 <= int(code) <= 599:
             raise ValueError(f"abort takes a 4xx or 5xx reply code, not {code!r}")
-        self.fail(Reply(int(code), message if message is not None else "Message aborted"))
+        try:
+            reply = Reply(int(code), message if message is not None else "Message aborted")
+        except ProtocolError as error:
+            raise ValueError(str(error)) from None
+        self.fail(reply)
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Return up to ``size`` bytes, fewer only at the end; all that is left if it is negative or None."""
