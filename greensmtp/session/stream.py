@@ -40,11 +40,10 @@ from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import ENDINGS
+from greensmtp.session.chunk_reader import ChunkReader
 
 if TYPE_CHECKING:
     from tempfile import SpooledTemporaryFile
-
-    from _typeshed import WriteableBuffer
 
     from greensmtp.protocol.content_checks import NormalNewlines
     from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner, Writable
@@ -61,7 +60,7 @@ def reply_to_failure(error: BaseException) -> Reply:
     return canned.LOCAL_ERROR
 
 
-class MessageStream:
+class MessageStream(ChunkReader):
     """One message body as a binary file, after the fields that ``add_header`` added.
 
     Dots are unstuffed and every line ends in CRLF (``bare_newlines``); otherwise it is byte for byte what the client
@@ -88,7 +87,6 @@ class MessageStream:
         "_max_size",
         "_newlines",
         "_pipes",
-        "_rest",
         "_section",
         "_session",
         "_spools",
@@ -231,95 +229,11 @@ class MessageStream:
             raise ValueError(str(error)) from None
         self.fail(reply)
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to ``size`` bytes, fewer only at the end; all that is left if it is negative or None."""
-        if size is None or size < 0:
-            return b"".join(self)
-        pieces = []
-        while size > 0:
-            piece = self.read1(size)
-            if not piece:
-                break
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
-
-    def read1(self, size: int = -1, /) -> bytes:
-        """Return up to ``size`` bytes, and wait for one chunk at most."""
-        chunk = self._rest or self._next_chunk()
-        if size < 0 or len(chunk) <= size:
-            self._rest = b""
-            return chunk
-        self._rest = chunk[size:]
-        return chunk[:size]
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer; fewer bytes only at the end."""
-        with memoryview(buffer) as view, view.cast("B") as target:
-            data = self.read(len(target))
-            target[: len(data)] = data
-            return len(data)
-
-    def readinto1(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer from one chunk at most."""
-        with memoryview(buffer) as view, view.cast("B") as target:
-            data = self.read1(len(target))
-            target[: len(data)] = data
-            return len(data)
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        """Return one line with its end (LF, so usually CRLF), of ``size`` bytes at most."""
-        limit = -1 if size is None else size
-        pieces = []
-        length = 0
-        while limit < 0 or length < limit:
-            chunk = self._rest or self._next_chunk()
-            if not chunk:
-                break
-            end = chunk.find(b"\n") + 1
-            take = end or len(chunk)
-            if limit >= 0:
-                take = min(take, limit - length)
-            pieces.append(chunk[:take])
-            length += take
-            self._rest = chunk[take:]
-            if take == end:
-                break
-        return b"".join(pieces)
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def writable(self) -> bool:
-        """Return False."""
-        return False
-
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
-
-    def isatty(self) -> bool:
-        """Return False."""
-        return False
-
-    def flush(self) -> None:
-        """Do nothing: the stream is read-only."""
-
     def close(self) -> None:
         """End reading. What still comes is drained, and flows to the pipes."""
         self.closed = True
         self._flowing = False
         self._rest = b""
-
-    def __enter__(self) -> MessageStream:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __iter__(self) -> MessageStream:
-        return self
 
     def __next__(self) -> bytes:
         if self._rest:

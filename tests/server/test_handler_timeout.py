@@ -432,12 +432,14 @@ def test_middleware_of_disconnect_that_hangs_is_ended_and_named(
     assert "hangs ran too long: handler_timeout of 0.1 s exceeded at DISCONNECT" in caplog.text
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
 @pytest.mark.parametrize("wait", [False, True], ids=["pipelined", "no more"])
 def test_a_handler_that_comes_back_after_it_was_given_up_handles_no_more(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, wait: bool
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, certificate: Certificate, wait: bool, tls: bool
 ) -> None:
     """The client has got 421, and sends the message again elsewhere."""
-    server = smtp_server(start=False, handler_timeout=SHORT)
+    files: dict[str, Any] = {"certfile": certificate.certfile, "keyfile": certificate.keyfile} if tls else {}
+    server = smtp_server(start=False, handler_timeout=SHORT, implicit_tls=tls, **files)
     rogues: list[Any] = []
     handled: list[str] = []
     server.on("message", take)
@@ -454,6 +456,8 @@ def test_a_handler_that_comes_back_after_it_was_given_up_handles_no_more(
         ack.accept()
 
     with dial(server) as peer:
+        if tls:
+            peer.start_tls()
         peer.hello()
         rest = () if wait else ("DATA", "text", ".", "NOOP")
         peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", *rest)
