@@ -26,7 +26,6 @@ States:
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,32 +34,19 @@ from gevent import getcurrent
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
+from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import ENDINGS
-from greensmtp.session.chunk_reader import ChunkReader
+from greensmtp.session.body_pipes import BodyPipes
 
 if TYPE_CHECKING:
-    from tempfile import SpooledTemporaryFile
-
     from greensmtp.protocol.content_checks import NormalNewlines
-    from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner, Writable
-    from greensmtp.session.spool import SpoolPipe
-
-#: The disk is full, the quota is used up, or the file is too large: all may pass.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+    from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner
 
 
-def reply_to_failure(error: BaseException) -> Reply:
-    """Return the reply for a failure to store a message: 452 if there is no room, else 451."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return canned.NO_STORAGE
-    return canned.LOCAL_ERROR
-
-
-class MessageStream(ChunkReader):
+class MessageStream(BodyPipes):
     """One message body as a binary file, after the fields that ``add_header`` added.
 
     Dots are unstuffed and every line ends in CRLF (``bare_newlines``); otherwise it is byte for byte what the client
@@ -72,31 +58,6 @@ class MessageStream(ChunkReader):
     If the body will never be whole, reading raises an ``IncompleteMessage``: ``ConnectionLost``, ``TransactionReset``
     or ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then: undo what has been done.
     """
-
-    __slots__ = (
-        "_at_end",
-        "_begun",
-        "_body",
-        "_checks",
-        "_deliveries",
-        "_fields",
-        "_fields_taken",
-        "_flowing",
-        "_greenlet",
-        "_head",
-        "_max_size",
-        "_newlines",
-        "_pipes",
-        "_section",
-        "_session",
-        "_spools",
-        "closed",
-        "complete",
-        "error",
-        "failure",
-        "opened",
-        "size",
-    )
 
     def __init__(
         self,
@@ -110,24 +71,12 @@ class MessageStream(ChunkReader):
         :param max_size: bytes that the client may send; ``inf``: any number.
         :param newlines: normalizes the body before it is checked.
         """
-        self._session = session
+        super().__init__(session)
         self._body = body
         self._max_size = max_size
         self._checks = checks
         self._newlines = newlines
         self._greenlet = getcurrent()
-        self._pipes: tuple[Writable, ...] = ()
-        #: Pipes that get the body without the added fields, which they write before it themselves.
-        self._deliveries: tuple[Writable, ...] = ()
-        self._spools: tuple[SpoolPipe, ...] = ()
-        #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
-        self._fields = b""
-        self._fields_taken = False
-        #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
-        self._head = b""
-        self._section: HeaderSection | None = None
-        #: True once the body has begun to flow, or cannot flow any more.
-        self._begun = False
         self._at_end: tuple[Callable[[], object], ...] = ()
         self._rest = b""
         #: True while chunks can be read: it is open, and not complete, failed or closed.
@@ -136,8 +85,6 @@ class MessageStream(ChunkReader):
         self.size = 0
         #: True once the client may send: the ack was accepted.
         self.opened = False
-        #: True once all of the body has been read from the socket.
-        self.complete = False
         #: True once it has been closed, or its transaction is over: reading raises ValueError.
         self.closed = False
         #: The reply instead of the one of ``received``, once the message has failed.
@@ -146,71 +93,6 @@ class MessageStream(ChunkReader):
         self.error: IncompleteMessage | None = None
 
     # For handlers
-
-    def pipe(self, writable: Writable, *, fields: bool = True) -> None:
-        """Write the whole body to ``writable.write`` too, whether or not it is read. A message may have several pipes.
-
-        An exception of ``write`` fails the message: 452 if the disk is full, else 451.
-
-        :param fields: True: the added fields are written before the body. False is for a delivery that calls
-            ``take_fields`` at its commit: it also gets fields that are added while the body flows, or later.
-        :raises RuntimeError: the body has begun to flow.
-        """
-        self._check_not_begun("pipe")
-        if fields:
-            self._pipes = (*self._pipes, writable)
-        else:
-            self._deliveries = (*self._deliveries, writable)
-
-    def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
-        """Return a file that the body is written to. At ``received`` it is complete, and at its beginning.
-
-        It moves from memory to disk at ``max_memory`` bytes, which are written in the thread pool. The caller closes
-        it.
-
-        :raises RuntimeError: the body has begun to flow.
-        """
-        self._check_not_begun("spool")
-        from greensmtp.session.spool import SpoolPipe  # tempfile is large, and not every server spools
-
-        pipe = SpoolPipe(max_memory)
-        self._spools = (*self._spools, pipe)
-        self.pipe(pipe)
-        return pipe.file
-
-    def add_header(self, name: str, value: str) -> None:
-        """Add a header field before the body, after those added already, for all readers, pipes and deliveries.
-
-        Once the body has begun to flow, only deliveries can take it, up to their commit: a handler of ``received``
-        that was connected before ``Maildir.store`` can still add its result. A long value is folded. A value that is
-        not ASCII is encoded (RFC 2047), unless the message is SMTPUTF8.
-
-        :param value: the text, unfolded.
-        :raises ValueError: the name is not a field name, or the value has control characters (CR, LF). Return-Path is
-            refused too: the final delivery writes it.
-        :raises RuntimeError: it is too late: a reader or a delivery would miss the field.
-        """
-        from greensmtp.protocol.header_field import header_field  # few servers need it
-
-        field = header_field(name, value, utf8=self._session.smtputf8)
-        if name.lower() == "return-path":
-            raise ValueError("Return-Path is written by the final delivery, from the reverse-path; use another name")
-        if self._fields_taken or (self._begun and not self._deliveries):
-            raise RuntimeError(
-                "add_header() comes too late: what has read or stored the message would miss this field; call it in a "
-                "handler of `message` before the body is read, or of `received` before a delivery stores it"
-            )
-        self._fields += field
-
-    @property
-    def fields(self) -> bytes:
-        """The fields added so far, each with its CRLF."""
-        return self._fields
-
-    def take_fields(self) -> bytes:
-        """Return the added fields, each with its CRLF, to a delivery that commits now. No more can be added then."""
-        self._fields_taken = True
-        return self._fields
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` when the transaction is over, however it ended, to clean up if ``received`` never came."""
@@ -348,13 +230,6 @@ class MessageStream(ChunkReader):
             if chunk or complete:
                 return chunk
 
-    def _check_not_begun(self, method: str) -> None:
-        if self._begun:
-            raise RuntimeError(
-                f"{method}() comes too late: the body has begun to flow; call it in a handler of `message`, before "
-                "the body is read"
-            )
-
     def _skip_chunk(self) -> None:
         try:
             self._body.read_chunk()
@@ -362,25 +237,6 @@ class MessageStream(ChunkReader):
             self._fail_incomplete(error)
             raise
         self.complete = self._body.complete
-
-    def _write_to(self, pipes: tuple[Writable, ...], chunk: bytes) -> None:
-        try:
-            if chunk:
-                for pipe in pipes:
-                    pipe.write(chunk)
-            if self.complete and pipes is self._pipes:
-                for spool in self._spools:
-                    spool.finish()
-        except BaseException as error:
-            # The message has failed even if the reader catches this error, or it is a Timeout of the reader's own.
-            reply = reply_to_failure(error)
-            if isinstance(error, Reject):
-                try:
-                    reply = reply_of(error, "")
-                except (ProtocolError, TypeError):
-                    logger.exception("%s: a pipe of the message raised a Reject that is no reply", self._session.id)
-            self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
-            raise
 
     def _fail_incomplete(self, error: IncompleteMessage) -> None:
         self.complete = True
