@@ -87,7 +87,7 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         accepted, go_on = _reply_to_each(handler, stream)
     else:
         reply = _end_of_data(handler, stream, _END)
-        accepted, go_on = reply.code < 300, _write(handler, reply)
+        accepted, go_on = reply.code < 300, handler.say(reply)
     session.reset()
     if accepted:
         session.messages_accepted += 1
@@ -121,13 +121,6 @@ def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfDa
     return reply
 
 
-def _write(handler: ConnectionHandler, reply: Reply) -> bool:
-    if reply.code < 300:
-        handler.transport.write(reply.wire or reply.encode())
-        return True
-    return handler.say(reply)
-
-
 def _reply_to_each(handler: ConnectionHandler, stream: MessageStream) -> tuple[bool, bool]:
     """LMTP: reply to the message for each accepted RCPT.
 
@@ -146,7 +139,7 @@ def _reply_to_each(handler: ConnectionHandler, stream: MessageStream) -> tuple[b
             owed = reply
             continue
         owed = None
-        go_on = _write(handler, reply) and go_on
+        go_on = handler.say(reply) and go_on
     return accepted, go_on
 
 

@@ -157,7 +157,7 @@ class Replier(Supervised):
 
     def say(self, reply: Reply) -> bool:
         """Write a reply; note a 5xx as an error."""
-        self.transport.write(reply.encode())
+        self.transport.write(reply.wire or reply.encode())
         if reply.code < 300:
             return True
         if reply.code >= 500:

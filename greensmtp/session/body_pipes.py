@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from greensmtp._log import logger
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
 from greensmtp.protocol import canned
-from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.chunk_reader import ChunkReader
 
@@ -32,22 +31,19 @@ def reply_to_failure(error: BaseException) -> Reply:
 class BodyPipes(ChunkReader):
     """The part of a message stream that copies the body to others."""
 
-    def __init__(self, session: MessageOwner) -> None:
-        self._session = session
-        self._pipes: tuple[Writable, ...] = ()
-        #: Pipes that get the body without the added fields, which they write before it themselves.
-        self._deliveries: tuple[Writable, ...] = ()
-        self._spools: tuple[SpoolPipe, ...] = ()
-        #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
-        self._fields = b""
-        self._fields_taken = False
-        #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
-        self._head = b""
-        self._section: HeaderSection | None = None
-        #: True once the body has begun to flow, or cannot flow any more.
-        self._begun = False
-        #: True once all of the body has been read from the socket.
-        self.complete = False
+    # Set by MessageStream: another call of __init__ for each message would cost as much as all of these.
+    _session: MessageOwner
+    _pipes: tuple[Writable, ...]
+    #: Pipes that get the body without the added fields, which they write before it themselves.
+    _deliveries: tuple[Writable, ...]
+    _spools: tuple[SpoolPipe, ...]
+    #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
+    _fields: bytes
+    _fields_taken: bool
+    #: True once the body has begun to flow, or cannot flow any more.
+    _begun: bool
+    #: True once all of the body has been read from the socket.
+    complete: bool
 
     def pipe(self, writable: Writable, *, fields: bool = True) -> None:
         """Write the whole body to ``writable.write`` too, whether or not it is read. A message may have several pipes.

@@ -71,14 +71,19 @@ class MessageStream(BodyPipes):
         :param max_size: bytes that the client may send; ``inf``: any number.
         :param newlines: normalizes the body before it is checked.
         """
-        super().__init__(session)
+        self._session = session
+        self._pipes = self._deliveries = self._spools = ()
+        self._fields = self._rest = b""
+        self._fields_taken = self._begun = self.complete = False
+        #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
+        self._head = b""
+        self._section: HeaderSection | None = None
         self._body = body
         self._max_size = max_size
         self._checks = checks
         self._newlines = newlines
         self._greenlet = getcurrent()
         self._at_end: tuple[Callable[[], object], ...] = ()
-        self._rest = b""
         #: True while chunks can be read: it is open, and not complete, failed or closed.
         self._flowing = False
         #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
