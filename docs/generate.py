@@ -309,7 +309,41 @@ def extras() -> str:
     return table(("Install", "For", "Brings"), rows)
 
 
+# Modules
+
+#: The rooms, from the top of the import rules to the bottom, and what each is for.
+ROOMS = {
+    "cli": "the command line",
+    "config": "configuration files",
+    "plugins": "plugins by name",
+    "testing": "tools for tests",
+    "middleware": "the catalogue",
+    "delivery": "where accepted mail goes",
+    "server": "the server",
+    "client": "the client",
+    "chain": "the middleware machinery",
+    "session": "what handlers are given",
+    "protocol": "SMTP without a socket",
+}
+
+
+def modules() -> str:
+    """Return every public module of each room, with the first line of its docstring."""
+    parts = []
+    for room, purpose in ROOMS.items():
+        folder = ROOT / ("middleware" if room == "middleware" else f"greensmtp/{room}")
+        rows = []
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if not any(part.startswith("_") for part in path.relative_to(folder).parts):
+                docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+                rows.append((f"`{name}`", re.sub(r"``", "`", docstring.splitlines()[0])))
+        parts.append(f"## {room}: {purpose}\n\n{table(('Module', 'What it is'), rows)}")
+    return "\n".join(parts)
+
+
 FILES: Mapping[str, Callable[[], str]] = {
+    "modules.md": modules,
     "features.md": features,
     "replies.md": replies,
     "signals.md": signal_table,
