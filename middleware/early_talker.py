@@ -15,7 +15,7 @@ from greensmtp.session import Session
 _MIN_PAUSE = 0.001
 _MAX_PAUSE = 60.0
 
-_SPOKE_FIRST = Reply(554, "5.5.1 A client waits for the greeting (RFC 5321 section 3.1)")
+_SPOKE_FIRST = Reply(554, "5.5.1 Wait for the banner before sending (RFC 5321 section 3.1)")
 
 
 class EarlyTalker:
