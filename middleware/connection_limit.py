@@ -13,7 +13,7 @@ from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-_TOO_MANY = Reply(421, "4.7.0 Too many connections from your address or network, try again later")
+_TOO_MANY = Reply(421, "4.7.0 Too many connections at once from your address or network, try again later")
 
 
 class _Slot:
