@@ -234,7 +234,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         spawn_raw(handler.run)
 
     def in_thread(self) -> ServerThread[SMTPServer]:
-        """Return this server in a native thread with a hub of its own, for programs that are not gevent's.
+        """Return this server in a native thread with its own hub, for programs that do not use gevent.
 
         Use it as ``with server.in_thread(): ...``. Handlers run in that thread.
         """

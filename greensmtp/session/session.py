@@ -42,7 +42,7 @@ Change = tuple[Callable[..., object], tuple[Any, ...]]
 
 @cache
 def _process(pid: int) -> str:
-    """Return a few random digits for this process: a forked child gets digits of its own."""
+    """Return a few random digits for this process: a forked child gets new ones."""
     return os.urandom(3).hex()
 
 
@@ -205,7 +205,7 @@ class Session(ConnectsHandlers):
         signals = self.server.signals
         signal = signals.named(name)
         signals.check(name, handler)
-        # A receiver of its own, to be disconnected whatever other signals and sessions this handler is connected to.
+        # A separate receiver, to be disconnected whatever other signals and sessions this handler is connected to.
         receiver = partial(handler)
         signal.connect(receiver, sender=self, weak=False)
         self._receivers = (*self._receivers, (signal, receiver))
