@@ -205,7 +205,7 @@ class Session(ConnectsHandlers):
         signals = self.server.signals
         signal = signals.named(name)
         signals.check(name, handler)
-        # A separate receiver, to be disconnected whatever other signals and sessions this handler is connected to.
+        # A receiver of its own, to be disconnected whatever other signals and sessions this handler is connected to.
         receiver = partial(handler)
         signal.connect(receiver, sender=self, weak=False)
         self._receivers = (*self._receivers, (signal, receiver))
