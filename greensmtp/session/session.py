@@ -42,7 +42,7 @@ Change = tuple[Callable[..., object], tuple[Any, ...]]
 
 @cache
 def _process(pid: int) -> str:
-    """Return a few random digits for this process: a forked child gets new ones."""
+    """Return a few random digits for this process: a forked child gets digits of its own."""
     return os.urandom(3).hex()
 
 
