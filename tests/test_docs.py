@@ -90,7 +90,8 @@ class Ran:
         self.page = page
         self.names = names
         self.folder = folder
-        self._ports: dict[str, str] = {}
+        #: A port that the page names -> the free one that took its place.
+        self.ports: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Any:
         return self.names[name]
@@ -119,9 +120,9 @@ class Ran:
 
     def _with_free_ports(self, source: str) -> str:
         def replace(found: re.Match[str]) -> str:
-            if found[0] not in self._ports:
-                self._ports[found[0]] = str(free_port())
-            return self._ports[found[0]]
+            if found[0] not in self.ports:
+                self.ports[found[0]] = str(free_port())
+            return self.ports[found[0]]
 
         return PORTS.sub(replace, source)
 
@@ -223,6 +224,7 @@ SETUP: dict[str, Callable[[Path], dict[str, Any]]] = {
 CHECKED = {
     "README.md",
     "docs/howto/extension.md",
+    "docs/howto/frameworks.md",
     "docs/howto/modify.md",
     "docs/howto/plugins.md",
     "docs/howto/postfix.md",
@@ -493,6 +495,18 @@ def test_relaying_in_lock_step(page: Callable[[str], Ran], smtp_server: MakeServ
             assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "550 5.1.1 no jo"
         names["pool"].close()
     assert len(got) == 2
+
+
+def test_receiving_mail_in_django(page: Callable[[str], Ran]) -> None:
+    names = page("docs/howto/frameworks.md")
+    saved: list[Any] = []
+    names.names["save"] = lambda *given: saved.append((*given, sys._getframe(1).f_code.co_name))
+    names["Command"]().handle()
+    with connect("127.0.0.1", int(names.ports["9026"]), timeout=10) as mail:
+        mail.send(b"Subject: Help\r\n\r\nx\r\n", sender="jo@example.org", recipients=["support@example.com"])
+    ((sender, recipients, message, caller),) = saved
+    assert (sender, recipients, message["Subject"]) == ("jo@example.org", ("support@example.com",), "Help")
+    assert caller != "store"  # the thread pool: a greenlet may not use another one's database connection
 
 
 def test_submission(page: Callable[[str], Ran]) -> None:

@@ -102,10 +102,10 @@ class Postfix:
             self.stop()
             missing(f"postfix does not start: {error}")
 
-    def wait_for(self, words: bytes, patience: float = 20.0) -> None:
+    def wait_for(self, words: bytes, timeout: float = 20.0) -> None:
         """Wait until the log contains this."""
         assert self._process.stdout is not None
-        deadline = monotonic() + patience
+        deadline = monotonic() + timeout
         while words not in self.log:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - monotonic()))
             piece = os.read(self._process.stdout.fileno(), 65536) if ready else b""
