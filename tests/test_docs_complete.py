@@ -182,6 +182,17 @@ def test_generated_tables_are_complete() -> None:
     assert "|  |\n" not in made["limits.md"]  # each has its comment
 
 
+def test_each_param_field_names_one_parameter() -> None:
+    """Sphinx takes a second name for the first one's type: ``:param code, message:``."""
+    wrong = [
+        f"{path.name}: {field}"
+        for folder in ("greensmtp", "middleware")
+        for path in (ROOT / folder).rglob("*.py")
+        for field in re.findall(r":param [^:`\n]*[ ,][^:`\n]*:", path.read_text("utf-8"))
+    ]
+    assert wrong == []
+
+
 def test_contributing_names_every_module_in_its_room() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     rooms = re.split(r"^  (\w+)/  ", text, flags=re.MULTILINE)
