@@ -19,6 +19,7 @@ from greensmtp.middleware.logging.records import (
     SessionRecord,
     TransactionRecord,
     peer_of,
+    seconds_since,
     session_facts,
     transaction_facts,
 )
@@ -207,7 +208,7 @@ class Logging:
         assert transaction is not None
         replies = transaction.replies = told_replies(session, transaction.replies)
         recipients = len(transaction.recipients)
-        told = [reply for reply in replies if reply is not None]
+        told = list(filter(None, replies))
         if len(told) < (recipients if session.server.lmtp else 1):
             return  # the connection has ended, or an outer middleware has refused the message
         if session.server.lmtp:
@@ -257,7 +258,7 @@ class Logging:
             "event": "command",
             "session": session.id,
             "peer": peer_of(session),
-            "seconds": round(perf_counter() - began, 6),
+            "seconds": seconds_since(began),
             "verb": verb,
             "argument": argument,
             "reply": reply.code,
