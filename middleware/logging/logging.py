@@ -271,8 +271,9 @@ class Logging:
 
     def _record(self, session: Session) -> SessionRecord:
         notes = session.notes
-        record: SessionRecord | None = notes.get(self)
-        if record is None:  # no ACCEPT: logging has been enabled since
+        try:
+            record: SessionRecord = notes[self]
+        except KeyError:  # no ACCEPT: logging has been enabled since
             record = notes[self] = SessionRecord(None)
         return record
 
