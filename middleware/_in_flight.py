@@ -28,3 +28,7 @@ class InFlight:
 
     def __contains__(self, key: str) -> bool:
         return key in self._counts
+
+    def __len__(self) -> int:
+        """The number of keys with attempts under way."""
+        return len(self._counts)

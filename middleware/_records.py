@@ -10,7 +10,7 @@ Rules of this file:
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, TypeVar
 
 #: What a key weighs: as much as ten hits that a moving window remembers, of 32 bytes each.
@@ -54,8 +54,12 @@ class Records(Generic[AnyRecord]):
     def __len__(self) -> int:
         return len(self._records)
 
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the keys, the one used last at the end."""
+        return iter(self._records)
+
     def values(self) -> Iterable[AnyRecord]:
-        """Return the records, the one used last at the end."""
+        """Return the records, in the same order."""
         return self._records.values()
 
     def find(self, key: str, now: float) -> AnyRecord | None:
