@@ -20,6 +20,10 @@ MAX_WAITING = 10_000
 #: Maximum number of lines in one write.
 BATCH = 1_000
 
+#: Seconds from the first line to the write, for more lines to come. To wake the thread for each line would take longer
+#: than to write the line.
+GATHER = 0.005
+
 
 class LineWriter:
     """Write lines to a stream's descriptor in a native thread, so that a full pipe blocks that thread only.
@@ -88,10 +92,13 @@ class LineWriter:
             pass  # closed
 
     def _write_all(self, descriptor: int) -> None:
+        pause = native("time", "sleep")
         is_ending = False
         while not (is_ending and self._lines.empty()):
             lines = []
             line = self._lines.get()
+            if line is not None and not is_ending:
+                pause(GATHER)
             while line is not None:
                 lines.append(line)
                 if len(lines) == BATCH or self._lines.empty():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gevent.monkey import get_original
+from greensmtp.middleware._native_lock import native_lock
 
 
 class InFlight:
@@ -10,8 +10,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
-        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native_lock()
 
     def begin(self, key: str) -> int:
         """Count an attempt in; return how many are under way."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from gevent.monkey import get_original
+from greensmtp.middleware._native_lock import native_lock
 
 Content = TypeVar("Content")
 
@@ -29,8 +29,7 @@ class WatchedFile(Generic[Content]):
         #: What is to be logged, in the thread of the hub: loggers belong to it.
         self.problems: deque[str] = deque()
         self._problem = ""
-        # The unpatched lock, for threads of the pool.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native_lock()  # for threads of the pool
 
     def refresh(self) -> Content:
         """Read the file if it has changed, and return the content. Call it in the thread pool."""

@@ -110,19 +110,16 @@ class AccessList:
             return proceed(session, command) if self.allow_unix else self._refusal
         if self._files and not self._checking and monotonic() >= self._check_at:
             self._check_files()
-        return proceed(session, command) if self._verdict(address) == "allow" else self._refusal
+        return proceed(session, command) if self.allows(address) else self._refusal
 
     def allows(self, address: IPAddress) -> bool:
         """Return whether this address may connect, by the lists as they were read last."""
-        return self._verdict(address) == "allow"
-
-    def _verdict(self, address: IPAddress) -> Verdict:
         number = int(address)
         for shift, networks in self._table[address.version]:
             verdict = networks.get(number >> shift)
             if verdict is not None:
-                return verdict
-        return self.otherwise
+                return verdict == "allow"
+        return self.otherwise == "allow"
 
     def _compile(self) -> dict[int, list[tuple[int, dict[int, Verdict]]]]:
         """Return IP version -> a list by prefix length, longest first: bits to drop, other bits -> verdict."""

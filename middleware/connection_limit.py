@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from gevent.monkey import get_original
-
 from greensmtp.chain.chain import Proceed
+from greensmtp.middleware._native_lock import native_lock
 from greensmtp.middleware._validate import check_count, make_refusal
 from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
@@ -72,8 +71,7 @@ class ConnectionLimit:
         self._counts: dict[str, int] = {}
         #: Keys of connections whose DISCONNECT has not arrived here, because an outer middleware failed.
         self._dropped: deque[tuple[str, ...]] = deque()
-        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native_lock()
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Count the connection in at ACCEPT, or refuse it; count it out at DISCONNECT."""

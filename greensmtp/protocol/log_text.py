@@ -48,12 +48,17 @@ def word(value: object) -> str:
     """Return a value as one word of a line; ``-`` for None and ``""``."""
     if value is None or value == "":
         return "-"
-    return _APART.sub(_escape, str(value))
+    return _one_word(str(value))
 
 
 def without_fields(text: str) -> str:
     """Return a text of several words in which nothing looks like a field of ours."""
-    return _FIELD.sub(_escape, text)
+    return _FIELD.sub(_escape, text) if "=" in text else text
+
+
+def _one_word(text: str) -> str:
+    # Few values have anything to escape, and a search is faster than a substitution.
+    return text if _APART.search(text) is None else _APART.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
@@ -62,7 +67,7 @@ def _escape(match: re.Match[str]) -> str:
 
 def address(value: str) -> str:
     """Return an address in angle brackets."""
-    return f"<{word(value) if value else ''}>"
+    return f"<{_one_word(value)}>"
 
 
 def addresses(values: Sequence[str], count: int) -> str:

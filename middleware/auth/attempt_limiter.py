@@ -12,10 +12,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from gevent.monkey import get_original
-
 from greensmtp.errors import ArgumentError
 from greensmtp.middleware._in_flight import InFlight
+from greensmtp.middleware._native_lock import native_lock
 from greensmtp.middleware._records import KEY_WEIGHT, Counter, Records
 
 _UNITS = {"second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86400.0}
@@ -49,8 +48,7 @@ class AttemptLimiter:
         self._clock = clock
         self._failures: Records[Counter] = Records(max_keys * KEY_WEIGHT)
         self._in_flight = InFlight()
-        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native_lock()
 
     def take(self, key: str) -> CountedAttempt | None:
         """Begin an attempt; None if the limit is reached, and no attempt has begun."""

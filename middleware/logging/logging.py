@@ -19,6 +19,7 @@ from greensmtp.middleware.logging.records import (
     SessionRecord,
     TransactionRecord,
     peer_of,
+    seconds_since,
     session_facts,
     transaction_facts,
 )
@@ -207,7 +208,7 @@ class Logging:
         assert transaction is not None
         replies = transaction.replies = told_replies(session, transaction.replies)
         recipients = len(transaction.recipients)
-        told = [reply for reply in replies if reply is not None]
+        told = list(filter(None, replies))
         if len(told) < (recipients if session.server.lmtp else 1):
             return  # the connection has ended, or an outer middleware has refused the message
         if session.server.lmtp:
@@ -257,7 +258,7 @@ class Logging:
             "event": "command",
             "session": session.id,
             "peer": peer_of(session),
-            "seconds": round(perf_counter() - began, 6),
+            "seconds": seconds_since(began),
             "verb": verb,
             "argument": argument,
             "reply": reply.code,
@@ -270,8 +271,9 @@ class Logging:
 
     def _record(self, session: Session) -> SessionRecord:
         notes = session.notes
-        record: SessionRecord | None = notes.get(self)
-        if record is None:  # no ACCEPT: logging has been enabled since
+        try:
+            record: SessionRecord = notes[self]
+        except KeyError:  # no ACCEPT: logging has been enabled since
             record = notes[self] = SessionRecord(None)
         return record
 

@@ -80,7 +80,7 @@ def session_facts(session: Session, record: SessionRecord, reason: str) -> Facts
         "event": "session",
         "session": session.id,
         "peer": peer_of(session),
-        "seconds": None if record.began is None else round(perf_counter() - record.began, 6),
+        "seconds": None if record.began is None else seconds_since(record.began),
         "tls": _tls_of(session, record),
         "cipher": record.cipher,
         "identity": _identity_of(session),
@@ -113,14 +113,14 @@ def transaction_facts(
         "event": "transaction",
         "session": session.id,
         "peer": peer_of(session),
-        "seconds": round(perf_counter() - transaction.began, 6),
+        "seconds": seconds_since(transaction.began),
         "tls": _tls_of(session, record),
         "cipher": record.cipher,
         "identity": _identity_of(session),
         "sender": shown(transaction.sender),
         "recipients": list(map(shown, recipients[:LISTED])),
         "recipient_count": len(recipients),
-        "refused": _reply_facts(transaction.refused),
+        "refused": _reply_facts(transaction.refused) if transaction.refused else [],
         "refused_count": transaction.refused_count,
         "size": 0 if message is None else message.size,
         "outcome": outcome,
@@ -134,6 +134,12 @@ def transaction_facts(
         facts["replies"] = _reply_facts(told[:LISTED])
         facts["queue_id"] = next(filter(None, (_queue_id(each) for _, each in told)), None)
     return facts
+
+
+def seconds_since(began: float) -> float:
+    """Return the seconds since a time of ``perf_counter``, to the microsecond."""
+    # round(seconds, 6) gives the same by way of a decimal text, which takes twice as long.
+    return round((perf_counter() - began) * 1e6) / 1e6
 
 
 def peer_of(session: Session) -> str:

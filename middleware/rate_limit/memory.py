@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import deque
 from time import monotonic, time
 
-from gevent.monkey import get_original
 from limits.storage import MovingWindowSupport, SlidingWindowCounterSupport, Storage
 
+from greensmtp.middleware._native_lock import native_lock
 from greensmtp.middleware._records import KEY_WEIGHT, Counter, Records
 
 #: How much one limit may keep, in hits that a moving window remembers. A key weighs as much as ten hits: there are at
@@ -47,8 +47,7 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     def __init__(self, max_weight: int = MAX_WEIGHT) -> None:
         super().__init__()
         self._records: Records[Counter | _Window] = Records(max_weight)
-        # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
-        self._lock = get_original("_thread", "allocate_lock")()
+        self._lock = native_lock()
 
     def __len__(self) -> int:
         """The number of keys."""
@@ -148,8 +147,8 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         counter = self._records.find(key, now)
         if not isinstance(counter, Counter):
             counter = Counter(now + expiry)
+            self._records.keep(key, counter, now)
         counter.count += amount
-        self._records.keep(key, counter, now)
         return counter.count
 
     def _window(self, key: str, expiry: int) -> _Window | None:

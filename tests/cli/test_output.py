@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from greensmtp import Ack, Address, Reject, Session, SMTPServer
+from greensmtp._native import native
 from greensmtp.cli.announce import Announce
 from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
 from greensmtp.protocol.log_text import MAX_LENGTH
@@ -365,6 +366,29 @@ def test_a_writer_that_has_finished_begins_again() -> None:
             assert writer.finish(20)
             assert writer.finish(20)
     assert os.read(reading, 100) == b"tea\ntoast\njam\n"
+    os.close(reading)
+
+
+def test_lines_that_come_close_together_are_written_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, more = native("threading", "Event")(), native("threading", "Event")()
+
+    def gather(seconds: float) -> None:
+        began.set()
+        assert more.wait(20)
+
+    monkeypatch.setattr(
+        "greensmtp.log_writer.native",
+        lambda module, name: gather if name == "sleep" else native(module, name),
+    )
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        writer.say("tea")
+        assert began.wait(20)
+        writer.say("toast")
+        more.set()
+        assert os.read(reading, 100) == b"tea\ntoast\n"
+        assert writer.finish(20)
     os.close(reading)
 
 
