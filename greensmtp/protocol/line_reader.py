@@ -105,19 +105,19 @@ class LineReader:
         end = buffer.find(b"\n", at)
         if end < 0:
             if len(buffer) - at > self._line_limit:
-                reply = self._refusal(at, len(buffer), canned.LINE_TOO_LONG)
-                if reply is canned.NOT_SMTP:
-                    raise BadLine(reply)
-                self._skip_reply = reply
-                self._skip_line()
+                self._skip_long_line()
             elif buffer and buffer.startswith(TLS_HANDSHAKE, at):
                 raise BadLine(canned.NOT_SMTP)  # a handshake has no lines to wait for
             return None
-        self._at = end + 1
         if end == at or buffer[end - 1] != 13:
+            if end - at > self._line_limit:  # refused for what is wrong with it first, as if the LF had not come yet
+                self._skip_long_line()
+                return None
+            self._at = end + 1
             self.skipped = self._at - at
             self._skip_reply = None
             raise BadLine(self._refusal(at, end, canned.BARE_NEWLINE))
+        self._at = end + 1
         line = buffer[at : end - 1]
         if end - at >= ALWAYS_ALLOWED and end - at + 1 > (
             max_length or self._max_length(line[:8].split(b" ", 1)[0].decode("latin-1").upper())
@@ -157,6 +157,17 @@ class LineReader:
     def _refusal(self, start: int, end: int, reply: Reply) -> Reply:
         """Return the reply to a bad line: NOT_SMTP for another protocol's first line, however that is malformed."""
         return canned.NOT_SMTP if is_foreign(self._buffer[start:end]) else reply
+
+    def _skip_long_line(self) -> None:
+        """Drop a line that is too long already, up to its CRLF, and refuse it then.
+
+        :raises BadLine: the CRLF has come, or this is not SMTP.
+        """
+        reply = self._refusal(self._at, len(self._buffer), canned.LINE_TOO_LONG)
+        if reply is canned.NOT_SMTP:
+            raise BadLine(reply)
+        self._skip_reply = reply
+        self._skip_line()
 
     def _skip_line(self) -> bool:
         """Drop a bad line up to its CRLF; return False if that has not come.
