@@ -1,0 +1,55 @@
+"""RFC 6531 (SMTPUTF8) as server and client keep it. See docs/conformance/rfc6531.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from greensmtp.client.message import PreparedMessage
+from greensmtp.protocol.esmtp import parse_offers
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.reply_parser import ReplyParser
+from greensmtp.testing import dial
+from greensmtp.testing.fixtures import MakeServer
+
+
+@pytest.mark.parametrize("verb", ["VRFY", "EXPN"])
+@pytest.mark.parametrize("argument", ["jo SMTPUTF8", "j\u00f6 SMTPUTF8", "j\u00f6"])
+def test_vrfy_and_expn_take_smtputf8_and_stay_ascii(smtp_server: MakeServer, verb: str, argument: str) -> None:
+    with dial(smtp_server(start=False)) as peer:
+        peer.hello()
+        peer.line(f"{verb} {argument}")
+        reply = peer.reply()
+    assert reply.startswith("252 2.5.2")
+    assert reply.isascii()
+
+
+@pytest.mark.parametrize("command", ["MAIL FROM:<j\u00f6@example.org>", "RCPT TO:<j\u00f6@example.com>"])
+def test_an_address_beyond_ascii_without_smtputf8_gets_553(smtp_server: MakeServer, command: str) -> None:
+    with dial(smtp_server(start=False)) as peer:
+        peer.hello()
+        if command.startswith("RCPT"):
+            peer.line("MAIL FROM:<jo@example.org>")
+            peer.expect("250")
+        peer.line(command)
+        peer.expect("553 5.6.7")
+
+
+def test_a_parameter_behind_the_keyword_is_ignored() -> None:
+    offers = parse_offers(Reply(250, "mx.example.com", "SMTPUTF8 2", "8BITMIME", enhanced=None))
+    prepared = PreparedMessage(b"Subject: x\r\n\r\n", "j\u00f6@example.org", ["ann@example.com"])
+    assert b" SMTPUTF8" in prepared.mail_line(offers)
+
+
+def test_smtputf8_is_not_sent_without_need() -> None:
+    offers = parse_offers(Reply(250, "mx.example.com", "SMTPUTF8", "8BITMIME", enhanced=None))
+    prepared = PreparedMessage("Subject: x\r\n\r\n\u00e4\r\n".encode(), "jo@example.org", ["ann@example.com"])
+    assert prepared.mail_line(offers) == b"MAIL FROM:<jo@example.org> BODY=8BITMIME\r\n"
+
+
+def test_a_reply_in_utf8_is_read() -> None:
+    parser = ReplyParser()
+    parser.feed("251 2.1.5 User not local; will forward to <j\u00f6@example.org>\r\n".encode())
+    reply = parser.next_reply()
+    assert reply is not None
+    assert reply.code == 251
+    assert "<j\u00f6@example.org>" in reply.text
