@@ -105,3 +105,21 @@ def test_auth_of_mail_counts_as_null_without_a_login(smtp_server: MakeServer, wi
         peer.hello()
         assert submitter(peer, seen, "<>") == "<>"
         assert submitter(peer, seen, "e+3Dmc2@example.com") == "<>"
+
+
+def test_a_response_that_is_too_long_gets_500_and_is_no_command(smtp_server: MakeServer) -> None:
+    with dial(server_with_auth(smtp_server)) as peer:
+        peer.hello()
+        peer.line("AUTH PLAIN")
+        peer.expect("334")
+        peer.line("A" * 12_288, "NOOP")
+        peer.expect("500 5.5.6", "250")
+
+
+def test_a_response_as_long_as_a_line_may_be_is_read(smtp_server: MakeServer) -> None:
+    with dial(server_with_auth(smtp_server)) as peer:
+        peer.hello()
+        peer.line("AUTH PLAIN")
+        peer.expect("334")
+        peer.line(b64(f"\0jo\0{'x' * 9209}"))
+        peer.expect("535 5.7.8")

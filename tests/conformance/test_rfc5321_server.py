@@ -399,3 +399,33 @@ def test_a_domain_that_is_a_number_is_refused(smtp_server: MakeServer) -> None:
         peer.hello()
         peer.line("MAIL FROM:<jo@#123>")
         peer.expect("5")
+
+
+def test_all_commands_that_are_required_are_implemented(smtp_server: MakeServer) -> None:
+    play(
+        smtp_server,
+        """
+            S: 220
+            C: EHLO client.example
+            S: 250
+            C: HELO client.example
+            S: 250
+            C: MAIL FROM:<jo@example.org>
+            S: 250
+            C: RCPT TO:<ann@example.com>
+            S: 250
+            C: DATA
+            S: 354
+            C: .
+            S: 250
+            C: RSET
+            S: 250
+            C: NOOP
+            S: 250
+            C: VRFY jo
+            S: 252
+            C: QUIT
+            S: 221
+            S: END
+        """,
+    )
