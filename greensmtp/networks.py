@@ -48,11 +48,12 @@ def network_of(address: IPAddress, ipv4_prefix: int, ipv6_prefix: int) -> str:
 
 @lru_cache(4096)
 def network_around(host: str, ipv4_prefix: int, ipv6_prefix: int) -> str:
-    """Return ``network_of`` the address that a socket gives as text.
-
-    :raises ValueError: it is not an IP address.
-    """
-    return network_of(read_address(host), ipv4_prefix, ipv6_prefix)
+    """Return ``network_of`` the address that a socket gives as text; the text itself if it is not an IP address."""
+    try:
+        address = read_address(host)
+    except ValueError:
+        return host  # the peer of a connection that was accepted elsewhere
+    return network_of(address, ipv4_prefix, ipv6_prefix)
 
 
 def read_network(text: str) -> IPNetwork:

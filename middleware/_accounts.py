@@ -11,6 +11,9 @@ _MAX_KEY = 64
 
 _A_LABEL = re.compile(r"\bxn--([a-z0-9-]{1,59})", re.IGNORECASE)
 
+#: What begins a domain behind a name.
+_DOMAIN = re.compile("[@%]")
+
 #: Small letters that look like Latin ones, or that the collations of databases treat as equal. Unicode does not
 #: decompose them.
 _ALIKE = str.maketrans(
@@ -37,6 +40,12 @@ def account_of(name: str) -> str:
     folded = _fold(_fold(name))  # the first round may yield new compatibility forms
     key = folded or normalize("NFKC", name).casefold()
     return key if len(key) <= _MAX_KEY else sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def without_domain(name: str) -> str:
+    """Return a name without its domain: ``jo`` for ``jo@example.com``, ``jo%example.com`` and ``EXAMPLE\\jo``."""
+    text = normalize("NFKC", name)
+    return _DOMAIN.split(text.rpartition("\\")[2], maxsplit=1)[0] or text
 
 
 def _u_label(match: re.Match[str]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from ipaddress import ip_network
 from pathlib import Path
 from time import monotonic
@@ -14,8 +15,8 @@ from gevent import Timeout, get_hub
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
-from greensmtp.middleware._validate import check_choice, check_number, make_refusal
-from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.middleware._validate import check_choice, check_flag, check_number, make_refusal
+from greensmtp.middleware._watched_file import WatchedFile
 from greensmtp.networks import IPAddress, IPNetwork, client_address, read_network
 from greensmtp.protocol.command import ACCEPT, Command
 from greensmtp.protocol.reply import Reply
@@ -24,7 +25,6 @@ from greensmtp.session import Session
 logger = logging.getLogger("greensmtp.access")
 
 Verdict = Literal["allow", "deny"]
-LogEntries = deque[tuple[int, str]]
 
 _DENIED = Reply(554, "5.7.1 Access denied")
 
@@ -32,7 +32,7 @@ _DENIED = Reply(554, "5.7.1 Access denied")
 _CHECK_TIMEOUT = 5.0
 
 #: What begins a comment: ``#``, and ``;`` as in published lists.
-_COMMENTS = ("#", ";")
+_COMMENT = re.compile("[#;]")
 
 
 class AccessList:
@@ -44,7 +44,7 @@ class AccessList:
 
     A file has one network or address a line; ``#`` and ``;`` begin a comment. Files are checked when a client connects,
     at most once in ``check_seconds``, and read again when they have changed, in gevent's thread pool. If a file cannot
-    be read, or a line is malformed, the networks read before stay in force, and the problem is logged once.
+    be read, or a line is malformed, what was read before stays in force, and the problem is logged once.
 
     :param allow, deny: networks and addresses: ``"192.0.2.0/24"``, ``"2001:db8::/32"``, ``"198.51.100.7"``.
     :param allow_file, deny_file: files with such networks.
@@ -87,17 +87,18 @@ class AccessList:
         self.allow_unix = check_flag("allow_unix", allow_unix)
         self.check_seconds = check_number("check_seconds", check_seconds)
         self._refusal = make_refusal(code, message, _DENIED)
-        self._allowed, self._denied = allowed, denied
-        self._allow_file = None if allow_file is None else _NetworkFile(Path(allow_file))
-        self._deny_file = None if deny_file is None else _NetworkFile(Path(deny_file))
-        self._files = [file for file in (self._allow_file, self._deny_file) if file is not None]
-        for file in self._files:
-            file.read()
+        #: Networks in the arguments, and in files.
+        self._lists: list[tuple[Verdict, list[IPNetwork]]] = [("allow", allowed), ("deny", denied)]
+        self._files: list[tuple[Verdict, WatchedFile[list[IPNetwork]]]] = []
+        if allow_file is not None:
+            self._files.append(("allow", WatchedFile(Path(allow_file), _read_file)))
+        if deny_file is not None:
+            self._files.append(("deny", WatchedFile(Path(deny_file), _read_file)))
         self._table = self._compile()
         self._check_at = monotonic() + self.check_seconds
         self._checking = False
-        #: Log entries of the thread pool: loggers belong to the thread of the hub.
-        self._log: LogEntries = deque()
+        #: Log entries of the thread pool.
+        self._read_again: deque[str] = deque()
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass ACCEPT on, or refuse it."""
@@ -123,21 +124,14 @@ class AccessList:
     def _compile(self) -> dict[int, list[tuple[int, dict[int, Verdict]]]]:
         """Return IP version -> a list by prefix length, longest first: bits to drop, other bits -> verdict."""
         tables: dict[int, dict[int, dict[int, Verdict]]] = {4: {}, 6: {}}
-        for verdict, networks in self._lists():
+        lists = [*self._lists, *((verdict, file.content) for verdict, file in self._files)]
+        for verdict, networks in sorted(lists, key=lambda each: each[0]):
+            # "deny" comes last, and so replaces the verdict on a network that is in both lists.
             for network in networks:
                 shift = network.max_prefixlen - network.prefixlen
                 table = tables[network.version].setdefault(shift, {})
                 table[int(network.network_address) >> shift] = verdict
         return {version: sorted(table.items(), key=lambda item: item[0]) for version, table in tables.items()}
-
-    def _lists(self) -> Iterator[tuple[Verdict, Iterable[IPNetwork]]]:
-        # Denied networks come last, and so replace the verdict on a network that is in both lists.
-        yield "allow", self._allowed
-        if self._allow_file is not None:
-            yield "allow", self._allow_file.networks
-        yield "deny", self._denied
-        if self._deny_file is not None:
-            yield "deny", self._deny_file.networks
 
     def _check_files(self) -> None:
         """Read files that have changed. One connection waits for it; all others are judged by the lists read before."""
@@ -155,83 +149,45 @@ class AccessList:
         finally:
             if result is None:
                 self._checking = False
-        while self._log:
-            level, text = self._log.popleft()
-            logger.log(level, "access list: %s", text)
+        for _, file in self._files:
+            while file.problems:
+                logger.error("access list: %s", file.problems.popleft())
+        while self._read_again:
+            logger.info("access list: %s", self._read_again.popleft())
 
     def _read_changed(self) -> None:
         """Read files that have changed. Runs in the thread pool; log entries are left for the hub's thread."""
         try:
-            changed = [file.read_if_changed(self._log) for file in self._files]
-            if any(changed):
-                self._table = self._compile()
+            for _, file in self._files:
+                before = file.content
+                networks = file.refresh()
+                if networks is not before:
+                    self._table = self._compile()
+                    self._read_again.append(f"read {file.path} again: {len(networks)} networks")
         finally:
             self._check_at = monotonic() + self.check_seconds
             self._checking = False
 
     def __repr__(self) -> str:
-        shown: list[str] = []
-        for name, networks in (("allow", self._allowed), ("deny", self._denied)):
+        shown = []
+        for verdict, networks in self._lists:
             if networks:
                 few = f"[{', '.join(repr(str(network)) for network in networks)}]"
-                shown.append(f"{name}={few if len(networks) <= 3 else f'<{len(networks)} networks>'}")
-        for name, file in (("allow_file", self._allow_file), ("deny_file", self._deny_file)):
-            if file is not None:
-                shown.append(f"{name}={str(file.path)!r}")
+                shown.append(f"{verdict}={few if len(networks) <= 3 else f'<{len(networks)} networks>'}")
+        shown += (f"{verdict}_file={str(file.path)!r}" for verdict, file in self._files)
         return f"AccessList({', '.join((*shown, f'otherwise={self.otherwise!r}'))})"
 
 
-class _NetworkFile:
-    """A file of networks, with the content of the last time that it was well-formed."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.networks: list[IPNetwork] = []
-        #: Modification time, size and inode; None: the file could not be read.
-        self._version: tuple[int, int, int] | None = None
-        self._problem: str | None = None
-
-    def read(self) -> None:
-        """Read the file.
-
-        :raises ValueError: a line is malformed; the text names file and line.
-        :raises OSError: it cannot be read.
-        """
-        # The version is taken first: a change during the read is then read the next time, rather than missed.
-        self._version = self._stat()
-        self.networks = list(self._parse(self.path.read_text("utf-8-sig", "replace")))
-
-    def read_if_changed(self, log: LogEntries) -> bool:
-        """Read the file if it has changed; return whether there are new networks. A problem is logged once."""
-        try:
-            if self._stat() == self._version:
-                return False
-            self.read()
-        except Exception as error:
-            if isinstance(error, OSError):
-                self._version = None  # read it again even if its version stays the same
-            if str(error) != self._problem:
-                self._problem = str(error)
-                log.append((logging.ERROR, f"{error}; the networks read before stay in force"))
-            return False
-        self._problem = None
-        log.append((logging.INFO, f"read {self.path} again: {len(self.networks)} networks"))
-        return True
-
-    def _stat(self) -> tuple[int, int, int]:
-        status = self.path.stat()
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
-    def _parse(self, text: str) -> Iterator[IPNetwork]:
-        for number, line in enumerate(text.splitlines(), 1):
-            for comment in _COMMENTS:
-                line = line.partition(comment)[0]  # noqa: PLW2901 - the line without its comment
-            line = line.strip()  # noqa: PLW2901
-            if line:
-                try:
-                    yield read_network(line)
-                except ValueError as error:
-                    raise ValueError(f"{self.path}, line {number}: {_explain(line, error)}") from None
+def _read_file(path: Path) -> list[IPNetwork]:
+    networks = []
+    for number, line in enumerate(path.read_text("utf-8-sig", "replace").splitlines(), 1):
+        entry = _COMMENT.split(line, maxsplit=1)[0].strip()
+        if entry:
+            try:
+                networks.append(read_network(entry))
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {_explain(entry, error)}") from None
+    return networks
 
 
 def _read_list(name: str, networks: Iterable[str]) -> list[IPNetwork]:

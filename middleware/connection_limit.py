@@ -8,7 +8,7 @@ from gevent.monkey import get_original
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._validate import check_count, make_refusal
-from greensmtp.networks import client_address, network_of
+from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -64,6 +64,9 @@ class ConnectionLimit:
         self.ipv4_prefix = check_count("ipv4_prefix", ipv4_prefix, most=32)
         self.ipv6_prefix = check_count("ipv6_prefix", ipv6_prefix, most=128)
         self._refusal = make_refusal(code, message, _TOO_MANY)
+        limits = ((32, 128, self.per_address), (self.ipv4_prefix, self.ipv6_prefix, self.per_network))
+        #: Prefix lengths of IPv4 and IPv6, and how many connections may be open from there.
+        self._limits = [(ipv4, ipv6, most) for ipv4, ipv6, most in limits if most is not None]
         self._counts: dict[str, int] = {}
         #: Keys of connections whose DISCONNECT has not arrived here, because an outer middleware failed.
         self._dropped: deque[tuple[str, ...]] = deque()
@@ -84,19 +87,15 @@ class ConnectionLimit:
         return self._counts.get(host, 0)
 
     def _take(self, session: Session) -> bool:
-        address = client_address(session)
-        if address is None:
+        host = session.peer_host
+        if host is None:
             return True
-        limits: list[tuple[str, int]] = []
-        if self.per_address is not None:
-            limits.append((str(address), self.per_address))
-        if self.per_network is not None:
-            limits.append((network_of(address, self.ipv4_prefix, self.ipv6_prefix), self.per_network))
-        keys = tuple(dict.fromkeys(key for key, _ in limits))
+        limits = [(network_around(host, ipv4, ipv6), most) for ipv4, ipv6, most in self._limits]
+        keys = tuple(dict(limits))  # a network may be one address
         with self._lock:
             while self._dropped:
                 self._count_out(self._dropped.popleft())
-            if any(self._counts.get(key, 0) >= limit for key, limit in limits):
+            if any(self._counts.get(key, 0) >= most for key, most in limits):
                 return False
             for key in keys:
                 self._counts[key] = self._counts.get(key, 0) + 1

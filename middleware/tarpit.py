@@ -8,9 +8,8 @@ from typing import Literal
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._pause import pause
-from greensmtp.middleware._validate import check_choice, check_count, check_number
-from greensmtp.middleware.auth.credentials import check_flag
-from greensmtp.networks import client_address, network_of
+from greensmtp.middleware._validate import check_choice, check_count, check_flag, check_number
+from greensmtp.networks import network_around
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -97,9 +96,8 @@ class Tarpit:
             count: int = session.notes.get(self, 0) + 1
             session.notes[self] = count
             return count
-        address = client_address(session)
-        assert address is not None
-        key = network_of(address, 32, 64)
+        assert session.peer_host is not None
+        key = network_around(session.peer_host, 32, 64)
         now = monotonic()
         count, last = self._errors.pop(key, (0, now))
         count = count + 1 if now - last < self.forget else 1

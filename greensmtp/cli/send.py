@@ -16,8 +16,8 @@ from gevent import ssl as gevent_ssl
 from greensmtp._hostport import parse_url
 from greensmtp.cli.options import FileType
 from greensmtp.cli.sender import Sender, show_dialogue
-from greensmtp.client.client import StartTLS
-from greensmtp.client.dial import PORTS, check_name
+from greensmtp.client.dial import PORTS, hello_name
+from greensmtp.client.options import StartTLS
 from greensmtp.client.pool import Pool
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import command_builder
@@ -146,7 +146,7 @@ def send(  # noqa: PLR0917 - click passes them by name
     for recipient in recipients:
         _check("--to", command_builder.rcpt, recipient)
     if hostname is not None:
-        _check("--hostname", check_name, hostname, "the name")
+        _check("--hostname", hello_name, hostname, "the name to send")
     if starttls == "opportunistic":
         if user is not None:
             raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")

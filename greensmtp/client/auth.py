@@ -6,6 +6,7 @@ password can be guessed (CRAM-MD5); 2, the secret itself.
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from binascii import Error as BadBase64
 from collections.abc import Callable, Iterable
@@ -127,7 +128,7 @@ def _run(exchange: CommandExchange, mechanism: Mechanism) -> Reply:
         else:
             try:
                 if challenges > MAX_CHALLENGES:
-                    raise SaslFailed(f"more than {MAX_CHALLENGES} challenges")
+                    raise SaslFailed(f"expected at most {MAX_CHALLENGES} challenges; got more")
                 answer = _respond(exchange, mechanism, reply.text, seconds)
             except (SaslFailed, BadBase64, ValueError) as error:
                 # RFC 4954 section 4: the server must refuse then, and must not send another challenge.
@@ -173,17 +174,13 @@ def _outcome(mechanism: Mechanism, challenge: bytes) -> bytes | Exception:
         return error
 
 
-def check_credential(text: str | None, what: str) -> None:
+def check_credential(text: str, what: str) -> None:
     """Check a username, password or token, without showing it in the error.
 
     :raises ProtocolError: it has CR, LF, NUL or lone surrogates in it.
     :raises TypeError: it is not a str.
     """
-    if text is None:
-        return
     if not isinstance(text, str):
-        raise TypeError(f"{what} must be a str, not {type(text).__name__}")
-    if any(character in text for character in "\r\n\0"):
-        raise ProtocolError(f"{what} must not contain CR, LF or NUL")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ProtocolError(f"{what} must not contain lone surrogates")
+        raise TypeError(f"expected a str as {what}; got {type(text).__name__}")
+    if re.search(r"[\r\n\0\ud800-\udfff]", text):
+        raise ProtocolError(f"{what} must not contain CR, LF, NUL or lone surrogates")

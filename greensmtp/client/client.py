@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from greensmtp.client.auth import check_credential, log_in
 from greensmtp.client.commands import ClientCommands
-from greensmtp.client.dial import Socket
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import StartTLS
 from greensmtp.client.transaction import transact
@@ -110,10 +109,12 @@ class SMTPClient(ClientCommands):
         :raises AuthenticationFailed: no mechanism is usable, the server's challenges make no sense (the exchange was
             cancelled with ``*``), or the server could not prove that it knows the password.
         """
-        for text, what in ((username, "username"), (password, "password"), (token, "token")):
-            check_credential(text, what)
+        check_credential(username, "username")
+        for text, what in ((password, "password"), (token, "token")):
+            if text is not None:
+                check_credential(text, what)
         if password is None and token is None:
-            raise TypeError("login takes a password or a token")
+            raise TypeError("expected a password or a token; got neither")
         self._exchange.check_ready()
         if self.starttls_policy == "opportunistic":
             raise AuthenticationFailed('starttls="opportunistic" verifies no server, so no credentials are sent to any')
@@ -182,13 +183,8 @@ class SMTPClient(ClientCommands):
             if policy != "opportunistic" or self._dial is None or isinstance(error, TLSUnverified):
                 raise
             logger.debug("TLS with %r failed: %s; reconnecting without TLS", self, error)
-            self._reconnect(self._dial)
+            trace = self._exchange.trace
+            self._start(self._dial(), lmtp=self.lmtp)
+            self._exchange.trace = self._exchange.trace or trace
             return self._say_hello()
         return hello
-
-    def _reconnect(self, open_socket: Callable[[], Socket]) -> None:
-        """Replace the connection by another one to the same server."""
-        self._start(open_socket(), lmtp=self.lmtp)
-
-
-__all__ = ["SMTPClient", "StartTLS"]

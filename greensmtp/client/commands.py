@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import overload
 
 from greensmtp.client import dial
+from greensmtp.client.chunks import send_chunks
 from greensmtp.client.connection import ClientConnection
 from greensmtp.client.exchange import NO_EXTENSIONS, first_refusal_or_last
 from greensmtp.client.message_writer import BodyWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.sources import Readable
 from greensmtp.errors import NotOffered, ProtocolError
-from greensmtp.protocol import esmtp, hosts
+from greensmtp.protocol import command_builder, esmtp, hosts
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
@@ -39,10 +40,12 @@ class ClientCommands(ClientConnection):
         return self._send_hello("LHLO", name)
 
     def _send_hello(self, verb: str, name: str | None) -> Reply:
-        reply = self._ask(verb, dial.check_name(self.local_hostname if name is None else name, verb))
+        line = command_builder.line(verb, dial.hello_name(self.local_hostname if name is None else name, verb))
+        exchange = self._exchange
+        reply = exchange.send(line, self.timeouts.command)
         if reply.is_positive:
-            exchange = self._exchange
             exchange.hello = reply
+            exchange.hello_line = line
             exchange.extensions = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
             exchange.lmtp = exchange.lmtp or verb == "LHLO"
             exchange.forget_transaction()
@@ -60,7 +63,7 @@ class ClientCommands(ClientConnection):
         :raises ProtocolError: TLS is up already.
         """
         if self.tls:
-            raise ProtocolError("TLS is up already")
+            raise ProtocolError("expected a connection without TLS; TLS is up already")
         if server_hostname:
             server_hostname = hosts.fit_for_tls(server_hostname)
         context = self._checked_context(ssl_context, server_hostname)
@@ -129,12 +132,12 @@ class ClientCommands(ClientConnection):
         :raises NotOffered: the server does not offer CHUNKING, so it would take the bytes for commands.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a chunk must be bytes, not {type(data).__name__}")
+            raise TypeError(f"expected a chunk of bytes; got {type(data).__name__}")
         if "CHUNKING" not in self.extensions:
             raise NotOffered("CHUNKING", "bdat() was called")
         self._exchange.check_ready()
         self._transport.check_no_pending_reply()
-        return first_refusal_or_last(self._exchange.send_chunks([bytes(data)], last=last))
+        return first_refusal_or_last(send_chunks(self._exchange, [bytes(data)], last=last))
 
     def reset(self) -> Reply:
         """Send RSET."""
@@ -161,9 +164,11 @@ class ClientCommands(ClientConnection):
     def command(self, line: str) -> Reply:
         """Send any other command that has one reply: ``command("XCLIENT NAME=spike.example")``.
 
-        :raises ProtocolError: the command has a method of its own.
+        :raises ProtocolError: the line is empty, or the command has a method of its own.
         """
-        verb = line.split(None, 1)[0].upper() if line.strip() else ""
-        if verb in _OWN_METHOD:
-            raise ProtocolError(f"{verb} has a method of its own: call that")
+        words = command_builder.check(line, "a command").split(None, 1)
+        if not words:
+            raise ProtocolError(f"expected a command, like 'XCLIENT NAME=spike.example'; got {line!r}")
+        if words[0].upper() in _OWN_METHOD:
+            raise ProtocolError(f"{words[0].upper()} has a method of its own; call that")
         return self._ask(line)

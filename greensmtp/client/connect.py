@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from socket import socket as StandardSocket
-from typing import Any, Unpack, overload
+from typing import Any
 
+from greensmtp._hostport import is_unix_path
 from greensmtp.client import dial
 from greensmtp.client.client import SMTPClient
-from greensmtp.client.options import ConnectOptions, StartTLS
+from greensmtp.client.options import StartTLS
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
 
@@ -17,34 +19,14 @@ from greensmtp.client.timeouts import Timeouts
 Stream = StandardSocket | dial.Socket
 
 #: What ``connect`` tells apart by type, where it is given without a name.
-Where = str | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
+Where = str | Path | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
 
 
-@overload
-def connect(
-    host: str | None = ...,
-    port: int | None = ...,
-    *,
-    path: str | None = ...,
-    stream: Stream | None = ...,
-    **options: Unpack[ConnectOptions],
-) -> SMTPClient: ...
-@overload
 def connect(
     *where: Where,
-    host: str | None = ...,
-    port: int | None = ...,
-    path: str | None = ...,
-    stream: Stream | None = ...,
-    **options: Unpack[ConnectOptions],
-) -> SMTPClient: ...
-
-
-def connect(
-    *where: Any,
     host: str | None = None,
     port: int | None = None,
-    path: str | None = None,
+    path: str | Path | None = None,
     stream: Stream | None = None,
     tls: bool | ssl.SSLContext | None = None,
     ssl_context: ssl.SSLContext | None = None,
@@ -92,8 +74,51 @@ def connect(
     """
     options = dict(locals())
     del options["where"]
-    given = dial.parse_arguments(where, options)
+    given = _parse_arguments(where, options)
     places = [name for name in ("host", "path", "stream") if name in given]
     if len(places) > 1:
-        raise TypeError(f"connect takes one of host, path and stream, not {' and '.join(places)} together")
+        raise TypeError(f"expected one of host, path and stream; got {' and '.join(places)}")
     return SMTPClient(**given)
+
+
+def _parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """Tell the positional arguments of ``connect`` apart by their type, and return them with its keywords.
+
+    :raises TypeError: an argument has an unknown type, or sets what another one sets.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    for argument in where:
+        for name, value in _named(argument).items():
+            if name in given:
+                raise TypeError(f"expected one value for {name}; got {given[name]!r} and {value!r}")
+            if name not in options:
+                raise TypeError(f"expected an option of connect ({', '.join(options)}); got {name!r}")
+            given[name] = value
+    return given
+
+
+def _named(argument: Any) -> Mapping[str, Any]:
+    if is_unix_path(argument):
+        return {"path": argument}
+    if isinstance(argument, str):
+        if argument.isdecimal():
+            raise TypeError(f"expected a port as an int; got {argument!r}")
+        return {"host": argument}
+    if isinstance(argument, int) and not isinstance(argument, bool):
+        return {"port": argument}
+    if isinstance(argument, tuple) and len(argument) >= 2:
+        return {"host": argument[0], "port": argument[1]}
+    if isinstance(argument, ssl.SSLContext):
+        return {"ssl_context": argument}
+    if isinstance(argument, Timeouts):
+        return {"timeout": argument}
+    if isinstance(argument, Mapping):
+        return argument
+    if hasattr(argument, "recv") and hasattr(argument, "send"):
+        return {"stream": argument}
+    if callable(argument):
+        return {"on_secure": argument}
+    raise TypeError(
+        "expected a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
+        f"Timeouts, a handler for secure, or a mapping of options; got {argument!r}"
+    )

@@ -6,6 +6,7 @@ import os
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, overload
 
 from greensmtp.client import dial, signals
@@ -36,7 +37,7 @@ class ClientConnection:
         *,
         host: str | None = None,
         port: int | None = None,
-        path: str | None = None,
+        path: str | Path | None = None,
         stream: Any = None,
         tls: bool | ssl.SSLContext = False,
         ssl_context: ssl.SSLContext | None = None,
@@ -50,29 +51,32 @@ class ClientConnection:
         ignore: str | Iterable[str] = (),
     ) -> None:
         """See ``connect``."""
-        self.timeouts = Timeouts.of(timeout)
+        self.timeouts: Timeouts = Timeouts.of(timeout)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
         check_starttls(starttls, tls=bool(tls), ssl_context=ssl_context)
+        if path is not None:
+            path = dial.check_path(path)
         if stream is None and path is None:
             host, port = dial.read_place("localhost" if host is None else host, port)
             if port is None:
                 port = dial.PORTS["smtps" if tls else "lmtp" if lmtp else "smtp"]
         if local_hostname is not None:
-            dial.check_name(local_hostname, "local_hostname")
+            local_hostname = dial.hello_name(local_hostname, "local_hostname")
+        dial.check_source(source_address)
         self._ignored = esmtp.check_ignored(ignore)
         self._ssl_context = ssl_context
         name = server_hostname or host
         self._server_hostname = hosts.fit_for_tls(name) if name else None
         self._starttls_given = starttls
         self.starttls_policy: StartTLS = starttls or "offered"
-        self.signals = ClientSignals()
+        self.signals: ClientSignals = ClientSignals()
         if on_secure is not None:
             self.signals.secure.connect(on_secure, weak=False)
         #: The banner.
         self.greeting: Reply | None = None
         #: True once ``login`` has succeeded.
-        self.authenticated = False
+        self.authenticated: bool = False
         #: True once EHLO and STARTTLS are done as ``starttls_policy`` says.
         self._begun = False
         self._unix = path is not None
@@ -85,7 +89,7 @@ class ClientConnection:
         try:
             if os.getpid() != pid:
                 raise RuntimeError("this process was forked while it connected: connect() in the child")
-            self.local_hostname = local_hostname or dial.own_name(sock)
+            self.local_hostname: str = local_hostname or dial.own_name(sock)
         except BaseException:
             sock.close()
             raise
@@ -174,8 +178,16 @@ class ClientConnection:
         :raises TypeError: ``show`` is not callable.
         """
         if show is not None and not callable(show):
-            raise TypeError(f"trace takes a function of one line, or None, not {show!r}")
-        self._exchange.trace = show
+            raise TypeError(f"expected a function of one line, or None; got {show!r}")
+        self._exchange.trace = None if show is None else partial(self._show, show)
+
+    def _show(self, show: Callable[[str], object], line: str) -> None:
+        try:
+            show(line)
+        except BaseException as error:
+            # The reply that was to be shown has not changed the state yet, so client and server are out of step.
+            self._transport.close(error)
+            raise
 
     # Signals
 
@@ -245,7 +257,7 @@ class ClientConnection:
         """
         context = context or self._context()
         if context.check_hostname and not (server_hostname or self._server_hostname):
-            raise TypeError("pass server_hostname=: the certificate must be for a name, and no host name was given")
+            raise TypeError("expected a host name, for which the certificate must be; got none: pass server_hostname=")
         return context
 
     # The end

@@ -6,17 +6,16 @@ import os
 import socket as stdlib_socket
 import ssl
 from collections import deque
-from collections.abc import Mapping
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gevent import Greenlet, Timeout, reinit, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
-from greensmtp._hostport import is_unix_path, join
+from greensmtp._hostport import is_port, join
 from greensmtp.client.deadlines import is_callers_timeout
-from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
 
@@ -25,6 +24,8 @@ PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
 
 #: Seconds without an answer after which the next address is tried at the same time (RFC 8305 section 5).
 STAGGER = 0.25
+#: Bytes in the path of a unix socket: ``sun_path`` has 108 on Linux, one of them the final NUL.
+MAX_PATH = 107
 #: The most addresses of one host that are tried.
 MAX_ADDRESSES = 16
 
@@ -40,45 +41,6 @@ if TYPE_CHECKING:
     _Attempt = Greenlet[..., Socket | Exception]
 
 
-def parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Tell the positional arguments of ``connect`` apart by their type, and return them with its keywords.
-
-    :raises TypeError: an argument has an unknown type, or sets what another one sets.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    for argument in where:
-        for name, value in _named(argument).items():
-            if name in given:
-                raise TypeError(f"connect got two values for {name}: {given[name]!r} and {value!r}")
-            if name not in options:
-                raise TypeError(f"connect has no option {name!r} (it has: {', '.join(options)})")
-            given[name] = value
-    return given
-
-
-def _named(argument: Any) -> Mapping[str, Any]:
-    if isinstance(argument, str):
-        return {"path" if is_unix_path(argument) else "host": argument}
-    if isinstance(argument, int) and not isinstance(argument, bool):
-        return {"port": argument}
-    if isinstance(argument, tuple) and len(argument) >= 2:
-        return {"host": argument[0], "port": argument[1]}
-    if isinstance(argument, ssl.SSLContext):
-        return {"ssl_context": argument}
-    if isinstance(argument, Timeouts):
-        return {"timeout": argument}
-    if isinstance(argument, Mapping):
-        return argument
-    if hasattr(argument, "recv") and hasattr(argument, "send"):
-        return {"stream": argument}
-    if callable(argument):
-        return {"on_secure": argument}
-    raise TypeError(
-        "connect takes a host name, a port, a unix path (which begins with . or /), a connected socket, an SSLContext, "
-        f"Timeouts, a handler for secure, or a mapping of options, not {argument!r}"
-    )
-
-
 def read_place(host: str, port: int | None) -> tuple[str, int | None]:
     """Return the host, fit for ``dial``, and the port, which may be part of the host.
 
@@ -89,8 +51,29 @@ def read_place(host: str, port: int | None) -> tuple[str, int | None]:
     if port is not None:
         hosts.check_port(port)
     if own_port is not None and port is not None and port != own_port:
-        raise TypeError(f"two ports are given: {host!r} and {port!r}")
+        raise TypeError(f"expected one port; got {host!r} and {port!r}")
     return name, port if own_port is None else own_port
+
+
+def check_path(path: str | Path) -> str:
+    """Return the path of a unix socket.
+
+    :raises ValueError: the kernel accepts no such path.
+    """
+    text = os.fspath(path)
+    if not 0 < len(os.fsencode(text)) <= MAX_PATH or "\0" in text:
+        raise ValueError(f"expected a path of 1 to {MAX_PATH} bytes without NUL; got {text!r}")
+    return text
+
+
+def check_source(address: Any) -> None:
+    """Check a ``source_address``.
+
+    :raises TypeError: it is not a host and a port.
+    """
+    if address is None or (isinstance(address, tuple) and len(address) >= 2 and is_port(address[1])):
+        return
+    raise TypeError(f"expected (host, port) as source_address, where port 0 is any; got {address!r}")
 
 
 def dial(
@@ -222,11 +205,11 @@ def adopt(stream: object) -> Socket:
     if isinstance(stream, (socket.socket, gevent_ssl.SSLSocket)):
         return stream
     if isinstance(stream, ssl.SSLSocket):
-        raise TypeError("stream must be gevent's SSLSocket: the standard library's would block the hub")
+        raise TypeError("expected gevent's SSLSocket as stream; got the standard library's, which would block the hub")
     if isinstance(stream, stdlib_socket.socket):
         family, kind, number = stream.family, stream.type, stream.proto
         return socket.socket(family, kind, number, fileno=stream.detach())
-    raise TypeError(f"stream must be a connected socket, not {stream!r}")
+    raise TypeError(f"expected a connected socket as stream; got {stream!r}")
 
 
 def own_name(sock: Socket) -> str:
@@ -244,11 +227,15 @@ def own_name(sock: Socket) -> str:
     return "localhost"
 
 
-def check_name(name: str, what: str) -> str:
-    """Return the name, if it can be an argument of EHLO.
+def hello_name(name: str, what: str) -> str:
+    """Return a name as EHLO sends it: in ASCII, with A-labels (RFC 5890) where it has other characters.
 
-    :raises ProtocolError: it is empty, or has a space or a control character in it.
+    :raises ProtocolError: it is empty, has a space or a control character in it, or has no A-label form.
     """
-    if not command_builder.check(name, what) or " " in name:
-        raise ProtocolError(f"{what} must be a host name or an address literal, not {name!r}")
-    return name
+    try:
+        ascii_name = name if command_builder.check(name, what).isascii() else hosts.fit(name)
+    except ValueError:
+        ascii_name = ""
+    if not ascii_name or " " in ascii_name:
+        raise ProtocolError(f"expected a host name or an address literal as {what}; got {name!r}")
+    return ascii_name

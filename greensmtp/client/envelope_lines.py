@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from greensmtp.errors import NotOffered
-from greensmtp.protocol import address_list, command_builder
+from greensmtp.protocol import command_builder
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.esmtp import parse_parameters
@@ -56,18 +56,8 @@ def offered(given: Parameters, extensions: Mapping[str, str]) -> list[str]:
 @lru_cache(maxsize=1024)
 def rcpt_line(address: str) -> bytes:
     """Return RCPT without parameters. Cached, since programs send to the same recipients again and again."""
-    return command_builder.rcpt(sent_mailbox(address))
+    return command_builder.rcpt(address)
 
 
-@lru_cache(maxsize=1024)
-def sent_mailbox(address: str) -> str:
-    """Return the mailbox as it is sent: a non-ASCII domain in A-labels, if the local part is ASCII.
-
-    A domain that IDNA does not allow (an emoji, say) stays as it is, and needs SMTPUTF8.
-    """
-    mailbox = command_builder.mailbox(address)
-    if mailbox.isascii():
-        return mailbox
-    local_part, _, domain = mailbox.rpartition("@")
-    labels = address_list.a_labels(domain) if local_part.isascii() else None
-    return mailbox if labels is None else f"{local_part}@{labels}"
+#: Returns the mailbox as it is sent.
+sent_mailbox = lru_cache(maxsize=1024)(command_builder.mailbox)

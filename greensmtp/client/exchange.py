@@ -17,7 +17,7 @@ from typing import NamedTuple
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.trace import AUTH_CONTINUES, Show, show_commands, show_replies, without_echo
 from greensmtp.client.transport import SEND_BYTES, ClientTransport
-from greensmtp.errors import PeerProtocolError, ProtocolError
+from greensmtp.errors import Disconnected, PeerProtocolError, ProtocolError
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
@@ -25,9 +25,6 @@ from greensmtp.protocol.reply import Reply
 #: Commands in one write. The kernel must be able to hold their replies while the client writes: a server that cannot
 #: send a reply stops reading (RFC 2920 section 3.1).
 MAX_GROUP = 100
-
-#: Bytes up to which a chunk is sent in one write with its BDAT.
-SMALL_CHUNK = 16 * 1024
 
 NO_EXTENSIONS: Mapping[str, str] = MappingProxyType({})
 
@@ -47,26 +44,14 @@ class Step(NamedTuple):
 class CommandExchange:
     """The commands and replies of one connection."""
 
-    __slots__ = (
-        "accepted",
-        "data_reply",
-        "extensions",
-        "hello",
-        "lmtp",
-        "open_transaction",
-        "replies",
-        "timeouts",
-        "trace",
-        "transport",
-        "writing",
-    )
-
     def __init__(self, transport: ClientTransport, timeouts: Timeouts, *, lmtp: bool) -> None:
         self.transport = transport
         self.timeouts = timeouts
         self.lmtp = lmtp
         #: The reply to the last EHLO, HELO or LHLO that was accepted.
         self.hello: Reply | None = None
+        #: The command that it answers.
+        self.hello_line = b""
         #: The extensions that it offers.
         self.extensions = NO_EXTENSIONS
         #: True after MAIL, until the transaction ends.
@@ -134,7 +119,8 @@ class CommandExchange:
         A 421 also stands for the replies that it made the server omit.
 
         :param lines: of these, only the last may be DATA.
-        :param while_waiting: see ``ClientTransport.send_and_receive``.
+        :param while_waiting: called while the server works, unless the commands need more than one write.
+        :raises Disconnected: the server is gone; ``replies`` are those to all these commands, as far as they came.
         """
         if self.data_reply is not None:
             self.check_ready()
@@ -150,12 +136,7 @@ class CommandExchange:
                 b"".join(lines), count, timeouts.command, last_seconds, while_waiting=while_waiting
             )
         else:
-            replies = []
-            for start in range(0, count, MAX_GROUP):
-                group = lines[start : start + MAX_GROUP]
-                replies += transport.send_and_receive(b"".join(group), len(group), timeouts.command, last_seconds)
-                if replies[-1].code == 421:
-                    break
+            replies = self._send_in_groups(lines, last_seconds)
         if self.trace is not None:
             show_replies(self.trace, replies)
         if replies[-1].code == 421:
@@ -166,6 +147,22 @@ class CommandExchange:
         for reply in replies[:-1] if with_data else replies:
             if 300 <= reply.code < 400:
                 raise self.protocol_error(f"unexpected reply to a command: {reply}")
+        return replies
+
+    def _send_in_groups(self, lines: Sequence[bytes], last_seconds: float) -> list[Reply]:
+        """Send commands in writes of MAX_GROUP; return their replies, or those up to a 421."""
+        replies: list[Reply] = []
+        seconds = self.timeouts.command
+        try:
+            while len(replies) < len(lines) and not (replies and replies[-1].code == 421):
+                group = lines[len(replies) : len(replies) + MAX_GROUP]
+                is_last = len(replies) + len(group) == len(lines)
+                replies += self.transport.send_and_receive(
+                    b"".join(group), len(group), seconds, last_seconds if is_last else seconds
+                )
+        except Disconnected as error:
+            error.replies = (*replies, *error.replies)
+            raise
         return replies
 
     def send_pipelined(self, steps: Sequence[Step]) -> list[Reply]:
@@ -255,71 +252,29 @@ class CommandExchange:
         if len(data) > SEND_BYTES:
             self.transport.send(data[:-SEND_BYTES], self.timeouts.data)
             data = data[-SEND_BYTES:]
-        return self._receive_final_replies(data)
+        seconds = self.timeouts.final
+        count = self.final_count() if self.lmtp else 1
+        replies = self.transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
+        return self.on_final_replies(replies)
 
-    def _receive_final_replies(self, data: bytes) -> list[Reply]:
-        """Send the end of a message, and return its replies; 421 also stands for those that the server omitted."""
-        transport, seconds = self.transport, self.timeouts.final
-        count = self.accepted if self.lmtp and self.accepted > 1 else 1
-        replies = transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
+    def final_count(self) -> int:
+        """Return how many replies a message gets: one; in LMTP one for each accepted recipient."""
+        return self.accepted if self.lmtp and self.accepted > 1 else 1
+
+    def on_final_replies(self, replies: list[Reply]) -> list[Reply]:
+        """End the transaction, and return its replies; a 421 also stands for those that it made the server omit."""
         if self.trace is not None:
             show_replies(self.trace, replies)
         for reply in replies:
             if 300 <= reply.code < 400:
                 raise self.protocol_error(f"unexpected reply to a message: {reply}")
-        transport.message_sent = False
-        self.forget_transaction()
+        self.transport.message_sent = False
         if replies[-1].code == 421:
-            transport.close()
-            replies += [replies[-1]] * (count - len(replies))
+            self.transport.close()
+            replies += [replies[-1]] * (self.final_count() - len(replies))
+        self.forget_transaction()
         self.replies = tuple(replies)
         return replies
-
-    def send_chunks(self, chunks: Sequence[bytes], *, last: bool) -> list[Reply]:
-        """Send chunks by BDAT (RFC 3030), all of them before their replies are read.
-
-        :param last: the last of these chunks ends the message.
-        :return: the first refusal alone; or the replies to the message, where it has ended; or the reply to the last
-            chunk.
-        """
-        transport, timeouts = self.transport, self.timeouts
-        final = len(chunks) - 1
-        for number, chunk in enumerate(chunks):
-            head = f"BDAT {len(chunk)}{' LAST' if last and number == final else ''}\r\n".encode()
-            if self.trace is not None:
-                show_commands(self.trace, [head])
-            if len(chunk) <= SMALL_CHUNK:
-                transport.send(head + chunk, timeouts.data)
-            else:
-                transport.send(head, timeouts.command)
-                transport.send(chunk, timeouts.data)
-        transport.message_sent = last
-        refusal: Reply | None = None
-        reply: Reply | None = None
-        for _ in chunks[: final if last else None]:
-            reply = transport.read_reply(timeouts.command)
-            if self.trace is not None:
-                show_replies(self.trace, [reply])
-            if reply.is_intermediate:
-                raise self.protocol_error(f"unexpected reply to BDAT: {reply}")
-            if reply.code == 421:
-                transport.message_sent = False
-                transport.close()
-                return [refusal or reply]
-            if refusal is None and not reply.is_positive:
-                refusal = reply
-        if last:
-            if refusal is not None:
-                self.accepted = 0  # LMTP then sends one reply to the last chunk, as to any other
-            replies = self._receive_final_replies(b"")
-            if refusal is None:
-                return replies
-            if replies[-1].is_positive:  # RFC 3030 section 2 forbids that
-                text = f"a chunk was refused with {refusal}, and the message accepted with {replies[-1]}"
-                raise self.protocol_error(text, after_content=True)
-        answer = refusal or reply
-        assert answer is not None
-        return [answer]
 
     def protocol_error(self, text: str, *, after_content: bool = False) -> PeerProtocolError:
         """Close the connection, and return the error to raise."""

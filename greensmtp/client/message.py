@@ -4,8 +4,7 @@
   analyses the content (``_analyse``).
 - ``mail_line(extensions)`` picks the form of the message that this server can accept, and re-encodes the message if
   necessary. ``data``, ``chunks``, ``size`` and ``rcpt_lines`` follow the last call of it.
-- Content of up to MAX_MEMORY is kept in memory. Of a larger file, only the header section is; the rest is read twice,
-  to analyse it and to send it. Bytes that are larger are treated like a file, so that no step holds up the hub.
+- Of a large message, only the header section is kept in memory; a ``MessageRest`` reads the rest.
 """
 
 from __future__ import annotations
@@ -13,22 +12,25 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from email.message import Message
-from typing import Any, BinaryIO, Union
+from typing import Any, Union
 
-from greensmtp.client import rendering
+from greensmtp.client import rendering, rendering_fields
 from greensmtp.client.envelope_lines import offered, parse_ext, rcpt_line, sent_mailbox
-from greensmtp.client.message_form import Form, in_lines, offload
-from greensmtp.client.sources import READ_BYTES, Readable, Source, rewindable
+from greensmtp.client.message_content import (
+    MAX_HEAD,
+    MAX_MEMORY,
+    Form,
+    MessageRest,
+    in_lines,
+    offload,
+    read_message,
+)
+from greensmtp.client.sources import READ_BYTES, Readable
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_builder, header_envelope
 from greensmtp.protocol.command_builder import Ext
-from greensmtp.protocol.dot_stuffing import DotEncoder, LineEncoder, stuffed, with_crlf
-from greensmtp.protocol.mime_lines import MimeLines, may_be_binary
+from greensmtp.protocol.dot_stuffing import stuffed, with_crlf
 
-#: Bytes up to which a message is kept in memory.
-MAX_MEMORY = 4 * 1024 * 1024
-#: The most bytes in a file's header section.
-MAX_HEAD = 1024 * 1024
 #: Bytes from which on BDAT is faster than DATA: the content is not searched for dots, nor copied.
 CHUNKING_PAYS = 128 * 1024
 
@@ -55,10 +57,7 @@ class PreparedMessage:
         :raises TypeError: the message is of an unknown type.
         """
         self._message: Message[Any, Any] | None = None
-        self._file: BinaryIO | None = None
-        self._source: Source | None = None
-        self._copied = False
-        self._start = 0
+        self._rest: MessageRest | None = None
         derived = recipients is None
         derive = sender is None or recipients is None
         content = b""
@@ -66,47 +65,52 @@ class PreparedMessage:
         if isinstance(message, Message):
             self._message = message
             if derive:
-                fields = rendering.envelope_fields(message)
+                fields = rendering_fields.envelope_fields(message)
         else:
-            content = header_envelope.without_mbox_line(self._read(message))
-            if derive:
+            content, self._rest = read_message(message)
+            content = header_envelope.without_mbox_line(content)
+        try:
+            if derive and self._message is None:
                 head = content[: header_envelope.split(content)]
                 fields = offload(len(head), header_envelope.parse, head)
-        if derive:
-            length = sum(len(text) for _, text in fields)
-            sender, recipients = offload(length, _envelope, fields, sender, recipients)
-        assert sender is not None
-        assert recipients is not None
-        self.sender = sender
-        self._mailbox = sent_mailbox(sender)
-        self._set_recipients([recipients] if isinstance(recipients, str) else list(recipients), to_ext)
-        #: The caller's parameters for MAIL.
-        self._given = parse_ext(from_ext)
-        #: True if an address or parameter needs SMTPUTF8.
-        self._utf8_address = not (
-            self._mailbox.isascii()
-            and all(map(bytes.isascii, self.rcpt_lines))
-            and all(
-                value is None or value.isascii()
-                for given in (self._given, *self._rcpt_given)
-                for value in given.values()
+            length = sum(len(text) for _, text in fields) if derive else 0
+            if sender is None:
+                sender = offload(length, header_envelope.sender, fields)
+            if recipients is None:
+                recipients = offload(length, header_envelope.recipients, fields)
+            self.sender = sender
+            self._mailbox = sent_mailbox(sender)
+            self._set_recipients([recipients] if isinstance(recipients, str) else list(recipients), to_ext)
+            #: The caller's parameters for MAIL.
+            self._given = parse_ext(from_ext)
+            #: True if an address or parameter needs SMTPUTF8.
+            self._utf8_address = not (
+                self._mailbox.isascii()
+                and all(map(bytes.isascii, self.rcpt_lines))
+                and all(
+                    value is None or value.isascii()
+                    for given in (self._given, *self._rcpt_given)
+                    for value in given.values()
+                )
             )
-        )
-        self._analyse(content, derived=derived)
+            self._analyse(content, derived=derived)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Close the temporary copy of a file that cannot seek; the caller's own file stays open."""
-        if self._copied and self._file is not None:
-            self._file.close()
+        if self._rest is not None:
+            self._rest.close()
 
     # The envelope
 
     def _set_recipients(self, recipients: list[str], to_ext: Ext | Sequence[Ext]) -> None:
         if not recipients:
-            raise ValueError("recipients is empty; pass at least one")
+            raise ValueError("expected at least one recipient; got none")
         if to_ext and not isinstance(to_ext, (str, Mapping)):
             if len(to_ext) != len(recipients):
-                raise ValueError(f"to_ext has parameters for {len(to_ext)} recipients, not for {len(recipients)}")
+                raise ValueError(f"expected to_ext for {len(recipients)} recipients; got it for {len(to_ext)}")
             each = dict(zip(recipients, to_ext, strict=True))
             self.recipients = tuple(each)
             self._rcpt_given = [parse_ext(given) for given in each.values()]
@@ -129,56 +133,29 @@ class PreparedMessage:
             content = self._render()
         eight_bit = not content.isascii()
         head = b""
-        if derived or self._file is not None or eight_bit or len(content) > MAX_MEMORY:
+        if derived or self._rest is not None or eight_bit or len(content) > MAX_MEMORY:
             end = header_envelope.split(content)
             if end > MAX_HEAD and not derived:
                 end = 0  # text without a header section
             head = content[:end]
-            if self._file is None and len(content) > MAX_MEMORY and end <= MAX_HEAD:
-                # Read it in pieces, like a file: a step over all of it would hold up every other greenlet.
-                self._file = io.BytesIO(content)
-                self._source, self._start = Source(self._file), end
+            if self._rest is None and len(content) > MAX_MEMORY and end <= MAX_HEAD:
+                self._rest = MessageRest(io.BytesIO(content), end)
                 content = head
             if derived and self._message is None:
                 head = header_envelope.without_bcc(head)
-                content = head if self._file is not None else head + content[end:]
+                content = head if self._rest is not None else head + content[end:]
         #: True if the header section has raw UTF-8 (RFC 6532).
         self._utf8_head = eight_bit and not head.isascii() and header_envelope.is_utf8(head)
-        #: True if a file has binary parts, so that MimeLines must find its line ends.
-        self._mime = False
         self._head = content
         self._forms: dict[tuple[bool, bool], Form] = {}
-        self._form = self._plain = self._scan_file(content) if self._file is not None else in_lines(content)
-
-    def _scan_file(self, head: bytes) -> Form:
-        """Read all of a file once, to find out what it needs."""
-        eight_bit, nul, binary, size = False, b"\0" in head, may_be_binary(head), 0
-        overlap = b""
-        encoder = LineEncoder()
-        for piece in self._file_pieces():
-            eight_bit = eight_bit or not piece.isascii()
-            nul = nul or b"\0" in piece
-            binary = binary or may_be_binary(overlap + piece)
-            size += len(encoder.feed(piece))
-            overlap = piece[piece.rfind(b"\n", -128) + 1 :][-128:]
-        size += len(encoder.finish())
-        self._rest_eight_bit = eight_bit
-        if nul or binary:
-            self._mime = True
-            lines = MimeLines()
-            lines.feed(head)
-            size = sum(len(lines.feed(piece)) for piece in self._file_pieces()) + len(lines.finish())
-            binary = nul or lines.needs_binary
-            self._mime = binary
-        content = with_crlf(head)
-        return Form(content, len(content) + size, eight_bit or not head.isascii(), binary, has_rest=True)
+        self._form = self._plain = self._rest.scan(content) if self._rest is not None else in_lines(content)
 
     def _render(self, *, seven_bit: bool = False) -> bytes:
         """Return the bytes of a message object, with Date and Message-ID added if they are missing."""
         message = self._message
         assert message is not None
         if not seven_bit:
-            self._added = rendering.missing_fields(message, self._mailbox)
+            self._added = rendering_fields.missing_fields(message, self._mailbox)
         length = rendering.size(message)
         data: bytes = offload(length, rendering.render, message, utf8=self._utf8_address, seven_bit=seven_bit)
         return self._added + data
@@ -254,10 +231,10 @@ class PreparedMessage:
                 encoded = header_envelope.in_ascii(content[:end])
                 if encoded is None or (self._message is not None and rendering.is_signed(self._message)):
                     raise NotOffered("SMTPUTF8", "the header section has non-ASCII characters")
-                if self._file is not None and not body:
+                if self._rest is not None and not body:
                     encoded = with_crlf(encoded)
                     size = self._plain.size - len(content) + len(encoded)
-                    form = Form(encoded, size, self._rest_eight_bit, self._plain.binary, has_rest=True)
+                    form = Form(encoded, size, self._rest.eight_bit, self._plain.binary, rest=self._rest)
                 else:
                     content = encoded + content[end:]
             if form is None:
@@ -273,12 +250,13 @@ class PreparedMessage:
 
     def prepare(self) -> None:
         """Do the dot-stuffing that ``data`` needs, unless the message is read from a file."""
-        if not self._form.has_rest:
+        if self._form.rest is None:
             self._stuff()
 
     def data(self) -> Iterable[bytes]:
         """Return what is sent after 354, in pieces; the last one ends with the final dot."""
-        return self._stuffed_file() if self._form.has_rest else self._stuff()
+        form = self._form
+        return self._stuff() if form.rest is None else form.rest.stuffed(form.content)
 
     def _stuff(self) -> tuple[bytes, ...]:
         form = self._form
@@ -288,69 +266,13 @@ class PreparedMessage:
             form.stuffed = (data + b".\r\n",) if len(data) < READ_BYTES else (data, b".\r\n")
         return form.stuffed
 
-    def _stuffed_file(self) -> Iterator[bytes]:
-        encoder = DotEncoder()
-        yield encoder.feed(self._form.content)
-        for piece in self._file_pieces():
-            yield encoder.feed(piece)
-        yield encoder.finish()
-
     def chunks(self) -> Iterator[bytes]:
         """Return what is sent by BDAT, in pieces."""
         yield self._form.content
-        if not self._form.has_rest:
-            return
-        encoder: LineEncoder | MimeLines = LineEncoder()
-        if self._mime:
-            encoder = MimeLines()
-            encoder.feed(self._head)
-        for piece in self._file_pieces():
-            yield encoder.feed(piece)
-        yield encoder.finish()
-
-    # Files
-
-    def _read(self, message: bytes | bytearray | memoryview | Readable) -> bytes:
-        """Return all of a message; of a large file, return the header section and set ``_file``."""
-        if isinstance(message, (bytes, bytearray, memoryview)):
-            return bytes(message)
-        source = Source(message)
-        pieces: list[bytes] = []
-        size = 0
-        while size <= MAX_MEMORY:
-            piece = source.read()
-            if not piece:
-                return b"".join(pieces)
-            pieces.append(piece)
-            size += len(piece)
-        content = b"".join(pieces)
-        end = header_envelope.split(content)
-        if end > MAX_HEAD:
-            raise ValueError(f"the header section has {end} bytes; the limit for a file is {MAX_HEAD}")
-        self._file = rewindable(source, content)
-        self._copied = self._file is not message
-        self._source = Source(self._file)
-        # The message starts at the file's current position: the caller may have read something before.
-        self._start = self._file.tell() - size + end
-        return content[:end]
-
-    def _file_pieces(self) -> Iterator[bytes]:
-        assert self._file is not None
-        assert self._source is not None
-        self._file.seek(self._start)
-        while piece := self._source.read():
-            yield piece
+        if self._form.rest is not None:
+            yield from self._form.rest.in_lines(self._head)
 
 
 def _needs_ascii_head(extensions: Mapping[str, str]) -> bool:
     """True if raw UTF-8 cannot stand in the header section: SMTPUTF8 needs 8BITMIME too (RFC 6531 section 3.1)."""
     return not ("SMTPUTF8" in extensions and "8BITMIME" in extensions)
-
-
-def _envelope(
-    fields: header_envelope.Fields, sender: str | None, recipients: str | Iterable[str] | None
-) -> tuple[str, str | Iterable[str]]:
-    return (
-        header_envelope.sender(fields) if sender is None else sender,
-        header_envelope.recipients(fields) if recipients is None else recipients,
-    )

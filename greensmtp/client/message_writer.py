@@ -43,7 +43,7 @@ class BodyWriter:
         :raises ValueError: the message has ended.
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
-            raise TypeError(f"a message must be bytes, not {type(data).__name__}")
+            raise TypeError(f"expected bytes; got {type(data).__name__}")
         if self._open:
             piece = self._encoder.feed(bytes(data))
             self._buffer.append(piece)
@@ -89,7 +89,7 @@ def pieces(source: bytes | bytearray | memoryview | Readable | Iterable[bytes]) 
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield bytes(source)
     elif isinstance(source, str):
-        raise TypeError("a message must be bytes, not str: encode it")
+        raise TypeError("expected bytes; got str: encode it")
     elif hasattr(source, "read") or hasattr(source, "recv"):
         file = Source(source)
         while piece := file.read():

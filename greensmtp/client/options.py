@@ -1,18 +1,22 @@
-"""The keyword options that ``connect`` and ``Pool`` share, and the checks of their values."""
+"""The options of ``connect`` and ``Pool``, and the checks of their values."""
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, TypedDict
 
 from greensmtp.client import dial
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
+from greensmtp.errors import PoolClosed
 from greensmtp.protocol import esmtp, hosts
 
 #: What ``send`` does about TLS before the first message; see ``connect``.
 StartTLS = Literal["require", "offered", "opportunistic", "never"]
+
+CLOSED = "this pool has been closed"
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -30,6 +34,31 @@ class ConnectOptions(TypedDict, total=False):
     ignore: str | Iterable[str] | None
 
 
+@dataclass(slots=True)
+class PoolSettings:
+    """What ``Pool`` was given, and whether it was closed; shared by all native threads. Times are in seconds."""
+
+    size: int
+    max_age: float
+    max_messages: int
+    max_idle: float
+    acquire_timeout: float | None
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
+            value = getattr(self, name)
+            if value is None and name == "acquire_timeout":
+                continue
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"expected a number above 0 as {name}; got {value!r}")
+
+    def check_open(self) -> None:
+        """Raise PoolClosed if the pool was closed."""
+        if self.closed:
+            raise PoolClosed(CLOSED)
+
+
 def check_options(options: Mapping[str, Any]) -> None:
     """Check the options of a pool as ``connect`` will check them later.
 
@@ -39,14 +68,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name not in ConnectOptions.__annotations__:
             known = ", ".join(ConnectOptions.__annotations__)
-            raise TypeError(f"a pool has no option {name!r} (beyond its own: {known})")
+            raise TypeError(f"expected an option of Pool or of connect ({known}); got {name!r}")
     Timeouts.of(options.get("timeout"))
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
     esmtp.check_ignored(options.get("ignore") or ())
+    dial.check_source(options.get("source_address"))
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:
-        dial.check_name(options["local_hostname"], "local_hostname")
+        dial.hello_name(options["local_hostname"], "local_hostname")
 
 
 def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:
@@ -55,7 +85,7 @@ def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLConte
     :raises ValueError: it is not a known policy, or contradicts the other options.
     """
     if starttls not in (None, "require", "offered", "opportunistic", "never"):
-        raise ValueError(f'starttls must be "require", "offered", "opportunistic" or "never", not {starttls!r}')
+        raise ValueError(f'expected starttls="require", "offered", "opportunistic" or "never"; got {starttls!r}')
     if starttls == "opportunistic":
         if tls:
             raise ValueError('starttls="opportunistic" may fall back to no TLS, tls=True may not: pass one of them')

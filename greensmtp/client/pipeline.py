@@ -9,6 +9,8 @@ from greensmtp.errors import ProtocolError
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
 
+_SENT = "this group of commands has ended; call pipeline() again"
+
 
 class Pipeline:
     """``with mail.pipeline() as batch:`` collects commands, and sends them at the end of the block.
@@ -20,7 +22,8 @@ class Pipeline:
     def __init__(self, exchange: CommandExchange) -> None:
         self._exchange = exchange
         self._steps: list[Step] = []
-        self._closed_by: str | None = None
+        #: Why no other command can be added.
+        self._full: str | None = None
         #: Filled at the end of the block.
         self.replies: list[Reply] = []
 
@@ -49,9 +52,10 @@ class Pipeline:
         return self._add(self._exchange.plain("NOOP"), last="NOOP")
 
     def _add(self, step: Step, last: str | None = None) -> int:
-        if self._closed_by is not None:
-            raise ProtocolError(f"{self._closed_by} must be the last command of a group (RFC 2920 section 3.1)")
-        self._closed_by = last
+        if self._full is not None:
+            raise ProtocolError(self._full)
+        if last is not None:
+            self._full = f"{last} must be the last command of a group (RFC 2920 section 3.1)"
         self._steps.append(step)
         return len(self._steps) - 1
 
@@ -65,8 +69,11 @@ class Pipeline:
         return len(self._steps)
 
     def __enter__(self) -> Pipeline:
+        if self._full == _SENT:
+            raise ProtocolError(_SENT)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self._full = _SENT
         if kind is None and self._steps:
             self.replies = self._exchange.send_pipelined(self._steps)

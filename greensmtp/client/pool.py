@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Unpack
+from weakref import finalize
 
 from greensmtp._native import native
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import ConnectOptions, check_options
-from greensmtp.client.pool_connections import CLOSED, ThreadConnections
+from greensmtp.client.options import ConnectOptions, PoolSettings, check_options
+from greensmtp.client.pool_connections import ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
-from greensmtp.errors import PoolClosed
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.sasl.client import MECHANISMS
 from greensmtp.protocol.send_result import SendResult
@@ -66,19 +67,16 @@ class Pool:
         allow_plaintext: bool = False,
         **options: Unpack[ConnectOptions],
     ) -> None:
-        if size < 1 or max_messages < 1 or not max_age > 0 or not max_idle > 0:
-            raise ValueError("size, max_age, max_messages and max_idle must be above 0")
-        if acquire_timeout is not None and not acquire_timeout > 0:
-            raise ValueError(f"acquire_timeout must be more than 0 seconds, or None, not {acquire_timeout!r}")
+        self._settings = PoolSettings(size, max_age, max_messages, max_idle, acquire_timeout)
         check_options(options)
-        one = isinstance(host, str) or (isinstance(host, tuple) and len(host) == 2 and isinstance(host[1], int))
-        places: Sequence[Any] = (host,) if one else host
+        one = isinstance(host, str | Path) or (isinstance(host, tuple) and len(host) == 2 and isinstance(host[1], int))
+        places: Any = (host,) if one else host
         if not places:
-            raise ValueError("a pool needs a host")
+            raise ValueError("expected at least one host; got none")
         if (username is None) != (password is None and token is None):
-            raise ValueError("to log in, a pool needs a username, and a password or a token")
+            raise ValueError("expected a username with a password or a token, or none of them; got one alone")
         if mechanism is not None and mechanism.upper() not in MECHANISMS:
-            raise ValueError(f"mechanism must be one of {', '.join(MECHANISMS)}, not {mechanism!r}")
+            raise ValueError(f"expected a mechanism, one of {', '.join(MECHANISMS)}; got {mechanism!r}")
         self._hosts = [PoolHost(each, port) for each in places]
         self._login: PoolLogin | None = None
         if username is not None:
@@ -88,13 +86,7 @@ class Pool:
             if options.get("starttls") is None and not allow_plaintext:
                 for place in self._hosts:
                     place.options["starttls"] = None if "path" in place.options else "require"
-        self.size = size
-        self.max_age = max_age
-        self.max_messages = max_messages
-        self.max_idle = max_idle
-        self.acquire_timeout = acquire_timeout
         self._options = options
-        self._closed = False
         #: ``connections`` of this native thread.
         self._local = native("threading", "local")()
         #: The connections of all native threads.
@@ -103,7 +95,7 @@ class Pool:
     @property
     def closed(self) -> bool:
         """True once ``close`` has been called."""
-        return self._closed
+        return self._settings.closed
 
     @property
     def idle(self) -> int:
@@ -166,7 +158,7 @@ class Pool:
 
         :param timeout: seconds to wait for messages in progress.
         """
-        self._closed = True
+        self._settings.closed = True
         mine = getattr(self._local, "connections", None)
         for connections in self._of_this_process():
             if connections is not mine or not connections.is_current():
@@ -181,7 +173,7 @@ class Pool:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Pool of {self.size}: {self.busy} busy, {self.idle} idle{', closed' if self._closed else ''}>"
+        return f"<Pool of {self._settings.size}: {self.busy} busy, {self.idle} idle{', closed' if self.closed else ''}>"
 
     # Native threads and processes
 
@@ -191,19 +183,18 @@ class Pool:
         return mine if mine is not None and mine.is_current() else self._new_connections(mine)
 
     def _new_connections(self, before: ThreadConnections | None) -> ThreadConnections:
-        if self._closed:
-            raise PoolClosed(CLOSED)
+        self._settings.check_open()
         if before is not None:  # of the parent process, or of a hub that was destroyed
             before.abandon()
         # One by one, since another native thread may add its own at the same time.
         for connections in set(self._all).difference(self._of_this_process()):
             self._all.discard(connections)
         opener = ConnectionOpener(self._hosts, self._login, self._options)
-        mine = ThreadConnections(self, opener, self._all.discard)
+        mine = ThreadConnections(self._settings, opener, self._all.discard)
         self._all.add(mine)
         self._local.connections = mine
         self._local.end = end = _ThreadEnd()
-        mine.abandon_with(end)
+        finalize(end, mine.abandon).atexit = False
         return mine
 
     def _of_this_process(self) -> list[ThreadConnections]:
@@ -213,5 +204,3 @@ class Pool:
 
 class _ThreadEnd:
     """Is a local variable of a native thread, so that it is collected when the thread ends."""
-
-    __slots__ = ("__weakref__",)

@@ -16,8 +16,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Set
 from time import monotonic
-from typing import Protocol
-from weakref import ref
 
 from gevent import Greenlet, Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
 from gevent.lock import Semaphore
@@ -26,54 +24,30 @@ from greenlet import greenlet
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.connection import QUIT_SECONDS
 from greensmtp.client.message import PreparedMessage
+from greensmtp.client.options import CLOSED, PoolSettings
 from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
-from greensmtp.errors import (
-    ClientError,
-    Disconnected,
-    PeerProtocolError,
-    PoolClosed,
-    PoolTimeout,
-    Refused,
-)
+from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, PoolClosed, PoolTimeout, Refused
 from greensmtp.protocol.send_result import SendResult
 
 logger = logging.getLogger("greensmtp")
-
-CLOSED = "this pool has been closed"
-
-
-class PoolSettings(Protocol):
-    """The settings of a pool, which may change while it is used."""
-
-    size: int
-    max_age: float
-    max_messages: int
-    max_idle: float
-    acquire_timeout: float | None
-
-    @property
-    def closed(self) -> bool: ...
 
 
 class ThreadConnections:
     """The connections of a pool in one native thread."""
 
     def __init__(
-        self,
-        pool: PoolSettings,
-        opener: ConnectionOpener,
-        on_abandon: Callable[[ThreadConnections], object],
+        self, settings: PoolSettings, opener: ConnectionOpener, on_abandon: Callable[[ThreadConnections], object]
     ) -> None:
         """
         :param on_abandon: called when these connections cannot be used any more.
         """
-        self._pool = pool
+        self._settings = settings
         self._opener = opener
         self._on_abandon = on_abandon
         self.hub = get_hub()
         self.pid = os.getpid()
         #: One slot for each connection that may be in use.
-        self._slots = Semaphore(pool.size)
+        self._slots = Semaphore(settings.size)
         self._idle: deque[PooledConnection] = deque()
         self._busy: set[PooledConnection] = set()
         #: Greenlets that are waiting for a slot, or for a connection to be opened.
@@ -84,7 +58,6 @@ class ThreadConnections:
         self._retirer: Greenlet[..., None] | None = None
         #: True once the pool is closed and its grace period is over.
         self._abandoned = False
-        self._thread_end: ref[object] | None = None
 
     @property
     def idle(self) -> int:
@@ -92,15 +65,13 @@ class ThreadConnections:
 
     @property
     def busy(self) -> int:
-        return self._pool.size - int(self._slots.counter)
+        return self._settings.size - int(self._slots.counter)
 
     def is_current(self) -> bool:
         """True if this is the native thread, the hub and the process that made these connections."""
         return self.hub is get_hub() and self.pid == os.getpid()
 
-    def abandon_with(self, thread_end: object) -> None:
-        """Abandon the connections when this object, a local variable of the native thread, is collected."""
-        self._thread_end = ref(thread_end, lambda _: self.abandon())
+    # Closing
 
     def abandon(self) -> None:
         """Close all descriptors without sending anything."""
@@ -124,7 +95,7 @@ class ThreadConnections:
         taken = 0
         try:
             with Timeout(timeout, False):  # type: ignore[arg-type]
-                for _ in range(self._pool.size):
+                for _ in range(self._settings.size):
                     self._slots.acquire()
                     taken += 1
         finally:
@@ -139,6 +110,11 @@ class ThreadConnections:
                 self._retire(self._idle.pop())
         joinall(list(self._quitting), timeout=QUIT_SECONDS)
 
+    def _cancel(self, waiting: greenlet) -> None:
+        """End the wait of a greenlet. Call this in the hub only."""
+        if waiting in self._waiting:
+            waiting.throw(PoolClosed(CLOSED))
+
     # One message
 
     def send(self, prepared: PreparedMessage, *, raise_on_partial: bool) -> SendResult:
@@ -148,8 +124,6 @@ class ThreadConnections:
             #: Hosts whose new connection failed with this message.
             failed: set[PoolHost] = set()
             while True:
-                if self._abandoned:
-                    self._check_open()
                 connection, new = self._take(failed)
                 try:
                     return self._send(connection, prepared, new=new, raise_on_partial=raise_on_partial)
@@ -168,30 +142,6 @@ class ThreadConnections:
         finally:
             self._slots.release()
 
-    def _acquire(self) -> None:
-        """Wait for a slot, which the caller releases."""
-        pool = self._pool
-        self._check_open()
-        if not self._slots.acquire(blocking=False):
-            current = getcurrent()
-            self._waiting.add(current)
-            try:
-                if not self._slots.acquire(timeout=pool.acquire_timeout):
-                    raise PoolTimeout(f"all {pool.size} connections have been busy for {pool.acquire_timeout:g} s")
-            finally:
-                self._waiting.discard(current)
-        try:
-            self._check_open()
-            if self.pid != os.getpid():
-                raise RuntimeError("this process was forked while send() waited: the parent sends the message")
-        except BaseException:
-            self._slots.release()
-            raise
-
-    def _check_open(self) -> None:
-        if self._pool.closed:
-            raise PoolClosed(CLOSED)
-
     def _send(
         self, connection: PooledConnection, prepared: PreparedMessage, *, new: bool, raise_on_partial: bool
     ) -> SendResult:
@@ -199,14 +149,15 @@ class ThreadConnections:
         self._busy.add(connection)
         try:
             return client._send_prepared(prepared, raise_on_partial=raise_on_partial, reset_first=not new)
+        except Refused:
+            _end_transaction(client)
+            raise
         except ClientError:
             raise  # the client has closed the connection if it is unusable
         except BaseException:
             client.close()  # killed or timed out in the middle of something
             raise
         finally:
-            self._busy.discard(connection)
-            connection.messages += 1
             self._give_back(connection)
 
     # One connection
@@ -216,46 +167,67 @@ class ThreadConnections:
         self._acquire()
         try:
             while True:
-                if self._abandoned:
-                    self._check_open()
                 connection, new = self._take(frozenset())
                 self._busy.add(connection)
-                try:
-                    if new or connection.client.reset().is_positive:
-                        return connection
-                    connection.client.close()
-                except ClientError:
-                    pass  # the connection is closed
-                except BaseException:
-                    connection.client.close()
-                    raise
-                self._busy.discard(connection)
+                if new or self._is_usable(connection):
+                    return connection
         except BaseException:
             self._slots.release()
             raise
+
+    def _is_usable(self, connection: PooledConnection) -> bool:
+        """Send RSET on a kept connection; return False if it is of no use, after closing it."""
+        usable = False
+        try:
+            usable = connection.client.reset().is_positive
+        except ClientError:
+            pass
+        finally:
+            if not usable:
+                connection.client.close()
+                self._busy.discard(connection)
+        return usable
 
     def check_in(self, connection: PooledConnection, *, completed: bool) -> None:
         """Take back a connection and its slot.
 
         :param completed: False if the block was killed or timed out, so that the connection may be out of step.
         """
-        client = connection.client
         try:
-            if not completed or client.expects_message:
-                client.close()
-            elif client.needs_reset and not client.closed:
-                with Timeout(QUIT_SECONDS, False):  # type: ignore[arg-type]
-                    client.reset()
-        except ClientError:
-            pass  # the connection is closed
+            if completed and not connection.client.expects_message:
+                _end_transaction(connection.client)
+            else:
+                connection.client.close()
         finally:
-            self._busy.discard(connection)
-            connection.messages += 1
             self._give_back(connection)
             self._slots.release()
 
+    def _acquire(self) -> None:
+        """Wait for a slot, which the caller releases."""
+        settings = self._settings
+        settings.check_open()
+        if not self._slots.acquire(blocking=False):
+            current = getcurrent()
+            self._waiting.add(current)
+            try:
+                if not self._slots.acquire(timeout=settings.acquire_timeout):
+                    raise PoolTimeout(
+                        f"all {settings.size} connections have been busy for {settings.acquire_timeout:g} s"
+                    )
+            finally:
+                self._waiting.discard(current)
+        try:
+            settings.check_open()
+            if self.pid != os.getpid():
+                raise RuntimeError("this process was forked while send() waited: the parent sends the message")
+        except BaseException:
+            self._slots.release()
+            raise
+
     def _take(self, failed: Set[PoolHost]) -> tuple[PooledConnection, bool]:
         """Return a connection to a host that has not failed, and whether it is new."""
+        if self._abandoned:
+            self._settings.check_open()
         now = monotonic()
         while self._idle:
             connection = self._idle.pop()
@@ -271,28 +243,27 @@ class ThreadConnections:
             self._waiting.discard(current)
 
     def _is_over(self, connection: PooledConnection, now: float) -> bool:
+        settings = self._settings
         return (
             connection.client.closed
-            or now - connection.used_at >= self._pool.max_idle
-            or now - connection.opened_at >= self._pool.max_age
-            or connection.messages >= self._pool.max_messages
+            or now - connection.used_at >= settings.max_idle
+            or now - connection.opened_at >= settings.max_age
+            or connection.messages >= settings.max_messages
         )
 
     def _give_back(self, connection: PooledConnection) -> None:
+        self._busy.discard(connection)
+        connection.messages += 1
         if connection.client.closed:
             return
         connection.used_at = monotonic()
-        if self._pool.closed or self._is_over(connection, connection.used_at):
+        settings = self._settings
+        if settings.closed or self._is_over(connection, connection.used_at):
             self._retire(connection)
             return
         self._idle.append(connection)
         if self._retirer is None:
-            self._retirer = spawn_later(min(self._pool.max_idle, self._pool.max_age), self._retire_idle)
-
-    def _cancel(self, waiting: greenlet) -> None:
-        """End the wait of a greenlet. Call this in the hub only."""
-        if waiting in self._waiting:
-            waiting.throw(PoolClosed(CLOSED))
+            self._retirer = spawn_later(min(settings.max_idle, settings.max_age), self._retire_idle)
 
     # Retiring
 
@@ -303,9 +274,9 @@ class ThreadConnections:
         for connection in [connection for connection in self._idle if self._is_over(connection, now)]:
             self._idle.remove(connection)
             self._retire(connection)
-        if self._idle and not self._pool.closed:
-            pool = self._pool
-            due = min(min(each.used_at + pool.max_idle, each.opened_at + pool.max_age) for each in self._idle)
+        settings = self._settings
+        if self._idle and not settings.closed:
+            due = min(min(each.used_at + settings.max_idle, each.opened_at + settings.max_age) for each in self._idle)
             self._retirer = spawn_later(max(due - monotonic(), 0.01), self._retire_idle)
 
     def _retire(self, connection: PooledConnection) -> None:
@@ -317,11 +288,23 @@ class ThreadConnections:
         quitting.rawlink(self._quitting.discard)
 
 
+def _end_transaction(client: SMTPClient) -> None:
+    """Send RSET if a transaction is open, so that the server keeps none for an idle connection."""
+    if client.needs_reset and not client.closed:
+        _within_quit_seconds(client.reset)
+
+
 def _quit(client: SMTPClient) -> None:
     try:
-        with Timeout(QUIT_SECONDS, False):  # type: ignore[arg-type]
-            client.quit()
-    except ClientError:
-        pass  # the server has closed the connection
+        _within_quit_seconds(client.quit)
     finally:
         client.close()
+
+
+def _within_quit_seconds(command: Callable[[], object]) -> None:
+    """Send a command whose reply does not matter. If there is none in time, the connection is closed."""
+    try:
+        with Timeout(QUIT_SECONDS, False):  # type: ignore[arg-type]
+            command()
+    except ClientError:
+        pass  # the connection is closed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -15,22 +16,14 @@ from greensmtp.client.client import SMTPClient
 from greensmtp.client.connect import connect
 from greensmtp.client.options import ConnectOptions
 from greensmtp.client.pool_login import PoolLogin
-from greensmtp.errors import (
-    AuthenticationFailed,
-    CannotConnect,
-    ClientError,
-    Disconnected,
-    HelloRefused,
-    PeerProtocolError,
-    TLSFailed,
-)
+from greensmtp.errors import AuthenticationFailed, ClientError
 from greensmtp.protocol import hosts
 
 #: Seconds for which a host that failed is tried after all others.
 AVOID_SECONDS = 30.0
 
 #: ``"mx.example.com"``, ``"mx.example.com:2525"``, ``("mx.example.com", 25)``, ``"/run/lmtp.sock"``.
-Host = str | tuple[str, int]
+Host = str | Path | tuple[str, int]
 
 
 class PoolHost:
@@ -42,10 +35,10 @@ class PoolHost:
         self.avoid_until = 0.0
         #: The options of ``connect`` that are this host's own.
         self.options: dict[str, Any]
-        if is_unix_path(host):
-            self.options = {"path": host}
+        if not isinstance(host, tuple) and is_unix_path(host):
+            self.options = {"path": dial.check_path(host)}
             return
-        place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(host)
+        place = dial.read_place(*host) if isinstance(host, tuple) else hosts.read(str(host))
         own_port = port if place[1] is None else place[1]
         self.options = {"host": place[0], "port": own_port}
         if own_port is not None:
@@ -103,14 +96,7 @@ class ConnectionOpener:
                 continue
             try:
                 client = self._open_to(host)
-            except (
-                CannotConnect,
-                TLSFailed,
-                HelloRefused,
-                AuthenticationFailed,
-                Disconnected,
-                PeerProtocolError,
-            ) as error:
+            except ClientError as error:
                 if isinstance(error, AuthenticationFailed) and self._login is not None and self._login.refused:
                     raise
                 host.avoid()

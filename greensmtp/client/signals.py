@@ -39,15 +39,10 @@ class SecureHandler(Protocol):
 class ClientSignals:
     """One blinker signal for each name in FIELDS."""
 
-    __slots__ = ("greeting", "secure", "tls")
-
-    greeting: Signal
-    tls: Signal
-    secure: Signal
-
     def __init__(self) -> None:
-        for name in FIELDS:
-            setattr(self, name, Signal(name))
+        self.greeting = Signal("greeting")
+        self.tls = Signal("tls")
+        self.secure = Signal("secure")
 
     def named(self, name: str) -> Signal:
         """Return the signal of this name.
@@ -55,14 +50,14 @@ class ClientSignals:
         :raises ValueError: there is none.
         """
         if name not in FIELDS:
-            raise ValueError(f"a client has no signal {name!r} (expected one of: {', '.join(FIELDS)})")
+            raise ValueError(f"expected a signal of the client, one of {', '.join(FIELDS)}; got {name!r}")
         signal: Signal = getattr(self, name)
         return signal
 
 
 #: The process-wide signals.
-shared = ClientSignals()
+shared: ClientSignals = ClientSignals()
 
-greeting = shared.greeting
-tls = shared.tls
-secure = shared.secure
+greeting: Signal = shared.greeting
+tls: Signal = shared.tls
+secure: Signal = shared.secure

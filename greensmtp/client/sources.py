@@ -61,8 +61,12 @@ class Source:
                 sleep(_MOMENT)  # let other greenlets run between the pieces
         if not isinstance(piece, (bytes, bytearray, memoryview)):
             # A non-blocking file returns None, which must not be taken for its end.
-            what = "open it with 'rb'" if isinstance(piece, str) else f"its read() returned {type(piece).__name__}"
-            raise TypeError(f"a message must be read from a binary file: {what}")
+            what = (
+                "got text: open it with 'rb'"
+                if isinstance(piece, str)
+                else f"its read() returned {type(piece).__name__}"
+            )
+            raise TypeError(f"expected a binary file; {what}")
         return piece if isinstance(piece, bytes) else bytes(piece)
 
 
@@ -72,11 +76,11 @@ def check(file: Any) -> None:
     :raises TypeError: it is not.
     """
     if isinstance(file, io.TextIOBase):
-        raise TypeError(f"a message must be a binary file, not {type(file).__name__}: open it with 'rb'")
+        raise TypeError(f"expected a binary file; got {type(file).__name__}: open it with 'rb'")
     if hasattr(file, "recv"):
-        raise TypeError(f"a message must be a file, not {type(file).__name__}: pass makefile('rb')")
+        raise TypeError(f"expected a binary file; got {type(file).__name__}: pass makefile('rb')")
     if not hasattr(file, "read"):
-        raise TypeError(f"expected an EmailMessage, bytes or a binary file, got {type(file).__name__}")
+        raise TypeError(f"expected an EmailMessage, bytes or a binary file; got {type(file).__name__}")
 
 
 def rewindable(source: Source, seen: bytes) -> BinaryIO:

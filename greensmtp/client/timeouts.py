@@ -28,7 +28,7 @@ class Timeouts:
         for field in fields(self):
             seconds = getattr(self, field.name)
             if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0:
-                raise ValueError(f"timeouts: {field.name} must be a number of seconds above 0, not {seconds!r}")
+                raise ValueError(f"expected a number of seconds above 0 as timeout ({field.name}); got {seconds!r}")
 
     @classmethod
     def of(cls, timeout: float | Timeouts | None) -> Timeouts:

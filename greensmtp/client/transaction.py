@@ -1,13 +1,14 @@
 """One transaction on a connection after EHLO: MAIL, RCPT, the message, and the outcome.
 
-With PIPELINING, the envelope and DATA go out in one write (``_send_envelope``); else each command waits for its reply
-(``_send_envelope_stepwise``). Both return only if the message may follow, and raise Refused otherwise.
+With PIPELINING, the envelope and DATA go out in one write (``_send_together``); else each command waits for its reply
+(``_send_one_by_one``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
+from greensmtp.client.chunks import send_in_chunks
 from greensmtp.client.exchange import CommandExchange
 from greensmtp.client.message import PreparedMessage
 from greensmtp.errors import (
@@ -22,10 +23,6 @@ from greensmtp.errors import (
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
 
-#: Bytes in a chunk, and chunks that are sent before their replies are read.
-CHUNK = 512 * 1024
-CHUNKS_AHEAD = 16
-
 
 def transact(
     exchange: CommandExchange, prepared: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
@@ -38,10 +35,9 @@ def transact(
     mail_line = prepared.mail_line(extensions)
     chunked = prepared.in_chunks(extensions)
     reset = reset_first or exchange.open_transaction
-    envelope = _send_envelope if "PIPELINING" in extensions else _send_envelope_stepwise
-    recipients = envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
+    recipients = _send_envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     try:
-        replies = _send_chunked(exchange, prepared) if chunked else _send_data(exchange, prepared)
+        replies = send_in_chunks(exchange, prepared.chunks()) if chunked else _send_data(exchange, prepared)
     except Disconnected as error:
         if error.after_content:
             error.recipients = _by_recipient(recipients, error.replies)
@@ -58,15 +54,37 @@ def transact(
 
 # The envelope
 
+#: The replies to MAIL, to each recipient, and to DATA, where it was sent.
+_Envelope = tuple[Reply, dict[str, Reply], Reply | None]
+
 
 def _send_envelope(
     exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
-    """Send the envelope in one write; return each recipient's reply if the message may follow."""
+    """Send the envelope, and return each recipient's reply; raise Refused if the message may not follow."""
+    send = _send_together if "PIPELINING" in exchange.extensions else _send_one_by_one
+    mail, recipients, data = send(exchange, prepared, mail_line, reset=reset, chunked=chunked)
+    exchange.open_transaction = True
+    accepted = 0
+    for reply in recipients.values():
+        accepted += reply.code < 300
+    exchange.accepted = accepted
+    if data is not None and data.code == 354:
+        exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
+        if mail.code < 300 and accepted:
+            return recipients
+        _end_empty_message(exchange)
+    elif chunked and mail.code < 300 and accepted and not exchange.transport.closed:
+        return recipients
+    raise _refusal(prepared, mail, recipients, data)
+
+
+def _send_together(
+    exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
+) -> _Envelope:
     lines = [b"RSET\r\n", mail_line, *prepared.rcpt_lines] if reset else [mail_line, *prepared.rcpt_lines]
     if not chunked:
         lines.append(b"DATA\r\n")
-    data: Reply | None = None
     try:
         # The message is prepared while the server works.
         replies = exchange.send_lines(lines, None if chunked else prepared.prepare)
@@ -76,17 +94,26 @@ def _send_envelope(
         if refusal is None:
             raise
         raise refusal from error
-    if not chunked:
-        data = replies.pop()
-    mail = replies[reset]
-    recipients = dict(zip(prepared.recipients, replies[reset + 1 :], strict=True))
-    exchange.open_transaction = True
-    exchange.accepted = accepted = len([reply for reply in recipients.values() if reply.code < 300])
-    if mail.code < 300 and accepted and (replies[-1].code != 421 if data is None else data.code == 354):
-        return recipients
-    if data is not None and data.code == 354:
-        _end_empty_message(exchange)
-    raise _refusal(prepared, mail, recipients, data)
+    data = None if chunked else replies.pop()
+    return replies[reset], dict(zip(prepared.recipients, replies[reset + 1 :], strict=True)), data
+
+
+def _send_one_by_one(
+    exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
+) -> _Envelope:
+    """Send the envelope as far as it is accepted. After 421 nothing more is sent; it stands for the other replies."""
+    recipients: dict[str, Reply] = {}
+    last = exchange.send_lines([b"RSET\r\n"])[0] if reset else None
+    if last is None or last.code != 421:
+        last = exchange.send_lines([mail_line])[0]
+    mail = last
+    if mail.is_positive:
+        for recipient, line in zip(prepared.recipients, prepared.rcpt_lines, strict=True):
+            if last.code != 421:
+                last = exchange.send_lines([line])[0]
+            recipients[recipient] = last
+    wanted = not chunked and last.code != 421 and any(reply.is_positive for reply in recipients.values())
+    return mail, recipients, exchange.send_lines([b"DATA\r\n"])[0] if wanted else None
 
 
 def _permanent_refusal(prepared: PreparedMessage, replies: Sequence[Reply]) -> Refused | None:
@@ -103,41 +130,16 @@ def _permanent_refusal(prepared: PreparedMessage, replies: Sequence[Reply]) -> R
 def _end_empty_message(exchange: CommandExchange) -> None:
     """Send an empty message: DATA was pipelined and accepted although there is no recipient (RFC 2920 section 3.1).
 
-    Its reply does not change the refusal.
+    Its reply does not change the refusal. A server that has a recipient, since only MAIL was refused, might deliver the
+    empty message. How many replies an LMTP server sends is unknown: RFC 2033 does not allow this 354.
     """
-    exchange.accepted = 0
+    if exchange.accepted or exchange.lmtp:
+        exchange.transport.close()
+        return
     try:
         exchange.end_message(b".\r\n")
     except ClientError:
         pass  # the connection has been closed
-
-
-def _send_envelope_stepwise(
-    exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
-) -> dict[str, Reply]:
-    """Send the envelope command by command, as far as it is accepted; return each recipient's reply."""
-    if reset:
-        answer = exchange.send_lines([b"RSET\r\n"])[0]
-        if answer.code == 421:
-            raise _refusal(prepared, answer, {}, None)
-    mail = exchange.send_lines([mail_line])[0]
-    exchange.open_transaction = True
-    exchange.accepted = 0
-    recipients: dict[str, Reply] = {}
-    data: Reply | None = None
-    if mail.is_positive:
-        for recipient, line in zip(prepared.recipients, prepared.rcpt_lines, strict=True):
-            # After 421 nothing more is sent; it stands for the other replies.
-            last = next(reversed(recipients.values()), mail)
-            reply = recipients[recipient] = last if last.code == 421 else exchange.send_lines([line])[0]
-            exchange.accepted += reply.is_positive
-        if exchange.accepted and reply.code != 421:
-            if chunked:
-                return recipients
-            data = exchange.send_lines([b"DATA\r\n"])[0]
-            if data.code == 354:
-                return recipients
-    raise _refusal(prepared, mail, recipients, data)
 
 
 def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply], data: Reply | None) -> Refused:
@@ -164,25 +166,6 @@ def _send_data(exchange: CommandExchange, prepared: PreparedMessage) -> list[Rep
             exchange.send_body(last)
         last = piece
     return exchange.end_message(last)
-
-
-def _send_chunked(exchange: CommandExchange, prepared: PreparedMessage) -> list[Reply]:
-    window: list[bytes] = []
-    ahead = CHUNKS_AHEAD if "PIPELINING" in exchange.extensions else 1
-    for chunk in _cut(prepared.chunks()):
-        if len(window) == ahead:
-            replies = exchange.send_chunks(window, last=False)
-            if not replies[0].is_positive:
-                return replies  # the next transaction begins with RSET
-            window = []
-        window.append(chunk)
-    return exchange.send_chunks(window or [b""], last=True)
-
-
-def _cut(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    for piece in pieces:
-        for start in range(0, len(piece), CHUNK):
-            yield piece[start : start + CHUNK] if len(piece) > CHUNK else piece
 
 
 # The outcome

@@ -1,11 +1,7 @@
-"""The client's side of a connection: send bytes, read replies, with a deadline for every wait; TLS.
+"""The client's side of a connection: send bytes, and read replies, with a deadline for every wait.
 
 Rules of this file:
 
-- One greenlet at a time uses a transport, in the native thread and the process that made it. ``close`` alone may be
-  called from elsewhere.
-- Every wait runs between ``self._timer.set`` and ``self._timer.clear``. The timer throws DeadlineExpired into the
-  greenlet.
 - Any error closes the transport: after a partial command or reply there is no way back into step with the server.
   ``_fail`` does that, and translates what was raised into the public error.
 - A timeout of the caller's own (``gevent.Timeout``) closes the transport too, but is raised unchanged.
@@ -17,21 +13,18 @@ Rules of this file:
 
 from __future__ import annotations
 
-import os
 import ssl
 from collections.abc import Callable
 from select import POLLIN
-from typing import Any
-from weakref import WeakSet
 
-from gevent import get_hub, getcurrent
-from gevent import ssl as gevent_ssl
+from gevent import get_hub
 from gevent.socket import socket as Socket
 from gevent.socket import wait_read
 
 from greensmtp._native import native
-from greensmtp.client.deadlines import DeadlineExpired, DeadlineTimer, in_use_error, is_callers_timeout
-from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, TLSFailed, TLSUnverified
+from greensmtp.client.deadlines import DeadlineExpired, in_use_error, is_callers_timeout
+from greensmtp.client.endpoint import ClientEndpoint
+from greensmtp.errors import ClientError, Disconnected, PeerProtocolError
 from greensmtp.protocol.errors import ReplySyntaxError
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.reply_parser import ReplyParser
@@ -45,98 +38,49 @@ MAX_FINAL_REPLIES = 64
 #: Seconds within which a server that announces the end of the connection closes it.
 CLOSE_AFTER_REFUSAL_SECONDS = 0.1
 
-#: ``close_reason`` of an inherited connection in a child process.
-_FORKED = "a fork"
-
 # The unpatched poll: in a monkey-patched process, gevent's would let other greenlets run.
 poll = native("select", "poll")
 
 
-class ClientTransport:
+class ClientTransport(ClientEndpoint):
     """One connected socket, and the parser of the server's replies. Any error closes it."""
 
-    __slots__ = (
-        "__weakref__",
-        "_hub",
-        "_poll",
-        "_reader",
-        "_timer",
-        "_watcher",
-        "close_reason",
-        "message_sent",
-        "socket",
-        "tls",
-    )
+    __slots__ = ("_poll", "_reader", "message_sent")
 
     def __init__(self, socket: Socket) -> None:
         """
         :param socket: a connected gevent socket, or gevent SSLSocket; the transport closes it.
         """
-        # The socket's own timeout, which its creator or the process may have set, would hide which wait took too long.
-        socket.settimeout(None)
-        self.socket: Any = socket
-        self.tls = isinstance(socket, gevent_ssl.SSLSocket)
-        self._hub = get_hub()
-        self._timer = DeadlineTimer(self._hub)
+        super().__init__(socket)
         self._reader = ReplyParser()
         self._poll = poll()
         self._poll.register(socket.fileno(), POLLIN)
-        self._watcher: Any = None if self.tls else self._hub.loop.io(socket.fileno(), 1)
         #: True if a whole message was sent, and its reply has not been read.
         self.message_sent = False
-        #: Why the connection was closed; None while it is open. (A text: an error would keep its frames alive.)
-        self.close_reason: str | None = None
-        _transports.add(self)
 
     @property
-    def closed(self) -> bool:
-        """True if the connection cannot be used any more."""
-        return self.close_reason is not None
+    def has_unread_bytes(self) -> bool:
+        """True if the server has sent more than the replies that were read."""
+        return self._reader.pending
 
-    # Sending
+    def start_tls(self, context: ssl.SSLContext, server_hostname: str | None, seconds: float) -> None:
+        """Do the TLS handshake. See ``ClientEndpoint.start_tls``.
+
+        :raises PeerProtocolError: plaintext arrived before the handshake (CVE-2011-0411).
+        """
+        if self._reader.pending:
+            raise self._fail(PeerProtocolError("plaintext after the reply to STARTTLS"))
+        super().start_tls(context, server_hostname, seconds)
+        self._reader = ReplyParser()
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send bytes.
-
-        :param seconds: the timeout for each piece of up to 256 KiB.
-        :raises Disconnected: the server is gone, or does not take the bytes in time.
-        :raises PeerProtocolError: the server has sent an unsolicited reply.
-        """
-        self._check_open()
-        timer = self._timer
-        timer.set(seconds)
-        try:
-            if self._reader.pending:
-                raise self._unsolicited()
-            sent = self.socket.send(data[:SEND_BYTES] if len(data) > SEND_BYTES else data)
-            if sent < len(data):
-                self._send_rest(memoryview(data)[sent:], seconds)
-        except BaseException as error:
-            failure = self._fail(error, sending=True)
-            if failure is error:
-                raise
-            raise failure from (error if isinstance(error, OSError) else None)
-        finally:
-            timer.clear()
-
-    def _send_rest(self, view: memoryview, seconds: float) -> None:
-        while view:
-            left = SEND_BYTES
-            while left > 0 and view:
-                sent = self.socket.send(view[:left])
-                view = view[sent:]
-                left -= sent
-            self._timer.clear()
-            self._timer.set(seconds)
-
-    # Receiving
+        """Send bytes to which no reply is read now. See ``send_and_receive``."""
+        self.send_and_receive(data, 0, seconds, seconds)
 
     def read_reply(self, seconds: float) -> Reply:
-        """Return the next reply.
+        """Return the next reply. See ``send_and_receive``.
 
         :param seconds: the timeout for the whole reply.
-        :raises Disconnected: the server is gone, or timed out.
-        :raises PeerProtocolError: what it sent is not a reply.
         """
         return self.send_and_receive(b"", 1, seconds, seconds)[0]
 
@@ -152,7 +96,7 @@ class ClientTransport:
     ) -> list[Reply]:
         """Send bytes, and return the replies to them: ``count``, or fewer if the last one is 421.
 
-        :param seconds: the timeout for sending, and for each reply but the last.
+        :param seconds: the timeout for sending each piece of up to 256 KiB, and for each reply but the last.
         :param last_seconds: the timeout for the last reply.
         :param ends_message: seconds for sending, where the bytes are the end of a message. Once they are sent,
             ``message_sent`` is True.
@@ -200,7 +144,7 @@ class ClientTransport:
                 replies += more
                 left -= len(more)
         except BaseException as error:
-            failure = self._fail(error, sending=True)
+            failure = self._fail(error, find_reason=True)
             if isinstance(failure, Disconnected) and replies:
                 failure.replies = tuple(replies)
                 failure.reply = failure.reply or replies[-1]
@@ -210,6 +154,17 @@ class ClientTransport:
         finally:
             timer.clear()
         return replies
+
+    def _send_rest(self, view: memoryview, seconds: float) -> None:
+        while view:
+            left = SEND_BYTES
+            while left > 0 and view:
+                sent = self.socket.send(view[:left])
+                view = view[sent:]
+                left -= sent
+            self._timer.extend(seconds)
+
+    # Unsolicited replies
 
     def check_no_pending_reply(self) -> None:
         """Check that the server has sent nothing unsolicited. Call this before a command, when all have been answered.
@@ -250,16 +205,22 @@ class ClientTransport:
         """True if the server sends nothing else, and closes the connection now or within a moment."""
         if self._reader.pending:
             return False
+        self._timer.set(CLOSE_AFTER_REFUSAL_SECONDS)
         try:
             data = self._recv_now()
             if data is None:
-                wait_read(self.socket.fileno(), CLOSE_AFTER_REFUSAL_SECONDS)
+                wait_read(self.socket.fileno())
                 data = self._recv_now()
             return data == b""
-        except TimeoutError:
+        except DeadlineExpired:
             return False
-        except Disconnected:
-            return True  # by a reset
+        except BaseException as error:
+            failure = self._fail(error)
+            if isinstance(failure, Disconnected):
+                return True  # by a reset
+            raise
+        finally:
+            self._timer.clear()
 
     def _recv_now(self) -> bytes | None:
         """Return what has arrived, without waiting; None for nothing.
@@ -277,155 +238,24 @@ class ClientTransport:
         finally:
             self.socket.settimeout(None)
 
-    # TLS
+    # Errors
 
-    def start_tls(self, context: ssl.SSLContext, server_hostname: str | None, seconds: float) -> None:
-        """Do the TLS handshake.
+    def _fail(self, error: BaseException, *, find_reason: bool = False) -> BaseException:
+        """Close the transport, and return the error to raise.
 
-        :raises TLSUnverified: the certificate does not verify in this context.
-        :raises TLSFailed: the handshake failed otherwise, or timed out.
-        :raises PeerProtocolError: plaintext arrived before the handshake (CVE-2011-0411).
+        :param find_reason: look for a reply that says why the server closed the connection.
         """
-        self._check_open()
-        if self._reader.pending:
-            raise self._fail(PeerProtocolError("plaintext after the reply to STARTTLS"))
-        self._close_watcher()
-        self._timer.set(seconds)
-        try:
-            # Not context.wrap_socket: the standard library's context would make the standard library's SSLSocket, which
-            # blocks the hub.
-            self.socket = gevent_ssl.SSLSocket(
-                sock=self.socket,
-                server_side=False,
-                do_handshake_on_connect=False,
-                server_hostname=server_hostname,
-                _context=context,
-            )
-            self.socket.do_handshake()
-        except ssl.SSLCertVerificationError as error:
-            text = f"the certificate of {server_hostname or 'the peer'} does not verify: {error.verify_message}"
-            raise self._fail(TLSUnverified(text)) from error
-        except DeadlineExpired:
-            raise self._fail(TLSFailed(f"the TLS handshake timed out after {seconds:g} s")) from None
-        except OSError as error:
-            if is_callers_timeout(error):
-                self.close(error)
-                raise
-            raise self._fail(TLSFailed(f"the TLS handshake failed: {error}")) from error
-        except BaseException as error:
-            self.close(error)
-            raise
-        finally:
-            self._timer.clear()
-        self.tls = True
-        self._reader = ReplyParser()
-
-    def with_deadline(self, seconds: float, call: Callable[[], object]) -> bool:
-        """Call a function that waits; return False if it timed out, after closing the transport."""
-        self._timer.set(seconds)
-        try:
-            call()
-        except DeadlineExpired as error:
-            self.close(error)
-            return False
-        except BaseException as error:
-            self.close(error)
-            raise
-        finally:
-            self._timer.clear()
-        return True
-
-    # Closing
-
-    def close(self, why: BaseException | None = None) -> None:
-        """Close the connection. Closing twice is harmless. A greenlet that waits for the server gets Disconnected.
-
-        In a native thread other than the connection's own, this only asks that thread to close it.
-
-        :param why: the error that ended the connection.
-        """
-        if self.close_reason is not None:
-            return
-        if get_hub() is not self._hub:
-            self._close_in_own_thread()
-            return
-        # The text of an error that is not greensmtp's may have secrets in it, so only its type is kept.
-        self.close_reason = (
-            str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
-        )
-        waiting = self._timer.greenlet
-        if waiting is not None and waiting is not getcurrent():
-            self._hub.loop.run_callback(self._timer.interrupt, waiting)
-        elif self.tls:
-            self._send_close_notify()
-        self._timer.close()
-        self._close_watcher()
-        self.socket.close()
-
-    def _close_in_own_thread(self) -> None:
-        loop = self._hub.loop
-        try:
-            loop.run_callback_threadsafe(self.close)
-        except Exception:  # that thread has destroyed its hub, so nothing can run there
-            self.abandon("close()")
-
-    def _send_close_notify(self) -> None:
-        """Send close_notify (RFC 8446 section 6.1), if the kernel takes it at once; do not wait for the answer."""
-        try:
-            self.socket.settimeout(0.0)
-            self.socket.unwrap()
-        except (OSError, ValueError):
-            pass
-
-    def abandon(self, why: str) -> None:
-        """Close the descriptor without sending anything.
-
-        This is for a process or thread in which the connection's hub does not run. A greenlet that was waiting when
-        the process was forked gets RuntimeError in the child.
-        """
-        if self.close_reason is not None:
-            return
-        self.close_reason = why
-        try:
-            os.close(self._detach())
-            waiting = self._timer.greenlet
-            if waiting is not None:
-                self._hub.loop.run_callback(self._timer.interrupt, waiting, _forked())
-            self._timer.close()
-            self._close_watcher()
-        except Exception:  # the hub has been destroyed, and its watchers with it
-            pass
-
-    def _detach(self) -> int:
-        try:
-            return int(self.socket.detach())
-        except Exception:  # the hub has been destroyed; gevent's socket needs it to cancel its watchers
-            return int(self.socket._sock.detach())
-
-    def _check_open(self) -> None:
-        if self.close_reason == _FORKED:
-            raise _forked()
-        if self.close_reason is not None:
-            error = Disconnected("closed")
-            error.add_note(f"This connection was closed before, by {self.close_reason}")
-            raise error
-
-    def _fail(self, error: BaseException, *, sending: bool = False) -> BaseException:
-        """Close the transport, and return the error to raise."""
-        if self.close_reason == _FORKED:
-            return _forked()
         if isinstance(error, DeadlineExpired):
             error = Disconnected("timeout")
         elif isinstance(error, ReplySyntaxError):
             error = PeerProtocolError(str(error))
         elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_callers_timeout(error):
             # A server may refuse in the middle of a body and close the connection: its reply says more than the reset.
-            error = Disconnected("reset", reply=self._final_reply() if sending else None)
+            error = Disconnected("reset", reply=self._final_reply() if find_reason else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
             error.after_content = self.message_sent
             error.safe_to_retry = not self.message_sent
-        self.close(error)
-        return error
+        return super()._fail(error)
 
     def _final_reply(self) -> Reply | None:
         """Return the reply that explains why the server closed the connection, where there is one."""
@@ -436,26 +266,3 @@ class ClientTransport:
             return next((reply for reply in replies if reply.code >= 400), replies[-1] if replies else None)
         except (OSError, ReplySyntaxError):
             return None
-
-    def _close_watcher(self) -> None:
-        if self._watcher is not None:
-            self._watcher.stop()
-            self._watcher.close()
-            self._watcher = None
-
-
-#: Every transport of this process.
-_transports: WeakSet[ClientTransport] = WeakSet()
-
-
-def _forked() -> RuntimeError:
-    return RuntimeError("this connection belongs to the parent process: connect() in the child, or use a Pool")
-
-
-def _abandon_in_child() -> None:
-    # If the child kept them, it would hold the parent's connections open, and two processes would write to each.
-    for transport in list(_transports):
-        transport.abandon(_FORKED)
-
-
-os.register_at_fork(after_in_child=_abandon_in_child)

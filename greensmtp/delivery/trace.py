@@ -16,7 +16,7 @@ from email.utils import format_datetime
 from ipaddress import IPv6Address, ip_address
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.address import ascii_domain, check_domain
+from greensmtp.protocol.mailbox import ascii_domain, check_domain
 from greensmtp.session import Session
 
 _numbers = itertools.count(1)

@@ -13,12 +13,13 @@ The rules of this file:
 from __future__ import annotations
 
 import re
-from base64 import b64encode
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from greensmtp.protocol.address import Address, ascii_domain, quote_local_part
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.header_field import encoded_words
+from greensmtp.protocol.mailbox import ascii_domain, quote_local_part
 
 #: Characters of the malformed text that an error shows.
 MAX_SHOWN = 60
@@ -26,9 +27,6 @@ MAX_SHOWN = 60
 #: Tokens of one member: more than any address, and few enough that a hostile field is neither kept as millions of them
 #: nor read to its end.
 MAX_TOKENS = 1_000
-
-#: Bytes of UTF-8 in one encoded word, which may have 75 characters (RFC 2047 section 2).
-_ENCODED_WORD = 45
 
 _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
 #: (With U+0080 to U+009F: what is not UTF-8 is read as Latin-1, and names in Windows-1252 have quotes and dashes there.
@@ -48,11 +46,8 @@ _TOKEN = re.compile(
 )
 _IN_COMMENT = re.compile(r"(?:[^()\\]++|\\.)*+([()])", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
-#: A usual address; ``Address.parse`` checks the others.
-_USUAL = re.compile(r"[A-Za-z0-9_+=.-]{1,64}@[A-Za-z0-9]+(?:[.-][A-Za-z0-9]+)*")
-_MAX_USUAL_DOMAIN = 63
-#: A usual member: such an address, perhaps in angle brackets behind a display name. It is a short cut past the tokens,
-#: for long lists.
+#: A usual member: an address, perhaps in angle brackets behind a display name. It is a short cut past the tokens and
+#: ``Address.parse``, for long lists.
 _USUAL_MEMBER = re.compile(
     rf"""[ \t\r\n]*+
     (?:(?:{_ATOM}(?:\.{_ATOM})*+[ \t\r\n]++|"[^"\\]*+"[ \t\r\n]*+)*+(<))?+
@@ -136,23 +131,8 @@ def encode(text: str, field: str) -> str:
     return result
 
 
-def encoded_words(text: str) -> str:
-    """Return text as encoded words (RFC 2047), a blank between them."""
-    data = text.encode()
-    words: list[str] = []
-    start = 0
-    while start < len(data):
-        # No character is cut in two (RFC 2047 section 5).
-        end = start + len(data[start : start + _ENCODED_WORD].decode(errors="ignore").encode())
-        words.append(f"=?utf-8?b?{b64encode(data[start:end]).decode()}?=")
-        start = end
-    return " ".join(words)
-
-
 def a_labels(domain: str) -> str | None:
     """Return a domain's A-label form (UTS 46, not transitional: ``ß`` stays ``ß``), or None if it has none."""
-    if domain.isascii():
-        return domain
     encoded = ascii_domain(domain)
     return encoded if encoded.isascii() else None
 
@@ -248,11 +228,6 @@ def _split(member: list[_Token]) -> _Member:
 
 def _mailbox(tokens: list[_Token]) -> str:
     """Return a member's address as it stands between angle brackets."""
-    # Nearly always: word, @, word.
-    if len(tokens) == 3 and tokens[1].kind == "@":
-        usual = f"{tokens[0].text}@{tokens[2].text}"
-        if _USUAL.fullmatch(usual) and len(tokens[2].text) <= _MAX_USUAL_DOMAIN and tokens[0].kind == "word":
-            return usual
     if not tokens:
         raise _Malformed(0)
     start, end = tokens[0].start, tokens[-1].end
@@ -264,7 +239,7 @@ def _mailbox(tokens: list[_Token]) -> str:
     at = kinds.index("@")
     local_part = _dotted(tokens[:at], ("word", "quoted"))
     literal = kinds[at + 1 :] == ["literal"]
-    domain = _literal(tokens[-1].text) if literal else _dotted(tokens[at + 1 :], ("word",))
+    domain = f"[{_unescaped(tokens[-1].text[1:-1]).strip()}]" if literal else _dotted(tokens[at + 1 :], ("word",))
     if local_part is None or domain is None:
         raise _Malformed(start, end)
     try:
@@ -283,10 +258,6 @@ def _dotted(tokens: list[_Token], kinds: tuple[str, ...]) -> str | None:
     ):
         return None
     return "".join(_unescaped(token.text[1:-1]) if token.kind == "quoted" else token.text for token in tokens)
-
-
-def _literal(text: str) -> str:
-    return f"[{_unescaped(text[1:-1]).strip()}]"
 
 
 def _unescaped(text: str) -> str:

@@ -66,6 +66,9 @@ BARE_NEWLINE_IN_DATA = Reply(554, "5.6.0 The message has a bare CR or LF (RFC 53
 BODY_LINE_TOO_LONG = Reply(554, "5.6.0 The message has a line that is too long (RFC 5321 section 4.5.3.1.6)")
 NO_MAIL_HERE = Reply(554, "5.3.2 This server does not accept mail")
 
+# Parameters (RFC 8689 section 4)
+PARAMETER_NEEDS_TLS = Reply(530, "5.7.10 This parameter requires TLS; send STARTTLS first")
+
 # AUTH (RFC 4954 sections 4 and 6)
 AUTH_TOO_MANY_FAILURES = Reply(454, "4.7.0 Too many failed attempts, try again later")
 AUTH_UNAVAILABLE = Reply(454, "4.7.0 Temporary authentication failure, try again later")

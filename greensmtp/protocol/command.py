@@ -20,9 +20,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from greensmtp.protocol import canned
-from greensmtp.protocol.address import MAX_DOMAIN, MAX_LABEL, NO_PARAMETERS, Address
+from greensmtp.protocol.address import NO_PARAMETERS, Address
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.mailbox import MAX_DOMAIN, MAX_LABEL, MAX_PATH
 from greensmtp.protocol.reply import Reply
 
 #: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
@@ -54,6 +55,10 @@ class Command:
     """
 
     __slots__ = ("argument", "error", "verb")
+
+    verb: str
+    argument: str
+    error: Reply | None
 
     def __init__(self, verb: str, argument: str = "", error: Reply | None = None) -> None:
         self.verb = verb
@@ -90,6 +95,8 @@ class HelloCommand(Command):
 
     __slots__ = ("hostname",)
 
+    hostname: str
+
     def __init__(self, verb: str, argument: str, hostname: str, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -102,6 +109,8 @@ class PathCommand(Command):
 
     __slots__ = ("address",)
 
+    address: Address
+
     def __init__(self, verb: str, argument: str, address: Address, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -113,6 +122,9 @@ class ChunkCommand(Command):
     """BDAT (RFC 3030): ``size`` bytes follow it; the ``last`` chunk ends the message."""
 
     __slots__ = ("last", "size")
+
+    size: int
+    last: bool
 
     def __init__(self, verb: str, argument: str, size: int, last: bool, error: Reply | None = None) -> None:
         self.verb = verb
@@ -127,6 +139,8 @@ class EndOfData(Command):
 
     __slots__ = ("recipient",)
 
+    recipient: Address | None
+
     def __init__(self, recipient: Address | None = None) -> None:
         self.verb = END_OF_DATA
         self.argument = recipient or ""
@@ -138,14 +152,18 @@ NO_ADDRESS = Address("", "", "")
 
 #: ``FROM:<local@domain> parameters``, as nearly every client writes it, matched in one step. What it does not match, or
 #: what has a dot beside a dot or a hyphen, ``_parse_any_path`` parses. The pattern has only runs of one class, and
-#: letters in both cases, since alternatives, repeated groups and IGNORECASE make a pattern slow.
+#: letters in both cases, since alternatives, repeated groups and IGNORECASE make a pattern slow. A local part that
+#: might make the path too long does not match.
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
 _ATOMS = _ATOM.replace("[", "[.")
-_USUAL = rf": *<({_ATOM}(?:{_ATOMS}*{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
+_USUAL = rf": *<({_ATOM}(?:{_ATOMS}{{0,188}}{_ATOM})?)@([A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?)>(?: +(.*))?"
 #: A blank behind the colon is wrong, but so common that it is accepted.
 _ANY_PATH = r'(FROM|TO): *<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(?: +(.*))?'
 #: Leading zeros count for nothing: if client and server read a size differently, a body would be run as commands.
 _CHUNK = r"(?=[0-9])0*+([0-9]{0,20})(?: +([Ll][Aa][Ss][Tt]))?"
+
+
+_PATH_TOO_LONG = "Path too long (RFC 5321 section 4.5.3.1.3)"
 
 
 class _Path(NamedTuple):
@@ -195,12 +213,14 @@ def _parse_any_path(verb: str, argument: str, path: _Path) -> PathCommand:
         parameters = parse_parameters(match[3] or "")
     except ProtocolError as error:
         return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"5.5.4 {error}"))
+    malformed = path.malformed
+    if len(match[2].encode()) > MAX_PATH:
+        return PathCommand(verb, argument, NO_ADDRESS, Reply(501, f"{malformed.enhanced} {_PATH_TOO_LONG}"))
     try:
         address = Address.parse(match[2], parameters)
     except ProtocolError as error:
-        malformed = path.malformed
         return PathCommand(verb, argument, NO_ADDRESS, Reply(malformed.code, f"{malformed.enhanced} {error}"))
-    return PathCommand(verb, argument, address, None if address or path.may_be_null else path.malformed)
+    return PathCommand(verb, argument, address, None if address or path.may_be_null else malformed)
 
 
 def _parse_greeting(verb: str, argument: str) -> Command:
@@ -251,8 +271,11 @@ def is_foreign(data: bytes) -> bool:
     return re.match(_FOREIGN, data, re.IGNORECASE) is not None
 
 
-def parse_command(line: bytes) -> Command:
-    """Parse one command line, given without its CRLF. Never raises: a malformed line has its ``error`` set."""
+def parse_command(line: bytes, parsers: Mapping[str, Callable[[str, str], Command]] = PARSERS) -> Command:
+    """Parse one command line, given without its CRLF. Never raises: a malformed line has its ``error`` set.
+
+    :param parsers: other ones, such as ``lenient_path.LENIENT_PARSERS``.
+    """
     try:
         text = line.decode()
     except UnicodeDecodeError:
@@ -267,7 +290,7 @@ def parse_command(line: bytes) -> Command:
     if not verb.isascii():
         return Command(UNKNOWN, text)  # upper() would make MAIL of "ma\u0131l"
     verb = verb.upper()
-    parser = PARSERS.get(verb)
+    parser = parsers.get(verb)
     if parser is not None:
         return parser(verb, argument.strip())
     if verb in PSEUDO_COMMANDS or not verb:

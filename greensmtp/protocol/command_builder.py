@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from greensmtp.protocol.address import MAX_LABEL, Address
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.esmtp import encode_xtext, is_xtext, parse_parameters
+from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.mailbox import MAX_LABEL, quote_local_part
+from greensmtp.protocol.options import MailOptions, RcptOptions
+from greensmtp.protocol.xtext import encode_unitext, encode_xtext, is_xtext
 
 #: Parameters of MAIL and RCPT: ``"SIZE=1000 SMTPUTF8"``, or ``{"SIZE": 1000, "SMTPUTF8": None}``.
 Ext = str | Mapping[str, str | int | None] | None
@@ -46,7 +49,7 @@ def line(verb: str, argument: str | None = None) -> bytes:
         raise ProtocolError(f"an argument cannot have lone surrogates in it: {text[:60]!r}") from None
 
 
-def mail(address: str, ext: Ext = None) -> bytes:
+def mail(address: str, ext: Ext | MailOptions = None) -> bytes:
     """Return MAIL; an empty address is the null sender.
 
     :raises ProtocolError: the mailbox or the parameters are malformed (RFC 5321 section 4.1.2).
@@ -54,7 +57,7 @@ def mail(address: str, ext: Ext = None) -> bytes:
     return line(f"MAIL FROM:<{mailbox(address)}>{parameters(ext)}")
 
 
-def rcpt(address: str, ext: Ext = None) -> bytes:
+def rcpt(address: str, ext: Ext | RcptOptions = None) -> bytes:
     """Return RCPT.
 
     :raises ProtocolError: the mailbox is empty or malformed, or the parameters are.
@@ -68,6 +71,9 @@ def rcpt(address: str, ext: Ext = None) -> bytes:
 def mailbox(address: str) -> str:
     """Return an address as it stands between angle brackets; it may be given with them.
 
+    A domain beyond ASCII becomes A-labels where the local part is ASCII, so that it needs no SMTPUTF8. A domain that
+    IDNA does not allow (an emoji, say) stays as it is.
+
     :raises ProtocolError: the address is malformed.
     """
     check(address, "an address")
@@ -76,16 +82,21 @@ def mailbox(address: str) -> str:
         return address
     if address.startswith("<") and address.endswith(">"):
         address = address[1:-1]
-    return str(Address.parse(address))
+    parsed = Address.parse(address)
+    if parsed.isascii() or not parsed.local_part.isascii():
+        return str(parsed)
+    return f"{quote_local_part(parsed.local_part)}@{parsed.ascii_domain}"
 
 
-def parameters(ext: Ext) -> str:
+def parameters(ext: Ext | MailOptions | RcptOptions) -> str:
     """Return parameters as they stand behind a path, with the space before them; ``""`` for none.
 
     :raises ProtocolError: they are malformed.
     """
     if not ext:
         return ""
+    if isinstance(ext, MailOptions | RcptOptions):
+        ext = ext.parameters()
     if not isinstance(ext, str):
         words = [
             keyword if value is None or value is True else f"{keyword}={_value(keyword, value)}"
@@ -115,4 +126,6 @@ def _value(keyword: str, value: object) -> object:
     check(value, f"the parameter {keyword}")
     prefix = value[: value.index(separator) + 1] if separator and separator in value else ""
     text = value[len(prefix) :]
+    if prefix.lower() == "utf-8;" and not text.isascii():
+        return prefix + encode_unitext(text)  # (RFC 6533 section 3: this type has an encoding of its own)
     return value if is_xtext(text) and not isinstance(value, Address) else prefix + encode_xtext(text)

@@ -1,7 +1,7 @@
-"""ESMTP (RFC 5321 section 2.2): the table of extensions, what EHLO offers, the parameters of MAIL and RCPT, and xtext.
+"""ESMTP (RFC 5321 section 2.2): the table of extensions, what EHLO offers, and the parameters of MAIL and RCPT.
 
 The server offers extensions with ``offer``; the client reads them with ``parse_offers``. Both read parameters with
-``parse_parameters``. xtext (RFC 3461 section 4) is how a parameter's value holds the characters that it may not have.
+``parse_parameters``. What the values of parameters mean is in ``options``.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from greensmtp._suggest import did_you_mean
-from greensmtp.protocol.address import NO_PARAMETERS, Parameters, is_text
+from greensmtp.protocol import canned, ehlo_parameters
+from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
+from greensmtp.protocol.ehlo_parameters import EhloParameter
 from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.mailbox import is_text
+from greensmtp.protocol.options import MailOptions
 from greensmtp.protocol.reply import Reply
 
 # The table of extensions
@@ -29,29 +33,82 @@ class Extension(NamedTuple):
 
     #: The EHLO keyword.
     keyword: str
-    #: The parameters that it allows behind MAIL and behind RCPT.
+    #: The parameters that it allows behind MAIL and behind RCPT. How the server's own are parsed: ``options``.
     mail: frozenset[str] = frozenset()
     rcpt: frozenset[str] = frozenset()
     #: The bytes that it adds to the longest line of a command: verb -> bytes.
     room: Mapping[str, int] = MappingProxyType({})
+    #: The verbs that it adds.
+    verbs: frozenset[str] = frozenset()
+    #: How what stands behind the keyword is written and read; None: nothing does.
+    ehlo: EhloParameter | None = None
+    #: The keywords of extensions without which it must not be offered.
+    requires: frozenset[str] = frozenset()
+    #: It is offered over TLS alone, and its parameters are refused without.
+    needs_tls: bool = False
+    #: A relay leaves its parameters out if the next hop does not offer it. Otherwise the message cannot be sent on.
+    omittable: bool = False
+
+    def offer_line(self, value: Any = None) -> str:
+        """Return its line in the reply to EHLO.
+
+        :param value: the value for ``ehlo``; None where it has no parameter.
+        """
+        text = "" if self.ehlo is None else self.ehlo.format(value)
+        return f"{self.keyword} {text}" if text else self.keyword
+
+    def read_offer(self, offers: Mapping[str, str]) -> Any:
+        """Return the value behind its keyword in ``parse_offers(reply)``; None if there is none, or a malformed one."""
+        return None if self.ehlo is None or self.keyword not in offers else self.ehlo.parse(offers[self.keyword])
+
+
+def _names(*names: str) -> frozenset[str]:
+    return frozenset(names)
 
 
 PIPELINING = Extension("PIPELINING")  # RFC 2920
-SIZE = Extension("SIZE", mail=frozenset({"SIZE"}), room={"MAIL": 26})  # RFC 1870 section 3
-EIGHTBITMIME = Extension("8BITMIME", mail=frozenset({"BODY"}), room={"MAIL": 17})  # RFC 6152 section 2
+SIZE = Extension("SIZE", mail=_names("SIZE"), room={"MAIL": 26}, ehlo=ehlo_parameters.NUMBER)  # RFC 1870 section 3
+EIGHTBITMIME = Extension("8BITMIME", mail=_names("BODY"), room={"MAIL": 17})  # RFC 6152 section 2
 CHUNKING = Extension("CHUNKING")  # RFC 3030 section 2
-BINARYMIME = Extension("BINARYMIME")  # RFC 3030 section 3; its BODY=BINARYMIME fits 8BITMIME's room
+#: RFC 3030 section 3. Its BODY=BINARYMIME is 8BITMIME's parameter, and fits the room of that.
+BINARYMIME = Extension("BINARYMIME", requires=_names("CHUNKING", "8BITMIME"))
 SMTPUTF8 = Extension(  # RFC 6531 sections 3.1, 3.4
-    "SMTPUTF8", mail=frozenset({"SMTPUTF8"}), room={"MAIL": 10, "VRFY": 9, "EXPN": 9}
+    "SMTPUTF8",
+    mail=_names("SMTPUTF8"),
+    room={"MAIL": 10, "VRFY": 9, "EXPN": 9},
+    requires=_names("8BITMIME"),
 )
-STARTTLS = Extension("STARTTLS")  # RFC 3207
+STARTTLS = Extension("STARTTLS", verbs=_names("STARTTLS"))  # RFC 3207
 ENHANCEDSTATUSCODES = Extension("ENHANCEDSTATUSCODES")  # RFC 2034
+
+DSN = Extension(  # RFC 3461 section 3
+    "DSN",
+    mail=_names("RET", "ENVID"),
+    rcpt=_names("NOTIFY", "ORCPT"),
+    room={"MAIL": 100, "RCPT": 500},
+    omittable=True,
+)
+REQUIRETLS = Extension("REQUIRETLS", mail=_names("REQUIRETLS"), room={"MAIL": 11}, needs_tls=True)  # RFC 8689 section 3
+MT_PRIORITY = Extension(  # RFC 6710 section 3
+    "MT-PRIORITY", mail=_names("MT-PRIORITY"), room={"MAIL": 15}, ehlo=ehlo_parameters.WORD
+)
+DELIVERBY = Extension(  # RFC 2852 section 3
+    "DELIVERBY", mail=_names("BY"), room={"MAIL": 17}, ehlo=ehlo_parameters.NUMBER
+)
+FUTURERELEASE = Extension(  # RFC 4865 section 4
+    "FUTURERELEASE", mail=_names("HOLDFOR", "HOLDUNTIL"), room={"MAIL": 34}, ehlo=ehlo_parameters.FUTURE_RELEASE
+)
+RRVS = Extension("RRVS", rcpt=_names("RRVS"), room={"RCPT": 33})  # RFC 7293 section 3.1
+LIMITS = Extension("LIMITS", ehlo=ehlo_parameters.LIMITS)  # RFC 9422
+ETRN = Extension("ETRN", verbs=_names("ETRN"))  # RFC 1985
+XCLIENT = Extension("XCLIENT", verbs=_names("XCLIENT"), ehlo=ehlo_parameters.WORDS)  # Postfix's XCLIENT_README
+XFORWARD = Extension("XFORWARD", verbs=_names("XFORWARD"), ehlo=ehlo_parameters.WORDS)  # Postfix's XFORWARD_README
 
 #: AUTH= of MAIL, without the verb; never offered. Clients send it whatever is offered, and a server that does not trust
 #: them treats it as ``AUTH=<>`` (RFC 4954 section 5).
-SUBMITTER = Extension("AUTH", mail=frozenset({"AUTH"}))
+SUBMITTER = Extension("AUTH", mail=_names("AUTH"), omittable=True)
 
-#: The extensions that the server implements itself, in the order in which it offers them.
+#: The extensions that the server offers unless they are switched off, in this order.
 STANDARD = (
     PIPELINING,
     SIZE,
@@ -62,9 +119,35 @@ STANDARD = (
     ENHANCEDSTATUSCODES,
     STARTTLS,
 )
+#: The extensions that the server offers where they are switched on, since the application must act on them.
+OPTIONAL = (DSN, REQUIRETLS, MT_PRIORITY, DELIVERBY, FUTURERELEASE, RRVS, LIMITS, ETRN, XCLIENT, XFORWARD)
 
 #: The values of BODY= (RFC 6152 section 2, RFC 3030 section 3).
 BODY_TYPES = frozenset({"7BIT", "8BITMIME", "BINARYMIME"})
+
+
+def choose(*, on: Iterable[str] = (), off: Iterable[str] = ()) -> tuple[Extension, ...]:
+    """Return the extensions that a server offers: STANDARD, without some, and some of OPTIONAL.
+
+    What requires an extension that is off is left out too: BINARYMIME goes with CHUNKING.
+
+    :raises ValueError: a keyword is unknown.
+    """
+    wanted, unwanted = _known(on, OPTIONAL), _known(off, STANDARD)
+    chosen = [
+        *(extension for extension in STANDARD if extension.keyword not in unwanted),
+        *(extension for extension in OPTIONAL if extension.keyword in wanted),
+    ]
+    keywords = {extension.keyword for extension in chosen}
+    return tuple(extension for extension in chosen if extension.requires <= keywords)
+
+
+def _known(keywords: Iterable[str], extensions: Iterable[Extension]) -> frozenset[str]:
+    known = [extension.keyword for extension in extensions]
+    given = frozenset(keyword.upper() for keyword in keywords)
+    for keyword in given.difference(known):
+        raise ValueError(f"expected one of {', '.join(known)}; got {keyword!r}{did_you_mean(keyword, known)}")
+    return given
 
 
 def allowed_parameters(extensions: Iterable[Extension]) -> Mapping[str, frozenset[str]]:
@@ -83,6 +166,43 @@ def line_room(extensions: Iterable[Extension]) -> Mapping[str, int]:
         for verb, size in extension.room.items():
             room[verb] = room.get(verb, 0) + size
     return room
+
+
+class ParameterCheck:
+    """Checks the parameters of MAIL and RCPT against what the server offers. One for each server."""
+
+    def __init__(self, extensions: Iterable[Extension]) -> None:
+        extensions = (*extensions, SUBMITTER)
+        self._allowed = allowed_parameters(extensions)
+        self._takes_binary = BINARYMIME in extensions
+        secure = allowed_parameters(extension for extension in extensions if extension.needs_tls)
+        self._secure = secure["MAIL"] | secure["RCPT"]
+
+    def refusal(self, verb: str, address: Address, *, tls: bool) -> Reply | None:
+        """Return the reply to MAIL or RCPT with these parameters if one of them is unsupported or malformed, else None.
+
+        It is 555 5.5.4 where the extension is unknown or switched off (RFC 5321 section 4.1.1.11), 530 5.7.10 where it
+        needs TLS (RFC 8689 section 4), and 501 5.5.4 where the value is malformed.
+        """
+        if not address.parameters:
+            return None
+        for keyword in address.parameters:
+            if keyword not in self._allowed[verb]:
+                return unsupported(keyword)
+            if keyword in self._secure and not tls:
+                return canned.PARAMETER_NEEDS_TLS
+        try:
+            options = address.mail_options if verb == "MAIL" else address.rcpt_options
+        except ProtocolError as error:
+            return Reply(501, f"5.5.4 {error}")
+        if isinstance(options, MailOptions) and options.body == "BINARYMIME" and not self._takes_binary:
+            return unsupported("BODY=BINARYMIME")
+        return None
+
+
+def unsupported(parameter: str) -> Reply:
+    """Return the refusal of a parameter whose extension is unknown or switched off."""
+    return Reply(555, f"5.5.4 Unsupported parameter: {parameter}")
 
 
 # What EHLO offers (RFC 5321 section 4.1.1.1: ehlo-keyword, ehlo-param, ehlo-line)
@@ -173,40 +293,3 @@ def parse_parameters(text: str) -> Parameters:
             raise ProtocolError(f"parameter given twice: {keyword}")
         parameters[keyword] = match[2]
     return parameters
-
-
-# xtext (RFC 3461 section 4)
-
-_XTEXT = re.compile(r"(?:[!-*,-<>-~]|\+[0-9A-F]{2})*")
-_HEXCHAR = re.compile(r"\+(..)")
-_NOT_PLAIN = re.compile(rb"[^!-*,-<>-~]")
-
-
-def is_xtext(text: str) -> bool:
-    """Return True if the text is xtext already."""
-    return _XTEXT.fullmatch(text) is not None
-
-
-def encode_xtext(text: str) -> str:
-    """Encode ``"jo+x@example.com"`` as ``"jo+2Bx@example.com"``; characters beyond ASCII become bytes of UTF-8.
-
-    :raises ProtocolError: the text has lone surrogates.
-    """
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise ProtocolError(f"xtext cannot have lone surrogates in it: {text[:60]!r}") from None
-    return _NOT_PLAIN.sub(lambda match: b"+%02X" % match[0][0], data).decode()
-
-
-def decode_xtext(text: str) -> str:
-    """Decode ``"jo+2Bx@example.com"`` to ``"jo+x@example.com"``.
-
-    :raises ProtocolError: the text is not xtext, or the bytes that it encodes are not UTF-8.
-    """
-    if not _XTEXT.fullmatch(text):
-        raise ProtocolError("malformed xtext: a + is followed by two hexadecimal digits in upper case")
-    try:
-        return _HEXCHAR.sub(lambda match: chr(int(match[1], 16)), text).encode("latin-1").decode()
-    except UnicodeDecodeError:
-        raise ProtocolError("malformed xtext: the bytes that it encodes are not UTF-8") from None

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from greensmtp.protocol import address_list
 from greensmtp.protocol.errors import EnvelopeMissing, ProtocolError
+from greensmtp.protocol.header_field import encoded_words
 
 #: Header fields in order: name in lower case, and text as it stands in the message.
 Fields = Sequence[tuple[str, str]]
@@ -36,7 +37,7 @@ _BCC = re.compile(
     % {b"end": _END_OF_LINE},
     re.I,
 )
-_MBOX_LINE = re.compile(rb"From [^\r\n]*+" + _END_OF_LINE)
+_PREAMBLE = re.compile(rb"(?:\xef\xbb\xbf)?+(?:From [^\r\n]*+%(end)s)?+" % {b"end": _END_OF_LINE})
 _FOLD = re.compile(r"(?:\r\n|\r|\n)(?=[ \t])")
 
 
@@ -61,9 +62,9 @@ def split(message: bytes) -> int:
 
 
 def without_mbox_line(message: bytes) -> bytes:
-    """Return the message without the ``From `` line that an mbox file puts in front of it (RFC 4155)."""
-    found = _MBOX_LINE.match(message)
-    return message if found is None else message[found.end() :]
+    """Return the message without a byte order mark and an mbox file's ``From `` line (RFC 4155)."""
+    found = _PREAMBLE.match(message)
+    return message[found.end() :] if found is not None and found[0] else message
 
 
 def without_bcc(head: bytes) -> bytes:
@@ -73,12 +74,11 @@ def without_bcc(head: bytes) -> bytes:
 
 def is_signed(head: bytes) -> bool:
     """True if a signature covers the header section or the body."""
-    for name, value in _read(head):
-        if name in SIGNATURES:
-            return True
-        if name == "content-type" and value.partition(b";")[0].strip().lower().decode("latin-1") in SIGNED_TYPES:
-            return True
-    return False
+    return any(
+        name in SIGNATURES
+        or (name == "content-type" and value.partition(b";")[0].strip().lower().decode("latin-1") in SIGNED_TYPES)
+        for name, value, _ in _read(head)
+    )
 
 
 def parse(head: bytes) -> Fields:
@@ -86,14 +86,16 @@ def parse(head: bytes) -> Fields:
 
     :raises ProtocolError: a line is not a header field, so fields behind it might be missed.
     """
-    found = [(name, text_of(value)) for name, value in _read(head)]
-    if found:
-        consumed = _consumed(head)
-        left = head[consumed:].strip(b"\r\n")
-        if left:
-            line = left.splitlines()[0][:60]
-            raise ProtocolError(f"the header section has a line that is not a header field: {line!r}")
-    return found
+    fields: list[tuple[str, str]] = []
+    end = len(head)
+    for name, value, at in _read(head):
+        fields.append((name, text_of(value)))
+        end = at
+    left = head[end:].strip(b"\r\n")
+    if left:
+        line = left.splitlines()[0][:60]
+        raise ProtocolError(f"the header section has a line that is not a header field: {line!r}")
+    return fields
 
 
 def is_utf8(data: bytes) -> bool:
@@ -189,7 +191,7 @@ def _encoded(name: str, value: str) -> bytes:
     words = value.split(" ")
     beyond = [number for number, word in enumerate(words) if not word.isascii()]
     first, last = beyond[0], beyond[-1] + 1
-    text = address_list.encoded_words(" ".join(words[first:last]))
+    text = encoded_words(" ".join(words[first:last]))
     return folded(name, " ".join([*words[:first], text, *words[last:]]))
 
 
@@ -216,16 +218,9 @@ def folded(name: str, text: str, width: int = 76) -> bytes:
     return "\r\n".join([*lines, " ".join(line), ""]).encode()
 
 
-def _read(head: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield the fields, up to the first line that is not one."""
+def _read(head: bytes) -> Iterator[tuple[str, bytes, int]]:
+    """Yield name, value and end of each field, up to the first line that is not one."""
     at = 0
     while (found := _FIELD.match(head, at)) is not None:
         at = found.end()
-        yield found[1].decode().lower(), found[2]
-
-
-def _consumed(head: bytes) -> int:
-    at = 0
-    while (found := _FIELD.match(head, at)) is not None:
-        at = found.end()
-    return at
+        yield found[1].decode().lower(), found[2], at

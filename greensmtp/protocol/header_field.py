@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 
 #: Characters that a line should have and may have, without CRLF (RFC 5322 section 2.1.1).
 _USUAL_LINE = 78
 _LONGEST_LINE = 998
+
+#: Bytes of UTF-8 in one encoded word, which may have 75 characters (RFC 2047 section 2).
+_ENCODED_WORD = 45
 
 _NAME = re.compile(r"[!-9;-~]{1,76}")
 #: A word with the blanks before it.
@@ -50,3 +54,16 @@ def header_field(name: str, value: str, *, utf8: bool = False) -> bytes:
         pieces.append(word)
         length += len(word)
     return ("".join(pieces) + "\r\n").encode()
+
+
+def encoded_words(text: str) -> str:
+    """Return text as encoded words (RFC 2047), a blank between them."""
+    data = text.encode()
+    words: list[str] = []
+    start = 0
+    while start < len(data):
+        # No character is cut in two (RFC 2047 section 5).
+        end = start + len(data[start : start + _ENCODED_WORD].decode(errors="ignore").encode())
+        words.append(f"=?utf-8?b?{b64encode(data[start:end]).decode()}?=")
+        start = end
+    return " ".join(words)

@@ -4,6 +4,8 @@ The rules of this file:
 
 - A body cannot continue the last field of ours. If its first line is neither a field nor empty, it has no header
   section: an empty line is put before it, so that all of it is content.
+- A first line ``From `` as in an mbox file (RFC 4155) becomes the field ``X-Mailbox-Line``, as in Postfix. It is not a
+  field, but what follows it is the header section.
 - The section ends with the first empty line, whatever stands before that.
 - Fields of one given name can be left out, with their continuation lines.
 - A line begins behind CRLF, LF and CR alike, but only LF ends an empty one. So a field is found wherever any reader
@@ -23,7 +25,11 @@ from collections.abc import Callable
 #: Bytes in a name with the blanks behind it: those of the longest line (RFC 5322 section 2.1.1).
 _MAX_NAME = 998
 
+_MAILBOX_LINE = b"X-Mailbox-Line: "
+
 _match_field = re.compile(rb"[!-9;-~]+[ \t]*:").match
+#: A reader of an mbox file may have quoted the line.
+_match_mbox_line = re.compile(rb">{0,9}From ").match
 #: Matches bytes that more bytes may make the name of a field.
 _may_be_name = re.compile(rb"[!-9;-~]*[ \t]*").fullmatch
 #: Finds the end of a field: a line end without a continuation line behind it.
@@ -88,6 +94,10 @@ class HeaderSection:
         if not last and len(data) - at <= _MAX_NAME and (data[at:] == b"\r" or _may_be_name(data, at)):
             self._held = data[at:]
             return len(data)
+        if _match_mbox_line(data, at):
+            kept.append(_MAILBOX_LINE)
+            self._step = HeaderSection._pass
+            return at
         kept.append(b"\r\n")
         self.over = True
         return at
@@ -129,3 +139,9 @@ class HeaderSection:
 
     def _is_name(self, data: bytes) -> bool:
         return data.rstrip(b" \t").lower() == self._name
+
+
+def joint(beginning: bytes) -> bytes:
+    """Return what goes between fields of ours and a body that begins so; ``b""`` if it begins with a field."""
+    whole = HeaderSection().feed(beginning, last=True)
+    return whole[: len(whole) - len(beginning)]

@@ -4,6 +4,8 @@ The rules of this file:
 
 - Nothing raises: not parsing, not reading a field, a parameter or a part, not writing the message as bytes again. Where
   the standard library's parser of a field fails, the field is its text.
+- A byte order mark before the first field is skipped: editors save it with a message. (The standard library skips the
+  ``From `` line of an mbox file.)
 - The time is proportional to the size. The parsers of fields are quadratic, so fields of more than ``MAX_TEXT`` or
   ``MAX_STRUCTURED`` characters are not parsed, and no more than ``MAX_FIELDS`` of a message; nor are parts that are
   nested deeper than ``MAX_DEPTH``.
@@ -12,6 +14,7 @@ The rules of this file:
 from __future__ import annotations
 
 import re
+from codecs import BOM_UTF8
 from email import policy
 from email.headerregistry import HeaderRegistry, SingleAddressHeader, UniqueSingleAddressHeader
 from email.message import EmailMessage
@@ -196,6 +199,8 @@ def parse(file: BinaryIO, *, headers_only: bool = False) -> LenientMessage:
     :param headers_only: leave the body unparsed; it becomes the payload, as text.
     """
     start = file.tell()
+    if file.read(len(BOM_UTF8)) != BOM_UTF8:
+        file.seek(start)
     try:
         message: Any = BytesParser(policy=_new_policy(fields=count())).parse(file, headersonly=headers_only)
         return cast(LenientMessage, message)

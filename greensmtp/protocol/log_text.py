@@ -18,10 +18,12 @@ LISTED = 100
 
 #: The names of fields in log lines of ours. In a value, their ``=`` is escaped, so that a search does not find it.
 _FIELDS = ("from", "to", "refused", "size", "peer", "tls", "identity", "greeting", "messages", "recipients", "octets")
-_FIELD = re.compile("|".join(f"(?<={name})=" for name in _FIELDS))
+#: What has just been matched is the ``=`` of a field. (Looking back is slow, so both patterns begin with a character.)
+_OF_FIELD = "|".join(f"(?<={name}=)" for name in _FIELDS)
+_FIELD = re.compile(f"=(?:{_OF_FIELD})")
 
 #: Characters that are escaped in a word: those that end a word, and the ``=`` of a field.
-_APART = re.compile(f"[ <>;]|{_FIELD.pattern}")
+_APART = re.compile(f"[ <>;=](?:(?<!=)|{_OF_FIELD})")
 
 
 def printable(text: str) -> str:

@@ -59,8 +59,8 @@ class MimeLines:
         # The last line may be part of a delimiter; a CR at its end may be half of a CRLF.
         end = data.rfind(b"\n") + 1
         bound = MAX_DELIMITER if self._head is None else MAX_HEAD
-        if len(data) - end > bound and not data.endswith(b"\r"):
-            end = len(data)
+        if len(data) - end > bound:
+            end = len(data) - data.endswith(b"\r")
         self._held = data[end:]
         return self._take(data[:end] if self._held else data)
 
@@ -100,7 +100,7 @@ class MimeLines:
             if self._head_size < MAX_HEAD:
                 self._head.append(text + ending)
                 self._head_size += len(text) + len(ending)
-            if not text and ending:
+            if not text and ending and self._at_line_start:
                 self._begin_body(b"".join(self._head))
         self._at_line_start = bool(ending)
         return before, text, b"\r\n" if ending else b""

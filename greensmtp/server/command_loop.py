@@ -40,7 +40,7 @@ class CommandLoop(Replier):
         #: A command that was read where a chunk was expected; the loop goes on with it.
         self.next_command: Command | None = None
         #: True once QUIT has been answered with 221.
-        self.quit = False
+        self.quit: bool = False
 
     def handle_commands(self) -> None:
         """Handle commands until a reply was the last one.

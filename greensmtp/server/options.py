@@ -11,7 +11,7 @@ from typing import Any
 
 from greensmtp._suggest import did_you_mean
 from greensmtp.errors import ArgumentError, ProtocolError
-from greensmtp.protocol.address import check_domain
+from greensmtp.protocol.mailbox import check_domain
 from greensmtp.server.limits import Limits
 from greensmtp.server.tls import server_context
 

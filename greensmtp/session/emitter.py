@@ -48,7 +48,7 @@ class Emitter:
     __slots__ = ("_changes", "_for_all", "name", "rules", "signals")
 
     def __init__(self, name: str, signals: Signals) -> None:
-        self.name = name
+        self.name: str = name
         self.rules = RULES.get(name)
         #: The process-wide signal and the server's. Test their ``receivers`` first: they are usually empty.
         self.signals: tuple[Signal, Signal] = (shared.named(name), signals.named(name))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from greensmtp._native import native
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.header_section import HeaderSection
+from greensmtp.protocol.header_section import joint
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.session import Session
 from greensmtp.session.spool import Spool
@@ -40,11 +40,11 @@ class Mail:
         #: The accepted recipients, in their order.
         self.recipients: tuple[Address, ...] = tuple(session.to)
         #: The bytes that the client sent, without added fields, newlines as they came.
-        self.size = stream.size
+        self.size: int = stream.size
         self._spool = spool
         self._head = stream.take_fields()
-        if self._head and HeaderSection().feed(spool.beginning, last=True) != spool.beginning:
-            self._head += b"\r\n"  # the body has no header section: an empty line keeps it from continuing a field
+        if self._head:
+            self._head += joint(spool.beginning)
         self._thread = native("_thread", "get_ident")()
         self._headers: EmailMessage | None = None
 

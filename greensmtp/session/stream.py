@@ -92,13 +92,13 @@ class MessageStream:
     #: True while chunks can be read: it is open, and not complete, failed or closed.
     _flowing = False
     #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
-    size = 0
+    size: int = 0
     #: True once the client may send: the ack was accepted.
-    opened = False
+    opened: bool = False
     #: True once all of the body has been read from the socket.
-    complete = False
+    complete: bool = False
     #: True once it has been closed, or its transaction is over: reading raises ValueError.
-    closed = False
+    closed: bool = False
     #: The reply instead of the one of ``received``, once the message has failed.
     failure: Reply | None = None
     #: The error that reading raises from now on, if it is more than an early end.

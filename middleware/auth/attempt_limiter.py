@@ -52,17 +52,16 @@ class AttemptLimiter:
         # The unpatched lock, since servers may run in several native threads. It is never held across a switch.
         self._lock = get_original("_thread", "allocate_lock")()
 
-    def take(self, key: str) -> bool:
-        """Begin an attempt; False if the limit is reached, and no attempt has begun."""
+    def take(self, key: str) -> CountedAttempt | None:
+        """Begin an attempt; None if the limit is reached, and no attempt has begun."""
         with self._lock:
             counter = self._failures.find(key, self._clock())
             if counter is not None and counter.count >= self.count:
-                return False
-            self._add(key)
-            return True
+                return None
+            return self._add(key)
 
-    def add(self, key: str) -> int:
-        """Begin an attempt even beyond the limit; return the number of failures, this attempt included."""
+    def add(self, key: str) -> CountedAttempt:
+        """Begin an attempt even beyond the limit."""
         with self._lock:
             return self._add(key)
 
@@ -70,27 +69,19 @@ class AttemptLimiter:
         """True if attempts are under way: some of them may turn out not to be failures."""
         return key in self._in_flight
 
-    def end(self, key: str) -> None:
-        """End an attempt, whether it failed or not."""
-        self._in_flight.end(key)
-
-    def give_back(self, key: str) -> None:
-        """Subtract an attempt that was not a failure."""
-        with self._lock:
-            counter = self._failures.find(key, self._clock())
-            if counter is None:
-                return
-            counter.count -= 1
-            if not counter.count:
-                self._failures.drop(key)
-
-    def _add(self, key: str) -> int:
+    def _add(self, key: str) -> CountedAttempt:
         self._in_flight.begin(key)
         now = self._clock()
         counter = self._failures.find(key, now) or Counter(now + self._seconds)
         counter.count += 1
         self._failures.keep(key, counter, now)
-        return counter.count
+        return CountedAttempt(self, key, counter)
+
+    def _give_back(self, key: str, counter: Counter) -> None:
+        with self._lock:
+            counter.count -= 1
+            if not counter.count and self._failures.find(key, self._clock()) is counter:
+                self._failures.drop(key)
 
     def __len__(self) -> int:
         """The number of keys with failures."""
@@ -98,3 +89,28 @@ class AttemptLimiter:
 
     def __repr__(self) -> str:
         return f"AttemptLimiter({self._limit!r})"
+
+
+class CountedAttempt:
+    """An attempt under way, which counts as a failure unless it is given back.
+
+    It is given back to the window in which it began. A client must not keep logins waiting and then use them to undo
+    failures of a later window.
+    """
+
+    __slots__ = ("_counter", "_key", "_limiter", "failures")
+
+    def __init__(self, limiter: AttemptLimiter, key: str, counter: Counter) -> None:
+        self._limiter = limiter
+        self._key = key
+        self._counter = counter
+        #: The failures of the key when this attempt began, itself included.
+        self.failures = counter.count
+
+    def give_back(self) -> None:
+        """Subtract it: it was not a failure."""
+        self._limiter._give_back(self._key, self._counter)
+
+    def end(self) -> None:
+        """End it, whether it failed or not."""
+        self._limiter._in_flight.end(self._key)

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
 
-from greensmtp.middleware._accounts import account_of
-from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter
+from greensmtp.middleware._accounts import account_of, without_domain
+from greensmtp.middleware.auth.attempt_limiter import AttemptLimiter, CountedAttempt
 from greensmtp.networks import network_around
 
 #: How many past successes (account and client) are remembered, and for how many seconds.
@@ -27,7 +27,8 @@ class AttemptLimits:
 
     - By client: one client's failures; beyond the limit it is refused.
     - By account and network: failures at one account from one network (IPv4 /24, IPv6 /64); beyond the limit, that
-      network is refused at that account. A client that has lately logged in to the account is counted apart.
+      network is refused at that account. A client that has lately logged in to the account is counted apart. Accounts
+      are counted by the local part of their names.
     - By account alone: failures from all networks; beyond ``SLOW_FROM`` times the limit, attempts are delayed. Clients
       that have lately logged in to the account are not.
 
@@ -69,8 +70,8 @@ class Attempt:
         self._limits = limits
         self._host = host
         self._wait = wait
-        self._client = "" if host is None else _network(host, 32, 64)
-        self._taken: list[tuple[AttemptLimiter, str]] = []
+        self._client = "" if host is None else network_around(host, 32, 64)
+        self._counted: list[CountedAttempt] = []
         self._accounts: list[str] = []
 
     def begin(self) -> bool:
@@ -86,24 +87,27 @@ class Attempt:
         if not username or limits.by_account is None or limits.everywhere is None:
             return 0.0
         account = account_of(username)
+        # Names are counted by their local part: a directory that drops the domain takes all of them for one user.
+        counted = account_of(without_domain(username))
         known = limits.knows(account, self._client)
-        place = self._client if known or self._host is None else _network(self._host, 24, 64)
-        if not self._take(limits.by_account, f"{account}\0{place}"):
+        place = self._client if known or self._host is None else network_around(self._host, 24, 64)
+        if not self._take(limits.by_account, f"{counted}\0{place}"):
             return None
         self._accounts.append(account)
-        self._taken.append((limits.everywhere, account))
-        excess = limits.everywhere.add(account) - SLOW_FROM * limits.everywhere.count
+        everywhere = limits.everywhere.add(counted)
+        self._counted.append(everywhere)
+        excess = everywhere.failures - SLOW_FROM * limits.everywhere.count
         return 0.0 if known else min(max(0, excess) * DELAY_STEP, MAX_DELAY)
 
     def give_back(self) -> None:
         """Subtract the attempt from all counts: it was not a failure."""
-        for limiter, key in self._taken:
-            limiter.give_back(key)
+        for each in self._counted:
+            each.give_back()
 
     def end(self) -> None:
         """End the attempt, whether it failed or not."""
-        for limiter, key in self._taken:
-            limiter.end(key)
+        for each in self._counted:
+            each.end()
 
     def succeed(self) -> None:
         """Give the attempt back, and remember the client for its account."""
@@ -113,15 +117,8 @@ class Attempt:
 
     def _take(self, limiter: AttemptLimiter | None, key: str) -> bool:
         if limiter is not None:
-            while not limiter.take(key):
+            while (counted := limiter.take(key)) is None:
                 if not limiter.has_attempts_in_flight(key) or not self._wait():
                     return False
-            self._taken.append((limiter, key))
+            self._counted.append(counted)
         return True
-
-
-def _network(host: str, ipv4: int, ipv6: int) -> str:
-    try:
-        return network_around(host, ipv4, ipv6)
-    except ValueError:
-        return host

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError, Reject
 from greensmtp.middleware._pause import waiting
+from greensmtp.middleware._validate import check_flag, check_seconds
 from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import check_check, make_backend
-from greensmtp.middleware.auth.credentials import Backend, Check, MechanismRelay, check_flag, check_seconds
+from greensmtp.middleware.auth.credentials import Backend, Check, MechanismRelay
 from greensmtp.middleware.auth.exchange import FAULTS, Authorize, ExchangeRunner, decode_response
 from greensmtp.middleware.auth.mechanisms import MechanismPolicy
 from greensmtp.middleware.auth.recipients import decides_recipients

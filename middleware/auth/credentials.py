@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from greensmtp.errors import ArgumentError
 from greensmtp.protocol.sasl.exchange import Exchange, ScramKeys
 from greensmtp.session import Session
 
@@ -87,33 +85,3 @@ class MechanismRelay(Protocol):
 
 
 Backend = PasswordVerifier | TokenVerifier | PasswordStore | ScramKeyStore | MechanismRelay
-
-
-def check_seconds(name: str, value: Any) -> float:
-    """Return a timeout in seconds.
-
-    :raises ValueError: it is not a positive number.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ArgumentError(name, f"takes a number of seconds above 0, not {value!r}")
-    return float(value)
-
-
-def check_flag(name: str, value: Any) -> bool:
-    """Return a flag.
-
-    :raises TypeError: it is not a bool; a str like "no" would be true.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} takes True or False, not {value!r}")
-    return value
-
-
-def check_path(name: str, value: Any) -> str:
-    """Return the path of a file or a socket.
-
-    :raises TypeError: it is not a path; what was given is not shown.
-    """
-    if not isinstance(value, str | Path) or not str(value):
-        raise TypeError(f"{name} takes a path, a str or a Path, not a {type(value).__name__}")
-    return str(value)

@@ -17,7 +17,8 @@ from gevent import Timeout, socket
 from gevent.lock import BoundedSemaphore
 
 from greensmtp.errors import ArgumentError
-from greensmtp.middleware.auth.credentials import Unavailable, check_path, check_seconds
+from greensmtp.middleware._validate import check_path, check_seconds
+from greensmtp.middleware.auth.credentials import Unavailable
 from greensmtp.protocol import canned
 from greensmtp.protocol.sasl.exchange import CredentialQuery, Exchange, Identity, Refused
 from greensmtp.protocol.sasl.server import MECHANISMS

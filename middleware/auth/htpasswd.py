@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gevent.monkey import get_original
-
-from greensmtp.middleware.auth.credentials import Credentials, Unavailable, check_path
+from greensmtp.middleware._validate import check_path
+from greensmtp.middleware._watched_file import WatchedFile
+from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
@@ -27,11 +26,6 @@ MANY_KINDS = 3
 # The group is the kind of the hash: hashes of one kind take equally long.
 _BCRYPT = re.compile(r"\$2[aby](\$(?:0[4-9]|[12][0-9]|3[01])\$)[./A-Za-z0-9]{53}")
 _ARGON2 = re.compile(r"(\$argon2(?:id|i|d)\$v=[0-9]+\$m=[0-9]+,t=[0-9]+,p=[0-9]+\$)[A-Za-z0-9+/]+\$[A-Za-z0-9+/]+")
-
-_STALE = "auth: %s cannot be read again, and the users read before stay in force: %s"
-
-#: Modification time, size and inode: another stamp means that the file has changed.
-_Stamp = tuple[int, int, int]
 
 
 class _Users(NamedTuple):
@@ -57,23 +51,36 @@ class Htpasswd:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(check_path("Htpasswd", path))
         self._verify = _verifier()
         self._pool = BoundedPool(AT_ONCE)
-        # The unpatched lock, for threads of the pool.
-        self._reading = get_original("_thread", "allocate_lock")()
         try:
-            self._stamp: _Stamp | None = self._stat()
-            self._users = _read(self._path)
-            #: The problems that have been logged of this state of the file.
-            self._logged: set[str] = set()
+            self._file = WatchedFile(Path(check_path("Htpasswd", path)), _read_users)
         except OSError as error:
-            raise ValueError(f"htpasswd: cannot read {str(self._path)!r}: {error.strerror}") from error
+            raise ValueError(f"htpasswd: cannot read {str(path)!r}: {error.strerror}") from error
+        #: The users of whom it has been logged that there are many kinds of hashes, or that one cannot be computed.
+        self._warned_of: _Users | None = None
+        self._broken: _Users | None = None
+        self._write_log()
 
     def check_password(self, credentials: Credentials) -> bool:
         """Return whether this is the user's password. Other greenlets run meanwhile."""
         assert credentials.password is not None
-        return self._pool.call(self._check, credentials.username, credentials.password)
+        try:
+            return self._pool.call(self._check, credentials.username, credentials.password)
+        finally:
+            self._write_log()
+
+    def _write_log(self) -> None:
+        while self._file.problems:
+            logger.error("auth: %s: %s", self, self._file.problems.popleft())
+        users = self._file.content
+        if len(users.stand_ins) > MANY_KINDS and users is not self._warned_of:
+            self._warned_of = users
+            logger.warning(
+                "auth: %s has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
+                self,
+                len(users.stand_ins),
+            )
 
     # In the thread pool
 
@@ -83,7 +90,7 @@ class Htpasswd:
         So each attempt takes equally long. With one hash for each attempt, a quick answer would show that a user has a
         cheap hash, and an unknown user would sometimes take longer than a known one.
         """
-        users = self._current()
+        users = self._file.refresh()
         own, hashed = users.hashes.get(username, ("", ""))
         right: bool | None = False
         for kind, stand_in in users.stand_ins.items():
@@ -99,39 +106,16 @@ class Htpasswd:
             return self._verify(hashed, password)
         except Unavailable as error:
             # Refused like a wrong password: another reply would show that the user exists.
-            self._log_once("auth: %s: %s", str(error))
+            if self._broken is not self._file.content:
+                self._broken = self._file.content
+                self._file.problems.append(str(error))
             return None
 
-    def _current(self) -> _Users:
-        """Return the users, from the file if it has changed."""
-        with self._reading:
-            try:
-                stamp = self._stat()
-                if stamp != self._stamp:
-                    self._stamp = stamp  # a malformed file is not read at every login
-                    self._users = _read(self._path)
-                    self._logged.clear()
-            except ValueError as error:
-                self._log_once(_STALE, str(error))
-            except OSError as error:
-                self._stamp = None
-                self._log_once(_STALE, str(error.strerror))
-            return self._users
-
-    def _log_once(self, text: str, problem: str) -> None:
-        if problem not in self._logged:  # not at every login
-            self._logged.add(problem)
-            logger.error(text, self, problem)
-
-    def _stat(self) -> _Stamp:
-        status = self._path.stat()
-        return status.st_mtime_ns, status.st_size, status.st_ino
-
     def __repr__(self) -> str:
-        return f"Htpasswd({os.fspath(self._path)!r})"
+        return f"Htpasswd({str(self._file.path)!r})"
 
 
-def _read(path: Path) -> _Users:
+def _read_users(path: Path) -> _Users:
     with path.open("rb") as file:
         data = file.read(MAX_FILE + 1)
     if len(data) > MAX_FILE:
@@ -155,12 +139,6 @@ def _read(path: Path) -> _Users:
             raise ValueError(f"htpasswd: {str(path)!r}, line {number}: second line for {name!r}")
         hashes[name] = match[1], hashed
     stand_ins = {kind: _stand_in(kind) for kind in sorted({kind for kind, _ in hashes.values()})}
-    if len(stand_ins) > MANY_KINDS:
-        logger.warning(
-            "auth: %r has %d kinds of hashes, and every login computes one of each; rehash the old passwords",
-            str(path),
-            len(stand_ins),
-        )
     return _Users(hashes, stand_ins)
 
 

@@ -86,23 +86,19 @@ class MechanismPolicy:
 
     def bindings(self, session: Session) -> Mapping[str, bytes]:
         """Return the channel bindings of this connection; none where -PLUS is not offered."""
-        found: dict[str, bytes] = {}
         if not session.tls or _PLUS not in self.mechanisms or self.is_relayed(_PLUS):
-            return found
+            return {}
+        socket = cast(SSLSocket, session.socket)
         # With TLS 1.3 a client binds to tls-exporter (RFC 9266), which Python's ssl does not have. It would choose
         # -PLUS, as the strongest mechanism, and could not log in.
-        if cast(SSLSocket, session.socket).version() == "TLSv1.3":
-            return found
+        if socket.version() == "TLSv1.3":
+            return {}
         certificate = session.server.certificate
-        data = None if certificate is None else end_point_binding(certificate)
-        if data is not None:
-            found[END_POINT] = data
-        # TLS 1.3 has no tls-unique (RFC 8446 appendix C.5).
-        if cast(SSLSocket, session.socket).version() == "TLSv1.2":
-            unique = cast(SSLSocket, session.socket).get_channel_binding(UNIQUE)
-            if unique:
-                found[UNIQUE] = unique
-        return found
+        found = {
+            END_POINT: None if certificate is None else end_point_binding(certificate),
+            UNIQUE: socket.get_channel_binding(UNIQUE),
+        }
+        return {name: data for name, data in found.items() if data}
 
     def refusal(self, session: Session, name: str) -> Reply:
         """Return the reply to a mechanism that this connection may not use."""

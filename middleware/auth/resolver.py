@@ -15,7 +15,7 @@ import logging
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
-from greensmtp.errors import ArgumentError
+from greensmtp.middleware._validate import check_count
 from greensmtp.middleware.auth.credentials import (
     Backend,
     Check,
@@ -65,8 +65,10 @@ class CredentialResolver:
         self._get_password = backend.get_password if isinstance(backend, PasswordStore) else None
         self._get_keys = backend.get_scram_keys if isinstance(backend, ScramKeyStore) else None
         #: How the keys of unknown users look.
-        self._iterations = _check_number("scram_iterations", getattr(backend, "scram_iterations", 4096), 4096)
-        self._salt_length = _check_number("scram_salt_length", getattr(backend, "scram_salt_length", 16), 12, 32)
+        self._iterations = check_count("scram_iterations", getattr(backend, "scram_iterations", 4096), least=4096)
+        self._salt_length = check_count(
+            "scram_salt_length", getattr(backend, "scram_salt_length", 16), least=12, most=32
+        )
         self._has_warned = False
         self._check_token = check_token or (backend.check_token if isinstance(backend, TokenVerifier) else None)
 
@@ -159,13 +161,6 @@ def _derive(password: str | None, stand_in: str, salt: bytes) -> ScramKeys:
         pass  # SCRAM cannot carry such a password: it never matches
     prepare_password(_FILLER[len(password or "") :])
     return ScramKeys.of_prepared(prepared or stand_in, salt, known=bool(prepared))
-
-
-def _check_number(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        limit = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ArgumentError(name, f"must be a whole number {limit}, not {value!r}")
-    return value
 
 
 def _checked(keys: Any) -> ScramKeys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import PathCommand
-from greensmtp.protocol.esmtp import decode_xtext
+from greensmtp.protocol.xtext import decode_xtext
 
 
 def with_submitter(command: PathCommand, *, trusted: bool) -> PathCommand:

@@ -2,34 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from greensmtp.protocol.command import CONNECT
-from greensmtp.protocol.log_text import address, addresses, reply_text, shown, without_fields, word
-from greensmtp.protocol.reply import Reply
-from greensmtp.protocol.send_result import find_queue_id
-
-#: Characters of a queue ID that are logged.
-_MAX_QUEUE_ID = 128
-
-
-def replies(given: Iterable[tuple[str, Reply]]) -> list[dict[str, Any]]:
-    """Return each recipient's reply: ``{"recipient": ..., "reply": 250, "reply_text": ...}``."""
-    return [
-        {"recipient": shown(recipient), "reply": reply.code, "reply_text": reply_text(reply)}
-        for recipient, reply in given
-    ]
-
-
-def queue_id(*given: Reply) -> str | None:
-    """Return the queue ID in the first of these replies that has one."""
-    for reply in given:
-        if reply.code < 300 and "queued" in reply.text.lower():
-            found = find_queue_id(reply.text)
-            if found is not None:
-                return found[:_MAX_QUEUE_ID]
-    return None
+from greensmtp.protocol.log_text import address, addresses, without_fields, word
 
 
 class Line:
@@ -52,11 +29,11 @@ def session_text(facts: dict[str, Any]) -> str:
     """Return the text of a session."""
     secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
     hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
-    away = "" if facts["reply"] is None else f": {facts['reply']} {without_fields(facts['reply_text'])}"
+    refusal = "" if facts["reply"] is None else f": {facts['reply']} {without_fields(facts['reply_text'])}"
     return (
         f"session peer={word(facts['peer'])} tls={secure} greeting={hello} identity={word(facts['identity'])} "
         f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
-        f"-> {facts['reason']}{away}"
+        f"-> {facts['reason']}{refusal}"
     )
 
 
@@ -71,26 +48,27 @@ def command_text(facts: dict[str, Any]) -> str:
 
 def transaction_text(facts: dict[str, Any]) -> str:
     """Return the text of a transaction."""
-    words = [
-        f"message from={address(facts['sender'])}",
-        f"to={addresses(facts['recipients'], facts['recipient_count'])}",
-    ]
+    refused = tls = identity = ""
     if facts["refused"]:
-        each = (f"{address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
+        each = ",".join(f"{address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
         rest = facts["refused_count"] - len(facts["refused"])
-        words.append(f"refused={','.join(each)}" + (f",...({rest} more)" if rest else ""))
-    words += (f"size={facts['size']}", f"peer={word(facts['peer'])}")
-    words += (f"{name}={word(facts[name])}" for name in ("tls", "identity") if facts[name])
+        refused = f" refused={each}" + (f",...({rest} more)" if rest else "")
+    if facts["tls"]:
+        tls = f" tls={word(facts['tls'])}"
+    if facts["identity"]:
+        identity = f" identity={word(facts['identity'])}"
     if "replies" in facts:
-        each = (
+        end = "; ".join(
             f"{address(one['recipient'])} {one['reply']} {without_fields(one['reply_text'].replace(';', ','))}"
             for one in facts["replies"]
         )
-        end = "; ".join(each)
     elif facts["reply"] is not None:
         end = f"{facts['reply']} {without_fields(facts['reply_text'])}"
     else:
         end = facts["outcome"]
     if facts["reason"] is not None:
-        end += f", {facts['reason']}"
-    return f"{' '.join(words)} -> {end}"
+        end = f"{end}, {facts['reason']}"
+    return (
+        f"message from={address(facts['sender'])} to={addresses(facts['recipients'], facts['recipient_count'])}"
+        f"{refused} size={facts['size']} peer={word(facts['peer'])}{tls}{identity} -> {end}"
+    )

@@ -4,34 +4,32 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
-from greensmtp.middleware.logging import format as log_lines
+from greensmtp.middleware._message_replies import note_reply, outcome_of, told_replies
+from greensmtp.middleware.logging.format import Line, command_text, session_text, transaction_text
 from greensmtp.middleware.logging.output import attach
-from greensmtp.middleware.logging.records import SessionRecord, TransactionRecord, peer_of
-from greensmtp.protocol.command import (
-    ACCEPT,
-    CONNECT,
-    DISCONNECT,
-    END_OF_DATA,
-    KNOWN_BUT_NOT_IMPLEMENTED,
-    PARSERS,
-    PSEUDO_COMMANDS,
-    UNKNOWN,
-    Command,
+from greensmtp.middleware.logging.records import (
+    Facts,
+    SessionRecord,
+    TransactionRecord,
+    peer_of,
+    session_facts,
+    transaction_facts,
 )
-from greensmtp.protocol.log_text import LISTED, reply_text, shown
+from greensmtp.middleware.logging.redaction import note_secrets, shown_command
+from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command
+from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-_KNOWN = PSEUDO_COMMANDS | KNOWN_BUT_NOT_IMPLEMENTED | frozenset(PARSERS)
-
-#: The key in a session's notes which says that AUTH was refused, or that a malformed line may have been AUTH. Some
-#: clients send user name and password all the same, which the server reads as unknown commands.
-_GUARDED = "greensmtp.middleware.logging.logging: guarded"
+#: What a verb changes in a session's record: called as a middleware is.
+Hook = Callable[[Session, Command, Proceed], Reply]
 
 #: These have no line of their own: the lines of transaction and session say the same.
 _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
@@ -40,17 +38,10 @@ _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 class Logging:
     """Logs every session and every transaction at ``level``, when it ends, and every command at DEBUG.
 
-    Records have attributes, for formatters that write JSON: ``event`` (``"session"``, ``"transaction"`` or
-    ``"command"``), ``session``, ``peer``, ``seconds``, and
-
-    - a transaction, which ends with the reply to its message, with RSET, or with the connection: ``tls``, ``cipher``,
-      ``identity``, ``sender``, ``recipients`` (the first 100), ``recipient_count``, ``refused``, ``refused_count``,
-      ``size``, ``outcome`` (accepted, partial, deferred, refused, abandoned, lost), ``reason`` (the verb, or the end of
-      the connection, that cut it short), ``reply``, ``reply_text``, ``queue_id``, and in LMTP ``replies``, one for each
-      recipient;
-    - a session: ``tls``, ``cipher``, ``greeting``, ``hostname``, ``identity``, ``messages``, ``recipient_count``,
-      ``octets``, ``reason``, and ``reply`` and ``reply_text`` if it was refused before the banner;
-    - a command: ``verb``, ``argument``, ``reply``, ``reply_text``.
+    Each record has its facts as attributes, for formatters that write JSON: ``event`` (``"session"``,
+    ``"transaction"`` or ``"command"``), ``session``, ``peer``, ``seconds``, and what records.py puts there. The
+    documentation has a table of them. A transaction ends with the reply to its message, with RSET, or with the
+    connection.
 
     The argument of AUTH is logged as ``***``, and so is every unknown command after a refused AUTH. Answers to
     challenges are not logged at all. Text from the client is cut to a limit, and escaped so that it cannot end a line
@@ -83,12 +74,12 @@ class Logging:
         #: If this level is disabled, nothing is logged. A logger's level may change while the server runs.
         self._highest = max(self.level, logging.DEBUG)
         self._is_enabled = logger.isEnabledFor
-        self._hooks = {
+        self._hooks: dict[str, Hook] = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
-            "HELO": self._greet,
-            "EHLO": self._greet,
-            "LHLO": self._greet,
+            "HELO": self._hello,
+            "EHLO": self._hello,
+            "LHLO": self._hello,
             "MAIL": self._mail,
             "RCPT": self._rcpt,
             "DATA": self._data,
@@ -100,20 +91,12 @@ class Logging:
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass the command on, and log it, or what it ends."""
-        verb = command.verb
-        hook = self._hooks.get(verb)
-        is_enabled = self._is_enabled
-        if hook is None:
-            if is_enabled(logging.DEBUG):
-                return self._command(session, command, proceed)
-            reply = proceed(session, command)
-            _guard(session, command, reply)  # DEBUG may be enabled in the middle of a session
-            return reply
-        if not is_enabled(self._highest):
+        hook = self._hooks.get(command.verb, _other)
+        if hook is not _other and not self._is_enabled(self._highest):
             return proceed(session, command)
-        if not is_enabled(logging.DEBUG) or verb in _WITHOUT_LINE:
-            return hook(session, command, proceed)
-        return self._command(session, command, lambda session, command: hook(session, command, proceed))
+        if self._is_enabled(logging.DEBUG) and command.verb not in _WITHOUT_LINE:
+            return self._command(session, command, proceed, hook)
+        return hook(session, command, proceed)
 
     def __repr__(self) -> str:
         name = "" if self.logger.name == "greensmtp.session" else f"{self.logger.name!r}, "
@@ -139,7 +122,7 @@ class Logging:
             record.refusal = reply
         return reply
 
-    def _greet(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+    def _hello(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         self._record(session).note_tls(session)
         return self._reset(session, command, proceed)
 
@@ -148,39 +131,28 @@ class Logging:
         record, reason = self._record(session), command.argument
         if record.transaction is not None:
             self._end(session, record, "abandoned" if reason == "quit" else "lost", reason)
-        refusal = record.refusal
-        facts = {
-            **record.facts(session, "session", record.began),
-            "greeting": session.greeting,
-            "hostname": None if session.hostname is None else shown(session.hostname),
-            "messages": session.messages_accepted,
-            "recipient_count": record.recipients,
-            "octets": record.size,
-            "reason": reason,
-            "reply": None if refusal is None else refusal.code,
-            "reply_text": None if refusal is None else reply_text(refusal),
-        }
-        self._emit(self.level, log_lines.session_text, facts)
+        if self._is_enabled(self.level):
+            self._emit(self.level, session_text, session_facts(session, record, reason))
         session.notes.pop(self, None)
         return reply
 
     # The transaction
 
     def _mail(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        began = perf_counter()
         if session.from_ is not None:
             return proceed(session, command)
+        began = perf_counter()
         reply = proceed(session, command)
         if reply.code < 300:
             session.stage(self._begin, session, began)
         elif reply.code >= 400 and reply.code != 503 and command.error is None:
             record = self._record(session)
             record.transaction = TransactionRecord(began, session, getattr(command, "address", ""))
-            self._end(session, record, _refused_outcome(reply), None, reply)
+            self._end(session, record, outcome_of(reply), None, reply)
         return reply
 
     def _begin(self, session: Session, began: float) -> None:
-        """Begin a transaction, unless an outer middleware has refused it."""
+        """Begin a transaction, unless a middleware has answered MAIL by itself."""
         if session.from_ is None:
             return
         record = self._record(session)
@@ -216,7 +188,7 @@ class Logging:
             else:
                 over = session.message is None or not session.message.opened  # else the reply comes at the end
             if over:
-                self._end(session, record, _refused_outcome(reply), None, reply)
+                self._end(session, record, outcome_of(reply), None, reply)
         return reply
 
     def _end_of_data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -226,20 +198,26 @@ class Logging:
             transaction = record.transaction = TransactionRecord(perf_counter(), session)
         transaction.recipients = session.to
         reply = proceed(session, command)
-        recipient = getattr(command, "recipient", None)
-        if recipient is None:
-            accepted = len(session.to) if reply.code < 300 else 0
-            worst = reply
-        else:
-            transaction.replies.append((recipient, reply))
-            if recipient is not session.to[-1]:
-                return reply
-            accepted = sum(each.code < 300 for _, each in transaction.replies)
-            worst = max((each for _, each in transaction.replies), key=lambda each: each.code)
-        record.recipients += accepted
-        outcome = _refused_outcome(worst) if not accepted else "accepted" if worst.code < 300 else "partial"
-        self._end(session, record, outcome, None, worst)
+        note_reply(session, transaction.replies, reply, partial(self._end_message, session, record))
         return reply
+
+    def _end_message(self, session: Session, record: SessionRecord) -> None:
+        """Log a transaction whose message has been answered, once the client has been told all replies."""
+        transaction = record.transaction
+        assert transaction is not None
+        replies = transaction.replies = told_replies(session, transaction.replies)
+        recipients = len(transaction.recipients)
+        told = [reply for reply in replies if reply is not None]
+        if len(told) < (recipients if session.server.lmtp else 1):
+            return  # the connection has ended, or an outer middleware has refused the message
+        if session.server.lmtp:
+            worst = max(told, key=attrgetter("code"))
+            accepted = sum(reply.code < 300 for reply in told)
+        else:
+            worst = told[0]
+            accepted = recipients if worst.code < 300 else 0
+        record.recipients += accepted
+        self._end(session, record, "partial" if accepted and worst.code >= 300 else outcome_of(worst), None, worst)
 
     def _reset(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
@@ -259,58 +237,33 @@ class Logging:
         transaction = record.transaction
         assert transaction is not None
         record.transaction = None
-        size = 0 if transaction.message is None else transaction.message.size
-        record.size += size
+        if transaction.message is not None:
+            record.size += transaction.message.size
         if reply is None and not transaction.recipients and transaction.refused:
             reply = transaction.refused[-1][1]  # given up: all recipients were refused
-            outcome = _refused_outcome(reply)
-        recipients = transaction.recipients
-        facts = {
-            **record.facts(session, "transaction", transaction.began),
-            "sender": shown(transaction.sender),
-            "recipients": [shown(each) for each in recipients[:LISTED]],
-            "recipient_count": len(recipients),
-            "refused": log_lines.replies(transaction.refused) if transaction.refused else [],
-            "refused_count": transaction.refused_count,
-            "size": size,
-            "outcome": outcome,
-            "reason": reason,
-            "reply": None,
-            "reply_text": None,
-            "queue_id": None,
-        }
-        if reply is not None:
-            facts["reply"] = reply.code
-            facts["reply_text"] = reply_text(reply)
-            facts["queue_id"] = log_lines.queue_id(reply)
-        if transaction.replies:
-            facts["replies"] = log_lines.replies(transaction.replies[:LISTED])
-            facts["queue_id"] = log_lines.queue_id(*(each for _, each in transaction.replies))
-        self._emit(self.level, log_lines.transaction_text, facts)
+            outcome = outcome_of(reply)
+        if self._is_enabled(self.level):
+            facts = transaction_facts(session, record, transaction, outcome=outcome, reason=reason, reply=reply)
+            self._emit(self.level, transaction_text, facts)
 
     # The command
 
-    def _command(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+    def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
         """Log a command with its reply."""
-        verb, argument = command.verb, command.argument
-        if command.is_secret:
-            verb, argument = "AUTH", argument and "***"
-        elif verb not in _KNOWN and _GUARDED in session.notes:
-            verb, argument = UNKNOWN, "***"
+        verb, argument = shown_command(session, command)
         began = perf_counter()
-        reply = proceed(session, command)
-        _guard(session, command, reply)
+        reply = hook(session, command, proceed)
         facts = {
             "event": "command",
             "session": session.id,
             "peer": peer_of(session),
             "seconds": round(perf_counter() - began, 6),
-            "verb": shown(verb),
-            "argument": shown(argument),
+            "verb": verb,
+            "argument": argument,
             "reply": reply.code,
             "reply_text": reply_text(reply),
         }
-        self._emit(logging.DEBUG, log_lines.command_text, facts)
+        self._emit(logging.DEBUG, command_text, facts)
         return reply
 
     # Records
@@ -322,20 +275,19 @@ class Logging:
             record = notes[self] = SessionRecord(None)
         return record
 
-    def _emit(self, level: int, text: Callable[[dict[str, Any]], str], facts: dict[str, Any]) -> None:
+    def _emit(self, level: int, text: Callable[[Facts], str], facts: Facts) -> None:
         logger = self.logger
-        if not self._is_enabled(level):
-            return
         # As logger.log, without its search of the stack for this line.
-        record = logger.makeRecord(logger.name, level, __file__, 0, log_lines.Line(text, facts), (), None, "Logging")
+        record = logger.makeRecord(logger.name, level, __file__, 0, Line(text, facts), (), None, "Logging")
         record.__dict__.update(facts)
         logger.handle(record)
 
 
-def _guard(session: Session, command: Command, reply: Reply) -> None:
-    """Note that passwords may follow."""
-    if command.verb == UNKNOWN or (command.is_secret and not reply.is_positive):
-        session.notes[_GUARDED] = True
+def _other(session: Session, command: Command, proceed: Proceed) -> Reply:
+    """The hook of all other verbs. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
+    reply = proceed(session, command)
+    note_secrets(session, command, reply)
+    return reply
 
 
 def _check_level(level: int | str) -> int:
@@ -345,7 +297,3 @@ def _check_level(level: int | str) -> int:
     if isinstance(level, bool) or not isinstance(level, int) or level < 1:
         raise ArgumentError("level", f"takes a number of at least 1, or a name like 'INFO' or 'WARNING', not {level!r}")
     return level
-
-
-def _refused_outcome(reply: Reply) -> str:
-    return "refused" if reply.code >= 500 else "deferred"

@@ -1,21 +1,30 @@
-"""What Logging keeps of a session and of a transaction until their lines are written."""
+"""What Logging keeps of a session and of a transaction until their lines are written, and the facts in those lines."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from gevent.ssl import SSLSocket
 
-from greensmtp.protocol.log_text import shown
+from greensmtp.middleware._message_replies import Replies
+from greensmtp.protocol.log_text import LISTED, reply_text, shown
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.send_result import find_queue_id
 from greensmtp.session import Session
 
 if TYPE_CHECKING:
     from greensmtp.session.stream import MessageStream
 
+#: A record's attributes, from which its line is written.
+Facts = dict[str, Any]
+
 #: Refused recipients that are kept for the transaction's line. All are counted.
 _MAX_REFUSED = 20
+
+#: Characters of a queue ID that are logged.
+_MAX_QUEUE_ID = 128
 
 
 class SessionRecord:
@@ -24,6 +33,7 @@ class SessionRecord:
     __slots__ = ("began", "cipher", "recipients", "refusal", "size", "tls", "transaction")
 
     def __init__(self, began: float | None) -> None:
+        #: None: logging was enabled later.
         self.began = began
         self.tls: str | None = None
         self.cipher: str | None = None
@@ -41,19 +51,6 @@ class SessionRecord:
             self.tls = socket.version() or "TLS"
             self.cipher = (socket.cipher() or (None,))[0]
 
-    def facts(self, session: Session, event: str, began: float | None) -> dict[str, Any]:
-        """Return the attributes that sessions and transactions have in common."""
-        return {
-            "event": event,
-            "session": session.id,
-            "peer": peer_of(session),
-            "seconds": None if began is None else round(perf_counter() - began, 6),
-            # The version is unknown if no EHLO followed STARTTLS.
-            "tls": self.tls or ("TLS" if session.tls else None),
-            "cipher": self.cipher,
-            "identity": None if session.identity is None else identity_of(session.identity),
-        }
-
 
 class TransactionRecord:
     """A transaction, which the session has forgotten by its end."""
@@ -63,12 +60,11 @@ class TransactionRecord:
     def __init__(self, began: float, session: Session, sender: str | None = None) -> None:
         self.began = began
         self.sender = (session.from_ or "") if sender is None else sender
-        self.recipients = session.to
+        self.recipients: Sequence[str] = session.to
         self.message: MessageStream | None = session.message
         self.refused: list[tuple[str, Reply]] = []
         self.refused_count = 0
-        #: LMTP: the replies by recipient.
-        self.replies: list[tuple[str, Reply]] = []
+        self.replies: Replies = []
 
     def refuse(self, recipient: str, reply: Reply) -> None:
         """Note a refused recipient."""
@@ -77,11 +73,96 @@ class TransactionRecord:
             self.refused.append((recipient, reply))
 
 
+def session_facts(session: Session, record: SessionRecord, reason: str) -> Facts:
+    """Return the facts of a session that has ended."""
+    refusal = record.refusal
+    return {
+        "event": "session",
+        "session": session.id,
+        "peer": peer_of(session),
+        "seconds": None if record.began is None else round(perf_counter() - record.began, 6),
+        "tls": _tls_of(session, record),
+        "cipher": record.cipher,
+        "identity": _identity_of(session),
+        "greeting": session.greeting,
+        "hostname": None if session.hostname is None else shown(session.hostname),
+        "messages": session.messages_accepted,
+        "recipient_count": record.recipients,
+        "octets": record.size,
+        "reason": reason,
+        "reply": None if refusal is None else refusal.code,
+        "reply_text": None if refusal is None else reply_text(refusal),
+    }
+
+
+def transaction_facts(
+    session: Session,
+    record: SessionRecord,
+    transaction: TransactionRecord,
+    *,
+    outcome: str,
+    reason: str | None,
+    reply: Reply | None,
+) -> Facts:
+    """Return the facts of a transaction that is over.
+
+    :param reason: what cut it short: a verb, or the end of the connection.
+    """
+    recipients, message = transaction.recipients, transaction.message
+    facts: Facts = {
+        "event": "transaction",
+        "session": session.id,
+        "peer": peer_of(session),
+        "seconds": round(perf_counter() - transaction.began, 6),
+        "tls": _tls_of(session, record),
+        "cipher": record.cipher,
+        "identity": _identity_of(session),
+        "sender": shown(transaction.sender),
+        "recipients": list(map(shown, recipients[:LISTED])),
+        "recipient_count": len(recipients),
+        "refused": _reply_facts(transaction.refused),
+        "refused_count": transaction.refused_count,
+        "size": 0 if message is None else message.size,
+        "outcome": outcome,
+        "reason": reason,
+        "reply": None if reply is None else reply.code,
+        "reply_text": None if reply is None else reply_text(reply),
+        "queue_id": None if reply is None else _queue_id(reply),
+    }
+    if session.server.lmtp and transaction.replies:
+        told = [(to, each) for to, each in zip(recipients, transaction.replies, strict=False) if each is not None]
+        facts["replies"] = _reply_facts(told[:LISTED])
+        facts["queue_id"] = next(filter(None, (_queue_id(each) for _, each in told)), None)
+    return facts
+
+
 def peer_of(session: Session) -> str:
     """Return the client's address, or ``unix``."""
     return shown(session.peer_host or "unix")
 
 
-def identity_of(identity: Any) -> str:
+def _identity_of(session: Session) -> str | None:
     """Return the user's name. Nothing else of the identity is logged."""
-    return shown(getattr(identity, "authcid", identity))
+    identity = session.identity
+    return None if identity is None else shown(getattr(identity, "authcid", identity))
+
+
+def _tls_of(session: Session, record: SessionRecord) -> str | None:
+    """Return the TLS version, which is unknown if no EHLO followed STARTTLS."""
+    return record.tls or ("TLS" if session.tls else None)
+
+
+def _reply_facts(replies: Iterable[tuple[str, Reply]]) -> list[Facts]:
+    """Return each recipient's reply: ``{"recipient": ..., "reply": 250, "reply_text": ...}``."""
+    return [
+        {"recipient": shown(recipient), "reply": reply.code, "reply_text": reply_text(reply)}
+        for recipient, reply in replies
+    ]
+
+
+def _queue_id(reply: Reply) -> str | None:
+    """Return the queue ID in a reply to an accepted message."""
+    if reply.code >= 300 or "queued" not in reply.text.lower():
+        return None
+    found = find_queue_id(reply.text)
+    return None if found is None else found[:_MAX_QUEUE_ID]

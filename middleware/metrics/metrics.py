@@ -20,23 +20,8 @@ _NAMESPACE = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*")
 class Metrics:
     """Counts connections, commands and messages. Stack it outermost, so that it sees the replies of other middleware.
 
-    ===================================== =====================================================================
-    ``connections_open``                  gauge
-    ``connections_total``
-    ``sessions_total{end}``               quit, closed, reset, timeout, slow, refused, displaced, foreign, tls ...
-    ``tls_sessions_total{version}``
-    ``commands_total{verb,code}``         answered commands; CONNECT, END-OF-DATA, refused ACCEPT too
-    ``command_seconds{verb}``             histogram; not of DATA and BDAT, which include a body
-    ``messages_total{outcome}``           accepted, deferred (4xx), refused (5xx), lost (its body had begun)
-    ``message_seconds``                   histogram: from MAIL to the last reply
-    ``message_size_bytes``                histogram
-    ``recipients_total{outcome}``         of those messages
-    ``auth_total{mechanism,outcome}``     accepted, deferred, refused
-    ``refusals_total{enhanced}``          4xx and 5xx replies by enhanced status code; limits and policy: x.7.y
-    ===================================== =====================================================================
-
-    Connections that are refused at ACCEPT are counted, including those beyond ``max_connections``. Needs
-    prometheus-client: ``pip install 'greensmtp[metrics]'``.
+    The metrics are in families.py. Connections that are refused at ACCEPT are counted, including those beyond
+    ``max_connections``. Needs prometheus-client: ``pip install 'greensmtp[metrics]'``.
 
     :param registry: a ``prometheus_client.CollectorRegistry``. Default: the library's own, which has metrics of the
         process as well. Several Metrics with one registry and namespace count together.

@@ -7,6 +7,7 @@ from typing import Literal
 
 from greensmtp.middleware._validate import check_count
 from greensmtp.networks import network_around
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import Command, PathCommand
 from greensmtp.session import Session
 
@@ -65,11 +66,16 @@ def _identity(session: Session, command: Command) -> str | None:
 
 def _sender(session: Session, command: Command) -> str | None:
     sender = command.address if command.verb == "MAIL" and isinstance(command, PathCommand) else session.from_
-    return sender.casefold() if sender else None
+    return _folded(sender) if sender else None
 
 
 def _recipient(session: Session, command: Command) -> str | None:
-    return command.address.casefold() if isinstance(command, PathCommand) else None
+    return _folded(command.address) if isinstance(command, PathCommand) else None
+
+
+def _folded(address: Address) -> str:
+    """Return one text for all ways to write an address: letters in either case, the domain in U-labels or A-labels."""
+    return address.casefold() if address.isascii() else f"{address.local_part}@{address.ascii_domain}".casefold()
 
 
 _KEYS: Mapping[str, Key] = {"identity": _identity, "sender": _sender, "recipient": _recipient}

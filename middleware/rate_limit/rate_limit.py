@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.errors import ArgumentError, ConnectionLost
+from greensmtp.errors import ConnectionLost
 from greensmtp.middleware._in_flight import InFlight
 from greensmtp.middleware._pause import waiting
-from greensmtp.middleware._validate import check_choice, check_number, make_refusal
-from greensmtp.middleware.auth.credentials import check_flag
+from greensmtp.middleware._validate import check_choice, check_flag, check_number, make_refusal
 from greensmtp.middleware.rate_limit.keys import BY, By, On, make_key
+from greensmtp.middleware.rate_limit.quota import Quota
 from greensmtp.middleware.rate_limit.store import Unavailable, import_limits, open_store
 from greensmtp.protocol.command import ACCEPT, END_OF_DATA, Command, PathCommand
 from greensmtp.protocol.reply import Reply
@@ -21,13 +21,10 @@ from greensmtp.protocol.state import State
 from greensmtp.session import Session
 from greensmtp.signals import handler_name
 
-if TYPE_CHECKING:
-    from limits import RateLimitItem
-
 Strategy = Literal["moving-window", "fixed-window", "sliding-window-counter"]
 
 #: on -> the refusal
-_SPENT: Mapping[str, Reply] = {
+_REFUSALS: Mapping[str, Reply] = {
     "connections": Reply(421, "4.7.0 Too many connections in a short time, try again later"),
     "messages": Reply(450, "4.7.1 Too many messages in a short time, try again later"),
     "recipients": Reply(450, "4.7.1 Too many recipients in a short time, try again later"),
@@ -39,9 +36,6 @@ _NEVER = Reply(552, "5.3.4 Message exceeds your byte quota")
 #: The refusals where the storage cannot be asked and ``fail_open`` is false.
 _UNKNOWN = Reply(451, "4.3.0 Limits cannot be checked just now, try again later")
 _UNKNOWN_AT_AUTH = Reply(454, "4.7.0 Limits cannot be checked just now, try again later")
-
-#: The most that a moving window, which remembers every hit, may allow.
-_MAX_MOVING = 100_000
 
 #: Longer keys are hashed: text from a client must not fill a storage.
 _MAX_KEY = 128
@@ -111,47 +105,30 @@ class RateLimit:
         message: str | None = None,
     ) -> None:
         self.limit = limit
-        self.on = check_choice("on", on, _SPENT)
+        self.on = check_choice("on", on, _REFUSALS)
         self.by = by if callable(by) else check_choice("by", by, BY)
         self._key = make_key(self.on, self.by, ipv4_prefix, ipv6_prefix)
         self.fail_open = on != "auth_failures" if fail_open is None else check_flag("fail_open", fail_open)
-        self._refusal = make_refusal(code, message, _SPENT[on])
+        self._refusal = make_refusal(code, message, _REFUSALS[on])
         self._unknown = _UNKNOWN_AT_AUTH if on == "auth_failures" else _UNKNOWN
-
         check_number("timeout", timeout, least=0.01, most=60.0)
         import_limits()
-        from limits.strategies import STRATEGIES
-
-        strategy = strategy or ("sliding-window-counter" if on == "bytes" else "moving-window")
-        self.strategy = check_choice("strategy", strategy, STRATEGIES)
-        self._items = _read_limits(limit)
-        self._largest = min(item.amount for item in self._items)
-        if strategy == "moving-window":
-            if on == "bytes":
-                raise ValueError(
-                    'on="bytes" takes "sliding-window-counter" or "fixed-window": a moving window remembers every byte'
-                )
-            if max(item.amount for item in self._items) > _MAX_MOVING:
-                raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; pass "sliding-window-counter" for more')
         if not name and str(storage).startswith("memory:"):
             name = f"#{next(_numbers)}"
         self._by_name = self.by if isinstance(self.by, str) else handler_name(self.by)
-        #: The prefix of its keys in the storage.
-        self._name = f"{name}/{self.on}/{self._by_name}"
-        self._store = open_store(storage, timeout, self._name)
-        self._limiter = STRATEGIES[strategy](self._store.storage)
-
+        prefix = f"{name}/{self.on}/{self._by_name}"
+        self._store = open_store(storage, timeout, prefix)
+        self._quota = Quota(limit, strategy, self._store.storage, prefix, of_bytes=on == "bytes")
         #: Attempts to authenticate.
         self._in_flight = InFlight()
-
-        self._stages = self._make_stages()
+        self._handlers = self._make_handlers()
         #: The commands that pass through here.
-        self.verbs = tuple(self._stages)
+        self.verbs = tuple(self._handlers)
 
-    def _make_stages(self) -> Mapping[str, Callable[[Session, Command, Proceed], Reply]]:
+    def _make_handlers(self) -> Mapping[str, Callable[[Session, Command, Proceed], Reply]]:
         """Return verb -> handler."""
         if self.on == "connections":
-            return {ACCEPT: self._count}
+            return {ACCEPT: self._count_connection}
         if self.on == "recipients":
             return {"RCPT": self._count_recipient}
         if self.on == "auth_failures":
@@ -167,35 +144,35 @@ class RateLimit:
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Count the command, and pass it on or refuse it."""
-        return self._stages[command.verb](session, command, proceed)
+        return self._handlers[command.verb](session, command, proceed)
 
-    # The commands
+    # The commands. One that is out of its place will be refused, and counts for nothing.
 
-    def _count(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        return self._ask(session, command, self._hit) or proceed(session, command)
+    def _count_connection(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        return self._ask(self._quota.hit, self._key(session, command)) or proceed(session, command)
+
+    def _count_message(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        if command.error is not None or session.state is not _GREETED:
+            return proceed(session, command)
+        return self._ask(self._quota.hit, self._key(session, command)) or proceed(session, command)
 
     def _count_recipient(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        if session.from_ is None or command.error is not None:
-            return proceed(session, command)  # it will be refused, and counts for nothing
-        return self._count(session, command, proceed)
+        if command.error is not None or session.from_ is None:
+            return proceed(session, command)
+        return self._ask(self._quota.hit, self._key(session, command)) or proceed(session, command)
 
     def _check_size(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """MAIL: compare the announced size with what is left."""
         if command.error is not None or session.state is not _GREETED:
             return proceed(session, command)
-        cost = _announced_size(command)
-        if cost > self._largest and self._key(session, command) is not None:
+        key, cost = self._key(session, command), _announced_size(command)
+        if key is not None and cost > self._quota.largest:
             return _NEVER
-        return self._ask(session, command, self._test, cost) or proceed(session, command)
-
-    def _count_message(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        if command.error is not None or session.state is not _GREETED:
-            return proceed(session, command)  # it will be refused, and begins no transaction
-        return self._ask(session, command, self._hit) or proceed(session, command)
+        return self._ask(self._quota.test, key, cost) or proceed(session, command)
 
     def _begin_data(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """DATA and BDAT: forget the verdict on the last message."""
-        if session.state is State.RECIPIENTS and command.error is None:  # it is in its place
+        if command.error is None and session.state is State.RECIPIENTS:
             session.notes.pop(self, None)
         return proceed(session, command)
 
@@ -203,7 +180,7 @@ class RateLimit:
         """END-OF-DATA: count a message once, even though LMTP has one END-OF-DATA for each recipient."""
         if self not in session.notes:
             size = max(1, session.message.size) if session.message is not None else 1
-            session.notes[self] = self._ask(session, command, self._spend, size)
+            session.notes[self] = self._ask(self._quota.spend, self._key(session, command), size)
         refusal: Reply | None = session.notes[self]
         return refusal or proceed(session, command)
 
@@ -211,22 +188,22 @@ class RateLimit:
         key = self._key(session, command)
         if key is None:
             return proceed(session, command)
-        refusal = self._begin_attempt(session, command, key)
+        refusal = self._begin_attempt(session, key)
         if refusal is not None:
             return refusal
         try:
             try:
                 reply = proceed(session, command)
             except ConnectionLost:
-                self._ask(session, command, self._hit)
+                self._ask(self._quota.hit, key)
                 raise
             if reply.code in _FAILED:
-                self._ask(session, command, self._hit)  # a limit that is reached shows at the next attempt
+                self._ask(self._quota.hit, key)  # a limit that is reached shows at the next attempt
             return reply
         finally:
             self._in_flight.end(key)
 
-    def _begin_attempt(self, session: Session, command: Command, key: str) -> Reply | None:
+    def _begin_attempt(self, session: Session, key: str) -> Reply | None:
         """Begin an attempt; return the refusal when the limit is reached.
 
         Where attempts under way use up the limit, wait for them: several users may log in at the same time.
@@ -234,23 +211,18 @@ class RateLimit:
         wait = waiting(session)
         while True:
             try:
-                refusal = self._ask(session, command, self._test, self._in_flight.begin(key))
+                refusal = self._ask(self._quota.test, key, self._in_flight.begin(key))
             except BaseException:
                 self._in_flight.end(key)
                 raise
             if refusal is None:
                 return None
             others = self._in_flight.end(key)
-            if not others or self._ask(session, command, self._test) is not None or not wait():
+            if not others or self._ask(self._quota.test, key) is not None or not wait():
                 return refusal
 
-    # Questions to the storage
-
-    def _ask(
-        self, session: Session, command: Command, question: Callable[[str, int], bool], cost: int = 1
-    ) -> Reply | None:
+    def _ask(self, question: Callable[[str, int], bool], key: str | None, cost: int = 1) -> Reply | None:
         """Ask the storage; return the refusal, None if the command may pass."""
-        key = self._key(session, command)
         if key is None:
             return None
         if len(key) > _MAX_KEY:
@@ -260,26 +232,6 @@ class RateLimit:
         except Unavailable:
             return None if self.fail_open else self._unknown
 
-    def _test(self, key: str, cost: int) -> bool:
-        return all(self._limiter.test(item, self._name, key, cost=cost) for item in self._items)
-
-    def _hit(self, key: str, cost: int) -> bool:
-        items = self._items
-        if len(items) == 1:
-            return self._limiter.hit(items[0], self._name, key, cost=cost)
-        # Test first: a command that one limit refuses must not use up the others.
-        return self._test(key, cost) and all(self._limiter.hit(item, self._name, key, cost=cost) for item in items)
-
-    def _spend(self, key: str, cost: int) -> bool:
-        """Count bytes that have arrived already: what exceeds a limit uses it up."""
-        if self._hit(key, cost):
-            return True
-        for item in self._items:
-            left = self._limiter.get_window_stats(item, self._name, key).remaining
-            if left > 0:
-                self._limiter.hit(item, self._name, key, cost=min(left, cost))
-        return False
-
     def __repr__(self) -> str:
         shown = [repr(self.limit), f"by={self._by_name!r}"]
         if self.on != "messages":
@@ -287,18 +239,6 @@ class RateLimit:
         if self._store.shown != "memory://":
             shown.append(f"storage={self._store.shown!r}")
         return f"RateLimit({', '.join(shown)})"
-
-
-def _read_limits(limit: str) -> list[RateLimitItem]:
-    from limits import parse_many
-
-    try:
-        items = parse_many(limit)
-    except ValueError:
-        items = []
-    if not items or any(item.amount < 1 for item in items):
-        raise ArgumentError("limit", f"takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
-    return items
 
 
 def _announced_size(command: Command) -> int:

@@ -180,13 +180,17 @@ def _open(uri: str, timeout: float) -> Store:
     from limits.errors import ConfigurationError
     from limits.storage import Storage, storage_from_string
 
+    options = _redis_options(timeout) if scheme in _REDIS else {}
     try:
-        storage = storage_from_string(uri, **(_redis_options(timeout) if scheme in _REDIS else {}))
+        storage = storage_from_string(uri, **options)
+        _check_options(storage)
     # Not chained: the library's text may quote the URI, password included.
     except ConfigurationError:
         raise ArgumentError("storage", f"{name!r} is not supported by limits; pass memory:// or redis://") from None
-    except ValueError:
-        raise ArgumentError("storage", f"{name!r} is not a URI that its library accepts") from None
+    except Exception as error:
+        kind = type(error).__name__
+        text = f"{name!r} cannot be opened ({kind}): check its host, its port, and the options behind '?'"
+        raise ArgumentError("storage", text) from None
     if not isinstance(storage, Storage):
         raise ArgumentError("storage", f"{name!r} is for asyncio; pass the URI without async+")
     # Twice the timeout: a question may connect, and then send a command.
@@ -197,16 +201,25 @@ def _open(uri: str, timeout: float) -> Store:
     return store
 
 
-def import_limits() -> Any:
+def _check_options(storage: Any) -> None:
+    """Make a connection of redis-py, without connecting it: it looks at the URI's options only then.
+
+    :raises Exception: an option is unknown, or has a wrong value.
+    """
+    pool = getattr(getattr(storage, "storage", None), "connection_pool", None)
+    if pool is not None:
+        pool.connection_class(**pool.connection_kwargs)
+
+
+def import_limits() -> None:
     """Import the limits library.
 
     :raises ModuleNotFoundError: it is missing; the text says what to install.
     """
     try:
-        import limits
+        import limits  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("RateLimit needs limits: pip install 'greensmtp[ratelimit]'") from error
-    return limits
 
 
 def _redis_options(timeout: float) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from gevent import Timeout, socket, spawn
 from gevent.event import Event
 
 from greensmtp import CannotConnect, DataRefused, Disconnected, Pool, RecipientsRefused, Timeouts, connect
-from greensmtp.client.message import CHUNKING_PAYS, MAX_MEMORY
+from greensmtp.client.message import CHUNKING_PAYS
+from greensmtp.client.message_content import MAX_MEMORY
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
@@ -209,7 +210,7 @@ def test_killing_some_of_many_greenlets_does_not_disturb_the_others(scripted: St
 
 
 def resets(*, after: int, offers: tuple[str, ...] = ("PIPELINING",), said: bytes = b"") -> Callable[[Script], None]:
-    """Read so many bytes of a message, send a reply, and reset the connection."""
+    """Read ``after`` bytes of a message, send a reply, and reset the connection."""
 
     def script(script: Script) -> None:
         script.greet(*offers)

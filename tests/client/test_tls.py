@@ -353,7 +353,7 @@ def test_a_second_send_does_not_bypass_required_starttls(scripted: Start) -> Non
 
 def test_an_unknown_starttls_policy_is_a_value_error() -> None:
     with pytest.raises(ValueError, match="require"):
-        connect("127.0.0.1", 1, starttls="always")  # type: ignore[call-overload]
+        connect("127.0.0.1", 1, starttls="always")  # type: ignore[arg-type]
 
 
 def test_session_tickets_are_not_unsolicited_replies(implicit: SMTPServer, context: ssl.SSLContext) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM,
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
+from tests import forked
 from tests.helpers import auth_plain
 
 if TYPE_CHECKING:
@@ -271,14 +270,14 @@ def test_a_name_of_which_nothing_is_left_counts_too(smtp_server: MakeServer) -> 
         ("jo@xn--.example", "jo@xn--.example"),
     ],
 )
-def test_one_key(one: str, other: str) -> None:
+def test_spellings_of_one_account(one: str, other: str) -> None:
     assert account_of(one) == account_of(other)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("jo", "joe"), ("jo", "ja"), ("jo1", "jo2"), ("jo@example.com", "jo@example.org")]
 )
-def test_two_keys(one: str, other: str) -> None:
+def test_names_of_two_accounts(one: str, other: str) -> None:
     assert account_of(one) != account_of(other)
 
 
@@ -340,6 +339,26 @@ def test_failures_from_many_networks_are_slowed_down_and_not_refused(
     assert attempt(server, "jo", "sesame", "10.3.0.1").startswith("235")  # late, but in
     assert waited == [MAX_DELAY]
     assert check.asked == asked + 3
+
+
+@pytest.mark.parametrize("name", ["jo@{}.example", "J.O%{}", "D{}\\jo", "jo\uff20{}"])
+def test_a_domain_gives_a_name_no_guesses_of_its_own(name: str) -> None:
+    limits = AttemptLimits(None, "5/minute", clock=Clock())
+    waits = [Attempt(limits, "192.0.2.1").count_for_account(name.format(number)) for number in range(7)]
+    assert waits == [0.0] * 5 + [None] * 2
+    assert Attempt(limits, "192.0.2.1").count_for_account("jo") is None
+    assert Attempt(limits, "192.0.2.1").count_for_account("ann") == 0.0
+
+
+def test_a_login_to_one_account_does_not_make_the_client_known_in_another_domain() -> None:
+    limits = AttemptLimits(None, "1/minute", clock=Clock())
+    attempt = Attempt(limits, "192.0.2.1")
+    attempt.count_for_account("info@one.example")
+    attempt.succeed()
+    assert [limits.knows(account_of(f"info@{domain}.example"), "192.0.2.1") for domain in ("one", "other")] == [
+        True,
+        False,
+    ]
 
 
 def test_an_account_that_does_not_exist_is_slowed_down_like_others() -> None:
@@ -412,7 +431,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted", known)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert ran.stdout == "interrupted []\n", ran.stderr
     assert "raised KeyboardInterrupt" in ran.stderr
 
@@ -441,19 +460,32 @@ def test_the_time_begins_with_the_first_failure() -> None:
     assert not failures.take("a")
 
 
-def test_giving_back() -> None:
+def test_an_attempt_that_is_given_back_does_not_count() -> None:
     failures = AttemptLimiter("2/hour", clock=Clock())
     for _ in range(5):
-        assert failures.take("a")
-        failures.give_back("a")
+        taken = failures.take("a")
+        assert taken is not None
+        taken.give_back()
     assert len(failures) == 0
-    assert failures.take("a")
-    assert failures.take("a")
-    failures.give_back("a")
+    first, second = failures.take("a"), failures.take("a")
+    assert first is not None
+    first.give_back()
     assert failures.take("a")
     assert not failures.take("a")
-    failures.give_back("never taken")
     assert len(failures) == 1
+    assert second is not None
+    assert second.failures == 2
+
+
+def test_an_attempt_of_the_last_window_gives_nothing_back_in_this_one() -> None:
+    clock = Clock()
+    failures = AttemptLimiter("1/minute", clock=clock)
+    held = failures.take("a")
+    clock.now += 60
+    assert failures.take("a")
+    assert held is not None
+    held.give_back()
+    assert not failures.take("a")
 
 
 def test_it_is_bounded() -> None:
@@ -473,18 +505,18 @@ def test_it_is_bounded() -> None:
 @pytest.mark.parametrize(
     "limit", ["10/minute", "1/second", "5/15 minutes", "5 per 15 minutes", "100/hour", "1000/day", "3/2days"]
 )
-def test_limits(limit: str) -> None:
+def test_a_limit_is_written_as_text(limit: str) -> None:
     assert repr(AttemptLimiter(limit)) == f"AttemptLimiter({limit!r})"
 
 
 @pytest.mark.parametrize("limit", ["", "10", "minute", "0/minute", "1/0 minutes", "-1/minute", "1/fortnight", None, 10])
-def test_no_limits(limit: Any) -> None:
+def test_a_malformed_limit_is_refused(limit: Any) -> None:
     with pytest.raises(ValueError, match="'10/minute'"):
         AttemptLimiter(limit)
 
 
 def test_no_name_makes_a_long_key() -> None:
-    """Each of these letters folds into fifteen."""
+    """Case folding makes fifteen letters of each of these."""
     names = ["\ufdfa" * 84 + letter for letter in "ab"]
     keys = [account_of(name) for name in names]
     assert max(map(len, keys)) <= 64

@@ -1,9 +1,7 @@
-"""RateLimit: what is counted, by whom, when it is refused, and with which code."""
+"""RateLimit: what is counted, by which key, when it is refused, and with which code."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +15,7 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import memory, store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 from tests.helpers import accepting
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
@@ -163,9 +162,11 @@ def test_a_mailbox_can_be_protected(smtp_server: MakeServer) -> None:
         (ONE, "a@example.com", "250"),
         (OTHER, "A@Example.COM", "450"),
         (ONE, "b@example.com", "250"),
+        (ONE, "a@b\u00fccher.example", "250"),
+        (OTHER, "A@xn--bcher-kva.EXAMPLE", "450"),
     ):
         with greet(server, source) as peer:
-            peer.line("MAIL FROM:<a@example.com>", f"RCPT TO:<{recipient}>")
+            peer.line("MAIL FROM:<a@example.com> SMTPUTF8", f"RCPT TO:<{recipient}>")
             peer.expect("250", reply)
 
 
@@ -458,13 +459,20 @@ def test_no_secret_is_shown() -> None:
     uri = "redis://user:hunter2@localhost:1/0?password=hunter2"
     limit = RateLimit("1/minute", storage=uri)
     assert repr(limit) == "RateLimit('1/minute', by='address', storage='redis://localhost:1/0')"
-    with pytest.raises(ValueError, match="storage 'redis://localhost:nine/0' is not a URI") as caught:
+    with pytest.raises(ValueError, match="storage 'redis://localhost:nine/0' cannot be opened") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@localhost:nine/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     with pytest.raises(ValueError, match="storage is not a valid URI") as caught:
         RateLimit("1/minute", storage="redis://user:hunter2@local\u2100host:1/0")
     assert "hunter2" not in repr(caught.value.__cause__) + str(caught.value)
     assert store.shown_uri("redis+unix:///run/redis.sock?password=x") == "redis+unix:///run/redis.sock"
+
+
+@pytest.mark.parametrize("uri", ["redis://h:1/0?tiemout=hunter2", "rediss://h:1?ssl_cert_reqs=hunter2"])
+def test_an_option_that_redis_does_not_have_is_an_error_at_once(uri: str) -> None:
+    with pytest.raises(ValueError, match=r"storage 'rediss?://h:1.*' cannot be opened .*the options behind") as caught:
+        RateLimit("1/minute", storage=uri)
+    assert "hunter2" not in "".join(format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -505,7 +513,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert says in ran.stdout
 
 
@@ -513,7 +521,7 @@ except ModuleNotFoundError as error:
 def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """gevent's pool would print what a thread raises; here it is only logged."""
+    """gevent's pool would print the exception; here it is only logged."""
     limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
 
     def fail(key: str, cost: int) -> bool:

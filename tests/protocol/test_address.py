@@ -11,7 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.address import Address, check_domain, quote_local_part
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.mailbox import check_domain, quote_local_part
 
 ATEXT = "abcXYZ019!#$%&'*+-/=?^_`{|}~äß中\U0001f600"
 LETTERS = "abcXYZ019_äß中"

@@ -55,6 +55,14 @@ PATHS: list[tuple[bytes, str | int, dict[str, str | None]]] = [
     (b'MAIL FROM:<"jo@example.com> SIZE=10', 501, {}),
     (b"MAIL FROM:Jo <jo@example.com>", 501, {}),
     (b"MAIL \xef\xbc\xa6ROM:<jo@example.com>", 501, {}),
+    # RFC 5321 section 4.5.3.1.3: 256 bytes with the angle brackets
+    (b"MAIL FROM:<" + b"x" * 242 + b"@example.com>", "x" * 242 + "@example.com", {}),
+    (b"MAIL FROM:<" + b"x" * 190 + b"@" + b"y" * 63 + b">", "x" * 190 + "@" + "y" * 63, {}),
+    (b"MAIL FROM:<" + b"x" * 191 + b"@" + b"y" * 63 + b">", 501, {}),
+    (b"MAIL FROM:<" + b"x" * 243 + b"@example.com>", 501, {}),
+    (b"RCPT TO:<" + b"x" * 400 + b"@example.com>", 501, {}),
+    (b"RCPT TO:<" + "\u00e4".encode() * 122 + b"@example.com>", 501, {}),
+    (b"RCPT TO:<" + b"@a.example," * 25 + b"@b.example:jo@example.com>", 501, {}),
     # parameters
     (b"MAIL FROM:<jo@example.com> SIZE=", 501, {}),
     (b"MAIL FROM:<jo@example.com> =", 501, {}),
@@ -104,6 +112,8 @@ def test_a_path_is_parsed(line: bytes, expected: str | int, parameters: dict[str
         (b"MAIL FROM:<jo>", "5.1.7"),
         (b"RCPT TO:<jo>", "5.1.3"),
         (b"RCPT TO:<>", "5.1.3"),
+        (b"MAIL FROM:<" + b"x" * 250 + b"@example.com>", "5.1.7"),
+        (b"RCPT TO:<" + b"x" * 250 + b"@example.com>", "5.1.3"),
         (b"MAIL FROM:<jo@example.com> =", "5.5.4"),
         (b"MAIL", "5.5.4"),
     ],

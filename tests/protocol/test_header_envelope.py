@@ -91,6 +91,13 @@ def test_an_mbox_line_is_removed(newline: bytes) -> None:
     assert header_envelope.without_mbox_line(message.partition(newline)[2]) == message.partition(newline)[2]
 
 
+@pytest.mark.parametrize("mbox_line", [b"", b"From jo@example.com\n"])
+def test_a_byte_order_mark_is_removed_once(mbox_line: bytes) -> None:
+    message = b"Subject: \xef\xbb\xbf\n\n\xef\xbb\xbf"
+    assert header_envelope.without_mbox_line(b"\xef\xbb\xbf" + mbox_line + message) == message
+    assert header_envelope.without_mbox_line(message) is message
+
+
 def test_raw_utf8_is_encoded_field_by_field() -> None:
     long = "W\u00f6rter und " * 30
     head = (

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from greensmtp.protocol.header_section import HeaderSection
+from greensmtp.protocol.header_section import HeaderSection, joint
 
 NAME = b"return-path"
 
@@ -73,7 +73,9 @@ def slowly(body: bytes) -> bytes:
         b"two words: no name\r\n",
         b"\xff: no name\r\n",
         b"\0: no name\r\n",
-        b"From someone Mon Jan  1 00:00:00 2024\r\nSubject: x\r\n\r\n",
+        b"From",
+        b">From",
+        b">>>>>>>>>>From jo\r\nSubject: x\r\n\r\n",
         b"x" * 1200 + b": too long a name\r\n",
         b"\rx: a\r\n",
         b"\r",
@@ -84,6 +86,19 @@ def slowly(body: bytes) -> bytes:
 def test_a_body_without_a_header_section_gets_an_empty_line_at_every_cut(body: bytes) -> None:
     content = body.removeprefix(b"Return-Path: gone\r\n").removeprefix(b" more\r\n") if b"gone" in body else body
     assert passed_at_every_cut(body) == b"\r\n" + content
+
+
+@pytest.mark.parametrize("line", [b"From jo@example.com Mon Jan  1 00:00:00 2024", b">>From \xff", b"From a:b"])
+@pytest.mark.parametrize("before", [b"", b"Return-Path: gone\r\n"])
+def test_an_mbox_line_becomes_a_field_at_every_cut(before: bytes, line: bytes) -> None:
+    body = line + b"\r\nSubject: x\r\n\r\nReturn-Path: content\r\n"
+    assert passed_at_every_cut(before + body) == b"X-Mailbox-Line: " + body
+    assert joint(before + body) == (b"" if before else b"X-Mailbox-Line: ")
+
+
+def test_the_joint_is_an_empty_line_where_the_body_has_no_header_section() -> None:
+    assert joint(b" folded\r\n") == b"\r\n"
+    assert joint(b"Subject: x") == joint(b"\r\n") == joint(b"") == b""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.protocol.dot_stuffing import with_crlf
-from greensmtp.protocol.mime_lines import MAX_DELIMITER, MAX_DEPTH, MimeLines, may_be_binary
+from greensmtp.protocol.mime_lines import MAX_DELIMITER, MAX_DEPTH, MAX_HEAD, MimeLines, may_be_binary
 
 QUOTED = b"Subject: x\n\nContent-Transfer-Encoding: binary\n\nthat was a quote\n"
 ROOT = b"Content-Transfer-Encoding: binary\n\n\0\n\r\xff."
@@ -80,3 +80,18 @@ def test_hostile_depth_and_heads_are_bounded() -> None:
 def test_may_be_binary() -> None:
     assert may_be_binary(QUOTED)
     assert not may_be_binary(b"Content-Transfer-Encoding: base64\n\nContent-Transfer-Encoding is binary\n")
+
+
+def test_a_long_header_line_that_is_cut_before_its_end_does_not_end_the_head() -> None:
+    beginning = b"Content-Transfer-Encoding: binary\r\nSubject: " + b"x" * MAX_HEAD
+    sent, _ = run([beginning, b"\r\nX: y\n\n\n"])
+    assert sent == beginning + b"\r\nX: y\r\n\r\n\n"
+
+
+def test_pieces_that_end_with_cr_are_not_collected() -> None:
+    lines = MimeLines()
+    out = lines.feed(b"a: b\n\n")
+    for _ in range(10):
+        out += lines.feed(b"\r" * MAX_DELIMITER)
+        assert len(lines._held) <= MAX_DELIMITER + 1
+    assert out + lines.finish() == b"a: b\r\n\r\n" + b"\r\n" * MAX_DELIMITER * 10

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.errors import ProtocolError
-from greensmtp.protocol.esmtp import decode_xtext, encode_xtext, is_xtext
+from greensmtp.protocol.xtext import decode_xtext, encode_xtext, is_xtext
 
 
 @pytest.mark.parametrize(

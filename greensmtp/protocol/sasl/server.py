@@ -58,17 +58,17 @@ class Mechanism:
 def _plain(channel: Channel) -> Exchange:
     """RFC 4616."""
     authzid, name, password = parse_plain((yield b""))
-    who = yield PasswordQuery(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
+    user = yield PasswordQuery(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
     # An authzid equal to the name means the user itself, even if the store knows the user by another name.
-    return _identity(who, (who or "") if authzid == name else authzid, "PLAIN")
+    return _identity(user, (user or "") if authzid == name else authzid, "PLAIN")
 
 
 def _login(channel: Channel) -> Exchange:
     """Never standardised. The server sends a challenge first, but many clients send the name together with AUTH."""
     name = parse_name(parse_text((yield b"Username:")))
     password = parse_password(parse_text((yield b"Password:")))
-    who = yield PasswordQuery(username=name, mechanism="LOGIN", password=password)
-    return _identity(who, "", "LOGIN")
+    user = yield PasswordQuery(username=name, mechanism="LOGIN", password=password)
+    return _identity(user, "", "LOGIN")
 
 
 def _cram_md5(channel: Channel) -> Exchange:
@@ -161,23 +161,23 @@ def _xoauth2(channel: Channel) -> Exchange:
 
 
 def _oauth(name: str, token: str, mechanism: str) -> Exchange:
-    who = None
+    user = None
     if token:
-        who = yield TokenQuery(username=name, mechanism=mechanism, token=token)
-    if who is None:
+        user = yield TokenQuery(username=name, mechanism=mechanism, token=token)
+    if user is None:
         # The client gets the error as a challenge, and acknowledges it (RFC 7628 section 3.2.3).
         yield _OAUTH_ERROR
     # In OAUTHBEARER the name is the user to act as (RFC 7628 section 3.1); the store says whose token it is.
-    return _identity(who, name if who != name else "", mechanism)
+    return _identity(user, name if user != name else "", mechanism)
 
 
 _OAUTH_ERROR = json.dumps({"status": "invalid_token", "schemes": "bearer"}).encode()
 
 
-def _identity(who: str | None, authzid: str, mechanism: str) -> Identity:
-    if who is None:
+def _identity(user: str | None, authzid: str, mechanism: str) -> Identity:
+    if user is None:
         raise Refused(canned.AUTH_INVALID)
-    return Identity(who, authzid, mechanism)
+    return Identity(user, authzid, mechanism)
 
 
 def _scram_name(response: bytes) -> str:

@@ -1,0 +1,80 @@
+"""The quota of a RateLimit: one or several limits in windows of time, by the ``limits`` library.
+
+``test``, ``hit`` and ``spend`` are the questions that a Store is asked. They may run in the thread pool.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from greensmtp.errors import ArgumentError
+from greensmtp.middleware._validate import check_choice
+
+if TYPE_CHECKING:
+    from limits import RateLimitItem
+    from limits.storage import Storage
+
+#: The most that a moving window, which remembers every hit, may allow.
+_MAX_MOVING = 100_000
+
+
+class Quota:
+    """Counts by key in a storage.
+
+    :param limit: one or several limits: ``"100/minute; 1000/hour"``.
+    :param name: the prefix of the keys in the storage.
+    :param of_bytes: the hits are bytes, too many for a moving window to remember.
+    :raises ValueError: a limit is malformed, or the strategy is unknown or does not go with the limits.
+    """
+
+    def __init__(self, limit: str, strategy: str | None, storage: Storage, name: str, *, of_bytes: bool) -> None:
+        from limits.strategies import STRATEGIES
+
+        strategy = strategy or ("sliding-window-counter" if of_bytes else "moving-window")
+        check_choice("strategy", strategy, STRATEGIES)
+        self._items = _read_limits(limit)
+        amounts = [item.amount for item in self._items]
+        #: The largest cost that can ever pass.
+        self.largest = min(amounts)
+        if strategy == "moving-window" and of_bytes:
+            raise ValueError(
+                'on="bytes" takes "sliding-window-counter" or "fixed-window": a moving window remembers every byte'
+            )
+        if strategy == "moving-window" and max(amounts) > _MAX_MOVING:
+            raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; pass "sliding-window-counter" for more')
+        self._name = name
+        self._limiter = STRATEGIES[strategy](storage)
+
+    def test(self, key: str, cost: int) -> bool:
+        """Return whether this cost would pass, without counting it."""
+        return all(self._limiter.test(item, self._name, key, cost=cost) for item in self._items)
+
+    def hit(self, key: str, cost: int) -> bool:
+        """Count the cost; return whether it passes."""
+        items = self._items
+        if len(items) == 1:
+            return self._limiter.hit(items[0], self._name, key, cost=cost)
+        # Test first: a command that one limit refuses must not use up the others.
+        return self.test(key, cost) and all(self._limiter.hit(item, self._name, key, cost=cost) for item in items)
+
+    def spend(self, key: str, cost: int) -> bool:
+        """Count bytes that have arrived already: what exceeds a limit uses it up."""
+        if self.hit(key, cost):
+            return True
+        for item in self._items:
+            left = self._limiter.get_window_stats(item, self._name, key).remaining
+            if left > 0:
+                self._limiter.hit(item, self._name, key, cost=min(left, cost))
+        return False
+
+
+def _read_limits(limit: str) -> list[RateLimitItem]:
+    from limits import parse_many
+
+    try:
+        items = parse_many(limit)
+    except ValueError:
+        items = []
+    if not items or any(item.amount < 1 for item in items):
+        raise ArgumentError("limit", f"takes '100/minute', or several: '100/minute; 1000/hour', not {limit!r}")
+    return items
