@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
 import pytest
 
 from greensmtp import Ack, Reply, Session
+from greensmtp.delivery import received_field
 from greensmtp.protocol import canned
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -429,3 +433,26 @@ def test_all_commands_that_are_required_are_implemented(smtp_server: MakeServer)
             S: END
         """,
     )
+
+
+def test_expn_is_not_offered_by_default(smtp_server: MakeServer) -> None:
+    with dial(smtp_server(start=False)) as peer:
+        assert "EXPN" not in peer.hello()
+
+
+def test_the_date_of_received_is_local_time_with_a_year_of_four_digits(smtp_server: MakeServer) -> None:
+    server = accepting(smtp_server)
+    fields: list[bytes] = []
+
+    @server.on("received")
+    def note(session: Session, ack: Ack) -> None:
+        fields.append(received_field(session))
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.deliver(b"Subject: x\r\n")
+    date = parsedate_to_datetime(fields[0].rpartition(b";")[2].decode().strip())
+    assert date.utcoffset() == datetime.now().astimezone().utcoffset()
+    assert str(date.year) in fields[0].decode()
+    assert abs((datetime.now(UTC) - date).total_seconds()) < 60
