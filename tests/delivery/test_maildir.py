@@ -27,7 +27,8 @@ _FWS = r"(?:\r\n)?[ \t]"
 RECEIVED = re.compile(
     rf"Received: from (?P<client>{_NAME}|{_LITERAL})(?: \((?P<address>{_LITERAL})\))?"
     rf"{_FWS}by (?P<server>{_NAME}|{_LITERAL}) with (?P<protocol>{_ATOM}) id (?P<id>{_ATOM})"
-    rf"(?:{_FWS}for <(?P<recipient>[^<>]+)>)?(?:{_FWS}tls (?P<tls>TLS_\w+|0x[0-9A-F]{{4}}))?;{_FWS}(?P<date>[^\r\n]+)\r\n"
+    rf"(?:{_FWS}for <(?P<recipient>[^<>]+)>)?(?:{_FWS}tls (?P<tls>TLS_\w+|0x[0-9A-F]{{4}}))?"
+    rf";{_FWS}(?P<date>[^\r\n]+)\r\n"
 )
 TRACE = re.compile(
     rf"Return-Path: <(?P<sender>[^\r\n]*)>\r\nEnvelope-To: (?P<recipients>(?:[^\r\n]+\r\n)+?){RECEIVED.pattern}"
