@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from gevent import socket, spawn
 
-from greensmtp import Ack, Address, Session
+from greensmtp import Ack, Address, HelloRefused, Session, connect
 from greensmtp.client.dial import PORTS
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -92,6 +93,22 @@ def test_only_the_last_chunk_has_a_reply_for_each_recipient(smtp_server: MakeSer
         peer.send("BDAT 3\r\nabcBDAT 2 LAST\r\n\r\nNOOP\r\n")
         peer.expect("250 2.0.0 3 octets", "250", "250", "250")
         peer.expect_nothing()
+
+
+def test_the_client_does_not_fall_back_to_helo() -> None:
+    ours, theirs = socket.socketpair()
+
+    def refuse() -> list[bytes]:
+        with theirs:
+            theirs.sendall(b"220 mx.example.com LMTP\r\n")
+            heard = theirs.recv(1000)
+            theirs.sendall(b"500 5.5.1 what?\r\n")
+            return [heard, theirs.recv(1000)]
+
+    server = spawn(refuse)
+    with connect(stream=ours, lmtp=True, timeout=10) as mail, pytest.raises(HelloRefused, match="LHLO"):
+        mail.begin()
+    assert [line.split()[0] for line in server.get(timeout=10)] == [b"LHLO", b"QUIT"]
 
 
 def test_the_clients_default_port_is_not_25() -> None:

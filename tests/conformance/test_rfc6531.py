@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from greensmtp import ArgumentError
 from greensmtp.client.message import PreparedMessage
 from greensmtp.protocol.esmtp import parse_offers
 from greensmtp.protocol.reply import Reply
@@ -32,6 +33,21 @@ def test_an_address_beyond_ascii_without_smtputf8_gets_553(smtp_server: MakeServ
             peer.expect("250")
         peer.line(command)
         peer.expect("553 5.6.7")
+
+
+def test_the_name_of_the_server_is_ascii(smtp_server: MakeServer) -> None:
+    with pytest.raises(ArgumentError, match="takes ASCII"):
+        smtp_server(start=False, hostname="b\u00fccher.example")
+
+
+def test_the_text_of_a_reply_is_ascii(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    server.on("to", lambda session, address, ack: ack.reject(551, "5.1.6 try <j\u00f6@example.org>"))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<jo@example.org> SMTPUTF8", "RCPT TO:<jo@example.com>")
+        peer.expect("250")
+        assert peer.reply() == "551 5.1.6 try <j?@example.org>"
 
 
 def test_a_parameter_behind_the_keyword_is_ignored() -> None:
