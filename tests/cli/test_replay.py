@@ -134,7 +134,7 @@ def test_a_url_that_is_none_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "x.smtp").write_text(GOOD)
     result = CliRunner().invoke(cli, ["replay", "--server", "http://x", str(tmp_path)])
     assert result.exit_code == 2
-    assert "not the URL of a mail server: 'http://x'" in result.output
+    assert "expected the URL of a mail server, like smtp://mx.example.com:25; got 'http://x'" in result.output
 
 
 def test_a_silent_server_is_waited_for_as_long_as_the_timeout(tmp_path: Path) -> None:

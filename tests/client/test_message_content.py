@@ -17,7 +17,8 @@ import pytest
 from gevent import sleep, spawn
 
 from greensmtp import NotOffered, ProtocolError
-from greensmtp.client.message import MAX_MEMORY, PreparedMessage
+from greensmtp.client.message import PreparedMessage
+from greensmtp.client.message_content import MAX_MEMORY
 from greensmtp.protocol.dot_stuffing import with_crlf
 from tests.client.inbox import ENVELOPE, Inbox, composed
 from tests.client.scripts import take

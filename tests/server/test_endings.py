@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
-from greensmtp.server import shutdown, transport
+from greensmtp.server import line_transport, shutdown
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.virtual_clock import VirtualClock
@@ -276,7 +276,7 @@ def test_a_client_that_ends_its_lines_with_lf_gets_500_and_soon_421(
         peer.expect("500 5.5.2")
         began = clock.now
         peer.expect("421 4.4.2")
-        assert clock.now - began < transport.CRLF_SECONDS + 1
+        assert clock.now - began < line_transport.CRLF_SECONDS + 1
         peer.expect_end()
     assert senders == []
 
@@ -316,7 +316,7 @@ def test_a_bare_lf_in_an_answer_to_a_challenge_ends_as_soon(smtp_server: MakeSer
         peer.expect("451")
         began = clock.now
         peer.expect("421 4.4.2")
-        assert clock.now - began < transport.CRLF_SECONDS + 1
+        assert clock.now - began < line_transport.CRLF_SECONDS + 1
         peer.expect_end()
 
 
@@ -340,7 +340,7 @@ def test_others_have_their_turn_within_a_pipelined_batch(smtp_server: MakeServer
         few.line("NOOP few")
         few.expect("250")
         many.expect(*["250"] * 1_000)
-    assert order.index("few") <= 2 * transport.BATCH
+    assert order.index("few") <= 2 * line_transport.BATCH
     assert len(order) == 1_001
 
 
