@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,9 @@ from greensmtp.protocol import canned
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import accepting, collect_bodies
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 
 def play(smtp_server: MakeServer, script: str) -> None:
@@ -78,7 +82,9 @@ def test_a_refused_connection_gets_554_and_is_closed(smtp_server: MakeServer) ->
         """)
 
 
-@pytest.mark.parametrize("name", ["printer", "[192.0.2.7]", "[IPv6:2001:db8::7]", "under_score.example", "a b"])
+@pytest.mark.parametrize(
+    "name", ["printer", "[192.0.2.7]", "[192.0.2.7] laptop", "[IPv6:2001:db8::7]", "under_score.example", "a b"]
+)
 def test_no_name_in_ehlo_is_refused_for_not_being_a_hosts(smtp_server: MakeServer, name: str) -> None:
     with dial(smtp_server(start=False)) as peer:
         peer.expect("220")
@@ -456,3 +462,22 @@ def test_the_date_of_received_is_local_time_with_a_year_of_four_digits(smtp_serv
     assert date.utcoffset() == datetime.now().astimezone().utcoffset()
     assert str(date.year) in fields[0].decode()
     assert abs((datetime.now(UTC) - date).total_seconds()) < 60
+
+
+def test_nothing_that_is_offered_gets_502(smtp_server: MakeServer, certificate: Certificate) -> None:
+    """Each keyword that adds a verb or a parameter has a command here."""
+    commands = {
+        "SIZE": ["MAIL FROM:<> SIZE=1"],
+        "8BITMIME": ["MAIL FROM:<> BODY=8BITMIME"],
+        "SMTPUTF8": ["MAIL FROM:<j\u00f6@example.org> SMTPUTF8"],
+        "BINARYMIME": ["MAIL FROM:<> BODY=BINARYMIME"],
+        "CHUNKING": ["MAIL FROM:<>", "RCPT TO:<ann@example.com>", "BDAT 0 LAST"],
+        "STARTTLS": ["STARTTLS"],
+        **dict.fromkeys(("PIPELINING", "ENHANCEDSTATUSCODES", "LIMITS"), ["NOOP"]),
+    }
+    server = accepting(smtp_server, certfile=certificate.certfile, keyfile=certificate.keyfile)
+    with dial(server) as peer:
+        for offer in peer.hello().split("\n")[1:]:
+            for command in ["RSET", *commands[offer[4:].split()[0]]]:
+                peer.line(command)
+                peer.expect("2")
