@@ -34,6 +34,12 @@ def test_the_name_in_ehlo_has_a_domain_or_is_an_address_literal(
         assert dial.own_name(listener) == name
 
 
+@pytest.mark.parametrize("name", ["[192.0.2.1] laptop", "spike example", "spike\r\nQUIT", ""])
+def test_a_name_that_is_not_one_word_is_an_error(name: str) -> None:
+    with pytest.raises(ProtocolError):
+        dial.hello_name(name, "EHLO")
+
+
 @pytest.mark.parametrize("data", [b"250\r\n", b"250 \r\n", b"250-\r\n250\r\n"])
 def test_a_reply_without_a_text_is_a_reply(data: bytes) -> None:
     reply = parsed(data)

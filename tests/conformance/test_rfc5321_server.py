@@ -473,7 +473,7 @@ def test_nothing_that_is_offered_gets_502(smtp_server: MakeServer, certificate: 
         "BINARYMIME": ["MAIL FROM:<> BODY=BINARYMIME"],
         "CHUNKING": ["MAIL FROM:<>", "RCPT TO:<ann@example.com>", "BDAT 0 LAST"],
         "STARTTLS": ["STARTTLS"],
-        **dict.fromkeys(("PIPELINING", "ENHANCEDSTATUSCODES", "LIMITS"), ["NOOP"]),
+        **{keyword: ["NOOP"] for keyword in ("PIPELINING", "ENHANCEDSTATUSCODES", "LIMITS")},
     }
     server = accepting(smtp_server, certfile=certificate.certfile, keyfile=certificate.keyfile)
     with dial(server) as peer:
