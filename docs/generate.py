@@ -250,6 +250,11 @@ def _help(option: click.Option, context: click.Context) -> str:
 SIDES = ("server", "client", "both")
 LEVELS = ("MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "text")
 STATUSES = ("does", "partly", "refuses", "application", "does not")
+GAPS = ("partly", "does not")
+
+
+#: The pages with such rows.
+CONFORMANCE = sorted((ROOT / "docs" / "conformance").glob("rfc*.md"))
 
 
 class Requirement(typing.NamedTuple):
@@ -285,12 +290,25 @@ def requirements(page: Path) -> Iterator[Requirement]:
 def conformance() -> str:
     """Return for each RFC how many requirements have which status."""
     rows = []
-    for page in sorted((ROOT / "docs" / "conformance").glob("rfc*.md")):
+    for page in CONFORMANCE:
         counts = Counter(row.status for row in requirements(page))
         title = page.read_text("utf-8").partition("\n")[0].removeprefix("# ")
         rows.append((f"[{title}]({page.name})", sum(counts.values()), *(counts[status] or "" for status in STATUSES)))
     total = [sum(row[column] or 0 for row in rows) for column in range(1, len(STATUSES) + 2)]
     return table(("RFC", "Rows", *(f"`{status}`" for status in STATUSES)), (*rows, ("**all**", *total)))
+
+
+def conformance_gaps() -> str:
+    """Return the requirements that are not met, or in part only."""
+    return table(
+        ("RFC", "Side", "Level", "Requirement", "greensmtp"),
+        (
+            (f"[{page.stem[3:]}]({page.name}) {row.section}", row.side, row.level, row.requirement, row.greensmtp)
+            for page in CONFORMANCE
+            for row in requirements(page)
+            if row.status in GAPS
+        ),
+    )
 
 
 # Metrics and extras
@@ -340,6 +358,7 @@ FILES: Mapping[str, Callable[[], str]] = {
     "metrics.md": metrics,
     "extras.md": extras,
     "conformance.md": conformance,
+    "conformance-gaps.md": conformance_gaps,
 }
 
 

@@ -99,6 +99,12 @@ def test_the_index_names_each_page_and_counts_its_rows(generate: Any) -> None:
     assert [page.name for page in PAGES if f"({page.name})" not in generate.conformance()] == []
 
 
+def test_the_index_shows_what_is_not_met(generate: Any) -> None:
+    shown = generate.conformance_gaps()
+    rows = [row for page in PAGES for row in generate.requirements(page)]
+    assert [row.place for row in rows if (row.status in generate.GAPS) != (row.requirement in shown)] == []
+
+
 def test_each_test_of_conformance_is_named_by_a_row(generate: Any) -> None:
     named = {test for page in PAGES for row in generate.requirements(page) for test in row.tests}
     for path in sorted((ROOT / "tests" / "conformance").glob("test_*.py")):
