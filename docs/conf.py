@@ -24,6 +24,9 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 html_title = "greensmtp"
+html_show_copyright = False
+# Blocks without a language are dialogues and output.
+highlight_language = "none"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
