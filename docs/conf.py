@@ -21,6 +21,8 @@ exclude_patterns = ["_build", "reference/generated"]
 templates_path: list[str] = []
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = "greensmtp"
 html_show_copyright = False
 # Blocks without a language are dialogues and output.

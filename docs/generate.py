@@ -9,7 +9,8 @@ import ast
 import re
 import tomllib
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,73 @@ def _help(option: click.Option, context: click.Context) -> str:
     return " ".join(text.split()).replace("<", "&lt;").replace("*", "\\*")
 
 
+# Conformance
+
+#: What a row of docs/conformance may say.
+SIDES = ("server", "client", "both")
+LEVELS = ("MUST", "MUST NOT", "SHOULD", "SHOULD NOT", "MAY", "text")
+STATUSES = ("does", "partly", "refuses", "application", "does not")
+GAPS = ("partly", "does not")
+
+
+#: The pages with such rows.
+CONFORMANCE = sorted((ROOT / "docs" / "conformance").glob("rfc*.md"))
+
+
+class Requirement(typing.NamedTuple):
+    """A row of a page of docs/conformance."""
+
+    #: The page and the line.
+    place: str
+    section: str
+    side: str
+    level: str
+    requirement: str
+    status: str
+    greensmtp: str
+    #: Their IDs for pytest, or paths of dialogues.
+    tests: tuple[str, ...]
+
+
+def requirements(page: Path) -> Iterator[Requirement]:
+    """Return the rows of one page.
+
+    :raises ValueError: a row does not have seven cells.
+    """
+    for number, line in enumerate(page.read_text("utf-8").splitlines(), 1):
+        if not line.startswith("|") or re.match(r"\| *(Section|:?-)", line):
+            continue
+        place = f"{page.name}:{number}"
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        if len(cells) != 7:
+            raise ValueError(f"{place}: expected 7 cells, got {len(cells)}")
+        yield Requirement(place, *cells[:6], tests=tuple(re.findall("`([^`]+)`", cells[6])))
+
+
+def conformance() -> str:
+    """Return for each RFC how many requirements have which status."""
+    rows = []
+    for page in CONFORMANCE:
+        counts = Counter(row.status for row in requirements(page))
+        title = page.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+        rows.append((f"[{title}]({page.name})", sum(counts.values()), *(counts[status] or "" for status in STATUSES)))
+    total = [sum(row[column] or 0 for row in rows) for column in range(1, len(STATUSES) + 2)]
+    return table(("RFC", "Rows", *(f"`{status}`" for status in STATUSES)), (*rows, ("**all**", *total)))
+
+
+def conformance_gaps() -> str:
+    """Return the requirements that are not met, or in part only."""
+    return table(
+        ("RFC", "Side", "Level", "Requirement", "greensmtp"),
+        (
+            (f"[{page.stem[3:]}]({page.name}) {row.section}", row.side, row.level, row.requirement, row.greensmtp)
+            for page in CONFORMANCE
+            for row in requirements(page)
+            if row.status in GAPS
+        ),
+    )
+
+
 # Metrics and extras
 
 
@@ -352,6 +420,8 @@ FILES: Mapping[str, Callable[[], str]] = {
     "cli.md": command_line,
     "metrics.md": metrics,
     "extras.md": extras,
+    "conformance.md": conformance,
+    "conformance-gaps.md": conformance_gaps,
 }
 
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import ssl
 import time
 from collections.abc import Iterable
 from datetime import datetime
 from email.utils import format_datetime
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 
 from greensmtp.errors import ProtocolError
@@ -51,7 +53,7 @@ def envelope_to(recipients: Iterable[str]) -> bytes:
 
 
 def received_field(session: Session, queue_id: str | None = None, now: datetime | None = None) -> bytes:
-    """Return the ``Received`` field: client, server, protocol, queue ID and time.
+    """Return the ``Received`` field: client, server, protocol, queue ID, cipher suite and time.
 
     A single recipient is named. Several are not, since each would see the others (RFC 5321 section 7.2). A client's
     name that is not a domain is written as ``unknown``.
@@ -70,6 +72,7 @@ def received_field(session: Session, queue_id: str | None = None, now: datetime 
         f"Received: from {_client(session)}\r\n"
         f"\tby {_name(session, session.server.hostname)} with {session.protocol} id {queue_id}"
         + (f"\r\n\tfor <{recipient}>" if named else "")
+        + _tls(session)
         + f";\r\n\t{format_datetime(datetime.now().astimezone() if now is None else now)}\r\n"
     ).encode()
 
@@ -96,6 +99,24 @@ def _name(session: Session, name: str | None) -> str:
     except ProtocolError:
         return "unknown"
     return name if name.isascii() or session.smtputf8 else "unknown"
+
+
+def _tls(session: Session) -> str:
+    """Return the clause with the cipher suite (RFC 8314 section 4.3), or ``""`` without TLS."""
+    cipher = session.socket.cipher() if session.tls and hasattr(session.socket, "cipher") else None
+    suite = _cipher_suite(cipher[0]) if cipher else ""
+    return f"\r\n\ttls {suite}" if suite else ""
+
+
+@lru_cache(64)
+def _cipher_suite(name: str) -> str:
+    """Return IANA's name of a cipher suite, or its number. OpenSSL has names of its own for those before TLS 1.3."""
+    if name.startswith("TLS_"):
+        return name
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("ALL")
+    numbers = [known["id"] & 0xFFFF for known in context.get_ciphers() if known["name"] == name]
+    return f"0x{numbers[0]:04X}" if numbers else ""
 
 
 def _text(address: str) -> str:

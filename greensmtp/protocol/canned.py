@@ -41,11 +41,14 @@ UNKNOWN_COMMAND = Reply(500, "5.5.1 Command unrecognized")
 LMTP_SPOKEN_HERE = Reply(500, "5.5.1 This is LMTP; use LHLO")
 SMTP_SPOKEN_HERE = Reply(500, "5.5.1 This is SMTP; use EHLO or HELO")
 NOT_IMPLEMENTED = Reply(502, "5.5.1 Command not implemented")
+ARGUMENT_NOT_TEXT = Reply(501, "5.5.2 Control characters and malformed UTF-8 are not allowed in an argument")
 NO_ARGUMENT = Reply(501, "5.5.4 This command takes no argument")
 NEEDS_ARGUMENT = Reply(501, "5.5.4 This command needs an argument")
 NEEDS_HOSTNAME = Reply(501, "5.5.4 This command needs a host name or an address literal")
 MAIL_SYNTAX = Reply(501, "5.5.4 Syntax: MAIL FROM:<address> [parameters]")
 RCPT_SYNTAX = Reply(501, "5.5.4 Syntax: RCPT TO:<address> [parameters]")
+BAD_SENDER = Reply(501, "5.1.7 Malformed sender address")
+BAD_RECIPIENT = Reply(501, "5.1.3 Malformed recipient address")
 BDAT_SYNTAX = Reply(501, "5.5.4 Syntax: BDAT size [LAST]")
 
 # Commands out of order
@@ -58,8 +61,6 @@ TLS_ALREADY = Reply(503, "5.5.1 TLS is already active")
 BINARY_NEEDS_BDAT = Reply(503, "5.5.1 BODY=BINARYMIME requires BDAT")
 
 # Permanent failures
-BAD_SENDER = Reply(553, "5.1.7 Malformed sender address")
-BAD_RECIPIENT = Reply(553, "5.1.3 Malformed recipient address")
 NEED_SMTPUTF8 = Reply(553, "5.6.7 A non-ASCII address requires SMTPUTF8")
 TOO_LARGE = Reply(552, "5.3.4 Message exceeds the size limit")
 BARE_NEWLINE_IN_DATA = Reply(554, "5.6.0 The message has a bare CR or LF (RFC 5321 section 2.3.8)")

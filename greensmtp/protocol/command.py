@@ -306,19 +306,23 @@ def parse_command(line: bytes, parsers: Mapping[str, Callable[[str, str], Comman
 
 
 def _malformed(line: bytes) -> Command:
-    """Return a command that is not text; with its verb if that is known, so that a malformed AUTH is redacted too."""
+    """Return a command that is not text; with its verb if that is known, so that a malformed AUTH is redacted too.
+
+    The reply is 501 if the argument alone is malformed (RFC 5321 section 4.1.2), else 500.
+    """
     verb = line[:4].decode("ascii", "replace").upper()
     verb = verb if verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED else UNKNOWN
     argument = line if verb == UNKNOWN else line[4:].strip(b" \t")
+    error = canned.ARGUMENT_NOT_TEXT if verb != UNKNOWN and line[4:5] in (b" ", b"\t") else canned.NOT_TEXT
     text = repr(argument)[2:-1]  # escaped: this goes into logs
     if verb == "BDAT":
-        return ChunkCommand(verb, text, 0, False, canned.NOT_TEXT)
+        return ChunkCommand(verb, text, 0, False, error)
     if verb in ("MAIL", "RCPT"):
-        return PathCommand(verb, text, NO_ADDRESS, canned.NOT_TEXT)
+        return PathCommand(verb, text, NO_ADDRESS, error)
     if verb in ("HELO", "EHLO", "LHLO"):
         name = _legacy_text(line[4:])
-        return HelloCommand(verb, text, "", canned.NOT_TEXT) if name is None else _parse_greeting(verb, name.strip())
-    return Command(verb, text, canned.NOT_TEXT)
+        return HelloCommand(verb, text, "", error) if name is None else _parse_greeting(verb, name.strip())
+    return Command(verb, text, error)
 
 
 def _legacy_text(argument: bytes) -> str | None:

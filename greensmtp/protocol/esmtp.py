@@ -86,7 +86,8 @@ DSN = Extension(  # RFC 3461 section 3
     "DSN",
     mail=_names("RET", "ENVID"),
     rcpt=_names("NOTIFY", "ORCPT"),
-    room={"MAIL": 100, "RCPT": 500},
+    # RFC 3461 section 5.4: the longest of both parameters together.
+    room={"MAIL": 116, "RCPT": 536},
     omittable=True,
 )
 REQUIRETLS = Extension("REQUIRETLS", mail=_names("REQUIRETLS"), room={"MAIL": 11}, needs_tls=True)  # RFC 8689 section 3

@@ -93,12 +93,12 @@ LINES = [
     *[(("EHLO x",), f"{MAIL} {parameter}", 555) for parameter in ("X=1", "RET=FULL", "SIZE=1 ENVID=x", "NONSENSE")],
     *[(("EHLO x", MAIL), f"{RCPT} {parameter}", 555) for parameter in ("SIZE=1", "NOTIFY=NEVER", "BODY=7BIT")],
     (("HELO x",), f"{MAIL} SIZE=1", 555),
-    # a bad address is 553
+    # a malformed address is 501
     *[
-        (("EHLO x",), f"MAIL FROM:<{path}>", 553)
+        (("EHLO x",), f"MAIL FROM:<{path}>", 501)
         for path in ("a", "@", "a@", "a@b@c", "a@b..c", "a b@c.d", "a@[1.2.3]")
     ],
-    *[(("EHLO x", MAIL), f"RCPT TO:<{path}>", 553) for path in ("", "b", "@", "b@", "b@-c")],
+    *[(("EHLO x", MAIL), f"RCPT TO:<{path}>", 501) for path in ("", "b", "@", "b@", "b@-c")],
     (("EHLO x",), "MAIL FROM:<caf\u00e9@example.org>", 553),
     (("EHLO x", MAIL), "RCPT TO:<caf\u00e9@example.org>", 553),
 ]
@@ -210,12 +210,16 @@ def test_a_bare_newline_is_told_at_once(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize(
-    "line",
-    [b"NOOP\0", b"\0", b"NOOP \x1b", b"NOOP\x7f", b"NO\x08OP", b"NOOP \xff", b"\xff\xfe\xfd", b"NOOP \xc3"],
+    ("line", "code"),
+    [
+        *[(line, 500) for line in (b"\0", b"NO\x08OP", b"\xff\xfe\xfd", b"NOOP\0", b"NOOP\x7f")],
+        *[(line, 501) for line in (b"NOOP \x1b", b"NOOP \xff", b"NOOP \xc3")],
+        *[(line, 501) for line in (b"MAIL FROM:<a\0@b.c>", b"VRFY \x7f", b"EHLO \x1b")],
+    ],
     ids=repr,
 )
-def test_what_is_no_text_is_500(play_cut: PlayCut, line: bytes) -> None:
-    assert play_cut(line + b"\r\nNOOP\r\nQUIT\r\n").codes == [220, 500, 250, 221]
+def test_a_verb_that_is_no_text_is_500_and_an_argument_501(play_cut: PlayCut, line: bytes, code: int) -> None:
+    assert play_cut(line + b"\r\nNOOP\r\nQUIT\r\n").codes == [220, code, 250, 221]
 
 
 @pytest.mark.parametrize(

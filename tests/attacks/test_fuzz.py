@@ -75,7 +75,7 @@ class Model:
             self.state = "recipients"
 
     def rcpt_malformed(self) -> None:
-        self.say(b"RCPT TO:<a@b@c>", 553)
+        self.say(b"RCPT TO:<a@b@c>", 501)
 
     def rset(self) -> None:
         self.say(b"RSET", 250)

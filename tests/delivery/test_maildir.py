@@ -19,7 +19,7 @@ from greensmtp.testing import Peer, dial
 
 MakeServer = Callable[..., SMTPServer]
 
-# RFC 5321 section 4.4, as far as it is used: from, by, with, id, perhaps for; date and time.
+# RFC 5321 section 4.4, as far as it is used: from, by, with, id, perhaps for and tls (RFC 8314); date and time.
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?(?:\.[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?)*"
 _LITERAL = r"\[(?:\d+\.\d+\.\d+\.\d+|IPv6:[0-9A-Fa-f:.]+)\]"
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
@@ -27,7 +27,8 @@ _FWS = r"(?:\r\n)?[ \t]"
 RECEIVED = re.compile(
     rf"Received: from (?P<client>{_NAME}|{_LITERAL})(?: \((?P<address>{_LITERAL})\))?"
     rf"{_FWS}by (?P<server>{_NAME}|{_LITERAL}) with (?P<protocol>{_ATOM}) id (?P<id>{_ATOM})"
-    rf"(?:{_FWS}for <(?P<recipient>[^<>]+)>)?;{_FWS}(?P<date>[^\r\n]+)\r\n"
+    rf"(?:{_FWS}for <(?P<recipient>[^<>]+)>)?(?:{_FWS}tls (?P<tls>TLS_\w+|0x[0-9A-F]{{4}}))?"
+    rf";{_FWS}(?P<date>[^\r\n]+)\r\n"
 )
 TRACE = re.compile(
     rf"Return-Path: <(?P<sender>[^\r\n]*)>\r\nEnvelope-To: (?P<recipients>(?:[^\r\n]+\r\n)+?){RECEIVED.pattern}"
@@ -267,7 +268,9 @@ def test_received_has_the_protocol(
         if server.implicit_tls:
             peer.start_tls()
         send(peer, f"MAIL FROM:<ann@example.com>{parameters}", "RCPT TO:<bob@example.org>", hello=f"{hello} me.example")
-    assert Stored(maildir).trace["protocol"] == protocol
+    trace = Stored(maildir).trace
+    assert trace["protocol"] == protocol
+    assert (trace["tls"] is not None) == server.implicit_tls
 
 
 @pytest.mark.parametrize(

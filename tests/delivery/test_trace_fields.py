@@ -28,6 +28,8 @@ def session(**given: Any) -> Any:
         "hostname": "client.example",
         "peer_host": "192.0.2.1",
         "protocol": "ESMTPS",
+        "tls": True,
+        "socket": SimpleNamespace(cipher=lambda: ("TLS_AES_128_GCM_SHA256", "TLSv1.3", 128)),
         "smtputf8": False,
         "server": SimpleNamespace(hostname="mx.example.com"),
     }
@@ -49,9 +51,28 @@ def test_received_says_from_where_by_which_server_how_and_when() -> None:
     assert received_field(session(), "A1B2", NOW) == (
         b"Received: from client.example ([192.0.2.1])\r\n"
         b"\tby mx.example.com with ESMTPS id A1B2\r\n"
-        b"\tfor <bob@example.org>;\r\n"
+        b"\tfor <bob@example.org>\r\n"
+        b"\ttls TLS_AES_128_GCM_SHA256;\r\n"
         b"\tThu, 29 Feb 2024 12:30:00 +0000\r\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("cipher", "clause"),
+    [
+        (("TLS_AES_256_GCM_SHA384", "TLSv1.3", 256), b"\r\n\ttls TLS_AES_256_GCM_SHA384;"),
+        (("ECDHE-RSA-AES128-GCM-SHA256", "TLSv1.2", 128), b"\r\n\ttls 0xC02F;"),
+        (("OF-THE-FUTURE", "TLSv1.2", 128), b"\r\n\tfor <bob@example.org>;"),
+        (None, b"\r\n\tfor <bob@example.org>;"),
+    ],
+)
+def test_the_cipher_suite_has_the_name_or_the_number_of_the_registry(cipher: Any, clause: bytes) -> None:
+    assert clause in received_field(session(socket=SimpleNamespace(cipher=lambda: cipher)), "A1B2", NOW)
+
+
+def test_without_tls_there_is_no_cipher_suite() -> None:
+    assert b"tls" not in received_field(session(tls=False, socket=SimpleNamespace()), "A1B2", NOW)
+    assert b"tls" not in received_field(session(tls=True, socket=SimpleNamespace()), "A1B2", NOW)
 
 
 def test_return_path_is_the_reverse_path() -> None:
