@@ -24,7 +24,7 @@ class Address(str):
     mailbox compare equal. The case of the local part is kept.
     """
 
-    __slots__ = ("domain", "local_part", "parameters")
+    __slots__ = ("_mail_options", "_rcpt_options", "domain", "local_part", "parameters")
 
     #: The local part without quotes and escapes.
     local_part: str
@@ -33,6 +33,8 @@ class Address(str):
     domain: str
     #: The parameters behind the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
     parameters: Parameters
+    _mail_options: MailOptions
+    _rcpt_options: RcptOptions
 
     def __new__(cls, text: str, local_part: str, domain: str, parameters: Parameters = NO_PARAMETERS) -> Address:
         self = str.__new__(cls, text)
@@ -63,23 +65,31 @@ class Address(str):
 
     @property
     def mail_options(self) -> MailOptions:
-        """The parameters of a reverse-path, typed.
+        """The parameters of a reverse-path, typed. Parsed when it is first read.
 
         :raises ProtocolError: a value is malformed. (The server has refused such a command.)
         """
-        from greensmtp.protocol.options import MailOptions  # few addresses need it
+        try:
+            return self._mail_options
+        except AttributeError:
+            from greensmtp.protocol.options import MailOptions  # few addresses need it
 
-        return MailOptions.parse(self.parameters)
+            options = self._mail_options = MailOptions.parse(self.parameters)
+            return options
 
     @property
     def rcpt_options(self) -> RcptOptions:
-        """The parameters of a forward-path, typed.
+        """The parameters of a forward-path, typed. Parsed when it is first read.
 
         :raises ProtocolError: a value is malformed. (The server has refused such a command.)
         """
-        from greensmtp.protocol.options import RcptOptions
+        try:
+            return self._rcpt_options
+        except AttributeError:
+            from greensmtp.protocol.options import RcptOptions
 
-        return RcptOptions.parse(self.parameters)
+            options = self._rcpt_options = RcptOptions.parse(self.parameters)
+            return options
 
     def __reduce__(self) -> tuple[type[Address], tuple[str, str, str, Parameters]]:
         return type(self), (str(self), self.local_part, self.domain, dict(self.parameters))

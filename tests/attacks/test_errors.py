@@ -230,7 +230,7 @@ def test_what_is_no_text_is_500(play_cut: PlayCut, line: bytes) -> None:
         "NOOP anything at all",
         "rset",
         "RSET ",
-        "help me",
+        "help mail",
         "vrfy x",
     ],
 )
