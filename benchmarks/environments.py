@@ -43,20 +43,20 @@ def python(name: str) -> str:
 
 
 @functools.cache
-def node_modules() -> str:
-    """The folder of node's modules, as ``peers/package-lock.json`` pins them.
+def node_modules(name: str = "node", pins: Path = PEERS) -> str:
+    """The folder of node's modules, as the ``package-lock.json`` in ``pins`` pins them.
 
     :raises Missing: it could not be made.
     """
-    folder = machine.WORK / "node"
-    wanted = (PEERS / "package-lock.json").read_text()
+    folder = machine.WORK / name
+    wanted = (pins / "package-lock.json").read_text()
     stamp = folder / ".made-of"
     if not stamp.exists() or stamp.read_text() != wanted:
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("package.json", "package-lock.json"):
-            shutil.copy(PEERS / name, folder)
+        for each in ("package.json", "package-lock.json"):
+            shutil.copy(pins / each, folder)
         quiet = ["--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
-        _run("node's modules", [machine.find("npm"), "ci", *quiet], cwd=folder)
+        _run(f"node's modules for {name}", [machine.find("npm"), "ci", *quiet], cwd=folder)
         stamp.write_text(wanted)
     return str(folder / "node_modules")
 

@@ -218,7 +218,7 @@ class Refused(ClientError):
 
     def __init__(self, what: str, reply: Reply, recipients: Mapping[str, Reply] | None = None) -> None:
         super().__init__(f"{what}: {reply}", reply)
-        self.recipients = dict(recipients or {})
+        self.recipients: dict[str, Reply] = dict(recipients or {})
 
 
 class HelloRefused(Refused):

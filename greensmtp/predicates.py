@@ -157,10 +157,10 @@ def _is_over_tls(session: Session) -> bool:
     return session.tls or getattr(getattr(session, "server", None), "implicit_tls", False)
 
 
-over_tls = Predicate(_is_over_tls, "over_tls")
+over_tls: Predicate = Predicate(_is_over_tls, "over_tls")
 
 
 # Which client it is
 
-authenticated = Predicate(lambda session: session.identity is not None, "authenticated")
-unauthenticated = Predicate(lambda session: session.identity is None, "unauthenticated")
+authenticated: Predicate = Predicate(lambda session: session.identity is not None, "authenticated")
+unauthenticated: Predicate = Predicate(lambda session: session.identity is None, "unauthenticated")

@@ -11,15 +11,15 @@ from greensmtp.session.signals import FIELDS, LMTP_RECEIVED, Signal, Signals, sh
 __all__ = ["FIELDS", "LMTP_RECEIVED", "Signal", "Signals", "handler_name", "shared"]
 
 on = shared.on
-connect = shared.connect
-command = shared.command
-greeting = shared.greeting
-auth = shared.auth
-from_ = shared.from_
-to = shared.to
-message = shared.message
-received = shared.received
-reset = shared.reset
-quit = shared.quit
-tls = shared.tls
-disconnect = shared.disconnect
+connect: Signal = shared.connect
+command: Signal = shared.command
+greeting: Signal = shared.greeting
+auth: Signal = shared.auth
+from_: Signal = shared.from_
+to: Signal = shared.to
+message: Signal = shared.message
+received: Signal = shared.received
+reset: Signal = shared.reset
+quit: Signal = shared.quit
+tls: Signal = shared.tls
+disconnect: Signal = shared.disconnect

@@ -1,24 +1,20 @@
-"""What several test files share: the servers' fixtures, and certificates made in memory."""
+"""Fixtures for all tests: servers, a virtual clock, certificates, cuts."""
 
 from __future__ import annotations
 
-import os
-import select
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import pytest
 import trustme
-from gevent import socket
+from gevent import get_hub, spawn
 from hypothesis import settings
 
-from greensmtp.testing import Peer
+from greensmtp.server.deadlines import DeadlineMonitor
 from tests.cuts import interesting_cuts
+from tests.serve_process import ServeProcess, serving
+from tests.virtual_clock import VirtualClock
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
@@ -41,8 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.subprocess)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the groups of pytest-xdist 3.8 work: it appends them to an attribute that pytest 9.2 no longer reads."""
+    for item in session.items:
+        grouped = vars(item).get("_nodeid")
+        if grouped is not None and hasattr(item, "_id"):
+            item._id = type(item._id).parse(grouped)
+
+
 class Cuts(Protocol):
-    """What the fixture ``cuts`` returns."""
+    """The type of the fixture ``cuts``."""
 
     def __call__(self, wire: bytes, start: int = ..., stop: int | None = ..., step: int = ...) -> Iterable[int]: ...
 
@@ -62,6 +67,27 @@ def cuts(request: pytest.FixtureRequest) -> Cuts:
     return places
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[VirtualClock]:
+    """The clock of all servers' timeouts, which jumps ahead when nothing happens: a test of a timeout takes no time.
+
+    A module that also uses ``smtp_server`` asks for it by ``usefixtures``, so that servers are stopped before it.
+    """
+    clock = VirtualClock()
+    start = DeadlineMonitor.start
+
+    def start_with_clock(monitor: DeadlineMonitor, loop: object) -> None:
+        if loop is not get_hub().loop:  # a server in a thread of its own
+            return start(monitor, loop)
+        monitor.clock = clock
+        return start(monitor, clock)
+
+    monkeypatch.setattr(DeadlineMonitor, "start", start_with_clock)
+    running = spawn(clock.run)
+    yield clock
+    running.kill()
+
+
 class Certificate(NamedTuple):
     """PEM files of a certificate for ``mx.example.com``, and of the authority that signed it."""
 
@@ -72,7 +98,7 @@ class Certificate(NamedTuple):
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
-    """A server's certificate: ``smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)``."""
+    """Create a server's certificate: ``smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)``."""
     folder = tmp_path_factory.mktemp("certificate")
     authority = trustme.CA()
     issued = authority.issue_cert("mx.example.com", "localhost", "127.0.0.1")
@@ -84,110 +110,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
     return files
 
 
-class ServeProcess:
-    """``greensmtp serve`` in a process of its own, as seen from outside."""
-
-    def __init__(self, command: Sequence[str | Path], folder: Path, **popen: Any) -> None:
-        self.maildir = folder / "maildir"
-        self._log = folder / "log"
-        clean = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-        with self._log.open("wb") as log:
-            options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": log, "cwd": folder, "env": clean} | popen
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
-        self._read = b""
-        #: Where it listens, as it says itself.
-        self.urls: list[str] = []
-
-    @property
-    def port(self) -> int:
-        """That of its first listener."""
-        return int(self.urls[0].rpartition(":")[2])
-
-    @property
-    def log(self) -> str:
-        """Its standard error so far."""
-        return self._log.read_text()
-
-    @property
-    def mail(self) -> list[bytes]:
-        """The messages in ``new``, in the order in which they came."""
-        return [path.read_bytes() for path in sorted((self.maildir / "new").iterdir())]
-
-    def dial(self, number: int = 0) -> Peer:
-        """Connect to one of its listeners."""
-        where = self.urls[number].split(":", 1)[1]
-        if where.startswith("//"):
-            host, _, port = where.removeprefix("//").rpartition(":")
-            return Peer(socket.create_connection((host.strip("[]"), int(port)), 10))
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(where)
-        return Peer(connection)
-
-    def line(self, patience: float = 20.0) -> str:
-        """The next line of its standard output."""
-        assert self.process.stdout is not None
-        deadline = monotonic() + patience
-        while b"\n" not in self._read:
-            ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - monotonic()))
-            piece = os.read(self.process.stdout.fileno(), 65536) if ready else b""
-            if not piece:
-                raise AssertionError(f"no line came, but {self._read!r}; its log: {self.log}")
-            self._read += piece
-        line, _, self._read = self._read.partition(b"\n")
-        return line.decode()
-
-    def lines(self) -> list[str]:
-        """The rest of its standard output, once it has ended."""
-        assert self.process.stdout is not None
-        rest, self._read = self._read + self.process.stdout.read(), b""
-        return rest.decode().splitlines()
-
-    def wait(self, patience: float = 20.0) -> int:
-        """Its exit status."""
-        return self.process.wait(patience)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal and wait for the end; gives the exit status."""
-        self.process.send_signal(number)
-        return self.wait()
-
-
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., ServeProcess]]:
-    """Start ``greensmtp serve`` with these options and wait until it listens; stopped when the test is over.
-
-    It runs in the test's ``tmp_path``, listens on a free port unless ``--listen`` is among the options, and is called
-    ``mx.example.com`` unless ``--hostname`` is. ``wait=False``: it is not waited for. ``listeners=2``: a configuration
-    file names so many, and the rest, too. What else there is goes to Popen.
-    """
-    running: list[ServeProcess] = []
-
-    def start(
-        *options: str | Path,
-        command: Sequence[str | Path] | None = None,
-        wait: bool = True,
-        listeners: int = 0,
-        **popen: Any,
-    ) -> ServeProcess:
-        given = list(options)
-        if "--listen" not in given and not listeners:
-            given += ["--listen", "127.0.0.1:0"]
-        if "--hostname" not in given and not listeners:
-            given += ["--hostname", "mx.example.com"]
-        command = command or [Path(sys.executable).with_name("greensmtp")]
-        serving = ServeProcess([*command, "serve", *given], tmp_path, **popen)
-        running.append(serving)
-        for _ in range((listeners or given.count("--listen")) if wait else 0):
-            line = serving.line()
-            word, url = (serving.line() if line.startswith("storing mail in ") else line).split(" ")
-            assert word == "listening"
-            serving.urls.append(url)
-        return serving
-
-    yield start
-    for serving in running:
-        if serving.process.poll() is None:
-            serving.process.kill()
-            serving.wait()
-        if serving.process.stdout is not None:
-            serving.process.stdout.close()
+    """Start ``greensmtp serve`` in the test's ``tmp_path``; see ``serving``."""
+    with serving(tmp_path) as start:
+        yield start

@@ -1,4 +1,4 @@
-"""Where tests cut the bytes that one side sends, to see that the other side reads them the same way in two pieces."""
+"""Choose where tests cut a stream of bytes: the result must not depend on how the bytes arrive."""
 
 from __future__ import annotations
 

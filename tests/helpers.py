@@ -1,10 +1,13 @@
-"""What several test files say or build: base64, AUTH PLAIN, chunks, the beginning of DATA, servers that accept."""
+"""Small helpers for several test files: commands, scripted dialogues, servers that record, parametrization."""
 
 from __future__ import annotations
 
+import socket
 from base64 import b64encode
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
+
+import pytest
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer
@@ -34,6 +37,21 @@ def begin_data(peer: Peer) -> None:
     peer.envelope()
     peer.line("DATA")
     peer.expect("354")
+
+
+def covering(rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Return the rows of a parametrization, of which ``make test`` runs a few in which each value occurs in its column.
+
+    All others are marked ``exhaustive``. It is for tests that start a process or several, where one column makes no
+    difference to what another one proves.
+    """
+    rows = list(rows)
+    missing = {value for row in rows for value in enumerate(row)}
+    chosen: list[tuple[Any, ...]] = []
+    while missing:
+        chosen.append(max(rows, key=lambda row: len(missing.intersection(enumerate(row)))))
+        missing.difference_update(enumerate(chosen[-1]))
+    return [row if row in chosen else pytest.param(*row, marks=pytest.mark.exhaustive) for row in rows]
 
 
 def pairwise_orders(members: Iterable[str]) -> list[tuple[str, ...]]:
@@ -66,3 +84,37 @@ def collect_bodies(server: SMTPServer) -> list[bytes]:
         bodies.append(stream.read())
 
     return bodies
+
+
+class Deliveries:
+    """Accepts every message of a server; ``mail`` fills with sender, recipients and body of each."""
+
+    def __init__(self, server: SMTPServer) -> None:
+        self.mail: list[tuple[str, list[str], bytes]] = []
+
+        @server.on("message")
+        def take(session: Session, stream: MessageStream, ack: Ack) -> None:
+            ack.accept()
+            sender, to = str(session.from_), list(map(str, session.to))
+            body = stream.read()
+            self.mail.append((sender, to, body))
+
+
+def collect_reasons(server: SMTPServer) -> list[str]:
+    """Return a list that fills with the reasons for which connections end."""
+    reasons: list[str] = []
+    server.on("disconnect", lambda session, reason: reasons.append(reason))
+    return reasons
+
+
+def play(peer: Peer, *steps: tuple[str, str]) -> None:
+    """Send lines, and expect a reply to each: ``play(peer, ("NOOP", "250"), ...)``."""
+    for line, pattern in steps:
+        peer.line(line)
+        peer.expect(pattern)
+
+
+def refused(address: Any) -> bool:
+    """Return True if nothing listens at a TCP address."""
+    with socket.socket() as probe:
+        return probe.connect_ex(address) != 0

@@ -73,6 +73,6 @@ def _needs(name: str, words: list[str]) -> list[tuple[str, str]]:
 
 @cache
 def _description(name: str) -> str:
-    """Return what a program tells about itself."""
+    """Return a program's description of its features."""
     option = "--support" if name == "swaks" else "--version"
     return subprocess.run([find(name), option], check=False, capture_output=True, text=True, timeout=20).stdout

@@ -66,7 +66,7 @@ class Counted(gevent_socket.socket):
     keeps what it has received while ``keep`` is true."""
 
     class _gevent_sock_class(gevent_socket.socket._gevent_sock_class):  # type: ignore[name-defined, misc]
-        """Where gevent goes through to the operating system."""
+        """The class with which gevent makes system calls."""
 
         calls: collections.Counter[str]
         keep = False
@@ -104,12 +104,12 @@ class Counted(gevent_socket.socket):
         self._sock.calls, self._sock.received = self.calls, self.received
 
     def keep(self) -> None:
-        """From now on, keep what is received."""
+        """Keep what is received from now on."""
         self._sock.keep = True
 
 
 class Script:
-    """A client that costs next to nothing, in the same hub as its server."""
+    """A client with almost no cost of its own, in the same hub as the server."""
 
     def __init__(self, server: SMTPServer) -> None:
         self.socket, theirs = gevent_socket.socketpair()
@@ -119,48 +119,48 @@ class Script:
         self.say(b"EHLO client.example\r\n")
 
     def hear(self) -> bytes:
-        """What comes at once."""
+        """Return what has come."""
         with Timeout(10):
             return self.socket.recv(65536)
 
     def say(self, octets: bytes) -> bytes:
-        """Send, and hear the answer, which comes in one piece."""
+        """Send, and return the answer, which comes in one piece."""
         self.socket.sendall(octets)
         return self.hear()
 
     def message(self) -> None:
-        """One at a time."""
+        """Send a message, one command at a time."""
         for command in ENVELOPE:
             self.say(command)
         assert self.say(BODY).startswith(b"250")
 
     def pipelined(self) -> None:
-        """Two groups (RFC 2920)."""
+        """Send a message in two groups (RFC 2920)."""
         assert self.say(b"".join(ENVELOPE)).count(b"\r\n") == 3
         assert self.say(BODY).startswith(b"250")
 
     def close(self) -> None:
-        """Say so, and hang up."""
+        """Send QUIT, and close."""
         self.say(b"QUIT\r\n")
         self.socket.close()
 
 
 def take(session: Session, stream: MessageStream, ack: Ack) -> None:
-    """Read it, and throw it away."""
+    """Accept a message, and discard its body."""
     ack.accept()
     for _ in stream:
         pass
 
 
 def plain(smtp_server: MakeServer) -> SMTPServer:
-    """One receiver, as in the benchmark of that name."""
+    """Make a server with one receiver, as in the benchmark of that name."""
     server = smtp_server(start=False, max_message_size=None, max_connections=None)
     server.on("message", take)
     return server
 
 
 def full(smtp_server: MakeServer) -> SMTPServer:
-    """Logging, which has nothing to say, RateLimit and Auth, and receivers on five signals."""
+    """Make a server with Logging, RateLimit and Auth, and receivers on five signals."""
     stack = [Logging(), RateLimit("1000000/minute", strategy="fixed-window"), Auth({"beep": "boop"})]
     server = smtp_server(start=False, middleware=stack)
     server.on("message", take)
@@ -174,15 +174,24 @@ def full(smtp_server: MakeServer) -> SMTPServer:
 SERVERS = {"plain": plain, "full": full}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_heap() -> Iterator[None]:
+    """Keep what exists already from the garbage collector, which looks at all of it in every collection otherwise."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(params=list(SERVERS))
 def name(request: pytest.FixtureRequest) -> str:
-    """Each of the servers."""
+    """Return the name of each server."""
     return str(request.param)
 
 
 @pytest.fixture
 def script(smtp_server: MakeServer, name: str) -> Iterator[Script]:
-    """A connection that has greeted, and is warm."""
+    """Yield a connection that has sent EHLO and two messages."""
     made = Script(SERVERS[name](smtp_server))
     made.message()
     made.pipelined()
@@ -191,7 +200,7 @@ def script(smtp_server: MakeServer, name: str) -> Iterator[Script]:
 
 
 def holds(what: str, measured: float) -> None:
-    """The bound is not exceeded; and nothing that is counted has slipped out of sight."""
+    """Assert that a bound holds, and that something was counted at all."""
     assert 0 < measured <= BOUNDS[what], what
 
 
@@ -242,7 +251,7 @@ def counted_frames() -> Iterator[collections.Counter[CodeType]]:
 
 
 def frames_below(counts: collections.Counter[CodeType], *folders: str) -> int:
-    """Those whose code lies there, generators' resumptions included."""
+    """Return the number of calls of code in these folders, resumed generators included."""
     return sum(number for code, number in counts.items() if code.co_filename.startswith(folders))
 
 
@@ -258,7 +267,7 @@ def test_frames_a_message(script: Script, name: str) -> None:
 
 
 def test_a_signal_without_receivers_costs_no_call_of_blinker(smtp_server: MakeServer) -> None:
-    """Nobody listens to what happens here but to the message, which does not come."""
+    """The only receiver is that of ``message``, and no message comes."""
     script = Script(plain(smtp_server))
     with counted_frames() as counts:
         script.say(b"EHLO client.example\r\n")
@@ -275,8 +284,7 @@ def test_a_signal_without_receivers_costs_no_call_of_blinker(smtp_server: MakeSe
 
 
 def left_to_the_collector(act: Callable[[], object]) -> list[Any]:
-    """Do it a few times, and tell what of ours is in a cycle afterwards. (What tests before this one have left is not
-    ours.)"""
+    """Do it a few times, and return the objects of greensmtp that are in a cycle afterwards."""
     gc.collect()
     gc.disable()
     gc.set_debug(gc.DEBUG_SAVEALL)
@@ -292,7 +300,7 @@ def left_to_the_collector(act: Callable[[], object]) -> list[Any]:
 
 
 def test_messages_leave_nothing_and_no_cycles(script: Script, name: str) -> None:
-    """What a message needs is freed as its last reference goes: there is nothing for the garbage collector to do."""
+    """Everything is freed by its reference count: nothing is left to the garbage collector."""
     assert left_to_the_collector(script.message) == []
     gc.collect()
     before = len(gc.get_objects())
@@ -335,7 +343,7 @@ def test_a_connection_that_is_lost_leaves_no_cycles(smtp_server: MakeServer, lat
 
 @contextmanager
 def traced() -> Iterator[Callable[[], tuple[int, int]]]:
-    """Octets that Python has taken since the beginning and still holds, and the most of them at once."""
+    """Yield a function that returns the bytes that Python has allocated since, now and at the peak."""
     gc.collect()
     tracemalloc.start()
     try:
@@ -374,7 +382,7 @@ def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> Non
 
 
 def pump(script: Script, verb: str, megabytes: int, lines: bytes) -> None:
-    """A message of so many megabytes."""
+    """Send a message of so many megabytes."""
     for command in ENVELOPE[:2]:
         script.say(command)
     piece = lines * (65536 // len(lines))
@@ -392,7 +400,7 @@ def pump(script: Script, verb: str, megabytes: int, lines: bytes) -> None:
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT"])
 def test_a_body_is_not_copied(smtp_server: MakeServer, verb: str) -> None:
-    """What a receiver gets is the very object that came off the socket, but for its beginning and its end."""
+    """A receiver gets the very objects that came from the socket, except at the beginning and the end."""
     server = smtp_server(start=False)
     chunks: list[bytes] = []
 

@@ -16,7 +16,6 @@ import ast
 import base64
 import re
 import socket as native_socket
-import subprocess
 import sys
 import tomllib
 import weakref
@@ -37,6 +36,7 @@ from greensmtp.plugins.discovery import GROUPS
 from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -47,6 +47,7 @@ PAGES = sorted(
     [path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md") if not {"generated", "_build"} & {*path.parts}]
     + ["README.md"]
 )
+PYTEST = "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"
 #: Ports that pages name, each of which becomes a free one.
 PORTS = re.compile(r"\b(?:9025|9026|9100|8025)\b")
 
@@ -110,10 +111,8 @@ class Ran:
         conftest = self.folder / "conftest.py"
         if not conftest.exists():
             conftest.write_text('pytest_plugins = ["greensmtp.testing.fixtures"]\n')
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names]
-        ran = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=50, cwd=self.folder, encoding="utf-8"
-        )
+        program = forked.python(PYTEST, "-q", "-p", "no:cacheprovider", *names)
+        ran = forked.run(program, how=forked.UNPATCHED, cwd=self.folder, timeout=50)
         assert ran.returncode == 0, ran.stdout + ran.stderr
 
     def _with_free_ports(self, source: str) -> str:

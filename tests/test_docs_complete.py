@@ -46,7 +46,7 @@ PAGES = {
 
 
 def missing(words: Any, text: str) -> list[str]:
-    """Those that are not in the text."""
+    """Return the words that are not in the text."""
     return [word for word in words if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", text)]
 
 
@@ -117,6 +117,7 @@ def test_every_option_of_server_and_client_is_on_their_pages() -> None:
         ("check", "reference/configuration.md"),
         ("send", "reference/client.md"),
         ("plugins", "howto/plugins.md"),
+        ("replay", "conformance/dialogues.md"),
     ],
 )
 def test_every_option_of_the_command_line_is_described(command: str, page: str) -> None:
@@ -134,7 +135,7 @@ def test_every_command_is_described() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    """To files that are there, and to headings that are there. (Charts are drawn by ``make bench``.)"""
+    """Links to files and to headings. (Charts are drawn by ``make bench``.)"""
 
     def anchors(text: str) -> set[str]:
         titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
@@ -161,7 +162,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 
 def test_generated_tables_are_complete() -> None:
-    """What the generator says by hand beside the code's tables covers those tables."""
+    """The generator's own texts cover all rows of the code's tables."""
     path = DOCS / "generate.py"
     spec = importlib.util.spec_from_file_location("docs_generate", path)
     assert spec is not None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from gevent import socket
@@ -17,6 +17,7 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp import connect
 from greensmtp.testing import Peer
+from tests import forked
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -26,22 +27,25 @@ pytestmark = pytest.mark.subprocess
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 #: Run by tests/client/test_examples.py; all others are servers.
 CLIENTS = {"client.py", "send_many.py"}
+#: It pauses for a second before its banner; its own test below is enough.
+PAUSES = {"middleware_stack.py"}
 
 
 class Example:
     """A running example: its port, and its output after it has ended."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
+    def __init__(self, process: forked.Process, log: IO[str]) -> None:
         assert process.stdout is not None
-        ready = process.stdout.readline()
+        self._process = process
+        self._log = log
+        self._stdout = TextIOWrapper(process.stdout, encoding="utf-8")
+        ready = self._stdout.readline()
         assert ready.startswith("listening on 127.0.0.1:"), ready
         self.port = int(ready.rpartition(":")[2])
 
     def line(self) -> str:
         """Return the next line of its output."""
-        assert self._process.stdout is not None
-        return self._process.stdout.readline().rstrip("\n")
+        return self._stdout.readline().rstrip("\n")
 
     def dial(self) -> Peer:
         return Peer(socket.create_connection(("127.0.0.1", self.port), timeout=10))
@@ -49,24 +53,27 @@ class Example:
     def stop(self) -> str:
         """Send SIGINT, check that it ends without an error, and return its output since it was ready."""
         self._process.send_signal(signal.SIGINT)
-        printed, errors = self._process.communicate(timeout=20)
-        assert (self._process.returncode, errors) == (0, "")
+        printed = self._stdout.read()
+        status = self._process.wait(20)
+        self._log.seek(0)
+        assert (status, self._log.read()) == (0, "")
         return printed
 
 
 @contextmanager
 def running(name: str, *arguments: str) -> Iterator[Example]:
-    command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as process:
-        try:
-            yield Example(process)
-        finally:
-            process.kill()
+    with TemporaryFile("w+", encoding="utf-8") as log:
+        program = forked.script(EXAMPLES / name, *arguments)
+        process = forked.start(program, how=forked.UNPATCHED, stdout=forked.PIPE, stderr=log)
+        assert process.stdout is not None
+        with process.stdout:
+            try:
+                yield Example(process, log)
+            finally:
+                process.kill()
 
 
-@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - CLIENTS))
+@pytest.mark.parametrize("name", sorted({path.name for path in EXAMPLES.glob("*.py")} - CLIENTS - PAUSES))
 def test_every_server_takes_a_port_prints_it_and_ends_cleanly(name: str) -> None:
     with running(name, "0") as example:
         with example.dial() as peer:

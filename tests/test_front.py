@@ -1,4 +1,4 @@
-"""``import greensmtp``: names that are imported when they are first used, and what must hold in several processes."""
+"""``import greensmtp``: names that are imported on first use, pickled errors, and forked processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_an_error_can_be_pickled(error: errors.GreenSMTPError) -> None:
 
 @pytest.mark.subprocess
 def test_every_name_is_there() -> None:
-    """In a process that has used none of them."""
+    """In a new process, which has used none of the names."""
     program = "from greensmtp import *; import greensmtp; print(sorted(set(greensmtp.__all__) - set(globals())))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -70,6 +70,6 @@ for _ in range(2):
 
 
 def test_a_name_that_is_not_there_is_an_error() -> None:
-    """To type checkers too: an ignore without an error is one to mypy."""
+    """For type checkers, too: mypy reports an unused ignore."""
     with pytest.raises(AttributeError, match="has no attribute 'SMTPSever'"):
         greensmtp.SMTPSever(("127.0.0.1", 0))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""The house itself: what ships, under which names, and that every tool sees ``middleware/`` exactly once."""
+"""Packaging: the content of the wheel, module names, lock files, and tools that must see ``middleware/`` once."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from zipfile import ZipFile
 
 import pytest
 
-pytestmark = pytest.mark.subprocess
+#: One group, so that one wheel is built.
+pytestmark = [pytest.mark.subprocess, pytest.mark.xdist_group("packaging")]
 
 ROOT = Path(__file__).resolve().parent.parent
 LINK = ROOT / "greensmtp" / "middleware"
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that nothing of this process's own Python settings has found its way into."""
+    """Run a command without the Python settings of this process."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(command, cwd=cwd, env=clean | environment, capture_output=True, text=True, check=False)
 
@@ -32,16 +33,16 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built once and from a copy: a build leaves its traces beside the sources."""
+def wheel(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the wheel by the build backend, from a copy: a build leaves files beside the sources."""
     source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", "pytest_greensmtp.py"):
         shutil.copy(ROOT / name, source)
     for name in ("greensmtp", "middleware"):
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignore)
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-index", "--no-build-isolation")
-    built = run(*pip, "--wheel-dir", target, source, cwd=target)
+    build = f"from {settings['build-system']['build-backend']} import build_wheel; build_wheel({str(target)!r})"
+    built = run(sys.executable, "-c", build, cwd=source)
     assert built.returncode == 0, built.stdout + built.stderr
     (path,) = target.iterdir()
     return path
@@ -49,11 +50,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory into which the wheel has been installed, without its dependencies."""
+    """Unpack the wheel into a directory, as an installer does with one of pure Python."""
     target = tmp_path_factory.mktemp("site")
-    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile")
-    done = run(*pip, "--target", target, wheel, cwd=target)
-    assert done.returncode == 0, done.stdout + done.stderr
+    with ZipFile(wheel) as archive:
+        archive.extractall(target)
     return target
 
 
@@ -89,8 +89,17 @@ def test_the_wheel_is_imported_from_outside(installed: Path, tmp_path: Path) -> 
     assert all(Path(file).is_relative_to(installed) for file in files.values())
 
 
+#: What the script does that installers make of the entry point.
+COMMAND = """
+import sys
+from importlib.metadata import distribution
+(command,) = distribution("greensmtp").entry_points.select(group="console_scripts", name="greensmtp")
+sys.exit(command.load()())
+"""
+
+
 def test_the_command_is_there(installed: Path, tmp_path: Path) -> None:
-    ran = run(sys.executable, installed / "bin" / "greensmtp", "--help", cwd=tmp_path, PYTHONPATH=str(installed))
+    ran = run(sys.executable, "-c", COMMAND, "--help", cwd=tmp_path, PYTHONPATH=str(installed))
     assert ran.returncode == 0, ran.stderr
     assert "serve" in ran.stdout
 
@@ -109,7 +118,7 @@ def test_pytest_finds_the_fixtures_of_the_wheel(installed: Path, tmp_path: Path)
 
 
 def test_the_catalogue_has_one_name_only() -> None:
-    """Under a second name it would be a second set of modules, with classes and signals of its own."""
+    """Under a second name, there would be a second set of modules, with other classes and signals."""
     ran = run(sys.executable, "-c", "import middleware", cwd=ROOT)
     assert ran.returncode != 0
     last = ran.stderr.splitlines()[-1]
@@ -140,13 +149,13 @@ def test_all_means_every_extra(settings: dict[str, Any]) -> None:
 
 
 def locked(name: str) -> dict[str, str]:
-    """The lock file's requirements, as name -> version."""
+    """Return the requirements of a lock file: name -> version."""
     text = (ROOT / "requirements" / f"{name}.txt").read_text("utf-8")
     return dict(re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE))
 
 
 def test_the_locks_are_up_to_date(settings: dict[str, Any]) -> None:
-    """Whoever names a new dependency also runs ``make lock``."""
+    """Every dependency is in the lock files; ``make lock`` updates them."""
     project = settings["project"]
     extras = project["optional-dependencies"]
     wanted = {"serve": project["dependencies"] + extras["cli"]}

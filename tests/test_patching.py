@@ -1,4 +1,4 @@
-"""Monkey patching: the library does without, works with it, and the command line does it without a warning."""
+"""Monkey patching: the library needs none, works with it, and the command line patches without a warning."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
 
 
 def run(program: str, folder: Path) -> str:
-    """Run a program of its own, with warnings that are errors; give what it prints."""
+    """Run a program in another process, with warnings as errors; return its output."""
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],
         check=False,

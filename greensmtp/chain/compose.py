@@ -73,8 +73,8 @@ class Composed(Composite):
             check_middleware(member)
         self.members = members
         self.name = name
-        self.verbs = _all_verbs(members)
-        self.extensions = _all_extensions(members)
+        self.verbs: frozenset[str] | None = _all_verbs(members)
+        self.extensions: tuple[Extension, ...] = _all_extensions(members)
         self._compose = CachedChain(members).compose
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -102,11 +102,11 @@ class When:
         self.predicate = predicate
         self.middleware = middleware
         self.otherwise = otherwise
-        self.members = (middleware,) if otherwise is None else (middleware, otherwise)
+        self.members: tuple[Middleware, ...] = (middleware,) if otherwise is None else (middleware, otherwise)
         for member in self.members:
             check_middleware(member)
-        self.verbs = _all_verbs(self.members)
-        self.extensions = _all_extensions(self.members)
+        self.verbs: frozenset[str] | None = _all_verbs(self.members)
+        self.extensions: tuple[Extension, ...] = _all_extensions(self.members)
         self._applies = _Branch(middleware)
         self._otherwise = _Branch(Composed(()) if otherwise is None else otherwise)
 
@@ -163,7 +163,7 @@ class When:
         stop_each(self.members, server)
 
     def __repr__(self) -> str:
-        return f"when({', '.join(map(describe, (self.predicate, *self.members)))})"
+        return f"when({', '.join([describe(self.predicate), *map(describe, self.members)])})"
 
 
 _FIRST = frozenset({ACCEPT, CONNECT})

@@ -15,6 +15,7 @@ from greensmtp.cli.check import check
 from greensmtp.cli.options import load_given, refuse, serve_options
 from greensmtp.cli.output import set_up_logging
 from greensmtp.cli.plugins import plugins
+from greensmtp.cli.replay import replay
 from greensmtp.cli.send import send
 from greensmtp.config.probe import probe_special_log
 from greensmtp.log_writer import LineWriter
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="greensmtp")
 def cli() -> None:
-    """Run an SMTP or LMTP server, and send mail.
+    """Run an SMTP or LMTP server, send mail, and test servers.
 
     \b
     A server on 127.0.0.1:1025 that stores all mail in ./maildir:
@@ -44,6 +45,8 @@ def cli() -> None:
       greensmtp check > greensmtp.toml
       greensmtp check --config greensmtp.toml
       greensmtp serve --config greensmtp.toml
+    Run SMTP dialogues, in plain text files, against a server:
+      greensmtp replay tests/corpus/*.smtp --server smtp://127.0.0.1:1025
 
     "greensmtp COMMAND --help" explains a command.
     """
@@ -52,6 +55,7 @@ def cli() -> None:
 cli.add_command(send)
 cli.add_command(check)
 cli.add_command(plugins)
+cli.add_command(replay)
 
 
 @cli.command()

@@ -51,7 +51,7 @@ class ClientConnection:
         ignore: str | Iterable[str] = (),
     ) -> None:
         """See ``connect``."""
-        self.timeouts = Timeouts.of(timeout)
+        self.timeouts: Timeouts = Timeouts.of(timeout)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
         check_starttls(starttls, tls=bool(tls), ssl_context=ssl_context)
@@ -70,13 +70,13 @@ class ClientConnection:
         self._server_hostname = hosts.fit_for_tls(name) if name else None
         self._starttls_given = starttls
         self.starttls_policy: StartTLS = starttls or "offered"
-        self.signals = ClientSignals()
+        self.signals: ClientSignals = ClientSignals()
         if on_secure is not None:
             self.signals.secure.connect(on_secure, weak=False)
         #: The banner.
         self.greeting: Reply | None = None
         #: True once ``login`` has succeeded.
-        self.authenticated = False
+        self.authenticated: bool = False
         #: True once EHLO and STARTTLS are done as ``starttls_policy`` says.
         self._begun = False
         self._unix = path is not None
@@ -89,7 +89,7 @@ class ClientConnection:
         try:
             if os.getpid() != pid:
                 raise RuntimeError("this process was forked while it connected: connect() in the child")
-            self.local_hostname = local_hostname or dial.own_name(sock)
+            self.local_hostname: str = local_hostname or dial.own_name(sock)
         except BaseException:
             sock.close()
             raise

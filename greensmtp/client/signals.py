@@ -56,8 +56,8 @@ class ClientSignals:
 
 
 #: The process-wide signals.
-shared = ClientSignals()
+shared: ClientSignals = ClientSignals()
 
-greeting = shared.greeting
-tls = shared.tls
-secure = shared.secure
+greeting: Signal = shared.greeting
+tls: Signal = shared.tls
+secure: Signal = shared.secure

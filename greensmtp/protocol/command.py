@@ -55,6 +55,10 @@ class Command:
 
     __slots__ = ("argument", "error", "verb")
 
+    verb: str
+    argument: str
+    error: Reply | None
+
     def __init__(self, verb: str, argument: str = "", error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -90,6 +94,8 @@ class HelloCommand(Command):
 
     __slots__ = ("hostname",)
 
+    hostname: str
+
     def __init__(self, verb: str, argument: str, hostname: str, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -102,6 +108,8 @@ class PathCommand(Command):
 
     __slots__ = ("address",)
 
+    address: Address
+
     def __init__(self, verb: str, argument: str, address: Address, error: Reply | None = None) -> None:
         self.verb = verb
         self.argument = argument
@@ -113,6 +121,9 @@ class ChunkCommand(Command):
     """BDAT (RFC 3030): ``size`` bytes follow it; the ``last`` chunk ends the message."""
 
     __slots__ = ("last", "size")
+
+    size: int
+    last: bool
 
     def __init__(self, verb: str, argument: str, size: int, last: bool, error: Reply | None = None) -> None:
         self.verb = verb
@@ -150,6 +161,8 @@ class EndOfData(Command):
     """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
 
     __slots__ = ("recipient",)
+
+    recipient: Address | None
 
     def __init__(self, recipient: Address | None = None) -> None:
         self.verb = END_OF_DATA

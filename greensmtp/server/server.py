@@ -91,18 +91,18 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes a list, outermost first: [{middleware!r}], not {middleware!r}")
-        self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
-        self.hostname = check_hostname(hostname)
-        self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
+        self.limits: Limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
+        self.hostname: str = check_hostname(hostname)
+        self.tls_context: ssl.SSLContext | None = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
         #: The server's own certificate in DER, for channel binding; known with ``certfile`` only.
-        self.certificate = None if certfile is None else own_certificate(certfile)
+        self.certificate: bytes | None = None if certfile is None else own_certificate(certfile)
         self.implicit_tls = implicit_tls
         #: True if it speaks LMTP.
         self.lmtp = lmtp
         self._switches = read_switches({} if extensions is None else extensions)
         self._parse = partial(parse_command, parsers=LENIENT_PARSERS) if lenient_addresses else parse_command
         #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
-        self.signals = Signals(lmtp=lmtp)
+        self.signals: Signals = Signals(lmtp=lmtp)
         self._registry: Registry[ConnectionHandler] = Registry(self.limits)
         self.connections: set[ConnectionHandler] = self._registry.connections
         self._middleware: list[Middleware] = []

@@ -48,7 +48,7 @@ class Emitter:
     __slots__ = ("_changes", "_for_all", "name", "own", "rules", "shared")
 
     def __init__(self, name: str, signals: Signals) -> None:
-        self.name = name
+        self.name: str = name
         self.rules = RULES.get(name)
         #: The process-wide signal and the server's. On the hot path, test their ``receivers`` before ``collect`` is
         #: called: they are usually empty, and the test costs a tenth of the call.

@@ -40,7 +40,7 @@ class Mail:
         #: The accepted recipients, in their order.
         self.recipients: tuple[Address, ...] = tuple(session.to)
         #: The bytes that the client sent, without added fields, newlines as they came.
-        self.size = stream.size
+        self.size: int = stream.size
         self._spool = spool
         self._head = stream.take_fields()
         if self._head:

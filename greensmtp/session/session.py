@@ -86,13 +86,13 @@ class Session(ConnectsHandlers):
     def __init__(
         self, server: ServerInfo, connection: Connection, peer: SocketAddress, emitters: Mapping[str, Collector]
     ) -> None:
-        self.server = server
+        self.server: ServerInfo = server
         self._connection = connection
         self._emitters = emitters
         #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
         self.peer: SocketAddress = peer
         #: True once TLS is up.
-        self.tls = False
+        self.tls: bool = False
         #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has sent one of them.
         self.greeting: str | None = None
         #: The client's name, from HELO, EHLO or LHLO.
@@ -108,13 +108,13 @@ class Session(ConnectsHandlers):
         #: The body, while one is being received.
         self.message: MessageStream | None = None
         #: The number of messages accepted so far.
-        self.messages_accepted = 0
+        self.messages_accepted: int = 0
         #: The number of 5xx replies since the last accepted message.
-        self.errors = 0
+        self.errors: int = 0
         #: Commands that did not advance a transaction, since the last accepted message.
         self._idle_commands = 0
         #: Where the connection stands in the SMTP dialogue.
-        self.state = State.CONNECTED
+        self.state: State = State.CONNECTED
         #: The ack that receivers are deciding; the deadline monitor checks it.
         self._ack_state: AckState | None = None
         #: True if STARTTLS was accepted: the handshake follows the reply.

@@ -52,7 +52,7 @@ class Signal(blinker.Signal):
     def __init__(self, name: str, doc: str | None = None) -> None:
         super().__init__(doc)
         self.name = name
-        self.changes = 0
+        self.changes: int = 0
 
     def connect(self, receiver: Receiver, sender: Any = ANY, weak: bool = True) -> Receiver:
         """Connect a receiver as blinker does, but refuse one that would never run.
@@ -198,4 +198,4 @@ def _attribute(name: str) -> str:
 
 
 #: The process-wide signals.
-shared = Signals()
+shared: Signals = Signals()

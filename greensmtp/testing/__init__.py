@@ -27,8 +27,32 @@ The fixture that starts and stops servers is opt-in: ``pytest_plugins = ["greens
 """
 
 from greensmtp.testing.dial import dial
+from greensmtp.testing.dialogue import Dialogue, DialogueSyntaxError
+from greensmtp.testing.dialogue_client import ServerScript, replay_client
+from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult
+from greensmtp.testing.dialogue_replay import ServerUnderTest, record_events
+from greensmtp.testing.dialogue_server import MemoryServer, check_events, replay_in_memory
 from greensmtp.testing.peer import DialogueError, Peer
 from greensmtp.testing.sink import MessageNotReceived, SMTPSink
 from greensmtp.testing.sink_message import Attachment, SinkMessage
 
-__all__ = ["Attachment", "DialogueError", "MessageNotReceived", "Peer", "SMTPSink", "SinkMessage", "dial"]
+__all__ = [
+    "Attachment",
+    "Dialogue",
+    "DialogueError",
+    "DialoguePlayer",
+    "DialogueResult",
+    "DialogueSyntaxError",
+    "MemoryServer",
+    "MessageNotReceived",
+    "Peer",
+    "SMTPSink",
+    "ServerScript",
+    "ServerUnderTest",
+    "SinkMessage",
+    "check_events",
+    "dial",
+    "record_events",
+    "replay_client",
+    "replay_in_memory",
+]

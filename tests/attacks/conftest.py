@@ -1,4 +1,4 @@
-"""Play bytes to a server, whole and cut in two, and tell what the server has made of them."""
+"""Play bytes to a server, whole and cut in two, and record what the server made of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 class Play(Protocol):
-    """What the fixture ``play`` gives: ``play(wire, at=17, late=True, bare_newlines="keep")``."""
+    """The type of the fixture ``play``: ``play(wire, at=[17], late=True, bare_newlines="keep")``."""
 
     def __call__(
         self, wire: bytes, *, at: Iterable[int] = ..., late: bool = ..., lazy: bool = ..., **options: Any
@@ -48,7 +48,7 @@ class Play(Protocol):
 
 
 class PlayCut(Protocol):
-    """What the fixture ``play_cut`` gives."""
+    """The type of the fixture ``play_cut``."""
 
     def __call__(
         self, wire: bytes, *, start: int = ..., stop: int | None = ..., step: int = ..., **options: Any
@@ -56,7 +56,7 @@ class PlayCut(Protocol):
 
 
 def split_replies(octets: bytes) -> list[str]:
-    """The replies in what a server has sent, all of which must be well-formed ones."""
+    """Return the replies in the bytes of a server; assert that they are well-formed."""
     found = [match[0] for match in REPLY.finditer(octets)]
     assert b"".join(found) == octets, f"not a sequence of well-formed replies: {octets!r}"
     assert all(len(line) <= 512 for line in octets.splitlines(keepends=True)), "a line longer than RFC 5321 allows"
@@ -151,7 +151,7 @@ class Player:
 
 @pytest.fixture
 def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever the peer has done in this test, it is not worth a warning."""
+    """Check that nothing in this test is logged as a warning or above."""
     yield
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -189,7 +189,7 @@ def play_cut(play: Play, cuts: Cuts) -> PlayCut:
 
 @pytest.fixture
 def measure_memory() -> Callable[[Callable[[], object]], int]:
-    """The most octets that Python held at once while something ran, above what it held before."""
+    """Return a function that measures the peak of Python's memory while something runs, in bytes."""
     import tracemalloc
 
     def measure(run: Callable[[], object]) -> int:

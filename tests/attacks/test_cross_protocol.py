@@ -1,4 +1,4 @@
-"""Other protocols' clients, sent here by somebody who means ill: closed at once, and nothing of theirs is executed."""
+"""Clients of other protocols that an attacker points at the server: closed at once, and nothing is executed."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_the_reason_is_told_to_those_who_listen(smtp_server: MakeServer) -> None
 
 
 def client_hello(context: ssl.SSLContext) -> bytes:
-    """The first flight of a real TLS client."""
+    """Return the first bytes of a real TLS client."""
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     client = context.wrap_bio(incoming, outgoing, server_hostname="mx.example.com")
     with pytest.raises(ssl.SSLWantReadError):
@@ -128,7 +128,7 @@ def test_a_tls_hello_is_closed_at_once_whatever_is_in_it(smtp_server: MakeServer
     ],
     ids=lambda octets: repr(octets[:12]),
 )
-def test_a_stranger_cannot_say_that_he_is_somebody_else(smtp_server: MakeServer, octets: bytes) -> None:
+def test_an_unknown_client_cannot_claim_another_identity(smtp_server: MakeServer, octets: bytes) -> None:
     server = smtp_server(start=False)
     peers: list[object] = []
 
@@ -169,8 +169,8 @@ def test_whatever_else_speaks_gets_errors_and_is_not_heard(play: Play, octets: b
     assert set(outcome.codes[1:]) <= {500, 421}
 
 
-def test_a_foreigner_gets_his_reply_though_he_goes_on_talking(smtp_server: MakeServer) -> None:
-    """Closing with input unread would be a reset, which can overtake the 421."""
+def test_a_client_of_another_protocol_that_goes_on_sending_gets_its_reply(smtp_server: MakeServer) -> None:
+    """Closing a socket with unread input sends a reset, which can overtake the 421."""
     with dial(smtp_server()) as peer:
         peer.send(b"POST / HTTP/1.1\r\n" + HEADERS + b"x" * 300_000)
         peer.half_close()

@@ -1,4 +1,4 @@
-"""Staying in step: what is refused is consumed to its true end, and no octet of a body is ever a command."""
+"""Synchronization: rejected input is consumed to its true end, and no byte of a body is ever a command."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_batch_gets_the_replies_that_its_commands_get_one_by_one(play: Play, h
 
 
 def test_late_acks_keep_the_order_when_they_are_decided_in_another(smtp_server: MakeServer) -> None:
-    """The second command is not looked at before the first is decided."""
+    """The second command is not read before the first is decided."""
     server = smtp_server(start=False)
     kept: list[Ack] = []
     server.on("from", lambda session, address, ack: kept.append(ack))
@@ -442,8 +442,8 @@ def test_other_octets_that_may_pass_for_a_newline_do_not(play_cut: PlayCut, octe
 # After a refusal
 
 
-def test_a_body_that_nobody_asked_for_is_no_message(play: Play) -> None:
-    """The peer has not waited for 354: its lines are commands, and wrong ones."""
+def test_a_body_without_354_is_no_message(play: Play) -> None:
+    """The client has not waited for 354, so its lines are commands, and malformed ones."""
     outcome = play(b"EHLO x\r\nMAIL FROM:<a@example.org>\r\nDATA\r\nSubject: x\r\n\r\nbody\r\n.\r\nQUIT\r\n")
     assert outcome.codes == [220, 250, 250, 503, 500, 500, 500, 500, 221]
     assert outcome.messages == []
@@ -471,7 +471,7 @@ def test_a_message_that_a_handler_breaks_off_is_drained_to_its_end(smtp_server: 
 
 
 def test_lmtp_answers_each_recipient_once_whatever_the_errors(smtp_server: MakeServer) -> None:
-    """Too many errors are told once, when each recipient has its reply: not in their midst."""
+    """The 421 for too many errors comes after the replies of all recipients."""
     server = smtp_server(start=False, lmtp=True, max_errors=2)
     server.on("message", lambda session, stream, ack: ack.accept())
     server.on("received", lambda session, recipient, ack: ack.reject(550, "5.1.1 no"))
@@ -484,7 +484,7 @@ def test_lmtp_answers_each_recipient_once_whatever_the_errors(smtp_server: MakeS
 
 
 def test_more_errors_than_allowed_close_without_a_reset(smtp_server: MakeServer) -> None:
-    """The peer, in the middle of something, can read the 421."""
+    """The client is still sending, and can read the 421."""
     server = smtp_server(max_idle_commands=3)
     server.on("message", lambda session, stream, ack: ack.accept())
     with dial(server) as peer:
@@ -496,7 +496,7 @@ def test_more_errors_than_allowed_close_without_a_reset(smtp_server: MakeServer)
 
 
 def raw_rest(peer: Peer) -> bytes:
-    """Everything up to the end, which must not be a reset."""
+    """Read to the end of the connection; a reset raises."""
     pieces = []
     while piece := peer.socket.recv(65536):
         pieces.append(piece)

@@ -1,4 +1,4 @@
-"""What bad input gets, row by row: its reply, a session that goes on or a close, and no noise in the log."""
+"""Bad input, row by row: its reply, whether the session goes on, and no noise in the log."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ def test_a_command_line_with_a_bare_newline_is_never_executed(play_cut: PlayCut,
 
 
 def test_a_bare_newline_is_told_at_once(smtp_server: MakeServer) -> None:
-    """Whoever ends his lines so would wait for a CRLF that never comes."""
+    """A client that ends its lines with LF would wait for a reply that never comes."""
     with dial(smtp_server(start=False)) as peer:
         peer.expect("220")
         peer.send("EHLO x\n")
@@ -426,9 +426,7 @@ def test_a_peer_that_goes_while_a_handler_decides_is_a_debug_line(
     assert [record.levelname for record in caplog.records] == ["DEBUG"]
 
 
-def test_a_reset_before_anything_is_said_harms_nobody(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_tcp_reset_before_any_command_does_no_harm(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server = smtp_server()
     for _ in range(50):
         dial(server).reset()
@@ -461,6 +459,7 @@ def takes_too_long(session: Session, address: str, ack: Ack) -> None:
 
 
 @pytest.mark.parametrize("handler", [raises, forgets, decides_twice, takes_too_long])
+@pytest.mark.usefixtures("clock")
 def test_a_bad_handler_is_451_and_named_and_the_connection_goes_on(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, handler: Callable[..., None]
 ) -> None:
@@ -477,7 +476,7 @@ def test_a_bad_handler_is_451_and_named_and_the_connection_goes_on(
     KEPT.clear()
 
 
-def test_nothing_is_delivered_when_nobody_takes_it(smtp_server: MakeServer) -> None:
+def test_a_message_without_handlers_is_refused(smtp_server: MakeServer) -> None:
     server: SMTPServer = smtp_server(start=False)
     with dial(server) as peer:
         peer.hello()

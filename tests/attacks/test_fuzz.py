@@ -1,4 +1,4 @@
-"""Fuzzing: conversations that a model of RFC 5321 foretells, and plain garbage; cut anywhere, acks at once and late."""
+"""Fuzzing: sessions that a model of RFC 5321 predicts, and plain garbage; cut anywhere, with acks at once and late."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EITHER = 550
 
 
 class Model:
-    """What a server should make of a conversation."""
+    """Predicts the replies and messages of a session."""
 
     def __init__(self) -> None:
         self.wire = bytearray()
@@ -239,7 +239,7 @@ cuts = st.lists(st.floats(0, 1), max_size=12)
 
 @fuzz
 @given(steps=conversations, where=cuts, how=hows)
-def test_a_conversation_goes_as_the_rfc_foretells(play: Play, steps: list[Step], where: list[float], how: How) -> None:
+def test_a_session_goes_as_the_rfc_predicts(play: Play, steps: list[Step], where: list[float], how: How) -> None:
     model = Model()
     for step in steps:
         step(model)

@@ -1,4 +1,4 @@
-"""CRLF injection: whatever a handler, a middleware or a peer's name holds, one well-formed reply goes out."""
+"""CRLF injection: any text of a handler, a middleware or a client makes one well-formed reply."""
 
 from __future__ import annotations
 

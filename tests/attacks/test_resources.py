@@ -1,4 +1,4 @@
-"""Memory, CPU and patience: what one peer can take from a server is bounded, however it goes about it."""
+"""Resource exhaustion: the memory, CPU time and waiting that one client can cause are bounded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from gevent import sleep, spawn, subprocess
+from gevent import spawn, subprocess
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from tests.attacks.conftest import Play
@@ -45,7 +46,7 @@ class Ending:
 
 
 def flood(peer: Peer, block: bytes, total: int) -> int:
-    """Send the same octets over and over, until ``total`` or the server closes; give how many went out."""
+    """Send the same bytes over and over, until ``total`` or the server closes; return how many were sent."""
     sent = 0
     try:
         while sent < total:
@@ -119,7 +120,7 @@ def test_a_body_of_20_mb_without_an_end_of_line_takes_no_memory(
 def test_a_refused_body_of_20_mb_takes_no_memory(
     smtp_server: MakeServer, measure_memory: Measure, block: bytes
 ) -> None:
-    """Too large after 1 kB, then drained to an end that does not come."""
+    """It is too large after 1 kB, and is then drained to an end that does not come."""
     server = smtp_server(start=False, max_message_size=1_000)
     server.on("message", lambda session, stream, ack: ack.accept())
 
@@ -137,7 +138,7 @@ def test_a_refused_body_of_20_mb_takes_no_memory(
 
 
 def test_a_slow_reader_slows_its_peer(smtp_server: MakeServer, measure_memory: Measure) -> None:
-    """Nothing is read ahead of the receiver."""
+    """The server reads nothing ahead of the receiver."""
     server = smtp_server(start=False, max_message_size=None)
     go_on = Event()
 
@@ -267,7 +268,7 @@ NESTED = [
 
 @pytest.mark.parametrize("line", NESTED, ids=lambda line: repr(line[:18]))
 def test_no_line_is_long_in_parsing(play: Play, line: bytes) -> None:
-    """Even where the longest line is a hundred times that of the RFC."""
+    """Even if the longest allowed line is a hundred times that of RFC 5321."""
     began = time.process_time()
     outcome = play(b"EHLO x\r\n" + line + b"\r\nQUIT\r\n", max_line_length=ROOM)
     assert time.process_time() - began < 0.5
@@ -286,42 +287,42 @@ def test_thousands_of_odd_lines_are_no_load(play: Play) -> None:
 # Patience
 
 
-def drip(peer: Peer, octets: bytes, seconds: float) -> None:
-    """An octet at a time, until the server has had enough."""
+def drip(peer: Peer, octets: bytes, clock: VirtualClock) -> None:
+    """Send a byte each 20 ms until the server closes the connection."""
     try:
         for octet in octets:
             peer.socket.sendall(bytes((octet,)))
-            sleep(seconds)
+            clock.sleep(0.02)
     except OSError:
         pass
 
 
-def test_a_command_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer) -> None:
+def test_a_command_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, command_timeout=0.3)
     ending = Ending(server)
     with dial(server) as peer:
         peer.hello()
-        began = time.monotonic()
-        dripping = spawn(drip, peer, b"NOOP " + b"x" * 400, 0.02)
+        began = clock.now
+        dripping = spawn(drip, peer, b"NOOP " + b"x" * 400, clock)
         peer.expect("421 4.4.2")
         peer.expect_end()
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < clock.now - began < 0.4
         dripping.kill()
     assert ending.wait() == "timeout"
 
 
-def test_a_line_too_long_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer) -> None:
+def test_a_line_too_long_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, command_timeout=0.3)
     with dial(server) as peer:
         peer.hello()
         peer.send(b"x" * 20_000)
-        dripping = spawn(drip, peer, b"x" * 400, 0.02)
+        dripping = spawn(drip, peer, b"x" * 400, clock)
         peer.expect("421 4.4.2")
         dripping.kill()
 
 
 @pytest.mark.parametrize("verb", ["DATA", "BDAT 1000 LAST", "BDAT refused"])
-def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> None:
+def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, clock: VirtualClock, verb: str) -> None:
     server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0.3)
     ending = Ending(server)
     errors: list[BaseException] = []
@@ -346,7 +347,7 @@ def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> No
             peer.expect("354")
         elif verb == "BDAT refused":
             peer.expect("550")
-        dripping = spawn(drip, peer, b"x" * 400, 0.02)
+        dripping = spawn(drip, peer, b"x" * 400, clock)
         peer.expect("421 4.4.2")
         peer.expect_end()
         dripping.kill()
@@ -354,6 +355,7 @@ def test_a_body_that_drips_is_given_up(smtp_server: MakeServer, verb: str) -> No
     assert len(errors) == (verb != "BDAT refused")
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_is_dropped(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9, max_errors=10**9)
     ending = Ending(server)
@@ -363,6 +365,7 @@ def test_a_peer_that_never_reads_is_dropped(smtp_server: MakeServer) -> None:
         assert flooding.get(timeout=10) < 10 * MEGABYTE
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_takes_no_memory(smtp_server: MakeServer, measure_memory: Measure) -> None:
     server = smtp_server(start=False, command_timeout=0.3, max_idle_commands=10**9, max_errors=10**9)
 
@@ -377,6 +380,7 @@ def test_a_peer_that_never_reads_takes_no_memory(smtp_server: MakeServer, measur
     assert measure_memory(attack) < 2 * MEGABYTE
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_peer_that_never_reads_tls_is_dropped(smtp_server: MakeServer, certificate: Certificate) -> None:
     server = smtp_server(
         start=False,
@@ -395,7 +399,7 @@ def test_a_peer_that_never_reads_tls_is_dropped(smtp_server: MakeServer, certifi
 
 
 def test_a_peer_that_hangs_on_after_its_last_reply_is_let_go(smtp_server: MakeServer) -> None:
-    """The server waits for the peer's own close only so long, and takes only so much meanwhile."""
+    """The server waits for the client's close for a bounded time, and reads a bounded number of bytes."""
     server = smtp_server(start=False, max_errors=1)
     ending = Ending(server)
     with dial(server) as peer:
@@ -409,7 +413,7 @@ def test_a_peer_that_hangs_on_after_its_last_reply_is_let_go(smtp_server: MakeSe
 @pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "STARTTLS"])
 @pytest.mark.parametrize("octets", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 40], ids=len)
 def test_half_a_tls_hello_is_timed_out(
-    smtp_server: MakeServer, certificate: Certificate, implicit: bool, octets: bytes
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate, implicit: bool, octets: bytes
 ) -> None:
     server = smtp_server(
         start=False,
@@ -424,14 +428,16 @@ def test_half_a_tls_hello_is_timed_out(
             peer.hello()
             peer.line("STARTTLS")
             peer.expect("220")
-        began = time.monotonic()
+        began = clock.now
         peer.send(octets)
         peer.rest()
-        assert 0.25 < time.monotonic() - began < 2
+        assert 0.25 < clock.now - began < 0.4
     assert ending.wait() == "timeout"
 
 
-def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate
+) -> None:
     server = smtp_server(
         start=False,
         tls_timeout=0.3,
@@ -441,7 +447,7 @@ def test_a_tls_hello_that_drips_is_timed_out_as_a_whole(smtp_server: MakeServer,
     )
     ending = Ending(server)
     with dial(server) as peer:
-        dripping = spawn(drip, peer, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 400, 0.02)
+        dripping = spawn(drip, peer, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 400, clock)
         assert ending.wait() == "timeout"
         dripping.kill()
 
@@ -491,10 +497,10 @@ client.close()
 
 @pytest.mark.subprocess
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
-def test_a_body_as_fast_as_it_is_taken_stalls_nobody_else(
+def test_a_body_that_comes_as_fast_as_it_is_read_stalls_no_other_connection(
     smtp_server: MakeServer, certificate: Certificate, tls: bool
 ) -> None:
-    """The peer is always ahead of the receiver, which never has to wait for it."""
+    """The client is always ahead of the receiver, so reading the body never waits."""
     server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, max_idle_commands=10**6)
     begun, received = Event(), Event()
 

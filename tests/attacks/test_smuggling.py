@@ -44,22 +44,22 @@ NEARLY_NEWLINES = [
 
 
 def ends_data(body: bytes) -> bool:
-    """RFC 5321 section 4.1.1.4, with the CRLF of the DATA line before the body."""
+    """Return True if the body has an end by RFC 5321 section 4.1.1.4. The CRLF of DATA stands before the body."""
     return b"\r\n.\r\n" in b"\r\n" + body
 
 
 def unstuffed(body: bytes) -> bytes:
-    """RFC 5321 section 4.5.2, by the letter."""
+    """Remove dot-stuffing as RFC 5321 section 4.5.2 says."""
     return b"\r\n".join(line.removeprefix(b".") for line in body.split(b"\r\n"))
 
 
 def normalized(body: bytes) -> bytes:
-    """As Postfix 3.9 does it: a bare LF ends a line, and a bare CR is a space."""
+    """Normalize as Postfix 3.9 does: a bare LF ends a line, and a bare CR is a space."""
     return re.sub(rb"\r(?!\n)", b" ", re.sub(rb"\r{0,3}\n", b"\r\n", body))
 
 
 def is_clean(body: bytes) -> bool:
-    """Every CR is followed by LF, every LF follows a CR."""
+    """Return True if CR and LF occur in pairs only."""
     rest = body.replace(b"\r\n", b"")
     return b"\r" not in rest and b"\n" not in rest
 
@@ -195,7 +195,7 @@ CHUNKED = b"Subject: x\r\n\r\nOuter\n.\nInner\rend\r\n"
 
 
 def in_chunks(body: bytes, parameter: bytes = b"", first: int = 20) -> bytes:
-    """The body in two chunks, and a transaction behind it."""
+    """Return a session: the body in two chunks, and another transaction."""
     envelope = ENVELOPE.replace(b"example.org>", b"example.org>" + parameter)
     return (
         envelope

@@ -1,4 +1,4 @@
-"""STARTTLS injection (CVE-2011-0411): what came in the clear, half a line too, is gone when TLS is up."""
+"""STARTTLS injection (CVE-2011-0411): all plaintext input, even half a line, is discarded when TLS starts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def tls_server(smtp_server: MakeServer, certificate: Certificate) -> SMTPServer:
-    """Offers STARTTLS, and does not listen."""
+    """A server with STARTTLS, without a listener."""
     return smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile)
 
 
 class Watch:
-    """Notes who sends mail, what commands come, and how the connection ends."""
+    """Records the senders, the commands, and how the connection ends."""
 
     def __init__(self, server: SMTPServer) -> None:
         self.senders: list[Address] = []
@@ -87,7 +87,7 @@ def test_what_comes_in_the_same_segment_is_dropped(tls_server: SMTPServer, injec
 
 @pytest.mark.parametrize("injected", [b"NOOP\r\n", b"MAIL FROM:<evil@exam", b"x"], ids=repr)
 def test_no_cut_carries_plaintext_into_tls(tls_server: SMTPServer, injected: bytes) -> None:
-    """Cut behind the CRLF of STARTTLS the rest is taken for a handshake, which fails; anywhere else it is dropped."""
+    """After a cut behind STARTTLS, the rest is read as a handshake, which fails; after any other, it is dropped."""
     wire = b"STARTTLS\r\n" + injected
     for cut in range(1, len(wire)):
         watch = Watch(tls_server)

@@ -1,4 +1,4 @@
-"""The middleware chain: who sees what, in which order, and what it may do."""
+"""The middleware chain: order, verbs, and what a middleware may do."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 class Recorder:
-    """Passes everything on, and notes it on the way in and on the way out."""
+    """Records every command before and after ``proceed``."""
 
     def __init__(self, name: str, log: list[str], verbs: Any = None) -> None:
         self.name = name
@@ -33,7 +33,7 @@ class Recorder:
 
 
 def answering(verb: str, answer: Callable[[Session, Command, Proceed], Any]) -> Any:
-    """A middleware that does this at one verb."""
+    """Return a middleware that does this at one verb."""
 
     def middleware(session: Session, command: Command, proceed: Proceed) -> Any:
         return answer(session, command, proceed) if command.verb == verb else proceed(session, command)
@@ -272,7 +272,7 @@ def test_the_answer_to_disconnect_goes_nowhere(smtp_server: MakeServer, caplog: 
 
 
 class Colour:
-    """Takes COLOUR= behind MAIL and RCPT, with room for a long one."""
+    """An extension: COLOUR= in MAIL and RCPT, with room for a long value."""
 
     verbs = ("EHLO",)
     extensions = (
@@ -304,7 +304,7 @@ def test_extensions_add_parameters(smtp_server: MakeServer) -> None:
 
 def test_extensions_add_room_to_the_line(smtp_server: MakeServer) -> None:
     def longest_mail(peer: Peer) -> int:
-        """Octets in the longest line of MAIL that is not found too long, CRLF included."""
+        """Return the length of the longest MAIL line that is accepted, CRLF included."""
         peer.hello()
         low, high = 100, 2000
         while low < high:
@@ -419,7 +419,7 @@ def test_a_challenge_waits_in_the_connections_own_greenlet_only(smtp_server: Mak
 
 
 def test_challenge_after_the_end_of_a_session_raises(smtp_server: MakeServer) -> None:
-    """What the peer had sent behind QUIT is no answer."""
+    """What the client sent after QUIT is not an answer."""
     server = smtp_server(start=False)
     sessions: list[Session] = []
     server.on("quit", sessions.append)
@@ -432,6 +432,7 @@ def test_challenge_after_the_end_of_a_session_raises(smtp_server: MakeServer) ->
         sessions[0].challenge()
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_middleware_that_waits_for_another_greenlets_ack_gets_451_at_its_timeout(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,4 +1,4 @@
-"""Middleware that errs: exceptions, wrong shapes, answers that are none or come too late."""
+"""Faulty middleware: exceptions, wrong signatures, results that are not replies or come too late."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 def answering(verb: str, answer: Callable[[Session, Command, Proceed], Any]) -> Any:
-    """A middleware that does this at one verb."""
+    """Return a middleware that does this at one verb."""
 
     def middleware(session: Session, command: Command, proceed: Proceed) -> Any:
         return answer(session, command, proceed) if command.verb == verb else proceed(session, command)
@@ -177,7 +177,7 @@ def test_the_wrong_shape_is_refused_with_the_right_one(
 
 
 class Recorder:
-    """One that is made with arguments."""
+    """A middleware whose constructor takes arguments."""
 
     def __init__(self, verbs: Any = None) -> None:
         self.verbs = verbs

@@ -1,4 +1,4 @@
-"""Several middlewares as one, and one for some connections alone: order, verbs, errors, and whose end is seen."""
+"""``compose`` and ``when``: order, verbs, errors, and DISCONNECT."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 class Noting:
-    """Passes everything on, and notes it."""
+    """Records every command."""
 
     def __init__(self, name: str, log: list[str], *verbs: str) -> None:
         self.name = name
@@ -43,7 +43,7 @@ def failing(session: Session, command: Command, proceed: Proceed) -> Reply:
 
 
 def wrapped(middleware: Any) -> Any:
-    """As a third party holds one: in a middleware of its own, without a chain."""
+    """Wrap a middleware in another one, as third-party code may."""
 
     def wrapper(session: Session, command: Command, proceed: Proceed) -> Reply:
         reply: Reply = middleware(session, command, proceed)
@@ -53,7 +53,7 @@ def wrapped(middleware: Any) -> Any:
 
 
 def converse(server: SMTPServer, *lines: str) -> list[str]:
-    """Greet, say the lines, and QUIT; the server is through with the connection when this returns."""
+    """Send EHLO, the lines and QUIT, and wait until the server has handled the end of the connection."""
     over = Event()
     server.on("disconnect", lambda session, reason: over.set())
     with dial(server) as peer:
@@ -230,7 +230,7 @@ def test_the_error_of_what_applies_is_in_the_log_with_its_own_name(
 
 
 class Counting:
-    """Counts connections, as a limit of them would."""
+    """Counts open connections."""
 
     verbs: tuple[str, ...] | None = ("CONNECT", "DISCONNECT")
 

@@ -1,4 +1,4 @@
-"""Middleware that is told of its server's start and stop: in order, once each, and nothing is left half open."""
+"""``start`` and ``stop`` of middleware: in order, once each, and nothing is left half open."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Told = list[tuple[str, str, SMTPServer, bool]]
 
 
 class Lively:
-    """Notes what it is told, and whether the server is listening just then."""
+    """Records calls of ``start`` and ``stop``, and whether the server was listening."""
 
     def __init__(self, name: str, told: Told, failing: str = "") -> None:
         self.name = name
@@ -41,7 +41,7 @@ class Lively:
 
 
 def passing(session: Session, command: Command, proceed: Proceed) -> Reply:
-    """One that does not want to know."""
+    """A middleware without ``start`` and ``stop``."""
     return proceed(session, command)
 
 
@@ -74,7 +74,7 @@ def test_it_is_told_again_when_the_server_starts_again(smtp_server: MakeServer) 
     ]
 
 
-def test_between_close_and_stop_nobody_is_told_twice(smtp_server: MakeServer) -> None:
+def test_a_start_after_close_starts_only_new_middleware(smtp_server: MakeServer) -> None:
     told: Told = []
     server = smtp_server(middleware=[Lively("a", told)])
     server.close()

@@ -1,4 +1,4 @@
-"""Predicates: where a connection comes from, how it came, who it is, and what may be made of them."""
+"""Predicates: networks, TLS, identity, and their combinations."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 class Refusing:
-    """Refuses every NOOP, so that its application shows."""
+    """Rejects every NOOP, which shows whether it was applied."""
 
     verbs = ("NOOP",)
 
@@ -32,7 +32,7 @@ class Refusing:
 
 
 def applies(smtp_server: MakeServer, predicate: Any, source: Any = None, **options: Any) -> bool:
-    """Ask it of a real session."""
+    """Return the result of a predicate for a real session."""
     server = smtp_server(start=False, middleware=[when(predicate, Refusing())], **options)
     with dial(server, source=source) as peer:
         peer.hello()

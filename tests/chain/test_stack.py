@@ -1,4 +1,4 @@
-"""``server.stack``: a tuple, and a list to be read."""
+"""``server.stack`` as a tuple, and its readable text."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def tell(server):
 
 @pytest.fixture
 def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
-    """Start a server that cannot say that it listens; gives it and its port."""
+    """Start a server that cannot print where it listens; return it and its port."""
 
     def start(*options: str, **popen: Any) -> tuple[Any, int]:
         (tmp_path / "telltale.py").write_text(TELLTALE)
@@ -141,10 +141,13 @@ def serve_mute(serve: Serve, tmp_path: Path) -> Callable[..., tuple[Any, int]]:
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("numbers", ["1", "12", "012"])
-def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str) -> None:
-    command = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
-    server, port = serve_mute("-vv", command=command)
+@pytest.mark.parametrize(
+    ("numbers", "how"), [("1", "forked"), ("12", "forked"), ("012", "forked"), ("012", "fresh process")]
+)
+def test_mail_is_accepted_while_the_standard_streams_are_closed(serve_mute: Serve, numbers: str, how: str) -> None:
+    fresh = [sys.executable, "-c", CLOSING, numbers, Path(sys.executable).with_name("greensmtp")]
+    options = {"closed": [*map(int, numbers)]} if how == "forked" else {"command": fresh}
+    server, port = serve_mute("-vv", **options)
     for number in numbers:  # what is printed must not end up in a socket, or in a message
         assert Path(f"/proc/{server.process.pid}/fd/{number}").readlink() == Path("/dev/null")
     deliver(port, messages=3)
@@ -204,7 +207,7 @@ def test_mail_is_accepted_when_the_log_is_not_read(serve: Serve) -> None:
 def test_a_record_that_cannot_be_formatted_is_reported_in_the_log(
     capsys: pytest.CaptureFixture[str], log_format: str
 ) -> None:
-    """logging prints a traceback to standard error, which would hold up the hub where nothing reads that."""
+    """By default, logging prints a traceback, which would block the hub if standard error is not read."""
     handler = LogHandler(log_format)
     handler.handle(logging.makeLogRecord({"name": "tea", "msg": "%d", "args": ("sesame",), "pathname": "tea.py"}))
     handler.close()
@@ -310,7 +313,7 @@ def trouble(session):
 
 
 def test_a_record_with_several_lines_cannot_forge_another_record(serve: Serve, tmp_path: Path) -> None:
-    """What an error says may hold what a client said."""
+    """The text of an error may quote a client."""
     (tmp_path / "forging.py").write_text(FORGING)
     server = serve("--plugin", "forging")
     with server.dial() as peer:
@@ -326,7 +329,8 @@ def test_a_record_with_several_lines_cannot_forge_another_record(serve: Serve, t
 
 
 def test_characters_outside_the_encoding_are_escaped(serve: Serve) -> None:
-    server = serve("-v", env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    command = [sys.executable, "-m", "greensmtp"]
+    server = serve("-v", command=command, env=os.environ | {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
     with server.dial() as peer:
         peer.hello()
         peer.line("MAIL FROM:<jos\u00e9@example.com> SMTPUTF8", "RCPT TO:<bob@example.org>", "DATA", "Subject: x", ".")
@@ -386,7 +390,7 @@ def test_a_writer_whose_pipe_is_full_says_that_it_has_not_finished() -> None:
 def test_the_log_goes_on_after_the_program_configures_logging(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """logging.config closes all handlers that there are, and leaves them with their loggers."""
+    """logging.config closes all handlers, but leaves them with their loggers."""
     path = tmp_path / "log"
     with path.open("a") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -417,14 +421,14 @@ def test_after_a_fork_the_child_writes_with_a_thread_of_its_own() -> None:
     with os.fdopen(writing, "w") as stream:
         writer = LineWriter(stream)
         writer.say("parent")
-        writer.finish(20)
+        assert os.read(reading, 100) == b"parent\n"  # its thread goes on, but not in the child
         child = os.fork()
         if not child:
             writer.say("child")
-            writer.finish(20)
-            os._exit(0)
+            os._exit(0 if writer.finish(5) else 1)
         assert os.waitpid(child, 0) == (child, 0)
-    assert os.read(reading, 100) == b"parent\nchild\n"
+        assert os.read(reading, 100) == b"child\n"
+        assert writer.finish(20)
     os.close(reading)
 
 
@@ -444,7 +448,7 @@ def test_a_non_blocking_descriptor_is_waited_for() -> None:
 
 
 class Lines:
-    """Stands for standard output."""
+    """Stand in for standard output."""
 
     def __init__(self) -> None:
         self.said: list[str] = []

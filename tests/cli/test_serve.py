@@ -7,7 +7,6 @@ import re
 import smtplib
 import socket
 import ssl
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,10 +19,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
+from gevent import get_hub
 
 from greensmtp import Limits
 from greensmtp.cli import cli
 from greensmtp.config.defaults import parse_size
+from tests import forked
+from tests.delivery.helpers import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -34,22 +36,14 @@ SCRIPT = Path(sys.executable).with_name("greensmtp")
 BODY = b"Subject: Tea\r\n\r\nAt four.\r\n"
 
 
-def run(*arguments: str | Path, folder: Path, command: tuple[str | Path, ...] = (SCRIPT,)) -> tuple[int, str, str]:
-    """Exit status, standard output, and standard error with its lines joined."""
-    ran = subprocess.run(
-        [*command, *arguments],
-        check=False,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=20,
-    )
+def run(*arguments: str, folder: Path, **options: Any) -> tuple[int, str, str]:
+    """Run the command; return its exit status, its standard output, and its standard error in one line."""
+    ran = forked.run(forked.command_line(*arguments), cwd=folder, **options)
     return ran.returncode, ran.stdout, " ".join(ran.stderr.split())
 
 
 def deliver(port: int, *recipients: str, body: bytes = BODY) -> bytes:
-    """Send a message; give the text of the reply."""
+    """Send a message; return the text of the reply."""
     with smtplib.SMTP("127.0.0.1", port, timeout=10) as client:
         client.ehlo("client.example")
         client.mail("ann@example.com")
@@ -143,10 +137,10 @@ def test_version_prints_the_version(tmp_path: Path) -> None:
 @pytest.mark.subprocess
 @pytest.mark.parametrize("name", ["click", "pydantic", "pythonjsonlogger", "tomlkit"])
 def test_without_the_extra_the_error_says_how_to_install_it(tmp_path: Path, name: str) -> None:
-    program = f"import sys; sys.modules[{name!r}] = None; from greensmtp.__main__ import main; main()"
-    status, _, error = run("serve", folder=tmp_path, command=(sys.executable, "-c", program))
-    assert status == 1
-    assert error == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'"
+    program = forked.command_line("serve", first=f"import sys; sys.modules[{name!r}] = None")
+    ran = forked.run(program, how=forked.UNPATCHED, cwd=tmp_path)  # which has not imported any of them
+    assert ran.returncode == 1
+    assert ran.stderr == f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'\n"
 
 
 # --listen, --hostname, TLS
@@ -255,7 +249,7 @@ def test_a_message_that_is_too_large_is_rejected_and_not_stored(serve: Serve) ->
         peer.line("NOOP")
         peer.expect("250")
     assert server.mail == []
-    assert not [*(server.maildir / "tmp").iterdir()]
+    wait_until(lambda: not [*(server.maildir / "tmp").iterdir()])  # files are removed in a thread
 
 
 # What is wrong
@@ -263,7 +257,7 @@ def test_a_message_that_is_too_large_is_rejected_and_not_stored(serve: Serve) ->
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Path:
-    """The current one, with PEM files in it."""
+    """Return the current folder, with PEM files in it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.pem").touch()
     (tmp_path / "cert.pem").write_bytes(certificate.certfile.read_bytes())
@@ -392,30 +386,53 @@ def test_a_unix_path_that_is_too_long_is_an_error_before_listening(serve: Serve)
 
 
 @pytest.mark.subprocess
+@pytest.mark.parametrize("arguments", [["check"], ["plugins"], ["--help"]], ids=" ".join)
+def test_a_full_disk_gives_one_line(tmp_path: Path, arguments: list[str]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        status, _, error = run(*arguments, folder=tmp_path, stdout=full)
+    assert (status, error) == (1, "greensmtp: cannot write: No space left on device")
+
+
+@pytest.mark.subprocess
+@pytest.mark.parametrize(("command", "closed"), [("check", [1]), ("plugins", [1, 2]), ("check", [0, 1, 2])])
+def test_closed_standard_streams_are_no_error(tmp_path: Path, command: str, closed: list[int]) -> None:
+    assert run(command, folder=tmp_path, closed=closed) == (0, "", "")
+
+
+@pytest.mark.subprocess
+def test_a_message_from_a_closed_standard_input_is_an_error(tmp_path: Path) -> None:
+    arguments = ["send", "--server", "smtp://127.0.0.1:1", "--from", "a@b", "--to", "c@d", "-"]
+    status, _, error = run(*arguments, folder=tmp_path, closed=[0])
+    assert (status, error) == (1, "-: standard input is closed")
+
+
+@pytest.mark.subprocess
 @pytest.mark.parametrize(
-    ("command", "status", "complaint"),
+    ("arguments", "complaint"),
     [
-        ("check >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("plugins >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("--help >/dev/full", 1, "greensmtp: cannot write: No space left on device"),
-        ("check >&-", 0, ""),
-        ("plugins >&- 2>&-", 0, ""),
-        ("check <&- >&- 2>&-", 0, ""),
-        ("check --hostname \"$(printf '\\377')\"", 2, "Error: Invalid value for '--hostname': must be UTF-8"),
-        ("check --config .", 2, "Error: .: Is a directory"),
-        ("check --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
-        ("serve --maildir \"$(printf '%300s' | tr ' ' x)\"", 2, "File name too long"),
-        ("serve --config pipe --listen 127.0.0.1:0", 2, "Error: pipe:2: "),
-        ("send --server smtp://127.0.0.1:1 --from a@b --to c@d - <&-", 1, "-: standard input is closed"),
+        (["check", "--hostname", os.fsdecode(b"\xff")], "Error: Invalid value for '--hostname': must be UTF-8"),
+        (["check", "--config", "."], "Error: .: Is a directory"),
+        (["check", "--maildir", "x" * 300], "File name too long"),
+        (["serve", "--maildir", "x" * 300], "File name too long"),
     ],
+    ids=["not UTF-8", "a folder", "check a long name", "serve with a long name"],
 )
-def test_an_unusual_environment_gives_one_line_and_no_traceback(
-    tmp_path: Path, command: str, status: int, complaint: str
+def test_an_unusual_argument_is_an_error_without_a_traceback(
+    tmp_path: Path, arguments: list[str], complaint: str
 ) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    script = f"(printf '\\n=\\n' >pipe) & {SCRIPT} {command}; status=$?; kill $! 2>/dev/null; exit $status"
-    shell = ["sh", "-c", script]
-    ran = subprocess.run(shell, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=20)
-    assert ran.returncode == status, ran.stderr
-    assert complaint in ran.stderr
-    assert "Traceback" not in ran.stderr
+    status, output, error = run(*arguments, folder=tmp_path)
+    assert (status, output) == (2, "")
+    assert complaint in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.subprocess
+def test_a_configuration_can_be_read_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = get_hub().threadpool.spawn(pipe.write_text, "\n=\n")
+    status, _, error = run("serve", "--config", "pipe", "--listen", "127.0.0.1:0", folder=tmp_path)
+    os.close(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK))  # lets the writer go where nothing has read
+    writing.get(timeout=20)
+    assert status == 2
+    assert error.startswith("Error: pipe:2: ")

@@ -16,14 +16,14 @@ Serve = Callable[..., Any]
 
 
 def begin_mail(peer: Peer) -> None:
-    """As far as the 354."""
+    """Begin a message, up to the 354."""
     peer.hello()
     peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
     peer.expect("250", "250", "354")
 
 
 def refused(server: Any) -> bool:
-    """No connection is to be had."""
+    """Return True if the server's port refuses connections."""
     try:
         socket.create_connection(("127.0.0.1", server.port), 10).close()
     except ConnectionRefusedError:
@@ -108,6 +108,7 @@ def test_an_unfinished_tls_handshake_does_not_delay_the_stop(serve: Serve, certi
         other.expect("220")
         server.process.send_signal(signal.SIGTERM)
         other.expect("421")
+        other.close()
         assert silent.rest() == b""
         assert server.wait(5) == 0
 

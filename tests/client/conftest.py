@@ -13,7 +13,10 @@ from gevent import Timeout, socket, spawn
 from gevent import sleep as switch
 from gevent.server import StreamServer
 
-from greensmtp import SMTPClient, connect
+from greensmtp import SMTPClient, SMTPServer, connect
+from greensmtp.testing.fixtures import MakeServer
+from tests.client.counter import Counter
+from tests.client.inbox import Inbox
 
 if TYPE_CHECKING:
     from tests.conftest import Cuts
@@ -24,7 +27,7 @@ class Script:
 
     def __init__(self, sock: Any, cut: int | None = None) -> None:
         """
-        :param cut: after so many octets of all that it says, it waits until the client has read them (unix sockets).
+        :param cut: after this many bytes of output, wait until the client has read them (unix sockets only).
         """
         self.socket = sock
         self._cut = cut
@@ -76,7 +79,7 @@ class Script:
         return body
 
     def exactly(self, size: int) -> bytes:
-        """Return so many bytes."""
+        """Return the next ``size`` bytes."""
         while len(self._buffer) < size:
             assert self._more()
         octets, self._buffer = self._buffer[:size], self._buffer[size:]
@@ -157,7 +160,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted() -> Iterator[Callable[..., Scripted]]:
-    """``scripted(script, ...)`` starts one; all are stopped at the end of the test."""
+    """``scripted(script, ...)`` starts a server; it is stopped at the end of the test."""
     servers: list[Scripted] = []
 
     def start(*scripts: Callable[[Script], Any]) -> Scripted:
@@ -226,3 +229,21 @@ def pair() -> Iterator[tuple[Any, Any]]:
     yield ours, theirs
     ours.close()
     theirs.close()
+
+
+@pytest.fixture
+def server(smtp_server: MakeServer) -> SMTPServer:
+    """Return a server without handlers; test files have others under this name."""
+    return smtp_server()
+
+
+@pytest.fixture
+def counter(server: SMTPServer) -> Counter:
+    """Count what the server sees."""
+    return Counter(server)
+
+
+@pytest.fixture
+def inbox(smtp_server: MakeServer) -> Inbox:
+    """Return an inbox whose server keeps bare newlines."""
+    return Inbox(smtp_server(bare_newlines="keep"))

@@ -47,7 +47,7 @@ def wait_for(address: Any, log: Any = None) -> None:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """A folder that other users may enter (pytest's own are closed to them)."""
+    """Make a folder that other users may enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="greensmtp-"))
     path.chmod(0o755)
     try:
@@ -92,6 +92,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
                 smtpd_recipient_restrictions =
                   check_recipient_access inline:{{no@example.com=REJECT}}, permit_mynetworks, reject
                 smtpd_peername_lookup = no
+                smtpd_error_sleep_time = 0
                 smtpd_tls_security_level = may
                 smtpd_tls_cert_file = {base}/certfile.pem
                 smtpd_tls_key_file = {base}/keyfile.pem
@@ -255,11 +256,17 @@ def dovecot() -> Iterator[Path]:
                   driver = static
                   args = uid=mail gid=mail home={mail}/%n
                 }}
+                auth_failure_delay = 0
                 auth_mechanisms = plain login cram-md5 scram-sha-256
                 disable_plaintext_auth = no
                 service auth {{
                   unix_listener {base}/auth.sock {{
                     mode = 0666
+                  }}
+                }}
+                service anvil {{
+                  unix_listener anvil-auth-penalty {{
+                    mode = 0
                   }}
                 }}
                 service lmtp {{

@@ -193,7 +193,7 @@ def test_a_server_that_does_not_read_does_not_block_close(peer: Peer, certificat
     port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
     sending = spawn(mail._transport.send, b"x" * 50_000_000, 20)
-    with pytest.raises(Timeout), Timeout(0.3):
+    with pytest.raises(Timeout), Timeout(0.1):
         sending.get()
     with Timeout(2):
         mail.close()
@@ -208,7 +208,7 @@ def test_a_kill_in_the_middle_of_a_message_does_not_wait(peer: Peer, certificate
     port: Any = peer.server.address[1]
     mail = connect("localhost", port, tls=True, ssl_context=context, timeout=20)
     sending = spawn(mail._transport.send, b"x" * 50_000_000, 20)
-    with pytest.raises(Timeout), Timeout(0.3):
+    with pytest.raises(Timeout), Timeout(0.1):
         sending.get()
     with Timeout(2):
         sending.kill()

@@ -210,7 +210,7 @@ def test_killing_some_of_many_greenlets_does_not_disturb_the_others(scripted: St
 
 
 def resets(*, after: int, offers: tuple[str, ...] = ("PIPELINING",), said: bytes = b"") -> Callable[[Script], None]:
-    """Read so many bytes of a message, send a reply, and reset the connection."""
+    """Read ``after`` bytes of a message, send a reply, and reset the connection."""
 
     def script(script: Script) -> None:
         script.greet(*offers)

@@ -184,12 +184,15 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "node_modules"
 
 
+@pytest.fixture(scope="module")
+def node(stack: ExitStack, modules: Path, certificate: Certificate) -> int:
+    port: int = stack.enter_context(peers.node_smtp_server(modules, certificate))
+    return port
+
+
 @pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5", None])
-def test_node_smtp_server(modules: Path, certificate: Certificate, context: Any, mechanism: str | None) -> None:
-    with (
-        peers.node_smtp_server(modules, certificate) as port,
-        connect("127.0.0.1", port, ssl_context=context, starttls="require", timeout=20) as mail,
-    ):
+def test_node_smtp_server(node: int, context: Any, mechanism: str | None) -> None:
+    with connect("127.0.0.1", node, ssl_context=context, starttls="require", timeout=20) as mail:
         mail.begin()
         assert mail.login("jo", "secret", mechanism).code == 235
         sent = mail.send(BODY, FROM, [TO, "no@example.com"])
@@ -197,11 +200,8 @@ def test_node_smtp_server(modules: Path, certificate: Certificate, context: Any,
         assert list(sent.refused) == ["no@example.com"]
 
 
-def test_node_smtp_server_xoauth2(modules: Path, certificate: Certificate, context: Any) -> None:
-    with (
-        peers.node_smtp_server(modules, certificate) as port,
-        connect("127.0.0.1", port, ssl_context=context, timeout=20) as mail,
-    ):
+def test_node_smtp_server_xoauth2(node: int, context: Any) -> None:
+    with connect("127.0.0.1", node, ssl_context=context, timeout=20) as mail:
         mail.begin()
         assert mail.login("jo", token="wrong").is_permanent_failure
         assert mail.login("jo", token="token").code == 235

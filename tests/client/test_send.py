@@ -10,27 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from greensmtp import (
-    Ack,
-    Address,
-    ClientError,
-    DataRefused,
-    HelloRefused,
-    MessageStream,
-    NotOffered,
-    PartiallyRefused,
-    Pool,
-    ProtocolError,
-    RecipientsRefused,
-    Refused,
-    SenderRefused,
-    Session,
-    SMTPServer,
-    connect,
-)
+from greensmtp import HelloRefused, NotOffered, ProtocolError, RecipientsRefused
 from greensmtp.client.message import CHUNKING_PAYS
 from greensmtp.client.message_content import MAX_MEMORY
-from greensmtp.testing.fixtures import MakeServer
+from tests.client.inbox import Inbox, composed
 
 if TYPE_CHECKING:
     from tests.client.conftest import Script, Scripted
@@ -40,64 +23,11 @@ if TYPE_CHECKING:
 FROM, TO = "a@example.com", "b@example.com"
 
 
-class Inbox:
-    """What a server has received: commands, envelopes, content."""
-
-    def __init__(self, server: SMTPServer) -> None:
-        self.server = server
-        self.commands: list[str] = []
-        self.senders: list[Address] = []
-        self.recipients: list[list[Address]] = []
-        self.bodies: list[bytes] = []
-        server.on("message", self._take)
-        server.on("to", self._choose)
-        server.on("command", self._note)
-
-    def _note(self, session: Session, command: Any, ack: Ack) -> None:
-        self.commands.append(str(command))
-
-    def _choose(self, session: Session, address: Address, ack: Ack) -> None:
-        if address.local_part == "no":
-            ack.reject(550, "5.1.1 no such user")
-        elif address.local_part == "later":
-            ack.reject(450, "4.2.1 busy")
-        else:
-            ack.accept()
-
-    def _take(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        if session.from_ == "refuse@example.com":
-            ack.reject(554, "5.7.1 no")
-            return
-        ack.accept()
-        assert session.from_ is not None
-        self.senders.append(session.from_)
-        self.recipients.append(list(session.to))
-        self.bodies.append(stream.read())
-
-    def send(self, *args: Any, **options: Any) -> Any:
-        """Send a message on a new connection."""
-        with connect(*self.server.address, timeout=10) as mail:
-            return mail.send(*args, **options)
-
-
-@pytest.fixture
-def inbox(smtp_server: MakeServer) -> Inbox:
-    return Inbox(smtp_server())
-
-
-def email(**fields: str) -> EmailMessage:
-    message = EmailMessage()
-    for name, value in fields.items():
-        message[name.replace("_", "-")] = value
-    message.set_content("hi\n")
-    return message
-
-
 # Envelopes
 
 
 def test_the_envelope_is_derived_from_the_headers(inbox: Inbox) -> None:
-    message = email(From="Jo <jo@example.com>", To='"A, B" <ab@example.com>, c@example.com', Cc="d@example.com")
+    message = composed(From="Jo <jo@example.com>", To='"A, B" <ab@example.com>, c@example.com', Cc="d@example.com")
     message["Bcc"] = "secret@example.com, c@example.com"
     sent = inbox.send(message)
     assert inbox.senders == ["jo@example.com"]
@@ -111,12 +41,12 @@ def test_the_envelope_is_derived_from_the_headers(inbox: Inbox) -> None:
 
 
 def test_sender_takes_precedence_over_from(inbox: Inbox) -> None:
-    inbox.send(email(From="a@example.com, b@example.com", Sender="office@example.com", To=TO))
+    inbox.send(composed(From="a@example.com, b@example.com", Sender="office@example.com", To=TO))
     assert inbox.senders == ["office@example.com"]
 
 
 def test_resent_fields_take_precedence(inbox: Inbox) -> None:
-    message = email(From="a@example.com", To="b@example.com")
+    message = composed(From="a@example.com", To="b@example.com")
     message["Resent-Date"] = "Mon, 1 Jan 2024 00:00:00 +0000"
     message["Resent-From"] = "c@example.com"
     message["Resent-To"] = "d@example.com"
@@ -168,15 +98,15 @@ def test_bytes_with_recipients_are_sent_unchanged(inbox: Inbox) -> None:
 
 
 def test_the_null_sender(inbox: Inbox) -> None:
-    inbox.send(email(From="a@example.com", To=TO), sender="")
+    inbox.send(composed(From="a@example.com", To=TO), sender="")
     assert inbox.senders == [""]
 
 
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        (email(To=TO), "From"),
-        (email(From=FROM), "recipients="),
+        (composed(To=TO), "From"),
+        (composed(From=FROM), "recipients="),
         (b"no header at all", "From"),
     ],
 )
@@ -259,7 +189,7 @@ def test_utf8_in_the_header_section(inbox: Inbox) -> None:
 
 
 def test_utf8_addresses(inbox: Inbox) -> None:
-    inbox.send(email(From="j\u00f6@example.com", To="Gr\u00e4fin <gr\u00e4fin@b\u00fccher.example>"))
+    inbox.send(composed(From="j\u00f6@example.com", To="Gr\u00e4fin <gr\u00e4fin@b\u00fccher.example>"))
     assert inbox.senders == ["j\u00f6@example.com"]
     assert "SMTPUTF8" in mail_line(inbox)
     assert "gr\u00e4fin@b\u00fccher.example".encode() in inbox.bodies[0]
@@ -363,7 +293,7 @@ def test_an_email_message_is_encoded_if_8bitmime_is_not_offered(scripted: Start)
         script.say("250 Ok")
         script.rest()
 
-    message = email(From=FROM, To=TO)
+    message = composed(From=FROM, To=TO)
     message.set_content("gr\u00fc\u00dfe\n", cte="8bit")
     with scripted(script).connect() as mail:
         mail.send(message)
@@ -448,207 +378,3 @@ def test_a_refused_hello_is_hello_refused(scripted: Start) -> None:
     with pytest.raises(HelloRefused) as caught:
         mail.send(b"x", FROM, TO)
     assert not caught.value.transient
-
-
-# Refusals
-
-
-def test_partial_refusals_are_in_the_result(inbox: Inbox) -> None:
-    sent = inbox.send(b"x", FROM, [TO, "no@example.com", "later@example.com"])
-    assert sent.accepted == (TO,)
-    assert {recipient: reply.code for recipient, reply in sent.refused.items()} == {
-        "no@example.com": 550,
-        "later@example.com": 450,
-    }
-    with pytest.raises(PartiallyRefused, match="2 of 3") as caught:
-        inbox.send(b"x", FROM, [TO, "no@example.com", "later@example.com"], raise_on_partial=True)
-    assert caught.value.result.accepted == (TO,)
-    assert not caught.value.safe_to_retry
-
-
-def test_all_recipients_refused(inbox: Inbox) -> None:
-    with pytest.raises(RecipientsRefused) as caught:
-        inbox.send(b"x", FROM, ["no@example.com"])
-    assert not caught.value.transient
-    assert caught.value.safe_to_retry
-    assert caught.value.recipients["no@example.com"].enhanced == "5.1.1"
-    with pytest.raises(RecipientsRefused) as caught:
-        inbox.send(b"x", FROM, ["no@example.com", "later@example.com"])
-    assert caught.value.transient
-
-
-def test_the_sender_refused(inbox: Inbox) -> None:
-    inbox.server.on("from", lambda session, address, ack: ack.reject(450, "4.7.1 wait"))
-    with pytest.raises(SenderRefused, match=r"4\.7\.1 wait") as caught:
-        inbox.send(b"x", FROM, TO)
-    assert caught.value.transient
-
-
-def test_the_message_refused(inbox: Inbox) -> None:
-    with pytest.raises(DataRefused, match=r"5\.7\.1"):
-        inbox.send(b"x", "refuse@example.com", TO)
-    inbox.server.on("received", lambda session, ack: ack.reject(451, "4.3.0 no"))
-    with pytest.raises(DataRefused) as caught:
-        inbox.send(b"x", FROM, TO)
-    assert caught.value.transient
-    assert isinstance(caught.value, Refused)
-    assert isinstance(caught.value, ClientError)
-
-
-def test_a_message_above_the_servers_size_is_refused(smtp_server: MakeServer) -> None:
-    inbox = Inbox(smtp_server(max_message_size=100))
-    with pytest.raises(SenderRefused, match="552"):
-        inbox.send(b"x" * 200, FROM, TO)
-
-
-def test_a_refusal_leaves_the_connection_usable(inbox: Inbox) -> None:
-    with connect(*inbox.server.address, timeout=10) as mail:
-        for _ in range(3):
-            with pytest.raises(RecipientsRefused):
-                mail.send(b"x", FROM, "no@example.com")
-            with pytest.raises(DataRefused):
-                mail.send(b"x", "refuse@example.com", TO)
-            with pytest.raises(RecipientsRefused):
-                mail.send(b"x" * CHUNKING_PAYS, FROM, "no@example.com")
-            mail.send(b"x", FROM, TO)
-    assert [list(to) for to in inbox.recipients] == [[TO]] * 3
-
-
-def test_354_without_recipients_gets_an_empty_message(scripted: Start) -> None:
-    """RFC 2920 section 3.1: DATA was pipelined, and the server accepts it although every RCPT was refused."""
-
-    def script(script: Script) -> None:
-        script.greet("PIPELINING")
-        script.expect("MAIL", "RCPT", "DATA")
-        script.say("250 1", "550 no", "354 go")
-        assert script.body() == b""
-        script.say("554 nobody")
-        script.expect("NOOP")
-        script.say("250 Ok")
-        script.rest()
-
-    with scripted(script).connect() as mail:
-        with pytest.raises(RecipientsRefused):
-            mail.send(b"the secret body", FROM, TO)
-        assert mail.noop().code == 250
-
-
-@pytest.mark.parametrize("at", ["MAIL", "RCPT", "DATA", "body"])
-def test_421_at_every_point(scripted: Start, at: str) -> None:
-    def script(script: Script) -> None:
-        script.greet("PIPELINING")
-        for verb, reply in (("MAIL", "250 1"), ("RCPT", "250 2"), ("DATA", "354 go")):
-            script.expect(verb)
-            if verb == at:
-                script.say("421 4.3.2 bye")
-                return
-            script.say(reply)
-        script.body()
-        script.say("421 4.3.2 bye")
-
-    mail = scripted(script).connect()
-    with pytest.raises(Refused) as caught:
-        mail.send(b"x", FROM, TO)
-    assert caught.value.reply is not None
-    assert caught.value.reply.code == 421
-    assert caught.value.transient
-    assert caught.value.safe_to_retry
-    assert mail.closed
-
-
-# LMTP
-
-
-@pytest.fixture
-def lmtp(smtp_server: MakeServer) -> SMTPServer:
-    server = smtp_server(lmtp=True)
-    Inbox(server)
-
-    @server.on("received")
-    def deliver(session: Session, ack: Ack, recipient: Address) -> None:
-        if recipient.local_part == "full":
-            ack.reject(452, "4.2.2 mailbox full")
-        else:
-            ack.accept(250, f"2.0.0 stored for {recipient.local_part}")
-
-    return server
-
-
-@pytest.mark.parametrize("size", [10, CHUNKING_PAYS])
-def test_lmtp_has_a_reply_for_each_recipient(lmtp: SMTPServer, size: int) -> None:
-    with connect(*lmtp.address, lmtp=True, timeout=10) as mail:
-        for _ in range(2):
-            sent = mail.send(b"x" * size, FROM, ["full@example.com", "no@example.com", "jo@example.com"])
-            assert {recipient: str(reply) for recipient, reply in sent.recipients.items()} == {
-                "full@example.com": "452 4.2.2 mailbox full",
-                "no@example.com": "550 5.1.1 no such user",
-                "jo@example.com": "250 2.0.0 stored for jo",
-            }
-            assert sent.reply.text == "stored for jo"
-        with pytest.raises(DataRefused) as caught:
-            mail.send(b"x" * size, FROM, ["full@example.com", "no@example.com"])
-        assert caught.value.recipients["full@example.com"].code == 452
-        assert mail.send(b"x", FROM, ["jo@example.com"]).accepted == ("jo@example.com",)
-
-
-def test_lmtp_by_hand(lmtp: SMTPServer) -> None:
-    with connect(*lmtp.address, timeout=10) as mail:
-        assert mail.lhlo("client.example").code == 250
-        mail.from_(FROM)
-        mail.to("full@example.com")
-        mail.to("jo@example.com")
-        mail.data()
-        assert mail.message(b"x").code == 452
-        assert [reply.code for reply in mail.replies] == [452, 250]
-        assert mail.noop().code == 250
-
-
-# Extensions that a server offers and breaks at
-
-
-def ignores_pipelining(script: Script) -> None:
-    """Offer PIPELINING and CHUNKING, and handle neither."""
-    script.greet("PIPELINING", "CHUNKING", "8BITMIME", "SIZE")
-    for verb in ("MAIL FROM:<a@example.com>", "RCPT", "DATA"):
-        script.expect(verb)
-        assert not script._buffer
-        script.say("354 go" if verb == "DATA" else "250 Ok")
-    script.body()
-    script.say("250 Ok")
-    script.rest()
-
-
-@pytest.mark.parametrize("ignore", [("CHUNKING", "PIPELINING"), ["chunking", "Pipelining"], {"PIPELINING", "CHUNKING"}])
-def test_extensions_are_ignored(scripted: Start, ignore: Any) -> None:
-    body = b"x" * (CHUNKING_PAYS + 1)
-    with scripted(ignores_pipelining).connect(ignore=ignore) as mail:
-        assert mail.send(body, FROM, TO).reply.code == 250
-        assert set(mail.extensions) == {"8BITMIME", "SIZE"}
-        with pytest.raises(NotOffered):
-            mail.bdat(b"x")
-    server = scripted(ignores_pipelining)
-    with Pool("127.0.0.1", server.port, ignore=ignore, timeout=5) as pool:
-        assert pool.send(body, FROM, TO).reply.code == 250
-
-
-def test_one_extension_is_ignored(scripted: Start) -> None:
-    def script(script: Script) -> None:
-        script.greet("PIPELINING", "STARTTLS")
-        script.expect("MAIL", "RCPT", "DATA")
-        script.say("250 1", "250 2", "354 go")
-        script.body()
-        script.say("250 Ok")
-        script.rest()
-
-    with scripted(script).connect(ignore="starttls") as mail:
-        assert mail.send(b"x", FROM, TO).reply.code == 250
-
-
-@pytest.mark.parametrize(
-    ("ignore", "hint"),
-    [("CHUNKNIG", "did you mean 'CHUNKING'"), (["PIPELINE"], "'PIPELINING'"), ("X-MAGIC", "SMTPUTF8")],
-)
-def test_unknown_extensions_cannot_be_ignored(ignore: Any, hint: str) -> None:
-    for call in (lambda: connect("127.0.0.1", 1, ignore=ignore), lambda: Pool(ignore=ignore)):
-        with pytest.raises(ValueError, match=hint):
-            call()

@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gevent import socket, subprocess
 from gevent.event import Event
+from gevent.subprocess import PIPE
 
 from greensmtp import Ack, Address, MessageStream, Session, SMTPServer
 from greensmtp.cli import cli, sender
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -27,18 +30,10 @@ pytestmark = pytest.mark.subprocess
 MESSAGE = b"From: me@example.com\nTo: you@example.com\nBcc: they@example.com\n\nhi\n"
 
 
-def run(*args: object, stdin: bytes = b"", **environment: str) -> Any:
-    """The command, to its end."""
-    command = [sys.executable, "-m", "greensmtp", "send", *map(str, args)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, **environment},
-    ) as process:
-        out, err = process.communicate(stdin, timeout=30)
-    return process.returncode, out.decode(), err.decode()
+def run(*args: object, stdin: bytes = b"", **environment: str) -> tuple[int, str, str]:
+    """Run the command to its end; return its exit status, standard output and standard error."""
+    ran = forked.run(forked.command_line("send", *args), input=stdin, env=os.environ | environment)
+    return ran.returncode, ran.stdout, ran.stderr
 
 
 class Inbox:
@@ -75,7 +70,10 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_standard_input(inbox: Inbox) -> None:
-    assert run("--server", inbox.url, "-", stdin=MESSAGE) == (0, "", "")
+    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, "-"]
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+        assert process.communicate(MESSAGE, timeout=30) == (b"", b"")
+    assert process.returncode == 0
     assert inbox.mails == [
         (
             "me@example.com",
@@ -258,19 +256,15 @@ def test_an_interrupt_ends_send_at_once(inbox: Inbox, files: list[Path]) -> None
         go.wait()
         ack.accept()
 
-    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, *map(str, files)]
-    with subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # A shell's background jobs ignore SIGINT, and so would what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    ) as process:
+    program = forked.command_line("send", "--server", inbox.url, *files)
+    with tempfile.TemporaryFile() as stderr:
+        process = forked.start(program, stderr=stderr)
         assert there.wait(20)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=20)  # a pool that is closed waits for thirty seconds
+        assert process.wait(20) == 1  # a pool that is closed waits for thirty seconds
+        stderr.seek(0)
+        err = stderr.read()
     go.set()
-    assert process.returncode == 1
     assert b"Traceback" not in err
 
 
@@ -302,23 +296,25 @@ def test_a_pipe_without_a_writer_holds_up_neither_the_other_files_nor_an_interru
     assert b"Traceback" not in err
 
 
-def test_a_progress_bar_on_a_terminal_when_it_takes_long(inbox: Inbox, files: list[Path]) -> None:
-    from gevent import sleep
-
-    @inbox.server.on("received")
-    def dawdle(session: Session, ack: Ack) -> None:
-        sleep(0.4)
-        ack.accept()
-
+@pytest.mark.parametrize(("delay", "shown"), [(0.0, True), (60.0, False)], ids=["long", "not long"])
+def test_a_progress_bar_on_a_terminal_when_it_takes_long(
+    inbox: Inbox, files: list[Path], delay: float, shown: bool
+) -> None:
+    first = f"from greensmtp.cli import sender; sender.PROGRESS_DELAY = {delay}"
+    program = forked.command_line("send", "--server", inbox.url, "--concurrency", 1, *files, first=first)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "greensmtp", "send", "--server", inbox.url, "--concurrency", "1", *map(str, files)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=theirs) as process:
-        assert process.wait(30) == 0
+    assert forked.start(program, stderr=theirs).wait(30) == 0
     os.close(theirs)
-    shown = os.read(ours, 65536).decode()
+    written = os.read(ours, 65536).decode()
     os.close(ours)
-    assert "Sending" in shown
-    assert "100%" in shown
+    assert ("Sending" in written, "100%" in written) == (shown, shown)
+    assert "5 of 5 sent" in written
+
+
+def test_no_progress_bar_without_a_terminal(inbox: Inbox, files: list[Path]) -> None:
+    first = "from greensmtp.cli import sender; sender.PROGRESS_DELAY = 0.0"
+    ran = forked.run(forked.command_line("send", "--server", inbox.url, *files, first=first))
+    assert ran.stderr == "5 of 5 sent\n"
 
 
 # Verbose

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +11,10 @@ from gevent import get_hub, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Command, Session, SMTPServer, connect
+from tests import forked
 
-pytestmark = pytest.mark.subprocess
+#: The processes of development mode that fork are started once for all.
+pytestmark = [pytest.mark.subprocess, pytest.mark.xdist_group("threads and forks")]
 
 #: What every program begins with: threads that are native in a patched process too, and a server's port.
 PRELUDE = """
@@ -23,7 +23,10 @@ if sys.argv[1] == "patched":
     from gevent import monkey
     monkey.patch_all()
     start, allocate = (monkey.get_original("_thread", name) for name in ("start_new_thread", "allocate_lock"))
+    # gevent's hangs if the child ends before gevent has begun to watch it.
+    waitpid = monkey.get_original("os", "waitpid")
 else:
+    from os import waitpid
     from _thread import allocate_lock as allocate, start_new_thread as start
 import os
 import gevent
@@ -60,7 +63,7 @@ def in_child(work):
         finally:
             sys.stdout.flush()
             os._exit(0)
-    os.waitpid(child, 0)
+    waitpid(child, 0)
 """
 
 
@@ -80,24 +83,11 @@ def mode(request: pytest.FixtureRequest) -> str:
 def run(mode: str, server: SMTPServer, program: str, folder: Path) -> list[str]:
     """Return the lines that the program prints; warnings of Python's development mode are errors."""
     address: Any = server.address
-    ran = subprocess.run(
+    ran = forked.run(
+        forked.python(PRELUDE + program, mode, address[1]),
         # (Python 3.12 warns of every fork in a process that has threads.)
-        [
-            sys.executable,
-            "-X",
-            "dev",
-            "-W",
-            "ignore::DeprecationWarning",
-            "-c",
-            PRELUDE + program,
-            mode,
-            str(address[1]),
-        ],
-        check=False,
+        how=(mode, "-X", "dev", "-W", "ignore::DeprecationWarning"),
         cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=40,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     return ran.stdout.splitlines()
@@ -123,7 +113,7 @@ print(in_threads(1, lambda: pool.send(*MESSAGE)))
 
 
 def test_closing_a_pool_ends_the_sends_of_other_native_threads(mode: str, server: SMTPServer, tmp_path: Path) -> None:
-    """Of a native thread with a connection in use and a send that waits for another one."""
+    """One thread uses a connection, and its send waits for another one."""
     program = """
 pool = Pool("127.0.0.1", port, 1, timeout=10)
 there, over = allocate(), allocate()
@@ -252,7 +242,7 @@ pool.close()
 
 
 def test_a_connection_whose_hub_was_destroyed_can_be_closed(server: SMTPServer) -> None:
-    """The hub of a native thread that has ended."""
+    """Its native thread has ended."""
     gone, made = Event(), []
     reasons: list[str] = []
 
@@ -283,7 +273,7 @@ from select import poll as patched
 from greensmtp.client.transport import poll
 print(poll is monkey.get_original("select", "poll"), poll is patched)
 """
-    ran = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=40)
+    ran = forked.run(forked.python(program))
     assert ran.stdout.split() == ["True", "False"]
 
 

@@ -28,7 +28,7 @@ Check = Callable[..., Result]
 
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
-    """Run it in an empty folder, with this text as its file."""
+    """Run ``greensmtp check`` in an empty folder, with this text as its file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
 
@@ -42,13 +42,13 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
 
 
 def printed(result: Result) -> dict[str, Any]:
-    """What it has printed, as data."""
+    """Return the printed configuration as data."""
     assert (result.exit_code, result.stderr) == (0, "")
     return tomllib.loads(result.stdout)
 
 
 def complaints(result: Result) -> list[str]:
-    """What it has found wrong."""
+    """Return the problems that were found."""
     assert (result.exit_code, result.stdout) == (2, "")
     lines = result.stderr.splitlines()
     assert all(line.startswith("Error: ") for line in lines), lines

@@ -29,7 +29,7 @@ WHOLE = re.sub(r"(?m)^#(?=[^\s#])", "", EXAMPLE.read_text("utf-8"))
 
 
 def tables(data: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], set[str]]:
-    """The keys that are used in every table, by its path; those of an array of tables together."""
+    """Return the keys of every table by its path; the tables of an array count as one."""
     found: dict[tuple[str, ...], set[str]] = {}
     for each in data if isinstance(data, list) else [data]:
         if isinstance(each, dict):
@@ -66,7 +66,7 @@ def test_every_option_of_every_middleware_is_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", greensmtp.middleware.__all__)
 def test_the_example_shows_the_defaults_of_each_middleware(name: str) -> None:
-    """Of simple values; or they are what the default stack has."""
+    """A simple value is the parameter's default, or the one in the default stack."""
     entries = [entry for entry in tomllib.loads(WHOLE)["middleware"] if entry["use"] == name]
     for parameter in inspect.signature(getattr(greensmtp.middleware, name)).parameters.values():
         if isinstance(parameter.default, str | int | float):
@@ -90,7 +90,7 @@ def test_every_line_is_valid_including_commented_out_ones(tmp_path: Path, monkey
 
 
 def test_every_comment_is_either_prose_or_a_usable_line() -> None:
-    """``# words`` or ``#key = value``: a word that sticks to its # would be taken for a key."""
+    """``# words`` or ``#key = value``: without the space, a word would be read as a key."""
     for line in EXAMPLE.read_text("utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# ") and line != "#":
             assert re.match(r"#(?:[\w.\"-]+ = .|\[.+\]$|[\]}]|  )", line), line

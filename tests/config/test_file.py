@@ -43,7 +43,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def mistakes(path: Path, *overrides: Override) -> list[str]:
-    """What is wrong with it."""
+    """Return the problems of a configuration file."""
     with pytest.raises(ConfigError) as caught:
         load(path, overrides)
     return caught.value.lines
@@ -223,7 +223,7 @@ def test_a_date_stays_a_date_for_a_middleware_that_accepts_it(write: Write) -> N
 
 
 def test_what_is_not_utf_8_on_the_command_line_is_an_error(write: Write) -> None:
-    """As POSIX hands it over; it could not be printed as TOML."""
+    """Python decodes it with surrogates, which cannot be printed as TOML."""
     for name in ("hostname", "tls_cert"):
         override = Override(f"--{name}", (name,), "\udcff")
         assert mistakes(write(""), override) == [f"Invalid value for '--{name}': must be UTF-8"]
@@ -417,7 +417,7 @@ def test_an_option_does_not_hide_that_its_table_is_no_table(write: Write) -> Non
 
 
 class Client:
-    """What the predicates look at."""
+    """The part of a session that predicates read."""
 
     def __init__(self, peer_host: str | None, identity: str | None, tls: bool) -> None:
         self.peer_host = peer_host

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Mode(Enum):
-    """Some choice."""
+    """An enumeration."""
 
     SOFT = "soft"
     HARD = "hard"
@@ -32,7 +32,7 @@ class Backend(Protocol):
 
 
 class Probe:
-    """Takes everything, does nothing."""
+    """A middleware with an option of every type."""
 
     def __init__(  # type: ignore[no-untyped-def]
         self,
@@ -63,7 +63,7 @@ class Probe:
 
 
 def keywords(session: Any = None, command: Any = None, proceed: Any = None, **options: int) -> Any:
-    """A function that makes a middleware of whatever it is given."""
+    """A factory with arbitrary keyword arguments."""
     return Probe("")
 
 
@@ -75,7 +75,7 @@ class Silent:
 
 
 class Unread:
-    """An annotation of it is for type checkers alone."""
+    """A middleware with an annotation that only type checkers can read."""
 
     def __init__(self, amount: Decimal | None = None, level: int = 0) -> None: ...
 
@@ -92,7 +92,7 @@ unfit.__annotations__["amount"] = "at most ten"
 
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
-    """What a factory would be called with, for these lines in the file."""
+    """Return the arguments of the factory for these lines of a file."""
     factories = {"probe": Probe, "keywords": keywords, "unread": Unread, "unfit": unfit, "builtin": dict}
     monkeypatch.setattr("greensmtp.config.load.middleware_factory", factories.__getitem__)
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from greensmtp.config.build import assemble
 from greensmtp.config.load import load
 from greensmtp.config.secret_file import keep_secret
+from tests import forked
 
 Serve = Callable[..., Any]
 
@@ -61,13 +61,15 @@ def test_the_first_process_decides_the_secret(tmp_path: Path, monkeypatch: pytes
 def test_processes_that_start_together_get_the_same_secret(tmp_path: Path) -> None:
     code = "import sys, pathlib; from greensmtp.config.secret_file import keep_secret; sys.stdin.read(); "
     code += "print(keep_secret(pathlib.Path(sys.argv[1])))"
-    command = [sys.executable, "-c", code, str(tmp_path / "secret")]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(4)]
-    for each in processes:
-        assert each.stdin is not None
-        each.stdin.close()
-        each.stdin = None
-    assert len({each.communicate(timeout=30)[0] for each in processes}) == 1
+    program = forked.python(code, tmp_path / "secret")
+    waiting, go = os.pipe()
+    with os.fdopen(waiting) as stdin, tempfile.TemporaryFile("w+") as stdout:
+        processes = [forked.start(program, stdin=stdin, stdout=stdout) for _ in range(4)]
+        os.close(go)
+        assert [each.wait(20) for each in processes] == [0] * 4
+        stdout.seek(0)
+        first, *others = stdout.read().splitlines()
+    assert others == [first] * 3
     assert [each.name for each in tmp_path.iterdir()] == ["secret"]
 
 

@@ -36,7 +36,7 @@ class Count:
 
 
 def deliver(peer: Any, hello: str) -> str:
-    """Send a message; give the reply."""
+    """Send a message; return the reply."""
     peer.expect("220")
     peer.line(f"{hello} client.example", "MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
     peer.expect("250", "250", "250", "354")

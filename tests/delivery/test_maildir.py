@@ -35,7 +35,7 @@ TRACE = re.compile(
 
 
 class Stored:
-    """The one message in a Maildir that has nothing else."""
+    """The only message in a Maildir."""
 
     def __init__(self, maildir: Maildir) -> None:
         (self.path,) = (path for name in ("tmp", "new", "cur") for path in (maildir.path / name).iterdir())
@@ -54,7 +54,7 @@ def maildir(tmp_path: Path) -> Maildir:
 
 
 def send(peer: Peer, *envelope: str, body: str = "Subject: Tea\r\n", hello: str = "EHLO client.example") -> str:
-    """From the banner to the last reply, which it gives."""
+    """Run a session from the banner to the last reply; return that reply."""
     peer.expect("220")
     peer.line(hello, *(envelope or ("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>")), "DATA")
     peer.expect(*["250"] * (1 + (len(envelope) or 2)), "354")
@@ -405,7 +405,7 @@ def test_a_body_cannot_continue_our_fields(smtp_server: MakeServer, maildir: Mai
 
 
 def return_paths(maildir: Maildir) -> list[str]:
-    """As the standard library's parser sees them."""
+    """Return the Return-Path fields, read by the standard library's parser."""
     stored = email.message_from_bytes(Stored(maildir).path.read_bytes())
     return stored.get_all("Return-Path", [])
 

@@ -1,4 +1,4 @@
-"""The public makers of trace fields: one well-formed field each, whatever the session holds."""
+"""The public makers of trace fields: each returns one well-formed field for any session."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NOW = datetime(2024, 2, 29, 12, 30, tzinfo=UTC)
 
 
 def session(**given: Any) -> Any:
-    """What the fields are made of."""
+    """Return a session with the values of the fields."""
     known = {
         "from_": Address.parse("ann@example.com"),
         "to": [Address.parse("bob@example.org")],

@@ -1,4 +1,4 @@
-"""Dovecot's auth socket: one of our own that says what it likes, and then the real one."""
+"""Dovecot's auth socket: a scripted one, and then the real one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PLAIN_JO = b64encode(b"\0jo\0sesame").decode()
 
 
 class Fake:
-    """It says its handshake, then an answer to each line that it hears; with ``cut``, in two pieces."""
+    """A server that sends its handshake, then an answer to each line; with ``cut``, in two pieces."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -99,7 +99,7 @@ def auth_at(fake: Fake, **options: Any) -> Auth:
     return Auth(DovecotAuth(fake.path, timeout=5), allow_plaintext=True, **options)
 
 
-def test_what_it_offers_and_we_know_is_offered(fake: Fake, peer_of: Any) -> None:
+def test_known_mechanisms_of_dovecot_are_offered(fake: Fake, peer_of: Any) -> None:
     auth = auth_at(fake)
     assert peer_of(auth).hello().endswith("AUTH CRAM-MD5 PLAIN")
     assert peer_of(auth).hello().endswith("AUTH CRAM-MD5 PLAIN")
@@ -118,7 +118,7 @@ def test_dovecot_is_asked_once_for_concurrent_clients(fake: Fake, peer_of: Any) 
     assert fake.connections == 1
 
 
-def test_not_in_the_clear(fake: Fake, peer_of: Any) -> None:
+def test_passwords_in_the_clear_get_538_and_dovecot_is_not_asked(fake: Fake, peer_of: Any) -> None:
     with peer_of(Auth(f"dovecot:{fake.path}")) as peer:
         assert peer.hello().endswith("AUTH CRAM-MD5")
         peer.line(f"AUTH PLAIN {PLAIN_JO}", "AUTH LOGIN", "AUTH ANONYMOUS")
@@ -126,11 +126,11 @@ def test_not_in_the_clear(fake: Fake, peer_of: Any) -> None:
     assert fake.heard == []
 
 
-def test_a_subset(fake: Fake, peer_of: Any) -> None:
+def test_mechanisms_can_be_left_out(fake: Fake, peer_of: Any) -> None:
     assert peer_of(auth_at(fake, mechanisms=["PLAIN", "LOGIN"])).hello().endswith("AUTH PLAIN")
 
 
-def test_plain(fake: Fake, peer_of: Any) -> None:
+def test_the_request_has_address_and_response(fake: Fake, peer_of: Any) -> None:
     fake.answers = ["OK\t1\tuser=jo@example.com\toriginal_user=jo\n"]
     with peer_of(auth_at(fake)) as peer:
         peer.hello()
@@ -174,7 +174,9 @@ def test_challenges_are_passed_on(fake: Fake, peer_of: Any, smtp_server: MakeSer
         ("\u00ff\nFAIL\t1\n", "535 5.7.8"),
     ],
 )
-def test_answers(fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_answer_decides_the_reply(
+    fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.answers = [answer]
     with peer_of(auth_at(fake)) as peer:
         peer.hello()
@@ -185,7 +187,7 @@ def test_answers(fake: Fake, peer_of: Any, answer: str, reply: str, caplog: pyte
     assert ("a line of more than" in caplog.text) == ("x" * 1000 in answer)
 
 
-def test_answers_cut_at_every_octet(fake: Fake, peer_of: Any) -> None:
+def test_an_answer_cut_at_every_byte(fake: Fake, peer_of: Any) -> None:
     fake.answers = ["OK\t1\tuser=a\x01tb\x011\x01x\n"]
     auth = auth_at(fake)
     for cut in range(len(HANDSHAKE)):
@@ -224,7 +226,9 @@ def test_a_name_with_escapes(fake: Fake, smtp_server: MakeServer) -> None:
         "x" * 100_000,
     ],
 )
-def test_handshakes(fake: Fake, peer_of: Any, handshake: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_malformed_handshake_means_no_auth(
+    fake: Fake, peer_of: Any, handshake: str, caplog: pytest.LogCaptureFixture
+) -> None:
     fake.handshake = handshake
     auth = Auth(DovecotAuth(fake.path, timeout=0.05), allow_plaintext=True)
     with peer_of(auth) as peer:
@@ -237,7 +241,7 @@ def test_handshakes(fake: Fake, peer_of: Any, handshake: str, caplog: pytest.Log
 def test_no_socket_means_no_auth_and_one_attempt_to_connect(
     tmp_path: Path, peer_of: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It may come later: the server starts without it."""
+    """The server starts without Dovecot, which may start later."""
     auth = Auth(f"dovecot:{tmp_path}/auth", allow_plaintext=True, required=True)
     with peer_of(auth) as peer:
         assert "AUTH" not in peer.hello()
@@ -247,7 +251,7 @@ def test_no_socket_means_no_auth_and_one_attempt_to_connect(
     assert "no answer a moment ago" in caplog.text
 
 
-def test_it_comes_back(fake: Fake, peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auth_is_offered_again_when_dovecot_is_back(fake: Fake, peer_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.handshake = "VERSION\t2\t0\n"
     monkeypatch.setattr(module, "PAUSE", 0.0)
     auth = auth_at(fake)
@@ -264,7 +268,7 @@ def test_it_comes_back(fake: Fake, peer_of: Any, monkeypatch: pytest.MonkeyPatch
         assert peer.expect("250").endswith("AUTH CRAM-MD5")
 
 
-def test_it_hangs_up_midway(fake: Fake, peer_of: Any) -> None:
+def test_a_hang_up_in_place_of_an_answer_gets_454(fake: Fake, peer_of: Any) -> None:
     with peer_of(auth_at(fake)) as peer:
         peer.hello()
         peer.line(f"AUTH PLAIN {PLAIN_JO}")
@@ -295,7 +299,7 @@ def test_giving_up_hangs_up(fake: Fake, peer_of: Any) -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1\tuser=root", "a\nb", "", "elsewhere"])
-def test_nothing_gets_in_between_the_fields(fake: Fake, peer_of: Any, host: str) -> None:
+def test_a_client_cannot_add_fields_to_the_request(fake: Fake, peer_of: Any, host: str) -> None:
     fake.answers = ["OK\t1\tuser=jo\n"]
     with peer_of(auth_at(fake), source=(host, 1)) as peer:
         peer.hello()
@@ -307,7 +311,7 @@ def test_nothing_gets_in_between_the_fields(fake: Fake, peer_of: Any, host: str)
     assert not [field for field in fields if field.startswith(("rip", "user"))]
 
 
-def test_too_long_for_it(fake: Fake, peer_of: Any) -> None:
+def test_a_response_that_is_too_long_gets_501(fake: Fake, peer_of: Any) -> None:
     with peer_of(auth_at(fake)) as peer:
         peer.hello()
         peer.line(f"AUTH PLAIN {b64encode(chr(0).join(['', 'jo', 'x' * 8000]).encode()).decode()}")
@@ -315,7 +319,7 @@ def test_too_long_for_it(fake: Fake, peer_of: Any) -> None:
     assert fake.heard == []
 
 
-def test_accounts_are_limited_before_it_is_asked(fake: Fake, peer_of: Any) -> None:
+def test_accounts_are_limited_before_dovecot_is_asked(fake: Fake, peer_of: Any) -> None:
     fake.answers = ["FAIL\t1\tuser=jo\n"]
     auth = auth_at(fake, failures_by_client=None, failures_by_account="1/minute")
     with peer_of(auth) as peer:
@@ -365,6 +369,6 @@ def test_the_request_to_dovecot_has_tls_service_and_addresses(
         ({"path": "x", "service": "smtp\tuser=root"}, ValueError),
     ],
 )
-def test_arguments(options: Any, error: type[Exception]) -> None:
+def test_wrong_arguments_are_refused(options: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="takes"):
         DovecotAuth(**options)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +15,7 @@ from greensmtp.middleware.auth.attempts import DELAY_STEP, MAX_DELAY, SLOW_FROM,
 from greensmtp.middleware.auth.credentials import Credentials, Unavailable
 from greensmtp.testing import Peer, dial
 from greensmtp.thread_pool import in_thread_pool
+from tests import forked
 from tests.helpers import auth_plain
 
 if TYPE_CHECKING:
@@ -271,14 +270,14 @@ def test_a_name_of_which_nothing_is_left_counts_too(smtp_server: MakeServer) -> 
         ("jo@xn--.example", "jo@xn--.example"),
     ],
 )
-def test_one_key(one: str, other: str) -> None:
+def test_spellings_of_one_account(one: str, other: str) -> None:
     assert account_of(one) == account_of(other)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("jo", "joe"), ("jo", "ja"), ("jo1", "jo2"), ("jo@example.com", "jo@example.org")]
 )
-def test_two_keys(one: str, other: str) -> None:
+def test_names_of_two_accounts(one: str, other: str) -> None:
     assert account_of(one) != account_of(other)
 
 
@@ -432,7 +431,7 @@ try:
 except KeyboardInterrupt:
     print("interrupted", known)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=50)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert ran.stdout == "interrupted []\n", ran.stderr
     assert "raised KeyboardInterrupt" in ran.stderr
 
@@ -461,7 +460,7 @@ def test_the_time_begins_with_the_first_failure() -> None:
     assert not failures.take("a")
 
 
-def test_giving_back() -> None:
+def test_an_attempt_that_is_given_back_does_not_count() -> None:
     failures = AttemptLimiter("2/hour", clock=Clock())
     for _ in range(5):
         taken = failures.take("a")
@@ -506,18 +505,18 @@ def test_it_is_bounded() -> None:
 @pytest.mark.parametrize(
     "limit", ["10/minute", "1/second", "5/15 minutes", "5 per 15 minutes", "100/hour", "1000/day", "3/2days"]
 )
-def test_limits(limit: str) -> None:
+def test_a_limit_is_written_as_text(limit: str) -> None:
     assert repr(AttemptLimiter(limit)) == f"AttemptLimiter({limit!r})"
 
 
 @pytest.mark.parametrize("limit", ["", "10", "minute", "0/minute", "1/0 minutes", "-1/minute", "1/fortnight", None, 10])
-def test_no_limits(limit: Any) -> None:
+def test_a_malformed_limit_is_refused(limit: Any) -> None:
     with pytest.raises(ValueError, match="'10/minute'"):
         AttemptLimiter(limit)
 
 
 def test_no_name_makes_a_long_key() -> None:
-    """Each of these letters folds into fifteen."""
+    """Case folding makes fifteen letters of each of these."""
     names = ["\ufdfa" * 84 + letter for letter in "ab"]
     keys = [account_of(name) for name in names]
     assert max(map(len, keys)) <= 64

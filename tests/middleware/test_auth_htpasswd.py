@@ -48,7 +48,7 @@ def users(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log_in(smtp_server: MakeServer) -> Iterator[Callable[..., str]]:
-    """Try to log in with this Auth, in a session of its own: the reply."""
+    """Try to log in with this Auth, in a new session; return the reply."""
     peers: list[Peer] = []
 
     def log_in(auth: Auth, name: str, password: str) -> str:
@@ -79,11 +79,11 @@ def log_in(smtp_server: MakeServer) -> Iterator[Callable[..., str]]:
         ("ann", "t" * 5000, "535"),
     ],
 )
-def test_users(users: Path, log_in: Any, name: str, password: str, reply: str) -> None:
+def test_the_password_of_a_user_is_checked(users: Path, log_in: Any, name: str, password: str, reply: str) -> None:
     assert log_in(Auth(f"htpasswd:{users}", allow_plaintext=True), name, password).startswith(reply)
 
 
-def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
+def test_only_plain_and_login_are_offered(users: Path, smtp_server: MakeServer) -> None:
     auth = Auth(Htpasswd(users), allow_plaintext=True)
     assert repr(auth) == f"Auth(Htpasswd({str(users)!r}), allow_plaintext=True)"
     with dial(smtp_server(start=False, middleware=[auth])) as peer:
@@ -94,7 +94,7 @@ def test_what_it_serves(users: Path, smtp_server: MakeServer) -> None:
 
 @pytest.fixture
 def computed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The cost of every hash that is computed: its head, up to the salt."""
+    """Record the head of every hash that is computed, which has its cost."""
     computed: list[str] = []
     threads = set()
     real_bcrypt, real_argon2 = bcrypt.checkpw, argon2.PasswordHasher.verify
@@ -147,7 +147,7 @@ def test_many_kinds_of_hashes_are_warned_of(tmp_path: Path, caplog: pytest.LogCa
 
 
 def test_others_go_on_while_a_hash_is_computed(users: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is another greenlet of this hub that lets the hash come to its end."""
+    """Only another greenlet of this hub lets the computation end."""
     goes_on = threading.Event()
     monkeypatch.setattr(bcrypt, "checkpw", lambda password, hashed: goes_on.wait(10))
     credentials = Credentials("jo", "x", None, "PLAIN", "", None)  # type: ignore[arg-type]
@@ -168,8 +168,10 @@ def test_a_change_is_seen(users: Path, log_in: Any) -> None:
 
 
 @pytest.mark.parametrize("text", [None, "jo:{SHA}abc=\n", "nonsense\n", ":x\n", b"\xff:x\n"])
-def test_a_change_for_the_worse(users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """What was there before counts, and the log says so, once."""
+def test_a_malformed_change_leaves_the_old_users_in_force(
+    users: Path, log_in: Any, text: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The users from before the change stay valid, and one log record says so."""
     auth = Auth(f"htpasswd:{users}", allow_plaintext=True)
     if text is None:
         users.unlink()
@@ -201,7 +203,7 @@ def test_a_file_that_is_malformed_is_read_once(users: Path, monkeypatch: pytest.
 
 
 def replace(path: Path, text: str | bytes) -> None:
-    """As an editor does; the times differ however coarse the clock is."""
+    """Replace a file as an editor does, with a new modification time."""
     was = path.stat().st_mtime_ns if path.exists() else 0
     path.write_bytes(text.encode() if isinstance(text, str) else text)
     os.utime(path, ns=(was + 2_000_000_000, was + 2_000_000_000))
@@ -237,7 +239,7 @@ def test_a_file_that_is_too_large(users: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_hash_that_cannot_be_computed_is_refused_like_any_other(
     users: Path, log_in: Any, computed: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Another reply would tell that there is such a user."""
+    """A different reply would reveal that the user exists."""
     with users.open("a") as file:
         file.write(CHEAP.hash("x").replace("t=1", "t=0").join(["broken:", "\n"]))
         file.write(f"odd:$2b$04${'z' * 53}\n")
@@ -254,20 +256,22 @@ def test_a_hash_that_cannot_be_computed_is_refused_like_any_other(
 
 
 @pytest.mark.parametrize("library", ["argon2", "bcrypt"])
-def test_without_a_library(users: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+def test_a_missing_library_is_an_error_that_names_the_extra(
+    users: Path, monkeypatch: pytest.MonkeyPatch, library: str
+) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[passwords\]"):
         Auth(f"htpasswd:{users}")
 
 
 @pytest.mark.parametrize("path", [None, 7, ""])
-def test_no_path(path: Any) -> None:
+def test_a_wrong_path_is_refused(path: Any) -> None:
     with pytest.raises(TypeError, match="takes a path"):
         Htpasswd(path)
 
 
-def test_a_turn_lasts_as_long_as_the_work_and_not_as_the_patience() -> None:
-    """A file system that hangs takes no more threads than there are pool, however many come and give up."""
+def test_a_thread_that_hangs_keeps_its_place_in_the_pool() -> None:
+    """A file system that hangs occupies at most the threads of the pool, however many clients give up."""
     pool = BoundedPool(2)
     gate = threading.Event()
     begun: list[int] = []

@@ -1,4 +1,4 @@
-"""Auth that nothing depends on: the log says so when the server starts."""
+"""Auth without a policy that requires it: the log warns when the server starts."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ class AtQuit(AtRcpt):
 
 
 class AtQuitWithMembers(AtQuit):
-    """Has an attribute of the name that compose and when use."""
+    """A middleware with an attribute of the name that ``compose`` and ``when`` use."""
 
     def __init__(self, members: Any) -> None:
         self.members = members
 
 
 class Quiet(Logging):
-    """Has a name of its own, and logs as Logging does."""
+    """A subclass of Logging."""
 
 
 class Stamp(Logging):

@@ -1,73 +1,29 @@
-"""SCRAM-SHA-256 and -PLUS, with scramp's client at the other end, over real connections."""
+"""SCRAM-SHA-256, with scramp's client at the other end, over real connections."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
-import ssl
 import sys
-from base64 import b64decode, b64encode
-from datetime import datetime
+from base64 import b64decode
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import scramp.utils  # type: ignore[import-untyped]
-import trustme
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
-from gevent import ssl as gevent_ssl
-from scramp import ScramClient, ScramException
-from scramp.core import CBindData  # type: ignore[import-untyped]
+from scramp import ScramException
 
 from greensmtp.middleware import Auth
-from greensmtp.protocol.sasl.channel_binding import end_point_binding
 from greensmtp.protocol.sasl.exchange import ScramKeys
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from tests.helpers import b64
+from tests.middleware.scram import USERS, answer, client_for, first, log_in, log_in_as
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from greensmtp.testing.fixtures import MakeServer
-    from tests.conftest import Certificate
-
-USERS = {"jo": "sesame", "ann,=x": "pässword"}
-
-
-def first(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256", cut: int | None = None) -> str:
-    """Send the client's first message; give the answer, decoded where it is a challenge."""
-    peer.send(f"AUTH {mechanism} {b64(client.get_client_first())}\r\n", cut=cut)
-    return answer(peer)
-
-
-def answer(peer: Peer) -> str:
-    reply = peer.reply()
-    return b64decode(reply[4:]).decode() if reply.startswith("334") else reply
-
-
-def log_in(peer: Peer, client: Any, mechanism: str = "SCRAM-SHA-256") -> str:
-    """Hold the exchange; the server has proved itself when it comes to an end."""
-    challenge = first(peer, client, mechanism)
-    if challenge[:3].isdigit():
-        return challenge
-    client.set_server_first(challenge)
-    peer.line(b64(client.get_client_final()))
-    proof = answer(peer)
-    if proof[:3].isdigit():
-        return proof
-    client.set_server_final(proof)
-    peer.line("")
-    return peer.reply()
-
-
-def client_for(name: str, password: str, **options: Any) -> Any:
-    return ScramClient(["SCRAM-SHA-256"], name, password, **options)
 
 
 @pytest.mark.parametrize(("name", "password"), USERS.items())
-def test_in_the_clear(smtp_server: MakeServer, name: str, password: str) -> None:
+def test_a_login_without_tls(smtp_server: MakeServer, name: str, password: str) -> None:
     server = smtp_server(start=False, middleware=[Auth(USERS)])
     known = []
 
@@ -85,7 +41,7 @@ def test_in_the_clear(smtp_server: MakeServer, name: str, password: str) -> None
     assert (identity.authcid, identity.mechanism) == (name, "SCRAM-SHA-256")
 
 
-def test_cut_at_every_octet(smtp_server: MakeServer) -> None:
+def test_an_exchange_cut_at_every_byte(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[Auth(USERS)])
     length = len(f"AUTH SCRAM-SHA-256 {b64('n,,n=jo,r=nonce')}\r\n")
     cut = 0
@@ -122,7 +78,7 @@ def test_a_malformed_final_message_fails(smtp_server: MakeServer, final: str, re
         peer.expect(reply)
 
 
-def test_something_after_the_proof(smtp_server: MakeServer) -> None:
+def test_an_answer_after_the_proof_must_be_empty(smtp_server: MakeServer) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS, required=True)])) as peer:
         peer.hello()
         client = client_for("jo", "sesame")
@@ -138,27 +94,6 @@ def test_something_after_the_proof(smtp_server: MakeServer) -> None:
 # Acting as another user
 
 
-def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: bytes = b"") -> str:
-    """jo's exchange, by hand: scramp's client names no authzid."""
-    bare = "n=jo,r=nonce"
-    peer.line(f"AUTH SCRAM-SHA-256{'-PLUS' * bool(bound_to)} {b64(header + bare)}")
-    challenge = answer(peer)
-    nonce, salt, _ = (field[2:] for field in challenge.split(","))
-    salted = hashlib.pbkdf2_hmac("sha256", b"sesame", b64decode(salt), 4096)
-    key = hmac.digest(salted, b"Client Key", "sha256")
-    binding = b64encode((header if signed is None else signed).encode() + bound_to).decode()
-    final = f"c={binding},r={nonce}"
-    signature = hmac.digest(hashlib.sha256(key).digest(), f"{bare},{challenge},{final}".encode(), "sha256")
-    proof = bytes(one ^ other for one, other in zip(key, signature, strict=True))
-    peer.line(b64(f"{final},p={b64encode(proof).decode()}"))
-    reply = answer(peer)
-    if reply[:3].isdigit():
-        return reply
-    assert reply.startswith("v=")
-    peer.line("")
-    return peer.reply()
-
-
 @pytest.mark.parametrize(
     ("header", "signed", "code"),
     [
@@ -171,13 +106,15 @@ def log_in_as(peer: Peer, header: str, signed: str | None = None, *, bound_to: b
         ("n,,", "n,a=jo,", "535"),
     ],
 )
-def test_authzid(smtp_server: MakeServer, header: str, signed: str | None, code: str) -> None:
+def test_an_authzid_must_be_the_name_and_signed(
+    smtp_server: MakeServer, header: str, signed: str | None, code: str
+) -> None:
     with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
         peer.hello()
         assert log_in_as(peer, header, signed)[:3] == code
 
 
-def test_authorize(smtp_server: MakeServer) -> None:
+def test_authorize_decides_about_acting_as_another_user(smtp_server: MakeServer) -> None:
     asked = []
 
     def authorize(identity: Any, session: Any) -> bool:
@@ -213,7 +150,7 @@ def salt(challenge: str) -> str:
 
 
 def test_unknown_users_look_like_known_ones(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A challenge of the same form, the same salt each time, and the same work for it."""
+    """The challenge has the same form, the same salt each time, and takes the same work."""
     computed = []
     real = hashlib.pbkdf2_hmac
 
@@ -240,7 +177,7 @@ def test_unknown_users_look_like_known_ones(smtp_server: MakeServer, monkeypatch
     assert len(set(salts)) == 4
 
 
-def test_a_password_that_changes(smtp_server: MakeServer) -> None:
+def test_a_changed_password_counts_at_once(smtp_server: MakeServer) -> None:
     users = {"jo": "sesame"}
     server = smtp_server(start=False, middleware=[Auth(users)])
     with dial(server) as peer:
@@ -257,7 +194,7 @@ def test_a_password_that_changes(smtp_server: MakeServer) -> None:
         assert log_in(peer, client_for("jo", "tahini")).startswith("535")
 
 
-def test_a_backend_of_keys(smtp_server: MakeServer) -> None:
+def test_a_backend_may_have_keys_instead_of_passwords(smtp_server: MakeServer) -> None:
     keys = {"jo": ScramKeys.derive("sesame", iterations=5000)}
 
     class Store:
@@ -295,7 +232,7 @@ def test_a_key_store_that_returns_another_type_is_a_fault(
 @pytest.mark.parametrize(
     "wrong", [{"salt": b"short"}, {"stored_key": b""}, {"server_key": b"x" * 31}, {"iterations": 4095}]
 )
-def test_keys_that_cannot_be(wrong: Any) -> None:
+def test_malformed_keys_are_refused(wrong: Any) -> None:
     good: dict[str, Any] = {"salt": b"s" * 16, "stored_key": b"k" * 32, "server_key": b"k" * 32}
     ScramKeys(**good)
     with pytest.raises(ValueError, match="12 bytes"):
@@ -303,7 +240,7 @@ def test_keys_that_cannot_be(wrong: Any) -> None:
 
 
 class Keys:
-    """Knows jo's keys, and no password."""
+    """A backend that knows jo's keys, but no password."""
 
     def get_scram_keys(self, username: str) -> ScramKeys | None:
         return ScramKeys.derive("sesame", b"j" * 16) if username == "jo" else None
@@ -381,7 +318,7 @@ def test_unknown_users_have_the_iterations_that_the_backend_says(smtp_server: Ma
 def test_saslprep_looks_at_as_many_characters_for_every_user(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """It is written in Python, and takes a few microseconds for each."""
+    """saslprep takes a few microseconds for each character, so its time could tell users apart."""
     prepared = []
     real = scramp.utils.saslprep
 
@@ -401,7 +338,7 @@ def test_saslprep_looks_at_as_many_characters_for_every_user(
 
 @pytest.mark.parametrize("users", [USERS, Keys()])
 def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: MakeServer, users: Any) -> None:
-    """A user whose salt differs from worker to worker, or after a restart, would be known not to exist."""
+    """A salt that differs between processes, or after a restart, would reveal an unknown user."""
 
     def salts(secret: Any) -> list[str]:
         with dial(smtp_server(start=False, middleware=[Auth(users, secret=secret)])) as peer:
@@ -429,7 +366,7 @@ def test_with_the_same_secret_every_process_has_the_same_salts(smtp_server: Make
         (1234567890123456, TypeError, "secret must be bytes or a str, not int"),
     ],
 )
-def test_no_secret(wrong: Any, error: type[Exception], message: str) -> None:
+def test_a_wrong_secret_is_refused(wrong: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message) as caught:
         Auth(USERS, secret=wrong)
     assert str(wrong) not in str(caught.value) or not wrong
@@ -457,192 +394,7 @@ def test_a_missing_secret_is_warned_of_once_at_the_start(
     assert caplog.text.count("SCRAM without Auth(secret=...)") == warned
 
 
-# -PLUS
-
-
-def secured(
-    smtp_server: MakeServer, certificate: Any, version: ssl.TLSVersion, auth: Auth, *, starttls: bool = False
-) -> Peer:
-    server = smtp_server(
-        start=False,
-        middleware=[auth],
-        certfile=certificate.certfile,
-        keyfile=certificate.keyfile,
-        implicit_tls=not starttls,
-    )
-    context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    context.maximum_version = version
-    peer = dial(server, source=("192.0.2.1", 4711))
-    if starttls:
-        peer.hello()
-        peer.line("STARTTLS")
-        peer.expect("220")
-    peer.start_tls(context)
-    if starttls:
-        peer.line("EHLO x")
-        assert "SCRAM-SHA-256-PLUS" in peer.expect("250")
-    else:
-        assert "SCRAM-SHA-256-PLUS" in peer.hello()
-    return peer
-
-
-def bound(peer: Peer, kind: str) -> Any:
-    if kind == "tls-unique":
-        data = peer.socket.get_channel_binding(kind)
-    else:
-        data = CBindData.from_der(peer.socket.getpeercert(True)).data
-    return ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=(kind, data))
-
-
-@pytest.mark.parametrize("starttls", [False, True])
-@pytest.mark.parametrize(
-    ("version", "kind"),
-    [
-        (ssl.TLSVersion.TLSv1_2, "tls-server-end-point"),
-        (ssl.TLSVersion.TLSv1_2, "tls-unique"),
-    ],
-)
-def test_plus(
-    smtp_server: MakeServer, certificate: Certificate, version: ssl.TLSVersion, kind: str, starttls: bool
-) -> None:
-    with secured(smtp_server, certificate, version, Auth(USERS), starttls=starttls) as peer:
-        assert log_in(peer, bound(peer, kind), "SCRAM-SHA-256-PLUS").startswith("235 2.7.0")
-
-
-def test_plus_and_an_authzid(smtp_server: MakeServer, certificate: Certificate) -> None:
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
-        header = "p=tls-server-end-point,a=jo,"
-        assert log_in_as(peer, header, bound_to=b"x" * 32).startswith("535")
-        data = CBindData.from_der(peer.socket.getpeercert(True)).data
-        assert log_in_as(peer, header, bound_to=data).startswith("235")
-
-
-def test_plus_with_another_binding(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """As with an attacker in the middle that has another certificate."""
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
-        other = ("tls-server-end-point", b"x" * 32)
-        client = ScramClient(["SCRAM-SHA-256-PLUS"], "jo", "sesame", channel_binding=other)
-        assert log_in(peer, client, "SCRAM-SHA-256-PLUS").startswith("535 5.7.8")
-
-
-@pytest.mark.parametrize("starttls", [False, True])
-def test_plus_is_not_offered_over_tls_1_3(smtp_server: MakeServer, certificate: Certificate, starttls: bool) -> None:
-    """There clients bind to tls-exporter, which we cannot have; all that they could do with -PLUS is fail."""
-    auth = Auth(USERS)
-    files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
-    server = smtp_server(start=False, middleware=[auth], implicit_tls=not starttls, **files)
-    with dial(server) as peer:
-        if starttls:
-            peer.hello()
-            peer.line("STARTTLS")
-            peer.expect("220")
-        peer.start_tls()
-        assert peer.socket.version() == "TLSv1.3"
-        if starttls:
-            peer.line("EHLO x")
-        greeting = peer.expect("250") if starttls else peer.hello()
-        assert "SCRAM-SHA-256 CRAM-MD5" in greeting
-        assert "PLUS" not in greeting
-        for flag in ("p=tls-server-end-point", "p=tls-exporter"):
-            peer.line(f"AUTH SCRAM-SHA-256-PLUS {b64(flag + ',,n=jo,r=nonce')}")
-            peer.expect("504 5.5.4")
-        assert log_in_as(peer, "y,,").startswith("235")  # it could bind, and has not been offered to
-
-
-@pytest.mark.parametrize("flag", ["p=tls-exporter", "p=tls-unique-for-telnet", "p=x", "n", "y"])
-def test_a_binding_that_is_not_to_be_had_is_no_failed_login(
-    smtp_server: MakeServer, certificate: Certificate, flag: str
-) -> None:
-    asked = []
-
-    class Users:
-        def get_password(self, username: str) -> str | None:
-            asked.append(username)
-            return USERS.get(username)
-
-    auth = Auth(Users(), failures_by_client="1/minute", failures_by_account="1/minute")
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, auth) as peer:
-        for _ in range(3):
-            peer.line(f"AUTH SCRAM-SHA-256-PLUS {b64(flag + ',,n=jo,r=nonce')}")
-            peer.expect("504 5.5.4 Unsupported channel binding type" if flag.startswith("p=") else "535")
-        assert asked == []
-        assert log_in(peer, bound(peer, "tls-server-end-point"), "SCRAM-SHA-256-PLUS").startswith("235")
-
-
-@pytest.mark.parametrize(
-    ("mechanism", "header", "reply"),
-    [
-        ("SCRAM-SHA-256", "n,,", "334"),
-        ("SCRAM-SHA-256", "y,,", "535"),  # somebody has taken -PLUS out of the offer
-        ("SCRAM-SHA-256", "p=tls-server-end-point,,", "535"),
-        ("SCRAM-SHA-256-PLUS", "n,,", "535"),
-        ("SCRAM-SHA-256-PLUS", "y,,", "535"),
-        ("SCRAM-SHA-256-PLUS", "p=tls-exporter,,", "504"),
-    ],
-)
-def test_binding_flags(
-    smtp_server: MakeServer, certificate: Certificate, mechanism: str, header: str, reply: str
-) -> None:
-    with secured(smtp_server, certificate, ssl.TLSVersion.TLSv1_2, Auth(USERS)) as peer:
-        peer.line(f"AUTH {mechanism} {b64(header + 'n=jo,r=nonce')}")
-        peer.expect(reply)
-
-
-def test_the_flag_y_is_accepted_where_plus_is_not_offered(smtp_server: MakeServer) -> None:
-    with dial(smtp_server(start=False, middleware=[Auth(USERS)])) as peer:
-        peer.hello()
-        peer.line(f"AUTH SCRAM-SHA-256 {b64('y,,n=jo,r=nonce')}")
-        peer.expect("334")
-
-
-def test_a_context_without_a_known_certificate(smtp_server: MakeServer, certificate: Certificate) -> None:
-    """-PLUS is offered where there is something to bind to: in TLS 1.2."""
-    for version, there in ((ssl.TLSVersion.TLSv1_3, False), (ssl.TLSVersion.TLSv1_2, True)):
-        context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate.certfile, certificate.keyfile)
-        context.maximum_version = version
-        server = smtp_server(start=False, middleware=[Auth(USERS)], ssl_context=context, implicit_tls=True)
-        assert server.certificate is None
-        with dial(server) as peer:
-            peer.start_tls()
-            assert ("SCRAM-SHA-256-PLUS" in peer.hello()) == there
-
-
-def test_the_binding_is_what_a_client_makes_of_the_certificate(certificate: Certificate) -> None:
-    pem = certificate.certfile.read_text()
-    der = ssl.PEM_cert_to_DER_cert(pem[: pem.index("-----END") + len("-----END CERTIFICATE-----")])
-    assert end_point_binding(der) == hashlib.sha256(der).digest()
-    assert end_point_binding(b"not a certificate") is None
-
-
-@pytest.mark.parametrize(
-    ("key", "signed_with", "bound_by"),
-    [
-        (lambda: ec.generate_private_key(ec.SECP256R1()), hashes.SHA512(), hashlib.sha512),
-        (lambda: ec.generate_private_key(ec.SECP384R1()), hashes.SHA384(), hashlib.sha384),
-        (ed25519.Ed25519PrivateKey.generate, None, None),  # has no hash function of its own
-    ],
-)
-def test_the_binding_has_the_hash_of_the_signature(key: Any, signed_with: Any, bound_by: Any) -> None:
-    private = key()
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mx.example.com")])
-    builder = x509.CertificateBuilder(name, name, private.public_key(), 1, datetime(2020, 1, 1), datetime(2040, 1, 1))
-    der = builder.sign(private, signed_with).public_bytes(serialization.Encoding.DER)
-    assert end_point_binding(der) == (bound_by and bound_by(der).digest())
-
-
-def test_the_key_may_stand_before_the_certificate(smtp_server: MakeServer, tmp_path: Path) -> None:
-    both = tmp_path / "both.pem"
-    blob = trustme.CA().issue_cert("mx.example.com").private_key_and_cert_chain_pem
-    blob.write_to_path(str(both))
-    server = smtp_server(start=False, certfile=both)
-    assert server.certificate is not None
-    assert ssl.DER_cert_to_PEM_cert(server.certificate).strip() in both.read_text()
-
-
-def test_without_scramp(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer) -> None:
+def test_without_scramp_scram_is_not_offered(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer) -> None:
     monkeypatch.setitem(sys.modules, "scramp", None)
     with pytest.raises(ModuleNotFoundError, match=r"greensmtp\[scram\]"):
         Auth(USERS, ["SCRAM-SHA-256"])
@@ -651,7 +403,7 @@ def test_without_scramp(monkeypatch: pytest.MonkeyPatch, smtp_server: MakeServer
 
 
 def test_the_client_is_not_fooled() -> None:
-    """What these tests stand on: scramp's client does look at the server's proof."""
+    """Check the check: scramp's client does verify the server's proof."""
     client = client_for("jo", "sesame", c_nonce="nonce")
     client.get_client_first()
     client.set_server_first("r=nonce123,s=AAAAAAAAAAAAAAAAAAAAAA==,i=4096")

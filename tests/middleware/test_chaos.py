@@ -19,7 +19,7 @@ BODY = b"Subject: a test\r\n\r\n" + b"0123456789\r\n" * 5000
 
 
 def taking(server: SMTPServer) -> SMTPServer:
-    """Have it take all mail."""
+    """Make a server accept all mail."""
     server.on("message", lambda session, stream, ack: ack.accept())
     return server
 
@@ -51,7 +51,7 @@ STAGES = sorted(BEFORE)
 
 
 def reach(peer: Peer, stage: str) -> None:
-    """Say what leads up to a stage, and what is said there."""
+    """Send the commands that lead to a stage, and the stage's own."""
     for line in BEFORE[stage]:
         if line[0].isdigit():
             peer.expect(line)
@@ -102,7 +102,7 @@ def test_it_cuts_at_every_stage_without_a_word(smtp_server: MakeServer, stage: s
 
 
 def expect_reset(peer: Peer) -> None:
-    """The next that comes is a reset. (Read past TLS, which makes an end of it.)"""
+    """Expect a connection reset. (Read below TLS, which would report an end.)"""
     wait_read(peer.socket.fileno(), 5)
     with pytest.raises(ConnectionResetError):
         os.read(peer.socket.fileno(), 1)
@@ -196,7 +196,7 @@ def test_it_delays_and_then_goes_on(smtp_server: MakeServer, monkeypatch: pytest
 
 
 def refused(server: SMTPServer) -> list[bool]:
-    """Which of a hundred recipients are."""
+    """Return which of a hundred recipients are refused."""
     with dial(server, source=HERE) as peer:
         peer.hello()
         peer.line("MAIL FROM:<a@example.com>", *["RCPT TO:<b@example.com>"] * 100)

@@ -1,4 +1,4 @@
-"""ConnectionLimit: so many at once, whatever way connections end."""
+"""ConnectionLimit: the number of connections at a time, however they end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ONE, OTHER, NEIGHBOUR = ("192.0.2.1", 1), ("198.51.100.1", 1), ("192.0.2.2", 1)
 
 
 class Ends:
-    """Waits for connections to be over."""
+    """Wait for the end of connections."""
 
     def __init__(self, server: SMTPServer) -> None:
         self._over = Event()

@@ -87,7 +87,7 @@ def test_a_client_that_hangs_up_is_not_an_early_talker(smtp_server: MakeServer) 
 
 
 def test_the_pause_stalls_no_other_connection(smtp_server: MakeServer) -> None:
-    """One is made to wait, the other not; both by one server."""
+    """One server pauses for one client, and serves the other at once."""
     early = EarlyTalker(pause=LONG)
 
     def only_strangers(session: Session, command: Command, proceed: Proceed) -> Reply:

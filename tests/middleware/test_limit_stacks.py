@@ -1,4 +1,4 @@
-"""The limiting middleware together, in every order: good mail passes, and each refusal is as it is alone."""
+"""The limiting middleware together, in every order: good mail passes, and refusals are the same as alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stack_of(smtp_server: MakeServer, kinds: tuple[str, ...], **options: Any) ->
 
 
 def check(server: SMTPServer, *, lmtp: bool = False) -> None:
-    """All that each of them does, once."""
+    """Check what each middleware of the stack does."""
     with dial(server, source=("192.0.2.1", 1)) as denied:
         denied.expect("554 5.7.1 Access denied")
         denied.expect_end()
@@ -96,7 +96,7 @@ def test_a_word_is_neither_yes_nor_no(kind: type, arguments: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("kind", [AccessList, Chaos, ConnectionLimit, EarlyTalker, RateLimit, Tarpit])
 def test_a_configuration_can_read_what_each_takes(kind: type) -> None:
-    """Every argument has a type that can be looked up when the program runs."""
+    """Every argument has an annotation that can be resolved at run time."""
     hints = get_type_hints(kind.__init__)  # type: ignore[misc]
     assert set(inspect.signature(kind).parameters) <= set(hints)
     for name, hint in hints.items():

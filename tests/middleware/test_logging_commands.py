@@ -1,4 +1,4 @@
-"""The Logging middleware: its lines, its facts, and the secrets that no log record of anybody's shows."""
+"""The Logging middleware: its lines, its fields, and secrets, which no log record shows."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ USUAL = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskNa
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, Any]:
-    """What the middleware has added to a record."""
+    """Return the fields that the middleware has added to a record."""
     return {name: value for name, value in record.__dict__.items() if name not in USUAL}
 
 
 @pytest.fixture
 def server(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> SMTPServer:
-    """One that logs everything, and takes mail."""
+    """A server that logs everything, and accepts mail."""
     caplog.set_level(logging.DEBUG)
     server = smtp_server(start=False, middleware=[Logging()])
     server.on("message", lambda session, stream, ack: ack.accept())
@@ -35,7 +35,7 @@ def server(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> SMTPSer
 
 
 def play(server: SMTPServer, *, mail: bool = True) -> None:
-    """A session from beginning to end."""
+    """Run a session from beginning to end."""
     over = Event()
 
     @server.on("disconnect")
@@ -258,7 +258,7 @@ AUTH_LINES = [
 
 
 def check_secret(caplog: pytest.LogCaptureFixture, secret: str) -> None:
-    """It is in no record of any logger: not in its text, its arguments, its attributes or its traceback."""
+    """Check that no record of any logger has the secret in its text, arguments, attributes or traceback."""
     assert caplog.records
     everything = caplog.text + "".join(f"{record.__dict__!r} {record.getMessage()}" for record in caplog.records)
     assert secret.lower() not in everything.lower()

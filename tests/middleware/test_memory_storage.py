@@ -1,9 +1,8 @@
-"""The storage in memory: what the limits library's own would answer, without its threads, and bounded."""
+"""The storage in memory: it answers as the limits library's does, without threads, and is bounded."""
 
 from __future__ import annotations
 
 import random
-import subprocess
 import sys
 import threading
 import time
@@ -17,10 +16,11 @@ from limits.strategies import STRATEGIES
 
 from greensmtp.middleware.rate_limit import memory
 from greensmtp.middleware.rate_limit.memory import MemoryStorage
+from tests import forked
 
 
 class Clock:
-    """One for both: the library's asks for ``time.time``."""
+    """One clock for both storages: the library's calls ``time.time``."""
 
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def library(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Reference:
-    """The library's own, without its thread."""
+    """The library's own storage, without its thread."""
 
     class NoTimer:
         def __init__(self, *arguments: Any) -> None: ...
@@ -147,6 +147,6 @@ print((native(), threading.enumerate()) == before, before[0])
 @pytest.mark.subprocess
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts the threads that the kernel sees")
 def test_counting_in_memory_starts_no_thread() -> None:
-    ran = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False, timeout=30)
+    ran = forked.run(forked.python(THREADS), how=forked.UNPATCHED)
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == "True 1\n"

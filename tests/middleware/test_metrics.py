@@ -1,43 +1,26 @@
-"""Metrics: every number from real dialogues, and ``/metrics`` asked over real HTTP."""
+"""Metrics: every number from real dialogues, and ``/metrics`` over real HTTP."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from gevent import Timeout, get_hub, sleep, socket
+from gevent import sleep
 from gevent.event import Event
 from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.parser import text_string_to_metric_families
 
-from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
+from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Metrics
-from greensmtp.middleware.metrics import http as exposition
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
-
-#: "name{label=value,...}" -> value
-Numbers = dict[str, float]
-
-
-def parse(text: str) -> Numbers:
-    numbers = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = ",".join(f"{name}={value}" for name, value in sorted(sample.labels.items()))
-            numbers[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
-    return numbers
+from tests.middleware.prometheus_text import Numbers, parse
 
 
 class Counted:
-    """A server with Metrics of its own registry."""
+    """A server with Metrics in a registry of its own."""
 
     def __init__(self, make: MakeServer, *, inside: Any = (), **options: Any) -> None:
         self.registry = CollectorRegistry()
@@ -239,7 +222,7 @@ def test_auth_is_counted_by_mechanism(count: Callable[..., Counted]) -> None:
 
 
 def outcomes(it: Counted) -> dict[str, float]:
-    """Of messages, without those that are none."""
+    """Return the number of messages by outcome, without zeros."""
     names = ("accepted", "deferred", "refused", "lost")
     return {name: value for name in names if (value := it[f"messages_total{{outcome={name}}}"])}
 
@@ -409,231 +392,3 @@ def test_it_shows_in_a_stack() -> None:
     registry = CollectorRegistry()
     assert repr(Metrics(registry)) == "Metrics(namespace='greensmtp')"
     assert repr(Metrics(registry, listen=("::1", 9100))) == "Metrics(namespace='greensmtp', listen='[::1]:9100')"
-
-
-# /metrics
-
-
-def get(metrics: Metrics, path: str = "/metrics", *, send: bytes = b"") -> tuple[bytes, bytes]:
-    """Status line and body."""
-    assert metrics.address is not None
-    with socket.create_connection(metrics.address, timeout=10) as connection:
-        connection.sendall(send or f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
-        answer = b""
-        while piece := connection.recv(65536):
-            answer += piece
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return head.partition(b"\r\n")[0], body
-
-
-def listening(address: tuple[str, int]) -> bool:
-    with socket.socket() as probe:
-        return bool(probe.connect_ex(address) == 0)
-
-
-@pytest.fixture
-def told(smtp_server: MakeServer) -> tuple[SMTPServer, Metrics]:
-    metrics = Metrics(CollectorRegistry(), listen="127.0.0.1:0")
-    return smtp_server(middleware=[metrics]), metrics
-
-
-def test_metrics_are_served_over_http(told: tuple[SMTPServer, Metrics]) -> None:
-    server, metrics = told
-    with dial(server) as peer:
-        peer.hello()
-    assert metrics.address is not None
-    url = "http://{}:{}/metrics".format(*metrics.address)
-    # (A client that blocks, so in another thread than the server's.)
-    answer = get_hub().threadpool.apply(lambda: urllib.request.urlopen(url, timeout=10).read())
-    assert parse(answer.decode())["greensmtp_commands_total{code=250,verb=EHLO}"] == 1
-    assert get(metrics, "/")[0] == b"HTTP/1.1 404 Not Found"
-    post = b"POST /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-    assert get(metrics, send=post)[0].startswith(b"HTTP/1.1 405 ")
-
-
-def test_the_listener_lives_from_the_first_start_to_the_last_stop(smtp_server: MakeServer) -> None:
-    registry = CollectorRegistry()
-    metrics = Metrics(registry, listen="127.0.0.1:0")
-    first, second = (smtp_server(start=False, middleware=[metrics]) for _ in range(2))
-    assert metrics.address is None
-    first.start()
-    address = metrics.address
-    assert address is not None
-    # Another stack of the same configuration.
-    alike = smtp_server(start=False, middleware=[Metrics(registry, listen=address)])
-    second.start()
-    assert metrics.address == address
-    first.stop()
-    assert listening(address)
-    second.stop()
-    assert not listening(address)
-    assert metrics.address is None
-    first.start()
-    first.stop()
-    alike.start()
-    assert listening(address)
-    alike.stop()
-    assert not listening(address)
-
-
-def test_a_server_in_a_thread_serves_its_metrics_there() -> None:
-    metrics = Metrics(CollectorRegistry(), listen="127.0.0.1:0")
-    with SMTPServer(("127.0.0.1", 0), middleware=[metrics]).in_thread():
-        assert metrics.address is not None
-        address = metrics.address
-        with urllib.request.urlopen("http://{}:{}/metrics".format(*address), timeout=10) as answer:
-            assert parse(answer.read().decode())["greensmtp_connections_open"] == 0
-    assert not listening(address)
-
-
-def test_an_address_that_is_another_machines_stops_the_start(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, middleware=[Metrics(CollectorRegistry(), listen="192.0.2.1:9100")])
-    with pytest.raises(OSError, match=r"Cannot assign requested address for the metrics, port 9100 of 192\.0\.2\.1"):
-        server.start()
-    assert not server.started
-
-
-def test_two_stacks_with_one_address_share_it(smtp_server: MakeServer) -> None:
-    registry = CollectorRegistry()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = free.getsockname()
-    servers = [smtp_server(middleware=[Metrics(registry, listen=address)]) for _ in range(2)]
-    servers[0].stop()
-    assert listening(address)
-    servers[1].stop()
-    assert not listening(address)
-
-
-def test_a_port_that_is_taken_stops_the_start_and_leaves_nothing_open(smtp_server: MakeServer) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        host, port = taken.getsockname()
-        metrics = Metrics(CollectorRegistry(), listen=(host, port))
-        server = smtp_server(start=False, middleware=[metrics])
-        with pytest.raises(OSError, match=f"Address already in use for the metrics, port {port} of 127.0.0.1"):
-            server.start()
-        assert not server.started
-        assert metrics.address is None
-    server.start()  # now it is free
-    assert metrics.address == (host, port)
-
-
-def test_where_the_server_cannot_listen_the_metrics_do_not_either(smtp_server: MakeServer) -> None:
-    heard: list[tuple[str, int]] = []
-
-    class Peek(Metrics):
-        def start(self, server: Any) -> None:
-            super().start(server)
-            assert self.address is not None
-            heard.append(self.address)
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        server = smtp_server(
-            listener=taken.getsockname(), start=False, middleware=[Peek(CollectorRegistry(), listen="127.0.0.1:0")]
-        )
-        with pytest.raises(OSError, match="in use"):
-            server.start()
-    assert not listening(heard[0])
-
-
-def test_nothing_is_said_on_standard_error_whatever_comes(
-    capfd: pytest.CaptureFixture[str], told: tuple[SMTPServer, Metrics], caplog: pytest.LogCaptureFixture
-) -> None:
-    _, metrics = told
-    nonsense = [
-        b"EHLO client.example\r\n\r\n",
-        b"\x16\x03\x01\x00\xff" * 20 + b"\r\n\r\n",
-        b"GET /metrics?name[]=%ff&name[]=x HTTP/1.1\r\nConnection: close\r\n\r\n",
-        b"GET " + b"/" * 20_000 + b" HTTP/1.1\r\n\r\n",
-        b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
-        b"GET /metrics HTTP/1.1\r\nContent-Length: -1\r\nConnection: close\r\n\r\n",
-        b"POST /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\nzz\r\n",
-        b"GET /metrics HTTP/9.9\r\n\r\n",
-    ]
-    for octets in nonsense:
-        try:
-            get(metrics, send=octets)
-        except ConnectionError:
-            pass  # it was not interested in the rest
-    assert get(metrics)[0] == b"HTTP/1.1 200 OK"
-    assert capfd.readouterr() == ("", "")
-    assert caplog.records == []
-
-
-def test_a_collector_that_fails_is_a_500_and_in_the_log(
-    told: tuple[SMTPServer, Metrics], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken:
-        def describe(self) -> list[Any]:
-            return []
-
-        def collect(self) -> Any:
-            raise LookupError("broken")
-
-    _, metrics = told
-    metrics.registry.register(Broken())
-    assert get(metrics)[0] == b"HTTP/1.1 500 Internal Server Error"
-    assert "LookupError: broken" in caplog.text
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n", b"GET /metr"])
-def test_a_connection_is_over_in_time_whatever_it_does(
-    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: bytes
-) -> None:
-    monkeypatch.setattr(exposition, "CONNECTION_SECONDS", 0.05)
-    _, metrics = told
-    with Timeout(10):
-        get(metrics, send=sent or b"\r\n")
-    assert capfd.readouterr() == ("", "")
-
-
-#: Greets a server of its own, says where the metrics are, and goes on until its standard input is closed.
-SERVING = """
-import sys
-from gevent import get_hub
-from greensmtp import SMTPServer
-from greensmtp.middleware import Metrics
-from greensmtp.testing import dial
-
-metrics = Metrics(listen=sys.argv[1])
-with SMTPServer(("127.0.0.1", 0), middleware=[metrics]) as server, dial(server) as peer:
-    peer.hello()
-    print(metrics.address[1], flush=True)
-    get_hub().threadpool.apply(sys.stdin.read)
-"""
-
-
-@pytest.mark.subprocess
-@pytest.mark.parametrize("before", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
-def test_each_process_serves_the_numbers_of_all(tmp_path: Path, before: str) -> None:
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    processes: list[subprocess.Popen[str]] = []
-    try:
-        address = "127.0.0.1:0"
-        for _ in range(2):
-            process = subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", before + SERVING, address],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            processes.append(process)
-            assert process.stdout is not None
-            address = f"127.0.0.1:{int(process.stdout.readline())}"
-        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
-            numbers = parse(answer.read().decode())
-        assert numbers["greensmtp_connections_open"] == 2
-        assert numbers["greensmtp_commands_total{code=250,verb=EHLO}"] == 2
-        for process in processes:
-            process.communicate(timeout=20)
-            assert process.returncode == 0
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()

@@ -1,9 +1,7 @@
-"""RateLimit: what is counted, by whom, when it is refused, and with which code."""
+"""RateLimit: what is counted, by which key, when it is refused, and with which code."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from traceback import format_exception
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +15,7 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import memory, store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 from tests.helpers import accepting
 
 ONE, OTHER = ("192.0.2.1", 1), ("198.51.100.1", 1)
@@ -514,7 +513,7 @@ try:
 except ModuleNotFoundError as error:
     print(error)
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    ran = forked.run(forked.python(program), how=forked.UNPATCHED)
     assert says in ran.stdout
 
 
@@ -522,7 +521,7 @@ except ModuleNotFoundError as error:
 def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
-    """gevent's pool would print what a thread raises; here it is only logged."""
+    """gevent's pool would print the exception; here it is only logged."""
     limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
 
     def fail(key: str, cost: int) -> bool:

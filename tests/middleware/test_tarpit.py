@@ -1,4 +1,4 @@
-"""Tarpit: errors that wait, and all that does not."""
+"""Tarpit: errors are delayed, and nothing else is."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE, THERE = ("192.0.2.1", 1), ("198.51.100.1", 1)
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses that were made, in seconds; none of them takes any time."""
+    """Record the pauses, in seconds, instead of sleeping."""
     pauses: list[float] = []
     monkeypatch.setattr(tarpit, "pause", lambda session, seconds: pauses.append(seconds))
     return pauses

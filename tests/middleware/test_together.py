@@ -1,4 +1,4 @@
-"""The catalogue together with the real Auth: what one counts, logs or delays is what another has answered."""
+"""Middleware together with the real Auth: each counts, logs or delays what another has replied."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import spawn
 from gevent.event import Event
 from prometheus_client import CollectorRegistry
 
@@ -39,14 +40,14 @@ def is_good(credentials: Credentials) -> bool:
 
 
 def users(**options: Any) -> Auth:
-    """An Auth that counts no failures itself, and takes everything in the clear."""
+    """Return an Auth that does not count failures, and allows every mechanism in the clear."""
     options = {"failures_by_client": None, "failures_by_account": None, "check_token": is_good} | options
     return Auth(USERS, allow_plaintext=True, **options)
 
 
 @pytest.fixture
 def greet() -> Iterator[Callable[..., Peer]]:
-    """A peer that has said hello."""
+    """Return a peer that has said EHLO."""
     peers: list[Peer] = []
 
     def greet(server: SMTPServer, source: tuple[str, int] = ONE) -> Peer:
@@ -200,7 +201,7 @@ def test_attempts_that_succeed_leave_nothing_behind(smtp_server: MakeServer, gre
 
 
 def test_filling_one_limit_has_another_forget_nothing(smtp_server: MakeServer, greet: Any) -> None:
-    """Memory is bounded, but a client that chooses keys, such as recipients, must not push out its failures."""
+    """Memory is bounded, but a client that chooses keys, such as recipients, must not evict its own failures."""
     failures = RateLimit("1/hour", on="auth_failures")
     recipients = RateLimit("5/hour", by="recipient", on="recipients")
     recipients._store.storage._records.max_weight = 100  # type: ignore[attr-defined]
@@ -362,7 +363,7 @@ def test_the_count_of_connections_comes_back_from_every_end(smtp_server: MakeSer
     )
 
     def no_word(peer: Peer) -> None:
-        """As if a name had been typed, and no password."""
+        """Send a user name and an empty password."""
         peer.line("AUTH LOGIN", b64("jo"))
         peer.expect("334", "334")
 
@@ -410,9 +411,11 @@ def test_a_stop_ends_challenges_and_tarpit_delays(smtp_server: MakeServer, greet
     pitted.line(WRONG)
     pitted.let_it_read()
     assert limit.count(ONE[0]) == 2
-    server.stop(5)
-    asked.expect("421 4.3.2")
-    pitted.expect("535", "421 4.3.2")
+    stopping = spawn(server.stop, 5)
+    for peer, replies in ((asked, ["421 4.3.2"]), (pitted, ["535", "421 4.3.2"])):
+        peer.expect(*replies)
+        peer.close()
+    stopping.get(timeout=20)
     assert limit.count(ONE[0]) == 0
     assert not server.connections
 

@@ -1,4 +1,4 @@
-"""Real programs at the other end: how they are found, and run."""
+"""Find and run real programs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.programs import find, need_capabilities
 
 @pytest.fixture(scope="session")
 def program() -> Callable[[str], str]:
-    """Find a program: its path. Without it the test is skipped, or fails where all peers must be there."""
+    """Return a function that finds a program; without it, the test is skipped, or fails if all peers are required."""
     return find
 
 
 @pytest.fixture
 def run(program: Callable[[str], str], tmp_path: Path) -> Callable[..., str]:
-    """Run a program with arguments and an input, and without settings of anybody's; give all that it prints."""
+    """Return a function that runs a program without the user's settings, and returns its output."""
 
     def run(name: str, *arguments: str | Path, stdin: bytes = b"", status: int = 0) -> str:
         path = program(name)

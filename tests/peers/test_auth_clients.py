@@ -1,4 +1,4 @@
-"""Logging in with the clients that people use, over each backend, a real Dovecot among them."""
+"""Authentication by real clients, with each backend, a real Dovecot among them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from gevent.subprocess import Popen
 from greensmtp import SMTPServer, connect
 from greensmtp.middleware import Auth
 from greensmtp.testing import dial
+from tests.helpers import covering
 from tests.programs import find, need_root
 
 if TYPE_CHECKING:
@@ -49,8 +50,13 @@ CASES = [(backend, mechanism) for backend, mechanisms in BACKENDS.items() for me
 
 
 def cases(*names: str) -> list[tuple[str, str]]:
-    """Those with the mechanisms that a client has."""
+    """Return the cases with these mechanisms."""
     return [(backend, mechanism) for backend, mechanism in CASES if mechanism in names]
+
+
+def with_tls(cases: list[tuple[str, str]]) -> list[tuple[str, str, bool]]:
+    """Return each case in the clear and over TLS."""
+    return [(*case, tls) for case in cases for tls in (False, True)]
 
 
 # Dovecot
@@ -58,7 +64,7 @@ def cases(*names: str) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def dovecot() -> Iterator[Path]:
-    """Dovecot, for nothing but its auth socket: the path of that. It knows jo."""
+    """Run Dovecot as an authentication service; yield the path of its socket."""
     program = find("dovecot")
     need_root("dovecot")
     base = Path(tempfile.mkdtemp(prefix="greensmtp-"))  # pytest's own are closed to other users
@@ -120,7 +126,7 @@ def _wait_for(path: Path, log: Path) -> None:
 
 
 class ConfiguredServer:
-    """A server with STARTTLS in a thread of its own, and whom it has let in."""
+    """A server with STARTTLS that records identities and mail."""
 
     def __init__(self, auth: Auth, certificate: Certificate) -> None:
         self.server = SMTPServer(
@@ -160,7 +166,7 @@ def check_token(credentials: Any) -> Any:
 def serving(
     backend: str, request: pytest.FixtureRequest, tmp_path: Path, certificate: Certificate
 ) -> Iterator[ConfiguredServer]:
-    """With the backend of that name; everybody has to log in."""
+    """Run a server that requires authentication, with the backend of that name."""
     options: dict[str, Any] = {"required": True, "allow_plaintext": True}
     if backend == "dovecot":
         auth = Auth(f"dovecot:{request.getfixturevalue('dovecot')}", **options)
@@ -183,8 +189,7 @@ def serving(
 # The clients
 
 
-@pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
+@pytest.mark.parametrize(("backend", "mechanism", "tls"), covering(with_tls(cases("PLAIN", "LOGIN", "CRAM-MD5"))))
 def test_swaks(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     options = ["--tls", "--tls-ca-path", str(certificate.authority), "--tls-verify"] if tls else []
     user = ("--auth", mechanism, "--auth-user", "jo", "--auth-password")
@@ -195,8 +200,7 @@ def test_swaks(serving: ConfiguredServer, run: Run, certificate: Certificate, me
     assert serving.known == [("jo", mechanism)]
 
 
-@pytest.mark.parametrize("tls", [False, True])
-@pytest.mark.parametrize(("backend", "mechanism"), CASES)
+@pytest.mark.parametrize(("backend", "mechanism", "tls"), covering(with_tls(CASES)))
 def test_msmtp(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str, tls: bool) -> None:
     sender, recipient = ENVELOPE
     secret = TOKEN if "OAUTH" in mechanism else PASSWORD
@@ -211,7 +215,7 @@ def test_msmtp(serving: ConfiguredServer, run: Run, certificate: Certificate, me
     assert len(serving.mail) == 1
 
 
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5", "OAUTHBEARER"))
+@pytest.mark.parametrize(("backend", "mechanism"), covering(cases("PLAIN", "LOGIN", "CRAM-MD5", "OAUTHBEARER")))
 def test_curl(serving: ConfiguredServer, run: Run, certificate: Certificate, mechanism: str) -> None:
     sender, recipient = ENVELOPE
     url = f"smtp://127.0.0.1:{serving.port}/client.example"
@@ -227,7 +231,7 @@ def test_curl(serving: ConfiguredServer, run: Run, certificate: Certificate, mec
 
 
 class Forced(smtplib.SMTP):
-    """Uses one mechanism, whatever it would like better."""
+    """Uses one mechanism, whichever it prefers."""
 
     mechanism = ""
 
@@ -239,7 +243,7 @@ class Forced(smtplib.SMTP):
         return answer
 
 
-@pytest.mark.parametrize(("backend", "mechanism"), cases("PLAIN", "LOGIN", "CRAM-MD5"))
+@pytest.mark.parametrize(("backend", "mechanism"), covering(cases("PLAIN", "LOGIN", "CRAM-MD5")))
 def test_smtplib(serving: ConfiguredServer, certificate: Certificate, mechanism: str) -> None:
     def speak() -> Any:
         with Forced("127.0.0.1", serving.port, "client.example", timeout=20) as client:

@@ -1,4 +1,4 @@
-"""Real clients at a whole stack: what logs, what counts, what delays and what asks for a password, all at once."""
+"""Real clients at a full stack of middleware: logging, metrics, limits, tarpit, authentication."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import logging
 from base64 import b64encode
 from collections.abc import Callable
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from greensmtp import SMTPServer
 from greensmtp.middleware import Auth, ConnectionLimit, Logging, Metrics, RateLimit, Tarpit
+from tests.helpers import covering
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.peer
 Run = Callable[..., str]
 
 USER, PASSWORD, WRONG = "jo", "hunter2&more", "guessed-it?"
-DELAY = 0.2
+DELAY = 0.1
 MAIL = b"Subject: x\r\n\r\nHi.\r\n"
 
 
@@ -40,8 +42,7 @@ def msmtp(run: Run, port: int, certificate: Certificate, mechanism: str, passwor
     return run("msmtp", *where, *tls, *user, "bob@example.org", stdin=MAIL, status=77 if refused else 0)
 
 
-@pytest.mark.parametrize("mechanism", ["PLAIN", "LOGIN", "CRAM-MD5"])
-@pytest.mark.parametrize("client", [swaks, msmtp])
+@pytest.mark.parametrize(("client", "mechanism"), covering(product([swaks, msmtp], ["PLAIN", "LOGIN", "CRAM-MD5"])))
 def test_a_whole_stack(
     run: Run, certificate: Certificate, caplog: pytest.LogCaptureFixture, client: Callable[..., str], mechanism: str
 ) -> None:

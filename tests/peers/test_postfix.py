@@ -75,7 +75,7 @@ scache unix - - n - 1 scache
 
 
 class Postfix:
-    """A postfix of the test's own: configuration, queue and port."""
+    """A postfix with its own configuration, queue and port."""
 
     def __init__(self, program: Callable[[str], str], folder: Path, **settings: str) -> None:
         self._postfix, self._sendmail = program("postfix"), program("sendmail")
@@ -103,7 +103,7 @@ class Postfix:
             missing(f"postfix does not start: {error}")
 
     def wait_for(self, words: bytes, patience: float = 20.0) -> None:
-        """Until the log says so."""
+        """Wait until the log contains this."""
         assert self._process.stdout is not None
         deadline = monotonic() + patience
         while words not in self.log:
@@ -113,26 +113,26 @@ class Postfix:
             self.log += piece
 
     def stop(self) -> None:
-        """All of its processes."""
+        """Stop all processes."""
         subprocess.run([self._postfix, "-c", self._configuration, "stop"], check=False, capture_output=True)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._process.wait(10)
 
     def relay(self, sender: str, *recipients: str, body: bytes = BODY) -> None:
-        """Give it a message over SMTP."""
+        """Submit a message over SMTP."""
         with smtplib.SMTP("127.0.0.1", self.port, "client.example", timeout=20) as client:
             assert client.sendmail(sender, recipients, body, ["BODY=8BITMIME"]) == {}
 
     def sendmail(self, sender: str, *recipients: str, body: bytes = BODY) -> None:
-        """Give it a message by its command."""
+        """Submit a message with the sendmail command."""
         command: list[str | Path] = [self._sendmail, "-C", self._configuration, "-i", "-f", sender, *recipients]
         subprocess.run(command, check=True, input=body.replace(b"\r\n", b"\n"), timeout=20)
 
 
 @pytest.fixture
 def postfix(program: Callable[[str], str]) -> Iterator[Callable[..., Postfix]]:
-    """Start one, with these settings in ``main.cf``; stopped when the test is over."""
+    """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
     # Its processes are of another user, who would not get into pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)
@@ -149,12 +149,12 @@ def postfix(program: Callable[[str], str]) -> Iterator[Callable[..., Postfix]]:
 
 
 def body_of(message: bytes) -> bytes:
-    """Without trace information, ours and postfix's."""
+    """Return a message without the trace fields."""
     return message[message.index(b"From: Ann") :]
 
 
-# (``encrypt`` is what ``verify`` does, and then looks at the certificate.)
-@pytest.mark.parametrize("level", ["may", "verify"])
+# ``verify`` does what ``may`` and ``encrypt`` do, and then looks at the certificate.
+@pytest.mark.parametrize("level", ["verify", pytest.param("may", marks=pytest.mark.exhaustive)])
 def test_postfix_relays_with_starttls(
     serve: Serve, postfix: Callable[..., Postfix], certificate: Any, level: str
 ) -> None:

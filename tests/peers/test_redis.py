@@ -1,4 +1,4 @@
-"""RateLimit over a real redis-server: limits that hold across processes, and what becomes of them when it is gone."""
+"""RateLimit with a real redis-server: limits across processes, and outages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -20,13 +20,13 @@ from greensmtp.middleware import RateLimit
 from greensmtp.middleware.rate_limit import store
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import accepting
+from tests.helpers import accepting, covering
 
 pytestmark = pytest.mark.peer
 
 
 class Redis:
-    """A redis-server on a free loopback port, that keeps nothing."""
+    """A redis-server on a free loopback port, without persistence."""
 
     def __init__(self, program: str, folder: Path) -> None:
         with socket.socket() as probe:
@@ -83,7 +83,7 @@ server.stop(1)
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Callable[[], Peer]]:
-    """A server in a process of its own: gives what connects to it."""
+    """Run a server in another process; yield a function that connects to it."""
     process = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", SERVER, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -101,8 +101,10 @@ def serving(*arguments: str) -> Iterator[Callable[[], Peer]]:
         process.stdout.close()
 
 
-@pytest.mark.parametrize("strategy", ["moving-window", "fixed-window", "sliding-window-counter"])
-@pytest.mark.parametrize("on", ["connections", "messages", "recipients"])
+STRATEGIES = ["moving-window", "fixed-window", "sliding-window-counter"]
+
+
+@pytest.mark.parametrize(("strategy", "on"), covering(product(STRATEGIES, ["connections", "messages", "recipients"])))
 def test_a_limit_holds_across_two_server_processes(redis: Redis, strategy: str, on: str) -> None:
     with ExitStack() as stack:
         # One of them is patched, the other not.
@@ -144,14 +146,14 @@ def greet(server: SMTPServer) -> Peer:
 
 
 class Complaints:
-    """What is logged about a storage; and its clock, which decides when it is tried again."""
+    """The log records about a storage, and the clock that decides when it is tried again."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self._caplog = caplog
         self.now = monotonic()
 
     def take(self) -> list[str]:
-        """What has been logged since this was called last."""
+        """Return the messages that were logged since the last call."""
         found = [record.getMessage() for record in self._caplog.records]
         self._caplog.clear()
         return found
@@ -231,8 +233,8 @@ def test_while_it_is_down_it_is_left_alone(
 
 
 @pytest.mark.parametrize("patched", [False, True])
-def test_a_redis_that_says_nothing_holds_nobody_up(patched: bool) -> None:
-    """It takes connections, and never answers."""
+def test_a_redis_that_never_answers_delays_no_client(patched: bool) -> None:
+    """The server accepts connections, and never answers."""
     program = f"""
 from gevent import monkey
 if {patched}:

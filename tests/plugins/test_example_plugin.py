@@ -8,6 +8,7 @@ import site
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 
-pytestmark = pytest.mark.subprocess
+#: One environment for all.
+pytestmark = [pytest.mark.subprocess, pytest.mark.xdist_group("example plugin")]
 
 PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
@@ -50,6 +52,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return environment / "bin" / "python"
 
 
+@pytest.fixture
+def serve_there(python: Path, serve: Serve) -> Serve:
+    """Start ``greensmtp serve`` with the packages of the new environment."""
+    (packages,) = python.parents[1].glob("lib/python*/site-packages")
+    return partial(serve, first=f"import site; site.addsitedir({str(packages)!r})")
+
+
 def test_the_plugins_are_listed(python: Path, tmp_path: Path) -> None:
     ran = run(python, "-m", "greensmtp", "plugins", "--check", cwd=tmp_path, ALLOWED_DOMAINS="example.com")
     lines = ran.stdout.splitlines()
@@ -64,7 +73,7 @@ def test_the_plugins_are_listed(python: Path, tmp_path: Path) -> None:
     assert f"RequireTLS\tmiddleware\t{package}.require_tls:RequireTLS\tok" in lines
 
 
-def test_the_plugins_act_on_mail_without_code(python: Path, tmp_path: Path, serve: Serve) -> None:
+def test_the_plugins_act_on_mail_without_code(serve_there: Serve) -> None:
     notices: Queue[tuple[str | None, list[str], bytes]] = Queue()
     smarthost = SMTPServer(("127.0.0.1", 0), hostname="smarthost.example")
 
@@ -79,7 +88,7 @@ def test_the_plugins_act_on_mail_without_code(python: Path, tmp_path: Path, serv
             "VACATION_FILE": str(PLUGIN / "vacation.toml"),
             "VACATION_SMARTHOST": f"127.0.0.1:{smarthost.address[1]}",
         }
-        server = serve("--plugin", "all", command=[python, "-m", "greensmtp"], env=os.environ | settings)
+        server = serve_there("--plugin", "all", env=os.environ | settings)
         with server.dial() as peer:
             peer.hello()
             peer.line("MAIL FROM:<ann@example.org>", "RCPT TO:<jo@example.net>", "RCPT TO:<jo@example.com>")
@@ -87,6 +96,7 @@ def test_the_plugins_act_on_mail_without_code(python: Path, tmp_path: Path, serv
             peer.line("DATA", "From: ann@example.org", "To: jo@example.com", "Subject: Tea", "", "At four.", ".")
             peer.expect("354", "250")
         sender, recipients, notice = notices.get(timeout=20)
+        assert server.stop() == 0
     assert (sender, recipients) == ("", ["ann@example.org"])
     assert b"\r\nSubject: Auto: Tea\r\n" in notice
     assert b"I am in the mountains" in notice
@@ -94,8 +104,8 @@ def test_the_plugins_act_on_mail_without_code(python: Path, tmp_path: Path, serv
     assert server.log == ""
 
 
-def test_a_plugin_that_is_not_named_does_nothing(python: Path, serve: Serve) -> None:
-    server = serve(command=[python, "-m", "greensmtp"])
+def test_a_plugin_that_is_not_named_does_nothing(serve_there: Serve) -> None:
+    server = serve_there()
     with server.dial() as peer:
         peer.hello()
         peer.line("MAIL FROM:<ann@example.org>", "RCPT TO:<jo@example.net>")
@@ -103,14 +113,9 @@ def test_a_plugin_that_is_not_named_does_nothing(python: Path, serve: Serve) -> 
 
 
 @pytest.mark.parametrize("optional", [False, True])
-def test_a_plugin_without_settings_stops_the_start_or_is_skipped(python: Path, serve: Serve, optional: bool) -> None:
+def test_a_plugin_without_settings_stops_the_start_or_is_skipped(serve_there: Serve, optional: bool) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in ("ALLOWED_DOMAINS", "VACATION_FILE")}
-    server = serve(
-        *("--plugin", "all,optional" if optional else "all"),
-        command=[python, "-m", "greensmtp"],
-        env=clean,
-        wait=optional,
-    )
+    server = serve_there("--plugin", "all,optional" if optional else "all", env=clean, wait=optional)
     if optional:
         assert server.stop() == 0
         assert server.log.count("WARNING skipped an optional plugin") == 2

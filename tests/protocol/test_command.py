@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import (
-    CONNECT,
-    DISCONNECT,
     END_OF_DATA,
     PARSERS,
     PSEUDO_COMMANDS,
@@ -255,11 +252,12 @@ def test_a_secret_is_not_in_the_repr(line: bytes) -> None:
     assert "c2VjcmV0" not in shown
 
 
-@pytest.mark.parametrize("verb", [CONNECT, END_OF_DATA, DISCONNECT])
-@pytest.mark.parametrize("spell", [str.upper, str.lower, str.title])
-@pytest.mark.parametrize("around", ["{}", "{} x", "{}\t", "{}\0", "{}\r", " {}", "\t{}", "\0{}"])
-def test_no_client_can_send_a_pseudo_command(verb: str, spell: Any, around: str) -> None:
-    assert parse_command(around.format(spell(verb)).encode()).verb not in PSEUDO_COMMANDS
+@pytest.mark.parametrize("verb", sorted(PSEUDO_COMMANDS))
+def test_no_client_can_send_a_pseudo_command(verb: str) -> None:
+    for around in ("{}", "{} x", "{}\t", "{}\0", "{}\r", " {}", "\t{}", "\0{}"):
+        for spelled in (verb.upper(), verb.lower(), verb.title()):
+            line = around.format(spelled).encode()
+            assert parse_command(line).verb not in PSEUDO_COMMANDS, line
 
 
 def test_end_of_data_has_its_recipient() -> None:

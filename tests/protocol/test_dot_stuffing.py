@@ -90,14 +90,14 @@ NEWLINES = (b"\r\n", b"\n", b"\r", b"\n\r", b"\r\r", b"\n\n", b"\r\0\n", b"\0\r\
 
 
 @pytest.mark.parametrize("before", NEWLINES)
-@pytest.mark.parametrize("behind", NEWLINES)
-def test_only_a_dot_between_two_crlf_ends_data(before: bytes, behind: bytes) -> None:
-    wire = b"text" + before + b"." + behind + b"MAIL FROM:<evil@example.com>\r\n"
-    ends = before.endswith(b"\r\n") and behind.startswith(b"\r\n")
-    for place in range(len(wire) + 1):
-        body, rest = decode(cut(wire, [place]))
-        assert (rest is not None) is ends
-        assert (b"evil" in body) is not ends
+def test_only_a_dot_between_two_crlf_ends_data(before: bytes) -> None:
+    for behind in NEWLINES:
+        wire = b"text" + before + b"." + behind + b"MAIL FROM:<evil@example.com>\r\n"
+        ends = before.endswith(b"\r\n") and behind.startswith(b"\r\n")
+        for place in range(len(wire) + 1):
+            body, rest = decode(cut(wire, [place]))
+            assert (rest is not None) is ends, (wire, place)
+            assert (b"evil" in body) is not ends, (wire, place)
 
 
 @pytest.mark.parametrize("longest", [5, pytest.param(6, marks=pytest.mark.exhaustive)])

@@ -232,7 +232,7 @@ def test_commands_between_two_chunks_are_answered(smtp_server: MakeServer) -> No
 
 
 def test_a_garbled_bdat_gives_the_body_up(smtp_server: MakeServer) -> None:
-    """How many octets follow cannot be told, so the rest must not be joined to the beginning."""
+    """The number of bytes that follow is unknown, so they must not be joined to the beginning."""
     server = smtp_server(start=False)
     bodies = take_mail(server)
     with dial(server) as peer:

@@ -44,7 +44,7 @@ class Loop:
         return self
 
     def start(self, callback: Callable[[], None]) -> None:
-        """Nothing."""
+        """Do nothing: the test calls ``tick``."""
 
     stop = close = lambda self: None
 

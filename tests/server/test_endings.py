@@ -1,4 +1,4 @@
-"""How connections end: 421 to those that stop() cuts off, close_notify under TLS, lines without a CRLF."""
+"""How connections end: 421 when stop() cuts them off, close_notify under TLS, lines without a CRLF."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.server import line_transport, shutdown
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
+
+pytestmark = pytest.mark.usefixtures("short_kill")
 
 #: Seconds that stop() may take beyond its timeout, with some room for a busy machine.
 BEYOND = 2.0
@@ -148,8 +151,11 @@ def test_stop_waits_for_disconnect_handlers_within_its_timeout(
 
     with dial(server) as peer:
         peer.hello()
-        server.stop(5)
+        stopping = spawn(server.stop, 5)
         peer.expect("421 4.3.2")
+        peer.expect_end()
+        peer.close()
+        stopping.get(timeout=5)
     assert ended == ["shutdown"]
 
 
@@ -184,7 +190,7 @@ def test_a_client_that_takes_no_replies_does_not_hold_stop_up(smtp_server: MakeS
         peer.hello()
         peer.envelope()
         flooding = spawn(flood, peer)
-        sleep(0.2)
+        peer.let_it_read()
         stop_soon(server)
         flooding.kill()
 
@@ -256,49 +262,47 @@ def test_a_client_that_does_not_answer_close_notify_is_not_waited_for(
 # A line with a bare LF
 
 
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("wire", [b"EHLO x\n", b"EHLO x\nMAIL FROM:<a@example.org>\nRCPT TO:<b@example.com>\n"])
 def test_a_client_that_ends_its_lines_with_lf_gets_500_and_soon_421(
-    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, wire: bytes
+    smtp_server: MakeServer, clock: VirtualClock, wire: bytes
 ) -> None:
-    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.1)
     server = smtp_server(start=False, ack_timeout=1)  # swept often
     senders: list[str] = []
     server.on("from", lambda session, address, ack: senders.append(address))
     with dial(server) as peer:
         peer.expect("220")
         peer.send(wire)
-        peer.expect("500 5.5.2", "421 4.4.2")
+        peer.expect("500 5.5.2")
+        began = clock.now
+        peer.expect("421 4.4.2")
+        assert clock.now - began < line_transport.CRLF_SECONDS + 1
         peer.expect_end()
     assert senders == []
 
 
-def dribble(peer: Peer) -> None:
+def dribble(peer: Peer, clock: VirtualClock) -> None:
     try:
         while True:
             peer.socket.sendall(b"NOOP\n")
-            sleep(0.01)
+            clock.sleep(0.01)
     except OSError:
         pass
 
 
-def test_bare_lf_again_and_again_does_not_put_the_end_off(
-    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.2)
+@pytest.mark.usefixtures("clock")
+def test_bare_lf_again_and_again_does_not_put_the_end_off(smtp_server: MakeServer, clock: VirtualClock) -> None:
     with dial(smtp_server(start=False, ack_timeout=1)) as peer:
         peer.expect("220")
         peer.send("NOOP\n")
         peer.expect("500 5.5.2")
-        writing = spawn(dribble, peer)
+        writing = spawn(dribble, peer, clock)
         peer.expect("421 4.4.2")
         writing.kill()
 
 
-def test_a_bare_lf_in_an_answer_to_a_challenge_ends_as_soon(
-    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.1)
-
+@pytest.mark.usefixtures("clock")
+def test_a_bare_lf_in_an_answer_to_a_challenge_ends_as_soon(smtp_server: MakeServer, clock: VirtualClock) -> None:
     def ask(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "AUTH":
             session.challenge("user?")
@@ -309,7 +313,10 @@ def test_a_bare_lf_in_an_answer_to_a_challenge_ends_as_soon(
         peer.line("AUTH X")
         peer.expect("334")
         peer.send("jo\n")
-        peer.expect("451", "421 4.4.2")
+        peer.expect("451")
+        began = clock.now
+        peer.expect("421 4.4.2")
+        assert clock.now - began < line_transport.CRLF_SECONDS + 1
         peer.expect_end()
 
 

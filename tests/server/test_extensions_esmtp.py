@@ -1,4 +1,4 @@
-"""ESMTP as the server speaks it: what EHLO offers, what each extension allows, enhanced codes, LMTP's dialect."""
+"""ESMTP on the server: keywords of EHLO, parameters of extensions, enhanced status codes, LMTP."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL = ["PIPELINING", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "ENHANC
 
 
 def offers(reply: str) -> list[str]:
-    """The keywords of EHLO's reply, with their parameters."""
+    """Return the keywords of the reply to EHLO, with their parameters."""
     return [line[4:] for line in reply.split("\n")[1:]]
 
 
@@ -187,7 +187,7 @@ def test_a_batch_is_answered_in_order_and_in_one_piece(smtp_server: MakeServer) 
 
 
 def provoke_every_kind(peer: Peer) -> list[str]:
-    """All sorts of commands, and the replies to them but the banner's and the greetings'."""
+    """Send all sorts of commands; return the replies except those to the connection and to hello commands."""
     peer.expect("220")
     replies: list[str] = []
     before = ["MAIL FROM:<a@example.org>", "NOOP", "RSET", "HELP", "VRFY", "XYZZY", "TURN", "DATA"]

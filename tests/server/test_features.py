@@ -1,4 +1,4 @@
-"""What the server does for its users, feature by feature: signals, acks, replies, TLS."""
+"""The features of the server, one by one: signals, acks, replies, TLS."""
 
 from __future__ import annotations
 

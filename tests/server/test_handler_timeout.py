@@ -1,4 +1,4 @@
-"""``handler_timeout``: nothing that handlers or middleware do holds a connection for ever."""
+"""``handler_timeout``: no handler or middleware holds a connection forever."""
 
 from __future__ import annotations
 
@@ -14,29 +14,30 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-pytestmark = pytest.mark.xdist_group("serial")
+pytestmark = pytest.mark.usefixtures("clock")
 
 SHORT = 0.1
 
 
 def hang(*args: Any, **fields: Any) -> None:
-    """What does not end by itself."""
+    """Never return."""
     Event().wait()
 
 
 def accept_and_hang(session: Session, ack: Ack, **fields: Any) -> None:
-    """It has decided, and goes on."""
+    """Decide, and never return."""
     ack.accept()
     hang()
 
 
 @pytest.fixture(autouse=True)
 def in_time() -> Iterator[None]:
-    """Far more than any of these needs, and far less than it would take without the limit."""
+    """End a test that hangs. No test needs that long."""
     with Timeout(20):
         yield
 
@@ -47,7 +48,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 
 def replies_of(peer: Peer, verb: str = "EHLO") -> str:
-    """To a whole session, whatever is refused in it."""
+    """Play a whole session, whatever is rejected in it; return the codes of the replies."""
     replies = [peer.reply()[:3]]
     for line in (f"{verb} x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "RSET", "QUIT"):
         peer.line(line)
@@ -200,7 +201,7 @@ def test_a_body_that_flows_is_drained_before_the_451(smtp_server: MakeServer) ->
         peer.expect("250", "451", "250")
 
 
-def test_the_time_that_the_client_takes_does_not_count(smtp_server: MakeServer) -> None:
+def test_the_time_that_the_client_takes_does_not_count(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, handler_timeout=SHORT)
     server.on("message", take)
     with dial(server) as peer:
@@ -209,15 +210,15 @@ def test_the_time_that_the_client_takes_does_not_count(smtp_server: MakeServer) 
         peer.line("DATA")
         peer.expect("354")
         for _ in range(8):
-            sleep(SHORT / 2)
+            clock.sleep(SHORT / 2)
             peer.line("text")
         peer.line(".")
         peer.expect("250")
 
 
-def test_each_command_has_the_time_for_itself(smtp_server: MakeServer) -> None:
+def test_each_command_has_the_time_for_itself(smtp_server: MakeServer, clock: VirtualClock) -> None:
     def slow(session: Session, command: Command, proceed: Proceed) -> Reply:
-        sleep(0.3)
+        clock.sleep(0.3)
         return proceed(session, command)
 
     slow.verbs = ("NOOP",)  # type: ignore[attr-defined]
@@ -228,7 +229,9 @@ def test_each_command_has_the_time_for_itself(smtp_server: MakeServer) -> None:
         peer.expect(*["250"] * 5)
 
 
-def test_commands_between_two_chunks_do_not_prolong_the_readers_time(smtp_server: MakeServer) -> None:
+def test_commands_between_two_chunks_do_not_prolong_the_readers_time(
+    smtp_server: MakeServer, clock: VirtualClock
+) -> None:
     ended = Event()
     server = smtp_server(start=False, handler_timeout=0.4)
 
@@ -237,7 +240,7 @@ def test_commands_between_two_chunks_do_not_prolong_the_readers_time(smtp_server
         ack.accept()
         try:
             for _ in stream:
-                sleep(0.15)
+                clock.sleep(0.15)
         except HandlerTimeout:
             ended.set()
             raise
@@ -250,13 +253,13 @@ def test_commands_between_two_chunks_do_not_prolong_the_readers_time(smtp_server
         assert ended.wait(10)
 
 
-def test_an_ack_that_is_decided_elsewhere_has_ack_timeout(smtp_server: MakeServer) -> None:
+def test_an_ack_that_is_decided_elsewhere_has_ack_timeout(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, handler_timeout=SHORT, ack_timeout=30)
 
     @server.on("to")
     def later(session: Session, address: Address, ack: Ack) -> None:
         def decide() -> None:
-            sleep(3 * SHORT)
+            clock.sleep(3 * SHORT)
             ack.accept()
 
         spawn(decide)
@@ -271,7 +274,7 @@ def test_an_ack_that_is_decided_elsewhere_has_ack_timeout(smtp_server: MakeServe
 
 
 def ignore(*args: Any, **fields: Any) -> None:
-    """Loop for ever, whatever is thrown."""
+    """Loop forever, whatever is thrown."""
     while True:
         try:
             if getcurrent() in mercy:

@@ -1,4 +1,4 @@
-"""gevent's Timeout, which is no Exception: handlers that set one for themselves, and let it go or catch it."""
+"""gevent's Timeout, a BaseException: handlers that set one themselves, and catch it or not."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 def give_up(*args: Any, **fields: Any) -> None:
-    """What takes at most so long, and takes longer."""
+    """Let a Timeout of one's own expire."""
     with Timeout(0.01):
         sleep(30)
 
 
 class Stuck:
-    """Where a message cannot be written."""
+    """A pipe whose write times out."""
 
     def write(self, data: bytes) -> None:
         give_up()
@@ -31,7 +31,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 
 def replies_of(peer: Peer) -> list[str]:
-    """To a whole session, whatever is refused in it."""
+    """Play a whole session, whatever is rejected in it; return the codes of the replies."""
     replies = [peer.reply()[:3]]
     for line in ("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "RSET", "QUIT"):
         peer.line(line)
@@ -93,7 +93,7 @@ def test_one_before_the_banner_turns_the_peer_away(smtp_server: MakeServer) -> N
 
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
 def test_one_that_a_pipe_lets_go_fails_the_message(smtp_server: MakeServer, reads: bool) -> None:
-    """Also where the receiver believes that it is his own."""
+    """Even if the receiver catches it as its own."""
     server = smtp_server(start=False)
 
     @server.on("message")
@@ -143,7 +143,7 @@ def test_one_before_a_message_is_accepted_ends_the_message(smtp_server: MakeServ
 
 
 def test_a_middleware_catches_its_own(smtp_server: MakeServer) -> None:
-    """Whatever the handlers within were doing."""
+    """Even if an inner handler was waiting."""
 
     def hurry(session: Session, command: Command, proceed: Proceed) -> Reply:
         try:

@@ -1,4 +1,4 @@
-"""A server whose hub never runs is noticed; one that serves, or has stopped, is not."""
+"""The warning about a server whose hub never runs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WARNING = "no client gets a banner"
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Servers that are warned of soon."""
+    """Make servers warn after a short time."""
     monkeypatch.setattr(SMTPServer, "hub_timeout", 0.05)
 
 

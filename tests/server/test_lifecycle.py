@@ -1,13 +1,10 @@
-"""A server's life: start and stop in every way and order, where it listens, what becomes of its peers."""
+"""Start and stop in every way and order, listeners, and what happens to connections."""
 
 from __future__ import annotations
 
 import os
-import smtplib
 import socket as native_socket
 import stat
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,16 +19,10 @@ from gevent.event import Event
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import collect_bodies
+from tests.helpers import collect_bodies, refused
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
-
-
-def refused(address: Any) -> bool:
-    """Nobody listens there."""
-    with native_socket.socket() as probe:
-        return probe.connect_ex(address) != 0
 
 
 # Start
@@ -136,7 +127,7 @@ def test_idle_peers_get_421_and_the_listener_is_closed(smtp_server: MakeServer) 
 
 
 def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -> None:
-    """However many peers, busy or idle, and whoever is first."""
+    """With several connections, busy and idle, in any order."""
     server = smtp_server()
     bodies = collect_bodies(server)
     with dial(server) as idle, dial(server) as first, dial(server) as second:
@@ -149,13 +140,13 @@ def test_a_transaction_is_finished_and_then_dismissed(smtp_server: MakeServer) -
         stopping = spawn(server.stop, 10)
         idle.expect("421")
         idle.close()
-        sleep(0.1)
+        first.let_it_read()
         first.line("RCPT TO:<another@example.com>", "DATA")
         first.expect("250", "354")
         first.send("first\r\n.\r\n")
         first.expect("250", "421 4.3.2")
         first.close()
-        sleep(0.1)
+        second.let_it_read()
         assert not stopping.ready()
         second.send("second\r\n.\r\n")
         second.expect("250", "421 4.3.2")
@@ -171,7 +162,7 @@ def test_what_was_pipelined_behind_the_transaction_is_not_begun(smtp_server: Mak
         peer.hello()
         peer.envelope()
         stopping = spawn(server.stop, 10)
-        sleep(0.05)
+        peer.let_it_read()
         peer.line("RSET")
         peer.expect("250", "421 4.3.2")
         peer.expect_end()
@@ -180,6 +171,7 @@ def test_what_was_pipelined_behind_the_transaction_is_not_begun(smtp_server: Mak
     assert bodies == []
 
 
+@pytest.mark.usefixtures("short_kill")
 def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> None:
     server = smtp_server()
     reasons: list[str] = []
@@ -215,8 +207,9 @@ def test_what_is_left_after_the_timeout_is_cut_off(smtp_server: MakeServer) -> N
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
+@pytest.mark.usefixtures("short_kill")
 def test_peers_that_are_told_to_go_and_stay_do_not_hold_it_up(smtp_server: MakeServer, timeout: float) -> None:
-    """The end of each connection is told to handlers all the same."""
+    """Handlers of ``disconnect`` and ``at_end`` run all the same."""
     server = smtp_server()
     reasons: list[str] = []
     at_end: list[bool] = []
@@ -248,14 +241,15 @@ def test_a_second_stop_is_nothing(smtp_server: MakeServer) -> None:
     assert not server.started
 
 
+@pytest.mark.usefixtures("short_kill")
 def test_a_second_stop_while_the_first_waits_cuts_short(smtp_server: MakeServer) -> None:
-    """As a second signal does."""
+    """As a second SIGTERM does."""
     server = smtp_server()
     with dial(server) as peer:
         peer.hello()
         peer.envelope()
         first = spawn(server.stop, 30)
-        sleep(0.05)
+        peer.let_it_read()
         server.stop(0)
         first.get(timeout=3)
         peer.expect("421 4.3.2")
@@ -330,7 +324,7 @@ def hang_up_at_421(peer: Peer) -> None:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A path short enough for a socket."""
+    """Yield a path that is short enough for a Unix socket."""
     folder = Path(f"/tmp/greensmtp-{os.getpid()}-{threading.get_native_id()}")  # pytest's own are too long for some
     folder.mkdir()
     yield folder / "smtp.sock"
@@ -416,7 +410,7 @@ def test_a_unix_server_starts_again(path: Path) -> None:
 # Adopted connections
 
 
-def test_adopt_serves_a_connection_of_somebody_elses() -> None:
+def test_adopt_serves_a_connection_that_was_accepted_elsewhere() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
     bodies = collect_bodies(server)
     peers: list[Any] = []
@@ -439,6 +433,7 @@ def test_adopt_serves_a_connection_of_somebody_elses() -> None:
     assert peers == [(("192.0.2.1", 4711), "192.0.2.1")]
 
 
+@pytest.mark.usefixtures("clock")
 def test_adopted_connections_count_and_time_out() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", max_connections=1, command_timeout=0.2)
     with dial(server) as first, dial(server) as second:
@@ -485,164 +480,3 @@ def test_adopt_refuses_a_socket_that_blocks() -> None:
     ours, theirs = native_socket.socketpair()
     with ours, theirs, pytest.raises(TypeError, match="takes a gevent socket"):
         server.adopt(theirs)
-
-
-# A native thread
-
-
-def address_of(server: SMTPServer) -> tuple[str, int]:
-    assert isinstance(server.address, tuple)
-    return server.address
-
-
-def blocking_client(server: SMTPServer) -> smtplib.SMTP:
-    host, port = address_of(server)
-    return smtplib.SMTP(host, port, timeout=5)
-
-
-def test_a_blocking_client_reaches_a_server_in_a_thread() -> None:
-    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-    threads: list[int] = []
-    bodies = collect_bodies(server)
-    server.on("quit", lambda session: threads.append(threading.get_ident()))
-    for _ in range(2):
-        with server.in_thread() as running:
-            assert running is server
-            with blocking_client(server) as client:
-                client.sendmail("a@example.org", ["b@example.com"], "Subject: blocking\n\nhello\n")
-            address = server.address
-        assert refused(address)
-    assert bodies == [b"Subject: blocking\r\n\r\nhello\r\n"] * 2
-    assert threading.get_ident() not in threads
-    assert len(threads) == 2
-
-
-def test_several_servers_in_threads_of_their_own() -> None:
-    servers = [SMTPServer(("127.0.0.1", 0), hostname=f"mx{number}.example.com") for number in range(3)]
-    running = [server.in_thread() for server in servers]
-    for each in running:
-        each.start()
-    for number, server in enumerate(servers):
-        with blocking_client(server) as client:
-            assert f"mx{number}.example.com".encode() in client.ehlo()[1]
-    for each in running:
-        each.stop(1)
-        each.stop(1)
-    assert all(refused(server.address) for server in servers)
-
-
-def test_a_thread_that_cannot_listen_tells_whoever_started_it_and_can_try_again() -> None:
-    with native_socket.socket() as busy:
-        busy.bind(("127.0.0.1", 0))
-        busy.listen()
-        server = SMTPServer(busy.getsockname(), hostname="mx.example.com")
-        thread = server.in_thread()
-        with pytest.raises(OSError, match="in use"):
-            thread.start()
-        thread.stop()
-    with thread, blocking_client(server) as client:
-        assert client.noop()[0] == 250
-
-
-def test_a_thread_cannot_be_started_twice() -> None:
-    thread = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com").in_thread()
-    with thread, pytest.raises(RuntimeError, match="already"):
-        thread.start()
-
-
-def test_a_server_that_has_started_elsewhere_is_not_started_in_a_thread() -> None:
-    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-    with server, pytest.raises(RuntimeError, match="call in_thread"):
-        server.in_thread().start()
-    with server.in_thread():
-        assert server.started
-
-
-LEFT_RUNNING = """
-import os, smtplib, sys
-if sys.argv[1] == "threading":
-    import threading
-from greensmtp import SMTPServer
-
-server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-thread = server.in_thread()
-thread.start()
-client = smtplib.SMTP(*server.address)
-client.ehlo("client.example")
-if sys.argv[1] == "fork":
-    child = os.fork()
-    if not child:
-        thread.stop()
-        sys.exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    assert client.noop()[0] == 250
-print("end", flush=True)
-client.close()  # the server is at work when the process ends
-"""
-
-
-@pytest.mark.subprocess
-@pytest.mark.parametrize("case", ["plain", "threading", "fork"])
-def test_a_process_ends_that_leaves_a_server_in_its_thread_running(case: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", LEFT_RUNNING, case], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
-
-
-def test_stopping_a_thread_finishes_its_transactions() -> None:
-    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-    bodies = collect_bodies(server)
-    thread = server.in_thread()
-    thread.start()
-    with native_socket.create_connection(address_of(server), timeout=5) as client, client.makefile("rb") as replies:
-        client.sendall(b"HELO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.com>\r\nDATA\r\n")
-        assert [replies.readline()[:3] for _ in range(5)] == [b"220", b"250", b"250", b"250", b"354"]
-        stopping = threading.Thread(target=thread.stop, args=(10,))
-        stopping.start()
-        while not refused(server.address):
-            time.sleep(0.01)
-        client.sendall(b"in time\r\n.\r\n")
-        assert [replies.readline()[:3] for _ in range(2)] == [b"250", b"421"]
-    while stopping.is_alive():
-        sleep(0.01)
-    assert bodies == [b"in time\r\n"]
-
-
-def test_a_server_that_ran_in_a_thread_can_be_stopped_and_used_here_again() -> None:
-    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", command_timeout=0.2)
-    with server.in_thread():
-        pass
-    server.stop(1)
-    with dial(server) as peer:
-        peer.expect("220", "421 4.3.2")  # it is stopped
-    server.start()
-    with dial(server) as peer:
-        peer.hello()
-        peer.expect("421 4.4.2")
-    server.stop(1)
-
-
-PATCHED = """
-import sys
-if sys.argv[1] == "patched":
-    from gevent import monkey
-    monkey.patch_all()
-import smtplib, threading
-from greensmtp import SMTPServer
-server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-server.on("message", lambda session, stream, ack: ack.accept())
-with server.in_thread():
-    with smtplib.SMTP(*server.address, timeout=5) as client:
-        client.sendmail("a@example.org", ["b@example.com"], "hello")
-print("done")
-"""
-
-
-@pytest.mark.subprocess
-@pytest.mark.parametrize("how", ["patched", "unpatched"])
-def test_a_thread_ends_with_its_process(how: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", PATCHED, how], capture_output=True, timeout=30, check=False, text=True
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")

@@ -1,9 +1,10 @@
-"""Limits: every keyword's default, its range, and what is said to who gives it something else."""
+"""Limits: the default, the range and the error message of each keyword."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from math import inf, nan
 from typing import Any, cast
 
@@ -40,7 +41,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
 
 
 def wrong_values(name: str) -> list[Any]:
-    """What this keyword does not take."""
+    """Return values that this keyword does not take."""
     _, least, takes = TABLE[name]
     values = [value for start, wrong in WRONG.items() if takes.startswith(start) for value in wrong]
     if least not in (0, 0.001):
@@ -72,11 +73,11 @@ def test_none_is_no_limit(name: str) -> None:
     assert getattr(Limits(**keywords), name) is None
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in TABLE for value in wrong_values(name)])
-def test_a_wrong_value_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - all of its text is compared
-        Limits(**{name: value})
-    assert str(caught.value) == f"{name} takes {TABLE[name][2]}, not {value!r}"
+@pytest.mark.parametrize("name", TABLE)
+def test_a_wrong_value_is_refused_by_name(name: str) -> None:
+    for value in wrong_values(name):
+        with pytest.raises(ValueError, match=f"^{re.escape(f'{name} takes {TABLE[name][2]}, not {value!r}')}$"):
+            Limits(**{name: value})
 
 
 def test_bare_newlines_are_normalized_rejected_or_kept() -> None:

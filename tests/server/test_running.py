@@ -7,9 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import gevent
@@ -21,6 +20,7 @@ import greensmtp
 from greensmtp import SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.serve_process import ServeProcess
 
 pytestmark = pytest.mark.subprocess
 
@@ -40,7 +40,7 @@ print("drained", flush=True)
 PATCH = "from gevent import monkey; monkey.patch_all()"
 
 
-class Routes:
+class Program:
     """A process that runs two servers."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
@@ -52,17 +52,17 @@ class Routes:
         return Peer(socket.create_connection(("127.0.0.1", self.ports[number]), timeout=10))
 
     def end(self) -> tuple[int, str, str]:
-        """Exit status, and what it has printed since it was ready."""
+        """Return the exit status, and what it has printed and logged since it was ready."""
         printed, log = self.process.communicate(timeout=20)
         return self.process.returncode, printed, log
 
 
 @contextmanager
-def running(patch: str = "") -> Iterator[Routes]:
+def running(patch: str = "") -> Iterator[Program]:
     command = [sys.executable, "-c", PROGRAM.format(patch=patch)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
-            yield Routes(process)
+            yield Program(process)
         finally:
             process.kill()
 
@@ -103,6 +103,15 @@ def test_a_second_signal_ends_the_process_at_once(patch: str) -> None:
         assert program.end() == (1, "", "")
 
 
+@pytest.fixture
+def default_sighup() -> Iterator[None]:
+    """Let SIGHUP end new processes, as it does by default, even if the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("default_sighup")
 def test_sighup_is_ignored_and_logged() -> None:
     with running() as program:
         with program.dial() as peer:
@@ -120,7 +129,7 @@ def kill_once_it_runs(number: int) -> None:
 
 @pytest.fixture
 def own_handlers() -> Iterator[dict[int, object]]:
-    """Signal handlers of a program's own."""
+    """Install signal handlers, as the program that calls ``run`` may have."""
 
     def mine(*arguments: object) -> None:
         raise AssertionError("not while greensmtp.run runs")
@@ -142,7 +151,7 @@ def test_signal_handlers_are_restored(smtp_server: MakeServer, own_handlers: dic
 
 
 def test_an_ignored_sighup_stays_ignored(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
-    """As nohup has it."""
+    """As it is under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
 
@@ -244,8 +253,8 @@ def test_what_cannot_be_called_when_a_server_has_started_is_refused_before(smtp_
     assert not server.started
 
 
-def test_the_command_line_ignores_sighup_too(serve: object, tmp_path: Path) -> None:
-    assert callable(serve)
+@pytest.mark.usefixtures("default_sighup")
+def test_the_command_line_ignores_sighup_too(serve: Callable[..., ServeProcess]) -> None:
     server = serve()
     server.process.send_signal(signal.SIGHUP)
     with server.dial() as peer:

@@ -1,4 +1,4 @@
-"""Limits: what a peer is told at each bound, what happens at it exactly, and that the server lives on beyond it."""
+"""Limits: the reply at each bound, what happens exactly at it, and that the server survives what is beyond."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def wait_until_empty(server: SMTPServer) -> None:
-    """Until the server has seen all its peers go."""
+    """Wait until the server has no connections."""
     while server.connections:
         sleep(0.01)
 
@@ -53,7 +53,7 @@ def test_one_connection_too_many_gets_421_at_once(smtp_server: MakeServer) -> No
 
 
 def test_a_full_server_goes_on_accepting(smtp_server: MakeServer) -> None:
-    """Though all that it has are stuck in handlers."""
+    """Even if all connections are stuck in handlers."""
     server = smtp_server(max_connections=3)
     go_on = Event()
 
@@ -200,7 +200,7 @@ def test_a_4xx_again_and_again_gets_421(smtp_server: MakeServer, verb: str) -> N
 
 
 def test_recipients_that_are_deferred_do_not_keep_the_others_from_their_mail(smtp_server: MakeServer) -> None:
-    """They would be deferred at the next attempt, too, and so no attempt would ever succeed."""
+    """Otherwise they would be deferred at each attempt, and no attempt would ever succeed."""
     server = smtp_server(start=False, max_idle_commands=5, max_errors=1)
     server.on("message", lambda session, stream, ack: ack.accept())
 
@@ -454,7 +454,7 @@ def has_banner(connection: native_socket.socket, timeout: float) -> bool:
 @pytest.mark.subprocess
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts descriptors in /proc")
 def test_running_out_of_descriptors_backs_off_and_recovers(tmp_path: Path) -> None:
-    """In a process of its own: the descriptors of this one are wanted."""
+    """In another process, because pytest needs its own descriptors."""
     errors = tmp_path / "stderr"
     with errors.open("wb") as stderr:
         server = subprocess.Popen(
@@ -466,7 +466,7 @@ def test_running_out_of_descriptors_backs_off_and_recovers(tmp_path: Path) -> No
         for _ in range(2):
             connections = [native_socket.create_connection(address) for _ in range(60)]
             served = sum(
-                has_banner(connection, 0.05 if number > 20 else 5) for number, connection in enumerate(connections)
+                has_banner(connection, 0.002 if number > 20 else 5) for number, connection in enumerate(connections)
             )
             assert 20 < served < 40
             with native_socket.socket() as late:

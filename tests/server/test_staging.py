@@ -1,22 +1,22 @@
-"""What a command changes takes effect only if the client is told that it has worked."""
+"""Staging: a command takes effect only if the client gets a positive reply."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 import pytest
 from gevent import Timeout, spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Address, Command, Mail, MessageStream, Reject, Reply, Session, SMTPServer, compose, when
+from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, compose, when
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Auth, Logging
-from greensmtp.protocol.command import ChunkCommand, PathCommand
-from greensmtp.testing import Peer, dial
+from greensmtp.protocol.command import PathCommand
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import Deliveries, play
 
 Ending = Callable[[Reply], Reply]
 
@@ -53,7 +53,7 @@ ENDINGS: list[Ending] = [refuse, fail, reject, leave, expire, promise, forget]
 
 
 class Turn:
-    """Passes one command on, once, and then does what ``ending`` does."""
+    """A middleware that calls ``ending`` after it has proceeded with one command, once."""
 
     def __init__(self, line: str, ending: Ending) -> None:
         self.line = line
@@ -69,26 +69,6 @@ class Turn:
         return reply
 
 
-class Box:
-    """What has been delivered."""
-
-    def __init__(self, server: SMTPServer) -> None:
-        self.mail: list[tuple[str, list[str], bytes]] = []
-
-        @server.on("message")
-        def take(session: Session, stream: MessageStream, ack: Ack) -> None:
-            ack.accept()
-            sender, to = str(session.from_), list(map(str, session.to))
-            body = stream.read()
-            self.mail.append((sender, to, body))
-
-
-def play(peer: Peer, *steps: tuple[str, str]) -> None:
-    for line, pattern in steps:
-        peer.line(line)
-        peer.expect(pattern)
-
-
 every_ending = pytest.mark.parametrize("ending", ENDINGS)
 
 
@@ -98,7 +78,7 @@ def test_a_recipient_that_was_refused_after_proceed_gets_no_mail(
     smtp_server: MakeServer, ending: Ending, lmtp: bool
 ) -> None:
     server = smtp_server(start=False, lmtp=lmtp, middleware=[Turn("RCPT TO:<b@example.com>", ending)])
-    box = Box(server)
+    deliveries = Deliveries(server)
     with dial(server) as peer:
         peer.hello(verb="LHLO" if lmtp else "EHLO")
         play(
@@ -111,13 +91,13 @@ def test_a_recipient_that_was_refused_after_proceed_gets_no_mail(
             (".", "250"),
             ("NOOP", "250"),
         )
-    assert [mail[:2] for mail in box.mail] == [("a@example.org", ["c@example.com"])]
+    assert [mail[:2] for mail in deliveries.mail] == [("a@example.org", ["c@example.com"])]
 
 
 @every_ending
 def test_a_sender_that_was_refused_after_proceed_begins_nothing(smtp_server: MakeServer, ending: Ending) -> None:
     server = smtp_server(start=False, middleware=[Turn("MAIL FROM:<a@example.org>", ending)])
-    box = Box(server)
+    deliveries = Deliveries(server)
     with dial(server) as peer:
         peer.hello()
         play(
@@ -129,7 +109,7 @@ def test_a_sender_that_was_refused_after_proceed_begins_nothing(smtp_server: Mak
             ("DATA", "354"),
             (".", "250"),
         )
-    assert [mail[:2] for mail in box.mail] == [("z@example.org", ["b@example.com"])]
+    assert [mail[:2] for mail in deliveries.mail] == [("z@example.org", ["b@example.com"])]
 
 
 @every_ending
@@ -152,14 +132,14 @@ def test_a_reset_that_was_refused_after_proceed_resets_nothing(
     smtp_server: MakeServer, ending: Ending, line: str
 ) -> None:
     server = smtp_server(start=False, middleware=[Turn(line, ending)])
-    box = Box(server)
+    deliveries = Deliveries(server)
     resets: list[Session] = []
     server.on("reset", resets.append)
     with dial(server) as peer:
         peer.hello("first.example")
         peer.envelope("a@example.org", "b@example.com")
         play(peer, (line, "4"), ("DATA", "354"), (".", "250"))
-    assert [mail[:2] for mail in box.mail] == [("a@example.org", ["b@example.com"])]
+    assert [mail[:2] for mail in deliveries.mail] == [("a@example.org", ["b@example.com"])]
     assert resets == []
 
 
@@ -195,7 +175,7 @@ def test_an_identity_that_a_middleware_sets_itself_goes_with_the_refusal(
     if (line, ending) == ("DATA", promise):
         return  # which is what DATA promises
     server = smtp_server(start=False, middleware=[Turn(line, ending), knows])
-    Box(server)
+    Deliveries(server)
     sessions: list[Session] = []
     server.on("quit", sessions.append)
     with dial(server) as peer:
@@ -389,15 +369,15 @@ def test_a_challenge_that_is_staged_may_lose_the_connection(
 
 
 def test_a_reset_between_two_chunks_ends_the_body_even_where_it_is_refused(smtp_server: MakeServer) -> None:
-    """RFC 3030 section 2: the client has given the body up, and what follows must not pass for it."""
+    """The client has given the body up, so what follows must not be taken for the rest of it (RFC 3030 section 2)."""
     server = smtp_server(start=False, middleware=[Turn("RSET", refuse)])
-    box = Box(server)
+    deliveries = Deliveries(server)
     with dial(server) as peer:
         peer.hello()
         peer.envelope()
         peer.send("BDAT 2\r\nhiRSET\r\nBDAT 2 LAST\r\nhoNOOP\r\n")
         peer.expect("250", "451", "503", "250")
-    assert box.mail == []
+    assert deliveries.mail == []
 
 
 def test_one_recipient_may_become_several(smtp_server: MakeServer) -> None:
@@ -409,7 +389,7 @@ def test_one_recipient_may_become_several(smtp_server: MakeServer) -> None:
         return reply
 
     server = smtp_server(start=False, max_recipients=2, middleware=[alias])
-    box = Box(server)
+    deliveries = Deliveries(server)
     with dial(server) as peer:
         peer.hello()
         play(
@@ -420,131 +400,7 @@ def test_one_recipient_may_become_several(smtp_server: MakeServer) -> None:
             ("DATA", "354"),
             (".", "250"),
         )
-    assert box.mail[0][1] == ["x@example.com", "y@example.com"]
-
-
-# The reverse: a positive reply that the server's own action does not stand behind
-
-
-def turned(verb: str, passes: bool) -> Any:
-    def middleware(session: Session, command: Command, proceed: Proceed) -> Reply:
-        if command.verb != verb or "no" not in command.argument:
-            return proceed(session, command)
-        if passes:
-            assert proceed(session, command).code >= 400
-        return Reply(250, "2.0.0 well, yes")
-
-    return middleware
-
-
-def no_is_refused(server: SMTPServer) -> None:
-    def decide(session: Session, address: Address, ack: Ack) -> None:
-        if address.local_part == "no":
-            ack.reject(550, "5.1.1 no such user")
-        else:
-            ack.accept()
-
-    server.on("to", decide)
-    server.on("from", decide)
-
-
-@pytest.mark.parametrize("passes", [True, False])
-@pytest.mark.parametrize("lmtp", [False, True], ids=["smtp", "lmtp"])
-@pytest.mark.parametrize("order", [["no"], ["b", "no"], ["no", "b"], ["b", "no", "b"]])
-def test_a_recipient_that_only_a_middleware_accepts_ends_in_503(
-    smtp_server: MakeServer, passes: bool, lmtp: bool, order: list[str]
-) -> None:
-    """Never is a message taken for fewer recipients than the client believes."""
-    server = smtp_server(start=False, lmtp=lmtp, middleware=[turned("RCPT", passes)])
-    no_is_refused(server)
-    box = Box(server)
-    with dial(server) as peer:
-        peer.hello(verb="LHLO" if lmtp else "EHLO")
-        play(peer, ("MAIL FROM:<a@example.org>", "250"))
-        for name in order:
-            peer.line(f"RCPT TO:<{name}@example.com>")
-            peer.reply()
-        play(peer, ("DATA", "503"), ("NOOP", "250"))
-        peer.send("BDAT 4 LAST\r\nNOPE")
-        peer.expect("503")
-        peer.line("NOOP")
-        peer.expect("250")
-    assert box.mail == []
-
-
-@pytest.mark.parametrize("passes", [True, False])
-def test_a_sender_that_only_a_middleware_accepts_ends_in_503(smtp_server: MakeServer, passes: bool) -> None:
-    """Above all where there is an older transaction, whose recipients would get the mail."""
-    server = smtp_server(start=False, middleware=[turned("MAIL", passes)])
-    no_is_refused(server)
-    box = Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        play(
-            peer,
-            ("MAIL FROM:<a@example.org>", "250"),
-            ("RCPT TO:<old@example.com>", "250"),
-            ("MAIL FROM:<no@example.org>", "250"),
-            ("RCPT TO:<new@example.com>", "503"),
-            ("DATA", "503"),
-        )
-    assert box.mail == []
-
-
-@pytest.mark.parametrize("line", ["RSET", "EHLO x.example"])
-@pytest.mark.parametrize("how", ["middleware", "command"])
-def test_a_reset_that_only_a_middleware_grants_drops_the_transaction(
-    smtp_server: MakeServer, line: str, how: str
-) -> None:
-    verb = line.partition(" ")[0]
-
-    def grants(session: Session, command: Command, proceed: Proceed) -> Reply:
-        return Reply(250, "2.0.0 fine") if command.verb == verb and session.from_ else proceed(session, command)
-
-    server = smtp_server(start=False, middleware=[grants] if how == "middleware" else [])
-    box = Box(server)
-    if how == "command":
-
-        @server.on("command")
-        def replace(session: Session, command: Command, ack: Ack) -> None:
-            if command.verb == verb and session.from_:
-                ack.replace(250, "2.0.0 fine")
-
-    with dial(server) as peer:
-        peer.hello()
-        peer.envelope("old@example.org", "old@example.com")
-        play(
-            peer,
-            (line, "250"),
-            ("MAIL FROM:<new@example.org>", "250"),
-            ("RCPT TO:<new@example.com>", "250"),
-            ("DATA", "354"),
-            (".", "250"),
-        )
-    assert [mail[:2] for mail in box.mail] == [("new@example.org", ["new@example.com"])]
-
-
-def test_a_recipient_that_a_middleware_accepts_between_two_chunks_fails_the_message(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, middleware=[turned("RCPT", True)])
-    with dial(server) as peer:
-        Box(server)
-        peer.hello()
-        peer.envelope()
-        peer.send("BDAT 2\r\nhiRCPT TO:<no@example.com>\r\nBDAT 2 LAST\r\nhoNOOP\r\n")
-        peer.expect("250", "250", "451", "250")
-
-
-def test_a_message_that_has_failed_is_not_accepted_by_a_middleware(smtp_server: MakeServer) -> None:
-    def yes(session: Session, command: Command, proceed: Proceed) -> Reply:
-        reply = proceed(session, command)
-        return Reply(250, "2.0.0 sure") if command.verb == "END-OF-DATA" else reply
-
-    server = smtp_server(start=False, max_message_size=10, middleware=[yes])
-    Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        peer.envelope()
-        play(peer, ("DATA", "354"), ("much too much\r\n.", "552"), ("NOOP", "250"))
+    assert deliveries.mail[0][1] == ["x@example.com", "y@example.com"]
 
 
 # Who looks on
@@ -555,7 +411,7 @@ def test_logging_tells_what_the_client_was_told(smtp_server: MakeServer, caplog:
     turn = Turn("MAIL FROM:<a@example.org>", refuse)
     stack = [turn, Logging(), Auth({"beep": "boop"}, allow_plaintext=True)]
     server = smtp_server(start=False, middleware=stack)
-    Box(server)
+    Deliveries(server)
     with dial(server) as peer:
         peer.hello()
         play(
@@ -579,7 +435,7 @@ def test_logging_tells_what_the_client_was_told(smtp_server: MakeServer, caplog:
 
 def test_counters_count_what_the_client_was_told(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[Turn("END-OF-DATA", refuse), Turn("NOOP", lambda _: Reply(550))])
-    Box(server)
+    Deliveries(server)
     sessions: list[Session] = []
     server.on("quit", sessions.append)
     with dial(server) as peer:
@@ -600,7 +456,7 @@ def test_counters_count_what_the_client_was_told(smtp_server: MakeServer) -> Non
 @pytest.mark.parametrize("end", ["RSET", "EHLO x.example", "message", "refused message", "STARTTLS"])
 def test_transaction_notes_last_as_long_as_the_transaction(smtp_server: MakeServer, certificate: Any, end: str) -> None:
     server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile)
-    Box(server)
+    Deliveries(server)
     seen: list[dict[Any, Any]] = []
 
     @server.on("from")
@@ -656,155 +512,3 @@ def test_a_refused_reset_keeps_the_transactions_notes(smtp_server: MakeServer) -
         peer.hello()
         play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RSET", "451"), ("RCPT TO:<b@example.com>", "250"))
     assert seen == [{"a": 1}]
-
-
-# Middleware that proceeds more than once, or elsewhere
-
-
-class Proceeding:
-    """A middleware for one verb, which proceeds in its own way."""
-
-    def __init__(self, verb: str, how: Callable[[Session, Command, Proceed], Reply]) -> None:
-        self.verbs = (verb,)
-        self._how = how
-
-    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        return self._how(session, command, proceed)
-
-
-def twice(session: Session, command: Command, proceed: Proceed) -> Reply:
-    proceed(session, command)
-    return proceed(session, command)
-
-
-def elsewhere(session: Session, command: Command, proceed: Proceed) -> Reply:
-    replies: list[Reply] = []
-
-    def go_on() -> None:
-        try:
-            replies.append(proceed(session, command))
-        except RuntimeError as error:
-            replies.append(Reply(451, str(error)))
-
-    spawn(go_on).join(10)
-    return replies[0]
-
-
-def later(session: Session, command: Command, proceed: Proceed) -> Reply:
-    session.notes["late"] = partial(proceed, session, command)
-    return Reply(250, "later")
-
-
-@pytest.mark.parametrize("verb", ["EHLO", "MAIL", "DATA", "BDAT", "END-OF-DATA", "RSET"])
-def test_a_command_that_is_proceeded_with_twice_is_answered_once(smtp_server: MakeServer, verb: str) -> None:
-    server = smtp_server(start=False, middleware=[Proceeding(verb, twice)])
-    box = Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
-        if verb == "BDAT":
-            play(peer, ("BDAT 5\r\none", "250"), ("BDAT 5 LAST\r\ntwo", "250"))
-        else:
-            play(peer, ("DATA", "354"), ("one\r\ntwo\r\n.", "250"))
-        play(peer, ("NOOP", "250"), ("RSET", "250"), ("VRFY x", "252"))
-    assert [mail[:2] for mail in box.mail] == [("a@example.org", ["b@example.com"])]
-
-
-@pytest.mark.parametrize("line", ["DATA", "BDAT 5"])
-def test_a_message_is_not_taken_in_another_greenlet(smtp_server: MakeServer, line: str) -> None:
-    server = smtp_server(start=False, middleware=[Proceeding(line[:4], elsewhere)])
-    box = Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
-        peer.send(f"{line}\r\n".encode() + (b"" if line == "DATA" else b"NOOP\n"))
-        peer.expect("451 4.3.0 a message is received in the connection")
-        play(peer, ("NOOP", "250"), ("RSET", "250"))
-    assert box.mail == []
-
-
-def test_a_message_is_not_taken_when_its_command_has_been_answered(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, middleware=[Proceeding("DATA", later)])
-    box = Box(server)
-    sessions: list[Session] = []
-
-    @server.on("connect")
-    def note(session: Session, ack: Ack) -> None:
-        sessions.append(session)
-        ack.accept()
-
-    with dial(server) as peer:
-        peer.hello()
-        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
-        peer.line("DATA")
-        peer.expect("250")
-        with pytest.raises(RuntimeError, match="own greenlet"):
-            sessions[0].notes["late"]()
-        play(peer, ("NOOP", "250"), ("RSET", "250"))
-    assert box.mail == []
-
-
-def test_a_chunk_has_the_octets_that_the_client_sent_whatever_a_middleware_makes_of_it(smtp_server: MakeServer) -> None:
-    def shorten(session: Session, command: Command, proceed: Proceed) -> Reply:
-        return proceed(session, ChunkCommand("BDAT", "0 LAST", 0, True))
-
-    server = smtp_server(start=False, middleware=[Proceeding("BDAT", shorten)])
-    box = Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"))
-        peer.send(b"BDAT 6 LAST\r\nNOOP\r\nVRFY x\r\n")
-        peer.expect("250", "252")
-    assert [mail[2] for mail in box.mail] == [b"NOOP\r\n"]
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "expected"),
-    [
-        ({}, "250"),
-        ({"c@example.com": 550}, "550"),
-        ({"b@example.com": 550, "d@example.com": 451}, "451"),
-        ({"b@example.com": 451, "d@example.com": 550}, "451"),
-    ],
-)
-def test_lmtp_has_one_reply_for_a_recipient_that_a_middleware_makes_several_of(
-    smtp_server: MakeServer, verdicts: dict[str, int], expected: str
-) -> None:
-    def expand(session: Session, command: Command, proceed: Proceed) -> Reply:
-        if command.argument != "TO:<list@example.com>":
-            return proceed(session, command)
-        return [
-            proceed(session, PathCommand("RCPT", command.argument, Address.parse(f"{name}@example.com")))
-            for name in ("b", "c", "d")
-        ][-1]
-
-    server = smtp_server(start=False, lmtp=True, middleware=[Proceeding("RCPT", expand)])
-
-    @server.on_mail
-    def deliver(mail: Mail) -> dict[str, Reply]:
-        return {name: Reply(code, "no") for name, code in verdicts.items()}
-
-    with dial(server) as peer:
-        peer.hello(verb="LHLO")
-        for _ in range(2):
-            play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<y@example.com>", "250"))
-            play(peer, ("RCPT TO:<list@example.com>", "250"), ("RCPT TO:<z@example.com>", "250"), ("DATA", "354"))
-            peer.line(".")
-            peer.expect("250", expected, "250")
-            play(peer, ("VRFY x", "252"))
-
-
-def test_a_staged_change_that_rejects_is_the_reply(smtp_server: MakeServer) -> None:
-    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
-        def change() -> None:
-            raise Reject(452, "4.3.1 no room")
-
-        session.stage(change)
-        return proceed(session, command)
-
-    server = smtp_server(start=False, middleware=[Proceeding("END-OF-DATA", refuse)])
-    Box(server)
-    with dial(server) as peer:
-        peer.hello()
-        play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RCPT TO:<b@example.com>", "250"), ("DATA", "354"))
-        play(peer, (".", "452 4.3.1 no room"), ("MAIL FROM:<a@example.org>", "250"))

@@ -144,7 +144,7 @@ def test_in_a_pipe_and_at_the_end(
 
 
 class Hooked:
-    """A middleware that leaves when it is told of the start, or of the stop."""
+    """A middleware that exits at the start, or at the stop."""
 
     verbs = ("NOOP",)
 

@@ -1,28 +1,27 @@
-"""Time-outs: each with its reply, and each measured from the moment that it is about."""
+"""Timeouts: the reply to each, and the moment from which each is measured."""
 
 from __future__ import annotations
 
 import logging
 import socket
-import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import sleep, spawn
+from gevent import spawn
 
-from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session, SMTPServer
+from greensmtp import Ack, AlreadyAcknowledged, Command, ConnectionLost, MessageStream, Reply, Session
 from greensmtp.chain.chain import Proceed
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import begin_data
+from tests.helpers import begin_data, collect_reasons
+from tests.virtual_clock import VirtualClock
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-pytestmark = pytest.mark.xdist_group("serial")
+pytestmark = pytest.mark.usefixtures("clock")
 
-#: The time-out under test, and what is surely below it and surely above it.
+#: The timeout under test, what is surely below it, and what is surely above it.
 SHORT = 0.3
 LESS = 0.2
 MORE = 0.5
@@ -30,26 +29,10 @@ MORE = 0.5
 
 @pytest.fixture(autouse=True)
 def no_warnings_but_of_handlers(caplog: pytest.LogCaptureFixture) -> Any:
-    """A late peer is not the server's fault: only a late handler is worth more than a debug line."""
+    """Check that a late client is logged at debug level only, and a late handler above."""
     yield
     noise = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert all("ack_timeout" in message for message in noise)
-
-
-class Stopwatch:
-    """``with Stopwatch():`` what takes about the time-out, and not much more."""
-
-    def __enter__(self) -> None:
-        self._began = time.monotonic()
-
-    def __exit__(self, *exc_info: object) -> None:
-        assert SHORT * 0.9 < time.monotonic() - self._began < SHORT + 1
-
-
-def reasons_of(server: SMTPServer) -> list[str]:
-    reasons: list[str] = []
-    server.on("disconnect", lambda session, reason: reasons.append(reason))
-    return reasons
 
 
 # command_timeout
@@ -66,15 +49,15 @@ def reasons_of(server: SMTPServer) -> list[str]:
     ],
     ids=lambda lines: f"after {lines[-1].split(' ')[0] if lines else 'the banner'}",
 )
-def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, lines: list[str]) -> None:
+def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, clock: VirtualClock, lines: list[str]) -> None:
     server = smtp_server(start=False, command_timeout=SHORT)
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     with dial(server) as peer:
         peer.expect("220")
         for line in lines:
             peer.line(line)
             peer.reply()
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
         peer.close()
@@ -82,33 +65,33 @@ def test_a_peer_that_says_nothing_gets_421(smtp_server: MakeServer, lines: list[
     assert reasons == ["timeout"]
 
 
-def test_the_time_for_a_command_begins_when_it_is_awaited(smtp_server: MakeServer) -> None:
-    """However long the session, and however long a handler takes for the command before."""
+def test_the_time_for_a_command_begins_when_it_is_awaited(smtp_server: MakeServer, clock: VirtualClock) -> None:
+    """Neither the session's age nor the handler of the command before counts."""
     server = smtp_server(start=False, command_timeout=SHORT)
 
     @server.on("command")
     def slow(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "VRFY":
-            sleep(MORE)
+            clock.sleep(MORE)
 
     with dial(server) as peer:
         peer.hello()
         for _ in range(3):
-            sleep(LESS)
+            clock.sleep(LESS)
             peer.line("NOOP")
             peer.expect("250")
         peer.line("VRFY x")
         peer.expect("252")
-        sleep(LESS)
+        clock.sleep(LESS)
         peer.line("NOOP")
         peer.expect("250")
 
 
-def test_a_middleware_may_take_its_time(smtp_server: MakeServer) -> None:
+def test_a_middleware_may_take_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
     def tarpit(session: Session, command: Command, proceed: Proceed) -> Reply:
         reply = proceed(session, command)
         if reply.is_permanent_failure:
-            sleep(MORE)
+            clock.sleep(MORE)
         return reply
 
     server = smtp_server(start=False, command_timeout=SHORT, ack_timeout=SHORT, middleware=[tarpit])
@@ -119,17 +102,17 @@ def test_a_middleware_may_take_its_time(smtp_server: MakeServer) -> None:
         peer.expect("250", "550", "250")
 
 
-def test_half_a_line_has_no_time_of_its_own(smtp_server: MakeServer) -> None:
+def test_half_a_line_has_no_time_of_its_own(smtp_server: MakeServer, clock: VirtualClock) -> None:
     with dial(smtp_server(start=False, command_timeout=SHORT)) as peer:
         peer.hello()
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.send("NO")
-            sleep(LESS)
+            clock.sleep(LESS)
             peer.send("OP")
             peer.expect("421 4.4.2")
 
 
-def test_a_command_between_two_chunks_has_its_time(smtp_server: MakeServer) -> None:
+def test_a_command_between_two_chunks_has_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, command_timeout=SHORT)
     errors: list[BaseException] = []
 
@@ -147,13 +130,13 @@ def test_a_command_between_two_chunks_has_its_time(smtp_server: MakeServer) -> N
         peer.envelope()
         peer.send("BDAT 5\r\nchunk")
         peer.expect("250")
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
     assert [getattr(error, "reason", None) for error in errors] == ["timeout"]
 
 
-def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer) -> None:
+def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
     def asks(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "AUTH":
             session.challenge("c2F5")
@@ -163,7 +146,7 @@ def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer) -> None:
         peer.hello()
         peer.line("AUTH X")
         peer.expect("334")
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
 
 
@@ -171,9 +154,9 @@ def test_an_answer_to_a_challenge_has_its_time(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
-def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, reads: bool) -> None:
+def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, clock: VirtualClock, reads: bool) -> None:
     server = smtp_server(start=False, data_timeout=SHORT)
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     errors: list[BaseException] = []
     received: list[Session] = []
     server.on("received", lambda session, ack: received.append(session))
@@ -191,7 +174,7 @@ def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, rea
     with dial(server) as peer:
         begin_data(peer)
         peer.send("half a body\r\n.")
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
         peer.close()
@@ -201,27 +184,27 @@ def test_a_body_that_stops_is_421_and_not_delivered(smtp_server: MakeServer, rea
     assert [getattr(error, "reason", None) for error in errors] == ["timeout"] * reads
 
 
-def test_each_piece_of_a_body_has_its_time(smtp_server: MakeServer) -> None:
+def test_each_piece_of_a_body_has_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, data_timeout=SHORT)
     server.on("message", lambda session, stream, ack: ack.accept())
     with dial(server) as peer:
         begin_data(peer)
         for _ in range(3):
             peer.send("a piece\r\n")
-            sleep(LESS)
+            clock.sleep(LESS)
         peer.send(".\r\n")
         peer.expect("250")
 
 
-def test_a_reader_may_take_its_time(smtp_server: MakeServer) -> None:
-    """What a handler does between two pieces is not the peer's time; nor is its time bounded once it has decided."""
+def test_a_reader_may_take_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
+    """The client's timeouts do not run between two reads, and ack_timeout does not run after the decision."""
     server = smtp_server(start=False, data_timeout=SHORT, ack_timeout=SHORT, min_data_rate=10_000, data_rate_grace=0)
 
     @server.on("message")
     def message(session: Session, stream: MessageStream, ack: Ack) -> None:
         ack.accept()
         for _ in stream:
-            sleep(MORE)
+            clock.sleep(MORE)
 
     with dial(server) as peer:
         begin_data(peer)
@@ -230,7 +213,9 @@ def test_a_reader_may_take_its_time(smtp_server: MakeServer) -> None:
 
 
 @pytest.mark.parametrize("before", ["EHLO x", "EHLO x\r\nMAIL FROM:<a@example.org>\r\nRCPT TO:<b@example.com>"])
-def test_the_octets_of_a_refused_chunk_have_their_time(smtp_server: MakeServer, before: str) -> None:
+def test_the_octets_of_a_refused_chunk_have_their_time(
+    smtp_server: MakeServer, clock: VirtualClock, before: str
+) -> None:
     server = smtp_server(start=False, data_timeout=SHORT)
     server.on("message", lambda session, stream, ack: ack.reject(450))
     with dial(server) as peer:
@@ -240,108 +225,16 @@ def test_the_octets_of_a_refused_chunk_have_their_time(smtp_server: MakeServer, 
             peer.expect("250")
         peer.send("BDAT 100 LAST\r\nsome")
         assert peer.reply()[:3] in ("450", "503")
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.expect("421 4.4.2")
         peer.expect_end()
-
-
-# min_data_rate
-
-
-def test_a_body_below_the_rate_is_421(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    reasons = reasons_of(server)
-    with dial(server) as peer:
-        begin_data(peer)
-        with Stopwatch():
-            with suppress(ConnectionError):  # it may be dropped while it drips
-                for _ in range(5):
-                    peer.send("x" * 10)
-                    sleep(0.1)
-            peer.expect("421 4.4.2 Data comes too slowly")
-        peer.expect_end()
-        peer.close()
-        peer.let_it_read()
-    assert reasons == ["slow"]
-
-
-def test_octets_that_come_with_their_command_count(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.expect("250", "250")
-        for last in ("", "", " LAST"):
-            sleep(LESS)
-            peer.send(f"BDAT 1000{last}\r\n" + "x" * 1000)
-            peer.expect("250")
-
-
-def test_the_time_between_chunks_does_not_count(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.send("BDAT 1\r\nx")
-        peer.expect("250", "250", "250")
-        sleep(MORE)
-        peer.line("NOOP")
-        peer.expect("250")
-        sleep(MORE)
-        peer.send("BDAT 1 LAST\r\nx")
-        peer.expect("250")
-
-
-def test_the_octets_of_a_chunk_are_awaited_at_the_rate(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
-        peer.send("BDAT 1\r\nxBDAT 2\r\nx")
-        peer.expect("250", "250", "250")
-        with Stopwatch():
-            peer.expect("421 4.4.2 Data comes too slowly")
-        peer.expect_end()
-
-
-@pytest.mark.parametrize(
-    ("rate", "grace"), [(10, 0.1), (0, 0.1), (100_000, 30)], ids=["fast enough", "any", "in grace"]
-)
-def test_a_body_at_the_rate_is_taken(smtp_server: MakeServer, rate: float, grace: float) -> None:
-    server = smtp_server(start=False, min_data_rate=rate, data_rate_grace=grace)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        begin_data(peer)
-        for _ in range(3):
-            peer.send("x" * 10)
-            sleep(0.1)
-        peer.send("\r\n.\r\n")
-        peer.expect("250")
-
-
-def test_a_second_body_is_measured_anew(smtp_server: MakeServer) -> None:
-    server = smtp_server(start=False, min_data_rate=10_000, data_rate_grace=SHORT)
-    server.on("message", lambda session, stream, ack: ack.accept())
-    with dial(server) as peer:
-        peer.hello()
-        for _ in range(3):
-            peer.envelope()
-            peer.line("DATA")
-            peer.expect("354")
-            sleep(LESS)
-            peer.send(".\r\n")
-            peer.expect("250")
 
 
 # ack_timeout
 
 
 def test_receivers_that_do_not_decide_are_451_and_named(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+    smtp_server: MakeServer, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
     kept: list[Ack] = []
@@ -354,7 +247,7 @@ def test_receivers_that_do_not_decide_are_451_and_named(
         peer.hello()
         peer.line("MAIL FROM:<a@example.org>")
         peer.expect("250")
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.line("RCPT TO:<b@example.com>", "NOOP")
             peer.expect("451 4.3.0")
         peer.expect("250")
@@ -367,7 +260,7 @@ def test_receivers_that_do_not_decide_are_451_and_named(
 
 @pytest.mark.parametrize("name", ["connect", "greeting", "from", "to", "message", "received", "command"])
 def test_a_receiver_that_hangs_is_cut_short(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any
+    smtp_server: MakeServer, clock: VirtualClock, caplog: pytest.LogCaptureFixture, name: Any
 ) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
     cut_short: list[str] = []
@@ -379,14 +272,14 @@ def test_a_receiver_that_hangs_is_cut_short(
         if name == "command" and fields["command"].verb != "NOOP":
             return
         try:
-            sleep(30)
+            clock.sleep(30)
         finally:
             cut_short.append(name)
 
     with dial(server) as peer:
         peer.line("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "NOOP", "DATA")
         replies = ""
-        with Stopwatch():
+        with clock.takes(SHORT):
             while "451" not in replies and "421" not in replies:
                 replies += peer.reply() + "\n"
                 if replies.splitlines()[-1].startswith("354"):
@@ -401,13 +294,13 @@ def test_a_receiver_that_hangs_is_cut_short(
     assert "hangs" in caplog.text
 
 
-def test_each_signal_has_its_time(smtp_server: MakeServer) -> None:
+def test_each_signal_has_its_time(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
 
     @server.on("from")
     @server.on("to")
     def slow(session: Session, address: str, ack: Ack) -> None:
-        sleep(LESS)
+        clock.sleep(LESS)
         ack.accept()
 
     with dial(server) as peer:
@@ -416,13 +309,13 @@ def test_each_signal_has_its_time(smtp_server: MakeServer) -> None:
         peer.expect("250", "250", "250", "250")
 
 
-def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer) -> None:
-    """While receivers decide, none of the peer's time-outs runs, and its silence is not held against it."""
+def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer, clock: VirtualClock) -> None:
+    """The client's timeouts do not run while handlers decide."""
     server = smtp_server(start=False, command_timeout=SHORT, data_timeout=SHORT, ack_timeout=5)
 
     @server.on("from")
     def slow(session: Session, address: str, ack: Ack) -> None:
-        sleep(MORE)
+        clock.sleep(MORE)
         ack.accept()
 
     with dial(server) as peer:
@@ -431,28 +324,52 @@ def test_the_time_to_decide_is_not_the_peers(smtp_server: MakeServer) -> None:
         peer.expect("250")
 
 
-def test_a_late_message_ack_has_its_time_and_the_body_then_its_own(smtp_server: MakeServer) -> None:
+def test_the_time_that_a_client_takes_to_answer_a_challenge_is_not_the_handlers(
+    smtp_server: MakeServer, clock: VirtualClock
+) -> None:
+    server = smtp_server(start=False, ack_timeout=SHORT)
+
+    @server.on("command")
+    def asks(session: Session, command: Command, ack: Ack) -> None:
+        if command.verb == "AUTH":
+            clock.sleep(LESS)
+            session.challenge("c2F5")
+            clock.sleep(LESS)
+            ack.replace(235, "2.7.0 Welcome")
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("AUTH X")
+        peer.expect("334")
+        clock.sleep(LESS)
+        peer.line("c2F5")
+        peer.expect("235")
+
+
+def test_a_late_message_ack_has_its_time_and_the_body_then_its_own(
+    smtp_server: MakeServer, clock: VirtualClock
+) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT, data_timeout=SHORT)
 
     @server.on("message")
     def later(session: Session, stream: MessageStream, ack: Ack) -> None:
         def decide() -> None:
-            sleep(LESS)
+            clock.sleep(LESS)
             ack.accept()
 
         spawn(decide)
 
     with dial(server) as peer:
         begin_data(peer)
-        sleep(LESS)
+        clock.sleep(LESS)
         peer.send("body\r\n")
-        sleep(LESS)
+        clock.sleep(LESS)
         peer.send(".\r\n")
         peer.expect("250")
 
 
 def test_an_ask_within_an_ask_leaves_the_outer_one_its_time(
-    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+    smtp_server: MakeServer, clock: VirtualClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = smtp_server(start=False, ack_timeout=SHORT)
     server.on("auth", lambda session, identity, ack: ack.accept())
@@ -461,11 +378,11 @@ def test_an_ask_within_an_ask_leaves_the_outer_one_its_time(
     def asks(session: Session, command: Command, ack: Ack) -> None:
         if command.verb == "AUTH":
             session.ask("auth", identity="jo")
-            sleep(30)
+            clock.sleep(30)
 
     with dial(server) as peer:
         peer.hello()
-        with Stopwatch():
+        with clock.takes(SHORT):
             peer.line("AUTH X")
             peer.expect("451 4.3.0")
     assert "asks did not decide within ack_timeout" in caplog.text
@@ -475,7 +392,9 @@ def test_an_ask_within_an_ask_leaves_the_outer_one_its_time(
 
 
 @pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "STARTTLS"])
-def test_a_handshake_has_its_time(smtp_server: MakeServer, certificate: Certificate, implicit: bool) -> None:
+def test_a_handshake_has_its_time(
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate, implicit: bool
+) -> None:
     server = smtp_server(
         start=False,
         tls_timeout=SHORT,
@@ -483,18 +402,18 @@ def test_a_handshake_has_its_time(smtp_server: MakeServer, certificate: Certific
         keyfile=certificate.keyfile,
         implicit_tls=implicit,
     )
-    reasons = reasons_of(server)
+    reasons = collect_reasons(server)
     with dial(server) as peer:
         if not implicit:
             peer.hello()
             peer.line("STARTTLS")
             peer.expect("220")
-        with Stopwatch():
+        with clock.takes(SHORT):
             assert b"421" not in peer.rest()  # that would be in the clear
     assert reasons == ["timeout"]
 
 
-def test_time_outs_hold_inside_tls(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_timeouts_hold_inside_tls(smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate) -> None:
     server = smtp_server(
         start=False,
         command_timeout=SHORT,
@@ -511,15 +430,15 @@ def test_time_outs_hold_inside_tls(smtp_server: MakeServer, certificate: Certifi
                 begin_data(peer)
             else:
                 peer.hello()
-            with Stopwatch():
+            with clock.takes(SHORT):
                 peer.expect("421 4.4.2")
 
 
 # All of them
 
 
-def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: MakeServer) -> None:
-    """What has come meanwhile is taken first; so it is with a body's rate."""
+def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: MakeServer, clock: VirtualClock) -> None:
+    """Input that came meanwhile is read first, and the time does not count for the rate of a body."""
     server = smtp_server(start=False, command_timeout=SHORT, min_data_rate=1_000, data_rate_grace=SHORT)
     server.on("message", lambda session, stream, ack: ack.accept())
     with dial(server) as idle, dial(server) as sending, dial(server) as other:
@@ -529,20 +448,22 @@ def test_a_peer_is_not_late_because_a_handler_blocks_everybody(smtp_server: Make
             if command.verb == "VRFY":
                 idle.line("NOOP")
                 sending.send(b"x" * 100)
-                time.sleep(MORE)
+                clock.block(MORE)
                 sending.send(b"\r\n.\r\n")
 
         other.hello()
         idle.hello()
         begin_data(sending)
-        sleep(SHORT / 4)  # a check has seen them
+        clock.sleep(SHORT / 4)  # a check has seen them
         other.line("VRFY x")
         other.expect("252")
         idle.expect("250")
         sending.expect("250")
 
 
-def test_the_default_timeout_of_sockets_is_none_of_ours(smtp_server: MakeServer, certificate: Certificate) -> None:
+def test_the_default_timeout_of_sockets_has_no_effect(
+    smtp_server: MakeServer, clock: VirtualClock, certificate: Certificate
+) -> None:
     server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
     server.on("message", lambda session, stream, ack: ack.accept())
     socket.setdefaulttimeout(0.05)
@@ -554,22 +475,22 @@ def test_the_default_timeout_of_sockets_is_none_of_ours(smtp_server: MakeServer,
         peer.socket.settimeout(None)
         peer.start_tls()
         begin_data(peer)
-        sleep(LESS)
+        clock.sleep(LESS)
         peer.send(".\r\n")
         peer.expect("250")
 
 
-def test_a_slow_peer_has_time_to_read_why_it_is_dropped(smtp_server: MakeServer) -> None:
+def test_a_slow_peer_has_time_to_read_why_it_is_dropped(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(start=False, min_data_rate=1_000, data_rate_grace=0.1)
     server.on("message", lambda session, stream, ack: ack.accept())
     with dial(server) as peer:
         begin_data(peer)
         peer.expect("421 4.4.2 Data comes too slowly")
-        sleep(MORE)
+        clock.sleep(MORE)
         assert server.connections  # it lingers for two seconds, unless the peer goes
 
 
-def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer) -> None:
+def test_a_timeout_does_not_affect_other_connections(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(command_timeout=MORE)
     with dial(server) as silent, dial(server) as busy:
         silent.hello()
@@ -578,18 +499,18 @@ def test_nobody_pays_for_anothers_time_out(smtp_server: MakeServer) -> None:
         while not waiting.ready():
             busy.line("NOOP")
             busy.expect("250")
-            sleep(0.05)
+            clock.sleep(0.05)
         waiting.get()
         busy.line("NOOP")
         busy.expect("250")
 
 
-def test_time_outs_work_again_after_a_while_without_connections(smtp_server: MakeServer) -> None:
+def test_timeouts_work_again_after_a_while_without_connections(smtp_server: MakeServer, clock: VirtualClock) -> None:
     server = smtp_server(command_timeout=SHORT)
     for _ in range(2):
         with dial(server) as peer:
             peer.hello()
-            with Stopwatch():
+            with clock.takes(SHORT):
                 peer.expect("421")
         while server.connections:
-            sleep(0.01)
+            clock.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Acks: who decides, what a decision may say, and what becomes of one that is doubled or fails."""
+"""Acks: which handler decides, the arguments of a decision, and decisions that are made twice or fail."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Handler = Callable[..., Any]
 
 
 def ask_for_recipient(server: SMTPServer, *handlers: Handler) -> str:
-    """The reply to RCPT with these handlers; the connection must be usable behind it."""
+    """Return the reply to RCPT with these handlers; assert that the connection is usable afterwards."""
     for handler in handlers:
         server.on("to", handler)
     with dial(server) as peer:

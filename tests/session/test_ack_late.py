@@ -19,7 +19,7 @@ Handler = Callable[..., Any]
 
 
 def ask_for_recipient(server: SMTPServer, *handlers: Handler) -> str:
-    """The reply to RCPT with these handlers; the connection must be usable behind it."""
+    """Return the reply to RCPT with these handlers; assert that the connection is usable afterwards."""
     for handler in handlers:
         server.on("to", handler)
     with dial(server) as peer:
@@ -180,7 +180,7 @@ def test_a_decision_after_the_client_is_gone_is_ignored(smtp_server: MakeServer)
 
 
 def never(ack: Ack) -> None:
-    """Takes it, and does nothing."""
+    """Drop the ack undecided."""
 
 
 def dies(ack: Ack) -> None:
@@ -245,6 +245,7 @@ def test_all_handlers_that_could_have_decided_are_named(
 # Too late
 
 
+@pytest.mark.usefixtures("clock")
 def test_an_ack_that_is_held_undecided_times_out(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
     acks: list[Ack] = []
 
@@ -260,6 +261,7 @@ def test_an_ack_that_is_held_undecided_times_out(smtp_server: MakeServer, caplog
         acks[0].accept()
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_receiver_that_does_not_return_times_out(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
     cleaned_up: list[bool] = []
 
@@ -297,7 +299,7 @@ def times_out(ack: Ack) -> None:
 
 
 def provoke(peer: Peer, name: str) -> str:
-    """Say what leads to this signal; the reply to that."""
+    """Send what leads to this signal; return the reply."""
     steps = {
         "greeting": ["EHLO client.example"],
         "from": ["MAIL FROM:<a@example.org>"],
@@ -316,6 +318,7 @@ def provoke(peer: Peer, name: str) -> str:
 
 @pytest.mark.parametrize("failure", [raises, forgets, decides_twice, times_out])
 @pytest.mark.parametrize("name", ["greeting", "from", "to", "message", "received"])
+@pytest.mark.usefixtures("clock")
 def test_after_each_failure_the_connection_is_usable(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, name: Any, failure: Callable[[Ack], None]
 ) -> None:
@@ -343,6 +346,7 @@ def test_after_each_failure_the_connection_is_usable(
 
 
 @pytest.mark.parametrize("failure", [raises, forgets, decides_twice, times_out])
+@pytest.mark.usefixtures("clock")
 def test_a_failure_at_connect_is_a_421(smtp_server: MakeServer, failure: Callable[[Ack], None]) -> None:
     server = smtp_server(start=False, ack_timeout=0.1 if failure is times_out else 3600)
     server.on("connect", lambda session, ack: failure(ack))

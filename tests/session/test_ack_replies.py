@@ -1,4 +1,4 @@
-"""Replies as decisions: those of a next hop given to an ack, returned by a handler, raised in a Reject."""
+"""Replies as decisions: passed to an ack, returned by a handler, raised in a Reject."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def from_a_thread(ack: Ack, reply: Reply) -> None:
 
 
 def reply_to_rcpt(server: SMTPServer, decide: Callable[[Ack], Any]) -> str:
-    """The reply to RCPT; the connection must be usable behind it."""
+    """Return the reply to RCPT; assert that the connection is usable afterwards."""
     server.on("to", lambda session, address, ack: decide(ack))
     with dial(server) as peer:
         peer.hello()

@@ -1,4 +1,4 @@
-"""Whole messages: what a handler of ``on_mail`` is given, and what its result means."""
+"""Whole messages: the argument of ``on_mail`` handlers, and the meaning of their result."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LARGE = BODY + b"x" * 78 + (b"\r\n" + b"x" * 78) * 12_000 + b"\r\n"
 
 
 def keep(server: SMTPServer, returned: Any = None) -> list[Mail]:
-    """Handle every message so; the list has what came."""
+    """Register a handler of ``on_mail``; return the list that fills with the messages."""
     came: list[Mail] = []
 
     @server.on_mail
@@ -295,6 +295,7 @@ def test_a_reader_before_it_is_an_error_that_says_so(smtp_server: MakeServer, ca
     assert "before connecting handlers that read the body" in caplog.text
 
 
+@pytest.mark.usefixtures("clock")
 def test_the_log_names_the_handler_that_raised_or_ran_too_long(
     smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -347,7 +348,7 @@ def test_it_is_a_decorator_and_a_plain_call(smtp_server: MakeServer) -> None:
 
 @pytest.fixture
 def no_large_files() -> Iterator[None]:
-    """The kernel lets no file grow beyond 200,000 octets, which looks like a full disk."""
+    """Limit files to 200,000 bytes, which looks like a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
     yield

@@ -1,63 +1,24 @@
-"""How a message stream ends: refused, lost, cleaned up after; never as a whole message that it is not."""
+"""How a message stream ends: refused, lost, cleaned up; an incomplete message never looks complete."""
 
 from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from gevent import spawn
 from gevent.event import Event
 
-from greensmtp import Ack, Command, ConnectionLost, MessageRefused, MessageStream, Reply, Session, SMTPServer
+from greensmtp import Ack, Command, ConnectionLost, MessageRefused, MessageStream, Reply, Session
 from greensmtp.chain.chain import Proceed
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import begin_data
-
-Reader = Callable[[MessageStream], Any]
-
-
-def read_with(server: SMTPServer, reader: Reader) -> list[Any]:
-    """Accept every message and read it like this; the list fills with what the reader returns or raises."""
-    results: list[Any] = []
-
-    @server.on("message")
-    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
-        ack.accept()
-        try:
-            results.append(reader(stream))
-        except Exception as error:
-            results.append(error)
-            raise
-
-    return results
+from tests.session.readers import Reader, at_once, by_iterating, by_lines, in_sevens, into_a_buffer, read_with
 
 
 def not_at_all(stream: MessageStream) -> None:
     pass
-
-
-def at_once(stream: MessageStream) -> bytes:
-    return stream.read()
-
-
-def by_iterating(stream: MessageStream) -> bytes:
-    return b"".join(stream)
-
-
-def in_sevens(stream: MessageStream) -> bytes:
-    return b"".join(iter(lambda: stream.read(7), b""))
-
-
-def by_lines(stream: MessageStream) -> bytes:
-    return b"".join(iter(stream.readline, b""))
-
-
-def into_a_buffer(stream: MessageStream) -> list[int]:
-    buffer = bytearray(6)
-    return list(iter(lambda: stream.readinto(buffer), 0))
 
 
 READERS: list[Reader] = [not_at_all, at_once, by_iterating, in_sevens, by_lines, into_a_buffer]

@@ -1,4 +1,4 @@
-"""Handlers that are connected weakly while nothing else holds them would be gone at once: a warning says so."""
+"""The warning about handlers that are connected weakly and would vanish at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def at_module_level(session: Session, address: Address, ack: Ack) -> None: ...
 
 
 class Policy:
-    """A handler in several ways."""
+    """Has handlers of several kinds."""
 
     def check(self, session: Session, address: Address, ack: Ack) -> None: ...
 
@@ -85,7 +85,7 @@ STAY: dict[str, Callable[[Signal], Any]] = {
 
 @pytest.fixture(params=["process", "server"])
 def to(request: pytest.FixtureRequest) -> Iterator[Signal]:
-    """A signal, rid of what was connected to it."""
+    """Yield a signal; disconnect the handlers at the end."""
     signal = signals.to if request.param == "process" else Signals().to
     yield signal
     for receiver in list(signal.receivers_for(HELD)):

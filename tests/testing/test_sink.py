@@ -18,6 +18,7 @@ import pytest
 
 from greensmtp import Command, Proceed, Reply, Session
 from greensmtp.testing import MessageNotReceived, SinkMessage, SMTPSink
+from tests import forked
 
 MakeSink = Callable[..., SMTPSink]
 
@@ -306,23 +307,25 @@ def test_auth_can_be_refused(make_smtp_sink: MakeSink, matching: str | None) -> 
 
 
 @pytest.mark.subprocess
-@pytest.mark.parametrize("patch", ["", "from gevent import monkey; monkey.patch_all()"], ids=["unpatched", "patched"])
-def test_without_pytest_it_is_a_context_manager(patch: str) -> None:
-    program = f"""
-{patch}
+@pytest.mark.parametrize("how", [forked.UNPATCHED, forked.PATCHED], ids=["unpatched", "patched"])
+def test_without_pytest_it_is_a_context_manager(how: tuple[str, ...]) -> None:
+    program = """
 import smtplib, threading
 from greensmtp.testing import SMTPSink
-with SMTPSink() as sink:
+
+def send(recipient, subject):
     with smtplib.SMTP(sink.host, sink.port, timeout=10) as client:
-        client.sendmail("a@example.org", ["jo@example.com"], "Subject: hi\\n\\nho\\n")
-    sender = threading.Timer(0.05, lambda: smtplib.SMTP(sink.host, sink.port, timeout=10).sendmail(
-        "a@example.org", ["ann@example.com"], "Subject: later\\n\\nho\\n"))
+        client.sendmail("a@example.org", [recipient], f"Subject: {subject}\\n\\nho\\n")
+
+with SMTPSink() as sink:
+    send("jo@example.com", "hi")
+    sender = threading.Timer(0.05, send, ["ann@example.com", "later"])
     sender.start()
     print(sink.wait_for(to="ann@*").subject, len(sink.messages))
     sender.join()
 print(len(sink.messages), repr(sink))
 """
-    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=False)
+    ran = forked.run(forked.python(program), how=how)
     assert (ran.stdout, ran.stderr) == ("later 2\n2 <SMTPSink stopped, 2 messages>\n", "")
 
 

@@ -14,7 +14,7 @@ from greensmtp.testing.fixtures import MakeServer
 
 
 def peer_of(wire: bytes) -> Peer:
-    """A peer that has received this before the connection was closed."""
+    """Return a peer whose connection was closed after these bytes."""
     ours, theirs = socket.socketpair()
     theirs.sendall(wire)
     theirs.close()

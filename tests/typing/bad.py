@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from greensmtp import Ack, Address, Command, Limits, Proceed, Reply, Session, SMTPServer, signals
+from greensmtp import (
+    Ack,
+    Address,
+    ChunkCommand,
+    Command,
+    Limits,
+    PathCommand,
+    Proceed,
+    Reply,
+    Session,
+    SMTPServer,
+    signals,
+)
 from greensmtp.chain import middleware
 
 SMTPServer(("127.0.0.1", 0), max_mesage_size=3)  # error
@@ -49,6 +61,11 @@ def connected(session: Session, ack: Ack) -> None:
 @middleware(verbs=("MAIL",))
 def looks(session: Session, command: Command, proceed: Proceed) -> Reply:
     print(command.address)  # error
+    if isinstance(command, PathCommand):
+        print(command.hostname)  # error
+        print(command.address.lower().size)  # error
+    if isinstance(command, ChunkCommand):
+        print(command.size.upper())  # error
     return proceed(session, command)
 
 

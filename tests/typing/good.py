@@ -9,6 +9,7 @@ from greensmtp import (
     Address,
     ChunkCommand,
     Command,
+    EndOfData,
     HelloCommand,
     Limits,
     Mail,
@@ -94,12 +95,16 @@ def store(mail: Mail) -> None:
     print(mail.sender, mail.parse()["Subject"])
 
 
-@middleware(verbs=("MAIL", "RCPT", "BDAT"))
+@middleware(verbs=("EHLO", "MAIL", "RCPT", "BDAT", "END-OF-DATA"))
 def look(session: Session, command: Command, proceed: Proceed) -> Reply:
     if isinstance(command, PathCommand):
         print(command.address.domain)
     elif isinstance(command, ChunkCommand):
         print(command.size + 1)
+    elif isinstance(command, HelloCommand):
+        print(command.hostname.upper())
+    elif isinstance(command, EndOfData) and command.recipient is not None:
+        print(command.recipient.domain)
     return proceed(session, command)
 
 
