@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from greensmtp.protocol.mailbox import ascii_domain, parse_mailbox
-
-if TYPE_CHECKING:
-    from greensmtp.protocol.options import MailOptions, RcptOptions
+from greensmtp.protocol.options import MailOptions, RcptOptions
 
 #: The parameters of a command: keyword in upper case -> the value as sent, or None where there was no ``=``.
 Parameters = Mapping[str, str | None]
@@ -72,8 +69,6 @@ class Address(str):
         try:
             return self._mail_options
         except AttributeError:
-            from greensmtp.protocol.options import MailOptions  # few addresses need it
-
             options = self._mail_options = MailOptions.parse(self.parameters)
             return options
 
@@ -86,8 +81,6 @@ class Address(str):
         try:
             return self._rcpt_options
         except AttributeError:
-            from greensmtp.protocol.options import RcptOptions
-
             options = self._rcpt_options = RcptOptions.parse(self.parameters)
             return options
 

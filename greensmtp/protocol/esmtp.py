@@ -185,8 +185,9 @@ class ParameterCheck:
         """
         if not address.parameters:
             return None
+        allowed = self._allowed[verb]
         for keyword in address.parameters:
-            if keyword not in self._allowed[verb]:
+            if keyword not in allowed:
                 return unsupported(keyword)
             if keyword in self._secure and not tls:
                 return canned.PARAMETER_NEEDS_TLS
@@ -194,7 +195,7 @@ class ParameterCheck:
             options = address.mail_options if verb == "MAIL" else address.rcpt_options
         except ProtocolError as error:
             return Reply(501, f"5.5.4 {error}")
-        if isinstance(options, MailOptions) and options.body == "BINARYMIME" and not self._takes_binary:
+        if not self._takes_binary and isinstance(options, MailOptions) and options.body == "BINARYMIME":
             return unsupported("BODY=BINARYMIME")
         return None
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from greensmtp.chain.chain import Proceed, before_banner
 from greensmtp.protocol import canned
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import (
     ACCEPT,
     CONNECT,
@@ -199,11 +200,11 @@ class Dispatcher(MessageActions):
     def _mail(self, session: Session, command: PathCommand) -> Reply:
         address = command.address
         if address.parameters:
-            refusal = self._refuse_parameters(session, command) or self._offer.refusal(address.mail_options)
-            if refusal is not None:
-                return refusal
             if session.identity is None and address.parameters.get("AUTH", "<>") != "<>":
                 address = address.with_parameters({**address.parameters, "AUTH": "<>"})
+            refusal = self._refuse_parameters(session, "MAIL", address) or self._offer.refusal(address.mail_options)
+            if refusal is not None:
+                return refusal
         if not address.isascii() and "SMTPUTF8" not in address.parameters:
             return canned.NEED_SMTPUTF8
         emitter = self._from
@@ -221,7 +222,7 @@ class Dispatcher(MessageActions):
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
         address = command.address
         if address.parameters:
-            refusal = self._refuse_parameters(session, command)
+            refusal = self._refuse_parameters(session, "RCPT", address)
             if refusal is not None:
                 return refusal
         if not address.isascii() and not session.smtputf8:
@@ -242,9 +243,9 @@ class Dispatcher(MessageActions):
         session._staged += ((add_recipient, (session, address)),)
         return reply
 
-    def _refuse_parameters(self, session: Session, command: PathCommand) -> Reply | None:
+    def _refuse_parameters(self, session: Session, verb: str, address: Address) -> Reply | None:
         check = self._no_parameters if session.greeting == "helo" else self._offer.parameters
-        return check.refusal(command.verb, command.address, tls=session.tls)
+        return check.refusal(verb, address, tls=session.tls)
 
     def _rset(self, session: Session, command: Command) -> Reply:
         session.stage(self._reset, session)
