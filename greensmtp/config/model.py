@@ -14,7 +14,7 @@ from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_UR
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.urls import Listen
 from greensmtp.protocol.esmtp import STANDARD
-from greensmtp.server.extensions import SWITCHABLE, read_switch
+from greensmtp.server.extensions import SWITCHABLE, VALUES, read_switch
 from greensmtp.server.limits import Limits
 from greensmtp.server.options import check_hostname
 
@@ -149,7 +149,7 @@ def _switch(keyword: str) -> Any:
         read_switch(keyword, value)
         return value
 
-    return Annotated[Any, AfterValidator(check)]
+    return Annotated[Any if keyword in VALUES else bool, AfterValidator(check)]
 
 
 class _ExtensionsSection(Section):
