@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from greensmtp.protocol import canned
 from greensmtp.protocol.command import PARSERS, Command
 from greensmtp.protocol.reply import Reply
 
@@ -93,7 +94,9 @@ def explain(command: Command) -> Reply:
     """Return the refusal of a malformed MAIL or RCPT, with what is wrong where a lenient server would accept it."""
     error = command.error
     assert error is not None
-    if '"' in command.argument or PARSERS[command.verb](command.verb, rewrite(command.argument)).error is not None:
+    if error == canned.NOT_TEXT or '"' in command.argument:
+        return error
+    if PARSERS[command.verb](command.verb, rewrite(command.argument)).error is not None:
         return error
     names, argument = [], command.argument
     for leniency in LENIENCIES:
