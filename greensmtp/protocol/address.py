@@ -60,6 +60,17 @@ class Address(str):
         """
         return ascii_domain(self.domain)
 
+    def _parse_options(self, verb: str) -> MailOptions | RcptOptions:
+        """Parse the parameters of MAIL or RCPT, and keep them as ``mail_options`` or ``rcpt_options``.
+
+        :raises ProtocolError: a value is malformed.
+        """
+        if verb == "MAIL":
+            self._mail_options = options = MailOptions.parse(self.parameters)
+            return options
+        self._rcpt_options = RcptOptions.parse(self.parameters)
+        return self._rcpt_options
+
     @property
     def mail_options(self) -> MailOptions:
         """The parameters of a reverse-path, typed. Parsed when it is first read.

@@ -192,7 +192,7 @@ class ParameterCheck:
             if keyword in self._secure and not tls:
                 return canned.PARAMETER_NEEDS_TLS
         try:
-            options = address.mail_options if verb == "MAIL" else address.rcpt_options
+            options = address._parse_options(verb)
         except ProtocolError as error:
             return Reply(501, f"5.5.4 {error}")
         if not self._takes_binary and isinstance(options, MailOptions) and options.body == "BINARYMIME":

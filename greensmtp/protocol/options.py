@@ -64,7 +64,7 @@ class MailOptions:
             return _NO_MAIL_OPTIONS
         options = object.__new__(cls)
         options.__dict__.update(_parse(MAIL, parameters))
-        if len(parameters) > 1:
+        if "HOLDFOR" in parameters:
             options.__post_init__()
         return options
 
