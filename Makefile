@@ -1,4 +1,4 @@
-# The whole of the tooling. `make serve` and `make test` are all that a fresh checkout needs.
+# All of the tooling. A fresh checkout needs nothing but `make serve` or `make test`.
 
 PYTHON ?= python3
 BIN    := .venv/bin
@@ -28,10 +28,10 @@ test-all: .venv/.dev ## run every test, those marked exhaustive too; options for
 fast: .venv/.dev ## run the tests that start no process; options for pytest in ARGS
 	$(BIN)/pytest $(PARALLEL) -m "not exhaustive and not peer and not subprocess" $(ARGS)
 
-mutants: .venv/.dev ## change the code here and there, see whether tests notice: ARGS="chain --sample 20"
+mutants: .venv/.dev ## mutation tests of the core: ARGS="chain --sample 20"
 	$(BIN)/python tests/mutation.py $(ARGS)
 
-coverage: .venv/.dev ## run the tests and show what they leave untouched
+coverage: .venv/.dev ## run the tests and show the lines that they do not execute
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage report
 
@@ -39,7 +39,7 @@ lint: .venv/.dev ## ruff: rules and format
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: .venv/.dev ## let ruff put right what it can
+format: .venv/.dev ## let ruff fix what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -47,10 +47,10 @@ types: .venv/.dev ## mypy, strict; and pyright over the programs in tests/typing
 	$(BIN)/mypy
 	$(BIN)/python -m tests.pyright
 
-imports: .venv/.dev ## who may import whom
+imports: .venv/.dev ## the import rules
 	$(BIN)/lint-imports --no-logo
 
-check: test lint types imports ## all of these; CI runs test-all instead of test
+check: test lint types imports ## test, lint, types and imports; CI runs test-all instead of test
 
 bench: .venv/.dev ## measure the server beside a bare loop and its peers; options in ARGS (--help)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -58,7 +58,7 @@ bench: .venv/.dev ## measure the server beside a bare loop and its peers; option
 docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html $(ARGS)
 
-# Beside dev.txt, and at the same versions: neither serving nor testing needs these.
+# Installed on top of dev.txt, at the same versions; neither serving nor testing needs these.
 .venv/.docs: requirements/docs.txt .venv/.dev
 	@echo "Installing $< into .venv"
 	@$(PIP) install --require-hashes -r $<
@@ -66,8 +66,8 @@ docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is
 
 .PHONY: docs
 
-# One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp per lock file says
-# what has been installed, so that serving needs no test tools and nothing is installed twice.
+# One environment for both: dev.txt is serve.txt and more, at the same versions. A stamp for each lock file marks
+# what is installed, so that serving needs no test tools and nothing is installed twice.
 .venv/.serve .venv/.dev: .venv/.%: requirements/%.txt pyproject.toml
 	@echo "Installing requirements/$*.txt into .venv"
 	@$(PYTHON) -m venv .venv
@@ -75,7 +75,7 @@ docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is
 	@$(PIP) install --no-deps --no-build-isolation -e .
 	@touch .venv/.serve $@
 
-# Works out the locked versions anew and keeps those that still fit; ARGS=--upgrade for the newest.
+# Resolves the locked versions again, and keeps those that still fit; ARGS=--upgrade for the newest.
 # Universal: one lock for every platform and for every Python that pyproject.toml allows.
 LOCK := .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --system-certs \
         --custom-compile-command 'make lock' pyproject.toml $(ARGS)
@@ -87,7 +87,7 @@ lock: ## regenerate requirements/*.txt
 	$(LOCK) requirements/dev.in --extra all -o requirements/dev.txt
 	$(LOCK) requirements/docs.in --extra all -o requirements/docs.txt
 
-clean: ## remove whatever make and the tools have made
+clean: ## remove everything that make and the tools have created
 	rm -rf .venv .venv-lock .bench build dist docs/_build docs/reference/generated *.egg-info .coverage .coverage.* htmlcov
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""How fast greensmtp is, beside a bare loop and beside others: ``make bench``, or ``python -m benchmarks``."""
+"""Benchmarks of greensmtp against a bare gevent loop and its peers: ``make bench``, or ``python -m benchmarks``."""

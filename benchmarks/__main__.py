@@ -14,27 +14,27 @@ from benchmarks.contenders import CONTENDERS, add_before
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
 
-#: What a smoke run measures, when it is not told.
+#: What a smoke run measures by default.
 QUICK = {"only": ("kept", "each", "pipelined", "big"), "servers": ("bare", "tuned", "plain", "full", "sink")}
 
-#: What goes wrong with a server, and leaves the others to be measured.
+#: Failures of one server, after which the others are still measured.
 FAILURES = (machine.Missing, RuntimeError, OSError, TimeoutError)
 
 
 def names(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """An argument's type: several of these, with commas."""
+    """Return an argument type: names from ``known``, separated by commas."""
 
     def parse(text: str) -> tuple[str, ...]:
         given = tuple(text.split(","))
         if unknown := [name for name in given if name not in known]:
-            raise argparse.ArgumentTypeError(f"no such name: {', '.join(unknown)}; there are {', '.join(known)}")
+            raise argparse.ArgumentTypeError(f"unknown name: {', '.join(unknown)}; choose from {', '.join(known)}")
         return given
 
     return parse
 
 
 class Bench:
-    """One run: workload after workload, in each of them round after round, in each of them server after server."""
+    """One run: workload by workload, in each of them round by round, in each of them server by server."""
 
     def __init__(self, *, quick: bool, rounds: int, servers: Sequence[str] | None) -> None:
         self.quick = quick
@@ -43,7 +43,7 @@ class Bench:
         self.results = Results(machine.describe())
 
     def measure(self, name: str) -> None:
-        """One workload, into the results."""
+        """Run one workload, and add it to the results."""
         workload = WORKLOADS[name]
         before = [f"{each}-before" for each in workload.servers if f"{each}-before" in CONTENDERS]
         subjects = [each for each in (*workload.servers, *before) if self._wanted(each)]
@@ -54,7 +54,7 @@ class Bench:
                 for each in subjects:
                     if (subject := self._start(name, workload, each, stack)) is not None:
                         running[each] = subject
-            # One round more than is counted, to warm up; a process that is new in each cannot be warm.
+            # One more round to warm up, which is not counted; not for workloads with new processes in each round.
             for number in range(0 if not workload.fresh else 1, rounds + 1):
                 for each in subjects if workload.fresh else list(running):
                     progress(f"{name}: round {number} of {rounds}, {each}")
@@ -67,7 +67,7 @@ class Bench:
         progress("")
 
     def _wanted(self, server: str) -> bool:
-        """Those beside the contenders belong to their workload."""
+        """Return whether a server is measured; subjects that are not contenders always are."""
         return self.servers is None or server.removesuffix("-before") in self.servers or server not in CONTENDERS
 
     def _start(self, name: str, workload: Workload, server: str, stack: ExitStack) -> Subject | None:
@@ -82,7 +82,7 @@ class Bench:
         return subject
 
     def _round(self, name: str, workload: Workload, subject: Subject, number: int) -> bool:
-        """Whether it went well."""
+        """Run one round; return False if it failed."""
         count = workload.quick if self.quick or number == 0 else workload.count
         try:
             sample = workload.run(subject, count)
@@ -95,26 +95,26 @@ class Bench:
 
 
 def progress(text: str) -> None:
-    """One line that says what is going on, for people."""
+    """Show a line of progress on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def main() -> int:
-    """Run; the exit status is 1 where a target was to be checked and is missed."""
+    """Run the benchmark; return the exit status: 1 if ``--check`` is given and a target is missed."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("--only", type=names(tuple(WORKLOADS)), metavar="WORK,...", help=", ".join(WORKLOADS))
     parser.add_argument("--servers", type=names(tuple(CONTENDERS)), metavar="NAME,...", help=", ".join(CONTENDERS))
     parser.add_argument("--rounds", type=int, help="counted rounds of each workload (5; 1 when quick)")
-    parser.add_argument("--quick", action="store_true", help="a smoke run: little of some of it; proves nothing")
+    parser.add_argument("--quick", action="store_true", help="a smoke run of a few workloads, which proves nothing")
     parser.add_argument(
-        "--check", action="store_true", help="exit with 1 when a target is missed, or a server of ours fails"
+        "--check", action="store_true", help="exit with status 1 if a target is missed, or a greensmtp server fails"
     )
     parser.add_argument(
-        "--before", type=Path, metavar="CHECKOUT", help="measure greensmtp of this checkout too; it needs a .venv"
+        "--before", type=Path, metavar="CHECKOUT", help="also measure greensmtp of this checkout, which needs a .venv"
     )
-    parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="where the JSON goes")
-    parser.add_argument("--chart", type=Path, default=machine.WORK / "chart.svg", help="where the chart goes")
+    parser.add_argument("--output", type=Path, default=machine.WORK / "results.json", help="file for the JSON")
+    parser.add_argument("--chart", type=Path, default=machine.WORK / "chart.svg", help="file for the chart")
     options = parser.parse_args()
     if options.quick:
         options.only = options.only or QUICK["only"]

@@ -1,4 +1,4 @@
-"""One chart for readers: bars of CPU a message, a panel for each of a few workloads, as SVG."""
+"""Draw one chart as SVG: bars of CPU per message, a panel for each of a few workloads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.report import seconds
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS
 
-#: What is drawn, from left to right.
+#: The workloads to draw, from left to right.
 PANELS = ("kept", "each", "big")
 
 _NAMES, _PANEL, _VALUE, _GAP = 190, 150, 62, 14
@@ -30,7 +30,7 @@ _KINDS = {"bare": "floor", "tuned": "floor", "plain": "ours", "full": "ours", "l
 
 
 def draw(results: Results) -> str | None:
-    """The chart; None where nothing was measured that it shows."""
+    """Return the chart, or None if none of its workloads was measured."""
     panels = [name for name in PANELS if results.samples.get(name)]
     servers = [name for name in CONTENDERS if any(results.median(panel, name, "cpu") for panel in panels)]
     if not servers:
@@ -55,7 +55,7 @@ def draw(results: Results) -> str | None:
 
 
 def _panel(results: Results, workload: str, servers: list[str], x: int) -> list[str]:
-    """Bars to the scale of the longest of them."""
+    """Draw the bars of a workload, scaled to the longest."""
     parts = [f'<text class="title" x="{x}" y="38">{escape(WORKLOADS[workload].title)}</text>']
     values = {server: value for server in servers if (value := results.median(workload, server, "cpu")) is not None}
     most = max(values.values(), default=1.0)

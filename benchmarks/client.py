@@ -1,13 +1,12 @@
 """Messages per second and CPU per message of the client, against smtplib, sending to postfix's smtp-sink.
 
-``python benchmarks/client.py [--rounds 5] [--seconds 1]``: each measurement is a process of its own that sends for so
-long. smtp-sink takes everything and keeps nothing, so what is measured is the sender. The rounds are interleaved, and
-what is printed are the medians, over all rounds, of each figure and of its ratio to smtplib's in the same round: other
-load comes and goes, and hits all of them alike. CPU is the more robust figure.
+``python benchmarks/client.py [--rounds 5] [--seconds 1]``: each measurement is a new process that sends for that many
+seconds. smtp-sink accepts everything and stores nothing, so the sender is what is measured. Rounds are interleaved. The
+table shows medians over all rounds, of each figure and of its ratio to smtplib's in the same round, so that other load
+on the machine affects all of them alike. CPU is the more robust figure.
 
-The bare loops send the same octets with no client around them: two writes and two waits a message, which is the least
-that a client can do that waits for 354. What they reach, in gevent and with sockets that block, is the bound that the
-round trips set for one connection.
+The bare loops send the same bytes without a client: two writes and two waits per message, the minimum for a client that
+waits for 354. Their rate, with gevent and with blocking sockets, is the bound that round trips set for one connection.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ SENDER, RECIPIENT = "sender@example.org", "recipient@example.com"
 
 
 def message(size: int) -> bytes:
-    """A message of about so many octets, in lines of 76, as base64 has them, and a dot at times."""
+    """Return a message of about ``size`` bytes, in lines of 76 as base64 has them."""
     line = b"The quick brown fox jumps over the lazy dog. " + b"x" * 29 + b"\r\n"
     return b"Subject: a benchmark\r\n\r\n" + line * (size // len(line) + 1)
 
 
 def with_smtplib(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """One kept connection."""
+    """Send over one kept connection."""
     import smtplib
 
     count = 0
@@ -47,7 +46,7 @@ def with_smtplib(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
 
 
 def bare(socket: Any, port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """No client at all, but a socket."""
+    """Send with a bare socket."""
     envelope = f"MAIL FROM:<{SENDER}>\r\nRCPT TO:<{RECIPIENT}>\r\nDATA\r\n".encode()
     content = body + b".\r\n"
     count = 0
@@ -68,19 +67,19 @@ def bare(socket: Any, port: int, body: bytes, go_on: Callable[[], bool]) -> int:
 
 
 def with_blocking_socket(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """The bound of what one process can do with one connection."""
+    """Send with a blocking socket: the bound for one process and one connection."""
     return bare(socket, port, body, go_on)
 
 
 def with_gevent_socket(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """The bound of what one greenlet can."""
+    """Send with a gevent socket: the bound for one greenlet."""
     from gevent import socket
 
     return bare(socket, port, body, go_on)
 
 
 def with_client(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """One kept connection."""
+    """Send over one kept connection."""
     from greensmtp import connect
 
     count = 0
@@ -92,7 +91,7 @@ def with_client(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
 
 
 def with_pool(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
-    """Ten greenlets, ten connections."""
+    """Send from ten greenlets over ten connections."""
     import gevent
 
     from greensmtp import Pool
@@ -122,12 +121,12 @@ SENDERS = {
 
 
 def measure(name: str, port: int, size: int, seconds: float) -> None:
-    """In a process of its own: send, and print messages, wall-clock and CPU seconds."""
+    """Send, in a new process, and print the number of messages, wall-clock and CPU seconds."""
     body = message(size)
     send = SENDERS[name]
     send(
         port, body, chain(repeat(True, 20), repeat(False)).__next__
-    )  # what is imported and compiled once does not count
+    )  # warm up: imports and compiled patterns do not count
     began, cpu = time.perf_counter(), time.process_time()
     end = began + seconds
     count = send(port, body, lambda: time.perf_counter() < end)
@@ -135,7 +134,7 @@ def measure(name: str, port: int, size: int, seconds: float) -> None:
 
 
 def run(name: str, port: int, size: int, seconds: float) -> tuple[float, float]:
-    """Messages a second, and microseconds of CPU for each."""
+    """Return messages per second, and microseconds of CPU per message."""
     command = [sys.executable, str(Path(__file__)), "--seconds", str(seconds), "--measure", name, str(port), str(size)]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=120)
     count, wall, cpu = map(float, ran.stdout.split())
@@ -143,14 +142,14 @@ def run(name: str, port: int, size: int, seconds: float) -> tuple[float, float]:
 
 
 def start_sink() -> tuple[subprocess.Popen[bytes], int]:
-    """smtp-sink on a free port, ready."""
+    """Start smtp-sink on a free port; return when it accepts connections."""
     program = shutil.which("smtp-sink", path=os.environ.get("PATH", "") + ":/usr/sbin")
     if program is None:
         sys.exit("this needs smtp-sink, which comes with postfix")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # As root it wants to be told whom to be instead.
+    # It refuses to run as root, and needs a user to switch to.
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     sink = subprocess.Popen([program, *user, f"127.0.0.1:{port}", "100"])
     for _ in range(200):
@@ -164,7 +163,7 @@ def start_sink() -> tuple[subprocess.Popen[bytes], int]:
 
 
 def compare(port: int, size: int, rounds: int, seconds: float) -> None:
-    """A table of all senders."""
+    """Print a table of all senders."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in SENDERS}
     for _ in range(rounds):
         for name, each in measured.items():
@@ -178,10 +177,10 @@ def compare(port: int, size: int, rounds: int, seconds: float) -> None:
 
 
 def main() -> None:
-    """Compare them all."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each sends")
-    parser.add_argument("--seconds", type=float, default=1.0, help="and for how long")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each sender")
+    parser.add_argument("--seconds", type=float, default=1.0, help="length of a round")
     parser.add_argument("--measure", nargs=3, metavar=("NAME", "PORT", "SIZE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

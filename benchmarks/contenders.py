@@ -1,4 +1,4 @@
-"""Who is measured: a table of servers, how each is started, and what it can do."""
+"""The measured servers: a table of how each is started, and what it supports."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pathlib import Path
 
 from benchmarks import environments, machine, measure
 
-#: Seconds until a server must answer.
-PATIENCE = 20.0
+#: Timeout of a server's start, in seconds.
+START_TIMEOUT = 20.0
 
-#: command and what to add to the environment
+#: the command, and additions to the environment
 Start = tuple[list[str], dict[str, str]]
 
 
@@ -24,10 +24,10 @@ Start = tuple[list[str], dict[str, str]]
 class Contender:
     """One server.
 
-    :param command: the command, but for the port and TLS.
-    :param tls: how it can have TLS, among ``starttls`` and ``implicit``.
-    :param pipelining: it takes groups of commands (RFC 2920).
-    :param folder: where it is started.
+    :param command: the command without port and TLS options.
+    :param tls: the supported modes, of ``starttls`` and ``implicit``.
+    :param pipelining: True if it supports pipelining (RFC 2920).
+    :param folder: the working directory.
     """
 
     title: str
@@ -52,7 +52,7 @@ def _node(name: str) -> Callable[[], Start]:
 
 
 def _sink() -> Start:
-    # As root it wants to be told whom to be instead.
+    # It refuses to run as root, and needs a user to switch to.
     return [machine.find("smtp-sink"), "-m", "20000", *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
 
 
@@ -72,7 +72,7 @@ CONTENDERS: dict[str, Contender] = {
     "slimta": Contender("slimta", _python("slimta", "slimta_server")),
 }
 
-#: Measured where a workload asks for them by name, beside the contenders.
+#: Servers that only workloads that name them use.
 SPECIAL: Mapping[str, Contender] = {
     "slow": Contender("greensmtp, a slow receiver", _ours("slow"), _NO_TLS),
     "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
@@ -85,7 +85,7 @@ def find(name: str) -> Contender:
 
 
 def add_before(checkout: Path) -> None:
-    """Add the servers of another checkout, which has a ``.venv`` of its own: ``plain-before`` and so on.
+    """Add the servers of another checkout, which has its own ``.venv``: ``plain-before`` and so on.
 
     :raises ValueError: there is no checkout with a ``.venv`` in this folder.
     """
@@ -104,10 +104,10 @@ def add_before(checkout: Path) -> None:
 
 
 class Running:
-    """A server in a process of its own, on its own core, that answers.
+    """A server that runs in a new process, on its own core, and accepts connections.
 
-    :raises Missing: it cannot be had here.
-    :raises RuntimeError: it does not answer.
+    :raises Missing: it is not installed, or does not support this TLS mode.
+    :raises RuntimeError: it does not accept connections.
     """
 
     def __init__(self, name: str, tls: str | None = None) -> None:
@@ -139,7 +139,7 @@ class Running:
             raise
 
     def _wait(self) -> None:
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + START_TIMEOUT
         while time.monotonic() < until and self.process.poll() is None:
             try:
                 with socket.create_connection(("127.0.0.1", self.port), 1):
@@ -150,21 +150,21 @@ class Running:
 
     @property
     def last_words(self) -> str:
-        """The last line of what it has said."""
+        """The last line of its output."""
         return (self._log.read_text(errors="replace").strip().splitlines() or [""])[-1][-200:]
 
     @property
     def pid(self) -> int:
-        """Of its process."""
+        """The process ID."""
         return self.process.pid
 
     @property
     def cpu(self) -> float:
-        """Seconds of CPU so far."""
+        """CPU time so far, in seconds."""
         return measure.cpu_seconds(self.pid)
 
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """Stop the process, and wait for its end."""
         self.process.terminate()
         try:
             self.process.wait(3)

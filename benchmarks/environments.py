@@ -1,6 +1,6 @@
-"""What the peers need, made on first use under ``.bench/``: virtual environments, node's modules, a certificate.
+"""What the peers need, created on first use under ``.bench/``: virtual environments, node modules, a certificate.
 
-Nothing of it is installed anywhere else, and what cannot be had is named and skipped.
+Nothing is installed elsewhere. A peer that cannot be installed is named in the report and skipped.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PEERS = Path(__file__).resolve().parent / "peers"
 
 
 class Certificate(NamedTuple):
-    """PEM files."""
+    """Paths of PEM files."""
 
     cert: Path
     key: Path
@@ -26,9 +26,9 @@ class Certificate(NamedTuple):
 
 @functools.cache
 def python(name: str) -> str:
-    """The interpreter of a virtual environment with what ``peers/NAME.txt`` pins.
+    """Return the interpreter of a virtual environment with the versions of ``peers/NAME.txt``.
 
-    :raises Missing: it could not be made.
+    :raises Missing: the environment cannot be created.
     """
     folder = machine.WORK / name
     wanted = PEERS / f"{name}.txt"
@@ -44,9 +44,9 @@ def python(name: str) -> str:
 
 @functools.cache
 def node_modules(name: str = "node", pins: Path = PEERS) -> str:
-    """The folder of node's modules, as the ``package-lock.json`` in ``pins`` pins them.
+    """Return the folder of node modules with the versions of ``package-lock.json`` in ``pins``.
 
-    :raises Missing: it could not be made.
+    :raises Missing: they cannot be installed.
     """
     folder = machine.WORK / name
     wanted = (pins / "package-lock.json").read_text()
@@ -63,7 +63,7 @@ def node_modules(name: str = "node", pins: Path = PEERS) -> str:
 
 @functools.cache
 def certificate() -> Certificate:
-    """A certificate (ECDSA) that nobody else trusts, with its key."""
+    """Create an ECDSA certificate of a throw-away authority, with its key."""
     import trustme
 
     files = Certificate(machine.WORK / "cert.pem", machine.WORK / "key.pem")
@@ -76,14 +76,14 @@ def certificate() -> Certificate:
 
 
 def _run(what: str, command: list[str], cwd: Path | None = None) -> None:
-    print(f"making {what} ...", file=sys.stderr)
+    print(f"creating {what} ...", file=sys.stderr)
     try:
         ran = subprocess.run(
             command, check=False, cwd=cwd, timeout=300, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise machine.Missing(f"could not make {what}: {error}") from error
+        raise machine.Missing(f"cannot create {what}: {error}") from error
     if ran.returncode:
-        last = ran.stdout.decode(errors="replace").strip().splitlines() or ["it says nothing"]
-        raise machine.Missing(f"could not make {what}: {last[-1]}")
+        last = ran.stdout.decode(errors="replace").strip().splitlines() or ["no output"]
+        raise machine.Missing(f"cannot create {what}: {last[-1]}")

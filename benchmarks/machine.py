@@ -1,4 +1,4 @@
-"""The machine: a core for the server, another for the load, and the programs there are."""
+"""The machine: a core for the server, another for the load, and the installed programs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What is made on first use, or by running: the peers' environments, certificates, results.
+#: What is created on first use or by a run: the peers' environments, certificates, results.
 WORK = ROOT / ".bench"
 
-#: Where distributions hide what no user calls by hand.
+#: Where distributions install programs that are not for users.
 _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")
 
 _CORES = sorted(os.sched_getaffinity(0))
@@ -28,7 +28,7 @@ class Missing(Exception):
 
 
 def find(name: str) -> str:
-    """A program's path.
+    """Return a program's path.
 
     :raises Missing: it is not installed.
     """
@@ -39,8 +39,8 @@ def find(name: str) -> str:
 
 
 def settle() -> None:
-    """This process, and all that it starts, to the load's core; ahead of others where that is allowed; and as many
-    descriptors as may be had."""
+    """Pin this process and its children to the load's core, raise their priority if allowed, and raise the limit of
+    descriptors to its maximum."""
     os.sched_setaffinity(0, {LOAD_CORE})
     with suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -10)
@@ -50,7 +50,7 @@ def settle() -> None:
 
 @contextmanager
 def on_server_core() -> Iterator[None]:
-    """What is started in here stays on the server's core, with all threads that it will ever have."""
+    """Pin processes that are started in this block, with their threads, to the server's core."""
     os.sched_setaffinity(0, {SERVER_CORE})
     try:
         yield
@@ -59,7 +59,7 @@ def on_server_core() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """One that nobody has just now, and that no client will be given as its own in the meantime."""
+    """Return a port that is free, and outside the range that the kernel gives to clients."""
     while True:
         port = random.randrange(10_000, 30_000)
         with socket.socket() as probe, suppress(OSError):
@@ -68,7 +68,7 @@ def free_port() -> int:
 
 
 def describe() -> dict[str, str]:
-    """For the report."""
+    """Return facts about the machine for the report."""
     cpu = "unknown CPU"
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -79,5 +79,5 @@ def describe() -> dict[str, str]:
         "cores": f"server on {SERVER_CORE}, load on {LOAD_CORE}",
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "load before": f"{os.getloadavg()[0]:.1f} (above 0.5, others were at work too: take the ratios, not the times)",
+        "load before": f"{os.getloadavg()[0]:.1f} (above 0.5, other processes were running: compare ratios, not times)",
     }

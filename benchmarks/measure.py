@@ -1,4 +1,4 @@
-"""What a process has cost so far, out of /proc: nanoseconds of CPU, octets of memory."""
+"""CPU and memory of a process, from /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU of all its threads that live; to the nanosecond, where the kernel keeps the scheduler's statistics."""
+    """Return the CPU time of all live threads: in nanoseconds if the kernel has the scheduler's statistics."""
     nanoseconds = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -19,29 +19,29 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _cpu_ticks(pid: int) -> float:
-    """The same in hundredths of a second, which every kernel has."""
+    """Return the same with a resolution of 10 ms, which every kernel has."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid: int) -> int:
-    """Octets that are this process's alone (USS): what would be free without it."""
+    """Return the bytes that belong to this process alone (USS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
 
 
 def forget_peak(pid: int) -> None:
-    """Let ``peak_memory`` begin anew."""
+    """Reset ``peak_memory``."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def peak_memory(pid: int) -> int:
-    """The most octets that were resident since the beginning, or since ``forget_peak``."""
+    """Return the maximum of resident bytes since the start, or since ``forget_peak``."""
     return _status(pid, "VmHWM")
 
 
 def resident_memory(pid: int) -> int:
-    """Octets that are resident now, as ``peak_memory`` counts them."""
+    """Return the resident bytes, as ``peak_memory`` counts them."""
     return _status(pid, "VmRSS")
 
 

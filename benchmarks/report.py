@@ -14,25 +14,25 @@ Format = Callable[[float], str]
 
 
 def seconds(value: float) -> str:
-    """In what suits it: 61.3 us, 4.20 ms."""
+    """Return seconds as text: 61.3 us, 4.20 ms."""
     return f"{value * 1e6:.1f} us" if value < 1e-3 else f"{value * 1e3:.2f} ms"
 
 
-def octets(value: float) -> str:
-    """9.4 kB, 1.2 MB."""
+def size(value: float) -> str:
+    """Return bytes as text: 9.4 kB, 1.2 MB."""
     return f"{value / 1e3:.1f} kB" if abs(value) < 1e6 else f"{value / 1e6:.1f} MB"
 
 
-#: metric -> its column's title, and how it is shown; any other is a CPU time by its own name
+#: metric -> column title and format; any other metric is a CPU time with its name as the title
 COLUMNS: dict[str, tuple[str, Format]] = {
     "cpu": ("CPU", seconds),
     "cpu_single": ("CPU, one by one", seconds),
     "rate": ("messages/s", "{:,.0f}".format),
     "rate_single": ("one by one", "{:,.0f}".format),
     "gain": ("gain", "{:.2f}x".format),
-    "memory": ("memory each", octets),
-    "newcomer": ("a new one", seconds),
-    "grown": ("grows by", octets),
+    "memory": ("memory each", size),
+    "newcomer": ("a new client", seconds),
+    "grown": ("grows by", size),
     "p50": ("p50", seconds),
     "p99": ("p99", seconds),
     "p50_without": ("p50 without", seconds),
@@ -41,19 +41,19 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 
 
 def title(server: str) -> str:
-    """What a server is called in tables."""
+    """Return a server's name in tables."""
     contender = CONTENDERS.get(server) or SPECIAL.get(server)
     return contender.title if contender else server
 
 
 def tables(results: Results) -> Iterator[str]:
-    """A table for each workload."""
+    """Return a table for each workload."""
     for workload in results.samples | results.skipped:
         yield table(results, workload)
 
 
 def table(results: Results, workload: str) -> str:
-    """One workload's: a line for each server, with the ratio of its first metric to the first server's."""
+    """Return the table of a workload: a line for each server, with its ratio to the first one's."""
     servers = results.samples.get(workload, {})
     metrics = results.metrics(workload) if servers else []
     head = [WORKLOADS[workload].title, *(COLUMNS.get(name, (name, seconds))[0] for name in metrics)]
@@ -76,7 +76,7 @@ def table(results: Results, workload: str) -> str:
 
 
 def targets(results: Results) -> tuple[str, bool]:
-    """The table of targets, and whether none that was measured is missed."""
+    """Return the table of targets, and True if no measured target is missed."""
     lines = [["Targets", "must", "measured", ""]]
     all_met = True
     for target in TARGETS:
@@ -93,7 +93,7 @@ def targets(results: Results) -> tuple[str, bool]:
 
 
 def aligned(lines: list[list[str]]) -> list[str]:
-    """The first column to the left, the others to the right."""
+    """Align the first column to the left, and the others to the right."""
     widths = [max(map(len, column)) for column in zip_longest(*lines, fillvalue="")]
     return [
         "  ".join(

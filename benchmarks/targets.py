@@ -1,4 +1,4 @@
-"""What greensmtp is to reach, as a table: ratios of what was measured in one run."""
+"""The performance targets: a table of bounds on ratios measured in one run."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Target:
     unit: str = "x"
 
     def met(self, value: float) -> bool:
-        """Is it?"""
+        """Return True if a value meets the target."""
         return value >= self.bound if self.at_least else value <= self.bound
 
 
 def _ratio(workload: str, server: str, other: str, metric: str = "cpu") -> Measure:
-    """Of one server's median to another's."""
+    """Measure the ratio of one server's median to another's."""
 
     def measured(results: Results) -> float | None:
         one, base = results.median(workload, server, metric), results.median(workload, other, metric)
@@ -41,7 +41,7 @@ def _ratio(workload: str, server: str, other: str, metric: str = "cpu") -> Measu
 
 
 def _best_of_peers(workload: str, server: str) -> Measure:
-    """How many times less than the best of them it takes."""
+    """Measure how many times less CPU a server takes than the best Python or node peer."""
 
     def measured(results: Results) -> float | None:
         ours = results.median(workload, server, "cpu")
@@ -60,7 +60,7 @@ def _value(workload: str, server: str, metric: str, scale: float = 1.0) -> Measu
 
 
 def _within(workload: str, server: str, metric: str, base: str) -> Measure:
-    """Of one of its metrics to another."""
+    """Measure the ratio of one of a server's metrics to another."""
 
     def measured(results: Results) -> float | None:
         one, other = results.median(workload, server, metric), results.median(workload, server, base)

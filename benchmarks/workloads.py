@@ -1,7 +1,7 @@
-"""What is measured: a table of workloads, each a title, who takes part, how much of it, and the function that does it.
+"""The workloads: a table, each with a title, its servers, how much to do, and the function that does it.
 
-A run gives a sample: metric -> value. CPU is in seconds a unit (a message, unless the title says otherwise), rates in
-messages a second, latencies in seconds, memory in octets.
+A run returns a sample: metric -> value. CPU is in seconds per unit (a message, unless the title says otherwise), rates
+in messages per second, latencies in seconds, memory in bytes.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Sample = dict[str, float]
 
 
 class Subject(Protocol):
-    """What a workload is run on; in general a server."""
+    """What a workload is run against; usually a server."""
 
     name: str
 
     @property
     def last_words(self) -> str:
-        """What it has to say to a failure."""
+        """The last lines of its output, to explain a failure."""
 
     def stop(self) -> None:
-        """End it."""
+        """Stop it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +41,11 @@ class Workload:
     """A row of the table.
 
     :param run: ``(subject, count) -> Sample``.
-    :param count: how much of it; ``quick``: in a smoke run.
-    :param servers: who takes part.
-    :param tls: how the servers speak TLS.
-    :param fresh: each round has new processes, since it is the process that is measured.
-    :param rounds: no more than these, where a round is long, or says the same every time.
+    :param count: how much to do; ``quick``: in a smoke run.
+    :param servers: the names of the servers to measure.
+    :param tls: how the servers use TLS.
+    :param fresh: start new processes in each round, because the process itself is measured.
+    :param rounds: the maximum, where a round takes long or the results hardly vary.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Workload:
 
 
 def counted(server: Running, send: Callable[[], int]) -> Sample:
-    """CPU and rate of a load that tells how many messages it had."""
+    """Run a load that returns its number of messages; return its CPU and rate."""
     cpu, began = server.cpu, time.perf_counter()
     messages = send()
     return {"cpu": (server.cpu - cpu) / messages, "rate": messages / (time.perf_counter() - began)}
@@ -72,7 +72,7 @@ def counted(server: Running, send: Callable[[], int]) -> Sample:
 def source(
     size: int = 1_000, *, sessions: int = 20, kept: bool = True, recipients: int = 1
 ) -> Callable[[Running, int], Sample]:
-    """A load of smtp-source's."""
+    """Return a workload that smtp-source generates."""
 
     def run(server: Running, count: int) -> Sample:
         return counted(
@@ -85,12 +85,12 @@ def source(
     return run
 
 
-#: Connections of the loads that are our own.
+#: Concurrent connections of the loads in ``load``.
 TOGETHER = 16
 
 
 def pipelined(server: Running, count: int) -> Sample:
-    """The same messages over the same connections, one command at a time and then in groups."""
+    """Send the same messages over the same connections, one command at a time and then pipelined."""
     body, rounds = load.message(1_000), max(2, count // TOGETHER)
     with load.clients(server.port, TOGETHER) as those:
         single = counted(server, lambda: load.in_step(those, rounds, body))
@@ -103,24 +103,24 @@ def pipelined(server: Running, count: int) -> Sample:
 
 
 def starttls(server: Running, count: int) -> Sample:
-    """A handshake for each message."""
+    """Send messages with a TLS handshake each."""
     context, body = load.unverified(), load.message(1_000)
     return counted(server, lambda: load.connecting_with_tls(server.port, context, count, body))
 
 
 def over_tls(server: Running, count: int) -> Sample:
-    """Messages over one connection that has been in TLS from its beginning."""
+    """Send messages over one connection with implicit TLS."""
     with load.clients(server.port, 1, tls=load.unverified()) as (client,):
         return counted(server, lambda: load.one_by_one(client, count, load.message(1_000)))
 
 
-# Memory, and patience
+# Memory and latency
 
 
 def idle(server: Running, count: int) -> Sample:
-    """Connections that have greeted and wait; then somebody comes and wants to be served."""
+    """Open connections that greet and then wait; measure their memory, and how fast a new client is served."""
     body = load.message(1_000)
-    with load.clients(server.port, 1) as (client,):  # what is made on the first use is the process's own
+    with load.clients(server.port, 1) as (client,):  # what the first use creates does not count
         client.deliver(body)
     base = measure.memory(server.pid)
     with load.clients(server.port, count, far=True):
@@ -134,7 +134,7 @@ def idle(server: Running, count: int) -> Sample:
 
 
 def streamed(verb: str) -> Callable[[Running, int], Sample]:
-    """One message of so many octets, by DATA or BDAT: how much does the process grow?"""
+    """Return a workload that sends one message of ``count`` bytes, by DATA or BDAT, and measures the memory growth."""
 
     def run(server: Running, count: int) -> Sample:
         chunk = (b"x" * 76 + b"\r\n") * 1_600
@@ -161,7 +161,7 @@ def streamed(verb: str) -> Callable[[Running, int], Sample]:
 
 
 def slow_handler(server: Running, count: int) -> Sample:
-    """How long messages take without and with somebody whose RCPT takes a second, again and again."""
+    """Measure latencies without and beside a client whose RCPT takes a second each time."""
     body = load.message(1_000)
     over = threading.Event()
     slow: list[float] = []
@@ -193,7 +193,7 @@ def slow_handler(server: Running, count: int) -> Sample:
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """That which so many are below."""
+    """Return the percentile of the values."""
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
 
 
@@ -201,7 +201,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 class Importer:
-    """A statement of import, instead of a server."""
+    """An import statement in the place of a server."""
 
     STATEMENTS: Mapping[str, str] = {
         "gevent": "import gevent.server, gevent.ssl, blinker",
@@ -214,12 +214,12 @@ class Importer:
         self.last_words = ""
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Do nothing: there is no process to stop."""
 
 
 def importing(importer: Importer, count: int) -> Sample:
-    """CPU of the statement alone, in an interpreter of its own."""
-    # From compiled files, as everywhere but on the very first run; the round that is not counted makes them.
+    """Measure the CPU of the statement, in a new interpreter."""
+    # From compiled files, as on every run but the first; the warm-up round compiles them.
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     program = f"import time; t = time.process_time_ns(); {importer.statement}; print(time.process_time_ns() - t)"
     times = []
@@ -241,7 +241,7 @@ def importing(importer: Importer, count: int) -> Sample:
 
 
 def by_connections(server: Running, count: int) -> Sample:
-    """CPU a message, over so many connections at once."""
+    """Measure CPU per message by the number of concurrent connections."""
     return {
         str(number): source(sessions=number)(server, max(count, number * 4))["cpu"]
         for number in (10, 100, 500, 1_000, 2_000)
@@ -250,7 +250,7 @@ def by_connections(server: Running, count: int) -> Sample:
 
 
 def by_recipients(server: Running, count: int) -> Sample:
-    """CPU a recipient, of so many a message. The message is shared out over them."""
+    """Measure CPU per recipient by the number of recipients per message."""
     return {
         str(number): source(recipients=number)(server, max(20, count // number))["cpu"] / number
         for number in (1, 10, 100, 1_000)
@@ -258,7 +258,7 @@ def by_recipients(server: Running, count: int) -> Sample:
 
 
 def by_size(server: Running, count: int) -> Sample:
-    """CPU a megabyte, in messages of so many octets. A small one is nearly all commands."""
+    """Measure CPU per megabyte by message size in bytes. A small message is nearly all commands."""
     return {
         f"{size // 1_000:,} kB": source(size, sessions=5)(server, max(3, min(count // size, 2_000)))["cpu"] / size * 1e6
         for size in (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -348,7 +348,7 @@ WORKLOADS: Mapping[str, Workload] = {
         rounds=2,
     ),
     "by_size": Workload(
-        title="CPU a megabyte, by octets a message",
+        title="CPU a megabyte, by bytes a message",
         run=by_size,
         count=100_000_000,
         quick=1_000_000,

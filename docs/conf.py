@@ -22,6 +22,9 @@ templates_path: list[str] = []
 
 html_theme = "furo"
 html_title = "greensmtp"
+html_show_copyright = False
+# Blocks without a language are dialogues and output.
+highlight_language = "none"
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4

@@ -6,6 +6,7 @@ Each function returns one file's Markdown. Nothing here imports Sphinx, so the t
 from __future__ import annotations
 
 import ast
+import re
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -86,36 +87,65 @@ OTHERS = (
 )
 
 
+#: RFC, feature, server, client, LMTP.
+FeatureRow = tuple[str, str, str, str, str]
+
+
 def features() -> str:
-    """Return the matrix: RFC x server x client x LMTP."""
+    """Return the matrix: RFC x server x client x LMTP, in sections."""
+    sections = {
+        "Commands": _commands(),
+        "Extensions": _extensions(),
+        "SASL mechanisms": _mechanisms(),
+        "Transport and the rest": OTHERS,
+    }
+    return "\n".join(f"## {title}\n\n{_feature_table(rows)}" for title, rows in sections.items())
 
-    def yes(has: bool) -> str:
-        return "yes" if has else "no"
 
-    rows: list[tuple[str, str, str, str, str]] = []
+def _feature_table(rows: Iterable[FeatureRow]) -> str:
+    def first_rfc(row: FeatureRow) -> int:
+        return int(re.findall(r"\d+", row[0])[0]) if row[0] else 10**6
+
+    return table(
+        ("RFC", "Feature", "SMTP server", "Client", "LMTP server"),
+        (
+            (re.sub(r"\b(\d{4})\b", r"[\1](https://www.rfc-editor.org/rfc/rfc\1)", rfc), *cells)
+            for rfc, *cells in sorted(rows, key=first_rfc)
+        ),
+    )
+
+
+def _yes(has: bool) -> str:
+    return "yes" if has else "no"
+
+
+def _commands() -> Iterable[FeatureRow]:
     for verb in PARSERS:
         method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset", "VRFY": "verify"}.get(verb, verb.lower())
         rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207", "ETRN": "1985"}.get(verb, "5321")
-        smtp, lmtp = yes(verb != "LHLO"), yes(verb not in ("HELO", "EHLO"))
+        smtp, lmtp = _yes(verb != "LHLO"), _yes(verb not in ("HELO", "EHLO"))
         if verb.lower() in RULES:
             smtp = lmtp = f"signal `{verb.lower()}`"
         client = "yes" if hasattr(SMTPClient, method) else "by `command`"
-        rows.append((rfc, f"`{verb}`", smtp, client, lmtp))
+        yield rfc, f"`{verb}`", smtp, client, lmtp
+
+
+def _extensions() -> Iterable[FeatureRow]:
     for rfc, keyword, text in EXTENSIONS:
         extension = SWITCHABLE[keyword]
-        client = yes(keyword in esmtp.USED or keyword == "ENHANCEDSTATUSCODES")
+        client = _yes(keyword in esmtp.USED or keyword == "ENHANCEDSTATUSCODES")
         if client == "no" and extension.mail | extension.rcpt:
             client = "passes parameters on"
         server = "with a certificate" if keyword == "STARTTLS" else "yes"
         if extension in esmtp.OPTIONAL:
             server = "switched on by `extensions`"
-        rows.append((rfc, f"{text} (`{keyword}`)", server, client, server))
+        yield rfc, f"{text} (`{keyword}`)", server, client, server
+
+
+def _mechanisms() -> Iterable[FeatureRow]:
     for name, rfc in MECHANISMS.items():
         offered = "with `Auth`" if name in sasl_server.MECHANISMS else "no"
-        rows.append((rfc, f"SASL {name}", offered, yes(name in sasl_client.MECHANISMS), offered))
-    rows.extend(OTHERS)
-    rows.sort(key=lambda row: int(row[0].split()[0].strip(",")) if row[0] else 10**6)
-    return table(("RFC", "Feature", "SMTP server", "Client", "LMTP server"), rows)
+        yield rfc, name, offered, _yes(name in sasl_client.MECHANISMS), offered
 
 
 def leniencies() -> str:
@@ -296,7 +326,41 @@ def extras() -> str:
     return table(("Install", "For", "Brings"), rows)
 
 
+# Modules
+
+#: The rooms, from the top of the import rules to the bottom, and what each is for.
+ROOMS = {
+    "cli": "the command line",
+    "config": "configuration files",
+    "plugins": "plugins by name",
+    "testing": "tools for tests",
+    "middleware": "the catalogue",
+    "delivery": "where accepted mail goes",
+    "server": "the server",
+    "client": "the client",
+    "chain": "the middleware machinery",
+    "session": "what handlers are given",
+    "protocol": "SMTP without a socket",
+}
+
+
+def modules() -> str:
+    """Return every public module of each room, with the first line of its docstring."""
+    parts = []
+    for room, purpose in ROOMS.items():
+        folder = ROOT / ("middleware" if room == "middleware" else f"greensmtp/{room}")
+        rows = []
+        for path in sorted(folder.rglob("*.py")):
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if not any(part.startswith("_") for part in path.relative_to(folder).parts):
+                docstring = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
+                rows.append((f"`{name}`", re.sub(r"``", "`", docstring.splitlines()[0])))
+        parts.append(f"## {room}: {purpose}\n\n{table(('Module', 'What it is'), rows)}")
+    return "\n".join(parts)
+
+
 FILES: Mapping[str, Callable[[], str]] = {
+    "modules.md": modules,
     "features.md": features,
     "leniencies.md": leniencies,
     "replies.md": replies,

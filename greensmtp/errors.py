@@ -11,7 +11,7 @@ from greensmtp.protocol.errors import ProtocolError as ProtocolError
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
 
-#: A reply code at the beginning of a text. It is an argument of its own.
+#: A reply code at the beginning of a text. It must be a separate argument.
 _REPLY_CODE = re.compile(r"[2-5][0-9]{2}[ -]")
 
 
@@ -43,7 +43,7 @@ class Reject(GreenSMTPError):
             message, code = code, 550
         if isinstance(code, Reply):
             if message is not None:
-                raise TypeError("Reject: expected a Reply or a message; got both: the Reply has a text of its own")
+                raise TypeError("Reject: expected a Reply or a message; got both: the Reply has its own text")
             if code.code < 400:
                 raise ValueError(f"Reject: expected a 4xx or 5xx reply; got {code!s}")
             self.reply = code.handed_on()

@@ -25,7 +25,7 @@ class LineWriter:
     """Write lines to a stream's descriptor in a native thread, so that a full pipe blocks that thread only.
 
     ``say`` may be called in any thread. The thread starts with the first line, and again with the first one after
-    ``finish``; after a fork, the child starts one of its own. A stream without a descriptor, such as one in memory, is
+    ``finish``; after a fork, the child starts another. A stream without a descriptor, such as one in memory, is
     written to directly. Lines for a closed stream are discarded.
 
     :param gap: formats the line that reports how many lines were dropped.

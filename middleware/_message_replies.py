@@ -1,6 +1,6 @@
-"""The replies to a message as the client is told them, for middleware that reports them.
+"""The replies to a message as the client gets them, for middleware that reports them.
 
-The chain's reply to END-OF-DATA is not always what the client is told. When the staged changes take effect, a delivery
+The chain's reply to END-OF-DATA is not always what the client gets. When the staged changes take effect, a delivery
 may still fail: a Maildir that cannot move its file turns the 250 into a 452. So a 2xx is noted by a staged change, and
 the replies are read when the transaction is over (``MessageStream.at_end``).
 """

@@ -46,13 +46,16 @@ class AccessList:
     at most once in ``check_seconds``, and read again when they have changed, in gevent's thread pool. If a file cannot
     be read, or a line is malformed, what was read before stays in force, and the problem is logged once.
 
-    :param allow, deny: networks and addresses: ``"192.0.2.0/24"``, ``"2001:db8::/32"``, ``"198.51.100.7"``.
-    :param allow_file, deny_file: files with such networks.
+    :param allow: networks and addresses to allow: ``"192.0.2.0/24"``, ``"2001:db8::/32"``, ``"198.51.100.7"``.
+    :param deny: networks and addresses to deny.
+    :param allow_file: a file of networks to allow.
+    :param deny_file: a file of networks to deny.
     :param otherwise: ``"allow"`` or ``"deny"`` for addresses in no list. Default: "deny" if there is something to allow
         and nothing to deny, else "allow".
     :param allow_unix: allow clients on unix sockets.
     :param check_seconds: seconds between two checks of the files.
-    :param code, message: the reply, instead of ``554 5.7.1 Access denied``.
+    :param code: the code of the refusal; None: 554.
+    :param message: its text; None: ``5.7.1 Access denied``.
     :raises ValueError: a network is malformed, or an argument is out of range. For a file the text names the line.
     :raises OSError: a file cannot be read.
     """

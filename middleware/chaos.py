@@ -49,7 +49,8 @@ class Chaos:
         without a reply, with a TCP reset if possible). A body cannot be refused before its end; refuse at END-OF-DATA.
     :param probability: from 0 (never) to 1 (always).
     :param seed: makes the decisions the same in each run; None: random.
-    :param code, message: the refusal, instead of ``451 4.3.0 ...``.
+    :param code: the code of the refusal; None: 451.
+    :param message: its text.
     :param delay: seconds.
     :param octets: bytes of a body that pass before the action. A shorter body gets it at its end.
     :raises ValueError: the stage is unknown, or an argument is out of range.

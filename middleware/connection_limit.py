@@ -13,7 +13,7 @@ from greensmtp.protocol.command import ACCEPT, DISCONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-_TOO_MANY = Reply(421, "4.7.0 Too many connections at once from where you are, try again later")
+_TOO_MANY = Reply(421, "4.7.0 Too many connections at once from your address or network, try again later")
 
 
 class _Slot:
@@ -40,8 +40,10 @@ class ConnectionLimit:
 
     :param per_address: open connections from one address; None: no limit.
     :param per_network: open connections from one network; None: no limit.
-    :param ipv4_prefix, ipv6_prefix: the prefix length of a network.
-    :param code, message: the reply, instead of ``421 4.7.0 ...``. At ACCEPT a 4xx is sent as 421, a 5xx as 554.
+    :param ipv4_prefix: the prefix length of an IPv4 network.
+    :param ipv6_prefix: the prefix length of an IPv6 network.
+    :param code: the code of the refusal; None: 421. At ACCEPT a 4xx is sent as 421, a 5xx as 554.
+    :param message: its text.
     :raises ValueError: an argument is out of range.
     """
 

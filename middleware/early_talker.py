@@ -15,7 +15,7 @@ from greensmtp.session import Session
 _MIN_PAUSE = 0.001
 _MAX_PAUSE = 60.0
 
-_SPOKE_FIRST = Reply(554, "5.5.1 A client waits for the greeting (RFC 5321 section 3.1)")
+_SPOKE_FIRST = Reply(554, "5.5.1 Wait for the banner before sending (RFC 5321 section 3.1)")
 
 
 class EarlyTalker:
@@ -26,7 +26,8 @@ class EarlyTalker:
     shuts down ends the pause. Clients on unix sockets do not wait.
 
     :param pause: seconds before the banner.
-    :param code, message: the reply, instead of ``554 5.5.1 ...``. At CONNECT a 4xx is sent as 421, a 5xx as 554.
+    :param code: the code of the refusal; None: 554. At CONNECT a 4xx is sent as 421, a 5xx as 554.
+    :param message: its text.
     :raises ValueError: an argument is out of range.
     """
 

@@ -19,13 +19,13 @@ from tests.virtual_clock import VirtualClock
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 
-# What is slow is measured by tests of its own; how long one example takes on a busy machine means nothing.
+# No deadline: separate tests measure speed, and the time of one example on a busy machine means nothing.
 settings.register_profile("short", deadline=None, max_examples=40)
 settings.register_profile("long", deadline=None, max_examples=300)  # make test-all
 settings.load_profile("short")
 
 
-#: Fixtures that start processes; tests that use one need no marker of their own.
+#: Fixtures that start processes; tests that use one need no marker.
 _PROCESSES = {"serve", "run", "program", "page"}
 
 

@@ -1,7 +1,7 @@
 """What must not grow: system calls, Python frames, memory and copies, counted on scripted sessions. Never time.
 
-``BOUNDS`` has the figures of the day and a little room. Who makes something cheaper lowers them; who must raise one
-says why in the commit.
+``BOUNDS`` has today's figures and a little room. If you make something cheaper, lower them. If you must raise one, give
+the reason in the commit.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ BOUNDS: dict[str, float] = {
     "full: frames a message": 82,
     "full: frames a pipelined message": 81,
     # at once, recv's room of 128 KiB included, of which it gives back what it did not need
-    "plain: octets a message": 138_000,
-    "full: octets a message": 138_000,
-    "DATA: octets at once": 700_000,
-    "BDAT: octets at once": 700_000,
+    "plain: bytes a message": 138_000,
+    "full: bytes a message": 138_000,
+    "DATA: bytes at once": 700_000,
+    "BDAT: bytes at once": 700_000,
     # greenlet, session and buffers, as Python counts them
-    "plain: octets an idle connection": 6_100,
-    "full: octets an idle connection": 6_100,
+    "plain: bytes an idle connection": 6_100,
+    "full: bytes an idle connection": 6_100,
     # those that the garbage collector looks at, the client's among them
     "plain: objects an idle connection": 31.1,  # (a reply that is kept is one object, once)
     "full: objects an idle connection": 31.1,
@@ -358,7 +358,7 @@ def test_memory_of_a_message(script: Script, name: str) -> None:
         tracemalloc.reset_peak()
         script.message()
         _, peak = memory()
-    holds(f"{name}: octets a message", peak)
+    holds(f"{name}: bytes a message", peak)
 
 
 def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> None:
@@ -372,7 +372,7 @@ def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> Non
         scripts.extend(Script(server) for _ in range(count))
         current, _ = memory()
     gc.collect()
-    holds(f"{name}: octets an idle connection", current / count)
+    holds(f"{name}: bytes an idle connection", current / count)
     holds(f"{name}: objects an idle connection", (len(gc.get_objects()) - objects) / count)
     for each in (*scripts, first):
         each.close()
@@ -427,5 +427,5 @@ def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer, ve
     with traced() as memory:
         pump(script, verb, 16, lines)
         _, peak = memory()
-    holds(f"{verb}: octets at once", peak)
+    holds(f"{verb}: bytes at once", peak)
     script.close()

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import ast
 import base64
+import logging
 import re
 import socket as native_socket
+import sqlite3
 import sys
 import tomllib
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -88,7 +90,8 @@ class Ran:
         self.page = page
         self.names = names
         self.folder = folder
-        self._ports: dict[str, str] = {}
+        #: A port that the page names -> the free one that took its place.
+        self.ports: dict[str, str] = {}
 
     def __getitem__(self, name: str) -> Any:
         return self.names[name]
@@ -117,16 +120,16 @@ class Ran:
 
     def _with_free_ports(self, source: str) -> str:
         def replace(found: re.Match[str]) -> str:
-            if found[0] not in self._ports:
-                self._ports[found[0]] = str(free_port())
-            return self._ports[found[0]]
+            if found[0] not in self.ports:
+                self.ports[found[0]] = str(free_port())
+            return self.ports[found[0]]
 
         return PORTS.sub(replace, source)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certificate) -> Iterator[Path]:
-    """The current folder, with the certificates that pages name; modules imported from it are forgotten."""
+    """The current folder, with the certificates that pages name; its modules and log handlers are forgotten later."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     for name in ("cert.pem", "mx.example.com.pem"):
@@ -134,8 +137,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
     for name in ("key.pem", "mx.example.com.key"):
         (tmp_path / name).write_bytes(certificate.keyfile.read_bytes())
     yield tmp_path
+    logger = logging.getLogger("greensmtp.session")  # Logging(format="text") has set it up
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
     for name, module in [*sys.modules.items()]:
-        if Path(getattr(module, "__file__", None) or "/").parent == tmp_path:
+        if tmp_path in Path(getattr(module, "__file__", None) or "/").parents:
             del sys.modules[name]
 
 
@@ -143,8 +150,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, certificate: Certifi
 def page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Ran]]:
     """Run a page's blocks; its servers are stopped, and handlers that it has connected are disconnected, afterwards."""
     connected = {name: dict(signals.shared.named(name).receivers) for name in signals.FIELDS}
-    # A page that patches would patch the process that runs the other tests.
-    monkeypatch.setattr("gevent.monkey.patch_all", lambda **_: None)
     with ExitStack() as servers:
 
         def run(*given: Any, **_: Any) -> None:
@@ -185,6 +190,17 @@ class _Task:
         self.calls.append(arguments)
 
 
+def _frameworks(folder: Path) -> dict[str, Any]:
+    """Stand in for a Celery task, and for the part of Django that the page uses."""
+    base = folder / "django" / "core" / "management" / "base.py"
+    base.parent.mkdir(parents=True)
+    base.write_text("class BaseCommand: pass\n")
+    for package in (folder / "django", folder / "django" / "core", folder / "django" / "core" / "management"):
+        (package / "__init__.py").touch()
+    (folder / "django" / "db.py").write_text("def close_old_connections(): pass\n")
+    return {"process": _Task()}
+
+
 def _auth(folder: Path) -> dict[str, Any]:
     users = f"jo:{bcrypt.hashpw(b'secret', bcrypt.gensalt(4)).decode()}\n"
     (folder / "users").write_text(users)
@@ -198,7 +214,7 @@ def _limits(folder: Path) -> dict[str, Any]:
 
 #: page -> what it needs: writes files into the folder, and returns names.
 SETUP: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "docs/howto/frameworks.md": lambda folder: {"process": _Task()},
+    "docs/howto/frameworks.md": _frameworks,
     "docs/reference/middleware/access-list.md": _limits,
     "docs/reference/middleware/auth.md": _auth,
     "docs/reference/middleware/index.md": _limits,
@@ -208,6 +224,7 @@ SETUP: dict[str, Callable[[Path], dict[str, Any]]] = {
 CHECKED = {
     "README.md",
     "docs/howto/extension.md",
+    "docs/howto/frameworks.md",
     "docs/howto/modify.md",
     "docs/howto/plugins.md",
     "docs/howto/postfix.md",
@@ -222,6 +239,8 @@ CHECKED = {
     "docs/topics/logging.md",
     "docs/topics/middleware.md",
     "docs/tutorial/1-receive.md",
+    "docs/tutorial/2-decide.md",
+    "docs/tutorial/3-deliver.md",
 }
 
 
@@ -406,10 +425,29 @@ def test_the_first_part_of_the_tutorial(page: Callable[[str], Ran], capsys: pyte
     names = page("docs/tutorial/1-receive.md")
     printed = capsys.readouterr().out
     text = (ROOT / names.page).read_text("utf-8")
-    assert f"```\n{''.join(printed.splitlines(True)[:2])}```" in text  # the page shows what is printed
+    for lines in (printed.splitlines(True)[:2], printed.splitlines(True)[-2:]):
+        assert f"```text\n{''.join(lines)}```" in text  # the page shows what is printed
     assert names["tickets"] == [
         {"from": "sender@example.org", "subject": "Help", "text": "It is broken.\n", "files": []}
     ]
+
+
+def test_the_second_part_of_the_tutorial(page: Callable[[str], Ran]) -> None:
+    names = page("docs/tutorial/2-decide.md")
+    with connect(*names["server"].address, timeout=10) as mail:
+        mail.ehlo()
+        mail.from_("jo@example.org")
+        assert [mail.to("ann@example.com").code, mail.to("support@example.com").code] == [550, 250]
+
+
+def test_the_third_part_of_the_tutorial(page: Callable[[str], Ran]) -> None:
+    names = page("docs/tutorial/3-deliver.md")
+    with connect(*names["server"].address, starttls="opportunistic", timeout=10) as mail:
+        mail.send(b"Subject: Help\r\n\r\nx\r\n", sender="jo@example.org", recipients=["support@example.com"])
+    with closing(sqlite3.connect(names.folder / "desk.db")) as database:
+        assert database.execute("SELECT sender, subject, raw FROM tickets").fetchall() == [
+            ("jo@example.org", "Help", b"Subject: Help\r\n\r\nx\r\n")
+        ]
 
 
 def test_modifying(page: Callable[[str], Ran]) -> None:
@@ -457,6 +495,18 @@ def test_relaying_in_lock_step(page: Callable[[str], Ran], smtp_server: MakeServ
             assert peer.deliver(b"x\r\n", to=["jo@example.com"]) == "550 5.1.1 no jo"
         names["pool"].close()
     assert len(got) == 2
+
+
+def test_receiving_mail_in_django(page: Callable[[str], Ran]) -> None:
+    names = page("docs/howto/frameworks.md")
+    saved: list[Any] = []
+    names.names["save"] = lambda *given: saved.append((*given, sys._getframe(1).f_code.co_name))
+    names["Command"]().handle()
+    with connect("127.0.0.1", int(names.ports["9026"]), timeout=10) as mail:
+        mail.send(b"Subject: Help\r\n\r\nx\r\n", sender="jo@example.org", recipients=["support@example.com"])
+    ((sender, recipients, message, caller),) = saved
+    assert (sender, recipients, message["Subject"]) == ("jo@example.org", ("support@example.com",), "Help")
+    assert caller != "store"  # the thread pool: a greenlet may not use another one's database connection
 
 
 def test_submission(page: Callable[[str], Ran]) -> None:

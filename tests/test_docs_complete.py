@@ -184,6 +184,26 @@ def test_generated_tables_are_complete() -> None:
     assert "|  |\n" not in made["limits.md"]  # each has its comment
 
 
+def test_each_param_field_names_one_parameter() -> None:
+    """Sphinx takes a second name for the first one's type: ``:param code, message:``."""
+    wrong = [
+        f"{path.name}: {field}"
+        for folder in ("greensmtp", "middleware")
+        for path in (ROOT / folder).rglob("*.py")
+        for field in re.findall(r":param [^:`\n]*[ ,][^:`\n]*:", path.read_text("utf-8"))
+    ]
+    assert wrong == []
+
+
+def test_contributing_names_every_module_in_its_room() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    rooms = re.split(r"^  (\w+)/  ", text, flags=re.MULTILINE)
+    listed = dict(zip(rooms[1::2], rooms[2::2], strict=True))
+    for room, names in listed.items():
+        modules = (ROOT / "greensmtp" / room).rglob("*.py")
+        assert missing([path.stem for path in modules if not path.stem.startswith("_")], names) == [], f"add to {room}/"
+
+
 def test_every_public_name_has_its_docstring_in_the_api() -> None:
     text = "".join(path.read_text("utf-8") for path in (DOCS / "reference" / "api").glob("*.rst"))
     left = [

@@ -1,4 +1,4 @@
-"""aiosmtpd with a handler that takes everything; ``--uvloop`` runs it on uvloop."""
+"""aiosmtpd with a handler that accepts everything; ``--uvloop`` runs it on uvloop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.servers import options
 
 
 class Nowhere:
-    """Takes everything. (aiosmtpd has the whole body in memory by then.)"""
+    """Accept everything. (aiosmtpd has the whole body in memory by then.)"""
 
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         """Accept."""
@@ -19,7 +19,7 @@ class Nowhere:
 
 
 async def serve(given: Any) -> None:
-    """Until killed."""
+    """Serve until killed."""
     loop = asyncio.get_running_loop()
     context = options.tls_context(given)
     starttls = context if given.tls == "starttls" else None

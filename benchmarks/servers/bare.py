@@ -1,4 +1,4 @@
-"""The floor: a gevent loop that takes mail as anybody would write it, with no framework, no checks and no bounds."""
+"""The floor: a straightforward gevent loop that accepts mail, without a framework, checks or bounds."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ BODY_PIECE = 128 * 1024
 
 
 class Floor:
-    """What the connections share: the context for STARTTLS, if any."""
+    """Shared by the connections: the context for STARTTLS, if any."""
 
     def __init__(self, context: Any) -> None:
         self.context = context
         self.replies = REPLIES | {b"EHLO": GREETING if context is None else GREETING_WITH_TLS}
 
     def serve(self, socket: Any, peer: object) -> None:
-        """One connection: every batch of commands is one recv and one send."""
+        """Serve one connection: every batch of commands is one recv and one send."""
         replies = self.replies
         recv, send = socket.recv, socket.sendall
         try:

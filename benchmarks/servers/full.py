@@ -1,8 +1,7 @@
-"""greensmtp as it is deployed: Logging, RateLimit in memory, Auth (not required), receivers on five signals.
+"""greensmtp as in production: Logging, RateLimit in memory, Auth (not required), receivers on five signals.
 
-Logging finds what a program that has set up no logging has: a logger that wants warnings. ``--log``: it wants a line
-for each session and message, which goes to /dev/null, so that making the lines is part of the price, and the disk is
-not.
+Without options logging is not configured, so the logger's level is WARNING. With ``--log`` a line for each session and
+message goes to /dev/null, so that formatting is measured, and the disk is not.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ def main() -> None:
     server = SMTPServer(
         ("127.0.0.1", given.port),
         hostname=options.HOSTNAME,
-        # The limit is one that no workload reaches.
+        # No workload reaches this limit.
         middleware=[Logging(), RateLimit("1000000/minute", strategy="fixed-window"), Auth({"beep": "boop"})],
         ssl_context=options.tls_context(given),
         implicit_tls=given.tls == "implicit",

@@ -1,4 +1,4 @@
-"""The command line that all servers share. Standard library only: the peers' environments have nothing else of ours."""
+"""The command line that all servers share. Standard library only: the peers' environments have no greensmtp."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ BACKLOG = 1024
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """PORT and TLS; a server may add its own."""
+    """Return a parser for PORT and TLS, to which a server may add options."""
     made = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     made.add_argument("port", type=int, help="on 127.0.0.1")
-    made.add_argument("--tls", choices=("starttls", "implicit"), help="in the clear when not given")
+    made.add_argument("--tls", choices=("starttls", "implicit"), help="default: no TLS")
     made.add_argument("--cert", help="a PEM file")
     made.add_argument("--key", help="a PEM file")
     return made
 
 
 def tls_context(options: argparse.Namespace) -> ssl.SSLContext | None:
-    """As the options have it, with Python's own defaults: the same for every server in Python."""
+    """Return the context of the options, with Python's defaults: the same for every Python server."""
     if options.tls is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

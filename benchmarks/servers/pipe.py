@@ -1,4 +1,4 @@
-"""greensmtp that pipes every body to a file, which is what memory is measured with."""
+"""greensmtp that pipes every body to a file, for measurements of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from greensmtp.session.stream import MessageStream
 
 
 def take(session: Session, stream: MessageStream, ack: Ack) -> None:
-    """To a file, which is gone when the transaction is over."""
+    """Pipe to a temporary file, which is closed at the end of the transaction."""
     file = tempfile.TemporaryFile(buffering=0, dir=os.environ.get("BENCH_FOLDER"))  # noqa: SIM115 - at_end closes it
     stream.pipe(file)
     stream.at_end(file.close)

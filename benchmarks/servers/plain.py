@@ -1,4 +1,4 @@
-"""greensmtp with one receiver, that of ``message``, which reads the body and throws it away."""
+"""greensmtp with one receiver, of ``message``, which reads and discards the body."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from greensmtp.session.stream import MessageStream
 
 
 def take(session: Session, stream: MessageStream, ack: Ack) -> None:
-    """Stream to nowhere."""
+    """Read and discard the body."""
     ack.accept()
     for _ in stream:
         pass
 
 
 def main() -> None:
-    """Serve. The bounds that the workloads run into are lifted; the checks stay."""
+    """Serve, without the bounds that the workloads would reach."""
     given = options.parser(__doc__).parse_args()
     server = SMTPServer(
         ("127.0.0.1", given.port),

@@ -1,4 +1,4 @@
-"""slimta's edge, in front of a queue that throws everything away."""
+"""slimta's edge, in front of a queue that discards everything."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from benchmarks.servers import options
 
 
 class Nowhere:
-    """As much of a queue as an edge needs."""
+    """The part of a queue that an edge needs."""
 
     def enqueue(self, envelope: Any) -> list[tuple[Any, str]]:
-        """Taken."""
+        """Discard the envelope."""
         return [(envelope, "nowhere")]
 
 

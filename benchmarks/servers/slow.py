@@ -1,4 +1,4 @@
-"""greensmtp whose receiver of ``to`` takes a second for one recipient: what do the others notice of it?"""
+"""greensmtp whose receiver of ``to`` takes a second for one recipient, to measure the others' latency."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from greensmtp.protocol.address import Address
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
 
-#: Whose RCPT takes so long.
+#: The local part whose RCPT is slow.
 SLOW = "slow"
 SECONDS = 1.0
 
 
 def to(session: Session, address: Address, ack: Ack) -> None:
-    """As a look-up somewhere else would wait."""
+    """Wait, as for a remote look-up."""
     if address.local_part == SLOW:
         gevent.sleep(SECONDS)
     ack.accept()

@@ -1,4 +1,4 @@
-// node's smtp-protocol, which takes everything and throws it away.
+// node's smtp-protocol, which accepts and discards everything.
 "use strict";
 
 const smtp = require("smtp-protocol");

@@ -1,4 +1,4 @@
-// node's smtp-server, which takes everything and throws it away.
+// node's smtp-server, which accepts and discards everything.
 "use strict";
 
 const fs = require("fs");

@@ -1,5 +1,7 @@
-"""The strictest yardstick: the bare loop, tuned: it waits until there is something to read instead of trying first,
-with a watcher it keeps, and sends without ``sendall``'s care."""
+"""The strictest yardstick: the bare loop, tuned.
+
+It waits for readable before ``recv``, with one watcher per connection, and sends with ``send`` instead of ``sendall``.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ READABLE = 1
 
 
 def serve(socket: Any, peer: object) -> None:
-    """One connection: every batch of commands is one wait, one recv and one send."""
+    """Serve one connection: every batch of commands is one wait, one recv and one send."""
     hub = get_hub()
     watcher = hub.loop.io(socket.fileno(), READABLE)
     wait, recv, send = hub.wait, socket.recv, socket.send

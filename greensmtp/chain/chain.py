@@ -29,7 +29,7 @@ class Middleware(Protocol):
 
     Four attributes are optional.
 
-    - ``verbs``: an iterable of the verbs it wants, such as ``"MAIL"`` or the pseudo-commands ``"ACCEPT"``,
+    - ``verbs``: an iterable of the verbs it handles, such as ``"MAIL"`` or the pseudo-commands ``"ACCEPT"``,
       ``"CONNECT"``, ``"END-OF-DATA"`` and ``"DISCONNECT"``. Other commands do not pass through it, and cost nothing.
       (``middleware`` sets it for a function.)
     - ``extensions``: an iterable of ``protocol.esmtp.Extension``, which add parameters to MAIL and RCPT and room to
@@ -178,7 +178,7 @@ def flatten(middleware: Iterable[Middleware]) -> Iterator[Middleware]:
 
 
 def wanted_verbs(middleware: Middleware) -> frozenset[str] | None:
-    """Return the verbs that a middleware wants, in upper case; None: all."""
+    """Return the verbs that a middleware handles, in upper case; None: all."""
     verbs = getattr(middleware, "verbs", None)
     return None if verbs is None else frozenset(verb.upper() for verb in verbs)
 

@@ -30,14 +30,14 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.ack import HandlerTimeout
 
-#: Whether a middleware applies to a session: called at every command that the middleware wants.
+#: Whether a middleware applies to a session: called at every command that the middleware handles.
 Condition = Callable[[Session], Any]
 
 
 def compose(*middleware: Middleware, name: str | None = None) -> Composed:
     """Return one middleware made of several, outermost first.
 
-    A server's chain takes the members one by one, each for the verbs it wants, so composing costs nothing. If a member
+    A server's chain takes the members one by one, each for its own verbs, so composing costs nothing. If a member
     raises, the reply is 451 and the log names that member. Without members it lets everything pass.
 
     :param name: its name in ``print(server.stack)``.
@@ -50,12 +50,12 @@ def when(predicate: Condition, middleware: Middleware, otherwise: Middleware | N
     """Return a middleware that applies where a predicate is true; ``otherwise`` applies where it is false.
 
     ``when(outside("10.0.0.0/8"), Auth(users, required=True))``. The predicate is called as ``(session)`` at every
-    command that one of the two wants, since TLS and identity change. If it raises, the error is logged under its name,
+    command that one of the two handles, since TLS and identity change. If it raises, the error is logged with its name,
     the reply is 451, and the command does not pass. Any callable will do; ``greensmtp.predicates`` has some.
 
     DISCONNECT does not depend on the predicate: a middleware that saw ACCEPT or CONNECT of a connection sees its
-    DISCONNECT, so that it counts connections right. (At ACCEPT TLS is not up yet.) A middleware that wants DISCONNECT
-    but neither of those sees it if it saw any command. For one that wants only DISCONNECT the predicate is called.
+    DISCONNECT, so that it counts connections right. (At ACCEPT TLS is not up yet.) A middleware that handles DISCONNECT
+    but neither of those sees it if it saw any command. For one that handles only DISCONNECT the predicate is called.
 
     Where it does not apply, the verbs that a middleware owns get the server's own reply. The parameters of its
     extensions are allowed after MAIL and RCPT in any case, since they are fixed when the server starts.
@@ -196,7 +196,7 @@ class _Branch:
 
 
 def _all_verbs(members: tuple[Middleware, ...]) -> frozenset[str] | None:
-    """Return the verbs that at least one member wants; None: all."""
+    """Return the verbs that at least one member handles; None: all."""
     wanted: set[str] = set()
     for member in members:
         verbs = wanted_verbs(member)

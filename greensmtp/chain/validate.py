@@ -69,7 +69,7 @@ def _signals(names: tuple[str, ...]) -> str:
 
 
 def describe(given: Any) -> str:
-    """Return a readable name of a callable: the repr of its own class, or its qualified name."""
+    """Return a readable name of a callable: the repr of its class, or its qualified name."""
     kind: Any = type(given)
     if kind.__repr__ is object.__repr__ or isinstance(given, functools.partial) or hasattr(given, "__get__"):
         return handler_name(given)

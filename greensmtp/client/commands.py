@@ -1,4 +1,4 @@
-"""One method for each SMTP and LMTP command. They send what they are told to, and nothing else."""
+"""One method for each SMTP and LMTP command, which sends that command and nothing else."""
 
 from __future__ import annotations
 
@@ -164,11 +164,11 @@ class ClientCommands(ClientConnection):
     def command(self, line: str) -> Reply:
         """Send any other command that has one reply: ``command("XCLIENT NAME=spike.example")``.
 
-        :raises ProtocolError: the line is empty, or the command has a method of its own.
+        :raises ProtocolError: the line is empty, or the command has its own method.
         """
         words = command_builder.check(line, "a command").split(None, 1)
         if not words:
             raise ProtocolError(f"expected a command, like 'XCLIENT NAME=spike.example'; got {line!r}")
         if words[0].upper() in _OWN_METHOD:
-            raise ProtocolError(f"{words[0].upper()} has a method of its own; call that")
+            raise ProtocolError(f"{words[0].upper()} has its own method; call that")
         return self._ask(line)

@@ -41,7 +41,7 @@ def connect(
 ) -> SMTPClient:
     """Connect, and read the banner: ``connect("localhost", 25)``.
 
-    Arguments without a name may be in any order, and are told apart by their type: a host name, a port, a unix path
+    Arguments without a name may be in any order, and are distinguished by their type: a host name, a port, a unix path
     (a str that begins with ``.`` or ``/``), ``(host, port)``, a connected socket, an SSLContext, Timeouts, a handler
     for ``secure``, or a mapping of the options below.
 

@@ -1,8 +1,8 @@
 """``Pool``: connections that are kept and shared by many greenlets.
 
-Each native thread has connections of its own (``ThreadConnections``), since a gevent socket belongs to one hub. A
+Each native thread has its own connections (``ThreadConnections``), since a gevent socket belongs to one hub. A
 thread-local variable holds them. The set of all of them is for ``close`` and for the counts; those of a parent process,
-which a fork leaves in it, are told apart by their process id.
+which a fork leaves in it, are recognized by their process ID.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Pool:
     been idle for ``max_idle`` seconds. If it turns out to be dead, or the server sends 421, it is replaced, and the
     message is sent again, but only where no server can have accepted it.
 
-    Several native threads may use a pool; each has ``size`` connections of its own. After a fork, the child opens new
+    Several native threads may use a pool; each has its own ``size`` connections. After a fork, the child opens new
     connections and leaves those of the parent alone.
 
     Credentials that a server refuses (5xx) are tried on no other host. For five minutes, or until a callable returns

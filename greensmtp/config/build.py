@@ -156,7 +156,7 @@ class _Assembly:
         config = self.loaded.config
         path: KeyPath = ("listeners", number)
         listen = Listen.parse(listener.url)
-        # A key belongs to its certificate, so a listener that has one of its own uses nothing of the common pair.
+        # A key belongs to its certificate, so a listener with its own certificate uses nothing of the common pair.
         tls = config if listener.tls_cert is None and listener.tls_key is None else listener
         certfile, keyfile = (tls.tls_cert, tls.tls_key) if listener.tls else (None, None)
         if certfile is None and (keyfile is not None or listen.implicit_tls):

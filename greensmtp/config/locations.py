@@ -48,7 +48,7 @@ class TomlText:
 
     @cached_property
     def _lines(self) -> dict[KeyPath, int]:
-        """The line of each key; of a table without a header of its own, the line of its first key."""
+        """The line of each key; of a table without a header, the line of its first key."""
         lines: dict[KeyPath, int] = {}
         try:
             _collect(tomlkit.parse(_number_lines(self._text)), (), lines)

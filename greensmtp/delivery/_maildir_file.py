@@ -5,7 +5,7 @@ Rules of this file:
 - All work on the file is done in the thread pool, one step after another (``Steps``).
 - The last step is staged: it runs when all handlers and middleware have answered. It claims the outcome "stored" before
   it renames the file. A greenlet that is interrupted while it waits claims "abandoned". Only the first claim counts:
-  either there is a file and the client is told 250, or there is no file.
+  either there is a file and the client gets 250, or there is no file.
 - What fails once has failed: the file is removed, and every later call raises the same refusal.
 """
 

@@ -1,4 +1,4 @@
-"""Delivery into a Maildir: the client is told 250 when the whole message is on the disk and survives a crash."""
+"""Delivery into a Maildir: the client gets 250 when the whole message is on the disk and survives a crash."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Maildir:
     step, that of a large one piece by piece while it arrives.
 
     A message that fails leaves no file. The reply is 452 when the disk is full, 451 for any other failure. A refusal, a
-    timeout or a kill before the move abandons the message; from the move on, the client is told 250.
+    timeout or a kill before the move abandons the message; from the move on, the client gets 250.
 
     The Maildir respects the decisions of other handlers. A message that one of them has refused is not stored. A
     message that they have accepted is stored, with their reply.
@@ -93,7 +93,7 @@ class Maildir:
         """Store the message, unless another handler has refused it; a handler of ``received``.
 
         The file is complete and on the disk when this returns. It is moved to its place when the whole stack has
-        answered, and only if the client is told 250. In LMTP one file is stored for all recipients, at the first one
+        answered, and only if the client gets 250. In LMTP one file is stored for all recipients, at the first one
         that is not refused.
 
         :raises Reject: the message cannot be stored.

@@ -72,7 +72,7 @@ def mailbox(address: str) -> str:
     """Return an address as it stands between angle brackets; it may be given with them.
 
     A domain beyond ASCII becomes A-labels where the local part is ASCII, so that it needs no SMTPUTF8. A domain that
-    IDNA does not allow (an emoji, say) stays as it is.
+    IDNA does not allow (an emoji, say) is unchanged.
 
     :raises ProtocolError: the address is malformed.
     """

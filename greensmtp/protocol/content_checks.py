@@ -41,7 +41,7 @@ class NormalNewlines:
 
     No mail server treats a CR without LF as a line end, so it must not become one: that could end a header section or
     begin a field. Up to three CRs directly before an LF are part of its line end; they are held back where the input
-    is cut behind them. Nothing else is held back. A chunk without bare newlines is returned as it is, not copied.
+    is cut behind them. Nothing else is held back. A chunk without bare newlines is returned unchanged, not copied.
     """
 
     _scanner: io.IncrementalNewlineDecoder | None = None

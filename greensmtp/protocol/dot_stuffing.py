@@ -6,7 +6,7 @@ The rules of this file:
   bare CR or a bare LF is content. A server that sees an end where its client sees none can be made to smuggle mail.
 - The decoder leaves bare CRs and bare LFs as they are (``content_checks`` decides about them). The encoders make each
   of them a CRLF, so what goes out has no CR without LF and no LF without CR.
-- What needs no change is returned as it is, not copied. Most pieces have no dot to stuff.
+- A piece that needs no change is returned, not copied. Most pieces have no dot to stuff.
 
 How decoding works: at most two bytes are held back, ``.`` or ``.`` CR at the beginning of a line, since only the next
 byte tells what they are. What else must be known of the pieces before is in two flags:
@@ -116,7 +116,7 @@ def with_crlf(data: bytes) -> bytes:
 
 
 def stuffed(message: bytes) -> bytes:
-    """Stuff the dots of a whole message of CRLF lines; return one without such dots as it is, not copied."""
+    """Stuff the dots of a whole message of CRLF lines; return one without such dots unchanged, not copied."""
     if b"." in message:
         # (Searching backwards for two bytes is the fastest way to learn that there is nothing to replace.)
         if message.rfind(b"\n.") >= 0:

@@ -1,4 +1,4 @@
-"""What stands behind a keyword in the reply to EHLO: formatted by the server, parsed by the client.
+"""The parameters of a keyword in the reply to EHLO: formatted by the server, parsed by the client.
 
 Parsing never raises: what is malformed is None, as if it were not there (RFC 9422 section 3 demands it of LIMITS).
 """

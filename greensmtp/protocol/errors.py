@@ -32,7 +32,7 @@ class SaslFailed(GreenSMTPError):
 
 
 class EnvelopeMissing(ProtocolError):
-    """A message does not tell its sender or its recipients.
+    """A message does not name its sender or its recipients.
 
     :param why: what the message lacks.
     :param arguments: those of ``send`` that have to be given: ``sender``, ``recipients``.

@@ -217,7 +217,7 @@ USED = ("8BITMIME", "AUTH", "BINARYMIME", "CHUNKING", "PIPELINING", "SIZE", "SMT
 
 @lru_cache(256)  # a client that comes again gets the same reply, and encoding it is most of the work of EHLO
 def offer(reply: Reply, keyword: str, *parameters: str) -> Reply:
-    """Return the reply to EHLO or LHLO with one more extension offered; return a refusal as it is.
+    """Return the reply to EHLO or LHLO with one more extension offered; return a refusal unchanged.
 
     ``offer(proceed(session, command), "XFOO")``, ``offer(reply, "AUTH", "PLAIN", "LOGIN")``.
 

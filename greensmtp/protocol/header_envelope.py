@@ -18,7 +18,7 @@ ADDRESS_FIELDS = frozenset(
 )
 #: A message that has one of these was resent (RFC 5322 section 3.6.6).
 _RESENT = frozenset(f"resent-{name}" for name in ("date", "from", "sender", "to", "cc", "bcc"))
-#: Header fields that sign the message or a part of it: such a message is sent as it is, or not at all.
+#: Header fields that sign the message or a part of it: such a message is sent unchanged, or not at all.
 SIGNATURES = frozenset({"dkim-signature", "domainkey-signature", "arc-seal", "arc-message-signature"})
 SIGNED_TYPES = frozenset({"multipart/signed", "multipart/encrypted", "application/pkcs7-mime"})
 

@@ -25,7 +25,7 @@ def header_field(name: str, value: str, *, utf8: bool = False) -> bytes:
     Lines are folded at blanks. Text beyond ASCII becomes encoded words, and so does a word too long for a line.
 
     :param value: the text, unfolded.
-    :param utf8: the message may have UTF-8 in its fields (RFC 6532), so that text beyond ASCII stays as it is.
+    :param utf8: the message may have UTF-8 in its fields (RFC 6532), so that non-ASCII text is not encoded.
     :raises ValueError: the name does not match RFC 5322, or the value has a control character, such as CR or LF.
     """
     if not _NAME.fullmatch(str(name)):

@@ -59,7 +59,7 @@ class HeaderSection:
         #: The step for the next bytes, and the step behind a field that is left out.
         self._step: _Step = HeaderSection._begin
         self._resume: _Step = HeaderSection._begin
-        #: The header section has ended: all that follows is passed on as it is.
+        #: The header section has ended: all that follows is passed on unchanged.
         self.over = False
 
     def feed(self, data: bytes, last: bool = False) -> bytes:

@@ -54,7 +54,7 @@ class LenientMessage(EmailMessage):
         super().attach(payload)
 
     def get_content(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the content: text as a str, even if its charset is unknown, and any other content as it is."""
+        """Return the content: text as a str, even if its charset is unknown, and any other content unchanged."""
         try:
             return super().get_content(*args, **kwargs)
         except Exception:

@@ -3,7 +3,7 @@
 The rules of this file:
 
 - In header sections, delimiters and most parts, each bare CR and bare LF becomes CRLF.
-- The body of a part stays as it is if the part's own header section says ``Content-Transfer-Encoding: binary``. Text
+- The body of a part is unchanged if the part's own header section says ``Content-Transfer-Encoding: binary``. Text
   that merely quotes such a line does not count.
 - The line end before a delimiter belongs to the delimiter (RFC 2046 section 5.1.1).
 - Heads, delimiters and nesting are bounded. Beyond the bounds, everything is text.

@@ -2,11 +2,11 @@
 
 The rules of this file:
 
-- A server has one timer, which checks all of its connections, at least once a second. A wait has no timer of its own:
+- A server has one timer, which checks all of its connections, at least once a second. A wait has no timer:
   the greenlet notes how long it may take, and ``check`` compares.
 - A check runs in the hub, so each greenlet is waiting for something at that moment, and whatever is thrown into it
   arrives exactly there.
-- The monitor has a clock of its own, which stands still while something blocks the hub. Input that came meanwhile could
+- The monitor has its own clock, which stops while something blocks the hub. Input that came meanwhile could
   not be read, so a slow handler must not make its clients time out.
 
 How late: a wait begins between two checks, is first seen by the second one, and is found late by another. So a timeout

@@ -75,7 +75,8 @@ class LineTransport(LineReader):
 
     def __init__(self, socket: Any, limits: Limits, max_length: Callable[[str], int], line_limit: int) -> None:
         """
-        :param max_length, line_limit: as LineReader takes them.
+        :param max_length: as LineReader takes it.
+        :param line_limit: as LineReader takes it.
         """
         super().__init__(max_length, line_limit)
         #: The greenlet that serves the connection; None before ``begin`` and after the end.

@@ -1,4 +1,4 @@
-"""The connections of one server: which have a place, which wait for ACCEPT, which have been told to go."""
+"""The connections of one server: which have a place, which wait for ACCEPT, which are being closed."""
 
 from __future__ import annotations
 

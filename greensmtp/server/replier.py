@@ -2,8 +2,8 @@
 
 The rules of this file:
 
-- What a command changes is staged (``Session.stage``), and takes effect only if the client is told that the command has
-  worked. If not, nothing has changed.
+- What a command changes is staged (``Session.stage``), and takes effect only if the reply to the client is positive. If
+  not, nothing has changed.
 - Client and server agree about the transaction. A positive reply to a verb of ``PROMISES`` that changed nothing (a
   middleware has answered by itself) drops the transaction, or a recipient would be lost or get the wrong message.
 - A method that returns a bool returns False if the reply was the last one of the connection.
@@ -137,7 +137,7 @@ class Replier(Supervised):
     def _drop_transaction(self, reply: Reply) -> None:
         stream = self.session.message
         if stream is not None and stream.opened:
-            stream.fail(reply)  # the client is told at the end of the body
+            stream.fail(reply)  # the client gets the reply at the end of the body
         else:
             self.session.reset()
 

@@ -52,7 +52,8 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         ``"[::1]:2525"``, a listening socket; or a unix path (a str that begins with ``/`` or ``.``).
     :param hostname: the server's name, in the banner and the reply to EHLO; the machine's own name by default.
     :param middleware: the stack, outermost first.
-    :param certfile, keyfile: PEM files; with them, STARTTLS is offered.
+    :param certfile: a PEM file with the certificate chain; with it, STARTTLS is offered.
+    :param keyfile: a PEM file with the private key, if it is not in ``certfile``.
     :param ssl_context: a context instead of the files.
     :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
@@ -249,7 +250,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         spawn_raw(handler.run)
 
     def in_thread(self) -> ServerThread[SMTPServer]:
-        """Return this server in a native thread with a hub of its own, for programs that are not gevent's.
+        """Return this server in a native thread with its own hub, for programs that do not use gevent.
 
         Use it as ``with server.in_thread(): ...``. Handlers run in that thread.
         """

@@ -1,4 +1,4 @@
-"""What is done to a connection from outside of its greenlet: timeouts, displacing, cutting off.
+"""What other greenlets do to a connection: timeouts, displacing, cutting off.
 
 The rules of this file:
 

@@ -1,4 +1,4 @@
-"""A server in a native thread with a hub of its own."""
+"""A server in a native thread with its own hub."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ class AckState:
     def wait(self, ack: weakref.ref[Ack]) -> None:
         """Wait for a decision, or until the last reference to the ack is gone (on CPython: at once).
 
-        The caller must hold no reference of its own.
+        The caller must not hold a reference.
         """
         hub = get_hub()
         waiter: Waiter[None] = Waiter(hub)

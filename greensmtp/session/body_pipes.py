@@ -1,4 +1,4 @@
-"""What flows beside the reader of a message: pipes, deliveries, spools, and the header fields that are added to it."""
+"""Pipes, deliveries and spools that get a copy of a message body, and the header fields that are added to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A binary file over chunks: ``read``, ``readline`` and the like, for whatever yields a body piece by piece."""
+"""A binary file over chunks: ``read``, ``readline`` and the like, for any source that yields a body in pieces."""
 
 from __future__ import annotations
 

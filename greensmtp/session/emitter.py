@@ -120,7 +120,7 @@ class Emitter:
             receivers = self._receivers(session)
             if not receivers:
                 return rules.default
-        outer = session._ack_state  # a receiver may collect a decision of its own
+        outer = session._ack_state  # a receiver may ask for another decision
         state, ack = new_ack(rules, on_accept)
         session._ack_state = state
         receiver = receivers[0]

@@ -2,7 +2,7 @@
 
 A handler is called with the session as its only positional argument, then by keyword: a parameter's name is what
 counts, not its place. The protocols say so to a type checker. The session is ``Any`` in them, because ``Session`` has
-an ``on`` of its own.
+its own ``on``.
 
 To add a signal: its name in ``signals.FIELDS``, its replies in ``ack_rules.RULES`` if it has an ack, and its overloads
 here.

@@ -52,7 +52,7 @@ class Refusal:
 
     def _make_reply(self, code: int | Reply, message: str | None) -> Reply:
         if isinstance(code, Reply):
-            raise TypeError("expected a Reply or a message; got both: the Reply has a text of its own")
+            raise TypeError("expected a Reply or a message; got both: the Reply has its own text")
         if not isinstance(code, int):
             raise TypeError(f"code: expected a reply code, like 451, or a Reply; got {code!r}")
         if message is not None and not isinstance(message, str):

@@ -54,14 +54,17 @@ class SMTPSink:
     It runs in a native thread with its own gevent hub, so the code under test may block: smtplib, Django, Flask-Mail, a
     Celery worker in another thread. Nothing is patched. The methods may be called from any thread and from greenlets.
 
-    :param host, port: the address to listen on; port 0 means any free port.
+    :param host: the address to listen on.
+    :param port: the port; 0 means any free port.
     :param hostname: the server's name in the banner and in the reply to EHLO.
     :param users: users and their passwords. AUTH is offered, also without TLS, since this is for tests; it is required
         for mail unless ``auth_required=False``.
     :param tls: ``"starttls"`` offers STARTTLS, ``"implicit"`` uses TLS from the first byte. The trustme library makes a
         certificate for this sink; clients verify it with ``ca_file`` or ``client_context()``.
-    :param certfile, keyfile: PEM files to use instead of that certificate.
-    :param max_messages, max_total_size: how many messages and bytes are kept; further messages get 452.
+    :param certfile: a PEM file to use instead of that certificate.
+    :param keyfile: a PEM file with its key.
+    :param max_messages: how many messages are kept; further ones get 452.
+    :param max_total_size: how many bytes of messages are kept; further messages get 452.
     :param options: other arguments of ``SMTPServer``: ``lmtp=True``, limits, ``middleware``.
     """
 
@@ -288,7 +291,7 @@ class SMTPSink:
                 stream.abort(_FULL.code, f"{_FULL.enhanced} {_FULL.text}")
 
     def _keep(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """Handle ``received``; in LMTP it is emitted for each recipient. Keep the message if the client is told 250."""
+        """Handle ``received``; in LMTP it is emitted for each recipient. Keep the message if the client gets 250."""
         ack.accept()
         session.stage(self._add, session, recipient)
 

@@ -1,7 +1,7 @@
 """A limit on failed attempts for each key, in bounded memory.
 
 ``RateLimit(on="auth_failures")`` counts failed logins too, in the storages and windows of the ``limits`` library. Auth
-has a counter of its own because it works without that library, and because a failure can be given back here. Both use
+has its own counter because it works without that library, and because a failure can be given back here. Both use
 ``Records`` and ``InFlight``.
 """
 

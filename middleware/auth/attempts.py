@@ -32,7 +32,8 @@ class AttemptLimits:
     - By account alone: failures from all networks; beyond ``SLOW_FROM`` times the limit, attempts are delayed. Clients
       that have lately logged in to the account are not.
 
-    :param by_client, by_account: the limits; None: failures are not counted.
+    :param by_client: the limit by client; None: failures are not counted.
+    :param by_account: the limit by account; None: failures are not counted.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Credentials:
     token: str | None = field(repr=False)
     #: The SASL mechanism: ``"PLAIN"``.
     mechanism: str
-    #: The user that the client wants to act as; ``""``: the one that has authenticated.
+    #: The user that the client asks to act as; ``""``: the one that has authenticated.
     authzid: str
     session: Session = field(repr=False)
 

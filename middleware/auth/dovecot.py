@@ -32,7 +32,7 @@ MAX_LINE = 16 * 1024
 MAX_HANDSHAKE = 64 * 1024
 #: Challenges in one exchange. No mechanism has more.
 MAX_STEPS = 10
-#: When Dovecot is only asked which mechanisms it offers, a client is waiting for the reply to EHLO. Hence a shorter
+#: When Dovecot is only asked which mechanisms it offers, a client is waiting for the reply to EHLO. So it has a shorter
 #: timeout, and a pause after a failure, in seconds.
 ASKING = 5.0
 PAUSE = 2.0

@@ -57,7 +57,7 @@ class Htpasswd:
             self._file = WatchedFile(Path(check_path("Htpasswd", path)), _read_users)
         except OSError as error:
             raise ValueError(f"htpasswd: cannot read {str(path)!r}: {error.strerror}") from error
-        #: The users of whom it has been logged that there are many kinds of hashes, or that one cannot be computed.
+        #: The file contents that have been warned of: for many kinds of hashes, and for one that cannot be computed.
         self._warned_of: _Users | None = None
         self._broken: _Users | None = None
         self._write_log()

@@ -50,7 +50,7 @@ class Logging:
     :param logger: a logger, or its name. Default: ``greensmtp.session``.
     :param level: the level of session and transaction lines: a number, or a name like ``"INFO"``.
     :param format: None: the program configures handlers and formatters. ``"text"`` or ``"json"`` (an object a line):
-        the logger gets a handler that writes to standard error in a thread of its own. It shows records of ``level``
+        the logger gets a handler that writes to standard error in a separate thread. It shows records of ``level``
         and above, and does not propagate them.
     :raises ValueError, TypeError: an argument is invalid; the text says what is expected.
     :raises ModuleNotFoundError: ``"json"`` without python-json-logger; the text says how to install it.

@@ -80,10 +80,11 @@ class RateLimit:
         ``on="auth_failures"``, where it would allow guessing.
     :param name: limits with the same name, text, ``by`` and ``on`` count together if they share a storage. In memory a
         limit without a name counts alone.
-    :param ipv4_prefix, ipv6_prefix: the prefix lengths of a key: 32 and 64 by ``"address"`` (an IPv6 host chooses its
-        addresses from a /64), 24 and 64 by ``"network"``.
+    :param ipv4_prefix: the prefix length of an IPv4 key: 32 by ``"address"``, 24 by ``"network"``.
+    :param ipv6_prefix: the prefix length of an IPv6 key: 64, since a host chooses its own address within a /64.
     :param timeout: seconds to connect to the storage, and again seconds for its answer.
-    :param code, message: the refusal, instead of the usual one. 421 closes the connection.
+    :param code: the code of the refusal; None: the usual one. 421 closes the connection.
+    :param message: its text.
     :raises ValueError: an argument is out of range, or two do not go together.
     :raises ModuleNotFoundError: a library is missing; the text says which extra to install.
     """

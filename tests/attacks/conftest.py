@@ -1,4 +1,4 @@
-"""Play bytes to a server, whole and cut in two, and record what the server made of them."""
+"""Play bytes to a server, whole and cut in two, and record what the server did."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REPLY = re.compile(rb"(?:(\d{3})-[ -~]*\r\n(?=\1))*\d{3}(?: [ -~]*)?\r\n")
 
 
 class Outcome(NamedTuple):
-    """What a server has made of the bytes that it was sent."""
+    """What a server did with the bytes that it got."""
 
     #: Every reply, the banner first; lines joined by newlines.
     replies: list[str]
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
     messages: list[bytes]
     #: Sender and recipients of each of them.
     envelopes: list[tuple[str | None, tuple[str, ...]]]
-    #: The sender of every MAIL, whatever became of it.
+    #: The sender of every MAIL, accepted or not.
     senders: list[str]
 
     @property
@@ -55,11 +55,11 @@ class PlayCut(Protocol):
     ) -> Outcome: ...
 
 
-def split_replies(octets: bytes) -> list[str]:
+def split_replies(data: bytes) -> list[str]:
     """Return the replies in the bytes of a server; assert that they are well-formed."""
-    found = [match[0] for match in REPLY.finditer(octets)]
-    assert b"".join(found) == octets, f"not a sequence of well-formed replies: {octets!r}"
-    assert all(len(line) <= 512 for line in octets.splitlines(keepends=True)), "a line longer than RFC 5321 allows"
+    found = [match[0] for match in REPLY.finditer(data)]
+    assert b"".join(found) == data, f"not a sequence of well-formed replies: {data!r}"
+    assert all(len(line) <= 512 for line in data.splitlines(keepends=True)), "a line longer than RFC 5321 allows"
     return [reply.decode("ascii").removesuffix("\r\n").replace("\r\n", "\n") for reply in found]
 
 

@@ -101,7 +101,7 @@ def client_hello(context: ssl.SSLContext) -> bytes:
 
 def test_a_tls_hello_on_a_plain_port_is_closed(play: Play) -> None:
     context = ssl.create_default_context()
-    for _ in range(20):  # each has random octets, sometimes newlines among them
+    for _ in range(20):  # each has random bytes, sometimes newlines among them
         hello = client_hello(context)
         for at in ([], [3], [len(hello) // 2]):
             outcome = play(hello + b"\r\n" + MAIL, at=at)

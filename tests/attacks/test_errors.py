@@ -386,7 +386,7 @@ def test_a_peer_that_goes_is_a_debug_line_and_delivers_nothing(
         assert over.wait(5)
     assert received == []
     assert reasons == ["reset" if way is break_off else "closed"] or (
-        # What we say to one who has left is answered with a reset.
+        # Data that is sent to a client that has gone is answered with a reset.
         moment is with_replies_unread and reasons == ["reset"]
     )
     assert [record.levelname for record in caplog.records] == ["DEBUG"]

@@ -29,7 +29,7 @@ TEXTS = [
     f"no\x0b{FORGED}\x0c{FORGED}\x1c{FORGED}",
     f"no\x85{FORGED}",
     f"no\u2028{FORGED}\u2029{FORGED}",
-    f"no\u560a{FORGED}\u560d",  # low octets that are LF and CR
+    f"no\u560a{FORGED}\u560d",  # whose low bytes are LF and CR
     "caf\u00e9 \U0001f4e7 \udce9",
     "\x1b[2J\x07\x7f\x9b",
     "",

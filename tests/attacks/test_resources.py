@@ -284,7 +284,7 @@ def test_thousands_of_odd_lines_are_no_load(play: Play) -> None:
     assert time.process_time() - began < 3
 
 
-# Patience
+# Timeouts
 
 
 def drip(peer: Peer, octets: bytes, clock: VirtualClock) -> None:
@@ -475,7 +475,7 @@ def test_a_hundred_slow_peers_do_not_slow_another(smtp_server: MakeServer) -> No
         peer.close()
 
 
-#: A blocking client that sends a body of 8 MB as fast as it can, in a process of its own.
+#: A blocking client that sends a body of 8 MB as fast as it can, in a separate process.
 CLIENT = """
 import smtplib, ssl, sys
 client = smtplib.SMTP("127.0.0.1", int(sys.argv[1]), timeout=30)

@@ -81,7 +81,7 @@ def test_what_is_used_before_a_later_start_counts(smtp_server: MakeServer) -> No
     assert "m>EHLO" in log
 
 
-# Who sees what
+# Which middleware sees which command
 
 
 def test_without_verbs_it_sees_the_whole_life_of_a_connection(smtp_server: MakeServer) -> None:

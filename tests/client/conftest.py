@@ -41,17 +41,17 @@ class Script:
         """Send lines, each with its CRLF, in one write."""
         self.send("".join(f"{line}\r\n" for line in lines).encode())
 
-    def send(self, octets: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send bytes unchanged."""
         said = len(self.said)
-        if self._cut is not None and said < self._cut < said + len(octets):
+        if self._cut is not None and said < self._cut < said + len(data):
             at = self._cut - said
-            self.socket.sendall(octets[:at])
+            self.socket.sendall(data[:at])
             wait_until_read(self.socket)
-            self.socket.sendall(octets[at:])
+            self.socket.sendall(data[at:])
         else:
-            self.socket.sendall(octets)
-        self.said += octets
+            self.socket.sendall(data)
+        self.said += data
 
     def hear(self) -> str:
         """Return the client's next line; ``""`` at the end of the connection."""
@@ -82,15 +82,15 @@ class Script:
         """Return the next ``size`` bytes."""
         while len(self._buffer) < size:
             assert self._more()
-        octets, self._buffer = self._buffer[:size], self._buffer[size:]
-        return octets
+        data, self._buffer = self._buffer[:size], self._buffer[size:]
+        return data
 
     def rest(self) -> bytes:
         """Return everything up to QUIT, or to the end of the connection."""
         while not self._buffer.endswith(b"QUIT\r\n") and self._more():
             pass
-        octets, self._buffer = self._buffer, b""
-        return octets
+        data, self._buffer = self._buffer, b""
+        return data
 
     def _more(self) -> bool:
         try:

@@ -21,7 +21,7 @@ from gevent.subprocess import PIPE, Popen
 from tests.programs import find, missing, need_root
 
 #: Seconds in which a server must answer.
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 def free_port() -> int:
@@ -35,7 +35,7 @@ def free_port() -> int:
 def wait_for(address: Any, log: Any = None) -> None:
     """Wait until connections to the address are accepted."""
     family = socket.AF_INET if isinstance(address, tuple) else socket.AF_UNIX
-    with Timeout(PATIENCE, AssertionError(f"nobody answers at {address}: {log() if log else ''}")):
+    with Timeout(TIMEOUT, AssertionError(f"nothing listens at {address}: {log() if log else ''}")):
         while True:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 try:
@@ -121,7 +121,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
                 """)
         )
         command = [program, "-c", str(base / "conf")]
-        started = subprocess.run([*command, "start"], check=False, capture_output=True, timeout=PATIENCE)
+        started = subprocess.run([*command, "start"], check=False, capture_output=True, timeout=TIMEOUT)
         log = base / "log"
         if started.returncode != 0:
             missing(f"postfix does not start: {started.stderr.decode(errors='replace')}")
@@ -129,7 +129,7 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
             wait_for(("127.0.0.1", port), lambda: (started, log.read_text() if log.exists() else ""))
             yield port
         finally:
-            subprocess.run([*command, "stop"], check=False, capture_output=True, timeout=PATIENCE)
+            subprocess.run([*command, "stop"], check=False, capture_output=True, timeout=TIMEOUT)
 
 
 @contextmanager
@@ -138,7 +138,7 @@ def running(command: list[str], **options: Any) -> Iterator[Any]:
     process: Any = Popen(command, stdin=PIPE, stdout=PIPE, **options)
     out = process.stdout
     try:
-        with Timeout(PATIENCE, AssertionError(f"{command} does not say its port")):
+        with Timeout(TIMEOUT, AssertionError(f"{command} does not say its port")):
             line = out.readline()
         assert line.strip().isdigit(), line
         yield int(line)
@@ -283,4 +283,4 @@ def dovecot() -> Iterator[Path]:
             yield base
         finally:
             process.terminate()
-            process.wait(PATIENCE)
+            process.wait(TIMEOUT)

@@ -322,7 +322,7 @@ def test_safe_to_retry_when_the_server_vanishes_at_any_point(scripted: Start) ->
         except CannotConnect:
             outcomes[cut] = None
         else:
-            pytest.fail(f"sent, though the peer vanished after {cut} octets")
+            pytest.fail(f"sent, though the peer vanished after {cut} bytes")
     banner = len(parts[0])
     assert outcomes == {
         cut: None if cut < banner else (cut < go_ahead, cut >= go_ahead) for cut in range(go_ahead + len(parts[3]))

@@ -55,7 +55,7 @@ def complaints(result: Result) -> list[str]:
     return [line.removeprefix("Error: ") for line in lines]
 
 
-# What is wrong
+# Problems
 
 BROKEN = """
 from pathlib import Path
@@ -375,7 +375,7 @@ def test_it_leaves_no_trace(check: Check, tmp_path: Path) -> None:
     assert not Path("/tmp/never").exists()
 
 
-# What is printed
+# The printed configuration
 
 
 def test_the_defaults_are_all_printed(check: Check, tmp_path: Path) -> None:

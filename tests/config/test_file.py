@@ -49,7 +49,7 @@ def mistakes(path: Path, *overrides: Override) -> list[str]:
     return caught.value.lines
 
 
-# One mistake
+# One problem
 
 WRONG: list[tuple[str, str]] = [
     # names
@@ -111,7 +111,7 @@ WRONG: list[tuple[str, str]] = [
         "3: listeners.extensions.CHUNKIN: there is no such key; did you mean CHUNKING?",
     ),
     (LISTENER + "lenient_addresses = 1", "3: listeners.lenient_addresses: expected true or false; got an integer"),
-    # what must be there
+    # required keys
     ("[[listeners]]\nhostname = 'x'", "1: listeners.url: must be given"),
     (LISTENER + "[[plugins]]\noptional = true", "3: plugins.name: must be given"),
     (LISTENER + "[[listeners.middleware]]\nlevel = 3", "3: listeners.middleware.use: must be given"),
@@ -190,7 +190,7 @@ WRONG: list[tuple[str, str]] = [
         "2: limits.max_errors: expected an integer of at most 64 bits; got a larger one",
     ),
     ("\nx = 0x" + "f" * 8000, "2: x: expected an integer of at most 64 bits; got a larger one"),
-    # no TOML
+    # not TOML
     ("a = 1\nb = ", "2: invalid value"),
     ("\n[a]\n[a]", "3: cannot declare ('a',) twice"),
 ]
@@ -311,7 +311,7 @@ def test_no_value_is_a_traceback(write: Write, place: tuple[tuple[str | int, ...
     assert all(line.startswith("greensmtp.toml:") for line in lines)
 
 
-# What is right
+# Valid files
 
 
 def test_an_empty_file_means_the_defaults(write: Write) -> None:

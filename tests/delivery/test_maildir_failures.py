@@ -1,4 +1,4 @@
-"""Failures of delivery into a Maildir: no partial file is left, the client is told, and 250 is never sent too early."""
+"""Failures of delivery into a Maildir: no partial file is left, and 250 is never sent too early."""
 
 from __future__ import annotations
 

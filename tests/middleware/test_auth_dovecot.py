@@ -68,7 +68,7 @@ class Fake:
             sleep(0)
             sock.sendall(octets[cut:])
         except OSError:
-            pass  # nobody listens any more
+            pass  # the client has disconnected
 
     def close(self) -> None:
         self._server.stop(1)

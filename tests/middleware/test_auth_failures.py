@@ -304,7 +304,7 @@ def test_an_address_that_has_logged_in_is_not_counted_with_its_network(smtp_serv
         attempt(server, "jo", "x", "192.0.2.66")
     assert attempt(server, "jo", "sesame", "192.0.2.2").startswith(TOO_MANY)
     assert attempt(server, "JO", "sesame", "192.0.2.1").startswith("235")
-    # It may not guess for ever either, and what it knows of one account is nothing for another.
+    # Its own failures are bounded too, and a login to one account counts for no other.
     for _ in range(2):
         assert attempt(server, "jo", "x", "192.0.2.1").startswith("535")
     asked = check.asked

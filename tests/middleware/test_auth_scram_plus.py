@@ -144,7 +144,7 @@ def test_an_unavailable_binding_is_no_failed_login(
     ("mechanism", "header", "reply"),
     [
         ("SCRAM-SHA-256", "n,,", "334"),
-        ("SCRAM-SHA-256", "y,,", "535"),  # somebody has taken -PLUS out of the offer
+        ("SCRAM-SHA-256", "y,,", "535"),  # an attacker has removed -PLUS from the offer
         ("SCRAM-SHA-256", "p=tls-server-end-point,,", "535"),
         ("SCRAM-SHA-256-PLUS", "n,,", "535"),
         ("SCRAM-SHA-256-PLUS", "y,,", "535"),

@@ -34,7 +34,7 @@ def test_a_client_that_waits_gets_the_banner(smtp_server: MakeServer) -> None:
 def test_a_client_that_sends_first_is_refused_at_once(smtp_server: MakeServer, words: str) -> None:
     with dial(smtp_server(middleware=[EarlyTalker(pause=LONG)])) as peer:
         peer.send(words)
-        peer.expect("554 5.5.1 A client waits for the greeting")
+        peer.expect("554 5.5.1 Wait for the banner")
         peer.expect_end()
 
 

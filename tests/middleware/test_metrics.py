@@ -363,7 +363,7 @@ def test_the_registry_is_the_librarys_own_by_default() -> None:
 
 def test_names_that_are_taken_are_an_error_and_leave_nothing_behind() -> None:
     registry = CollectorRegistry()
-    taken = Counter("greensmtp_refusals", "somebody's", registry=registry)
+    taken = Counter("greensmtp_refusals", "of another library", registry=registry)
     with pytest.raises(ValueError, match="namespace 'greensmtp' is taken by other metrics in this registry"):
         Metrics(registry)
     registry.unregister(taken)

@@ -278,7 +278,7 @@ def test_a_code_of_421_closes(smtp_server: MakeServer) -> None:
         peer.expect_end()
 
 
-# By whom
+# Keys
 
 
 @pytest.mark.parametrize(
@@ -522,7 +522,7 @@ def test_a_storage_that_fails_in_a_thread_prints_nothing(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     """gevent's pool would print the exception; here it is only logged."""
-    limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a store of its own
+    limit = RateLimit("1/minute", storage=f"redis://127.0.0.1:1/{len(str(error))}")  # a separate storage
 
     def fail(key: str, cost: int) -> bool:
         raise error

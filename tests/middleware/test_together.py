@@ -253,7 +253,7 @@ def test_an_identity_is_one_from_wherever_it_comes(
     peer.expect("235")
     assert peer.deliver().startswith("250")
     peer = greet(server, OTHER)
-    for _ in range(3):  # nobody in particular
+    for _ in range(3):  # without logging in
         assert peer.deliver().startswith("250")
 
 

@@ -112,7 +112,7 @@ def dovecot() -> Iterator[Path]:
 
 
 def _wait_for(path: Path, log: Path) -> None:
-    with Timeout(20, AssertionError(f"nobody answers at {path}: {log.read_text() if log.exists() else ''}")):
+    with Timeout(20, AssertionError(f"nothing listens at {path}: {log.read_text() if log.exists() else ''}")):
         while True:
             with socket.socket(socket.AF_UNIX) as probe:
                 try:

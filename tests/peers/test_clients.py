@@ -22,7 +22,7 @@ Run = Callable[..., str]
 
 ANN, BOB, CYD = "ann@example.com", "bob@example.org", "cyd@example.org"
 
-#: Dots where they hurt, octets beyond ASCII, an empty line at the end.
+#: Dots at the beginning of lines, non-ASCII bytes, an empty line at the end.
 TRICKY = """\
 From: Ann <ann@example.com>
 Subject: Grüße

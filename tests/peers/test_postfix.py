@@ -102,10 +102,10 @@ class Postfix:
             self.stop()
             missing(f"postfix does not start: {error}")
 
-    def wait_for(self, words: bytes, patience: float = 20.0) -> None:
+    def wait_for(self, words: bytes, timeout: float = 20.0) -> None:
         """Wait until the log contains this."""
         assert self._process.stdout is not None
-        deadline = monotonic() + patience
+        deadline = monotonic() + timeout
         while words not in self.log:
             ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - monotonic()))
             piece = os.read(self._process.stdout.fileno(), 65536) if ready else b""
@@ -133,7 +133,7 @@ class Postfix:
 @pytest.fixture
 def postfix(program: Callable[[str], str]) -> Iterator[Callable[..., Postfix]]:
     """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
-    # Its processes are of another user, who would not get into pytest's own folders.
+    # Its processes run as another user, which may not enter pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)
     running: list[Postfix] = []

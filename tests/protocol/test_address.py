@@ -37,11 +37,11 @@ DOMAINS = NAMES | LITERALS
         ("a@1.2", "a@1.2", "a", "1.2"),
         ("a@_dmarc.x-y.example", "a@_dmarc.x-y.example", "a", "_dmarc.x-y.example"),
         ("a@b--c.example", "a@b--c.example", "a", "b--c.example"),
-        # nobody, and the one mailbox that needs no domain
+        # the null sender, and the one mailbox that needs no domain
         ("", "", "", ""),
         ("postmaster", "postmaster", "postmaster", ""),
         ("PostMaster", "PostMaster", "PostMaster", ""),
-        # quoted local parts; quotes that nobody needs are dropped
+        # quoted local parts; unneeded quotes are dropped
         ('"jo smith"@example.com', '"jo smith"@example.com', "jo smith", "example.com"),
         ('"jo"@example.com', "jo@example.com", "jo", "example.com"),
         (r'"\j\o"@example.com', "jo@example.com", "jo", "example.com"),

@@ -75,7 +75,7 @@ LINES: list[tuple[bytes, str, str, int | None]] = [
     (b"EHLO\xfc", "EHLO", "\\xfc", 500),
     (b"EHLO " + b"x" * 255, "EHLO", "x" * 255, None),
     (b"EHLO " + b"x" * 256, "EHLO", "x" * 256, 501),
-    # not ours to do, or nobody's
+    # verbs that the server does not implement
     (b"AUTH PLAIN AGJlZXAAYm9vcA==", "AUTH", "PLAIN AGJlZXAAYm9vcA==", None),
     (b"ETRN example.com", "ETRN", "example.com", None),
     (b"FROB", "FROB", "", None),

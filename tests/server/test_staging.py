@@ -403,7 +403,7 @@ def test_one_recipient_may_become_several(smtp_server: MakeServer) -> None:
     assert deliveries.mail[0][1] == ["x@example.com", "y@example.com"]
 
 
-# Who looks on
+# Observers
 
 
 def test_logging_tells_what_the_client_was_told(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:

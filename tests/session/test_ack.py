@@ -29,7 +29,7 @@ def ask_for_recipient(server: SMTPServer, *handlers: Handler) -> str:
     return reply
 
 
-# Who decides
+# Decisions
 
 
 @pytest.mark.parametrize("decider", [0, 1, 2])

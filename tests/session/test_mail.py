@@ -134,7 +134,7 @@ def test_a_mail_is_gone_when_its_handler_has_returned(smtp_server: MakeServer, b
         peer.expect("250")
     with pytest.raises(ValueError, match="only while its handler runs"):
         came[0].open()
-    assert files[0].read() == body  # no other's octets, and no error
+    assert files[0].read() == body  # no other message's bytes, and no error
     files[0].close()
 
 

@@ -18,7 +18,7 @@ from greensmtp.testing.fixtures import MakeServer
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-# Who hears whom
+# Which handlers are called
 
 
 def test_the_global_signals_hear_every_server(smtp_server: MakeServer) -> None:
@@ -215,7 +215,7 @@ def test_receivers_are_called_in_the_order_of_connecting_global_ones_first(smtp_
     assert heard == list(range(40))
 
 
-# What cannot be connected
+# Callables that are refused
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_handler_may_have_any_shape_that_fits(smtp_server: MakeServer, handler
         peer.envelope()
 
 
-# What is given
+# Arguments of handlers
 
 FIELDS = {
     "connect": {"ack"},
@@ -459,7 +459,7 @@ def test_command_can_refuse_every_verb(smtp_server: MakeServer, certificate: Cer
         peer.line(f"{verb.lower()} 4")
         peer.expect("450 4.0.0 no 4")
         if verb == "BDAT":
-            peer.send("RSET")  # its four octets are a chunk all the same
+            peer.send("RSET")  # its four bytes are still the chunk
         peer.line("NOPE")
         peer.expect("500")
 
@@ -526,7 +526,7 @@ def test_what_a_handler_without_an_ack_raises_is_logged_and_changes_nothing(
 
     @server.on(name)
     def clumsy(session: Session) -> None:
-        raise LookupError("nobody is to read this on the wire")
+        raise LookupError("the client must not read this")
 
     server.on(name, lambda session: heard.append(name))
     with dial(server) as peer:

@@ -49,7 +49,7 @@ def test_every_way_to_read_gives_the_body(smtp_server: MakeServer, reader: Reade
         peer.hello()
         for body in (BODY, b"\r\n", BODY * 500):
             if reader is by_all_of_these_in_turn and body == b"\r\n":
-                continue  # it wants more to read
+                continue  # it needs more to read
             assert peer.deliver(body).startswith("250")
             assert results.pop() == body
 
@@ -120,7 +120,7 @@ def test_354_goes_out_when_the_ack_is_accepted_not_when_the_body_is_read(smtp_se
         peer.expect("250")
 
 
-# Who may read, and when
+# When the body may be read
 
 
 @pytest.mark.parametrize("reader", [lambda stream: stream.read(), lambda stream: stream.readline(), next])
@@ -164,13 +164,13 @@ def test_reading_when_the_transaction_is_over_raises(smtp_server: MakeServer) ->
         results[0].read()
 
 
-# What nobody reads
+# Unread bodies
 
 
 @pytest.mark.parametrize(
     "reader",
     [lambda stream: None, lambda stream: stream.read(1), lambda stream: stream.readline(), lambda s: s.close()],
-    ids=["unread", "an octet", "a line", "closed"],
+    ids=["unread", "a byte", "a line", "closed"],
 )
 def test_what_is_left_unread_is_drained(smtp_server: MakeServer, reader: Reader) -> None:
     server = smtp_server(start=False)

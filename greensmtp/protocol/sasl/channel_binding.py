@@ -20,7 +20,7 @@ _TOO_WEAK = frozenset({"md5", "sha1"})
 def end_point_binding(certificate: bytes) -> bytes | None:
     """Return the data of ``tls-server-end-point`` for a server's certificate (DER).
 
-    Return None where the type is not defined: the signature has no hash of its own (Ed25519), or one that hashlib
+    Return None where the type is not defined: the signature has no hash algorithm (Ed25519), or one that hashlib
     lacks.
 
     :raises ImportError: asn1crypto is missing; it comes with ``greensmtp[scram]``.
