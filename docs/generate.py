@@ -23,10 +23,11 @@ from greensmtp.config import model
 from greensmtp.middleware.metrics.families import MetricFamilies
 from greensmtp.protocol import canned, esmtp
 from greensmtp.protocol.command import PARSERS
-from greensmtp.protocol.esmtp import STANDARD
+from greensmtp.protocol.lenient_path import LENIENCIES
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl import client as sasl_client
 from greensmtp.protocol.sasl import server as sasl_server
+from greensmtp.server.extensions import SWITCHABLE
 from greensmtp.server.limits import Limits
 from greensmtp.session.ack_rules import RULES
 
@@ -42,7 +43,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
 
 # Features
 
-#: RFC, what it specifies, EHLO keyword. Keywords of STANDARD that are missing here fail a test.
+#: RFC, EHLO keyword, what it specifies. Keywords of SWITCHABLE that are missing here fail a test.
 EXTENSIONS = (
     ("1870", "SIZE", "Message size declaration"),
     ("2034", "ENHANCEDSTATUSCODES", "Enhanced status codes on every reply line"),
@@ -52,6 +53,14 @@ EXTENSIONS = (
     ("3207", "STARTTLS", "TLS on a connection that began in the clear"),
     ("6152", "8BITMIME", "8-bit bodies"),
     ("6531", "SMTPUTF8", "Internationalized addresses and headers"),
+    ("9422", "LIMITS", "Limits of a session and a transaction"),
+    ("1985", "ETRN", "Remote start of a queue"),
+    ("2852", "DELIVERBY", "Delivery within a time"),
+    ("3461", "DSN", "Delivery status notifications"),
+    ("4865", "FUTURERELEASE", "Messages held until a time"),
+    ("6710", "MT-PRIORITY", "Priorities of messages"),
+    ("7293", "RRVS", "Recipients who own their mailbox since a time"),
+    ("8689", "REQUIRETLS", "TLS on each hop"),
 )
 
 #: RFCs of the SASL mechanisms.
@@ -68,14 +77,12 @@ MECHANISMS = {
 #: What no table of the code has: RFC, feature, server, client, LMTP.
 OTHERS = (
     ("2033", "LMTP: one reply for each recipient", "yes", "yes", "yes"),
-    ("3461", "Delivery status notifications (DSN)", "no", "passes parameters on", "no"),
     ("4954", "AUTH", "with `Auth`", "yes", "with `Auth`"),
     ("4954 section 5", "AUTH= parameter of MAIL", "yes", "yes", "yes"),
     ("5890 to 5893", "Internationalized domain names (IDNA 2008)", "yes", "yes", "yes"),
     ("7435", "Opportunistic TLS", "", '`starttls="opportunistic"`', ""),
     ("8305", "Happy Eyeballs: several addresses tried in turn", "", "yes", ""),
     ("8314", "Implicit TLS", "yes", "yes", "yes"),
-    ("8689", "REQUIRETLS", "no", "passes the parameter on", "no"),
     ("", "Unix sockets", "yes", "yes", "yes"),
     ("", "PROXY protocol", "no", "", "no"),
 )
@@ -116,19 +123,23 @@ def _yes(has: bool) -> str:
 def _commands() -> Iterable[FeatureRow]:
     for verb in PARSERS:
         method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset", "VRFY": "verify"}.get(verb, verb.lower())
-        rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207"}.get(verb, "5321")
+        rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207", "ETRN": "1985"}.get(verb, "5321")
         smtp, lmtp = _yes(verb != "LHLO"), _yes(verb not in ("HELO", "EHLO"))
-        if verb in ("VRFY", "EXPN"):
-            smtp = lmtp = "answers 252"
+        if verb.lower() in RULES:
+            smtp = lmtp = f"signal `{verb.lower()}`"
         client = "yes" if hasattr(SMTPClient, method) else "by `command`"
         yield rfc, f"`{verb}`", smtp, client, lmtp
 
 
 def _extensions() -> Iterable[FeatureRow]:
-    standard = {extension.keyword for extension in STANDARD}
     for rfc, keyword, text in EXTENSIONS:
-        client = "yes" if keyword in esmtp.USED or keyword == "ENHANCEDSTATUSCODES" else "no"
-        server = "with a certificate" if keyword == "STARTTLS" else _yes(keyword in standard)
+        extension = SWITCHABLE[keyword]
+        client = _yes(keyword in esmtp.USED or keyword == "ENHANCEDSTATUSCODES")
+        if client == "no" and extension.mail | extension.rcpt:
+            client = "passes parameters on"
+        server = "with a certificate" if keyword == "STARTTLS" else "yes"
+        if extension in esmtp.OPTIONAL:
+            server = "switched on by `extensions`"
         yield rfc, f"{text} (`{keyword}`)", server, client, server
 
 
@@ -136,6 +147,11 @@ def _mechanisms() -> Iterable[FeatureRow]:
     for name, rfc in MECHANISMS.items():
         offered = "with `Auth`" if name in sasl_server.MECHANISMS else "no"
         yield rfc, name, offered, _yes(name in sasl_client.MECHANISMS), offered
+
+
+def leniencies() -> str:
+    """Return what a server with ``lenient_addresses`` accepts."""
+    return table(("Accepted", "Sent by"), ((each.name, each.devices) for each in LENIENCIES))
 
 
 # Replies and signals
@@ -185,6 +201,7 @@ def configuration() -> str:
         "[[listeners]]": model.ListenerSection,
         "[[middleware]]": model.MiddlewareSection,
         "[[plugins]]": model.PluginSection,
+        "[extensions]": model.ExtensionsSection,
         "[delivery]": model.DeliverySection,
         "[logging]": model.LoggingSection,
     }
@@ -413,6 +430,7 @@ def modules() -> str:
 FILES: Mapping[str, Callable[[], str]] = {
     "modules.md": modules,
     "features.md": features,
+    "leniencies.md": leniencies,
     "replies.md": replies,
     "signals.md": signal_table,
     "configuration.md": configuration,

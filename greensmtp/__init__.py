@@ -40,7 +40,15 @@ from greensmtp.errors import (
     TransactionReset,
 )
 from greensmtp.protocol.address import Address
-from greensmtp.protocol.command import ChunkCommand, Command, EndOfData, HelloCommand, PathCommand
+from greensmtp.protocol.command import (
+    ChunkCommand,
+    Command,
+    EndOfData,
+    HelloCommand,
+    LookupCommand,
+    PathCommand,
+    QueueCommand,
+)
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.limits import Limits
 from greensmtp.server.server import SMTPServer
@@ -82,6 +90,7 @@ __all__ = [
     "HelloRefused",
     "IncompleteMessage",
     "Limits",
+    "LookupCommand",
     "Mail",
     "MalformedAnswer",
     "MessageRefused",
@@ -96,6 +105,7 @@ __all__ = [
     "PoolTimeout",
     "Proceed",
     "ProtocolError",
+    "QueueCommand",
     "RecipientsRefused",
     "Refused",
     "Reject",

@@ -31,8 +31,9 @@ from greensmtp.cli import cli
 from greensmtp.config.model import known_keys
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import PARSERS
-from greensmtp.protocol.esmtp import STANDARD
+from greensmtp.protocol.lenient_path import LENIENCIES
 from greensmtp.protocol.sasl import client, server
+from greensmtp.server.extensions import SWITCHABLE
 from greensmtp.server.limits import Limits
 from greensmtp.testing import Attachment, SinkMessage, SMTPSink
 
@@ -170,7 +171,8 @@ def test_generated_tables_are_complete() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     made = {name: make() for name, make in generate.FILES.items()}
-    assert missing([extension.keyword for extension in STANDARD], made["features.md"]) == []
+    assert missing(SWITCHABLE, made["features.md"]) == []
+    assert missing([leniency.name for leniency in LENIENCIES], made["leniencies.md"]) == []
     assert missing([*server.MECHANISMS, *client.MECHANISMS, *PARSERS], made["features.md"]) == []
     assert missing([name for name, its in vars(canned).items() if isinstance(its, Reply)], made["replies.md"]) == []
     assert missing(signals.FIELDS, made["signals.md"]) == []

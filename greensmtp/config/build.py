@@ -167,6 +167,7 @@ class _Assembly:
                 else Problem(self._place_of("keyfile", path, listener), f"needs {cert} with it")
             )
             return None
+        lenient = listener if "lenient_addresses" in listener.model_fields_set else config
         stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
         try:
             server = SMTPServer(
@@ -178,6 +179,8 @@ class _Assembly:
                 middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
                 certfile=certfile,
                 keyfile=keyfile,
+                extensions=config.extensions.given() | listener.extensions.given(),
+                lenient_addresses=lenient.lenient_addresses,
                 **(config.limits.given() | listener.limits.given()),
             )
         except ArgumentError as error:

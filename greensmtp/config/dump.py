@@ -26,7 +26,7 @@ def effective(loaded: Loaded) -> dict[str, Any]:
     data = config.model_dump()
     data["limits"] = asdict(Limits(**config.limits.given()))
     for entry, listener in zip(data["listeners"], config.listeners, strict=True):
-        entry["limits"] = listener.limits.given()
+        entry["limits"], entry["extensions"] = listener.limits.given(), listener.extensions.given()
         for key in entry.keys() - listener.model_fields_set:
             del entry[key]
     change_paths(data, lambda path: Path(path).absolute())  # so that the text can be read from any folder

@@ -13,6 +13,8 @@ from greensmtp.config.conditions import read_condition
 from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.urls import Listen
+from greensmtp.protocol.esmtp import STANDARD
+from greensmtp.server.extensions import SWITCHABLE, VALUES, read_switch
 from greensmtp.server.limits import Limits
 from greensmtp.server.options import check_hostname
 
@@ -140,6 +142,34 @@ else:
     LimitsSection = create_model("LimitsSection", __base__=_LimitsSection, **_LIMITS)
 
 
+def _switch(keyword: str) -> Any:
+    """Return an extension's type, with a validator that uses the server's own."""
+
+    def check(value: Any) -> Any:
+        read_switch(keyword, value)
+        return value
+
+    return Annotated[Any if keyword in VALUES else bool, AfterValidator(check)]
+
+
+class _ExtensionsSection(Section):
+    """What each extension of ESMTP is switched to."""
+
+    def given(self) -> dict[str, Any]:
+        """Return the extensions that are set."""
+        return {name: getattr(self, name) for name in self.model_fields_set}
+
+
+if TYPE_CHECKING:
+    ExtensionsSection = _ExtensionsSection
+else:
+    ExtensionsSection = create_model(
+        "ExtensionsSection",
+        __base__=_ExtensionsSection,
+        **{keyword: (_switch(keyword), extension in STANDARD) for keyword, extension in SWITCHABLE.items()},
+    )
+
+
 class ListenerSection(Section):
     """A listener, and the settings in which it differs from the rest."""
 
@@ -150,6 +180,8 @@ class ListenerSection(Section):
     tls_key: OptionalPath = None
     backlog: Annotated[Annotated[int, Field(ge=0, le=2**31 - 1)] | None, OrFalse] = None
     limits: LimitsSection = Field(default_factory=LimitsSection)
+    extensions: ExtensionsSection = Field(default_factory=ExtensionsSection)
+    lenient_addresses: bool = False
     middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
 
 
@@ -161,6 +193,8 @@ class Config(Section):
     tls_key: OptionalPath = None
     listeners: list[ListenerSection] = Field(default_factory=lambda: [ListenerSection(url=DEFAULT_URL)], min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
+    extensions: ExtensionsSection = Field(default_factory=ExtensionsSection)
+    lenient_addresses: bool = False
     middleware: list[MiddlewareSection] = Field(
         default_factory=lambda: [MiddlewareSection.model_validate(entry) for entry in DEFAULT_STACK]
     )

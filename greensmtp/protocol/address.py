@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from greensmtp.protocol.mailbox import ascii_domain, parse_mailbox
-
-if TYPE_CHECKING:
-    from greensmtp.protocol.options import MailOptions, RcptOptions
+from greensmtp.protocol.options import MailOptions, RcptOptions
 
 #: The parameters of a command: keyword in upper case -> the value as sent, or None where there was no ``=``.
 Parameters = Mapping[str, str | None]
@@ -24,7 +21,7 @@ class Address(str):
     mailbox compare equal. The case of the local part is kept.
     """
 
-    __slots__ = ("domain", "local_part", "parameters")
+    __slots__ = ("_mail_options", "_rcpt_options", "domain", "local_part", "parameters")
 
     #: The local part without quotes and escapes.
     local_part: str
@@ -33,6 +30,8 @@ class Address(str):
     domain: str
     #: The parameters behind the path: ``{"SIZE": "1000", "SMTPUTF8": None}``.
     parameters: Parameters
+    _mail_options: MailOptions
+    _rcpt_options: RcptOptions
 
     def __new__(cls, text: str, local_part: str, domain: str, parameters: Parameters = NO_PARAMETERS) -> Address:
         self = str.__new__(cls, text)
@@ -61,25 +60,40 @@ class Address(str):
         """
         return ascii_domain(self.domain)
 
+    def _parse_options(self, verb: str) -> MailOptions | RcptOptions:
+        """Parse the parameters of MAIL or RCPT, and keep them as ``mail_options`` or ``rcpt_options``.
+
+        :raises ProtocolError: a value is malformed.
+        """
+        if verb == "MAIL":
+            self._mail_options = options = MailOptions.parse(self.parameters)
+            return options
+        self._rcpt_options = RcptOptions.parse(self.parameters)
+        return self._rcpt_options
+
     @property
     def mail_options(self) -> MailOptions:
-        """The parameters of a reverse-path, typed.
+        """The parameters of a reverse-path, typed. Parsed when it is first read.
 
         :raises ProtocolError: a value is malformed. (The server has refused such a command.)
         """
-        from greensmtp.protocol.options import MailOptions  # few addresses need it
-
-        return MailOptions.parse(self.parameters)
+        try:
+            return self._mail_options
+        except AttributeError:
+            options = self._mail_options = MailOptions.parse(self.parameters)
+            return options
 
     @property
     def rcpt_options(self) -> RcptOptions:
-        """The parameters of a forward-path, typed.
+        """The parameters of a forward-path, typed. Parsed when it is first read.
 
         :raises ProtocolError: a value is malformed. (The server has refused such a command.)
         """
-        from greensmtp.protocol.options import RcptOptions
-
-        return RcptOptions.parse(self.parameters)
+        try:
+            return self._rcpt_options
+        except AttributeError:
+            options = self._rcpt_options = RcptOptions.parse(self.parameters)
+            return options
 
     def __reduce__(self) -> tuple[type[Address], tuple[str, str, str, Parameters]]:
         return type(self), (str(self), self.local_part, self.domain, dict(self.parameters))

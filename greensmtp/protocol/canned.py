@@ -11,6 +11,7 @@ RECIPIENT_OK = Reply(250, "2.1.5 Ok")
 MESSAGE_OK = Reply(250, "2.0.0 Ok: message accepted")
 CANNOT_VERIFY = Reply(252, "2.5.2 Cannot verify the user, but will accept the message")
 CANNOT_EXPAND = Reply(252, "2.5.2 Cannot expand the list, but will accept the message")
+QUEUE_STARTED = Reply(250, "2.0.0 Queuing started")
 START_TLS = Reply(220, "2.0.0 Ready to start TLS")
 START_MAIL = Reply(354, "End data with <CR><LF>.<CR><LF>")
 BYE = Reply(221, "2.0.0 Bye")
@@ -31,6 +32,7 @@ LINE_WITHOUT_END = Reply(421, "4.5.2 Line without CRLF, closing connection")
 LOCAL_ERROR = Reply(451, "4.3.0 Local error in processing, try again later")
 NO_STORAGE = Reply(452, "4.3.1 Insufficient storage, try again later")
 TOO_MANY_RECIPIENTS = Reply(452, "4.5.3 Too many recipients, send the rest in another transaction")
+CANNOT_START_QUEUE = Reply(458, "4.3.5 Unable to queue messages for this node")
 TLS_UNAVAILABLE = Reply(454, "4.7.0 TLS not available for a temporary reason")
 
 # Malformed commands
@@ -51,6 +53,8 @@ BAD_SENDER = Reply(501, "5.1.7 Malformed sender address")
 BAD_RECIPIENT = Reply(501, "5.1.3 Malformed recipient address")
 BDAT_SYNTAX = Reply(501, "5.5.4 Syntax: BDAT size [LAST]")
 
+NO_SUCH_HELP = Reply(504, "5.5.4 There is no help for this; HELP alone lists the commands")
+
 # Commands out of order
 SAY_HELLO_FIRST = Reply(503, "5.5.1 Send EHLO, HELO or LHLO first")
 NESTED_MAIL = Reply(503, "5.5.1 A transaction is in progress; RSET ends it")
@@ -67,7 +71,9 @@ BARE_NEWLINE_IN_DATA = Reply(554, "5.6.0 The message has a bare CR or LF (RFC 53
 BODY_LINE_TOO_LONG = Reply(554, "5.6.0 The message has a line that is too long (RFC 5321 section 4.5.3.1.6)")
 NO_MAIL_HERE = Reply(554, "5.3.2 This server does not accept mail")
 
-# Parameters (RFC 8689 section 4)
+# Parameters (RFC 2852 section 4, RFC 4865 section 4, RFC 8689 section 4)
+DELIVER_BY_TOO_SOON = Reply(555, "5.5.4 BY: less than the time that EHLO names (RFC 2852 section 4)")
+HOLD_TOO_LONG = Reply(501, "5.5.4 HOLDFOR or HOLDUNTIL: longer than EHLO allows (RFC 4865 section 4)")
 PARAMETER_NEEDS_TLS = Reply(530, "5.7.10 This parameter requires TLS; send STARTTLS first")
 
 # AUTH (RFC 4954 sections 4 and 6)

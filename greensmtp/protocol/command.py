@@ -25,6 +25,7 @@ from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.esmtp import parse_parameters
 from greensmtp.protocol.mailbox import MAX_DOMAIN, MAX_LABEL, MAX_PATH
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.verb_arguments import Lookup, QueueRequest, parse_etrn, parse_lookup
 
 #: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
 ACCEPT = "ACCEPT"
@@ -37,9 +38,7 @@ PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
 UNKNOWN = "UNKNOWN"
 
 #: Verbs of RFCs that get 502 rather than 500 where no middleware implements them (RFC 5321 section 4.2.4).
-KNOWN_BUT_NOT_IMPLEMENTED = frozenset(
-    {"AUTH", "ATRN", "BURL", "ETRN", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"}
-)
+KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"})
 
 #: The first words of protocols that must not be answered as if they were mail: HTTP's methods (a browser made to
 #: post to a mail port), and the first bytes of a TLS handshake.
@@ -131,6 +130,30 @@ class ChunkCommand(Command):
         self.argument = argument
         self.size = size
         self.last = last
+        self.error = error
+
+
+class LookupCommand(Command):
+    """VRFY or EXPN, with what it asks for; ``lookup`` is empty where ``error`` says that it is malformed."""
+
+    __slots__ = ("lookup",)
+
+    def __init__(self, verb: str, argument: str, lookup: Lookup, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.lookup = lookup
+        self.error = error
+
+
+class QueueCommand(Command):
+    """ETRN (RFC 1985), with the queue that is to be started; empty where ``error`` says that it is malformed."""
+
+    __slots__ = ("queue",)
+
+    def __init__(self, verb: str, argument: str, queue: QueueRequest, error: Reply | None = None) -> None:
+        self.verb = verb
+        self.argument = argument
+        self.queue = queue
         self.error = error
 
 
@@ -250,8 +273,25 @@ def _parse_lone(verb: str, argument: str) -> Command:
     return Command(verb, argument, canned.NO_ARGUMENT if argument else None)
 
 
-def _parse_with_argument(verb: str, argument: str) -> Command:
-    return Command(verb, argument, None if argument else canned.NEEDS_ARGUMENT)
+_NO_LOOKUP, _NO_QUEUE = Lookup("", None), QueueRequest("domain", "")
+
+
+def _parse_lookup(verb: str, argument: str) -> Command:
+    try:
+        return LookupCommand(verb, argument, parse_lookup(argument))
+    except ProtocolError as error:
+        return LookupCommand(verb, argument, _NO_LOOKUP, _malformed_argument(argument, error))
+
+
+def _parse_etrn(verb: str, argument: str) -> Command:
+    try:
+        return QueueCommand(verb, argument, parse_etrn(argument))
+    except ProtocolError as error:
+        return QueueCommand(verb, argument, _NO_QUEUE, _malformed_argument(argument, error))
+
+
+def _malformed_argument(argument: str, error: ProtocolError) -> Reply:
+    return Reply(501, f"5.5.4 {error}") if argument else canned.NEEDS_ARGUMENT
 
 
 #: verb -> parser of its argument. Anything may follow NOOP and HELP (RFC 5321 sections 4.1.1.8, 4.1.1.9).
@@ -265,8 +305,9 @@ PARSERS: Mapping[str, Callable[[str, str], Command]] = {
     "BDAT": _parse_bdat,
     "RSET": _parse_lone,
     "NOOP": Command,
-    "VRFY": _parse_with_argument,
-    "EXPN": _parse_with_argument,
+    "VRFY": _parse_lookup,
+    "EXPN": _parse_lookup,
+    "ETRN": _parse_etrn,
     "HELP": Command,
     "QUIT": _parse_lone,
     "STARTTLS": _parse_lone,
@@ -319,6 +360,10 @@ def _malformed(line: bytes) -> Command:
         return ChunkCommand(verb, text, 0, False, error)
     if verb in ("MAIL", "RCPT"):
         return PathCommand(verb, text, NO_ADDRESS, error)
+    if verb in ("VRFY", "EXPN"):
+        return LookupCommand(verb, text, _NO_LOOKUP, error)
+    if verb == "ETRN":
+        return QueueCommand(verb, text, _NO_QUEUE, error)
     if verb in ("HELO", "EHLO", "LHLO"):
         name = _legacy_text(line[4:])
         return HelloCommand(verb, text, "", error) if name is None else _parse_greeting(verb, name.strip())

@@ -119,34 +119,32 @@ STANDARD = (
     CHUNKING,
     BINARYMIME,
     ENHANCEDSTATUSCODES,
+    LIMITS,
     STARTTLS,
 )
 #: The extensions that the server offers where they are switched on, since the application must act on them.
-OPTIONAL = (DSN, REQUIRETLS, MT_PRIORITY, DELIVERBY, FUTURERELEASE, RRVS, LIMITS, ETRN, XCLIENT, XFORWARD)
+OPTIONAL = (DSN, REQUIRETLS, MT_PRIORITY, DELIVERBY, FUTURERELEASE, RRVS, ETRN, XCLIENT, XFORWARD)
 
 #: The values of BODY= (RFC 6152 section 2, RFC 3030 section 3).
 BODY_TYPES = frozenset({"7BIT", "8BITMIME", "BINARYMIME"})
 
 
 def choose(*, on: Iterable[str] = (), off: Iterable[str] = ()) -> tuple[Extension, ...]:
-    """Return the extensions that a server offers: STANDARD, without some, and some of OPTIONAL.
+    """Return the extensions that a server offers: STANDARD, those that are on, and none that is off.
 
     What requires an extension that is off is left out too: BINARYMIME goes with CHUNKING.
 
     :raises ValueError: a keyword is unknown.
     """
-    wanted, unwanted = _known(on, OPTIONAL), _known(off, STANDARD)
-    chosen = [
-        *(extension for extension in STANDARD if extension.keyword not in unwanted),
-        *(extension for extension in OPTIONAL if extension.keyword in wanted),
-    ]
-    keywords = {extension.keyword for extension in chosen}
-    return tuple(extension for extension in chosen if extension.requires <= keywords)
+    wanted = _known(on) | {extension.keyword for extension in STANDARD}
+    wanted -= _known(off)
+    chosen = [extension for extension in (*STANDARD, *OPTIONAL) if extension.keyword in wanted]
+    return tuple(extension for extension in chosen if extension.requires <= wanted)
 
 
-def _known(keywords: Iterable[str], extensions: Iterable[Extension]) -> frozenset[str]:
-    known = [extension.keyword for extension in extensions]
-    given = frozenset(keyword.upper() for keyword in keywords)
+def _known(keywords: Iterable[str]) -> set[str]:
+    known = [extension.keyword for extension in (*STANDARD, *OPTIONAL)]
+    given = {keyword.upper() for keyword in keywords}
     for keyword in given.difference(known):
         raise ValueError(f"expected one of {', '.join(known)}; got {keyword!r}{did_you_mean(keyword, known)}")
     return given
@@ -188,16 +186,17 @@ class ParameterCheck:
         """
         if not address.parameters:
             return None
+        allowed = self._allowed[verb]
         for keyword in address.parameters:
-            if keyword not in self._allowed[verb]:
+            if keyword not in allowed:
                 return unsupported(keyword)
             if keyword in self._secure and not tls:
                 return canned.PARAMETER_NEEDS_TLS
         try:
-            options = address.mail_options if verb == "MAIL" else address.rcpt_options
+            options = address._parse_options(verb)
         except ProtocolError as error:
             return Reply(501, f"5.5.4 {error}")
-        if isinstance(options, MailOptions) and options.body == "BINARYMIME" and not self._takes_binary:
+        if not self._takes_binary and isinstance(options, MailOptions) and options.body == "BINARYMIME":
             return unsupported("BODY=BINARYMIME")
         return None
 

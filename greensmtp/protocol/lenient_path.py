@@ -6,7 +6,8 @@ The rules of this file:
   its match. They are applied one after another, in this order.
 - The result goes to the strict parser, so a lenient server accepts no address that a strict one could not. A local part
   with misplaced dots is quoted, which RFC 5321 section 4.1.2 allows: ``"a..b"@example.com``.
-- A strict server never comes here, and a lenient one only with a command that is malformed.
+- A server comes here only with a command that is malformed: a lenient one to accept it, a strict one to say in its
+  reply what is wrong (``explain``).
 - Every pattern runs in linear time.
 """
 
@@ -16,7 +17,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from greensmtp.protocol import canned
 from greensmtp.protocol.command import PARSERS, Command
+from greensmtp.protocol.reply import Reply
 
 _BEGINNING = r"\A((?:FROM|TO):)"
 _INSIDE = r'[^<>"\s]'
@@ -85,6 +88,22 @@ def rewrite(argument: str) -> str:
     for leniency in LENIENCIES:
         argument = re.sub(leniency.pattern, leniency.replacement, argument, flags=re.IGNORECASE)
     return argument
+
+
+def explain(command: Command) -> Reply:
+    """Return the refusal of a malformed MAIL or RCPT, with what is wrong where a lenient server would accept it."""
+    error = command.error
+    assert error is not None
+    if error == canned.NOT_TEXT or '"' in command.argument:
+        return error
+    if PARSERS[command.verb](command.verb, rewrite(command.argument)).error is not None:
+        return error
+    names, argument = [], command.argument
+    for leniency in LENIENCIES:
+        before, argument = argument, re.sub(leniency.pattern, leniency.replacement, argument, flags=re.IGNORECASE)
+        if argument != before:
+            names.append(leniency.name)
+    return Reply(error.code, f"{error.text} ({', '.join(names)})", enhanced=error.enhanced)
 
 
 def _lenient(parse: Callable[[str, str], Command]) -> Callable[[str, str], Command]:

@@ -28,7 +28,6 @@ MAX_ENVID = 100
 MAX_ORCPT = 500
 
 # These patterns are not compiled at import: few messages have such parameters.
-NUMBER = r"[0-9]{1,20}"
 SECONDS = r"[1-9][0-9]{0,8}"
 PRIORITY = r"-?[1-9]|0"
 _BY = r"([+-]?[0-9]{1,9});([NRnr])([Tt]?)"
@@ -107,6 +106,13 @@ def format_valid_since(valid: ValidSince) -> str:
     """Return the value of RRVS=."""
     time = format_date_time(valid.since)
     return time if valid.otherwise is None else f"{time};{valid.otherwise}"
+
+
+def parse_size(text: str) -> int:
+    """Parse SIZE= (RFC 1870 section 6), which most messages have."""
+    if not text.isascii() or not text.isdigit() or len(text) > 20:
+        raise ValueError(text)
+    return int(text)
 
 
 def number(pattern: str) -> Callable[[str], int]:

@@ -6,6 +6,8 @@ The rules of this file:
   formatter. Which extension owns a parameter is in ``esmtp``.
 - Nothing is parsed before ``Address.mail_options`` or ``Address.rcpt_options`` is read. Without parameters these cost
   one comparison.
+- Options that are parsed have only the fields that were given; the others are read from the class. With every field
+  set, a MAIL with SIZE= and BODY= would cost a server a tenth more.
 - A malformed value raises ProtocolError with the name of the parameter: a server replies ``501 5.5.4`` and that text.
 - ``parse`` undoes ``parameters``. Parameters without a row belong to other extensions, and are ignored.
 """
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class MailOptions:
     """The parameters of MAIL. None, or False: the client has not given this one."""
 
@@ -58,7 +60,13 @@ class MailOptions:
 
         :raises ProtocolError: a value is malformed; the text names the parameter.
         """
-        return cls(**_parse(MAIL, parameters)) if parameters else _NO_MAIL_OPTIONS
+        if not parameters:
+            return _NO_MAIL_OPTIONS
+        options = object.__new__(cls)
+        options.__dict__.update(_parse(MAIL, parameters))
+        if "HOLDFOR" in parameters:
+            options.__post_init__()
+        return options
 
     def parameters(self) -> dict[str, str | None]:
         """Return the options as parameters, for ``command_builder.mail``.
@@ -68,7 +76,7 @@ class MailOptions:
         return _format(MAIL, self)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RcptOptions:
     """The parameters of RCPT. None: the client has not given this one."""
 
@@ -83,7 +91,11 @@ class RcptOptions:
 
         :raises ProtocolError: a value is malformed; the text names the parameter.
         """
-        return cls(**_parse(RCPT, parameters)) if parameters else _NO_RCPT_OPTIONS
+        if not parameters:
+            return _NO_RCPT_OPTIONS
+        options = object.__new__(cls)
+        options.__dict__.update(_parse(RCPT, parameters))
+        return options
 
     def parameters(self) -> dict[str, str | None]:
         """Return the options as parameters, for ``command_builder.rcpt``.
@@ -111,7 +123,7 @@ class Parameter(NamedTuple):
 
 #: keyword -> its row
 MAIL: Mapping[str, Parameter] = {
-    "SIZE": Parameter("size", "a number of bytes", values.number(values.NUMBER)),
+    "SIZE": Parameter("size", "a number of bytes", values.parse_size),
     "BODY": Parameter("body", "7BIT, 8BITMIME or BINARYMIME", values.one_of(get_args(BodyType))),
     "SMTPUTF8": Parameter("smtputf8", "no value", None),
     "AUTH": Parameter("auth", "a mailbox as xtext, or <>", values.parse_auth, values.format_auth),
@@ -155,22 +167,22 @@ RCPT: Mapping[str, Parameter] = {
 
 
 def _parse(table: Mapping[str, Parameter], parameters: Mapping[str, str | None]) -> dict[str, Any]:
-    return {
-        row.field: _parse_value(keyword, row, value)
-        for keyword, value in parameters.items()
-        if (row := table.get(keyword)) is not None
-    }
-
-
-def _parse_value(keyword: str, row: Parameter, value: str | None) -> Any:
-    try:
-        if row.parse is None and value is None:
-            return True
-        if row.parse is not None and value is not None:
-            return row.parse(value)
-    except (ValueError, ProtocolError):
-        pass
-    raise ProtocolError(f"{keyword} takes {row.takes}")
+    found: dict[str, Any] = {}
+    for keyword, value in parameters.items():
+        row = table.get(keyword)
+        if row is None:
+            continue
+        parse = row.parse
+        try:
+            if parse is not None and value is not None:
+                found[row.field] = parse(value)
+                continue
+        except (ValueError, ProtocolError):
+            pass
+        if parse is not None or value is not None:
+            raise ProtocolError(f"{keyword} takes {row.takes}")
+        found[row.field] = True
+    return found
 
 
 def _format(table: Mapping[str, Parameter], options: object) -> dict[str, str | None]:
@@ -183,6 +195,6 @@ def _format(table: Mapping[str, Parameter], options: object) -> dict[str, str | 
             text = None if row.parse is None else row.format(value)
         except (ValueError, ProtocolError) as error:
             raise ProtocolError(f"{keyword} takes {row.takes}: {error}") from None
-        _parse_value(keyword, row, text)
+        _parse({keyword: row}, {keyword: text})
         parameters[keyword] = text
     return parameters

@@ -58,4 +58,10 @@ REFUSALS: Mapping[str, Mapping[State, Reply]] = {
     },
     "BDAT": {**_BEFORE_HELLO, State.GREETED: canned.NEED_MAIL, State.SENDER: canned.NEED_RCPT},
     "STARTTLS": {**_BEFORE_HELLO, **_IN_CHUNKS},
+    "ETRN": {
+        **_BEFORE_HELLO,
+        State.SENDER: canned.NESTED_MAIL,
+        State.RECIPIENTS: canned.NESTED_MAIL,
+        **_IN_CHUNKS,
+    },
 }

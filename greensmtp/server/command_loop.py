@@ -13,7 +13,7 @@ The rules of this file:
 from __future__ import annotations
 
 from greensmtp.errors import ConnectionLost
-from greensmtp.protocol.command import UNKNOWN, Command, is_foreign, parse_command
+from greensmtp.protocol.command import UNKNOWN, Command, is_foreign
 from greensmtp.protocol.line_reader import BadLine
 from greensmtp.server.dispatcher import add_recipient, begin, hello
 from greensmtp.server.replier import PROMISES, Replier
@@ -41,7 +41,7 @@ class CommandLoop(Replier):
         """
         session, registry = self.session, self.registry
         read_line, write = self.transport.read_line, self.transport.write
-        routes, unknown = self.routes.routes, self.routes.unknown
+        routes, unknown, parse = self.routes.routes, self.routes.unknown, self.routes.parse
         while True:
             self.current = None
             if registry.draining or self.next_command is not None:
@@ -50,7 +50,7 @@ class CommandLoop(Replier):
                 # As in read_command:
                 try:
                     line = read_line()
-                    command = _LONE.get(line) or parse_command(line)
+                    command = _LONE.get(line) or parse(line)
                     if (command.verb not in routes or b" HTTP/" in line) and is_foreign(line):
                         raise ConnectionLost("foreign")
                 except BadLine as bad:
@@ -100,7 +100,7 @@ class CommandLoop(Replier):
             line = self.transport.read_line()
         except BadLine as bad:
             return _refused(bad)
-        command = parse_command(line)
+        command = self.routes.parse(line)
         if (command.verb not in self.routes.routes or b" HTTP/" in line) and is_foreign(line):
             raise ConnectionLost("foreign")
         return command

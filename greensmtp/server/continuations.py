@@ -1,4 +1,4 @@
-"""What follows QUIT, STARTTLS, DATA and BDAT: the end, a handshake, a body.
+"""What follows EHLO, QUIT, STARTTLS, DATA and BDAT: what is on offer, the end, a handshake, a body.
 
 The rules of this file:
 
@@ -33,6 +33,15 @@ from greensmtp.session.stream import MessageStream
 
 #: That of SMTP, which has one reply to a message; LMTP has one for each recipient.
 _END = EndOfData()
+
+
+def after_hello(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
+    """Write the reply to EHLO or LHLO, and keep it: ``session.extensions`` reads it."""
+    reply = handler.settle(reply)
+    session = handler.session
+    if reply.code < 300 and session.greeting is not None:
+        session._hello_reply = reply
+    return handler.tell(command, reply)
 
 
 def after_quit(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
@@ -197,6 +206,8 @@ def _drain(handler: ConnectionHandler, stream: MessageStream) -> None:
 
 #: verb -> its continuation
 CONTINUATIONS: Mapping[str, Continuation] = {
+    "EHLO": after_hello,
+    "LHLO": after_hello,
     "QUIT": after_quit,
     "STARTTLS": after_starttls,
     "DATA": after_body,

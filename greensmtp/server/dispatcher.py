@@ -3,35 +3,42 @@
 The rules of this file:
 
 - A command is checked in this order: the ``command`` signal, its syntax, the transition table, its verb's own checks,
-  its verb's signal.
+  its verb's signal. A verb that the server does not implement, or whose extension is switched off, has no behaviour.
 - What a command changes in the session is staged (``Session.stage``). It takes effect when the whole stack has replied.
 - No canned reply is compared by identity. An ``accept()`` without a text is a UsualReply, which is worded here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
 
 from greensmtp.chain.chain import Proceed, before_banner
-from greensmtp.protocol import canned, esmtp
+from greensmtp.protocol import canned
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import (
     ACCEPT,
     CONNECT,
     DISCONNECT,
     END_OF_DATA,
     KNOWN_BUT_NOT_IMPLEMENTED,
+    PARSERS,
     Command,
     HelloCommand,
+    LookupCommand,
     PathCommand,
+    QueueCommand,
 )
-from greensmtp.protocol.esmtp import Extension
+from greensmtp.protocol.esmtp import CHUNKING, ETRN, SMTPUTF8, STARTTLS, ParameterCheck, unsupported
+from greensmtp.protocol.lenient_path import explain
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import REFUSALS, State
+from greensmtp.protocol.verb_arguments import parse_help
+from greensmtp.server.extensions import Offer
+from greensmtp.server.help import help_replies
 from greensmtp.server.limits import Limits
 from greensmtp.server.message_actions import MessageActions
-from greensmtp.server.parameters import refuse_values
 from greensmtp.session import Session
 from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
@@ -49,30 +56,24 @@ class Dispatcher(MessageActions):
         *,
         hostname: str,
         lmtp: bool,
-        tls: bool,
         limits: Limits,
         signals: Signals,
-        extensions: Iterable[Extension],
+        offer: Offer,
     ) -> None:
         self._hostname = hostname
         self._lmtp = lmtp
-        self._tls = tls
         self._limits = limits
-        self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
+        self._offer = offer
+        #: A client that said HELO has been offered no extensions (RFC 5321 section 4.1.1.1).
+        self._no_parameters = ParameterCheck(())
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         super().__init__(limits, self.emitters)
         self._from, self._to = self.emitters["from"], self.emitters["to"]
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
-        #: The lines of EHLO's reply after the first, by whether TLS is up.
-        self._offers = {up: tuple(self._offer(tls_is_up=up)) for up in (False, True)}
-        self._help = Reply(214, f"2.0.0 {' '.join(self.verbs)}", "2.0.0 See RFC 5321")
-
-    @property
-    def verbs(self) -> tuple[str, ...]:
-        """The verbs that the server implements without middleware."""
-        greetings = ("LHLO",) if self._lmtp else ("HELO", "EHLO")
-        rest = ("MAIL", "RCPT", "DATA", "BDAT", "RSET", "NOOP", "VRFY", "EXPN", "HELP", "QUIT")
-        return (*greetings, *rest, *(("STARTTLS",) if self._tls else ()))
+        self._behaviours = self._behaviour_of_each_verb()
+        other_hello = {"HELO", "EHLO"} if lmtp else {"LHLO"}
+        verbs = (*(verb for verb in self._behaviours if verb not in other_hello), *sorted(offer.verbs))
+        self._help = help_replies(dict.fromkeys(verbs), offer.extensions)
 
     def terminal(self, verb: str) -> Proceed:
         """Return the default action of a verb, with the checks that come before it."""
@@ -84,8 +85,12 @@ class Dispatcher(MessageActions):
         }
         if verb in life:
             return cast(Proceed, life[verb])
-        behaviour = self._behaviours().get(verb, self._unknown)
+        behaviour = self._behaviours.get(verb)
+        if behaviour is None:
+            return self._act_on_unknown(verb)
         refused = REFUSALS.get(verb, {})
+        # A malformed path is the usual fault of a device: its reply says what is wrong.
+        refuse = explain if verb in ("MAIL", "RCPT") else _error_of
         # A tuple by the state's number: hashing an Enum member calls a Python function.
         refusals = tuple(refused.get(state) for state in State)
         emitter = self.emitters["command"]
@@ -96,11 +101,26 @@ class Dispatcher(MessageActions):
                 reply = emitter.collect(session, command=command)
                 if reply is not None:
                     return reply
-            return command.error or refusals[session.state] or behaviour(session, command)
+            if command.error is not None:
+                return refuse(command)
+            return refusals[session.state] or behaviour(session, command)
 
         return act
 
-    def _behaviours(self) -> dict[str, Callable[[Session, Any], Reply]]:
+    def _act_on_unknown(self, verb: str) -> Proceed:
+        """Return the default action of a verb that the server does not implement."""
+        is_known = verb in PARSERS or verb in KNOWN_BUT_NOT_IMPLEMENTED
+        emitter = self.emitters["command"]
+
+        def act(session: Session, command: Command) -> Reply:
+            reply = emitter.collect(session, command=command)
+            if reply is not None:
+                return reply
+            return canned.NOT_IMPLEMENTED if is_known else command.error or canned.UNKNOWN_COMMAND
+
+        return act
+
+    def _behaviour_of_each_verb(self) -> dict[str, Callable[[Session, Any], Reply]]:
         # RFC 2033 section 4.1: LMTP has LHLO, and neither HELO nor EHLO.
         wrong_hello = _always(canned.LMTP_SPOKEN_HERE if self._lmtp else canned.SMTP_SPOKEN_HERE)
         behaviours: dict[str, Callable[[Session, Any], Reply]] = {
@@ -113,13 +133,16 @@ class Dispatcher(MessageActions):
             "BDAT": self._bdat,
             "RSET": self._rset,
             "NOOP": _always(canned.OK),
-            "VRFY": _always(canned.CANNOT_VERIFY),
-            "EXPN": _always(canned.CANNOT_EXPAND),
-            "HELP": _always(self._help),
+            "VRFY": self._look_up(self.emitters["vrfy"]),
+            "EXPN": self._look_up(self.emitters["expn"]),
+            "HELP": self._give_help,
             "QUIT": self._quit,
+            "STARTTLS": self._starttls,
+            "ETRN": self._etrn,
         }
-        if self._tls:
-            behaviours["STARTTLS"] = self._starttls
+        for verb, extension in (("BDAT", CHUNKING), ("STARTTLS", STARTTLS), ("ETRN", ETRN)):
+            if extension not in self._offer.extensions:
+                del behaviours[verb]
         return behaviours
 
     # The connection
@@ -153,7 +176,7 @@ class Dispatcher(MessageActions):
         return self._greet(session, greeting, ())
 
     def _ehlo(self, session: Session, greeting: HelloCommand) -> Reply:
-        return self._greet(session, greeting, self._offers[session.tls])
+        return self._greet(session, greeting, self._offer.lines(tls=session.tls))
 
     def _greet(self, session: Session, greeting: HelloCommand, offers: tuple[str, ...]) -> Reply:
         reply = self.emitters["greeting"].collect(session, greeting=greeting)
@@ -166,13 +189,6 @@ class Dispatcher(MessageActions):
         first, *rest = reply.lines
         return Reply(250, f"{self._hostname} {first}".rstrip(), *rest, *offers, enhanced=None)
 
-    def _offer(self, *, tls_is_up: bool) -> Iterable[str]:
-        for extension in esmtp.STANDARD:
-            if extension is esmtp.SIZE:
-                yield f"SIZE {self._limits.max_message_size or 0}"
-            elif extension is not esmtp.STARTTLS or (self._tls and not tls_is_up):
-                yield extension.keyword
-
     def _starttls(self, session: Session, command: Command) -> Reply:
         if session.tls:
             return canned.TLS_ALREADY
@@ -184,11 +200,11 @@ class Dispatcher(MessageActions):
     def _mail(self, session: Session, command: PathCommand) -> Reply:
         address = command.address
         if address.parameters:
-            refusal = self._refuse_parameters(session, command) or refuse_values(address.parameters, self._max_size)
-            if refusal is not None:
-                return refusal
             if session.identity is None and address.parameters.get("AUTH", "<>") != "<>":
                 address = address.with_parameters({**address.parameters, "AUTH": "<>"})
+            refusal = self._refuse_parameters(session, "MAIL", address) or self._offer.refusal(address.mail_options)
+            if refusal is not None:
+                return refusal
         if not address.isascii() and "SMTPUTF8" not in address.parameters:
             return canned.NEED_SMTPUTF8
         emitter = self._from
@@ -206,7 +222,7 @@ class Dispatcher(MessageActions):
     def _rcpt(self, session: Session, command: PathCommand) -> Reply:
         address = command.address
         if address.parameters:
-            refusal = self._refuse_parameters(session, command)
+            refusal = self._refuse_parameters(session, "RCPT", address)
             if refusal is not None:
                 return refusal
         if not address.isascii() and not session.smtputf8:
@@ -227,13 +243,9 @@ class Dispatcher(MessageActions):
         session._staged += ((add_recipient, (session, address)),)
         return reply
 
-    def _refuse_parameters(self, session: Session, command: PathCommand) -> Reply | None:
-        # A client that said HELO has not been offered any (RFC 5321 section 4.1.1.1).
-        allowed = self._parameters[command.verb] if session.greeting != "helo" else frozenset()
-        for keyword in command.address.parameters:
-            if keyword not in allowed:
-                return Reply(555, f"5.5.4 Unsupported parameter: {keyword}")
-        return None
+    def _refuse_parameters(self, session: Session, verb: str, address: Address) -> Reply | None:
+        check = self._no_parameters if session.greeting == "helo" else self._offer.parameters
+        return check.refusal(verb, address, tls=session.tls)
 
     def _rset(self, session: Session, command: Command) -> Reply:
         session.stage(self._reset, session)
@@ -243,11 +255,31 @@ class Dispatcher(MessageActions):
         session.reset()
         self.emitters["reset"].emit(session)
 
-    # The rest
+    # VRFY, EXPN, ETRN, HELP
 
-    def _unknown(self, session: Session, command: Command) -> Reply:
-        known = command.verb in KNOWN_BUT_NOT_IMPLEMENTED or command.verb == "STARTTLS"
-        return canned.NOT_IMPLEMENTED if known else canned.UNKNOWN_COMMAND
+    def _look_up(self, emitter: Emitter) -> Callable[[Session, LookupCommand], Reply]:
+        takes_utf8 = SMTPUTF8 in self._offer.extensions
+
+        def look_up(session: Session, command: LookupCommand) -> Reply:
+            lookup = command.lookup
+            if lookup.smtputf8 and not takes_utf8:
+                return unsupported("SMTPUTF8")
+            if not lookup.smtputf8 and not lookup.name.isascii():
+                return canned.NEED_SMTPUTF8  # RFC 6531 section 3.7.4.2
+            return cast(Reply, emitter.collect(session, command=command))
+
+        return look_up
+
+    def _etrn(self, session: Session, command: QueueCommand) -> Reply:
+        return cast(Reply, self.emitters["etrn"].collect(session, command=command))
+
+    def _give_help(self, session: Session, command: Command) -> Reply:
+        return self._help.get(parse_help(command.argument), canned.NO_SUCH_HELP)
+
+
+def _error_of(command: Command) -> Reply:
+    assert command.error is not None
+    return command.error
 
 
 def _always(reply: Reply) -> Callable[[Session, Any], Reply]:

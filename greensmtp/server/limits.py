@@ -25,7 +25,7 @@ class Limits:
     #: Bytes in a message as the client sends it, dots unstuffed; None: no limit. Announced by SIZE (RFC 1870).
     max_message_size: int | None = 32 * 1024 * 1024
     #: Accepted recipients in a transaction; one more gets 452 (RFC 5321 section 4.5.3.1.8 asks for 100 at least), and
-    #: counts as an error after as many again.
+    #: counts as an error after as many again. Announced by LIMITS (RFC 9422).
     max_recipients: int = 1_000
     #: 5xx replies until 421 closes the connection; an accepted message resets the count.
     max_errors: int = 20

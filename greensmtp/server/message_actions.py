@@ -52,8 +52,7 @@ class MessageActions:
         reply = self._take_message(session, body, binary=_is_binary(session.from_))
         if reply.code == 354:
             return accepted
-        # The chunks after this one must not pass for a message (RFC 3030 section 2).
-        session.reset()
+        session.state = State.RECIPIENTS  # the continuation drops the transaction, once each recipient has its reply
         return reply
 
     def _take_message(self, session: Session, body: Body, *, binary: bool) -> Reply:

@@ -16,6 +16,7 @@ from greensmtp.protocol.command import (
     PSEUDO_COMMANDS,
     UNKNOWN,
     Command,
+    parse_command,
 )
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.dispatcher import Dispatcher
@@ -50,14 +51,17 @@ class Routes:
         continuations: Mapping[str, Continuation],
         *,
         lmtp: bool,
+        parse: Callable[[bytes], Command] = parse_command,
     ) -> None:
         """
         :param extra_length: verb -> bytes that extensions add to its longest line.
         :param continuations: verb -> its continuation.
+        :param parse: parses a command line, strictly or leniently.
         """
         self.dispatcher = dispatcher
         self.limits = limits
         self.lmtp = lmtp
+        self.parse = parse
         self._lines = {verb: limits.max_line_length + extra for verb, extra in extra_length.items()}
         self._lines["AUTH"] = limits.max_auth_line_length
         self.line_limit = max(limits.max_line_length, *self._lines.values())

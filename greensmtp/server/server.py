@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket as native_socket
 import ssl
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -14,10 +15,13 @@ from gevent import socket as gevent_socket
 from greensmtp._log import logger
 from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
 from greensmtp.protocol import canned
-from greensmtp.protocol.esmtp import STANDARD, Extension, line_room
+from greensmtp.protocol.command import parse_command
+from greensmtp.protocol.esmtp import Extension, line_room
+from greensmtp.protocol.lenient_path import LENIENT_PARSERS
 from greensmtp.server.acceptor import Acceptor
 from greensmtp.server.continuations import CONTINUATIONS
 from greensmtp.server.dispatcher import Dispatcher
+from greensmtp.server.extensions import Offer, read_switches
 from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits, LimitsDict
@@ -53,6 +57,10 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     :param ssl_context: a context instead of the files.
     :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
+    :param extensions: the ESMTP extensions that differ from the usual ones: keyword in EHLO's reply -> True, False, or
+        its value: ``{"DSN": True, "CHUNKING": False, "DELIVERBY": 3600}``.
+    :param lenient_addresses: accept MAIL and RCPT as devices write them that do not follow RFC 5321, without angle
+        brackets and the like.
     :param backlog: connections that the kernel keeps until they are accepted; 1024 by default.
     :param limits: a :class:`greensmtp.Limits`. Its fields are also keywords here: ``max_message_size=...`` and so on.
     :raises ValueError, TypeError: an argument is invalid; the text says what it takes.
@@ -75,6 +83,8 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         ssl_context: ssl.SSLContext | None = None,
         implicit_tls: bool = False,
         lmtp: bool = False,
+        extensions: Mapping[str, Any] | None = None,
+        lenient_addresses: bool = False,
         backlog: int | None = None,
         limits: Limits | None = None,
         **each_limit: Unpack[LimitsDict],
@@ -90,6 +100,8 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         self.implicit_tls = implicit_tls
         #: True if it speaks LMTP.
         self.lmtp = lmtp
+        self._switches = read_switches({} if extensions is None else extensions)
+        self._parse = partial(parse_command, parsers=LENIENT_PARSERS) if lenient_addresses else parse_command
         #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
         self.signals: Signals = Signals(lmtp=lmtp)
         self._registry: Registry[ConnectionHandler] = Registry(self.limits)
@@ -186,19 +198,22 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         return self
 
     def _compose(self) -> Routes:
-        extensions: list[Extension] = list(STANDARD)
+        others: list[Extension] = []
         for middleware in self._middleware:
-            extensions.extend(getattr(middleware, "extensions", ()))
+            others.extend(getattr(middleware, "extensions", ()))
+        starttls = self.tls_context is not None and not self.implicit_tls
+        offer = Offer(self._switches, self.limits, starttls=starttls, others=others)
         dispatcher = Dispatcher(
-            hostname=self.hostname,
-            lmtp=self.lmtp,
-            tls=self.tls_context is not None and not self.implicit_tls,
-            limits=self.limits,
-            signals=self.signals,
-            extensions=extensions,
+            hostname=self.hostname, lmtp=self.lmtp, limits=self.limits, signals=self.signals, offer=offer
         )
         return Routes(
-            Chain(self._middleware), dispatcher, self.limits, line_room(extensions), CONTINUATIONS, lmtp=self.lmtp
+            Chain(self._middleware),
+            dispatcher,
+            self.limits,
+            line_room(offer.extensions),
+            CONTINUATIONS,
+            lmtp=self.lmtp,
+            parse=self._parse,
         )
 
     def adopt(self, socket: Any, peer: Any = "") -> None:

@@ -32,6 +32,8 @@ class AckRules(NamedTuple):
     #: True for the signal ``command``: receivers need not decide, ``accept()`` lets the command pass, and ``replace``
     #: answers instead of the default action.
     optional: bool = False
+    #: True where another code than the usual one needs a text of the handler's.
+    needs_text: bool = False
 
     def accept(self, code: Code, message: Message) -> Reply:
         """Return the reply for ``ack.accept(code, message)``."""
@@ -46,6 +48,8 @@ class AckRules(NamedTuple):
             first, last = self.accept_codes[0], self.accept_codes[-1]
             takes = f"{first}" if first == last else f"a code from {first} to {last}"
             raise ValueError(f"accept takes {takes} here, not {number}; to refuse, call reject")
+        if self.needs_text and message is None and number != self.accepted.code and not isinstance(code, Reply):
+            raise ValueError(f"accept({number}) needs a text here, like accept({number}, 'Jo <jo@example.com>')")
         return self._reply(code, number, self.accepted, message)
 
     def reject(self, code: Code, message: Message) -> Reply:
@@ -161,6 +165,28 @@ RULES = {
         Reply(550, "5.7.1 Message refused"),
         canned.NO_MAIL_HERE,
         accept_codes=range(354, 355),
+    ),
+    # RFC 5321 section 3.5.3: 250 and 251 have the mailbox in their text.
+    "vrfy": AckRules(
+        canned.CANNOT_VERIFY,
+        Reply(550, "5.1.1 No such user"),
+        canned.CANNOT_VERIFY,
+        accept_codes=range(250, 253),
+        needs_text=True,
+    ),
+    "expn": AckRules(
+        canned.CANNOT_EXPAND,
+        Reply(550, "5.1.1 No such list"),
+        canned.CANNOT_EXPAND,
+        accept_codes=range(250, 253),
+        needs_text=True,
+    ),
+    # RFC 1985 section 5
+    "etrn": AckRules(
+        canned.QUEUE_STARTED,
+        Reply(459, "4.7.1 Node not allowed"),
+        canned.CANNOT_START_QUEUE,
+        accept_codes=range(250, 254),
     ),
     "received": AckRules(canned.MESSAGE_OK, Reply(550, "5.7.1 Message refused"), canned.MESSAGE_OK),
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
 if TYPE_CHECKING:
     from greensmtp.protocol.address import Address
-    from greensmtp.protocol.command import Command, HelloCommand
+    from greensmtp.protocol.command import Command, HelloCommand, LookupCommand, QueueCommand
     from greensmtp.protocol.reply import Reply
     from greensmtp.protocol.sasl.exchange import Identity
     from greensmtp.session.ack import Ack
@@ -70,6 +70,18 @@ class LMTPReceivedHandler(Protocol):
     def __call__(self, session: Any, /, *, recipient: Address, ack: Ack) -> Reply | None: ...
 
 
+class LookupHandler(Protocol):
+    """``vrfy`` and ``expn``: look up a user or a list."""
+
+    def __call__(self, session: Any, /, *, command: LookupCommand, ack: Ack) -> Reply | None: ...
+
+
+class QueueHandler(Protocol):
+    """``etrn``: start a queue."""
+
+    def __call__(self, session: Any, /, *, command: QueueCommand, ack: Ack) -> Reply | None: ...
+
+
 class SessionHandler(Protocol):
     """``reset``, ``quit`` and ``tls``: take note."""
 
@@ -89,6 +101,8 @@ _Auth = TypeVar("_Auth", bound=AuthHandler)
 _Address = TypeVar("_Address", bound=AddressHandler)
 _Message = TypeVar("_Message", bound=MessageHandler)
 _Received = TypeVar("_Received", bound=ReceivedHandler | LMTPReceivedHandler)
+_Lookup = TypeVar("_Lookup", bound=LookupHandler)
+_Queue = TypeVar("_Queue", bound=QueueHandler)
 _Session = TypeVar("_Session", bound=SessionHandler)
 _Disconnect = TypeVar("_Disconnect", bound=DisconnectHandler)
 
@@ -126,6 +140,14 @@ class ConnectsHandlers:
     def on(self, name: Literal["received"], handler: _Received) -> _Received: ...
     @overload
     def on(self, name: Literal["received"]) -> Callable[[_Received], _Received]: ...
+    @overload
+    def on(self, name: Literal["vrfy", "expn"], handler: _Lookup) -> _Lookup: ...
+    @overload
+    def on(self, name: Literal["vrfy", "expn"]) -> Callable[[_Lookup], _Lookup]: ...
+    @overload
+    def on(self, name: Literal["etrn"], handler: _Queue) -> _Queue: ...
+    @overload
+    def on(self, name: Literal["etrn"]) -> Callable[[_Queue], _Queue]: ...
     @overload
     def on(self, name: Literal["reset", "quit", "tls"], handler: _Session) -> _Session: ...
     @overload

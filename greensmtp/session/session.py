@@ -10,6 +10,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
+from greensmtp.protocol.esmtp import parse_offers
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.session.handlers import ConnectsHandlers
@@ -59,6 +60,7 @@ class Session(ConnectsHandlers):
         "_changes",
         "_connection",
         "_emitters",
+        "_hello_reply",
         "_id",
         "_idle_commands",
         "_notes",
@@ -97,6 +99,8 @@ class Session(ConnectsHandlers):
         self.hostname: str | None = None
         #: The authenticated user, set by the Auth middleware. It survives RSET and EHLO, but not STARTTLS.
         self.identity: Identity | None = None
+        #: The reply to the EHLO or LHLO that is in force.
+        self._hello_reply: Reply | None = None
         #: The reverse-path; None: no transaction; ``""``: the null sender.
         self.from_: Address | None = None
         #: The recipients accepted so far.
@@ -189,6 +193,14 @@ class Session(ConnectsHandlers):
         return "SMTPUTF8" in self.from_ext
 
     @property
+    def extensions(self) -> frozenset[str]:
+        """The extensions that the client may use: the keywords in the reply to its EHLO or LHLO, in upper case.
+
+        Empty before that, after HELO, and after STARTTLS, until the client says EHLO again.
+        """
+        return frozenset() if self._hello_reply is None else frozenset(parse_offers(self._hello_reply))
+
+    @property
     def protocol(self) -> str:
         """The protocol as the ``with`` clause of Received names it: ``ESMTPS``, ``LMTP`` (RFC 3848, RFC 6531)."""
         if self.greeting == "helo":
@@ -267,6 +279,7 @@ class Session(ConnectsHandlers):
         """Take the arguments of HELO, EHLO or LHLO, which end the transaction (RFC 5321 section 4.1.4)."""
         self.greeting = greeting
         self.hostname = hostname
+        self._hello_reply = None
         self.reset()
 
     def _begin(self, sender: Address) -> None:
@@ -294,7 +307,7 @@ class Session(ConnectsHandlers):
 
     def _reset_all(self) -> None:
         """Return to the state before EHLO, after STARTTLS (RFC 3207 section 4.2)."""
-        self.greeting = self.hostname = self.identity = None
+        self.greeting = self.hostname = self.identity = self._hello_reply = None
         self.reset()
 
     def __repr__(self) -> str:

@@ -33,6 +33,9 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "to": ("address", "ack"),
     "message": ("stream", "ack"),
     "received": ("ack",),
+    "vrfy": ("command", "ack"),
+    "expn": ("command", "ack"),
+    "etrn": ("command", "ack"),
     "reset": (),
     "quit": (),
     "tls": (),
@@ -96,6 +99,8 @@ class Signals(ConnectsHandlers):
         "command",
         "connect",
         "disconnect",
+        "etrn",
+        "expn",
         "from_",
         "greeting",
         "message",
@@ -104,6 +109,7 @@ class Signals(ConnectsHandlers):
         "reset",
         "tls",
         "to",
+        "vrfy",
     )
 
     connect: Signal
@@ -114,6 +120,9 @@ class Signals(ConnectsHandlers):
     to: Signal
     message: Signal
     received: Signal
+    vrfy: Signal
+    expn: Signal
+    etrn: Signal
     reset: Signal
     quit: Signal
     tls: Signal

@@ -15,13 +15,15 @@ from greensmtp.protocol.command import (
     PathCommand,
 )
 from greensmtp.protocol.content_checks import NormalNewlines
+from greensmtp.protocol.ehlo_parameters import OfferedLimits
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.server_protocol import Data, EndOfChunk, Event, Response, ServerProtocol
 from greensmtp.testing.dialogue import Dialogue
 from greensmtp.testing.dialogue_player import DialoguePlayer, DialogueResult, Wait
 from greensmtp.testing.dialogue_text import escape
 
-_PARAMETERS = esmtp.allowed_parameters((*esmtp.STANDARD, esmtp.SUBMITTER))
+#: The extensions that it offers where a dialogue needs them.
+_SWITCHABLE = frozenset({"DSN", "REQUIRETLS", "MT-PRIORITY", "DELIVERBY", "RRVS"})
 
 #: The options of a dialogue that this server has, with their defaults.
 OPTIONS = {"max_message_size": 1_000_000, "max_recipients": 100, "max_command": 2048}
@@ -34,9 +36,12 @@ class MemoryServer:
     what its handlers would have seen.
     """
 
-    def __init__(self, *, lmtp: bool = False, refuse: Iterable[str] = (), **options: int) -> None:
+    def __init__(
+        self, *, lmtp: bool = False, refuse: Iterable[str] = (), extensions: Iterable[str] = (), **options: int
+    ) -> None:
         """
         :param refuse: recipients that are refused with 550.
+        :param extensions: the EHLO keywords of extensions that are offered beside the standard ones.
         :param options: those in OPTIONS.
         :raises TypeError: there is no such option.
         """
@@ -48,6 +53,8 @@ class MemoryServer:
         self._refuse = frozenset(refuse)
         self._max_size = limits["max_message_size"]
         self._max_recipients = limits["max_recipients"]
+        self._extensions = esmtp.choose(on=extensions)
+        self._parameters = esmtp.ParameterCheck(self._extensions)
         self._protocol = ServerProtocol(lmtp=lmtp, max_command=limits["max_command"])
         self._wire = self._protocol.send(Reply(220, f"mx.example.com {'LMTP' if lmtp else 'ESMTP'}", enhanced=None))
         self._tls = self._waits_for_tls = False
@@ -123,27 +130,19 @@ class MemoryServer:
         return Reply(250, first, *(self._offers() if self._extended else ()), enhanced=None)
 
     def _offers(self) -> Iterable[str]:
-        for extension in esmtp.STANDARD:
-            if extension is esmtp.SIZE:
-                yield f"SIZE {self._max_size}"
-            elif extension is not esmtp.STARTTLS or not self._tls:
-                yield extension.keyword
+        values = {"SIZE": self._max_size, "LIMITS": OfferedLimits(rcpt_max=self._max_recipients)}
+        for extension in self._extensions:
+            if not self._tls if extension is esmtp.STARTTLS else self._tls or not extension.needs_tls:
+                yield extension.offer_line(values.get(extension.keyword))
 
     def _mail(self, address: Address) -> Reply:
-        parameters = address.parameters
         refusal = self._check(address, "MAIL")
         if refusal is not None:
             return refusal
-        size = parameters.get("SIZE", "0") or ""
-        if not size.isascii() or not size.isdigit() or len(size) > 20:
-            return Reply(501, "5.5.4 SIZE takes a number of octets")
-        if int(size) > self._max_size:
+        options = address.mail_options
+        if (options.size or 0) > self._max_size:
             return canned.TOO_LARGE
-        if "BODY" in parameters and (parameters["BODY"] or "").upper() not in esmtp.BODY_TYPES:
-            return Reply(501, "5.5.4 BODY takes 7BIT, 8BITMIME or BINARYMIME")
-        if parameters.get("SMTPUTF8") is not None:
-            return Reply(501, "5.5.4 SMTPUTF8 takes no value")
-        if not address.isascii() and "SMTPUTF8" not in parameters:
+        if not address.isascii() and not options.smtputf8:
             return canned.NEED_SMTPUTF8
         self._sender = address
         self._body = b""
@@ -165,10 +164,8 @@ class MemoryServer:
         return canned.RECIPIENT_OK
 
     def _check(self, address: Address, verb: str) -> Reply | None:
-        for keyword in address.parameters:
-            if not self._extended or keyword not in _PARAMETERS[verb]:
-                return Reply(555, f"5.5.4 Unsupported parameter: {keyword}")
-        return None
+        check = self._parameters if self._extended else _NO_PARAMETERS
+        return check.refusal(verb, address, tls=self._tls)
 
     def _is_binary(self) -> bool:
         return self._sender is not None and (self._sender.parameters.get("BODY") or "").upper() == "BINARYMIME"
@@ -181,6 +178,9 @@ class MemoryServer:
             self.events.append(f"message {escape(content)}")
         return [reply] * (max(self._protocol.recipients, 1) if self._lmtp else 1)
 
+
+#: What is allowed after HELO.
+_NO_PARAMETERS = esmtp.ParameterCheck(())
 
 NO_SUCH_USER = Reply(550, "5.1.1 No such user")
 
@@ -208,11 +208,12 @@ def replay_in_memory(dialogue: Dialogue, *, cut: int | None = None) -> DialogueR
     if dialogue.send is not None:
         return DialogueResult(dialogue, "not applicable", got="it is for a client")
     unknown = [name for name in dialogue.server if name not in OPTIONS]
-    needs = [each for each in dialogue.needs if each.partition(" ")[0] == "AUTH"]
+    optional = frozenset(each.partition(" ")[0] for each in dialogue.needs) & _SWITCHABLE
+    needs = [each for each in dialogue.needs if each.partition(" ")[0] in ("AUTH", "ETRN", "FUTURERELEASE")]
     if unknown or needs:
         return DialogueResult(dialogue, "not applicable", got=f"needs {', '.join((*unknown, *needs))}")
     options = {name: int(value) for name, value in dialogue.server.items()}
-    server = MemoryServer(lmtp=dialogue.lmtp, refuse=dialogue.refuse, **options)
+    server = MemoryServer(lmtp=dialogue.lmtp, refuse=dialogue.refuse, extensions=optional, **options)
     player = DialoguePlayer(dialogue)
     player.receive(server.receive(b""))
     sent = 0

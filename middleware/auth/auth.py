@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("greensmtp")
 
 #: The parameter of MAIL, and the bytes that it adds to the line's limit (RFC 4954 section 3).
-AUTH = Extension("AUTH", mail=frozenset({"AUTH"}), room={"MAIL": 500})
+AUTH = Extension("AUTH", mail=frozenset({"AUTH"}), room={"MAIL": 500}, verbs=frozenset({"AUTH"}))
 
 #: With ``required``, these commands need an identity, in whatever middleware they are implemented. All other commands
 #: of the RFCs serve to authenticate, or to leave (RFC 4954 section 6).

@@ -234,7 +234,7 @@ def test_a_verb_that_is_no_text_is_500_and_an_argument_501(play_cut: PlayCut, li
         "NOOP anything at all",
         "rset",
         "RSET ",
-        "help me",
+        "help mail",
         "vrfy x",
     ],
 )

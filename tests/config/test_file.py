@@ -93,6 +93,24 @@ WRONG: list[tuple[str, str]] = [
     ("[logging]\nformat = 'xml'", '2: logging.format: expected "text" or "json"'),
     (LISTENER + "backlog = -1", "3: listeners.backlog: should be greater than or equal to 0"),
     ("listeners = []", "1: listeners: expected at least 1 entry"),
+    # extensions
+    ("[extensions]\nDNS = true", "2: extensions.DNS: there is no such key; did you mean DSN?"),
+    ("[extensions]\ndsn = true", "2: extensions.dsn: there is no such key; did you mean DSN?"),
+    ("[extensions]\nSIZE = 'x'", "2: extensions.SIZE: expected true or false; got a string"),
+    (
+        "[extensions]\nDELIVERBY = 0",
+        "2: extensions.DELIVERBY: takes the least number of seconds for BY=...;R, true or false, not 0",
+    ),
+    (
+        "[extensions]\nFUTURERELEASE = true",
+        "2: extensions.FUTURERELEASE: takes the most seconds that a message may be held, or these and a last time with "
+        "its time zone, or false, not True",
+    ),
+    (
+        LISTENER + "extensions.CHUNKIN = false",
+        "3: listeners.extensions.CHUNKIN: there is no such key; did you mean CHUNKING?",
+    ),
+    (LISTENER + "lenient_addresses = 1", "3: listeners.lenient_addresses: expected true or false; got an integer"),
     # required keys
     ("[[listeners]]\nhostname = 'x'", "1: listeners.url: must be given"),
     (LISTENER + "[[plugins]]\noptional = true", "3: plugins.name: must be given"),

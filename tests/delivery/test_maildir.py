@@ -150,6 +150,22 @@ def test_lmtp_stores_when_the_first_recipient_is_refused(smtp_server: MakeServer
     assert Stored(maildir).body == b"\r\nHi\r\n"
 
 
+def test_the_options_of_the_envelope_are_no_part_of_the_trace(smtp_server: MakeServer, maildir: Maildir) -> None:
+    server = smtp_server(start=False, extensions={"DSN": True, "RRVS": True, "MT-PRIORITY": True})
+    maildir.attach(server)
+    with dial(server) as peer:
+        hostile = "MAIL FROM:<ann@example.com> ENVID=+3E+0D+0ABcc RET=HDRS MT-PRIORITY=9"
+        right = "MAIL FROM:<ann@example.com> ENVID=A"
+        peer.hello()
+        peer.line(hostile, right, "RCPT TO:<bob@example.org> ORCPT=rfc822;x+40y NOTIFY=NEVER RRVS=2020-01-01T00:00:00Z")
+        peer.expect("501 5.5.4 ENVID", "250", "250")
+        peer.line("DATA", "Subject: Tea", ".")
+        peer.expect("354", "250")
+    stored = Stored(maildir)
+    assert (stored.trace["sender"], stored.trace["recipient"]) == ("ann@example.com", "bob@example.org")
+    assert stored.body == b"Subject: Tea\r\n"
+
+
 def test_two_maildirs_may_take_the_mail_of_one_server(smtp_server: MakeServer, tmp_path: Path) -> None:
     server = smtp_server(start=False)
     both = [Maildir(tmp_path / name) for name in ("one", "two")]

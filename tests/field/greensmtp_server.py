@@ -8,6 +8,12 @@ import greensmtp
 from greensmtp import Ack, Address, MessageStream, Reject, Session, SMTPServer
 from greensmtp.middleware import Auth
 
+#: Beside the standard ones.
+EXTENSIONS = {
+    **dict.fromkeys(("DSN", "REQUIRETLS", "MT-PRIORITY", "DELIVERBY", "RRVS", "ETRN"), True),
+    "FUTURERELEASE": 3600,
+}
+
 
 def make(port: int, *, lmtp: bool, cert: str) -> SMTPServer:
     """Return a server that throws messages away."""
@@ -17,6 +23,7 @@ def make(port: int, *, lmtp: bool, cert: str) -> SMTPServer:
         lmtp=lmtp,
         certfile=cert,
         max_message_size=1_000_000,
+        extensions=EXTENSIONS,
         middleware=[Auth({"jo": "secret"}, allow_plaintext=True, failures_by_client=None, failures_by_account=None)],
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from greensmtp.protocol.ehlo_parameters import NUMBER
+from greensmtp.protocol.ehlo_parameters import LIMITS, NUMBER
 from greensmtp.protocol.esmtp import BODY_TYPES, STANDARD, Extension, allowed_parameters, line_room, offer
 from greensmtp.protocol.reply import Reply
 
@@ -22,6 +22,7 @@ TABLE = [
     Extension("CHUNKING"),  # RFC 3030 section 2
     Extension("BINARYMIME", requires=frozenset({"CHUNKING", "8BITMIME"})),  # RFC 3030 section 3
     Extension("ENHANCEDSTATUSCODES"),  # RFC 2034 section 3
+    Extension("LIMITS", ehlo=LIMITS),  # RFC 9422
     Extension("STARTTLS", verbs=frozenset({"STARTTLS"})),  # RFC 3207 section 4
 ]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greensmtp.protocol.command import PARSERS, PathCommand, parse_command
-from greensmtp.protocol.lenient_path import LENIENCIES, LENIENT_PARSERS, rewrite
+from greensmtp.protocol.lenient_path import LENIENCIES, LENIENT_PARSERS, explain, rewrite
 
 #: line -> the address and its parameters
 LENIENT: list[tuple[str, str, dict[str, str | None]]] = [
@@ -115,3 +115,23 @@ def test_the_time_is_linear(text: str) -> None:
     start = time.process_time()
     rewrite("FROM:" + text * 100_000)
     assert time.process_time() - start < 2
+
+
+# What a strict server says
+
+
+@given(TEXT, st.sampled_from(["MAIL FROM", "RCPT TO"]))
+def test_the_refusal_names_a_fault_where_a_lenient_server_would_accept(text: str, verb: str) -> None:
+    strict, lenient = parse(f"{verb}:{text}", lenient=False), parse(f"{verb}:{text}", lenient=True)
+    if strict.error is None:
+        return
+    reply = explain(strict)
+    assert (reply.code, reply.enhanced) == (strict.error.code, strict.error.enhanced)
+    assert reply.text.startswith(strict.error.text)
+    named = any(leniency.name in reply.text for leniency in LENIENCIES)
+    assert named is (lenient.error is None), reply
+
+
+def test_the_refusal_of_what_is_no_text_names_no_fault() -> None:
+    command = parse_command(b"MAIL FROM:a\xff@example.org")
+    assert explain(command) == command.error

@@ -26,6 +26,7 @@ EXPN      ok         ok       ok       ok          ok
 HELP      ok         ok       ok       ok          ok
 QUIT      ok         ok       ok       ok          ok
 STARTTLS  hello      ok       ok       ok          chunks
+ETRN      hello      ok       nested   nested      chunks
 """
 
 REASONS: dict[str, Reply | None] = {

@@ -204,6 +204,21 @@ def test_bdat_and_data_do_not_mix(smtp_server: MakeServer) -> None:
     assert bodies == [b"abcd"]
 
 
+@pytest.mark.parametrize("switches", [{}, {"CHUNKING": False}])
+def test_lmtp_has_a_refusal_of_the_last_chunk_for_each_recipient(
+    smtp_server: MakeServer, switches: dict[str, bool]
+) -> None:
+    """RFC 2033 section 4.3."""
+    server = smtp_server(start=False, lmtp=True, extensions=switches)
+    server.on("message", lambda session, stream, ack: ack.reject())
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        peer.envelope(to=["a@example.com", "b@example.com"])
+        peer.send("BDAT 3 LAST\r\na\r\nNOOP\r\nDATA\r\n")
+        refusal = "502" if switches else "550"
+        peer.expect(refusal, refusal, "250", "503")
+
+
 # Between two chunks
 
 

@@ -15,7 +15,7 @@ from tests.helpers import collect_bodies
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-USUAL = ["PIPELINING", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "ENHANCEDSTATUSCODES"]
+USUAL = ["PIPELINING", "8BITMIME", "SMTPUTF8", "CHUNKING", "BINARYMIME", "ENHANCEDSTATUSCODES", "LIMITS RCPTMAX=1000"]
 
 
 def offers(reply: str) -> list[str]:

@@ -12,10 +12,12 @@ from greensmtp import (
     EndOfData,
     HelloCommand,
     Limits,
+    LookupCommand,
     Mail,
     MessageStream,
     PathCommand,
     Proceed,
+    QueueCommand,
     Reply,
     Session,
     SMTPServer,
@@ -25,6 +27,7 @@ from greensmtp.chain import middleware
 
 server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", max_message_size=None, command_timeout=30)
 limited = SMTPServer("127.0.0.1:0", limits=Limits(max_recipients=10))
+switched = SMTPServer("127.0.0.1:0", extensions={"DSN": True, "FUTURERELEASE": (86400, None)}, lenient_addresses=True)
 
 
 @server.on("connect")
@@ -51,6 +54,23 @@ def hello(session: Session, greeting: HelloCommand, ack: Ack) -> None:
 @server.on("to")
 def address(session: Session, address: Address, ack: Ack) -> Reply | None:
     return None if address.domain == "example.com" else Reply(550, "5.7.1 relaying denied")
+
+
+@server.on("from")
+def options(session: Session, address: Address, ack: Ack) -> None:
+    print((address.mail_options.envid or "").upper(), "DSN" in session.extensions)
+    ack.accept()
+
+
+@server.on("vrfy")
+@server.on("expn")
+def look_up(session: Session, command: LookupCommand, ack: Ack) -> Reply | None:
+    return Reply(250, command.lookup.name.upper()) if command.lookup.address else Reply(550, "5.1.1 no")
+
+
+@switched.on("etrn")
+def start_queue(session: Session, command: QueueCommand, ack: Ack) -> None:
+    ack.accept() if command.queue.kind == "domain" else ack.reject(459, command.queue.name)
 
 
 @server.on("message")
