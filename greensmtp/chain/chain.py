@@ -12,7 +12,7 @@ from greensmtp._log import logger
 from greensmtp.chain.validate import check_callable, check_words
 from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
-from greensmtp.protocol.command import Command
+from greensmtp.protocol.command import ACCEPT, CONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import HandlerTimeout
@@ -129,12 +129,18 @@ class Chain:
         """The verbs that some middleware names."""
         return frozenset().union(*(verbs for _, verbs in self._links if verbs is not None))
 
+    def wants(self, verb: str) -> bool:
+        """Return True if commands with this verb pass through some middleware."""
+        return any(verbs is None or verb in verbs for _, verbs in self._links)
+
     def compose(self, verb: str | None, terminal: Proceed) -> Proceed:
         """Return one callable for a verb (None: any that no middleware names), which ends in ``terminal``."""
         proceed = terminal
         for middleware, verbs in reversed(self._links):
             if verbs is None or verb in verbs:
                 proceed = _link(middleware, proceed)
+                if verb in (ACCEPT, CONNECT):
+                    proceed = _opening(proceed)
         return proceed
 
 
@@ -175,6 +181,18 @@ def wanted_verbs(middleware: Middleware) -> frozenset[str] | None:
     """Return the verbs that a middleware wants, in upper case; None: all."""
     verbs = getattr(middleware, "verbs", None)
     return None if verbs is None else frozenset(verb.upper() for verb in verbs)
+
+
+def before_banner(reply: Reply) -> Reply:
+    """Return a reply to a connection; a refusal as RFC 5321 section 3.1 has it: 554, or 421 for a temporary one."""
+    if reply.code < 400 or reply.code in (421, 554):
+        return reply
+    return Reply(554 if reply.code >= 500 else 421, *reply.lines, enhanced=reply.enhanced)
+
+
+def _opening(proceed: Proceed) -> Proceed:
+    """Return a link of ACCEPT or CONNECT: the middleware further out see, and log, the code that the client gets."""
+    return lambda session, command: before_banner(proceed(session, command))
 
 
 def _link(middleware: Middleware, proceed: Proceed) -> Proceed:

@@ -12,7 +12,7 @@ from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import Reject, TLSFailed, TLSUnverified
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import Ack, AckState
+from greensmtp.session.ack import Ack, new_ack
 from greensmtp.session.ack_rules import AckRules
 from greensmtp.thread_pool import in_thread_pool
 
@@ -85,8 +85,7 @@ def upgrade(
 
 def _ask(transport: ClientTransport, timeouts: Timeouts, asker: Asker) -> Reply:
     """Return the handlers' decision, waiting for it if necessary. An ack that is dropped undecided rejects the peer."""
-    state = AckState(_RULES)
-    ack = Ack(state)
+    state, ack = new_ack(_RULES)
     try:
         if not asker(ack):
             return _NO_HANDLERS

@@ -23,7 +23,8 @@ from greensmtp.delivery import trace
 from greensmtp.errors import Reject
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.session import Session
-from greensmtp.session.stream import MessageStream, reply_to_failure
+from greensmtp.session.body_pipes import reply_to_failure
+from greensmtp.session.stream import MessageStream
 from greensmtp.thread_pool import BoundedPool, Steps
 
 logger = logging.getLogger("greensmtp")

@@ -61,7 +61,9 @@ class DotDecoder:
             line = -1
         if line >= 0 and data.startswith(b".", line):
             if data.startswith(b".\r\n", line):
-                return self._finish(data[:line], data[line + 3 :])
+                self.complete = True
+                self.rest = data[line + 3 :]
+                return data[:line]
             if len(data) - line == 1 or data[line:] == b".\r":
                 self._held = data[line:]
                 self._at_line_start, self._after_cr = True, False
@@ -79,7 +81,9 @@ class DotDecoder:
             found = _search_end(data, dot)
             if found is not None:
                 end = found.start()
-                return self._finish(_unstuff(data, start, end + 2, dot), data[end + 5 :])
+                self.complete = True
+                self.rest = data[end + 5 :]
+                return _unstuff(data, start, end + 2, dot)
             if data.endswith(_CRLF_DOT):
                 end -= 1
             elif data.endswith(b"\r\n.\r"):
@@ -90,11 +94,6 @@ class DotDecoder:
             self._at_line_start = last == 10 and (self._after_cr if end - start == 1 else data[end - 2] == 13)
             self._after_cr = last == 13
         return _unstuff(data, start, end, dot)
-
-    def _finish(self, body: bytes, rest: bytes) -> bytes:
-        self.complete = True
-        self.rest = rest
-        return body
 
 
 def _unstuff(data: bytes, start: int, end: int, dot: int) -> bytes:

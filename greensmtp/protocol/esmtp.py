@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -215,6 +216,7 @@ _OFFER = re.compile(rf"({_KEYWORD.pattern})(?:[ =](.*))?")
 USED = ("8BITMIME", "AUTH", "BINARYMIME", "CHUNKING", "PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS")
 
 
+@lru_cache(256)  # a client that comes again gets the same reply, and encoding it is most of the work of EHLO
 def offer(reply: Reply, keyword: str, *parameters: str) -> Reply:
     """Return the reply to EHLO or LHLO with one more extension offered; return a refusal as it is.
 

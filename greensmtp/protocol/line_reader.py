@@ -44,7 +44,7 @@ TLS_HANDSHAKE = b"\x16\x03"
 MAX_SKIPPED = 1024 * 1024
 
 #: Bytes below which no line is too long, whatever its verb, so that short lines need no look at theirs.
-_ALWAYS_ALLOWED = 64
+ALWAYS_ALLOWED = 64
 
 
 class BadLine(Exception):
@@ -119,7 +119,7 @@ class LineReader:
             self._skip_reply = None
             raise BadLine(self._refusal(at, end, canned.BARE_NEWLINE))
         line = buffer[at : end - 1]
-        if end - at >= _ALWAYS_ALLOWED and end - at + 1 > (
+        if end - at >= ALWAYS_ALLOWED and end - at + 1 > (
             max_length or self._max_length(line[:8].split(b" ", 1)[0].decode("latin-1").upper())
         ):
             raise BadLine(self._refusal(at, end, canned.LINE_TOO_LONG))

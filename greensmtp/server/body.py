@@ -8,13 +8,13 @@ from greensmtp.protocol.chunking import ChunkDecoder
 from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.dot_stuffing import DotDecoder
 from greensmtp.protocol.reply import Reply
-from greensmtp.server.transport import BODY_PIECE, Transport
+from greensmtp.server.line_transport import BODY_PIECE, LineTransport
 
 
 class DataBody(DotDecoder):
     """The body that follows 354, up to CRLF.CRLF (RFC 5321 section 4.1.1.4)."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: LineTransport) -> None:
         self._transport = transport
 
     def open(self, reply: Reply) -> None:
@@ -43,7 +43,7 @@ class ChunkedBody(ChunkDecoder):
 
     __slots__ = ("_next", "_transport")
 
-    def __init__(self, transport: Transport, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
+    def __init__(self, transport: LineTransport, first: ChunkCommand, next_chunk: Callable[[], ChunkCommand]) -> None:
         """
         :param next_chunk: replies to the chunk that has ended, and returns the next BDAT; it raises TransactionReset if
             the client does something else.
@@ -69,7 +69,7 @@ class ChunkedBody(ChunkDecoder):
         return data
 
 
-def skip(transport: Transport, size: int) -> None:
+def skip(transport: LineTransport, size: int) -> None:
     """Read and drop the ``size`` bytes of a refused chunk, so that none of them is taken for a command."""
     transport.begin_body()
     while size:

@@ -7,9 +7,30 @@ from greensmtp.protocol.command import ChunkCommand
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.body import skip
 from greensmtp.server.command_loop import CommandLoop
+from greensmtp.server.replier import Replier, further_recipients
 
 #: Commands that end the body when they come between two chunks (RFC 3030 section 2).
 _ENDS_CHUNKS = frozenset({"RSET", "QUIT", "HELO", "EHLO", "LHLO"})
+
+
+#: Bytes below which a chunk costs more than it brings, so that it counts as an idle command.
+SMALL_CHUNK = 256
+
+
+def is_wasteful(command: ChunkCommand) -> bool:
+    """Return True if a chunk counts as an idle command: a client could send any number of such for one message."""
+    return command.size < SMALL_CHUNK and not command.last
+
+
+def repeat_refusal(connection: Replier, command: ChunkCommand, reply: Reply) -> None:
+    """LMTP: write all but one of the replies to the last chunk of a message that was refused.
+
+    BDAT LAST gets one reply for each accepted RCPT (RFC 2033 section 4.3), and a client waits for all of them.
+    """
+    if command.last and connection.routes.lmtp and not reply.ends_connection:
+        session = connection.session
+        for _ in range(len(session.to) - len(further_recipients(session)) - 1):
+            connection.transport.write(reply.encode())
 
 
 class ChunkSequence:
@@ -54,9 +75,11 @@ class ChunkSequence:
             loop.identity_before = session.identity
             if isinstance(command, ChunkCommand) and command.error is None and reply.code < 300:
                 self._pending = reply
-                if not command.size and not command.last and not loop.count_idle():
+                if is_wasteful(command) and not loop.count_idle():
                     raise ConnectionLost("refused")
                 return command
+            if isinstance(command, ChunkCommand):
+                repeat_refusal(loop, command, reply)
             if not loop.tell(command, reply) or (route.idle and not loop.count_idle()):
                 raise ConnectionLost("refused")
             if isinstance(command, ChunkCommand):

@@ -12,16 +12,12 @@ The rules of this file:
 
 from __future__ import annotations
 
-from typing import Any
-
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.command import UNKNOWN, Command, is_foreign, parse_command
 from greensmtp.protocol.line_reader import BadLine
-from greensmtp.server.registry import Registry
+from greensmtp.server.dispatcher import add_recipient, begin, hello
 from greensmtp.server.replier import PROMISES, Replier
-from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN
-from greensmtp.server.transport import Transport
 from greensmtp.session import Change
 
 #: Lines that need no parsing.
@@ -29,18 +25,14 @@ _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT
 
 _NOTHING: tuple[Change, ...] = ()
 
+#: Changes of the dispatcher's that raise nothing.
+_CANNOT_FAIL = frozenset({begin, add_recipient, hello})
+
 
 class CommandLoop(Replier):
     """One connection: its commands, one after the other."""
 
-    __slots__ = ("next_command", "quit")
-
-    def __init__(self, routes: Routes, registry: Registry[Any], transport: Transport, address: str) -> None:
-        super().__init__(routes, registry, transport, address)
-        #: A command that was read where a chunk was expected; the loop goes on with it.
-        self.next_command: Command | None = None
-        #: True once QUIT has been answered with 221.
-        self.quit = False
+    __slots__ = ()
 
     def handle_commands(self) -> None:
         """Handle commands until a reply was the last one.
@@ -79,7 +71,13 @@ class CommandLoop(Replier):
                 if not continuation(self, command, reply):
                     return
             elif reply.code < 300:
-                if session._staged or command.verb in PROMISES:
+                staged = session._staged
+                if len(staged) == 1 and staged[0][0] in _CANNOT_FAIL:
+                    # As in take_effect:
+                    session._staged = _NOTHING
+                    change, arguments = staged[0]
+                    change(*arguments)
+                elif staged or command.verb in PROMISES:
                     reply = self.take_effect(reply)
                 write(reply.wire or reply.encode())
             elif not self.answer(command, reply):

@@ -8,7 +8,7 @@ The rules of this file:
 - Once 354 or a chunk's first byte is on its way, a refusal cannot stop the client. The body is read to its end, and the
   reply comes then.
 - A refused BDAT ends the transaction, and its bytes are dropped: the next chunk must not pass for a message.
-- A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 section 4.2). Each is
+- A message gets one reply, in LMTP one for each accepted RCPT, in their order (RFC 2033 sections 4.2, 4.3). Each is
   written as soon as it is known: if the connection is cut off in between, the client knows which recipients have it.
 """
 
@@ -23,15 +23,16 @@ from greensmtp.protocol.command import END_OF_DATA, ChunkCommand, Command, EndOf
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.body import skip
+from greensmtp.server.chunks import is_wasteful, repeat_refusal
 from greensmtp.server.handler import ConnectionHandler
-from greensmtp.server.replier import FURTHER
+from greensmtp.server.replier import further_recipients
 from greensmtp.server.routes import Continuation
 from greensmtp.server.supervised import UNSEEN
 from greensmtp.session.ack import ENDINGS
 from greensmtp.session.stream import MessageStream
 
-#: SMTP has one reply to a message, LMTP one for each recipient.
-_SMTP_ENDS = (EndOfData(),)
+#: That of SMTP, which has one reply to a message; LMTP has one for each recipient.
+_END = EndOfData()
 
 
 def after_quit(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
@@ -82,40 +83,11 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
             handler.transport.in_body = False
             session.reset()
             return True
-    routes = handler.routes
-    lmtp = routes.lmtp
-    further = session.transaction_notes.get(FURTHER, ()) if lmtp else ()
-    accepted, go_on = False, True
-    owed: Reply | None = None
-    for number, end in enumerate(map(EndOfData, session.to) if lmtp else _SMTP_ENDS, 1):
-        # As in begin_command, but what the message has staged stays.
-        handler.current = end
-        handler.spent = UNSEEN
-        handler.identity_before = session.identity
-        try:
-            reply = routes.end_of_data(session, end)
-        except BaseException as error:
-            reply = handler.error_reply(error, END_OF_DATA)
-        if stream.failure is not None and reply.code < 300:
-            logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
-            reply = stream.failure
-        if session._staged or reply.code >= 300:
-            handler.is_storing = True
-            try:
-                reply = handler.settle(reply)
-            finally:
-                handler.is_storing = False
-        accepted = accepted or reply.code < 300
-        if owed is not None and not _is_worse(reply, owed):
-            reply = owed
-        if number in further:  # the next recipient belongs to the same RCPT
-            owed = reply
-            continue
-        owed = None
-        if reply.code < 300:
-            handler.transport.write(reply.wire or reply.encode())
-        else:
-            go_on = handler.say(reply) and go_on
+    if handler.routes.lmtp:
+        accepted, go_on = _reply_to_each(handler, stream)
+    else:
+        reply = _end_of_data(handler, stream, _END)
+        accepted, go_on = reply.code < 300, handler.say(reply)
     session.reset()
     if accepted:
         session.messages_accepted += 1
@@ -123,7 +95,52 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         return go_on
     if not go_on or not handler.count_error():
         return False
-    return (reply.code >= 500 and not lmtp) or handler.count_idle()
+    return (reply.code >= 500 and not handler.routes.lmtp) or handler.count_idle()
+
+
+def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfData) -> Reply:
+    """Have a complete message handled, in LMTP for one recipient, and return the reply."""
+    session = handler.session
+    # As in begin_command, but what the message has staged stays.
+    handler.current = end
+    handler.spent = UNSEEN
+    handler.identity_before = session.identity
+    try:
+        reply = handler.routes.end_of_data(session, end)
+    except BaseException as error:
+        reply = handler.error_reply(error, END_OF_DATA)
+    if stream.failure is not None and reply.code < 300:
+        logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
+        reply = stream.failure
+    if session._staged or reply.code >= 300:
+        handler.is_storing = True
+        try:
+            reply = handler.settle(reply)
+        finally:
+            handler.is_storing = False
+    return reply
+
+
+def _reply_to_each(handler: ConnectionHandler, stream: MessageStream) -> tuple[bool, bool]:
+    """LMTP: reply to the message for each accepted RCPT.
+
+    :return: whether the message was accepted for one recipient, and whether the connection goes on.
+    """
+    session = handler.session
+    further = further_recipients(session)
+    accepted, go_on = False, True
+    owed: Reply | None = None
+    for number, recipient in enumerate(session.to, 1):
+        reply = _end_of_data(handler, stream, EndOfData(recipient))
+        accepted = accepted or reply.code < 300
+        if owed is not None and not _is_worse(reply, owed):
+            reply = owed
+        if number in further:  # the next recipient belongs to the same RCPT
+            owed = reply
+            continue
+        owed = None
+        go_on = handler.say(reply) and go_on
+    return accepted, go_on
 
 
 def _refuse_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
@@ -134,8 +151,10 @@ def _refuse_body(handler: ConnectionHandler, command: Command, reply: Reply) -> 
         session.message = None
     if not isinstance(command, ChunkCommand):
         return handler.answer(command, reply)
-    go_on = handler.answer(command, canned.LOCAL_ERROR if reply.code < 300 else reply)
-    if go_on and not command.last and not command.size:
+    reply = handler.settle(canned.LOCAL_ERROR if reply.code < 300 else reply)
+    repeat_refusal(handler, command, reply)
+    go_on = handler.tell(command, reply)
+    if go_on and is_wasteful(command):
         go_on = handler.count_idle()
     if session.state > State.SENDER:
         session.reset()

@@ -25,11 +25,13 @@ chunks.
 from __future__ import annotations
 
 import ssl
+from functools import lru_cache
 from typing import Any
 
 from gevent import GreenletExit, getcurrent
 
 from greensmtp._log import logger
+from greensmtp.chain.chain import Proceed, before_banner
 from greensmtp.errors import ConnectionLost, MalformedAnswer
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, ChunkCommand, Command
@@ -38,7 +40,6 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.server.body import ChunkedBody, DataBody
 from greensmtp.server.chunks import ChunkSequence
 from greensmtp.server.command_loop import CommandLoop
-from greensmtp.server.places import client_key
 from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import FAREWELLS
@@ -49,6 +50,8 @@ from greensmtp.session.ack import ENDINGS
 #: Seconds to send the last reply to a client that may not be reading.
 _FAREWELL_TIMEOUT = 2.0
 
+_ACCEPT, _CONNECT, _STARTTLS = Command(ACCEPT), Command(CONNECT), Command("STARTTLS")
+
 _WRONG_GREENLET = "a message is received in the connection's own greenlet only: call proceed() there for DATA and BDAT"
 
 
@@ -58,16 +61,25 @@ class ConnectionHandler(CommandLoop):
     :param server: handed to the session.
     :param registry: the server's account of its connections.
     :param peer: the client's address as the socket gives it.
+    :param address: what the client is counted by: see ``client_key``.
     :param tls_first: TLS begins before the banner (RFC 8314).
     """
 
     __slots__ = ("_tls_first",)
 
     def __init__(
-        self, server: ServerInfo, routes: Routes, registry: Registry[Any], socket: Any, peer: Any, *, tls_first: bool
+        self,
+        server: ServerInfo,
+        routes: Routes,
+        registry: Registry[Any],
+        socket: Any,
+        peer: Any,
+        *,
+        address: str,
+        tls_first: bool,
     ) -> None:
         transport = Transport(socket, routes.limits, routes.line_length, routes.line_limit)
-        super().__init__(routes, registry, transport, client_key(peer))
+        super().__init__(routes, registry, transport, address)
         self.session = Session(server, self, peer, routes.dispatcher.emitters)
         self._tls_first = tls_first
         # Under implicit TLS nothing can be said before the handshake.
@@ -103,7 +115,8 @@ class ConnectionHandler(CommandLoop):
         except BaseException:  # Expired too: a handler had another greenlet wait for this client
             logger.exception("%s: serving the connection failed; connection closed", self.session.id)
         finally:
-            self.current = None
+            if not self.has_left:  # else DISCONNECT is being handled elsewhere
+                self.current = None
             try:
                 if linger:
                     self.registry.let_linger(self)
@@ -120,7 +133,7 @@ class ConnectionHandler(CommandLoop):
         self.has_left = True
         self.registry.begin_leaving(self)  # first, so that no handler that hangs holds the place
         self.greenlet = getcurrent()
-        session, command = self.session, Command(DISCONNECT, reason)
+        session, command = self.session, _disconnect(reason)
         try:
             self.begin_command(command)
             session.reset()
@@ -131,7 +144,8 @@ class ConnectionHandler(CommandLoop):
             logger.exception("%s: handling DISCONNECT failed", session.id)
         finally:
             self.greenlet = self.current = self.identity_before = None
-            session._disconnect_receivers()
+            if session._receivers:
+                session._disconnect_receivers()
             self.registry.remove(self)
 
     def _say_farewell(self, reason: str) -> bool:
@@ -152,39 +166,37 @@ class ConnectionHandler(CommandLoop):
 
     def _admit(self) -> bool:
         """Handle ACCEPT, before TLS; return True if the client may stay. A refusal is sent unless TLS comes first."""
-        command = Command(ACCEPT)
-        self.begin_command(command)
-        try:
-            reply = self.routes.accept(self.session, command)
-        except BaseException as error:
-            reply = self.error_reply(error, ACCEPT)
-        reply = self.settle(reply)
+        reply = canned.OK
+        if self.routes.accept is not None:
+            reply = self.settle(self._handle(_ACCEPT, self.routes.accept))
         self.registry.has_arrived(self)
-        if reply.is_positive:
+        if reply.code < 300:
             reply = self.take_place()  # a middleware that answered by itself has taken none
-            if reply.is_positive:
+            if reply.code < 300:
                 return True
         self.registry.take_place_back(self)
         if not self.transport.write_failed:
-            self.transport.write(_closing(reply).encode())
+            self.transport.write(before_banner(reply).encode())
         return False
 
     def _greet(self) -> bool:
         """Handle CONNECT and write the banner; return True if it was a 220."""
-        command = Command(CONNECT)
-        self.begin_command(command)
-        try:
-            reply = self.routes.connect(self.session, command)
-        except BaseException as error:
-            reply = self.error_reply(error, CONNECT)
+        reply = self._handle(_CONNECT, self.routes.connect)
         if reply.code != 220 and reply.code < 400:
             logger.error("%s: %r is no reply to a connection; replying 421", self.session.id, reply)
             reply = canned.SHUTTING_DOWN
         reply = self.settle(reply)
-        if reply.code >= 400:
-            reply = _closing(reply)
+        reply = before_banner(reply)
         self.transport.write(reply.encode())
         return reply.code == 220
+
+    def _handle(self, command: Command, handle: Proceed) -> Reply:
+        """Have ACCEPT or CONNECT handled, and return its reply."""
+        self.begin_command(command)
+        try:
+            return handle(self.session, command)
+        except BaseException as error:
+            return self.error_reply(error, command.verb)
 
     def start_tls(self) -> None:
         """Shake hands.
@@ -197,7 +209,7 @@ class ConnectionHandler(CommandLoop):
         self._note_tls()
 
     def _note_tls(self) -> None:
-        self.begin_command(Command("STARTTLS"))
+        self.begin_command(_STARTTLS)
         self.session.tls = True
         self.session._emitters["tls"].emit(self.session)
 
@@ -260,6 +272,6 @@ class ConnectionHandler(CommandLoop):
         return ChunkedBody(self.transport, as_sent, ChunkSequence(self, command).next_chunk)
 
 
-def _closing(reply: Reply) -> Reply:
-    """Return a refusal as RFC 5321 section 3.1 has it before the banner: 554, or 421 for a temporary one."""
-    return Reply(554 if reply.code >= 500 else 421, *reply.lines, enhanced=reply.enhanced)
+@lru_cache(16)
+def _disconnect(reason: str) -> Command:
+    return Command(DISCONNECT, reason)

@@ -29,8 +29,8 @@ class Limits:
     max_recipients: int = 1_000
     #: 5xx replies until 421 closes the connection; an accepted message resets the count.
     max_errors: int = 20
-    #: Commands that bring no message nearer (RSET, NOOP, VRFY, EHLO ...) and 4xx replies until 421; an accepted
-    #: message resets the count.
+    #: Commands that bring no message nearer (RSET, NOOP, VRFY, EHLO ...), small chunks and 4xx replies until 421; an
+    #: accepted message resets the count.
     max_idle_commands: int = 100
     #: Connections that are served at once. One more gets 421 at once, or displaces one of the busiest address. None: no
     #: limit.

@@ -13,11 +13,12 @@ from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import Ack
+from greensmtp.session.body_pipes import reply_to_failure
 from greensmtp.session.mail import Mail, Verdict
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signals
 from greensmtp.session.spool import Spool
-from greensmtp.session.stream import MessageStream, reply_to_failure
+from greensmtp.session.stream import MessageStream
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 

@@ -23,9 +23,9 @@ class Places(Generic[Holder]):
         self.taken = 0
         #: Address -> its holders, in the order in which they came. (Dicts here are ordered sets.)
         self._holders: dict[str, dict[Holder, None]] = {}
-        #: Number of holders -> the addresses that have so many.
+        #: Number of holders, if it is two or more -> the addresses that have so many.
         self._addresses: dict[int, dict[str, None]] = {}
-        #: The greatest number of holders that an address has.
+        #: The greatest number of holders that an address has; 0 if none has two.
         self._most = 0
 
     @property
@@ -35,23 +35,27 @@ class Places(Generic[Holder]):
 
     def take(self, holder: Holder, address: str) -> None:
         """Give a place to a holder, even if none is left."""
-        holders = self._holders.setdefault(address, {})
-        count = len(holders)
-        holders[holder] = None
-        self._move(address, count, count + 1)
+        if self.limit is None:
+            return  # nothing is ever full
         self.taken += 1
+        holders = self._holders.get(address)
+        if holders is None:
+            self._holders[address] = {holder: None}
+        else:
+            holders[holder] = None
+            self._move(address, len(holders) - 1, len(holders))
 
     def give_back(self, holder: Holder, address: str) -> None:
         """Take a holder's place back; do nothing if it has none."""
         holders = self._holders.get(address)
         if holders is None or holder not in holders:
             return
-        count = len(holders)
-        del holders[holder]
-        if not holders:
-            del self._holders[address]
-        self._move(address, count, count - 1)
         self.taken -= 1
+        del holders[holder]
+        if holders:
+            self._move(address, len(holders) + 1, len(holders))
+        else:
+            del self._holders[address]
 
     def crowd(self, address: str) -> Iterable[Holder]:
         """Return the holders of the busiest address, first come first, one of which may be displaced by a newcomer.
@@ -63,14 +67,14 @@ class Places(Generic[Holder]):
         return self._holders[next(iter(self._addresses[self._most]))]
 
     def _move(self, address: str, before: int, after: int) -> None:
-        if before:
+        if before > 1:
             del self._addresses[before][address]
             if not self._addresses[before]:
                 del self._addresses[before]
-        if after:
+        if after > 1:
             self._addresses.setdefault(after, {})[address] = None
         if after > self._most or self._most not in self._addresses:
-            self._most = after
+            self._most = after if after > 1 else 0
 
 
 @lru_cache(4096)

@@ -87,7 +87,8 @@ class Registry(Generic[Connection]):
     def add(self, connection: Connection, loop: Any) -> None:
         """Add a new connection, and watch its deadlines."""
         self.arriving.take(connection, connection.address)
-        self.monitor.start(loop)
+        if not self.connections:
+            self.monitor.start(loop)
         self.connections.add(connection)
 
     def has_arrived(self, connection: Connection) -> None:
@@ -136,7 +137,8 @@ class Registry(Generic[Connection]):
     def begin_leaving(self, connection: Connection) -> None:
         """Free everything that a connection holds before its DISCONNECT is handled, which may take long."""
         self.has_arrived(connection)
-        self.take_place_back(connection)
+        if connection.has_place:
+            self.take_place_back(connection)
         self.lingering.pop(connection, None)
         self.connections.discard(connection)
         self.leaving.add(connection)

@@ -11,20 +11,18 @@ The rules of this file:
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
 
 from gevent import Timeout
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import Reject, reply_of
+from greensmtp.errors import ConnectionLost, Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
-from greensmtp.server.registry import Registry
-from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import UNSEEN, Supervised
-from greensmtp.server.transport import Transport
+from greensmtp.session import Session
 from greensmtp.session.ack import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
@@ -33,20 +31,19 @@ PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
 
 #: Key in the transaction's notes (LMTP): the indexes in ``session.to`` of recipients that a middleware has added to a
 #: RCPT.
-FURTHER = object()
+_FURTHER = object()
+
+
+def further_recipients(session: Session) -> Collection[int]:
+    """Return the indexes in ``session.to`` of recipients that have no reply of their own (LMTP)."""
+    notes = session._transaction_notes
+    return () if notes is None else notes.get(_FURTHER, ())
 
 
 class Replier(Supervised):
     """One connection: what becomes of a reply."""
 
-    __slots__ = ("deferred_recipients", "identity_before")
-
-    def __init__(self, routes: Routes, registry: Registry[Any], transport: Transport, address: str) -> None:
-        super().__init__(routes, registry, transport, address)
-        #: The session's identity before the current command.
-        self.identity_before: Any = None
-        #: RCPTs that got a 4xx after an accepted one, since the last accepted message.
-        self.deferred_recipients = 0
+    __slots__ = ()
 
     def begin_command(self, command: Command) -> None:
         """Note that handlers and middleware handle this command from now on."""
@@ -74,9 +71,10 @@ class Replier(Supervised):
         if 300 <= reply.code < 400:
             logger.error("%s: unexpected intermediate reply %r; replying 451", self.session.id, reply)
             reply = canned.LOCAL_ERROR
-        if reply.code < 300:
+        if reply.code >= 300:
+            self.forget_changes()
+        elif self.session._staged or (self.current is not None and self.current.verb in PROMISES):
             return self.take_effect(reply)
-        self.forget_changes()
         return reply
 
     def forget_changes(self) -> None:
@@ -96,7 +94,8 @@ class Replier(Supervised):
         """
         session = self.session
         command = self.current
-        assert command is not None
+        if self.has_left or command is None:  # the handler came back after its connection had been closed
+            raise ConnectionLost("closed")
         changes, greeting = session._changes, (session.greeting, session.hostname)
         recipients = len(session.to)
         staged, session._staged = session._staged, ()
@@ -124,7 +123,7 @@ class Replier(Supervised):
                 return reply
         if self.routes.lmtp and len(session.to) > recipients + 1:
             # A middleware has made several recipients of one RCPT, to which the client expects one reply.
-            session.transaction_notes.setdefault(FURTHER, set()).update(range(recipients + 1, len(session.to)))
+            session.transaction_notes.setdefault(_FURTHER, set()).update(range(recipients + 1, len(session.to)))
         if session._changes == changes and command.verb in PROMISES:
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
@@ -158,7 +157,7 @@ class Replier(Supervised):
 
     def say(self, reply: Reply) -> bool:
         """Write a reply; note a 5xx as an error."""
-        self.transport.write(reply.encode())
+        self.transport.write(reply.wire or reply.encode())
         if reply.code < 300:
             return True
         if reply.code >= 500:

@@ -68,7 +68,8 @@ class Routes:
         verbs = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | chain.verbs) - PSEUDO_COMMANDS
         self.routes = {verb: Route(compose(verb), verb not in _USEFUL, continuations.get(verb)) for verb in verbs}
         self.unknown = Route(chain.compose(None, dispatcher.terminal(UNKNOWN)), idle=True)
-        self.accept = compose(ACCEPT)
+        #: None if no middleware wants ACCEPT.
+        self.accept = compose(ACCEPT) if chain.wants(ACCEPT) else None
         self.connect = compose(CONNECT)
         self.end_of_data = compose(END_OF_DATA)
         self.disconnect = compose(DISCONNECT)

@@ -217,13 +217,16 @@ class SMTPServer(Acceptor, ConnectsHandlers):
 
     def do_handle(self, socket: Any, peer: Any) -> None:
         """Give a new connection its greenlet. In the hub; gevent calls it."""
-        if not self._registry.has_room(client_key(peer)):
+        address = client_key(peer)
+        if not self._registry.has_room(address):
             _turn_away(socket, silently=self.implicit_tls)
             return
         assert self._routes is not None
         try:
             socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
-            handler = ConnectionHandler(self, self._routes, self._registry, socket, peer, tls_first=self.implicit_tls)
+            handler = ConnectionHandler(
+                self, self._routes, self._registry, socket, peer, address=address, tls_first=self.implicit_tls
+            )
         except Exception:
             socket.close()
             raise

@@ -54,11 +54,15 @@ class Supervised:
         "_throws",
         "address",
         "current",
+        "deferred_recipients",
         "dismissed",
         "greenlet",
         "has_left",
         "has_place",
+        "identity_before",
         "is_storing",
+        "next_command",
+        "quit",
         "registry",
         "routes",
         "session",
@@ -68,6 +72,7 @@ class Supervised:
 
     session: Session
 
+    # (The fields of the layers above are set here too: a call of __init__ for each layer costs as much as all fields.)
     def __init__(self, routes: Routes, registry: Registry[Any], transport: Transport, address: str) -> None:
         self.routes = routes
         self.registry = registry
@@ -89,6 +94,14 @@ class Supervised:
         #: Seconds spent on it, as far as checks have seen; how many HandlerTimeouts it got.
         self.spent = UNSEEN
         self._throws = 0
+        #: The session's identity before the current command.
+        self.identity_before: Any = None
+        #: RCPTs that got a 4xx after an accepted one, since the last accepted message.
+        self.deferred_recipients = 0
+        #: A command that was read where a chunk was expected; the loop goes on with it.
+        self.next_command: Command | None = None
+        #: True once QUIT has been answered with 221.
+        self.quit = False
 
     # Deadlines
 

@@ -1,6 +1,6 @@
 """Temporary storage for a body while it is handled: memory while it is small, then a temporary file.
 
-No file is written in the hub: bytes are collected, and written in the thread pool, ``BATCH`` at a time.
+No file is written or read in the hub: the thread pool does so, ``BATCH`` bytes at a time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ import os
 from tempfile import SpooledTemporaryFile, TemporaryFile
 from typing import Any, BinaryIO
 
-from greensmtp.thread_pool import Steps
+from greensmtp._native import native
+from greensmtp.thread_pool import Steps, in_thread_pool
+
+get_ident = native("_thread", "get_ident")
 
 #: Bytes that are collected in memory before the thread pool writes them.
 BATCH = 256 * 1024
@@ -81,6 +84,7 @@ class Spool:
 
     def __init__(self) -> None:
         self._steps = Steps()
+        self._thread = get_ident()
         self._batch = bytearray()
         self._file: Any = None
         self._written = 0
@@ -117,7 +121,7 @@ class Spool:
             raise ValueError("this message was deleted: it can be read only while its handler runs")
         if not self._written:
             return io.BytesIO(head + self._batch)
-        return io.BufferedReader(_Reader(os.dup(self._file.fileno()), head))
+        return io.BufferedReader(_Reader(os.dup(self._file.fileno()), head, self._thread), BATCH)
 
     def close(self) -> None:
         """Delete the body, on disk in the thread pool. Open files stay readable."""
@@ -145,11 +149,15 @@ class Spool:
 
 
 class _Reader(io.RawIOBase):
-    """Some bytes, then a file that other readers share: each has its own position."""
+    """Some bytes, then a file that other readers share: each has its own position.
 
-    def __init__(self, descriptor: int, head: bytes) -> None:
+    :param hub_thread: the thread whose hub must not be blocked: there, the thread pool reads.
+    """
+
+    def __init__(self, descriptor: int, head: bytes, hub_thread: int) -> None:
         self._descriptor = descriptor
         self._head = head
+        self._hub_thread = hub_thread
         self._position = 0
 
     def readinto(self, buffer: Any, /) -> int:
@@ -157,10 +165,15 @@ class _Reader(io.RawIOBase):
         if self._position < len(self._head):
             data = self._head[self._position : self._position + len(buffer)]
         else:
-            data = os.pread(self._descriptor, len(buffer), self._position - len(self._head))
+            place = self._descriptor, len(buffer), self._position - len(self._head)
+            data = in_thread_pool(os.pread, *place) if get_ident() == self._hub_thread else os.pread(*place)
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)
+
+    def readall(self) -> bytes:
+        """Return all that is left. (The inherited method reads a few kilobytes at a time.)"""
+        return b"".join(iter(lambda: self.read(BATCH) or b"", b""))
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         """Move to a position, and return it."""

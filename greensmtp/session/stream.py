@@ -26,7 +26,6 @@ States:
 
 from __future__ import annotations
 
-import errno
 import io
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,33 +34,19 @@ from gevent import getcurrent
 
 from greensmtp._callables import handler_name
 from greensmtp._log import logger
-from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
+from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import ENDINGS
+from greensmtp.session.body_pipes import BodyPipes
 
 if TYPE_CHECKING:
-    from tempfile import SpooledTemporaryFile
-
-    from _typeshed import WriteableBuffer
-
     from greensmtp.protocol.content_checks import NormalNewlines
-    from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner, Writable
-    from greensmtp.session.spool import SpoolPipe
-
-#: The disk is full, the quota is used up, or the file is too large: all may pass.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+    from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner
 
 
-def reply_to_failure(error: BaseException) -> Reply:
-    """Return the reply for a failure to store a message: 452 if there is no room, else 451."""
-    if isinstance(error, OSError) and error.errno in _FULL:
-        return canned.NO_STORAGE
-    return canned.LOCAL_ERROR
-
-
-class MessageStream:
+class MessageStream(BodyPipes):
     """One message body as a binary file, after the fields that ``add_header`` added.
 
     Dots are unstuffed and every line ends in CRLF (``bare_newlines``); otherwise it is byte for byte what the client
@@ -73,36 +58,6 @@ class MessageStream:
     If the body will never be whole, reading raises an ``IncompleteMessage``: ``ConnectionLost``, ``TransactionReset``
     or ``MessageRefused`` (too large, bare newlines). ``received`` is not emitted then: undo what has been done.
     """
-
-    # Class attributes are what most messages never set: one stream is made for every message.
-    _pipes: tuple[Writable, ...] = ()
-    #: Pipes that get the body without the added fields, which they write before it themselves.
-    _deliveries: tuple[Writable, ...] = ()
-    _spools: tuple[SpoolPipe, ...] = ()
-    #: The added fields, each with its CRLF. Once a delivery has taken them, no more can be added.
-    _fields = b""
-    _fields_taken = False
-    #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
-    _head = b""
-    _section: HeaderSection | None = None
-    #: True once the body has begun to flow, or cannot flow any more.
-    _begun = False
-    _at_end: tuple[Callable[[], object], ...] = ()
-    _rest = b""
-    #: True while chunks can be read: it is open, and not complete, failed or closed.
-    _flowing = False
-    #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
-    size = 0
-    #: True once the client may send: the ack was accepted.
-    opened = False
-    #: True once all of the body has been read from the socket.
-    complete = False
-    #: True once it has been closed, or its transaction is over: reading raises ValueError.
-    closed = False
-    #: The reply instead of the one of ``received``, once the message has failed.
-    failure: Reply | None = None
-    #: The error that reading raises from now on, if it is more than an early end.
-    error: IncompleteMessage | None = None
 
     def __init__(
         self,
@@ -117,78 +72,32 @@ class MessageStream:
         :param newlines: normalizes the body before it is checked.
         """
         self._session = session
+        self._pipes = self._deliveries = self._spools = ()
+        self._fields = self._rest = b""
+        self._fields_taken = self._begun = self.complete = False
+        #: The fields to put before the first chunk; and what keeps that chunk from continuing the last of them.
+        self._head = b""
+        self._section: HeaderSection | None = None
         self._body = body
         self._max_size = max_size
         self._checks = checks
         self._newlines = newlines
         self._greenlet = getcurrent()
+        self._at_end: tuple[Callable[[], object], ...] = ()
+        #: True while chunks can be read: it is open, and not complete, failed or closed.
+        self._flowing = False
+        #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
+        self.size = 0
+        #: True once the client may send: the ack was accepted.
+        self.opened = False
+        #: True once it has been closed, or its transaction is over: reading raises ValueError.
+        self.closed = False
+        #: The reply instead of the one of ``received``, once the message has failed.
+        self.failure: Reply | None = None
+        #: The error that reading raises from now on, if it is more than an early end.
+        self.error: IncompleteMessage | None = None
 
     # For handlers
-
-    def pipe(self, writable: Writable, *, fields: bool = True) -> None:
-        """Write the whole body to ``writable.write`` too, whether or not it is read. A message may have several pipes.
-
-        An exception of ``write`` fails the message: 452 if the disk is full, else 451.
-
-        :param fields: True: the added fields are written before the body. False is for a delivery that calls
-            ``take_fields`` at its commit: it also gets fields that are added while the body flows, or later.
-        :raises RuntimeError: the body has begun to flow.
-        """
-        self._check_not_begun("pipe")
-        if fields:
-            self._pipes = (*self._pipes, writable)
-        else:
-            self._deliveries = (*self._deliveries, writable)
-
-    def spool(self, max_memory: int = 1024 * 1024) -> SpooledTemporaryFile[bytes]:
-        """Return a file that the body is written to. At ``received`` it is complete, and at its beginning.
-
-        It moves from memory to disk at ``max_memory`` bytes, which are written in the thread pool. The caller closes
-        it.
-
-        :raises RuntimeError: the body has begun to flow.
-        """
-        self._check_not_begun("spool")
-        from greensmtp.session.spool import SpoolPipe  # tempfile is large, and not every server spools
-
-        pipe = SpoolPipe(max_memory)
-        self._spools = (*self._spools, pipe)
-        self.pipe(pipe)
-        return pipe.file
-
-    def add_header(self, name: str, value: str) -> None:
-        """Add a header field before the body, after those added already, for all readers, pipes and deliveries.
-
-        Once the body has begun to flow, only deliveries can take it, up to their commit: a handler of ``received``
-        that was connected before ``Maildir.store`` can still add its result. A long value is folded. A value that is
-        not ASCII is encoded (RFC 2047), unless the message is SMTPUTF8.
-
-        :param value: the text, unfolded.
-        :raises ValueError: the name is not a field name, or the value has control characters (CR, LF). Return-Path is
-            refused too: the final delivery writes it.
-        :raises RuntimeError: it is too late: a reader or a delivery would miss the field.
-        """
-        from greensmtp.protocol.header_field import header_field  # few servers need it
-
-        field = header_field(name, value, utf8=self._session.smtputf8)
-        if name.lower() == "return-path":
-            raise ValueError("Return-Path is written by the final delivery, from the reverse-path; use another name")
-        if self._fields_taken or (self._begun and not self._deliveries):
-            raise RuntimeError(
-                "add_header() comes too late: what has read or stored the message would miss this field; call it in a "
-                "handler of `message` before the body is read, or of `received` before a delivery stores it"
-            )
-        self._fields += field
-
-    @property
-    def fields(self) -> bytes:
-        """The fields added so far, each with its CRLF."""
-        return self._fields
-
-    def take_fields(self) -> bytes:
-        """Return the added fields, each with its CRLF, to a delivery that commits now. No more can be added then."""
-        self._fields_taken = True
-        return self._fields
 
     def at_end(self, callback: Callable[[], object]) -> None:
         """Call ``callback`` when the transaction is over, however it ended, to clean up if ``received`` never came."""
@@ -197,86 +106,15 @@ class MessageStream:
     def abort(self, code: int = 554, message: str | None = None) -> None:
         """Fail the message: the rest of it is thrown away, and the client gets this reply at its end.
 
-        :raises ValueError: the code is not 4xx or 5xx.
+        :raises ValueError: the code is not 4xx or 5xx, or the enhanced status code is of another class.
         """
         if not 400 <= int(code) <= 599:
             raise ValueError(f"abort takes a 4xx or 5xx reply code, not {code!r}")
-        self.fail(Reply(int(code), message if message is not None else "Message aborted"))
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """Return up to ``size`` bytes, fewer only at the end; all that is left if it is negative or None."""
-        if size is None or size < 0:
-            return b"".join(self)
-        pieces = []
-        while size > 0:
-            piece = self.read1(size)
-            if not piece:
-                break
-            pieces.append(piece)
-            size -= len(piece)
-        return b"".join(pieces)
-
-    def read1(self, size: int = -1, /) -> bytes:
-        """Return up to ``size`` bytes, and wait for one chunk at most."""
-        chunk = self._rest or self._next_chunk()
-        if size < 0 or len(chunk) <= size:
-            self._rest = b""
-            return chunk
-        self._rest = chunk[size:]
-        return chunk[:size]
-
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer; fewer bytes only at the end."""
-        with memoryview(buffer) as view, view.cast("B") as target:
-            data = self.read(len(target))
-            target[: len(data)] = data
-            return len(data)
-
-    def readinto1(self, buffer: WriteableBuffer, /) -> int:
-        """Fill the buffer from one chunk at most."""
-        with memoryview(buffer) as view, view.cast("B") as target:
-            data = self.read1(len(target))
-            target[: len(data)] = data
-            return len(data)
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        """Return one line with its end (LF, so usually CRLF), of ``size`` bytes at most."""
-        limit = -1 if size is None else size
-        pieces = []
-        length = 0
-        while limit < 0 or length < limit:
-            chunk = self._rest or self._next_chunk()
-            if not chunk:
-                break
-            end = chunk.find(b"\n") + 1
-            take = end or len(chunk)
-            if limit >= 0:
-                take = min(take, limit - length)
-            pieces.append(chunk[:take])
-            length += take
-            self._rest = chunk[take:]
-            if take == end:
-                break
-        return b"".join(pieces)
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def writable(self) -> bool:
-        """Return False."""
-        return False
-
-    def seekable(self) -> bool:
-        """Return False."""
-        return False
-
-    def isatty(self) -> bool:
-        """Return False."""
-        return False
-
-    def flush(self) -> None:
-        """Do nothing: the stream is read-only."""
+        try:
+            reply = Reply(int(code), message if message is not None else "Message aborted")
+        except ProtocolError as error:
+            raise ValueError(str(error)) from None
+        self.fail(reply)
 
     def close(self) -> None:
         """End reading. What still comes is drained, and flows to the pipes."""
@@ -284,19 +122,13 @@ class MessageStream:
         self._flowing = False
         self._rest = b""
 
-    def __enter__(self) -> MessageStream:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def __iter__(self) -> MessageStream:
-        return self
-
     def __next__(self) -> bytes:
-        chunk = self._rest or self._next_chunk()
+        if self._rest:
+            chunk, self._rest = self._rest, b""
+            return chunk
+        # As in _next_chunk:
+        chunk = self._take_chunk() if self._flowing and self._greenlet is getcurrent() else self._next_chunk()
         if chunk:
-            self._rest = b""
             return chunk
         raise StopIteration
 
@@ -403,13 +235,6 @@ class MessageStream:
             if chunk or complete:
                 return chunk
 
-    def _check_not_begun(self, method: str) -> None:
-        if self._begun:
-            raise RuntimeError(
-                f"{method}() comes too late: the body has begun to flow; call it in a handler of `message`, before "
-                "the body is read"
-            )
-
     def _skip_chunk(self) -> None:
         try:
             self._body.read_chunk()
@@ -417,25 +242,6 @@ class MessageStream:
             self._fail_incomplete(error)
             raise
         self.complete = self._body.complete
-
-    def _write_to(self, pipes: tuple[Writable, ...], chunk: bytes) -> None:
-        try:
-            if chunk:
-                for pipe in pipes:
-                    pipe.write(chunk)
-            if self.complete and pipes is self._pipes:
-                for spool in self._spools:
-                    spool.finish()
-        except BaseException as error:
-            # The message has failed even if the reader catches this error, or it is a Timeout of the reader's own.
-            reply = reply_to_failure(error)
-            if isinstance(error, Reject):
-                try:
-                    reply = reply_of(error, "")
-                except (ProtocolError, TypeError):
-                    logger.exception("%s: a pipe of the message raised a Reject that is no reply", self._session.id)
-            self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
-            raise
 
     def _fail_incomplete(self, error: IncompleteMessage) -> None:
         self.complete = True

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session
-from greensmtp.chain.chain import Proceed
+from greensmtp.chain.chain import Proceed, middleware
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -273,3 +273,29 @@ def test_a_secret_that_looks_like_a_verb_is_not_logged(
         peer.expect("451")
     assert f"raised at {shown};" in caplog.text
     assert "hunter2" not in caplog.text.lower()
+
+
+@pytest.mark.parametrize(("code", "sent"), [(451, 421), (550, 554), (421, 421), (554, 554)])
+@pytest.mark.parametrize(("verb", "by_handler"), [("ACCEPT", False), ("CONNECT", False), ("CONNECT", True)])
+def test_a_refusal_before_the_banner_has_the_same_code_for_outer_middleware_and_client(
+    smtp_server: MakeServer, code: int, sent: int, verb: str, by_handler: bool
+) -> None:
+    seen: list[int] = []
+
+    @middleware(verbs=(verb,))
+    def outer(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        seen.append(reply.code)
+        return reply
+
+    @middleware(verbs=(verb,))
+    def refuse(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return Reply(code, "no")
+
+    server = smtp_server(start=False, middleware=[outer] if by_handler else [outer, refuse])
+    if by_handler:
+        server.on("connect", lambda session, ack: ack.reject(code))
+    with dial(server) as peer:
+        peer.expect(str(sent))
+        peer.expect_end()
+    assert seen == [sent]

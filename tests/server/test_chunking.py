@@ -323,3 +323,32 @@ def test_abort_answers_for_the_last_chunk(smtp_server: MakeServer) -> None:
         replies = [peer.reply() for _ in range(3)]
         assert "554 5.6.0 no" in replies[:2]
         assert replies[2].startswith("250 2.0.0 Ok")
+
+
+# LMTP (RFC 2033 section 4.3)
+
+
+@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("code", ["554", "451"])
+def test_lmtp_refuses_the_last_chunk_once_for_each_recipient(smtp_server: MakeServer, after: int, code: str) -> None:
+    server = smtp_server(start=False, lmtp=True)
+    take_mail(server)
+
+    @server.on("command")
+    def refuse(session: Session, command: Any, ack: Ack) -> None:
+        if command.verb == "BDAT" and command.last:
+            ack.reject(code)
+
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        peer.envelope(to=["one@example.com", "two@example.com", "three@example.com"])
+        peer.send("BDAT 4\r\nmore" * after + "BDAT 4 LAST\r\nlastNOOP\r\n")
+        peer.expect(*["250 2.0.0 4 octets"] * after, *[code] * 3, "250 2.0.0")
+
+
+def test_lmtp_refuses_a_last_chunk_without_recipients_once(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, lmtp=True)
+    with dial(server) as peer:
+        peer.hello(verb="LHLO")
+        peer.send("BDAT 4 LAST\r\nlastNOOP\r\n")
+        peer.expect("503", "250 2.0.0")

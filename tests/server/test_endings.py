@@ -13,7 +13,7 @@ from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
-from greensmtp.server import shutdown, transport
+from greensmtp.server import line_transport, shutdown
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -260,7 +260,7 @@ def test_a_client_that_does_not_answer_close_notify_is_not_waited_for(
 def test_a_client_that_ends_its_lines_with_lf_gets_500_and_soon_421(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, wire: bytes
 ) -> None:
-    monkeypatch.setattr(transport, "CRLF_SECONDS", 0.1)
+    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.1)
     server = smtp_server(start=False, ack_timeout=1)  # swept often
     senders: list[str] = []
     server.on("from", lambda session, address, ack: senders.append(address))
@@ -284,7 +284,7 @@ def dribble(peer: Peer) -> None:
 def test_bare_lf_again_and_again_does_not_put_the_end_off(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "CRLF_SECONDS", 0.2)
+    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.2)
     with dial(smtp_server(start=False, ack_timeout=1)) as peer:
         peer.expect("220")
         peer.send("NOOP\n")
@@ -297,7 +297,7 @@ def test_bare_lf_again_and_again_does_not_put_the_end_off(
 def test_a_bare_lf_in_an_answer_to_a_challenge_ends_as_soon(
     smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "CRLF_SECONDS", 0.1)
+    monkeypatch.setattr(line_transport, "CRLF_SECONDS", 0.1)
 
     def ask(session: Session, command: Command, proceed: Proceed) -> Reply:
         if command.verb == "AUTH":
@@ -333,7 +333,7 @@ def test_others_have_their_turn_within_a_pipelined_batch(smtp_server: MakeServer
         few.line("NOOP few")
         few.expect("250")
         many.expect(*["250"] * 1_000)
-    assert order.index("few") <= 2 * transport.BATCH
+    assert order.index("few") <= 2 * line_transport.BATCH
     assert len(order) == 1_001
 
 

@@ -430,3 +430,72 @@ def test_middleware_of_disconnect_that_hangs_is_ended_and_named(
     assert done.wait(10)
     assert seen == ["DISCONNECT 451"]
     assert "hangs ran too long: handler_timeout of 0.1 s exceeded at DISCONNECT" in caplog.text
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["clear", "tls"])
+@pytest.mark.parametrize("wait", [False, True], ids=["pipelined", "no more"])
+def test_a_handler_that_comes_back_after_it_was_given_up_handles_no_more(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, certificate: Certificate, wait: bool, tls: bool
+) -> None:
+    """The client has got 421, and sends the message again elsewhere."""
+    files: dict[str, Any] = {"certfile": certificate.certfile, "keyfile": certificate.keyfile} if tls else {}
+    server = smtp_server(start=False, handler_timeout=SHORT, implicit_tls=tls, **files)
+    rogues: list[Any] = []
+    handled: list[str] = []
+    server.on("message", take)
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        handled.append("received")
+        ack.accept()
+
+    @server.on("to")
+    def rogue(session: Session, address: Address, ack: Ack) -> None:
+        rogues.append(getcurrent())
+        ignore()
+        ack.accept()
+
+    with dial(server) as peer:
+        if tls:
+            peer.start_tls()
+        peer.hello()
+        rest = () if wait else ("DATA", "text", ".", "NOOP")
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", *rest)
+        peer.rest()
+        while server.connections or "goes on after" not in caplog.text:
+            sleep(0.01)
+    mercy.update(rogues)
+    while not all(rogue.dead for rogue in rogues):
+        sleep(0.01)
+    assert handled == []
+    assert "serving the connection failed" not in caplog.text
+    server.stop()
+
+
+def test_a_change_that_is_staged_after_the_handler_was_given_up_does_not_take_effect(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False, handler_timeout=SHORT)
+    rogues: list[Any] = []
+    stored: list[int] = []
+    server.on("message", take)
+
+    @server.on("received")
+    def store(session: Session, ack: Ack) -> None:
+        ack.accept()
+        rogues.append(getcurrent())
+        ignore()
+        session.stage(stored.append, 1)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "text", ".")
+        peer.rest()
+        while server.connections or "goes on after" not in caplog.text:
+            sleep(0.01)
+    mercy.update(rogues)
+    while not all(rogue.dead for rogue in rogues):
+        sleep(0.01)
+    assert stored == []
+    assert "serving the connection failed" not in caplog.text
+    server.stop()

@@ -16,7 +16,7 @@ from gevent import socket as gevent_socket
 from gevent.event import Event
 
 from greensmtp import Ack, Command, MessageRefused, MessageStream, Reply, Session, SMTPServer
-from greensmtp.chain.chain import Proceed
+from greensmtp.chain.chain import Proceed, middleware
 from greensmtp.middleware import Logging
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -263,10 +263,42 @@ def test_a_long_transaction_is_not_idle(smtp_server: MakeServer) -> None:
         peer.hello()
         peer.envelope(to=[f"{number}@example.com" for number in range(50)])
         for _ in range(50):
-            peer.send("BDAT 1\r\nx")
+            peer.send("BDAT 256\r\n" + "x" * 256)
             peer.expect("250")
         peer.line("BDAT 0 LAST")
         peer.expect("250")
+
+
+def test_small_chunks_count_as_idle_commands(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, max_idle_commands=5)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.hello()  # an idle command
+        peer.envelope()
+        for _ in range(5):  # the first one begins the message
+            peer.send("BDAT 1\r\nx")
+            peer.expect("250")
+        peer.send("BDAT 1\r\nx")
+        peer.expect("421 4.7.0 Too many commands")
+        peer.expect_end()
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_other_staged_changes_are_no_recipients(smtp_server: MakeServer, limit: int) -> None:
+    server = smtp_server(start=False, max_recipients=limit)
+
+    @server.use
+    @middleware(verbs=("RCPT",))
+    def stage_first(session: Session, command: Command, proceed: Proceed) -> Reply:
+        session.stage(lambda: None)
+        session.stage(lambda: None)
+        return proceed(session, command)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope(to=[f"{number}@example.com" for number in range(limit)])
+        peer.line("RCPT TO:<more@example.com>")
+        peer.expect("452 4.5.3")
 
 
 # max_message_size

@@ -5,7 +5,9 @@ from __future__ import annotations
 import email.message
 import errno
 import io
+import os
 import resource
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -485,3 +487,34 @@ def test_fields_behind_the_two_thousandth_are_text() -> None:
     assert message["Subject"] == "=?utf-8?q?caf=C3=A9?="
     assert bytes(message).endswith(b"Subject: =?utf-8?q?caf=C3=A9?=\n\nbody\n")
     assert parse(io.BytesIO(b"To: ann@x.example\r\n\r\n"))["To"].addresses[0].domain == "x.example"
+
+
+def test_a_message_on_disk_is_not_read_in_the_hub(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = smtp_server(start=False)
+    threads: list[int] = []
+    read = os.pread
+
+    def pread(*arguments: Any) -> bytes:
+        threads.append(threading.get_ident())
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "pread", pread)
+    bodies: list[bytes] = []
+
+    @server.on_mail
+    def store(mail: Mail) -> None:
+        with mail.open() as file:
+            bodies.append(file.readline() + file.read())
+        with mail.open() as file:
+            bodies.append(b"".join(iter(lambda: file.read(10_000), b"")))
+        bodies.append(in_thread_pool(mail.open().read))
+
+    text = "Subject: large\r\n\r\n" + ("x" * 76 + "\r\n") * 10_000
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(text).startswith("250")
+    assert [len(body) for body in bodies] == [len(text)] * 3
+    assert len(set(bodies)) == 1
+    assert threads
+    assert threading.get_ident() not in threads
+    assert len(threads) < 20

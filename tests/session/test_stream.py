@@ -381,6 +381,19 @@ def test_abort_takes_codes_that_refuse(smtp_server: MakeServer, code: int) -> No
         assert peer.deliver().startswith("250")
 
 
+def test_abort_refuses_an_enhanced_code_of_another_class(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+
+    def abort(stream: MessageStream) -> None:
+        with pytest.raises(ValueError, match=r"4\.7\.1 does not go with reply code 554"):
+            stream.abort(554, "4.7.1 wait")
+
+    read_with(server, abort)
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver().startswith("250")
+
+
 # Too late
 
 
