@@ -40,6 +40,7 @@ class State(IntEnum):
 
 _BEFORE_HELLO = {State.CONNECTED: canned.SAY_HELLO_FIRST}
 _IN_CHUNKS = {State.CHUNKS: canned.IN_CHUNKS}
+_IN_TRANSACTION = dict.fromkeys((State.SENDER, State.RECIPIENTS, State.CHUNKS), canned.PROXY_IN_TRANSACTION)
 
 #: verb -> state -> the refusal
 REFUSALS: Mapping[str, Mapping[State, Reply]] = {
@@ -58,4 +59,6 @@ REFUSALS: Mapping[str, Mapping[State, Reply]] = {
     },
     "BDAT": {**_BEFORE_HELLO, State.GREETED: canned.NEED_MAIL, State.SENDER: canned.NEED_RCPT},
     "STARTTLS": {**_BEFORE_HELLO, **_IN_CHUNKS},
+    "XCLIENT": _IN_TRANSACTION,
+    "XFORWARD": _IN_TRANSACTION,
 }

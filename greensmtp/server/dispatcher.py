@@ -32,6 +32,7 @@ from greensmtp.protocol.state import REFUSALS, State
 from greensmtp.server.limits import Limits
 from greensmtp.server.message_actions import MessageActions
 from greensmtp.server.parameters import refuse_values
+from greensmtp.server.xclient import ProxyVerbs
 from greensmtp.session import Session
 from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
@@ -53,11 +54,13 @@ class Dispatcher(MessageActions):
         limits: Limits,
         signals: Signals,
         extensions: Iterable[Extension],
+        proxy_verbs: ProxyVerbs,
     ) -> None:
         self._hostname = hostname
         self._lmtp = lmtp
         self._tls = tls
         self._limits = limits
+        self._proxy_verbs = proxy_verbs
         self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         super().__init__(limits, self.emitters)
@@ -120,7 +123,7 @@ class Dispatcher(MessageActions):
         }
         if self._tls:
             behaviours["STARTTLS"] = self._starttls
-        return behaviours
+        return self._proxy_verbs.added_to(behaviours)
 
     # The connection
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket as native_socket
 import ssl
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -22,13 +23,22 @@ from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits, LimitsDict
 from greensmtp.server.listener import check_listener
-from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
+from greensmtp.server.options import (
+    check_backlog,
+    check_hostname,
+    check_limits,
+    check_proxy_tls,
+    check_tls_context,
+)
 from greensmtp.server.places import client_key
+from greensmtp.server.proxy import ProxiedHandler
 from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.shutdown import end_connections
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
+from greensmtp.server.trusted import check_networks
+from greensmtp.server.xclient import ProxyVerbs
 from greensmtp.session.handlers import ConnectsHandlers
 from greensmtp.session.signals import Signals
 
@@ -53,6 +63,11 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
     :param backlog: connections that the kernel keeps until they are accepted; 1024 by default.
+    :param proxy_from: networks, addresses, or ``"unix"``: proxies whose connections begin with a PROXY header (versions
+        1 and 2), which names the client. Trust only what is yours.
+    :param proxy_tls: TLS that such a proxy has ended, by its header, counts as TLS.
+    :param xclient_from: the same of the peers that may send XCLIENT, which names another client.
+    :param xforward_from: the same of the peers that may send XFORWARD, which names another client for logs.
     :param limits: a :class:`greensmtp.Limits`. Its fields are also keywords here: ``max_message_size=...`` and so on.
     :raises ValueError, TypeError: an argument is invalid; the text says what it takes.
     """
@@ -75,6 +90,10 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         implicit_tls: bool = False,
         lmtp: bool = False,
         backlog: int | None = None,
+        proxy_from: Iterable[str] | None = None,
+        proxy_tls: bool = False,
+        xclient_from: Iterable[str] | None = None,
+        xforward_from: Iterable[str] | None = None,
         limits: Limits | None = None,
         **each_limit: Unpack[LimitsDict],
     ) -> None:
@@ -89,6 +108,11 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         self.implicit_tls = implicit_tls
         #: True if it speaks LMTP.
         self.lmtp = lmtp
+        self._proxies = check_networks("proxy_from", proxy_from)
+        self._proxy_tls = check_proxy_tls(proxy_tls, self._proxies)
+        self._proxy_verbs = ProxyVerbs(
+            check_networks("xclient_from", xclient_from), check_networks("xforward_from", xforward_from)
+        )
         #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
         self.signals = Signals(lmtp=lmtp)
         self._registry: Registry[ConnectionHandler] = Registry(self.limits)
@@ -195,6 +219,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
             limits=self.limits,
             signals=self.signals,
             extensions=extensions,
+            proxy_verbs=self._proxy_verbs,
         )
         return Routes(
             Chain(self._middleware), dispatcher, self.limits, line_room(extensions), CONTINUATIONS, lmtp=self.lmtp
@@ -224,7 +249,10 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         assert self._routes is not None
         try:
             socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
-            handler = ConnectionHandler(
+            make: Callable[..., ConnectionHandler] = ConnectionHandler
+            if self._proxies is not None and peer in self._proxies:
+                make = partial(ProxiedHandler, proxy_tls=self._proxy_tls)
+            handler = make(
                 self, self._routes, self._registry, socket, peer, address=address, tls_first=self.implicit_tls
             )
         except Exception:
