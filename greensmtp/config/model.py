@@ -15,6 +15,7 @@ from greensmtp.config.locations import KeyPath
 from greensmtp.config.urls import Listen
 from greensmtp.server.limits import Limits
 from greensmtp.server.options import check_hostname
+from greensmtp.server.trusted import check_networks
 
 
 def none_for_false(value: Any) -> Any:
@@ -140,6 +141,14 @@ else:
     LimitsSection = create_model("LimitsSection", __base__=_LimitsSection, **_LIMITS)
 
 
+def _check_networks(networks: list[str] | None) -> list[str] | None:
+    check_networks("it", networks)
+    return networks
+
+
+Networks = Annotated[list[str] | None, OrFalse, AfterValidator(_check_networks)]
+
+
 class ListenerSection(Section):
     """A listener, and the settings in which it differs from the rest."""
 
@@ -149,6 +158,10 @@ class ListenerSection(Section):
     tls_cert: OptionalPath = None
     tls_key: OptionalPath = None
     backlog: Annotated[Annotated[int, Field(ge=0, le=2**31 - 1)] | None, OrFalse] = None
+    proxy_from: Networks = None
+    proxy_tls: bool = False
+    xclient_from: Networks = None
+    xforward_from: Networks = None
     limits: LimitsSection = Field(default_factory=LimitsSection)
     middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
 
@@ -159,6 +172,10 @@ class Config(Section):
     hostname: Hostname = None
     tls_cert: OptionalPath = None
     tls_key: OptionalPath = None
+    proxy_from: Networks = None
+    proxy_tls: bool = False
+    xclient_from: Networks = None
+    xforward_from: Networks = None
     listeners: list[ListenerSection] = Field(default_factory=lambda: [ListenerSection(url=DEFAULT_URL)], min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     middleware: list[MiddlewareSection] = Field(
