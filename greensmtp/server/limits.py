@@ -48,7 +48,7 @@ class Limits:
     #: Seconds for a TLS handshake.
     tls_timeout: float = 30.0
     #: Seconds for the whole PROXY header of a proxy in ``proxy_from``.
-    proxy_timeout: float = 20.0
+    proxy_timeout: float = 30.0
     #: Bytes a second that a body must bring on average, over the time spent waiting for the client; 0: any.
     min_data_rate: float = 64.0
     #: Seconds of waiting until ``min_data_rate`` is enforced.
