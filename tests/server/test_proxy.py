@@ -300,9 +300,7 @@ def test_logging_and_metrics_know_the_proxys_tls(smtp_server: MakeServer, caplog
 
 
 @pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n", b""], ids=["LOCAL", "UNKNOWN", "no byte"])
-def test_health_checks_fill_no_log(
-    smtp_server: MakeServer, header: bytes, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_health_checks_fill_no_log(smtp_server: MakeServer, header: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     server = proxied(smtp_server, Logging())
     with dial_through(server, header) as peer:
