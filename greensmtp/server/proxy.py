@@ -6,11 +6,14 @@ The rules of this file:
 - Nothing is sent before the header has come, nor to a proxy whose header is malformed, late or unfinished.
 - A proxy that speaks for itself is a client like any other, by its own address: LOCAL, UNKNOWN, and clients that have
   no IP address. A connection that is closed without a byte is a health check, too.
+- A header that names the proxy's own end of this connection counts as LOCAL, which version 1 does not have: HAProxy's
+  health checks begin so.
 - TLS that the proxy has ended counts as TLS only where the server was told so.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from greensmtp._log import logger
@@ -20,6 +23,7 @@ from greensmtp.protocol.proxy_header import ProxyHeader
 from greensmtp.protocol.proxy_tlv import ProxyHeaderError
 from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.places import client_key
+from greensmtp.session import SocketAddress
 
 #: What is noted for a connection that was closed without a byte.
 _HEALTH_CHECK = ProxyHeader(2, "UNKNOWN", is_local=True)
@@ -64,9 +68,20 @@ class ProxiedHandler(ConnectionHandler):
 
     def _take(self, header: ProxyHeader) -> None:
         session = self.session
-        session.proxy = header
         if isinstance(header.source, tuple):
             host, port = header.source
-            session.peer = (str(read_address(host)), port)
-            self.registry.readdress(self, client_key(session.peer))
+            named = (str(read_address(host)), port)
+            if named == _endpoint(session.peer):
+                header = replace(header, is_local=True)
+            session.peer = named
+            self.registry.readdress(self, client_key(named))
+        session.proxy = header
         session.tls = self._proxy_tls and header.ssl is not None and header.ssl.is_tls
+
+
+def _endpoint(peer: SocketAddress) -> tuple[str, int] | None:
+    """Return a socket's peer as a header names it; None for a unix socket, or a name that was given to adopt()."""
+    try:
+        return (str(read_address(peer[0])), peer[1]) if isinstance(peer, tuple) else None
+    except ValueError:
+        return None

@@ -44,7 +44,7 @@ def check_networks(name: str, networks: Iterable[str] | None) -> TrustedNetworks
         return None
     if isinstance(networks, str) or not isinstance(networks, Iterable):
         raise TypeError(f"{name} takes a list of networks, like ['192.0.2.0/24'], not {networks!r}")
-    names = list(networks)
+    names: list[Any] = list(networks)
     try:
         for wrong in (each for each in names if not isinstance(each, str)):
             raise TypeError(f"{wrong!r} is no str")  # (a whole number would pass for an address)

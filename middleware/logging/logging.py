@@ -286,7 +286,8 @@ class Logging:
 
 def _is_of_proxy(session: Session, record: SessionRecord, reason: str) -> bool:
     """Return whether a session was a proxy's own, without mail: a health check, or what came before XCLIENT."""
-    is_local = session.proxy is not None and session.proxy.source is None
+    proxy = session.proxy
+    is_local = proxy is not None and (proxy.is_local or proxy.source is None)
     return (is_local or reason == "xclient") and not session.messages_accepted and record.refusal is None
 
 

@@ -101,9 +101,7 @@ def test_limits_are_keywords_and_stay_as_they_are() -> None:
         Limits().max_errors = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "name", ["command_timeout", "data_timeout", "ack_timeout", "handler_timeout", "tls_timeout", "proxy_timeout"]
-)
+@pytest.mark.parametrize("name", [name for name in TABLE if name.endswith("_timeout")])
 def test_the_shortest_timeout_may_be_any_of_them(name: str) -> None:
     keywords: dict[str, Any] = {name: 0.25}
     assert Limits(**keywords).shortest_timeout == 0.25

@@ -299,7 +299,11 @@ def test_logging_and_metrics_know_the_proxys_tls(smtp_server: MakeServer, caplog
 # The proxy itself
 
 
-@pytest.mark.parametrize("header", [LOCAL, b"PROXY UNKNOWN\r\n", b""], ids=["LOCAL", "UNKNOWN", "no byte"])
+@pytest.mark.parametrize(
+    "header",
+    [LOCAL, b"PROXY UNKNOWN\r\n", b"PROXY TCP4 10.0.0.5 10.0.0.1 4711 25\r\n", b""],
+    ids=["LOCAL", "UNKNOWN", "the proxy's own address", "no byte"],
+)
 def test_health_checks_fill_no_log(smtp_server: MakeServer, header: bytes, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     server = proxied(smtp_server, Logging())
@@ -485,9 +489,9 @@ def test_networks_are_checked_by_name(name: str) -> None:
     for wrong in (["10.0.0.1/8"], ["proxy.example"], [7], ["10.0.0.0/8", "UNIX"]):
         with pytest.raises(ValueError, match=f"^{name} takes networks and addresses, like '192.0.2.0/24'"):
             make(wrong)
-    for wrong in ("10.0.0.0/8", 7):
+    for no_list in ("10.0.0.0/8", 7):
         with pytest.raises(TypeError, match=f"^{name} takes a list of networks"):
-            make(wrong)
+            make(no_list)
     for right in (None, [], (), ["unix"], iter(["::1", "10.0.0.0/8"])):
         make(right)
 
