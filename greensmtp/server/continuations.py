@@ -81,7 +81,9 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
         reply = canned.LOCAL_ERROR
     if reply.code != 220 or attributes is None:
         return handler.answer(command, reply)
-    handler.settle(reply)
+    reply = handler.settle(reply)
+    if reply.code != 220:  # a change that a middleware has staged was refused
+        return handler.tell(command, reply)
     handler.handle_disconnect("xclient")
     session._begin_again(named_peer(session.peer, attributes), merge(session.xclient, attributes))
     handler.deferred_recipients = 0

@@ -209,7 +209,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         return self
 
     def _compose(self) -> Routes:
-        extensions: list[Extension] = list(STANDARD)
+        extensions: list[Extension] = [*STANDARD, *self._proxy_verbs.extensions]
         for middleware in self._middleware:
             extensions.extend(getattr(middleware, "extensions", ()))
         dispatcher = Dispatcher(

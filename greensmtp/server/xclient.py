@@ -19,6 +19,7 @@ from greensmtp.networks import read_address
 from greensmtp.protocol import canned, esmtp, xclient
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.esmtp import Extension
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.xclient import Attributes, Missing
 from greensmtp.server.trusted import TrustedNetworks
@@ -49,6 +50,11 @@ class ProxyVerbs:
             self._verbs["XCLIENT"] = xclient_from, _xclient
         if xforward_from is not None:
             self._verbs["XFORWARD"] = xforward_from, _xforward
+
+    @property
+    def extensions(self) -> list[Extension]:
+        """The extensions of those that are taken from somebody."""
+        return [extension for extension in (esmtp.XCLIENT, esmtp.XFORWARD) if extension.keyword in self._verbs]
 
     def added_to(self, behaviours: Mapping[str, Behaviour]) -> dict[str, Behaviour]:
         """Return what each verb does, with these two, and with their offers in the reply to EHLO."""

@@ -109,6 +109,7 @@ def nginx(program: Callable[[str], str], tmp_path: Path, certificate: Certificat
 
         web = WSGIServer(("127.0.0.1", 0), auth, log=None)
         web.start()
+        assert web.server_port is not None
         stops.append(web.stop)
         made = Nginx(program("nginx"), tmp_path, web.server_port, certificate, changes or {})
         stops.append(made.stop)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import ssl
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import idle
+from gevent import idle, socket, spawn
+from gevent import ssl as gevent_ssl
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from greensmtp import Ack, Command, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
@@ -233,6 +237,19 @@ def test_a_handshake_may_follow_in_the_same_piece(
         assert handler.session.peer == CLIENT
 
 
+def test_no_header_is_read_from_a_tls_socket_that_is_adopted(smtp_server: MakeServer, certificate: Certificate) -> None:
+    server = proxied(smtp_server, certfile=certificate.certfile, keyfile=certificate.keyfile)
+    ours, theirs = socket.socketpair()
+    context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(certificate.authority)
+    connecting = spawn(context.wrap_socket, ours, server_hostname="mx.example.com")
+    server.adopt(gevent_ssl.SSLSocket(sock=theirs, server_side=True, _context=server.tls_context), PROXY)
+    with Peer(connecting.get(timeout=10)) as peer:
+        peer.hello()
+        (handler,) = server.connections
+        assert (handler.session.tls, handler.session.peer, handler.session.proxy) == (True, PROXY, None)
+
+
 def test_starttls_works_behind_a_proxy(smtp_server: MakeServer, certificate: Certificate) -> None:
     server = proxied(smtp_server, certfile=certificate.certfile, keyfile=certificate.keyfile)
     with dial_through(server, V2_TLS) as peer:
@@ -391,7 +408,8 @@ def test_a_late_header_closes_the_connection(
     with dial_through(server, wire) as peer:
         peer.let_it_read()
         advance(server, 6)
-        assert len(server.connections) == 1
+        assert len(server.connections) == server._registry.arriving.taken == 1
+        assert server._registry.places.taken == 0
         advance(server, 2)
         peer.expect_end()
     wait_until(server, 0)
@@ -407,6 +425,24 @@ def test_a_header_that_drips_is_late_too(smtp_server: MakeServer) -> None:
             peer.let_it_read()
             advance(server, 2)
         peer.expect_end()
+
+
+@given(
+    data=st.binary(max_size=80)
+    | st.builds(bytes.__add__, st.sampled_from([b"PROXY ", V1[:30], V2[:16]]), st.binary(max_size=80))
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_proxy_sends_the_server_is_none_the_worse(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture, data: bytes
+) -> None:
+    server = proxied(smtp_server)
+    with dial_through(server, data) as peer:
+        peer.let_it_read()
+        with suppress(OSError):
+            peer.socket.shutdown(1)
+        wait_until(server, 0)
+    assert server._registry.arriving.taken == server._registry.places.taken == 0
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
 
 
 def test_stop_does_not_wait_for_a_header(smtp_server: MakeServer) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
+from greensmtp.chain.compose import when
 from greensmtp.delivery import received_field
 from greensmtp.middleware import AccessList, Auth, ConnectionLimit, Logging, Metrics, RateLimit
+from greensmtp.predicates import outside
 from greensmtp.protocol.sasl.exchange import Identity
 from greensmtp.protocol.xclient import names
 from greensmtp.testing import Peer, dial
@@ -275,6 +277,45 @@ def test_connection_limit_counts_the_client_in_place_of_the_proxy(smtp_server: M
             second.expect_end()
     wait_until(server, 0)
     assert limit._counts == {}
+
+
+def test_a_limit_may_be_for_clients_alone(smtp_server: MakeServer) -> None:
+    limit = ConnectionLimit(per_address=1)
+    server = trusting(smtp_server, when(outside("10.0.0.0/8"), limit))
+    with dial_proxy(server), dial_proxy(server) as second:
+        assert limit._counts == {}
+        second.line(CLIENT)
+        second.expect("220")
+        assert limit.count("192.0.2.1") == 1
+    wait_until(server, 0)
+    assert limit._counts == {}
+
+
+def test_a_change_that_is_refused_refuses_xclient(smtp_server: MakeServer) -> None:
+    def refuse() -> None:
+        raise Reject(550, "5.7.1 staged, and refused")
+
+    def stage(session: Session, command: Command, proceed: Proceed) -> Reply:
+        session.stage(refuse)
+        return proceed(session, command)
+
+    stage.verbs = ("XCLIENT",)  # type: ignore[attr-defined]
+    server = trusting(smtp_server, stage)
+    with dial_proxy(server) as peer:
+        peer.line(CLIENT)
+        peer.expect("550 5.7.1 staged, and refused")
+        assert session_of(server).peer == PROXY
+
+
+def test_long_values_fit_the_line(smtp_server: MakeServer) -> None:
+    server = trusting(smtp_server)
+    with dial_proxy(server) as peer:
+        peer.line(f"XCLIENT ADDR=192.0.2.1 LOGIN={'+2B' * 255} HELO={'+2B' * 255}")
+        peer.expect("220")
+        assert session_of(server).xclient == {"ADDR": "192.0.2.1", "LOGIN": "+" * 255, "HELO": "+" * 255}
+    with dial_proxy(server) as peer:
+        peer.line(f"XCLIENT ADDR=192.0.2.1 LOGIN={'+2B' * 1000}")
+        peer.expect("500 5.5.6")
 
 
 def test_places_are_counted_by_client(smtp_server: MakeServer) -> None:
