@@ -52,8 +52,9 @@ class ProxiedHandler(ConnectionHandler):
         return True
 
     def _read_header(self) -> ProxyHeader:
-        """
-        :raises ConnectionLost: there is no header, or a malformed one.
+        """Return the header.
+
+        :raises ConnectionLost: there is none, or a malformed one.
         """
         transport, session = self.transport, self.session
         try:
@@ -67,6 +68,7 @@ class ProxiedHandler(ConnectionHandler):
             raise transport.fail("proxy") from None
 
     def _take(self, header: ProxyHeader) -> None:
+        """Let the session, and the account of connections, have the client that the header names."""
         session = self.session
         if isinstance(header.source, tuple):
             host, port = header.source
