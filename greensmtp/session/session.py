@@ -102,7 +102,7 @@ class Session(ConnectsHandlers):
         #: reason to trust the client.
         self.forwarded: Mapping[str, str] | None = None
         #: True once TLS is up; with ``proxy_tls``, also if TLS has ended at the proxy.
-        self.tls = False
+        self.tls: bool = False
         #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has sent one of them.
         self.greeting: str | None = None
         #: The client's name, from HELO, EHLO or LHLO.
