@@ -501,6 +501,8 @@ def test_address_limits_see_the_client(smtp_server: MakeServer, middleware: Any)
     server = proxied(smtp_server, middleware)
     with dial_through(server, V1) as first:
         first.expect("554" if isinstance(middleware, AccessList) else "220")
+        if isinstance(middleware, AccessList):
+            first.expect_end()
         with dial_through(server, V2) as second:
             assert second.reply().startswith(("421", "554"))
         with dial_through(server, V1.replace(b"192.0.2.1 ", b"192.0.2.9 ")) as other:
