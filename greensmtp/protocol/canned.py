@@ -66,10 +66,6 @@ BARE_NEWLINE_IN_DATA = Reply(554, "5.6.0 The message has a bare CR or LF (RFC 53
 BODY_LINE_TOO_LONG = Reply(554, "5.6.0 The message has a line that is too long (RFC 5321 section 4.5.3.1.6)")
 NO_MAIL_HERE = Reply(554, "5.3.2 This server does not accept mail")
 
-# XCLIENT, XFORWARD
-NOT_TRUSTED = Reply(550, "5.7.0 This command is for trusted proxies only")
-PROXY_IN_TRANSACTION = Reply(503, "5.5.1 Not allowed in a transaction; RSET ends it")
-
 # Parameters (RFC 8689 section 4)
 PARAMETER_NEEDS_TLS = Reply(530, "5.7.10 This parameter requires TLS; send STARTTLS first")
 
@@ -91,3 +87,7 @@ AUTH_NEEDS_STARTTLS = Reply(530, "5.7.0 Authentication required; send STARTTLS f
 AUTH_TOO_WEAK = Reply(534, "5.7.9 This authentication mechanism is too weak")
 AUTH_INVALID = Reply(535, "5.7.8 Authentication credentials invalid")
 AUTH_NEEDS_TLS = Reply(538, "5.7.11 Encryption required for this authentication mechanism")
+
+# XCLIENT, XFORWARD
+NOT_TRUSTED = Reply(550, "5.7.0 This command is for trusted proxies only")
+PROXY_IN_TRANSACTION = Reply(503, "5.5.1 Not allowed in a transaction; RSET ends it")

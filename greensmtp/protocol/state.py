@@ -44,6 +44,8 @@ _IN_TRANSACTION = dict.fromkeys((State.SENDER, State.RECIPIENTS, State.CHUNKS), 
 
 #: verb -> state -> the refusal
 REFUSALS: Mapping[str, Mapping[State, Reply]] = {
+    "XCLIENT": _IN_TRANSACTION,
+    "XFORWARD": _IN_TRANSACTION,
     "MAIL": {
         **_BEFORE_HELLO,
         State.SENDER: canned.NESTED_MAIL,
@@ -59,6 +61,4 @@ REFUSALS: Mapping[str, Mapping[State, Reply]] = {
     },
     "BDAT": {**_BEFORE_HELLO, State.GREETED: canned.NEED_MAIL, State.SENDER: canned.NEED_RCPT},
     "STARTTLS": {**_BEFORE_HELLO, **_IN_CHUNKS},
-    "XCLIENT": _IN_TRANSACTION,
-    "XFORWARD": _IN_TRANSACTION,
 }

@@ -48,19 +48,19 @@ class Dispatcher(MessageActions):
     def __init__(
         self,
         *,
+        proxy_verbs: ProxyVerbs,
         hostname: str,
         lmtp: bool,
         tls: bool,
         limits: Limits,
         signals: Signals,
         extensions: Iterable[Extension],
-        proxy_verbs: ProxyVerbs,
     ) -> None:
+        self._proxy_verbs = proxy_verbs
         self._hostname = hostname
         self._lmtp = lmtp
         self._tls = tls
         self._limits = limits
-        self._proxy_verbs = proxy_verbs
         self._parameters = esmtp.allowed_parameters((*extensions, esmtp.SUBMITTER))
         self.emitters = {name: Emitter(name, signals) for name in FIELDS}
         super().__init__(limits, self.emitters)

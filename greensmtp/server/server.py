@@ -100,6 +100,11 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes a list, outermost first: [{middleware!r}], not {middleware!r}")
+        self._proxies = check_networks("proxy_from", proxy_from)
+        self._proxy_tls = check_proxy_tls(proxy_tls, self._proxies)
+        self._proxy_verbs = ProxyVerbs(
+            check_networks("xclient_from", xclient_from), check_networks("xforward_from", xforward_from)
+        )
         self.limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname = check_hostname(hostname)
         self.tls_context = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
@@ -108,11 +113,6 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         self.implicit_tls = implicit_tls
         #: True if it speaks LMTP.
         self.lmtp = lmtp
-        self._proxies = check_networks("proxy_from", proxy_from)
-        self._proxy_tls = check_proxy_tls(proxy_tls, self._proxies)
-        self._proxy_verbs = ProxyVerbs(
-            check_networks("xclient_from", xclient_from), check_networks("xforward_from", xforward_from)
-        )
         #: The signals of this server; those of ``greensmtp.signals`` are sent by all servers of the process.
         self.signals = Signals(lmtp=lmtp)
         self._registry: Registry[ConnectionHandler] = Registry(self.limits)
@@ -213,13 +213,13 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         for middleware in self._middleware:
             extensions.extend(getattr(middleware, "extensions", ()))
         dispatcher = Dispatcher(
+            proxy_verbs=self._proxy_verbs,
             hostname=self.hostname,
             lmtp=self.lmtp,
             tls=self.tls_context is not None and not self.implicit_tls,
             limits=self.limits,
             signals=self.signals,
             extensions=extensions,
-            proxy_verbs=self._proxy_verbs,
         )
         return Routes(
             Chain(self._middleware), dispatcher, self.limits, line_room(extensions), CONTINUATIONS, lmtp=self.lmtp
