@@ -92,7 +92,7 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
 
 
 def _take_login(handler: ConnectionHandler) -> bool:
-    """Take the user whom the proxy has authenticated, if it names one and the handlers of ``auth`` agree."""
+    """Set the identity that XCLIENT names, if any. If a handler of ``auth`` rejects it, write that, and return False."""
     session = handler.session
     assert session.xclient is not None
     login = session.xclient.get("LOGIN")

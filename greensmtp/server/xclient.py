@@ -27,8 +27,8 @@ from greensmtp.session import Session, SocketAddress
 
 Behaviour = Callable[[Session, Any], Reply]
 
-#: The host of a client whose address the proxy does not know. It is in no network that somebody trusts, while ``""``
-#: would be a local client's.
+#: The host of a client whose address the proxy does not know. (``""`` would be the peer of a unix socket, which may be
+#: trusted.)
 UNKNOWN_HOST = "0.0.0.0"
 
 #: Key in the session's notes: the attributes of an XCLIENT that is being answered.
@@ -53,7 +53,7 @@ class ProxyVerbs:
 
     @property
     def extensions(self) -> list[Extension]:
-        """The extensions of those that are taken from somebody."""
+        """The extensions of the verbs that some peer may send."""
         return [extension for extension in (esmtp.XCLIENT, esmtp.XFORWARD) if extension.keyword in self._verbs]
 
     def added_to(self, behaviours: Mapping[str, Behaviour]) -> dict[str, Behaviour]:

@@ -177,7 +177,7 @@ def test_the_configuration_of_the_how_to(
     for server in (mx, submission):
         server.on("message", lambda session, stream, ack: ack.accept())
     ports = free_port(), free_port()
-    found = re.search(r"```haproxy\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    found = re.search(r"```text\n(defaults\n.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None
     text = found[1]
     for old, new in {

@@ -1,4 +1,4 @@
-"""PROXY headers from trusted proxies: who the client is, whatever the pieces, and what a bad header costs."""
+"""PROXY headers from trusted proxies: the client that they name, in whatever pieces, and bad headers."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def dial_through(server: SMTPServer, header: bytes = b"", *, proxy: tuple[str, i
     return peer
 
 
-# Who the client is
+# The client
 
 
 @HEADERS
@@ -154,7 +154,7 @@ def test_a_peer_outside_of_the_networks_is_served_without_a_header(smtp_server: 
 
 @pytest.mark.parametrize("header", [V1, V2, LOCAL], ids=["v1", "v2", "LOCAL"])
 @pytest.mark.parametrize("trusted", [["10.0.0.0/8"], None])
-def test_a_header_of_anybody_else_is_a_bad_command(smtp_server: MakeServer, header: bytes, trusted: Any) -> None:
+def test_a_header_of_an_untrusted_peer_is_a_bad_command(smtp_server: MakeServer, header: bytes, trusted: Any) -> None:
     server = smtp_server(start=False, proxy_from=trusted)
     source = ("203.0.113.9", 1)
     with dial(server, source=source) as peer:
@@ -454,7 +454,7 @@ def test_stop_does_not_wait_for_a_header(smtp_server: MakeServer) -> None:
         peer.expect_end()
 
 
-def test_half_headers_keep_nobody_else_out(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_headers_do_not_keep_other_clients_out(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "MAX_ARRIVING", 5)
     server = proxied(smtp_server, proxy_timeout=7)
     flood = [dial_through(server, V2[:10]) for _ in range(5)]

@@ -1,4 +1,4 @@
-"""XCLIENT and XFORWARD: who may send them, what they change, and that nothing else does."""
+"""XCLIENT and XFORWARD: the peers that may send them, and what they change."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def offers(peer: Peer) -> list[str]:
     return [line[4:] for line in peer.expect("250").splitlines() if line[4:].startswith("X")]
 
 
-# Who may
+# Trusted peers
 
 
 def test_both_are_offered_to_trusted_peers_alone(smtp_server: MakeServer) -> None:
