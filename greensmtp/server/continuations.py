@@ -92,7 +92,7 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
 
 
 def _take_login(handler: ConnectionHandler) -> bool:
-    """Set the identity that XCLIENT names, if any. If a handler of ``auth`` rejects it, write that, and return False."""
+    """Set the identity that XCLIENT names, if any; return False, with a reply, if a handler of ``auth`` rejects it."""
     session = handler.session
     assert session.xclient is not None
     login = session.xclient.get("LOGIN")

@@ -6,6 +6,7 @@ import logging
 import ssl
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -184,6 +185,12 @@ def test_a_proxy_may_come_over_a_unix_socket(smtp_server: MakeServer, tmp_path: 
         peer.expect("220", "250")
         (handler,) = server.connections
         assert handler.session.peer == CLIENT
+
+
+def test_a_peer_that_is_no_address_is_no_proxy(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False, proxy_from=["0.0.0.0/0", "::/0", "unix"])
+    with dial(server, source=("client.example", 1)) as peer:
+        peer.hello()
 
 
 def test_a_unix_socket_is_no_proxy_by_itself(smtp_server: MakeServer) -> None:
@@ -449,7 +456,9 @@ def test_stop_does_not_wait_for_a_header(smtp_server: MakeServer) -> None:
     server = proxied(smtp_server)
     with dial_through(server, V1[:10]) as peer:
         peer.let_it_read()
+        began = monotonic()
         server.stop(timeout=10)
+        assert monotonic() - began < 5
         peer.expect("421 4.3.2")
         peer.expect_end()
 
