@@ -79,10 +79,8 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
     if reply.code == 220 and attributes is None:
         logger.error("%s: %r to XCLIENT, but not by the server's own action; replying 451", session.id, reply)
         reply = canned.LOCAL_ERROR
-    if reply.code != 220 or attributes is None:
-        return handler.answer(command, reply)
     reply = handler.settle(reply)
-    if reply.code != 220:  # a change that a middleware has staged was refused
+    if reply.code != 220 or attributes is None:
         return handler.tell(command, reply)
     handler.handle_disconnect("xclient")
     session._begin_again(named_peer(session.peer, attributes), merge(session.xclient, attributes))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trustme
 from gevent import sleep, socket, with_timeout
 from gevent import ssl as gevent_ssl
 
@@ -212,6 +213,29 @@ def test_the_configuration_of_the_how_to(
     lines = [record.getMessage() for record in caplog.records if record.name.startswith("greensmtp")]
     assert len(lines) == 4
     assert all(" peer=127.0.0.2 " in line for line in lines)
+
+
+def test_haproxy_names_the_clients_certificate(
+    smtp_server: MakeServer, haproxy: Callable[[str], HAProxy], tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    authority.issue_cert("mx.example.com").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "bundle.pem"))
+    client = authority.issue_cert("jo@example.com", common_name="jo")
+    context = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+    client.configure_cert(context)
+    server = smtp_server(proxy_from=["127.0.0.1"], proxy_tls=True)
+    port = free_port()
+    bind = f"ssl crt {tmp_path}/bundle.pem ca-file {tmp_path}/authority.pem verify optional"
+    proxy = haproxy(configuration(server, port, "send-proxy-v2-ssl-cn", bind=bind))
+    with Peer(context.wrap_socket(proxy.dial(port), server_hostname="mx.example.com")) as peer:
+        peer.hello()
+        header = session_of(server).proxy
+        assert header is not None
+        assert header.ssl is not None
+        assert header.ssl.verified
+        assert header.ssl.common_name == "jo"
 
 
 @pytest.mark.parametrize("version", ["send-proxy", "send-proxy-v2"])

@@ -167,6 +167,20 @@ def test_a_header_of_an_untrusted_peer_is_a_bad_command(smtp_server: MakeServer,
         assert handler.session.proxy is None
 
 
+def test_a_header_of_an_untrusted_peer_is_no_handshake(
+    smtp_server: MakeServer, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = proxied(smtp_server, certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
+    reasons: list[str] = []
+    server.on("disconnect", lambda session, reason: reasons.append(f"{session.peer_host} {reason}"))
+    for header in (V1, V2):
+        with dial(server, source=("203.0.113.9", 1)) as peer, suppress(AssertionError):  # it may get a TLS alert
+            peer.send(header)
+            peer.expect_end()
+        wait_until(server, 0)
+    assert reasons == ["203.0.113.9 tls"] * 2
+
+
 def test_only_the_first_header_counts(smtp_server: MakeServer) -> None:
     server = proxied(smtp_server)
     with dial_through(server, V1) as peer:
