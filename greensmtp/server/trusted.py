@@ -26,7 +26,7 @@ class TrustedNetworks:
     def __contains__(self, peer: Any) -> bool:
         """Return True if a peer, as the socket gives it, is in one of these networks."""
         if not isinstance(peer, tuple):
-            return self._unix and peer in ("", b"", None)
+            return self._unix
         try:
             address = read_address(str(peer[0]))
         except ValueError:

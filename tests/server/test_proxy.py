@@ -201,6 +201,16 @@ def test_a_proxy_may_come_over_a_unix_socket(smtp_server: MakeServer, tmp_path: 
         assert handler.session.peer == CLIENT
 
 
+def test_a_proxy_may_have_bound_its_unix_socket(smtp_server: MakeServer, tmp_path: Path) -> None:
+    server = smtp_server(listener=str(tmp_path / "smtp.sock"), proxy_from=["unix"])
+    ours = socket.socket(socket.AF_UNIX)
+    ours.bind(str(tmp_path / "proxy.sock"))
+    ours.connect(str(tmp_path / "smtp.sock"))
+    with Peer(ours) as peer:
+        peer.send(V2)
+        peer.hello()
+
+
 def test_a_peer_that_is_no_address_is_no_proxy(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, proxy_from=["0.0.0.0/0", "::/0", "unix"])
     with dial(server, source=("client.example", 1)) as peer:
@@ -353,6 +363,19 @@ def test_health_checks_fill_no_log(smtp_server: MakeServer, header: bytes, caplo
     wait_until(server, 0)
     assert [record for record in caplog.records if record.name.startswith("greensmtp")] == []
     assert not server._registry.arriving.taken
+
+
+def test_health_checks_without_a_handshake_fill_no_log(
+    smtp_server: MakeServer, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    server = proxied(
+        smtp_server, Logging(), certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True
+    )
+    with dial_through(server, LOCAL) as peer:
+        peer.let_it_read()
+    wait_until(server, 0)
+    assert caplog.messages == []
 
 
 def test_mail_of_the_proxy_itself_is_logged(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
