@@ -202,7 +202,7 @@ def test_a_proxy_may_come_over_a_unix_socket(smtp_server: MakeServer, tmp_path: 
 
 
 def test_a_proxy_may_have_bound_its_unix_socket(smtp_server: MakeServer, tmp_path: Path) -> None:
-    server = smtp_server(listener=str(tmp_path / "smtp.sock"), proxy_from=["unix"])
+    smtp_server(listener=str(tmp_path / "smtp.sock"), proxy_from=["unix"])
     ours = socket.socket(socket.AF_UNIX)
     ours.bind(str(tmp_path / "proxy.sock"))
     ours.connect(str(tmp_path / "smtp.sock"))
