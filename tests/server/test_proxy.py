@@ -462,12 +462,12 @@ def test_a_late_header_closes_the_connection(
 
 
 def test_a_header_that_drips_is_late_too(smtp_server: MakeServer) -> None:
-    server = proxied(smtp_server, proxy_timeout=7)
+    server = proxied(smtp_server, proxy_timeout=700)
     with dial_through(server) as peer:
         for at in range(4):
             peer.send(V1[at : at + 1])
             peer.let_it_read()
-            advance(server, 2)
+            advance(server, 200)
         peer.expect_end()
 
 
