@@ -84,7 +84,9 @@ OTHERS = (
     ("8305", "Happy Eyeballs: several addresses tried in turn", "", "yes", ""),
     ("8314", "Implicit TLS", "yes", "yes", "yes"),
     ("", "Unix sockets", "yes", "yes", "yes"),
-    ("", "PROXY protocol", "no", "", "no"),
+    ("", "PROXY protocol, versions 1 and 2", "with `proxy_from`", "no", "with `proxy_from`"),
+    ("", "`XCLIENT`", "with `xclient_from`", "by `command`", "with `xclient_from`"),
+    ("", "`XFORWARD`", "with `xforward_from`", "by `command`", "with `xforward_from`"),
 )
 
 

@@ -105,7 +105,7 @@ class IncompleteMessage(GreenSMTPError, OSError):
 
 class ConnectionLost(IncompleteMessage, ConnectionError):
     """The connection is over. ``reason`` is one of ``closed``, ``reset``, ``timeout``, ``slow``, ``displaced``,
-    ``shutdown``."""
+    ``proxy``, ``shutdown``."""
 
     def __init__(self, reason: str = "closed") -> None:
         super().__init__(f"connection lost: {reason}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from socket import MSG_PEEK
 
+from gevent.ssl import SSLSocket
+
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._pause import wait_readable
 from greensmtp.middleware._validate import check_number, make_refusal
@@ -49,7 +51,7 @@ class EarlyTalker:
 
 def _has_sent(session: Session) -> bool:
     """Return whether the client has sent something, rather than hung up."""
-    if session.tls:
+    if isinstance(session.socket, SSLSocket):
         return True  # an encrypted record may be either; a client that is gone gets no reply
     try:
         return bool(session.socket.recv(1, MSG_PEEK))

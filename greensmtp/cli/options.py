@@ -88,6 +88,13 @@ _OPTIONS = (
     click.option("--tls-cert", type=FileType(), help="PEM certificate chain; enables STARTTLS."),
     click.option("--tls-key", type=FileType(), help="PEM private key; default: the one in --tls-cert."),
     click.option(
+        "--proxy-from",
+        metavar="NETWORK",
+        multiple=True,
+        help="Network, address or `unix`: proxies that send a PROXY header, which names the client. May be given "
+        "several times. Name nothing but your proxies.",
+    ),
+    click.option(
         "--plugin",
         "plugins",
         metavar="NAME[,optional]",
@@ -126,6 +133,7 @@ _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
     "no_maildir": ("--no-maildir", ("delivery", "maildir"), lambda value: False),
     "tls_cert": ("--tls-cert", ("tls_cert",), str),
     "tls_key": ("--tls-key", ("tls_key",), str),
+    "proxy_from": ("--proxy-from", ("proxy_from",), list),
     "plugins": ("--plugin", ("plugins",), _plugins),
     "max_size": ("--max-size", ("limits", "max_message_size"), int),
     "log_format": ("--log-format", ("logging", "format"), str),

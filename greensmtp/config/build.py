@@ -35,6 +35,7 @@ _Stack = list[tuple[KeyPath, str, Middleware]]
 
 #: SMTPServer's arguments -> the keys that they come from.
 _KEYS = {"certfile": "tls_cert", "keyfile": "tls_key", "hostname": "hostname", "backlog": "backlog"}
+_KEYS |= {name: name for name in ("proxy_from", "proxy_tls", "xclient_from", "xforward_from")}
 
 
 @dataclass(slots=True)
@@ -176,6 +177,7 @@ class _Assembly:
                 lmtp=listen.lmtp,
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
+                **self._trust(listener),
                 middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
                 certfile=certfile,
                 keyfile=keyfile,
@@ -191,6 +193,15 @@ class _Assembly:
             return None
         self._check_address((*path, "url"), listen)
         return ConfiguredServer(server, listen, (*path, "url"), stack)
+
+    def _trust(self, listener: ListenerSection) -> dict[str, Any]:
+        """Return the arguments about proxies: the listener's own, or the common ones."""
+        given = listener.model_fields_set
+        names = ("proxy_from", "proxy_tls", "xclient_from", "xforward_from")
+        trust = {name: getattr(listener if name in given else self.loaded.config, name) for name in names}
+        if not trust["proxy_from"] and "proxy_from" in given and "proxy_tls" not in given:
+            trust["proxy_tls"] = False  # the common one is for listeners with the common proxies
+        return trust
 
     def _check_address(self, path: KeyPath, listen: Listen) -> None:
         """Check, without binding, that a listener can be opened at this address."""

@@ -30,6 +30,7 @@ _REPLACES: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("hostname",): (("hostname",),),
     ("tls_cert",): (("tls_cert",), ("tls_key",)),
     ("tls_key",): (("tls_key",),),
+    ("proxy_from",): (("proxy_from",),),
     ("limits", "max_message_size"): (("limits", "max_message_size"),),
 }
 

@@ -17,6 +17,7 @@ from greensmtp.protocol.esmtp import STANDARD
 from greensmtp.server.extensions import SWITCHABLE, VALUES, read_switch
 from greensmtp.server.limits import Limits
 from greensmtp.server.options import check_hostname
+from greensmtp.server.trusted import check_networks
 
 
 def none_for_false(value: Any) -> Any:
@@ -170,6 +171,14 @@ else:
     )
 
 
+def _check_networks(networks: list[str] | None) -> list[str] | None:
+    check_networks("it", networks)
+    return networks
+
+
+Networks = Annotated[list[str] | None, OrFalse, AfterValidator(_check_networks)]
+
+
 class ListenerSection(Section):
     """A listener, and the settings in which it differs from the rest."""
 
@@ -179,6 +188,10 @@ class ListenerSection(Section):
     tls_cert: OptionalPath = None
     tls_key: OptionalPath = None
     backlog: Annotated[Annotated[int, Field(ge=0, le=2**31 - 1)] | None, OrFalse] = None
+    proxy_from: Networks = None
+    proxy_tls: bool = False
+    xclient_from: Networks = None
+    xforward_from: Networks = None
     limits: LimitsSection = Field(default_factory=LimitsSection)
     extensions: ExtensionsSection = Field(default_factory=ExtensionsSection)
     lenient_addresses: bool = False
@@ -191,6 +204,10 @@ class Config(Section):
     hostname: Hostname = None
     tls_cert: OptionalPath = None
     tls_key: OptionalPath = None
+    proxy_from: Networks = None
+    proxy_tls: bool = False
+    xclient_from: Networks = None
+    xforward_from: Networks = None
     listeners: list[ListenerSection] = Field(default_factory=lambda: [ListenerSection(url=DEFAULT_URL)], min_length=1)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     extensions: ExtensionsSection = Field(default_factory=ExtensionsSection)

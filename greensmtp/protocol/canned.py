@@ -94,3 +94,7 @@ AUTH_NEEDS_STARTTLS = Reply(530, "5.7.0 Authentication required; send STARTTLS f
 AUTH_TOO_WEAK = Reply(534, "5.7.9 This authentication mechanism is too weak")
 AUTH_INVALID = Reply(535, "5.7.8 Authentication credentials invalid")
 AUTH_NEEDS_TLS = Reply(538, "5.7.11 Encryption required for this authentication mechanism")
+
+# XCLIENT, XFORWARD
+NOT_TRUSTED = Reply(550, "5.7.0 This command is for trusted proxies only")
+PROXY_IN_TRANSACTION = Reply(503, "5.5.1 Not allowed in a transaction; RSET ends it")

@@ -103,8 +103,9 @@ FUTURERELEASE = Extension(  # RFC 4865 section 4
 RRVS = Extension("RRVS", rcpt=_names("RRVS"), room={"RCPT": 33})  # RFC 7293 section 3.1
 LIMITS = Extension("LIMITS", ehlo=ehlo_parameters.LIMITS)  # RFC 9422
 ETRN = Extension("ETRN", verbs=_names("ETRN"))  # RFC 1985
-XCLIENT = Extension("XCLIENT", verbs=_names("XCLIENT"), ehlo=ehlo_parameters.WORDS)  # Postfix's XCLIENT_README
-XFORWARD = Extension("XFORWARD", verbs=_names("XFORWARD"), ehlo=ehlo_parameters.WORDS)  # Postfix's XFORWARD_README
+#: Postfix's XCLIENT_README and XFORWARD_README. Postfix takes lines of 2,048 bytes, and nginx sends one command only.
+XCLIENT = Extension("XCLIENT", room={"XCLIENT": 1536}, verbs=_names("XCLIENT"), ehlo=ehlo_parameters.WORDS)
+XFORWARD = Extension("XFORWARD", room={"XFORWARD": 1536}, verbs=_names("XFORWARD"), ehlo=ehlo_parameters.WORDS)
 
 #: AUTH= of MAIL, without the verb; never offered. Clients send it whatever is offered, and a server that does not trust
 #: them treats it as ``AUTH=<>`` (RFC 4954 section 5).

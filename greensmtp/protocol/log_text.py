@@ -17,7 +17,10 @@ MAX_LENGTH = 512
 LISTED = 100
 
 #: The names of fields in log lines of ours. In a value, their ``=`` is escaped, so that a search does not find it.
-_FIELDS = ("from", "to", "refused", "size", "peer", "tls", "identity", "greeting", "messages", "recipients", "octets")
+_FIELDS = (
+    *("from", "to", "refused", "size", "peer", "client", "tls", "identity", "greeting"),
+    *("messages", "recipients", "octets"),
+)
 #: What has just been matched is the ``=`` of a field. (Looking back is slow, so both patterns begin with a character.)
 _OF_FIELD = "|".join(f"(?<={name}=)" for name in _FIELDS)
 _FIELD = re.compile(f"=(?:{_OF_FIELD})")

@@ -40,9 +40,12 @@ class State(IntEnum):
 
 _BEFORE_HELLO = {State.CONNECTED: canned.SAY_HELLO_FIRST}
 _IN_CHUNKS = {State.CHUNKS: canned.IN_CHUNKS}
+_IN_TRANSACTION = dict.fromkeys((State.SENDER, State.RECIPIENTS, State.CHUNKS), canned.PROXY_IN_TRANSACTION)
 
 #: verb -> state -> the refusal
 REFUSALS: Mapping[str, Mapping[State, Reply]] = {
+    "XCLIENT": _IN_TRANSACTION,
+    "XFORWARD": _IN_TRANSACTION,
     "MAIL": {
         **_BEFORE_HELLO,
         State.SENDER: canned.NESTED_MAIL,

@@ -1,4 +1,4 @@
-"""What follows EHLO, QUIT, STARTTLS, DATA and BDAT: what is on offer, the end, a handshake, a body.
+"""What follows EHLO, QUIT, STARTTLS, XCLIENT, DATA and BDAT: what is on offer, the end, a handshake, a body.
 
 The rules of this file:
 
@@ -17,17 +17,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from greensmtp._log import logger
+from greensmtp.chain.chain import before_banner
 from greensmtp.errors import ConnectionLost, IncompleteMessage, Reject, TransactionReset
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import END_OF_DATA, ChunkCommand, Command, EndOfData
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.sasl.exchange import Identity
 from greensmtp.protocol.state import State
 from greensmtp.server.body import skip
 from greensmtp.server.chunks import is_wasteful, repeat_refusal
 from greensmtp.server.handler import ConnectionHandler
+from greensmtp.server.places import client_key
 from greensmtp.server.replier import further_recipients
 from greensmtp.server.routes import Continuation
 from greensmtp.server.supervised import UNSEEN
+from greensmtp.server.xclient import merge, named_peer, take_request
 from greensmtp.session.ack import ENDINGS
 from greensmtp.session.stream import MessageStream
 
@@ -69,6 +73,45 @@ def after_starttls(handler: ConnectionHandler, command: Command, reply: Reply) -
     handler.flush()
     session._reset_all()
     handler.start_tls()
+    return True
+
+
+def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:
+    """Begin another session on this connection, for the client that XCLIENT names, with another banner.
+
+    To middleware and handlers the proxy's session ends with DISCONNECT, and the client's begins with ACCEPT: what
+    counts connections, or lets them in by address, needs to know nothing of XCLIENT. Commands that are pipelined behind
+    it belong to the client.
+    """
+    session = handler.session
+    attributes = take_request(session)
+    if reply.code == 220 and attributes is None:
+        logger.error("%s: %r to XCLIENT, but not by the server's own action; replying 451", session.id, reply)
+        reply = canned.LOCAL_ERROR
+    reply = handler.settle(reply)
+    if reply.code != 220 or attributes is None:
+        return handler.tell(command, reply)
+    handler.handle_disconnect("xclient")
+    session._begin_again(named_peer(session.peer, attributes), merge(session.xclient, attributes))
+    handler.deferred_recipients = 0
+    handler.registry.readdress(handler, client_key(session.peer))
+    return handler.admit() and _take_login(handler) and handler.greet()
+
+
+def _take_login(handler: ConnectionHandler) -> bool:
+    """Set the identity that XCLIENT names, if any; return False, with a reply, if a handler of ``auth`` rejects it."""
+    session = handler.session
+    assert session.xclient is not None
+    login = session.xclient.get("LOGIN")
+    if login is None:
+        return True
+    identity = Identity(login, mechanism="XCLIENT")
+    reply = session.ask("auth", identity=identity)
+    assert reply is not None
+    if reply.code >= 400:
+        handler.transport.write(before_banner(reply).encode())
+        return False
+    session.identity = identity
     return True
 
 
@@ -210,6 +253,7 @@ CONTINUATIONS: Mapping[str, Continuation] = {
     "LHLO": after_hello,
     "QUIT": after_quit,
     "STARTTLS": after_starttls,
+    "XCLIENT": after_xclient,
     "DATA": after_body,
     "BDAT": after_body,
 }

@@ -39,6 +39,7 @@ from greensmtp.server.extensions import Offer
 from greensmtp.server.help import help_replies
 from greensmtp.server.limits import Limits
 from greensmtp.server.message_actions import MessageActions
+from greensmtp.server.xclient import ProxyVerbs
 from greensmtp.session import Session
 from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
@@ -54,12 +55,14 @@ class Dispatcher(MessageActions):
     def __init__(
         self,
         *,
+        proxy_verbs: ProxyVerbs,
         hostname: str,
         lmtp: bool,
         limits: Limits,
         signals: Signals,
         offer: Offer,
     ) -> None:
+        self._proxy_verbs = proxy_verbs
         self._hostname = hostname
         self._lmtp = lmtp
         self._limits = limits
@@ -143,7 +146,7 @@ class Dispatcher(MessageActions):
         for verb, extension in (("BDAT", CHUNKING), ("STARTTLS", STARTTLS), ("ETRN", ETRN)):
             if extension not in self._offer.extensions:
                 del behaviours[verb]
-        return behaviours
+        return self._proxy_verbs.added_to(behaviours)
 
     # The connection
 

@@ -92,12 +92,8 @@ class ConnectionHandler(CommandLoop):
         self.greenlet = getcurrent()
         reason, linger = "error", False
         try:
-            if self._admit():
-                if transport.encrypted:  # the socket was given to adopt() so
-                    self._note_tls()
-                elif self._tls_first:
-                    self.start_tls()
-                if self._greet():
+            if self._open():
+                if self.greet():
                     self.handle_commands()
                 # After QUIT the client closes. Other clients have been told to go, and may be sending.
                 reason, linger = ("quit", False) if self.quit else ("refused", True)
@@ -133,6 +129,16 @@ class ConnectionHandler(CommandLoop):
         self.has_left = True
         self.registry.begin_leaving(self)  # first, so that no handler that hangs holds the place
         self.greenlet = getcurrent()
+        try:
+            self.handle_disconnect(reason)
+        finally:
+            self.greenlet = self.current = self.identity_before = None
+            if self.session._receivers:
+                self.session._disconnect_receivers()
+            self.registry.remove(self)
+
+    def handle_disconnect(self, reason: str) -> None:
+        """Have DISCONNECT handled."""
         session, command = self.session, _disconnect(reason)
         try:
             self.begin_command(command)
@@ -142,11 +148,6 @@ class ConnectionHandler(CommandLoop):
             raise
         except BaseException:
             logger.exception("%s: handling DISCONNECT failed", session.id)
-        finally:
-            self.greenlet = self.current = self.identity_before = None
-            if session._receivers:
-                session._disconnect_receivers()
-            self.registry.remove(self)
 
     def _say_farewell(self, reason: str) -> bool:
         """Send the last reply to a client that is dropped; return True if it may still be reading."""
@@ -164,7 +165,17 @@ class ConnectionHandler(CommandLoop):
 
     # The beginning
 
-    def _admit(self) -> bool:
+    def _open(self) -> bool:
+        """Handle ACCEPT, then begin TLS if it comes first; return True if the client may stay."""
+        if not self.admit():
+            return False
+        if self.transport.encrypted:  # the socket was given to adopt() so
+            self._note_tls()
+        elif self._tls_first:
+            self.start_tls()
+        return True
+
+    def admit(self) -> bool:
         """Handle ACCEPT, before TLS; return True if the client may stay. A refusal is sent unless TLS comes first."""
         reply = canned.OK
         if self.routes.accept is not None:
@@ -179,7 +190,7 @@ class ConnectionHandler(CommandLoop):
             self.transport.write(before_banner(reply).encode())
         return False
 
-    def _greet(self) -> bool:
+    def greet(self) -> bool:
         """Handle CONNECT and write the banner; return True if it was a 220."""
         reply = self._handle(_CONNECT, self.routes.connect)
         if reply.code != 220 and reply.code < 400:

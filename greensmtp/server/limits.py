@@ -47,6 +47,8 @@ class Limits:
     handler_timeout: float = 300.0
     #: Seconds for a TLS handshake.
     tls_timeout: float = 30.0
+    #: Seconds for the whole PROXY header of a proxy in ``proxy_from``.
+    proxy_timeout: float = 30.0
     #: Bytes a second that a body must bring on average, over the time spent waiting for the client; 0: any.
     min_data_rate: float = 64.0
     #: Seconds of waiting until ``min_data_rate`` is enforced.
@@ -66,7 +68,14 @@ class Limits:
     @property
     def shortest_timeout(self) -> float:
         """The shortest timeout, in seconds."""
-        return min(self.command_timeout, self.data_timeout, self.ack_timeout, self.handler_timeout, self.tls_timeout)
+        return min(
+            self.command_timeout,
+            self.data_timeout,
+            self.ack_timeout,
+            self.handler_timeout,
+            self.tls_timeout,
+            self.proxy_timeout,
+        )
 
 
 class LimitsDict(TypedDict, total=False):
@@ -84,6 +93,7 @@ class LimitsDict(TypedDict, total=False):
     ack_timeout: float
     handler_timeout: float
     tls_timeout: float
+    proxy_timeout: float
     min_data_rate: float
     data_rate_grace: float
     bare_newlines: BareNewlines

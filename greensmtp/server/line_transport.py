@@ -176,9 +176,9 @@ class LineTransport(LineReader):
         try:
             self._send()
         except Expired as expired:
-            raise self._fail(expired.reason) from None
+            raise self.fail(expired.reason) from None
         except OSError as error:
-            raise self._fail("reset") from error
+            raise self.fail("reset") from error
         finally:
             self.timeout = 0.0
 
@@ -301,14 +301,15 @@ class LineTransport(LineReader):
             self._turn -= len(data)
             self._batch = BATCH
         except Expired as expired:
-            raise self._fail(expired.reason) from None
+            raise self.fail(expired.reason) from None
         except OSError as error:
-            raise self._fail("reset") from error
+            raise self.fail("reset") from error
         if not data:
-            raise self._fail("closed")
+            raise self.fail("closed")
         return data
 
-    def _fail(self, reason: str) -> ConnectionLost:
+    def fail(self, reason: str) -> ConnectionLost:
+        """Note that the client is lost, and return the error to raise."""
         self.in_body = False
         self.close_error = ConnectionLost(reason)
         return self.close_error

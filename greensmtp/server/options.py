@@ -65,6 +65,15 @@ def check_hostname(name: str | None) -> str:
     return name
 
 
+def check_proxy_tls(value: bool, proxies: object) -> bool:
+    """Return whether TLS that a proxy has ended counts."""
+    if not isinstance(value, bool):
+        raise TypeError(f"proxy_tls takes True or False, not {value!r}")
+    if value and proxies is None:
+        raise ArgumentError("proxy_tls", "needs proxy_from: the proxies whose TLS counts")
+    return value
+
+
 def check_tls_context(
     certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
 ) -> ssl.SSLContext | None:

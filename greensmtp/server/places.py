@@ -57,6 +57,12 @@ class Places(Generic[Holder]):
         else:
             del self._holders[address]
 
+    def move(self, holder: Holder, before: str, after: str) -> None:
+        """Count a holder for another address; do nothing if it has no place."""
+        if holder in self._holders.get(before, ()):
+            self.give_back(holder, before)
+            self.take(holder, after)
+
     def crowd(self, address: str) -> Iterable[Holder]:
         """Return the holders of the busiest address, first come first, one of which may be displaced by a newcomer.
 

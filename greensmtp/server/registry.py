@@ -95,6 +95,12 @@ class Registry(Generic[Connection]):
         """Note that ACCEPT has been answered."""
         self.arriving.give_back(connection, connection.address)
 
+    def readdress(self, connection: Connection, address: str) -> None:
+        """Count a connection for another address from now on: a proxy has named its client."""
+        for places in (self.arriving, self.places):
+            places.move(connection, connection.address, address)
+        connection.address = address
+
     def give_place(self, connection: Connection) -> bool:
         """Give a connection one of the ``max_connections``; return False if there is none for it.
 

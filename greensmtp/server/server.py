@@ -26,13 +26,22 @@ from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.hub_watch import hub_watch
 from greensmtp.server.limits import Limits, LimitsDict
 from greensmtp.server.listener import check_listener
-from greensmtp.server.options import check_backlog, check_hostname, check_limits, check_tls_context
+from greensmtp.server.options import (
+    check_backlog,
+    check_hostname,
+    check_limits,
+    check_proxy_tls,
+    check_tls_context,
+)
 from greensmtp.server.places import client_key
+from greensmtp.server.proxy import ProxiedHandler
 from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.shutdown import end_connections
 from greensmtp.server.thread import ServerThread
 from greensmtp.server.tls import own_certificate
+from greensmtp.server.trusted import check_networks
+from greensmtp.server.xclient import ProxyVerbs
 from greensmtp.session.handlers import ConnectsHandlers
 from greensmtp.session.signals import Signals
 
@@ -62,6 +71,11 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     :param lenient_addresses: accept MAIL and RCPT as devices write them that do not follow RFC 5321, without angle
         brackets and the like.
     :param backlog: connections that the kernel keeps until they are accepted; 1024 by default.
+    :param proxy_from: networks, addresses, or ``"unix"``: proxies whose connections begin with a PROXY header (versions
+        1 and 2), which names the client. Trust only what is yours.
+    :param proxy_tls: TLS that such a proxy has ended, by its header, counts as TLS.
+    :param xclient_from: the same of the peers that may send XCLIENT, which names another client.
+    :param xforward_from: the same of the peers that may send XFORWARD, which names another client for logs.
     :param limits: a :class:`greensmtp.Limits`. Its fields are also keywords here: ``max_message_size=...`` and so on.
     :raises ValueError, TypeError: an argument is invalid; the text says what it takes.
     """
@@ -86,12 +100,21 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         extensions: Mapping[str, Any] | None = None,
         lenient_addresses: bool = False,
         backlog: int | None = None,
+        proxy_from: Iterable[str] | None = None,
+        proxy_tls: bool = False,
+        xclient_from: Iterable[str] | None = None,
+        xforward_from: Iterable[str] | None = None,
         limits: Limits | None = None,
         **each_limit: Unpack[LimitsDict],
     ) -> None:
         check_listener(listener)
         if not isinstance(middleware, Iterable):
             raise TypeError(f"middleware takes a list, outermost first: [{middleware!r}], not {middleware!r}")
+        self._proxies = check_networks("proxy_from", proxy_from)
+        self._proxy_tls = check_proxy_tls(proxy_tls, self._proxies)
+        self._proxy_verbs = ProxyVerbs(
+            check_networks("xclient_from", xclient_from), check_networks("xforward_from", xforward_from)
+        )
         self.limits: Limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname: str = check_hostname(hostname)
         self.tls_context: ssl.SSLContext | None = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
@@ -198,13 +221,18 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         return self
 
     def _compose(self) -> Routes:
-        others: list[Extension] = []
+        others: list[Extension] = [*self._proxy_verbs.extensions]
         for middleware in self._middleware:
             others.extend(getattr(middleware, "extensions", ()))
         starttls = self.tls_context is not None and not self.implicit_tls
         offer = Offer(self._switches, self.limits, starttls=starttls, others=others)
         dispatcher = Dispatcher(
-            hostname=self.hostname, lmtp=self.lmtp, limits=self.limits, signals=self.signals, offer=offer
+            proxy_verbs=self._proxy_verbs,
+            hostname=self.hostname,
+            lmtp=self.lmtp,
+            limits=self.limits,
+            signals=self.signals,
+            offer=offer,
         )
         return Routes(
             Chain(self._middleware),
@@ -240,7 +268,10 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         assert self._routes is not None
         try:
             socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
-            handler = ConnectionHandler(
+            make: Callable[..., ConnectionHandler] = ConnectionHandler
+            if self._proxies is not None and peer in self._proxies:
+                make = partial(ProxiedHandler, proxy_tls=self._proxy_tls)
+            handler = make(
                 self, self._routes, self._registry, socket, peer, address=address, tls_first=self.implicit_tls
             )
         except Exception:

@@ -9,11 +9,14 @@ The rules of this file:
 from __future__ import annotations
 
 import ssl
-from socket import SHUT_WR
+from socket import MSG_PEEK, SHUT_WR
+from typing import Any
 
 from gevent import ssl as gevent_ssl
 
 from greensmtp.errors import ConnectionLost
+from greensmtp.protocol.proxy_header import MAX_V2, ProxyHeader, ProxyHeaderParser
+from greensmtp.protocol.proxy_tlv import ProxyHeaderError
 from greensmtp.server.line_transport import COMMAND_PIECE, LineTransport
 from greensmtp.session.ack import Expired
 
@@ -21,6 +24,9 @@ from greensmtp.session.ack import Expired
 #: many bytes. Closing a socket with unread input sends a reset, which can destroy that reply on its way.
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
+
+#: Bytes of the longest PROXY header: the fixed part, and what follows it.
+MAX_HEADER = 16 + MAX_V2
 
 
 class Transport(LineTransport):
@@ -50,12 +56,68 @@ class Transport(LineTransport):
             self._use(self.socket)
             self.write_failed = False
         except Expired as expired:
-            raise self._fail(expired.reason) from None
+            raise self.fail(expired.reason) from None
         except OSError as error:
-            raise self._fail("tls") from error
+            raise self.fail("tls") from error
         finally:
             self.timeout = 0.0
             self.awaiting_command = False
+
+    def read_proxy_header(self) -> ProxyHeader:
+        """Read the header with which a proxy begins, and no byte beyond it, since a TLS handshake may follow.
+
+        What has come is looked at first, and only as much as belongs to the header is taken from the socket.
+
+        :raises ProxyHeaderError: it is malformed, or has not come as a whole within ``proxy_timeout``.
+        :raises ConnectionLost: the proxy is gone and has sent nothing, or the server drops the connection.
+        """
+        native = getattr(self.socket, "_sock", self.socket)
+        parser = ProxyHeaderParser()
+        received = 0
+        self.wait_started = 0.0
+        self.timeout = self.limits.proxy_timeout  # for all of it
+        self.awaiting_command = True  # stop() need not wait for this client
+        try:
+            while True:
+                self._wait_until_readable()
+                try:
+                    data = native.recv(MAX_HEADER, MSG_PEEK)
+                except BlockingIOError:
+                    continue
+                if not data:
+                    raise ConnectionAbortedError
+                header = parser.feed(data)
+                received += len(data)
+                self._drop(native, len(data) - len(parser.rest))
+                if header is not None:
+                    return header
+        except Expired as expired:
+            if expired.reason != "timeout":
+                raise self.fail(expired.reason) from None
+            raise ProxyHeaderError(
+                f"no PROXY header within {self.limits.proxy_timeout:g} s, but {received} bytes; a host that is no "
+                "proxy must not be in proxy_from"
+            ) from None
+        except OSError as error:
+            if received:
+                raise ProxyHeaderError(f"the connection ended after {received} bytes of a PROXY header") from error
+            raise self.fail("closed") from error
+        finally:
+            self.timeout = 0.0
+            self.awaiting_command = False
+
+    def _wait_until_readable(self) -> None:
+        self._watcher.start(self._wake)
+        try:
+            self._hub.switch()
+        finally:
+            self._watcher.stop()
+
+    @staticmethod
+    def _drop(native: Any, size: int) -> None:
+        """Take bytes that have come from the socket."""
+        while size:
+            size -= len(native.recv(size))
 
     def send_at_once(self, reply: bytes) -> None:
         """Send the pending replies and a last one, as far as possible without waiting. In the hub."""

@@ -2,7 +2,7 @@
 
 from greensmtp.session.ack import Ack
 from greensmtp.session.server_info import ServerInfo
-from greensmtp.session.session import Change, Session
+from greensmtp.session.session import Change, Session, SocketAddress
 from greensmtp.session.stream import MessageStream
 
-__all__ = ["Ack", "Change", "MessageStream", "ServerInfo", "Session"]
+__all__ = ["Ack", "Change", "MessageStream", "ServerInfo", "Session", "SocketAddress"]

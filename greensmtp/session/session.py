@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gevent.socket import socket
 
     from greensmtp.errors import ConnectionLost
+    from greensmtp.protocol.proxy_header import ProxyHeader
     from greensmtp.protocol.sasl.exchange import Identity
     from greensmtp.session.ack import AckState
     from greensmtp.session.interfaces import Body, Collector, Connection
@@ -70,6 +71,7 @@ class Session(ConnectsHandlers):
         "_transaction_notes",
         "_wrap_body",
         "errors",
+        "forwarded",
         "from_",
         "greeting",
         "hostname",
@@ -77,10 +79,12 @@ class Session(ConnectsHandlers):
         "message",
         "messages_accepted",
         "peer",
+        "proxy",
         "server",
         "state",
         "tls",
         "to",
+        "xclient",
     )
 
     def __init__(
@@ -89,9 +93,17 @@ class Session(ConnectsHandlers):
         self.server: ServerInfo = server
         self._connection = connection
         self._emitters = emitters
-        #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket.
+        #: The client's address as the socket gives it: ``("192.0.2.1", 54321)``; ``""`` on a unix socket. Behind a
+        #: trusted proxy, the address that the proxy names.
         self.peer: SocketAddress = peer
-        #: True once TLS is up.
+        #: The PROXY header of the connection, from a proxy in ``proxy_from``; None: there was none.
+        self.proxy: ProxyHeader | None = None
+        #: What proxies in ``xclient_from`` have said of the client by XCLIENT: ``{"NAME": "client.example", ...}``.
+        self.xclient: Mapping[str, str] | None = None
+        #: What a peer in ``xforward_from`` has said of this transaction's first client by XFORWARD, for logs. It is no
+        #: reason to trust the client.
+        self.forwarded: Mapping[str, str] | None = None
+        #: True once TLS is up; with ``proxy_tls``, also if TLS has ended at the proxy.
         self.tls: bool = False
         #: ``"helo"``, ``"ehlo"`` or ``"lhlo"``; None before the client has sent one of them.
         self.greeting: str | None = None
@@ -171,6 +183,25 @@ class Session(ConnectsHandlers):
         if notes is None:
             notes = self._transaction_notes = {}
         return notes
+
+    @property
+    def tls_version(self) -> str | None:
+        """``"TLSv1.3"``, that of the TLS that has ended at the proxy too; None without TLS, or if it is not known."""
+        return self._tls_fact("version", lambda socket: socket.version())
+
+    @property
+    def tls_cipher(self) -> str | None:
+        """The name of the cipher, that of the TLS that has ended at the proxy too; None as for ``tls_version``."""
+        return self._tls_fact("cipher", lambda socket: (socket.cipher() or (None,))[0])
+
+    def _tls_fact(self, name: str, of_socket: Callable[[Any], str | None]) -> str | None:
+        if not self.tls:
+            return None
+        socket = self._connection.socket
+        if hasattr(socket, "cipher"):
+            return of_socket(socket)
+        ssl = None if self.proxy is None else self.proxy.ssl
+        return None if ssl is None else getattr(ssl, name)
 
     @property
     def peer_host(self) -> str | None:
@@ -297,7 +328,7 @@ class Session(ConnectsHandlers):
     def reset(self) -> None:
         """Forget the transaction: sender, recipients, their parameters, the body (RFC 5321 section 4.1.1.5)."""
         self._changes += 1
-        self.from_ = self._transaction_notes = None
+        self.from_ = self._transaction_notes = self.forwarded = None
         if self.to:
             self.to = []
         if self.message is not None:
@@ -309,6 +340,12 @@ class Session(ConnectsHandlers):
         """Return to the state before EHLO, after STARTTLS (RFC 3207 section 4.2)."""
         self.greeting = self.hostname = self.identity = self._hello_reply = None
         self.reset()
+
+    def _begin_again(self, peer: SocketAddress, xclient: Mapping[str, str]) -> None:
+        """Return to the state before the banner, after XCLIENT, with another client."""
+        self._reset_all()
+        self.peer, self.xclient = peer, xclient
+        self.errors = self._idle_commands = self.messages_accepted = 0
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.peer!r} {self.state.name.lower()}>"

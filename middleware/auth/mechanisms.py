@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from typing import Any
 
 from gevent.ssl import SSLSocket
 
@@ -88,7 +88,9 @@ class MechanismPolicy:
         """Return the channel bindings of this connection; none where -PLUS is not offered."""
         if not session.tls or _PLUS not in self.mechanisms or self.is_relayed(_PLUS):
             return {}
-        socket = cast(SSLSocket, session.socket)
+        socket = session.socket
+        if not isinstance(socket, SSLSocket):
+            return {}  # TLS has ended at a proxy, to which the client would bind
         # With TLS 1.3 a client binds to tls-exporter (RFC 9266), which Python's ssl does not have. It would choose
         # -PLUS, as the strongest mechanism, and could not log in.
         if socket.version() == "TLSv1.3":

@@ -48,7 +48,7 @@ def command_text(facts: dict[str, Any]) -> str:
 
 def transaction_text(facts: dict[str, Any]) -> str:
     """Return the text of a transaction."""
-    refused = tls = identity = ""
+    refused = tls = identity = client = ""
     if facts["refused"]:
         each = ",".join(f"{address(one['recipient'])}:{one['reply']}" for one in facts["refused"])
         rest = facts["refused_count"] - len(facts["refused"])
@@ -57,6 +57,8 @@ def transaction_text(facts: dict[str, Any]) -> str:
         tls = f" tls={word(facts['tls'])}"
     if facts["identity"]:
         identity = f" identity={word(facts['identity'])}"
+    if facts["forwarded"]:
+        client = f" client={word(facts['forwarded'].get('NAME'))}[{word(facts['forwarded'].get('ADDR'))}]"
     if "replies" in facts:
         end = "; ".join(
             f"{address(one['recipient'])} {one['reply']} {without_fields(one['reply_text'].replace(';', ','))}"
@@ -70,5 +72,5 @@ def transaction_text(facts: dict[str, Any]) -> str:
         end = f"{end}, {facts['reason']}"
     return (
         f"message from={address(facts['sender'])} to={addresses(facts['recipients'], facts['recipient_count'])}"
-        f"{refused} size={facts['size']} peer={word(facts['peer'])}{tls}{identity} -> {end}"
+        f"{refused} size={facts['size']} peer={word(facts['peer'])}{client}{tls}{identity} -> {end}"
     )

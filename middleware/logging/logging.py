@@ -132,8 +132,9 @@ class Logging:
         record, reason = self._record(session), command.argument
         if record.transaction is not None:
             self._end(session, record, "abandoned" if reason == "quit" else "lost", reason)
-        if self._is_enabled(self.level):
-            self._emit(self.level, session_text, session_facts(session, record, reason))
+        level = min(self.level, logging.DEBUG) if _is_of_proxy(session, record, reason) else self.level
+        if self._is_enabled(level):
+            self._emit(level, session_text, session_facts(session, record, reason))
         session.notes.pop(self, None)
         return reply
 
@@ -283,6 +284,13 @@ class Logging:
         record = logger.makeRecord(logger.name, level, __file__, 0, Line(text, facts), (), None, "Logging")
         record.__dict__.update(facts)
         logger.handle(record)
+
+
+def _is_of_proxy(session: Session, record: SessionRecord, reason: str) -> bool:
+    """Return whether a session was a proxy's own, without mail: a health check, or what came before XCLIENT."""
+    proxy = session.proxy
+    is_local = proxy is not None and (proxy.is_local or proxy.source is None)
+    return (is_local or reason == "xclient") and not session.messages_accepted and record.refusal is None
 
 
 def _other(session: Session, command: Command, proceed: Proceed) -> Reply:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, cast
-
-from gevent.ssl import SSLSocket
+from typing import TYPE_CHECKING, Any
 
 from greensmtp.middleware._message_replies import Replies
 from greensmtp.protocol.log_text import LISTED, reply_text, shown
@@ -47,21 +45,23 @@ class SessionRecord:
     def note_tls(self, session: Session) -> None:
         """Note the TLS version and cipher, which a closed socket no longer has."""
         if session.tls and self.tls is None:
-            socket = cast(SSLSocket, session.socket)
-            self.tls = socket.version() or "TLS"
-            self.cipher = (socket.cipher() or (None,))[0]
+            # (Behind a proxy these are its words.)
+            self.tls = shown(session.tls_version or "TLS")
+            cipher = session.tls_cipher
+            self.cipher = None if cipher is None else shown(cipher)
 
 
 class TransactionRecord:
     """A transaction, which the session has forgotten by its end."""
 
-    __slots__ = ("began", "message", "recipients", "refused", "refused_count", "replies", "sender")
+    __slots__ = ("began", "forwarded", "message", "recipients", "refused", "refused_count", "replies", "sender")
 
     def __init__(self, began: float, session: Session, sender: str | None = None) -> None:
         self.began = began
         self.sender = (session.from_ or "") if sender is None else sender
         self.recipients: Sequence[str] = session.to
         self.message: MessageStream | None = session.message
+        self.forwarded = session.forwarded
         self.refused: list[tuple[str, Reply]] = []
         self.refused_count = 0
         self.replies: Replies = []
@@ -117,6 +117,7 @@ def transaction_facts(
         "tls": _tls_of(session, record),
         "cipher": record.cipher,
         "identity": _identity_of(session),
+        "forwarded": _forwarded_facts(transaction),
         "sender": shown(transaction.sender),
         "recipients": list(map(shown, recipients[:LISTED])),
         "recipient_count": len(recipients),
@@ -151,6 +152,12 @@ def _identity_of(session: Session) -> str | None:
     """Return the user's name. Nothing else of the identity is logged."""
     identity = session.identity
     return None if identity is None else shown(getattr(identity, "authcid", identity))
+
+
+def _forwarded_facts(transaction: TransactionRecord) -> Facts | None:
+    """Return what XFORWARD has said of the first client: ``{"NAME": ..., "ADDR": ...}``."""
+    forwarded = transaction.forwarded
+    return None if forwarded is None else {name: shown(value) for name, value in forwarded.items()}
 
 
 def _tls_of(session: Session, record: SessionRecord) -> str | None:

@@ -17,6 +17,7 @@ VERBS = frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | PSEUDO_COMMANDS
 #: The reasons of ``disconnect``.
 ENDS = (
     *("quit", "closed", "reset", "timeout", "slow", "refused", "displaced", "foreign", "shutdown", "tls", "error"),
+    *("proxy", "xclient"),
     OTHER,
 )
 TLS_VERSIONS = frozenset({"TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"})

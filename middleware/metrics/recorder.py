@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, cast
-
-from gevent.ssl import SSLSocket
+from typing import TYPE_CHECKING
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._message_replies import Replies, note_reply, outcome_of, told_replies
@@ -216,7 +214,7 @@ class Recorder:
     def _note_tls(self, session: Session, state: SessionState) -> None:
         if session.tls and not state.tls:
             state.tls = True
-            version = cast(SSLSocket, session.socket).version()  # None once it is closed
+            version = session.tls_version  # None once the socket is closed
             self._families.tls.labels(version if version in TLS_VERSIONS else OTHER).inc()
 
 

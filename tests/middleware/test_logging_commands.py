@@ -178,6 +178,7 @@ def test_every_record_carries_its_facts(server: SMTPServer, caplog: pytest.LogCa
         "tls": None,
         "cipher": None,
         "identity": None,
+        "forwarded": None,
         "sender": "jo@example.org",
         "recipients": ["a@example.com", "b@example.com"],
         "recipient_count": 2,

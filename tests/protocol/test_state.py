@@ -9,9 +9,11 @@ from greensmtp.protocol.command import PARSERS
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import REFUSALS, State
 
-#: "ok", or why not: no greeting yet, no or one transaction, no recipient, a body in chunks.
+#: "ok", or why not: no greeting yet, no or one transaction, no recipient, a body in chunks, within a transaction.
 GRID = """
           CONNECTED  GREETED  SENDER   RECIPIENTS  CHUNKS
+XCLIENT   ok         ok       in       in          in
+XFORWARD  ok         ok       in       in          in
 HELO      ok         ok       ok       ok          ok
 EHLO      ok         ok       ok       ok          ok
 LHLO      ok         ok       ok       ok          ok
@@ -31,6 +33,7 @@ ETRN      hello      ok       nested   nested      chunks
 
 REASONS: dict[str, Reply | None] = {
     "ok": None,
+    "in": canned.PROXY_IN_TRANSACTION,
     "hello": canned.SAY_HELLO_FIRST,
     "nested": canned.NESTED_MAIL,
     "mail": canned.NEED_MAIL,
@@ -48,9 +51,10 @@ def test_a_command_in_a_state_is_allowed_or_refused(verb: str, state: State, wor
 
 
 def test_the_grid_has_every_verb_and_every_state() -> None:
-    assert {verb for verb, *_ in ROWS} == set(PARSERS)
+    verbs = {*PARSERS, "XCLIENT", "XFORWARD"}
+    assert {verb for verb, *_ in ROWS} == verbs
     assert [State[name] for name in STATES] == list(State)
-    assert set(REFUSALS) <= set(PARSERS)
+    assert set(REFUSALS) <= verbs
 
 
 def test_every_refusal_is_503() -> None:

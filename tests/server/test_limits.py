@@ -28,6 +28,7 @@ TABLE: dict[str, tuple[Any, Any, str]] = {
     "ack_timeout": (120.0, 0.001, "a number of seconds above 0"),
     "handler_timeout": (300.0, 0.001, "a number of seconds above 0"),
     "tls_timeout": (30.0, 0.001, "a number of seconds above 0"),
+    "proxy_timeout": (30.0, 0.001, "a number of seconds above 0"),
     "min_data_rate": (64.0, 0, "a number of at least 0"),
     "data_rate_grace": (60.0, 0, "a number of at least 0"),
     "max_body_line_length": (None, 78, "a whole number of at least 78, or None for no limit"),
@@ -101,7 +102,7 @@ def test_limits_are_keywords_and_stay_as_they_are() -> None:
         Limits().max_errors = 5  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("name", ["command_timeout", "data_timeout", "ack_timeout", "handler_timeout", "tls_timeout"])
+@pytest.mark.parametrize("name", [name for name in TABLE if name.endswith("_timeout")])
 def test_the_shortest_timeout_may_be_any_of_them(name: str) -> None:
     keywords: dict[str, Any] = {name: 0.25}
     assert Limits(**keywords).shortest_timeout == 0.25

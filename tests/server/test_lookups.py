@@ -82,7 +82,7 @@ def test_handlers_answer_vrfy_and_expn(smtp_server: MakeServer, lmtp: bool) -> N
         ("<>", "501 5.5.4 expected the name of a user or a list"),
         ("\u00e9", "553 5.6.7"),
         ("\u00e9@example.com", "553 5.6.7"),
-        ("\x01", "500 5.5.2"),
+        ("\x01", "501 5.5.2"),
     ],
 )
 def test_a_wrong_lookup_reaches_no_handler(smtp_server: MakeServer, verb: str, argument: str, reply: str) -> None:
