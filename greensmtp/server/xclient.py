@@ -41,7 +41,8 @@ _RESTART = Reply(220, "2.0.0 Ok")
 class ProxyVerbs:
     """XCLIENT and XFORWARD of one server.
 
-    :param xclient_from, xforward_from: the peers that may send them; None: none may, and the verb is not implemented.
+    :param xclient_from: the peers that may send XCLIENT; None: none may, and the verb is not implemented.
+    :param xforward_from: the same for XFORWARD.
     """
 
     def __init__(self, xclient_from: TrustedNetworks | None, xforward_from: TrustedNetworks | None) -> None:

@@ -109,7 +109,7 @@ class Model:
         if "<" not in said.argument:
             return 501
         if "<>" in said.argument:
-            return 553
+            return 501
         if self.sender is None or self.chunks is not None:
             return 503
         refused = self.refuse_parameters(said, {"NOTIFY": self.dsn})
