@@ -69,8 +69,8 @@ def changed(node: ast.AST) -> ast.AST | None:
             return new.operand
         case ast.Constant(value=bool()):
             new.value = not new.value
-        case ast.Constant(value=int()):
-            new.value += 1
+        case ast.Constant(value=int(number)):
+            new.value = number + 1
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
             if isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Constant):
                 return None  # that changes by itself
@@ -247,7 +247,7 @@ class Mutation:
     def _try_room(self, room: str) -> None:
         """Draw mutants of a room, try them, and print the score."""
         paths = sorted((ROOT / "greensmtp" / room).rglob("*.py"))
-        every = [each for path in paths for each in mutants(path) if self._options.only in str(path.relative_to(ROOT))]
+        every = [each for path in paths for each in mutants(path) if self._options.only in str(each)]
         drawn = random.Random(self._options.seed).sample(every, min(self._options.sample or len(every), len(every)))
         self._results: Counter[str] = Counter()
         for mutant in drawn:
@@ -323,7 +323,7 @@ def main() -> None:
     """Parse the command line, and let pytest collect the tests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rooms", nargs="+", help="folders of greensmtp/: protocol, session, chain, server")
-    parser.add_argument("--only", default="", help="mutate only files whose path contains this")
+    parser.add_argument("--only", default="", help="only mutants whose output has this: chain.py:69")
     parser.add_argument("--sample", type=int, default=20, help="mutants a room; 0: all (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="another seed draws other mutants")
     parser.add_argument("--processes", type=int, default=2, help="mutants that run side by side (default: 2)")
