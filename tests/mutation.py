@@ -26,6 +26,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import NamedTuple
@@ -188,14 +189,21 @@ class Mutation:
             for item in session.items
             if not any("serial" in mark.args for mark in item.iter_markers("xdist_group"))
         ]
+        for room in self._options.rooms:  # what is imported late would not be changed
+            for path in (ROOT / "greensmtp" / room).rglob("*.py"):
+                import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         gc.collect()
         for each in gc.get_objects():
             if isinstance(each, FunctionType):
                 self._functions[each.__code__.co_filename].append(each)
         gc.freeze()  # collections in children leave these objects, and their memory, alone
-        self._measure()
-        for room in self._options.rooms:
-            self._try_room(room)
+        try:
+            self._measure()
+            for room in self._options.rooms:
+                self._try_room(room)
+        finally:
+            for pid in self._running:
+                os.killpg(pid, signal.SIGKILL)
         return True
 
     def _measure(self) -> None:
