@@ -240,3 +240,27 @@ def test_a_spool_moves_to_disk_beyond_max_memory(
         peer.hello()
         assert peer.deliver(b"x" * (size - 2) + b"\r\n").startswith("250")
     assert bool(moved) == on_disk
+
+
+def test_a_spool_keeps_no_more_than_a_batch_in_memory(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = smtp_server(start=False)
+    batches: list[int] = []
+    append = spool.SpoolPipe._append
+
+    def watched(self: spool.SpoolPipe, batch: bytearray, finish: bool) -> None:
+        batches.append(len(batch))
+        append(self, batch, finish)
+
+    monkeypatch.setattr(spool.SpoolPipe, "_append", watched)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(stream.spool(max_memory=0).close)
+        ack.accept()
+
+    size = 4 * spool.BATCH
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x" * 62 + b"\r\n" + (b"x" * 62 + b"\r\n") * (size // 64 - 1)).startswith("250")
+    assert sum(batches) == size
+    assert max(batches) < 2 * spool.BATCH
