@@ -2,11 +2,12 @@
 
 ``make mutants ARGS="protocol session --sample 60"``. Tests are imported once. One run under coverage tells which tests
 execute which lines. Each mutant is then a fork of this process, in which the functions of the changed file get new
-code. It runs the tests that execute the changed statement, fastest first, until one fails. An endless loop counts as
-killed. What no test notices is printed: it is a missing test, or code that makes no difference.
+code. It runs the tests that execute the changed statement until one fails: those of its room first, the fastest first.
+An endless loop counts as killed. What no test notices is printed: it is a missing test, or code that makes no
+difference. "untested" is what no test executes.
 
-Only code within functions is changed, and not what runs at import alone. Tests that start processes, need a peer or
-measure (the group "serial") do not take part.
+Only code within functions is changed; what runs at import alone counts as untested. Tests that start processes, need a
+peer or measure (the group "serial") do not take part.
 """
 
 from __future__ import annotations
@@ -348,7 +349,8 @@ def main() -> None:
     os.chdir(ROOT)
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         os.environ["PYTEST_DEBUG_TEMPROOT"] = folder
-        arguments = ["-q", "-s", "-p", "no:cacheprovider", "--timeout=20", "-m", SELECT]
+        arguments = ["-q", "-s", "-p", "no:cacheprovider", "--timeout=20"]
+        arguments += ["-o", "faulthandler_timeout=0", "-m", SELECT]
         arguments += [f"--hypothesis-seed={options.seed}", *options.tests]
         sys.exit(pytest.main(arguments, plugins=[Mutation(options, Path(folder))]))
 
