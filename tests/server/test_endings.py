@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import GreenletExit, sleep, spawn
+from gevent import GreenletExit, get_hub, sleep, spawn
 from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
@@ -472,3 +472,31 @@ def test_stop_ends_a_disconnect_handler_that_hangs(smtp_server: MakeServer) -> N
         peer.expect_end()
         stop_soon(server)
         assert ended == ["quit"]
+
+
+def test_nothing_follows_replies_that_a_full_buffer_has_swallowed(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    full = Event()
+
+    @server.on("from")
+    def stubborn(session: Session, address: str, ack: Ack) -> None:
+        native: Any = session.socket._sock
+        try:
+            while True:
+                native.send(b"x" * 65_536)
+        except BlockingIOError:
+            full.set()
+        try:
+            Event().wait()
+        except GreenletExit:
+            pass
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("VRFY x", "MAIL FROM:<a@example.org>")  # the reply to VRFY cannot be sent, so MAIL's must not be
+        assert full.wait(5)
+        (connection,) = server.connections
+        get_hub().loop.run_callback(connection.cut_off, "shutdown")
+        sleep(0.01)
+        assert peer.rest().strip(b"x") == b""
