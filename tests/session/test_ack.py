@@ -315,7 +315,7 @@ def test_a_message_that_is_too_long_for_a_line_is_folded(smtp_server: MakeServer
 @pytest.mark.parametrize("message", [42, b"bytes", [b"bytes"], ["text", None]])
 def test_a_message_that_is_no_text_raises_at_the_call(smtp_server: MakeServer, message: Any) -> None:
     def decide(session: Session, address: Address, ack: Ack) -> None:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="iterable"):
             ack.accept(250, message)
         ack.accept()
 
