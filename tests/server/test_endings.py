@@ -480,10 +480,10 @@ def test_nothing_follows_replies_that_a_full_buffer_has_swallowed(smtp_server: M
 
     @server.on("from")
     def stubborn(session: Session, address: str, ack: Ack) -> None:
-        native: Any = session.socket._sock
+        sock: Any = session.socket
         try:
             while True:
-                native.send(b"x" * 65_536)
+                sock._sock.send(b"x" * 65_536)
         except BlockingIOError:
             full.set()
         try:
