@@ -132,10 +132,14 @@ class Transport(LineTransport):
             else:
                 self.socket._sslobj.write(data)  # (the socket's own ``send`` waits)
                 self._notify_close()
-            # Whatever the handler still does, nothing may follow. (The TLS socket's own shutdown would drop TLS.)
-            getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
         except (OSError, AttributeError):
             pass  # the send buffer is full, or the client is gone
+        try:
+            # Whatever the handler still does, nothing may follow: a client would take a later reply for one that was
+            # dropped here. (The TLS socket's own shutdown would drop TLS.)
+            getattr(self.socket, "_sock", self.socket).shutdown(SHUT_WR)
+        except OSError:
+            pass  # the client is gone
 
     def close(self, *, linger: bool) -> None:
         """Send the pending replies, and close.

@@ -152,7 +152,7 @@ class Emitter:
             self._fault(session, state, "handler %s returned %s", handler_name(receiver), error)
         except AlreadyAcknowledged:
             if not state.conflict:  # that of another ack; a conflict of this one is logged below, once
-                self._fault(session, state, "%s raised", handler_name(receiver), traceback=True)
+                self._fault(session, state, "handler %s raised", handler_name(receiver), traceback=True)
         except IncompleteMessage as error:
             if error is session.close_error:
                 raise  # the client is gone

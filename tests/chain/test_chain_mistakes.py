@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session
+from greensmtp import Ack, Command, MessageStream, Reject, Reply, Session, when
 from greensmtp.chain.chain import Proceed, middleware
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import collect_reasons
 
 
 def answering(verb: str, answer: Callable[[Session, Command, Proceed], Any]) -> Any:
@@ -275,7 +276,10 @@ def test_a_secret_that_looks_like_a_verb_is_not_logged(
     assert "hunter2" not in caplog.text.lower()
 
 
-@pytest.mark.parametrize(("code", "sent"), [(451, 421), (550, 554), (421, 421), (554, 554)])
+CODES = [(400, 421), (451, 421), (499, 421), (500, 554), (550, 554), (421, 421), (554, 554)]
+
+
+@pytest.mark.parametrize(("code", "sent"), CODES)
 @pytest.mark.parametrize(("verb", "by_handler"), [("ACCEPT", False), ("CONNECT", False), ("CONNECT", True)])
 def test_a_refusal_before_the_banner_has_the_same_code_for_outer_middleware_and_client(
     smtp_server: MakeServer, code: int, sent: int, verb: str, by_handler: bool
@@ -299,3 +303,22 @@ def test_a_refusal_before_the_banner_has_the_same_code_for_outer_middleware_and_
         peer.expect(str(sent))
         peer.expect_end()
     assert seen == [sent]
+
+
+def test_a_client_that_goes_while_a_predicate_waits_for_it_is_no_fault_of_the_predicate(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    @middleware(verbs=("NOOP",))
+    def never(session: Session, command: Command, proceed: Proceed) -> Reply:
+        raise NotImplementedError
+
+    server = smtp_server(start=False, middleware=[when(lambda session: session.challenge("Your name?"), never)])
+    reasons = collect_reasons(server)
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("NOOP")
+        peer.expect("334 Your name")
+        peer.half_close()
+        peer.expect_end()
+    assert reasons == ["closed"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

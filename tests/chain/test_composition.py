@@ -437,6 +437,12 @@ def test_the_decorator_refuses_what_are_no_verbs(verbs: Any) -> None:
         middleware(verbs=verbs)(passing)
 
 
+def test_the_decorator_refuses_what_is_no_middleware() -> None:
+    without_proceed: Any = lambda session, command: Reply(250)  # noqa: E731
+    with pytest.raises(TypeError, match="session, command, proceed"):
+        middleware(verbs=("MAIL",))(without_proceed)
+
+
 def test_when_composes_once_for_each_verb(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
     composed: list[str | None] = []
     compose_chain = Chain.compose

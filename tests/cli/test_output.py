@@ -88,7 +88,7 @@ def test_the_json_log_has_one_object_per_line(serve: Serve, tmp_path: Path) -> N
     with server.dial() as peer:
         peer.hello("client.example")
         peer.send('MAIL FROM:<"a\\\\b"@example.com> BODY=8BITMIME\r\nVRFY \x01\r\nNOOP \u2028\u00e4\r\nRSET\r\n')
-        peer.expect("250", "500", "*", "250")
+        peer.expect("250", "501", "*", "250")
     deliver(server.port, "bob@example.org", "cyd@example.org")
     assert server.stop() == 0
     records = [json.loads(line) for line in server.log.splitlines()]

@@ -299,3 +299,10 @@ def test_a_member_without_end_is_given_up_early(piece: str) -> None:
         with pytest.raises(ProtocolError, match="To"):
             reader(text, "To")
         assert time.thread_time() - began < 0.3
+
+
+def test_a_list_may_have_several_groups_but_no_group_within_a_group() -> None:
+    text = "A: a@x.example;, B: b@x.example; c@x.example"
+    assert address_list.read(text, "To") == ["a@x.example", "b@x.example", "c@x.example"]
+    with pytest.raises(ProtocolError):
+        address_list.read("A: a@x.example, B: b@x.example;", "To")

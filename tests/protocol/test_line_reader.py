@@ -215,3 +215,15 @@ def test_clear_forgets_half_a_line_and_a_bad_one() -> None:
     assert read([b"RSET\r\nMAIL FR"], reader) == [b"RSET"]
     reader.clear()
     assert read([b"QUIT\r\n"], reader) == [b"QUIT"]
+
+
+@pytest.mark.parametrize("line", [b"\n", b"x\n", b"NOOP\n"])
+def test_a_line_with_a_bare_lf_waits_for_its_crlf(line: bytes) -> None:
+    reader = make_reader()
+    reader.feed(line)
+    with pytest.raises(BadLine):
+        reader.next_line()
+    assert reader.awaits_crlf
+    reader.feed(b"rest\r\nNOOP\r\n")
+    assert reader.next_line() == b"NOOP"
+    assert not reader.awaits_crlf

@@ -95,3 +95,13 @@ def test_pieces_that_end_with_cr_are_not_collected() -> None:
         out += lines.feed(b"\r" * MAX_DELIMITER)
         assert len(lines._held) <= MAX_DELIMITER + 1
     assert out + lines.finish() == b"a: b\r\n\r\n" + b"\r\n" * MAX_DELIMITER * 10
+
+
+@pytest.mark.parametrize("cut", range(1, len(b"--bound\r\n")))
+def test_a_delimiter_behind_many_lines_may_be_cut_anywhere(cut: int) -> None:
+    head, preamble = b"Content-Type: multipart/mixed; boundary=bound\r\n\r\n", b"preamble\r\n" * MAX_DELIMITER
+    part = b"Content-Transfer-Encoding: binary\r\n\r\none\ntwo\n"
+    delimiter = b"--bound\r\n"
+    sent, needs_binary = run([head, preamble + delimiter[:cut], delimiter[cut:] + part + b"\r\n--bound--\r\n"])
+    assert sent == head + preamble + delimiter + part + b"\r\n--bound--\r\n"
+    assert needs_binary

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl import client as sasl
 from greensmtp.protocol.sasl import messages
@@ -198,3 +199,11 @@ def test_plain_is_parsed_into_its_parts(name: str, password: str) -> None:
         assert re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name + password)
     else:
         assert got == ("", name, password)
+
+
+def test_a_password_has_no_nul_and_is_not_empty() -> None:
+    assert messages.parse_password("p\u00e4ss word") == "p\u00e4ss word"
+    for password, reply in (("pass\0word", canned.AUTH_MALFORMED), ("", canned.AUTH_INVALID)):
+        with pytest.raises(Refused) as caught:
+            messages.parse_password(password)
+        assert caught.value.reply == reply

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from gevent import GreenletExit, sleep, spawn
+from gevent import GreenletExit, get_hub, sleep, spawn
 from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
@@ -380,3 +380,123 @@ def test_a_connection_that_is_cut_off_while_others_have_their_turn_ends_cleanly(
         assert b"421 4.3.2" in peer.rest()
         peer.close()
     assert reasons == ["shutdown"] * 20
+
+
+def test_a_connection_that_is_storing_its_message_is_cut_off_behind_the_250(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    storing, stored = Event(), Event()
+
+    def store() -> None:
+        storing.set()
+        assert stored.wait(5)
+
+    server.on("message", lambda session, stream, ack: ack.accept())
+
+    @server.on("received")
+    def received(session: Session, ack: Ack) -> None:
+        session.stage(store)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA")
+        peer.expect("250", "250", "354")
+        peer.line("x", ".")
+        assert storing.wait(5)
+        stopping = spawn(server.stop, 0.0)
+        sleep(0.01)
+        stored.set()
+        peer.expect("250", "421 4.3.2")
+        peer.expect_end()
+        stopping.join()
+
+
+def test_a_handler_that_does_not_let_itself_be_ended_keeps_no_socket(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    go_on = Event()
+
+    @server.on("from")
+    def stubborn(session: Session, address: str, ack: Ack) -> None:
+        while not go_on.is_set():
+            try:
+                go_on.wait(20)
+            except GreenletExit:
+                pass
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.let_it_read()
+        (connection,) = server.connections
+        stop_soon(server)
+        assert connection.socket.fileno() == -1
+        go_on.set()
+        peer.expect("421 4.3.2")
+        peer.expect_end()
+
+
+@pytest.mark.parametrize("implicit", [False, True])
+def test_stop_does_not_wait_for_a_tls_handshake(
+    smtp_server: MakeServer, certificate: Certificate, implicit: bool
+) -> None:
+    server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=implicit)
+    with dial(server) as peer:
+        if not implicit:
+            peer.hello()
+            peer.line("STARTTLS")
+            peer.expect("220")
+        peer.let_it_read()
+        began = time.monotonic()
+        server.stop(20)
+        assert time.monotonic() - began < BEYOND
+        peer.expect_end()
+
+
+def test_stop_ends_a_disconnect_handler_that_hangs(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    ended: list[str] = []
+
+    @server.on("disconnect")
+    def hangs(session: Session, reason: str) -> None:
+        try:
+            Event().wait()
+        except GreenletExit:
+            ended.append(reason)
+            raise
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("QUIT")
+        peer.expect("221")
+        peer.expect_end()
+        stop_soon(server)
+        assert ended == ["quit"]
+
+
+def test_nothing_follows_replies_that_a_full_buffer_has_swallowed(smtp_server: MakeServer) -> None:
+    server = smtp_server()
+    full = Event()
+
+    @server.on("from")
+    def stubborn(session: Session, address: str, ack: Ack) -> None:
+        sock: Any = session.socket
+        try:
+            while True:
+                sock._sock.send(b"x" * 65_536)
+        except BlockingIOError:
+            full.set()
+        try:
+            Event().wait()
+        except GreenletExit:
+            pass
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("VRFY x", "MAIL FROM:<a@example.org>")  # the reply to VRFY cannot be sent, so MAIL's must not be
+        assert full.wait(5)
+        (connection,) = server.connections
+        get_hub().loop.run_callback(connection.cut_off, "shutdown")
+        sleep(0.01)
+        assert peer.rest().strip(b"x") == b""

@@ -502,3 +502,26 @@ def test_a_change_that_is_staged_after_the_handler_was_given_up_does_not_take_ef
     assert stored == []
     assert "serving the connection failed" not in caplog.text
     server.stop()
+
+
+@pytest.mark.parametrize("limit", ["ack_timeout", "handler_timeout"])
+def test_a_handler_that_swallows_it_has_some_seconds_before_the_next(
+    smtp_server: MakeServer, clock: VirtualClock, limit: str
+) -> None:
+    limits: dict[str, Any] = {"ack_timeout": 1000.0, "handler_timeout": 1000.0, limit: 10.0}
+    server = smtp_server(start=False, **limits)
+    thrown: list[float] = []
+
+    @server.on("to")
+    def clean_up(session: Session, address: Address, ack: Ack) -> None:
+        while len(thrown) < 2:
+            try:
+                hang()
+            except HandlerTimeout:
+                thrown.append(clock())
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+    assert 5.0 <= thrown[1] - thrown[0] < 7.0

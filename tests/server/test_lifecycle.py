@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 from gevent import sleep, socket, spawn
 from gevent import ssl as gevent_ssl
 from gevent.event import Event
 
-from greensmtp import Ack, MessageStream, Session, SMTPServer
+from greensmtp import Ack, ArgumentError, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import collect_bodies, refused
@@ -480,3 +481,30 @@ def test_adopt_refuses_a_socket_that_blocks() -> None:
     ours, theirs = native_socket.socketpair()
     with ours, theirs, pytest.raises(TypeError, match="takes a gevent socket"):
         server.adopt(theirs)
+
+
+def test_adopt_refuses_a_socket_that_is_closed() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    server = SMTPServer(("127.0.0.1", 0))
+    with pytest.raises((OSError, ValueError)):
+        server.adopt(theirs)
+    assert not server.connections
+    ours.close()
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_an_encrypted_key_is_refused_by_the_name_of_its_file(
+    certificate: Certificate, tmp_path: Path, separate: bool
+) -> None:
+    key = serialization.load_pem_private_key(certificate.keyfile.read_bytes(), None)
+    protection = serialization.BestAvailableEncryption(b"secret")
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, protection)
+    locked = tmp_path / "locked.pem"
+    locked.write_bytes(pem if separate else certificate.certfile.read_bytes() + pem)
+    files: dict[str, Any] = {"certfile": locked}
+    if separate:
+        files = {"certfile": certificate.certfile, "keyfile": locked}
+    with pytest.raises(ArgumentError, match=r"locked\.pem' is encrypted") as error:
+        SMTPServer(("127.0.0.1", 0), **files)
+    assert error.value.name == ("keyfile" if separate else "certfile")

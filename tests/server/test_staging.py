@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from gevent import Timeout, spawn
 from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, compose, when
-from greensmtp.chain.chain import Proceed
+from greensmtp.chain.chain import Proceed, middleware
 from greensmtp.middleware import Auth, Logging
 from greensmtp.protocol.command import PathCommand
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import Deliveries, play
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 Ending = Callable[[Reply], Reply]
 
@@ -512,3 +515,18 @@ def test_a_refused_reset_keeps_the_transactions_notes(smtp_server: MakeServer) -
         peer.hello()
         play(peer, ("MAIL FROM:<a@example.org>", "250"), ("RSET", "451"), ("RCPT TO:<b@example.com>", "250"))
     assert seen == [{"a": 1}]
+
+
+def test_a_middleware_that_answers_starttls_by_itself_begins_no_handshake(
+    smtp_server: MakeServer, certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    @middleware(verbs=("STARTTLS",))
+    def ready(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return Reply(220, "2.0.0 ready")
+
+    server = smtp_server(start=False, certfile=certificate.certfile, keyfile=certificate.keyfile, middleware=[ready])
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("STARTTLS", "NOOP")
+        peer.expect("454", "250")
+    assert "not by the server's own action" in caplog.text

@@ -9,9 +9,20 @@ from typing import Any
 import pytest
 from gevent import spawn
 
-from greensmtp import Ack, Address, AlreadyAcknowledged, Command, GreenSMTPError, Reject, Session, SMTPServer
+from greensmtp import (
+    Ack,
+    Address,
+    AlreadyAcknowledged,
+    Command,
+    GreenSMTPError,
+    MessageStream,
+    Reject,
+    Session,
+    SMTPServer,
+)
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import collect_reasons
 
 Handler = Callable[..., Any]
 
@@ -304,7 +315,7 @@ def test_a_message_that_is_too_long_for_a_line_is_folded(smtp_server: MakeServer
 @pytest.mark.parametrize("message", [42, b"bytes", [b"bytes"], ["text", None]])
 def test_a_message_that_is_no_text_raises_at_the_call(smtp_server: MakeServer, message: Any) -> None:
     def decide(session: Session, address: Address, ack: Ack) -> None:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="iterable"):
             ack.accept(250, message)
         ack.accept()
 
@@ -353,3 +364,50 @@ def test_a_command_whose_handler_decides_another_ack_again_does_not_pass(
         peer.line("NOOP", "VRFY x")
         peer.expect("451", "252")
     assert "decide raised" in caplog.text
+
+
+def test_a_raised_reject_that_is_no_reply_any_more_is_a_451_with_its_traceback(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def decide(session: Session, address: Address, ack: Ack) -> None:
+        reject = Reject(550, "5.1.1 unknown")
+        reject.code = 250
+        raise reject
+
+    assert ask_for_recipient(smtp_server(start=False), decide).startswith("451")
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "decide raised a Reject that is no reply" in record.getMessage()
+    assert record.exc_info
+
+
+@pytest.mark.parametrize("code", [400, 499, 500, 599])
+def test_every_4xx_and_5xx_refuses_a_message_before_its_body(smtp_server: MakeServer, code: int) -> None:
+    server = smtp_server(start=False)
+    accepted: list[bool] = []
+
+    @server.on("message")
+    def refuse(session: Session, stream: MessageStream, ack: Ack) -> None:
+        ack.reject(code, "no")
+        accepted.append(ack.accepted)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA", "NOOP")
+        peer.expect("250", "250", f"{code} ", "250")
+    assert accepted == [False]
+
+
+def test_a_client_that_goes_while_a_handler_waits_for_it_is_no_fault_of_the_handler(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = smtp_server(start=False)
+    reasons = collect_reasons(server)
+    server.on("from", lambda session, address, ack: session.challenge("Your name?") and ack.accept())
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<a@example.org>")
+        peer.expect("334 Your name")
+        peer.half_close()
+        peer.expect_end()
+    assert reasons == ["closed"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

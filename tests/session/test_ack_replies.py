@@ -385,3 +385,37 @@ def test_auth_heeds_the_signal_command_too(smtp_server: MakeServer) -> None:
         peer.hello()
         peer.line("AUTH PLAIN AGJlZXAAYm9vcA==")
         peer.expect("235")
+
+
+@pytest.mark.parametrize("code", [400, 499, 500, 599])
+@pytest.mark.parametrize(
+    ("signal", "lines"),
+    [
+        ("greeting", ["EHLO x", "MAIL FROM:<a@example.org>"]),
+        ("from", ["EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>"]),
+        ("to", ["EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "DATA"]),
+    ],
+)
+def test_every_4xx_and_5xx_refuses_what_a_signal_asks(
+    smtp_server: MakeServer, signal: Any, lines: list[str], code: int
+) -> None:
+    server = smtp_server(start=False)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    server.on(signal, lambda session, ack, **fields: ack.reject(code, "no"))
+    with dial(server) as peer:
+        peer.expect("220")
+        for number, line in enumerate(lines):
+            peer.line(line)
+            peer.expect("250" if number < len(lines) - 2 else f"{code} " if number == len(lines) - 2 else "503")
+
+
+@pytest.mark.parametrize("code", [400, 499, 500, 599])
+def test_a_refusal_without_a_text_that_replaces_a_command_has_that_of_a_refusal(
+    smtp_server: MakeServer, code: int
+) -> None:
+    server = smtp_server(start=False)
+    server.on("command", lambda session, command, ack: ack.replace(code) if command.verb == "NOOP" else None)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("NOOP", "NOOP")
+        peer.expect(f"{code} {code // 100}.*Refused")

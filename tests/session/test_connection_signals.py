@@ -9,7 +9,7 @@ import pytest
 from gevent import spawn
 from gevent.event import Event
 
-from greensmtp import Session
+from greensmtp import Ack, Session
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -157,3 +157,21 @@ def test_disconnect_comes_once_for_a_rejected_connection_too(smtp_server: MakeSe
         peer.close()
         assert over.wait(5)
     assert reasons == ["refused"]
+
+
+def test_a_sessions_handler_of_the_wrong_shape_is_refused_at_the_call(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    errors: list[str] = []
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        on: Any = session.on
+        with pytest.raises(TypeError) as error:
+            on("to", lambda session, ack: None)
+        errors.append(str(error.value))
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+    assert "(session, address, ack)" in errors[0]

@@ -18,6 +18,7 @@ from gevent import GreenletExit
 from gevent.event import Event
 
 from greensmtp import Ack, Mail, MessageStream, Reject, Reply, Session, SMTPServer, in_thread_pool
+from greensmtp.protocol import lenient_message
 from greensmtp.protocol.lenient_message import parse
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -519,3 +520,59 @@ def test_a_message_on_disk_is_not_read_in_the_hub(smtp_server: MakeServer, monke
     assert threads
     assert threading.get_ident() not in threads
     assert len(threads) < 20
+
+
+@pytest.mark.parametrize("in_pool", [False, True])
+@pytest.mark.parametrize(("size", "threads"), [(64 * 1024, 1), (64 * 1024 + 1, 2)])
+def test_a_large_message_is_parsed_outside_of_the_hub(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, size: int, threads: int, in_pool: bool
+) -> None:
+    server = smtp_server(start=False)
+    asked: list[int] = []
+    parsed: list[int] = []
+
+    def watched(file: Any) -> email.message.EmailMessage:
+        parsed.append(threading.get_ident())
+        return parse(file)
+
+    monkeypatch.setattr(lenient_message, "parse", watched)
+
+    def check(mail: Mail) -> None:
+        asked.append(threading.get_ident())
+        assert mail.parse()["Subject"] == "Tea"
+
+    @server.on_mail
+    def handle(mail: Mail) -> None:
+        if in_pool:
+            in_thread_pool(check, mail)
+        else:
+            check(mail)
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(BODY + b"x\r\n" + b"x" * (size - len(BODY) - 5) + b"\r\n").startswith("250")
+    assert len({*asked, *parsed}) == (1 if in_pool else threads)  # a thread of the pool may parse by itself
+
+
+def test_files_of_a_large_message_close_their_descriptors_once(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+    counts: list[int] = []
+
+    @server.on_mail
+    def handle(mail: Mail) -> None:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        files: list[Any] = [mail.open() for _ in range(3)]
+        counts.append(len(list(Path("/proc/self/fd").iterdir())) - before)
+        for file in files:
+            file.close()
+        with mail.open() as another:  # it may have the number of one of these
+            for file in files:
+                file.close()
+                file.raw.close()
+            assert another.read() == LARGE
+        counts.append(len(list(Path("/proc/self/fd").iterdir())) - before)
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(LARGE).startswith("250")
+    assert counts == [3, 0]

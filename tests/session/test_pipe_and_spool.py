@@ -215,3 +215,52 @@ def test_a_spool_that_is_closed_while_a_thread_writes_is_closed_behind_that(
         with Timeout(10):
             while not files[0].closed:
                 sleep(0.005)
+
+
+@pytest.mark.parametrize(("size", "on_disk"), [(300, False), (301, True)])
+def test_a_spool_moves_to_disk_beyond_max_memory(
+    smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch, size: int, on_disk: bool
+) -> None:
+    server = smtp_server(start=False)
+    moved: list[object] = []
+    rollover = spool.SpooledFile.rollover
+
+    def watched(self: spool.SpooledFile) -> None:
+        moved.append(self)
+        rollover(self)
+
+    monkeypatch.setattr(spool.SpooledFile, "rollover", watched)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(stream.spool(max_memory=300).close)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x" * (size - 2) + b"\r\n").startswith("250")
+    assert bool(moved) == on_disk
+
+
+def test_a_spool_keeps_no_more_than_a_batch_in_memory(smtp_server: MakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = smtp_server(start=False)
+    batches: list[int] = []
+    append = spool.SpoolPipe._append
+
+    def watched(self: spool.SpoolPipe, batch: bytearray, finish: bool) -> None:
+        batches.append(len(batch))
+        append(self, batch, finish)
+
+    monkeypatch.setattr(spool.SpoolPipe, "_append", watched)
+
+    @server.on("message")
+    def message(session: Session, stream: MessageStream, ack: Ack) -> None:
+        stream.at_end(stream.spool(max_memory=0).close)
+        ack.accept()
+
+    size = 4 * spool.BATCH
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver(b"x" * 62 + b"\r\n" + (b"x" * 62 + b"\r\n") * (size // 64 - 1)).startswith("250")
+    assert sum(batches) == size
+    assert max(batches) < 2 * spool.BATCH

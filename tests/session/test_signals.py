@@ -12,6 +12,7 @@ import pytest
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, signals
 from greensmtp.chain.chain import Proceed
+from greensmtp.session.signals import shared
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -537,3 +538,54 @@ def test_what_a_handler_without_an_ack_raises_is_logged_and_changes_nothing(
     (record,) = caplog.records
     assert "clumsy" in record.getMessage()
     assert record.exc_info is not None
+
+
+@pytest.mark.parametrize("process_wide", [False, True], ids=["the server's", "process-wide"])
+@pytest.mark.parametrize("name", ["from", "reset"])
+def test_handlers_can_come_and_go_beside_one_that_is_heard(
+    smtp_server: MakeServer, name: Any, process_wide: bool
+) -> None:
+    server = smtp_server(start=False)
+    heard: list[str] = []
+
+    def stays(session: Session, **fields: Any) -> None:
+        heard.append("stays")
+
+    def comes(session: Session, **fields: Any) -> None:
+        heard.append("comes")
+
+    server.on(name, lambda session, **fields: fields["ack"].accept() if fields else None)
+    server.on(name, stays)
+    with dial(server) as peer:
+        peer.hello()
+
+        def emit() -> list[str]:
+            heard.clear()
+            peer.line("MAIL FROM:<a@example.org>", "RSET")
+            peer.expect("250", "250")
+            return list(heard)
+
+        where = shared if process_wide else server.signals
+        try:
+            where.on(name, comes)
+            assert sorted(emit()) == sorted(emit()) == ["comes", "stays"]
+            where.named(name).disconnect(comes)
+            assert emit() == emit() == ["stays"]
+            where.on(name, comes)
+            assert sorted(emit()) == ["comes", "stays"]
+            (connection,) = server.connections
+            connection.session.on(name, lambda session, **fields: heard.append("session's"))
+            assert sorted(emit()) == ["comes", "session's", "stays"]
+        finally:
+            where.named(name).disconnect(comes)
+
+
+def test_a_process_wide_handler_of_received_may_be_for_either_protocol() -> None:
+    def of_smtp(session: Session, ack: Ack) -> None: ...
+    def of_lmtp(session: Session, ack: Ack, recipient: Address) -> None: ...
+    def of_neither(session: Session, recipient: Address) -> None: ...
+
+    shared.check("received", of_smtp)
+    shared.check("received", of_lmtp)
+    with pytest.raises(TypeError, match=r"a handler of 'received' is called as .*\(session, ack\)"):
+        shared.check("received", of_neither)

@@ -260,3 +260,62 @@ def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer) ->
         peer.line(".")
         peer.expect("250")
     assert peaks[0] < 2 * 1024 * 1024
+
+
+@pytest.mark.parametrize("command", ["DATA", "BDAT 5 LAST\r\nbody"])
+def test_what_a_handler_registers_for_the_end_is_called_if_the_message_is_refused(
+    smtp_server: MakeServer, command: str
+) -> None:
+    server = smtp_server(start=False)
+    streams: list[MessageStream] = []
+    ended: list[str] = []
+
+    @server.on("message")
+    def refuse(session: Session, stream: MessageStream, ack: Ack) -> None:
+        streams.append(stream)
+        stream.at_end(lambda: ended.append("end"))
+        ack.reject(550)
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.line(command)
+        peer.expect("550")
+        assert ended == ["end"]
+        assert streams[0].closed
+
+
+@pytest.mark.parametrize("read", [lambda stream: stream.read(), next, lambda stream: stream.readline()])
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_stream_that_is_kept_cannot_read_the_commands_behind_its_message(
+    smtp_server: MakeServer, accepted: bool, read: Callable[[MessageStream], object]
+) -> None:
+    server = smtp_server(start=False)
+    streams: list[MessageStream] = []
+    caught: list[str] = []
+
+    @server.on("message")
+    def keep(session: Session, stream: MessageStream, ack: Ack) -> None:
+        streams.append(stream)
+        if accepted:
+            ack.accept()
+        else:
+            ack.reject()
+
+    @server.on("reset")
+    def read_again(session: Session) -> None:
+        with pytest.raises(ValueError, match="closed") as error:
+            read(streams[0])
+        caught.append(str(error.value))
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.envelope()
+        peer.line("DATA")
+        if accepted:
+            peer.expect("354")
+            peer.line("text", ".")
+        peer.expect("250" if accepted else "550")
+        peer.line("RSET", "NOOP")
+        peer.expect("250", "250")
+    assert len(caught) == 1
