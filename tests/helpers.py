@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import socket
 from base64 import b64encode
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +17,21 @@ from greensmtp.testing import Peer
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
+
+
+#: Each worker of pytest-xdist has ports of its own, below those that the kernel gives to clients: two HAProxies that
+#: listen on one port both succeed, since they share it (SO_REUSEPORT).
+_FIRST_PORT = 20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10)
+_ports = itertools.cycle(range(_FIRST_PORT, _FIRST_PORT + 1000))
+
+
+def free_port() -> int:
+    """Return a free port, for servers that cannot choose one themselves."""
+    for port in _ports:
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("the range of ports has no end")
 
 
 def b64(text: str | bytes) -> str:

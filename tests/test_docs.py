@@ -16,7 +16,6 @@ import ast
 import base64
 import logging
 import re
-import socket as native_socket
 import sqlite3
 import sys
 import tomllib
@@ -39,6 +38,7 @@ from greensmtp.protocol.sasl.exchange import ScramKeys
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import forked
+from tests.helpers import free_port
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -74,13 +74,6 @@ class Block(NamedTuple):
     def is_test(self) -> bool:
         nodes = ast.parse(self.source).body
         return any(isinstance(node, ast.FunctionDef) and node.name.startswith("test_") for node in nodes)
-
-
-def free_port() -> int:
-    with native_socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        port: int = bound.getsockname()[1]
-        return port
 
 
 class Ran:

@@ -18,18 +18,11 @@ from gevent import Timeout, socket
 from gevent import sleep as switch
 from gevent.subprocess import PIPE, Popen
 
+from tests.helpers import free_port
 from tests.programs import find, missing, need_root
 
 #: Seconds in which a server must answer.
 TIMEOUT = 20.0
-
-
-def free_port() -> int:
-    """Return a free port, for servers that cannot choose one themselves."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def wait_for(address: Any, log: Any = None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import socket as native_socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ from greensmtp.delivery import received_field
 from greensmtp.middleware import Auth, Logging
 from greensmtp.testing import Peer
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import auth_plain
+from tests.helpers import auth_plain, free_port
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -32,12 +31,6 @@ PAGE = Path(__file__).resolve().parents[2] / "docs/howto/haproxy.md"
 
 #: The client's address, which is not HAProxy's own.
 CLIENT = "127.0.0.2"
-
-
-def free_port() -> int:
-    with native_socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 class HAProxy:

@@ -18,8 +18,8 @@ from greensmtp.delivery import received_field
 from greensmtp.middleware import AccessList, Auth, ConnectionLimit, Logging
 from greensmtp.testing import Peer
 from greensmtp.testing.fixtures import MakeServer
-from tests.helpers import auth_plain
-from tests.peers.test_haproxy import CLIENT, free_port, peer_over_tls
+from tests.helpers import auth_plain, free_port
+from tests.peers.test_haproxy import CLIENT, peer_over_tls
 from tests.programs import missing
 
 if TYPE_CHECKING:
