@@ -25,6 +25,7 @@ from pathlib import Path
 
 from benchmarks import environments, machine
 from benchmarks.machine import Missing
+from tests import debian
 
 HERE = Path(__file__).resolve().parent
 
@@ -84,7 +85,7 @@ class Running:
 def running(server: FieldServer) -> Iterator[Running]:
     """Start a server, and stop it at the end.
 
-    :raises Missing: it cannot be had here, or does not start.
+    :raises Missing, debian.Unavailable: it cannot be had here, or does not start.
     """
     folder = Path(tempfile.mkdtemp(prefix="greensmtp-field-"))
     folder.chmod(0o755)
@@ -303,49 +304,9 @@ def _dovecot(place: Place) -> Started:
 # Unpacked from Debian's packages, and not installed
 
 
-def _debian(*packages: str) -> Path:
-    """Return a folder with what these packages hold.
-
-    :raises Missing: this is no Debian, or the packages cannot be fetched.
-    """
-    apt, dpkg = machine.find("apt-get"), machine.find("dpkg")
-    folder = machine.WORK / "debian"
-    folder.mkdir(parents=True, exist_ok=True)
-    for package in packages:
-        if not list(folder.glob(f"{package}_*.deb")):
-            ran = subprocess.run([apt, "download", package], cwd=folder, capture_output=True, check=False, timeout=120)
-            if ran.returncode:
-                raise Missing(f"apt-get cannot download {package}")
-        for file in folder.glob(f"{package}_*.deb"):
-            subprocess.run([dpkg, "-x", str(file), str(folder / "root")], check=True)
-    return folder / "root"
-
-
-def _debian_version(package: str) -> str:
-    """Return the version of a package that ``_debian`` has fetched: ``4.96-15+deb12u10``."""
-    return next((machine.WORK / "debian").glob(f"{package}_*.deb")).name.split("_")[1]
-
-
-def _as_if_users_were_there(place: Place, *names: str) -> dict[str, str]:
-    """Return an environment in which a program finds users that this machine does not have."""
-    if os.geteuid() != 0:
-        raise Missing("only root can start a program that changes its user")
-    users = ["root:x:0:0::/root:/bin/sh", "nobody:x:65534:65534::/nonexistent:/bin/false"]
-    groups = ["root:x:0:", "nogroup:x:65534:", "mail:x:8:"]
-    for number, name in enumerate(names, 60_000):
-        users.append(f"{name}:x:{number}:{number}::/nonexistent:/bin/false")
-        groups.append(f"{name}:x:{number}:")
-    library = next(_debian("libnss-wrapper").glob("usr/lib/*/libnss_wrapper.so"))
-    return {
-        "LD_PRELOAD": str(library),
-        "NSS_WRAPPER_PASSWD": str(place.write("passwd", "\n".join(users) + "\n")),
-        "NSS_WRAPPER_GROUP": str(place.write("group", "\n".join(groups) + "\n")),
-    }
-
-
 def _exim(place: Place) -> Started:
-    program = str(_debian("exim4-base", "exim4-daemon-light") / "usr/sbin/exim4")
-    environment = _as_if_users_were_there(place, "Debian-exim")
+    program = str(debian.unpack("exim4-daemon-light") / "usr/sbin/exim4")
+    environment = debian.with_users(place.folder, "Debian-exim")
     for name in ("spool", "exim-log"):
         (place.folder / name).mkdir()
         (place.folder / name).chmod(0o777)
@@ -404,12 +365,12 @@ def _exim(place: Place) -> Started:
           server_set_id = $auth1
         """,
     )
-    return Started([program, "-C", str(configuration), "-bdf"], environment, _debian_version("exim4-daemon-light"))
+    return Started([program, "-C", str(configuration), "-bdf"], environment, debian.version("exim4-daemon-light"))
 
 
 def _opensmtpd(place: Place) -> Started:
-    root = _debian("opensmtpd")
-    environment = _as_if_users_were_there(place, "opensmtpd", "opensmtpq")
+    root = debian.unpack("opensmtpd")
+    environment = debian.with_users(place.folder, "opensmtpd", "opensmtpq")
     # Without TLS: its keeper of keys finds none in this namespace.
     configuration = place.write(
         "smtpd.conf",
@@ -439,11 +400,11 @@ def _opensmtpd(place: Place) -> Started:
     )
     environment["PRELOAD"] = environment.pop("LD_PRELOAD")
     command = [machine.find("unshare"), "--mount", "sh", str(script)]
-    return Started(command, environment, _debian_version("opensmtpd"))
+    return Started(command, environment, debian.version("opensmtpd"))
 
 
 def _chasquid(place: Place) -> Started:
-    root = _debian("chasquid")
+    root = debian.unpack("chasquid")
     for name in ("fullchain", "privkey"):
         place.write(f"certs/mx.example.com/{name}.pem", place.pem.read_text())
     place.write("domains/example.com/aliases", "bob: postmaster@example.com\n")
@@ -467,7 +428,7 @@ def _chasquid(place: Place) -> Started:
             capture_output=True,
         )
     program = str(root / "usr/bin/chasquid")
-    return Started([program, "-config_dir", str(place.folder)], {}, _debian_version("chasquid"))
+    return Started([program, "-config_dir", str(place.folder)], {}, debian.version("chasquid"))
 
 
 _ALL = ("refuse", "users")
