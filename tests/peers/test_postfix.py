@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pwd
-import select
 import shutil
-import smtplib
-import socket
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import pytest
 
-from tests.programs import missing, need_root
+from tests.peers.postfix import Postfix
 
 pytestmark = pytest.mark.peer
 
@@ -36,110 +29,17 @@ From here on
 ✓
 """.replace("\n", "\r\n").encode()
 
-MAIN = """
-compatibility_level = 3.6
-queue_directory = {folder}/queue
-data_directory = {folder}/data
-maillog_file = /dev/stdout
-myhostname = relay.example
-mydestination =
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtpd_relay_restrictions = permit_mynetworks, reject
-smtp_dns_support_level = disabled
-alias_maps =
-alias_database =
-local_recipient_maps =
-"""
-
-MASTER = """
-127.0.0.1:{port} inet n - n - - smtpd
-postlog unix-dgram n - n - 1 postlogd
-pickup unix n - n 60 1 pickup
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-tlsmgr unix - - n 1000? 1 tlsmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-smtp unix - - n - - smtp
-lmtp unix - - n - - lmtp
-error unix - - n - - error
-retry unix - - n - - error
-proxymap unix - - n - - proxymap
-anvil unix - - n - 1 anvil
-scache unix - - n - 1 scache
-"""
-
-
-class Postfix:
-    """A postfix with its own configuration, queue and port."""
-
-    def __init__(self, program: Callable[[str], str], folder: Path, **settings: str) -> None:
-        self._postfix, self._sendmail = program("postfix"), program("sendmail")
-        need_root("postfix")
-        self._configuration = folder / "configuration"
-        for name in ("configuration", "queue", "data"):
-            (folder / name).mkdir()
-        os.chown(folder / "data", pwd.getpwnam("postfix").pw_uid, -1)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port: int = free.getsockname()[1]
-        main = MAIN.format(folder=folder) + "".join(f"{name} = {value}\n" for name, value in settings.items())
-        (self._configuration / "main.cf").write_text(main)
-        (self._configuration / "master.cf").write_text(MASTER.format(port=self.port))
-        self._process = subprocess.Popen(
-            [self._postfix, "-c", self._configuration, "start-fg"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self.log = b""
-        try:
-            self.wait_for(b": daemon started -- ")
-        except AssertionError as error:
-            self.stop()
-            missing(f"postfix does not start: {error}")
-
-    def wait_for(self, words: bytes, timeout: float = 20.0) -> None:
-        """Wait until the log contains this."""
-        assert self._process.stdout is not None
-        deadline = monotonic() + timeout
-        while words not in self.log:
-            ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, deadline - monotonic()))
-            piece = os.read(self._process.stdout.fileno(), 65536) if ready else b""
-            assert piece, self.log.decode(errors="replace")
-            self.log += piece
-
-    def stop(self) -> None:
-        """Stop all processes."""
-        subprocess.run([self._postfix, "-c", self._configuration, "stop"], check=False, capture_output=True)
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        self._process.wait(10)
-
-    def relay(self, sender: str, *recipients: str, body: bytes = BODY) -> None:
-        """Submit a message over SMTP."""
-        with smtplib.SMTP("127.0.0.1", self.port, "client.example", timeout=20) as client:
-            assert client.sendmail(sender, recipients, body, ["BODY=8BITMIME"]) == {}
-
-    def sendmail(self, sender: str, *recipients: str, body: bytes = BODY) -> None:
-        """Submit a message with the sendmail command."""
-        command: list[str | Path] = [self._sendmail, "-C", self._configuration, "-i", "-f", sender, *recipients]
-        subprocess.run(command, check=True, input=body.replace(b"\r\n", b"\n"), timeout=20)
-
 
 @pytest.fixture
-def postfix(program: Callable[[str], str]) -> Iterator[Callable[..., Postfix]]:
+def postfix() -> Iterator[Callable[..., Postfix]]:
     """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
-    # Its processes run as another user, which may not enter pytest's own folders.
+    # Its processes are of another user, who would not get into pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)
     running: list[Postfix] = []
 
     def start(**settings: str) -> Postfix:
-        running.append(Postfix(program, folder, **settings))
+        running.append(Postfix(folder, **settings))
         return running[-1]
 
     yield start
@@ -165,9 +65,9 @@ def test_postfix_relays_with_starttls(
         smtp_tls_CAfile=str(certificate.authority),
         smtp_tls_verify_cert_match="mx.example.com",
     )
-    relay.relay("ann@example.com", "bob@example.org", "cyd@example.org")
+    relay.relay(BODY, "ann@example.com", "bob@example.org", "cyd@example.org")
     assert "from=<ann@example.com> to=<bob@example.org>,<cyd@example.org> " in server.line()
-    relay.sendmail("ann@example.com", "bob@example.org")
+    relay.sendmail(BODY, "ann@example.com", "bob@example.org")
     assert "from=<ann@example.com> to=<bob@example.org> " in server.line()
     mail = server.mail
     assert [body_of(message) for message in mail] == [BODY, BODY]
@@ -195,7 +95,7 @@ def test_postfix_keeps_what_is_refused_for_now_and_bounces_what_is_refused_for_g
     )
     server = serve("--plugin", "policy")
     relay = postfix(relayhost=f"[127.0.0.1]:{server.port}")
-    relay.relay("ann@example.com", "later@example.org", "never@example.org", "bob@example.org")
+    relay.relay(BODY, "ann@example.com", "later@example.org", "never@example.org", "bob@example.org")
     assert " to=<bob@example.org> " in server.line()
     assert "message from=<> to=<ann@example.com> " in server.line()
     message, bounce = server.mail
@@ -221,7 +121,7 @@ def test_postfix_delivers_over_lmtp_and_hears_of_each_recipient(
         relayhost=f"[127.0.0.1]:{server.urls[1].rpartition(':')[2]}",
         transport_maps=f"inline:{{ {{ lmtp.example = lmtp:inet:127.0.0.1:{server.port} }} }}",
     )
-    relay.relay("ann@example.com", "bob@lmtp.example", "full@lmtp.example", "cyd@lmtp.example")
+    relay.relay(BODY, "ann@example.com", "bob@lmtp.example", "full@lmtp.example", "cyd@lmtp.example")
     assert " to=<bob@lmtp.example>,<cyd@lmtp.example> " in server.line()
     assert "message from=<> to=<ann@example.com> " in server.line()
     message, bounce = server.mail
