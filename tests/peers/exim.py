@@ -141,7 +141,7 @@ def exim(listeners: Mapping[str, Listener], certificate: Certificate) -> Iterato
         with socket.create_server(("127.0.0.1", 0)) as free:
             port: int = free.getsockname()[1]
         (folder / "exim.conf").write_text(_configuration(program, folder, port, listeners))
-        command = [program, "-C", folder / "exim.conf", "-bdf"]
+        command: list[str | Path] = [program, "-C", folder / "exim.conf", "-bdf"]
         with (folder / "output").open("wb") as output:
             process = subprocess.Popen(
                 command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
