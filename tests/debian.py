@@ -46,6 +46,21 @@ def version(package: str) -> str:
     return next(FOLDER.glob(f"{package}_*.deb")).name.split("_")[1]
 
 
+def exim(folder: Path) -> Path:
+    """Copy Exim's program into a folder, and return its path. It runs as the user and the group ``mail``.
+
+    Debian compiles the name of a user in that only the installed package creates, and Exim ends without that user.
+    """
+    if os.geteuid() != 0:
+        raise Unavailable("only root can start a program that changes its user")
+    program = folder / "exim4"
+    original = (unpack("exim4-daemon-light") / "usr/sbin/exim4").read_bytes()
+    user = b"Debian-exim\0"
+    program.write_bytes(original.replace(user, b"mail".ljust(len(user), b"\0")))
+    program.chmod(0o755)
+    return program
+
+
 def with_users(folder: Path, *names: str) -> dict[str, str]:
     """Return an environment in which a program finds users that this machine does not have.
 

@@ -197,13 +197,20 @@ _NOTIFY = frozenset(get_args(Notify))
 
 
 def parse_orcpt(text: str) -> OriginalRecipient:
-    """Parse ORCPT= (RFC 3461 section 4.2; for the type utf-8, RFC 6533 section 3)."""
+    """Parse ORCPT= (RFC 3461 section 4.2; for the type utf-8, RFC 6533 section 3).
+
+    An address beyond ASCII of the type rfc822 becomes one of the type utf-8.
+    """
     address_type, separator, address = text.partition(";")
     if len(text.encode()) > MAX_ORCPT or not separator or not re.fullmatch(_ADDRESS_TYPE, address_type):
         raise ValueError(text)
     if address_type.lower() == "utf-8":
         return OriginalRecipient("utf-8", decode_unitext(address))
-    return OriginalRecipient(address_type.lower(), _printable(decode_xtext(address)))
+    decoded = decode_xtext(address)
+    if address_type.lower() == "rfc822" and not decoded.isascii():
+        # Postfix sends addresses beyond ASCII so. RFC 6533 section 3 has the type utf-8 for them.
+        return parse_orcpt(f"utf-8;{encode_unitext(decoded)}")
+    return OriginalRecipient(address_type.lower(), _printable(decoded))
 
 
 def format_orcpt(original: OriginalRecipient) -> str:

@@ -305,8 +305,7 @@ def _dovecot(place: Place) -> Started:
 
 
 def _exim(place: Place) -> Started:
-    program = str(debian.unpack("exim4-daemon-light") / "usr/sbin/exim4")
-    environment = debian.with_users(place.folder, "Debian-exim")
+    program = str(debian.exim(place.folder))
     for name in ("spool", "exim-log"):
         (place.folder / name).mkdir()
         (place.folder / name).chmod(0o777)
@@ -315,8 +314,6 @@ def _exim(place: Place) -> Started:
         "exim.conf",
         f"""
         keep_environment =
-        exim_user = nobody
-        exim_group = nogroup
         never_users =
         primary_hostname = mx.example.com
         spool_directory = {place.folder}/spool
@@ -365,7 +362,7 @@ def _exim(place: Place) -> Started:
           server_set_id = $auth1
         """,
     )
-    return Started([program, "-C", str(configuration), "-bdf"], environment, debian.version("exim4-daemon-light"))
+    return Started([program, "-C", str(configuration), "-bdf"], {}, debian.version("exim4-daemon-light"))
 
 
 def _opensmtpd(place: Place) -> Started:

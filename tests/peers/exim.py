@@ -5,7 +5,6 @@ Mail for ``anyone@KIND.example`` goes to the listener of that kind; mail for oth
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import socket
@@ -35,11 +34,9 @@ TRANSPORTS = {
 }
 
 CONFIGURATION = """\
-keep_environment = LD_PRELOAD : NSS_WRAPPER_PASSWD : NSS_WRAPPER_GROUP
+keep_environment =
 deliver_drop_privilege
 exim_path = {program}
-exim_user = nobody
-exim_group = nogroup
 never_users =
 primary_hostname = relay.example
 spool_directory = {folder}/spool
@@ -91,7 +88,7 @@ SOCKET = """\
 socket:
   driver = lmtp
   socket = {path}
-  user = nobody
+  user = mail
 """
 
 
@@ -125,8 +122,7 @@ def exim(listeners: Mapping[str, Listener], certificate: Certificate) -> Iterato
     process = None
     try:
         try:
-            program = debian.unpack("exim4-daemon-light") / "usr/sbin/exim4"
-            environment = debian.with_users(folder, "Debian-exim")
+            program = debian.exim(folder)
         except debian.Unavailable as error:
             missing(str(error))
         for name in ("spool", "log"):
@@ -143,9 +139,7 @@ def exim(listeners: Mapping[str, Listener], certificate: Certificate) -> Iterato
         (folder / "exim.conf").write_text(_configuration(program, folder, port, listeners))
         command: list[str | Path] = [program, "-C", folder / "exim.conf", "-bdf"]
         with (folder / "output").open("wb") as output:
-            process = subprocess.Popen(
-                command, env=os.environ | environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output
-            )
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         _wait(port, process, folder)
         yield Exim(port, folder / "log" / "main")
     finally:

@@ -14,12 +14,14 @@ from greensmtp.middleware import Auth
 if TYPE_CHECKING:
     from tests.conftest import Certificate
 
-#: Kind of listener -> arguments of SMTPServer. (With STARTTLS, "plain" and "starttls" differ in what clients do.)
+_SMTP = {"extensions": {"DSN": True, "REQUIRETLS": True}}
+#: Kind of listener -> arguments of SMTPServer. ("plain" and "starttls" differ in what clients do. LMTP is without DSN,
+#: so that relays have to notify senders themselves.)
 KINDS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "starttls": {},
-    "tls": {"implicit_tls": True},
-    "unix": {},
+    "plain": _SMTP,
+    "starttls": _SMTP,
+    "tls": _SMTP | {"implicit_tls": True},
+    "unix": _SMTP,
     "lmtp": {"lmtp": True},
     "lmtp+unix": {"lmtp": True},
 }

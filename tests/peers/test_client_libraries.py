@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from greensmtp.protocol.option_values import OriginalRecipient
+from greensmtp.protocol.xtext import encode_xtext
 from tests.peers.listeners import NO, PASSWORD, USER, Listener, listening
 from tests.programs import find, missing, need_capabilities
 
@@ -57,6 +59,7 @@ def make_job(listener: Listener, **more: Any) -> Job:
         "user": None,
         "dsn": None,
         "chunks": False,
+        "require_tls": False,
         "sender": ANN,
         "recipients": [BOB],
         "message": MESSAGE,
@@ -193,11 +196,11 @@ def _smtplib(job: Job) -> Result:
                 client.user, client.password = job["user"], job["password"]
                 name = job["mechanism"].lower().replace("-", "_")
                 client.auth(job["mechanism"], getattr(client, f"auth_{name}"))
-            options = [] if job["dsn"] is None else [f"RET={job['dsn']['ret']}", f"ENVID={job['dsn']['envid']}"]
-            to_options = [] if job["dsn"] is None else [f"NOTIFY={','.join(job['dsn']['notify'])}"]
-            refused = client.sendmail(
-                job["sender"], job["recipients"], job["message"].encode(), ["BODY=8BITMIME", *options], to_options
-            )
+            options, to_options = ["BODY=8BITMIME"], []
+            if dsn := job["dsn"]:
+                options += [f"RET={dsn['ret']}", f"ENVID={encode_xtext(dsn['envid'])}"]
+                to_options += [f"NOTIFY={','.join(dsn['notify'])}", f"ORCPT=rfc822;{dsn['recipient']}"]
+            refused = client.sendmail(job["sender"], job["recipients"], job["message"].encode(), options, to_options)
     except smtplib.SMTPException as error:
         return {"accepted": [], "refused": [], "error": str(error)}
     return {
@@ -262,6 +265,31 @@ def test_nodemailer_sends_to_addresses_beyond_ascii(listeners: dict[str, Listene
     mail = listener.take()
     assert (mail.sender, mail.recipients) == (sender, (recipient,))
     assert "SMTPUTF8" in mail.sender.parameters
+
+
+@pytest.mark.parametrize(
+    "library", [python_smtplib, nodemailer, net_smtp, phpmailer], ids=lambda library: library.__name__
+)
+def test_a_library_asks_for_delivery_status_notifications(
+    library: Library, listeners: dict[str, Listener], tmp_path: Path
+) -> None:
+    listener = listeners["plain"]
+    dsn = {"ret": "HDRS", "envid": "a=b+c", "notify": ["SUCCESS", "FAILURE"], "recipient": "b@first.example"}
+    (result,) = library([make_job(listener, dsn=dsn)], tmp_path)
+    assert result["error"] == ""
+    mail = listener.take()
+    asked, asked_for_recipient = mail.sender.mail_options, mail.recipients[0].rcpt_options
+    assert asked_for_recipient.notify == {"SUCCESS", "FAILURE"}
+    if library is not phpmailer:  # it has NOTIFY only
+        assert (asked.ret, asked.envid) == ("HDRS", "a=b+c")
+        assert asked_for_recipient.orcpt == OriginalRecipient("rfc822", "b@first.example")
+
+
+def test_nodemailer_requires_tls_all_the_way(listeners: dict[str, Listener], tmp_path: Path) -> None:
+    kinds = ["starttls", "tls", "plain"]
+    results = nodemailer([make_job(listeners[kind], require_tls=True) for kind in kinds], tmp_path)
+    assert [result["accepted"] for result in results] == [[BOB], [BOB], []]
+    assert all(listeners[kind].take().sender.mail_options.require_tls for kind in kinds[:2])
 
 
 def test_net_smtp_sends_binary_in_chunks(listeners: dict[str, Listener], tmp_path: Path) -> None:

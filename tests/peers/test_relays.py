@@ -5,6 +5,7 @@ Their logs, and the commands that the servers saw, show which extensions were us
 
 from __future__ import annotations
 
+import email
 import re
 import shutil
 import tempfile
@@ -17,9 +18,10 @@ import pytest
 from gevent import ssl as gevent_ssl
 
 from greensmtp import connect
+from greensmtp.protocol.option_values import OriginalRecipient
 from tests.peers import exim as exims
 from tests.peers.exim import Exim
-from tests.peers.listeners import PASSWORD, USER, Listener, listening
+from tests.peers.listeners import NO, PASSWORD, USER, Listener, Mail, listening
 from tests.peers.postfix import Postfix
 
 if TYPE_CHECKING:
@@ -134,7 +136,7 @@ def test_exim_and_our_client_send_to_addresses_beyond_ascii(exim: Exim, plain: L
         mail.send(MESSAGE, "josé@example.com", "дана@plain.example")
     arrived = plain.take()
     assert (arrived.sender, arrived.recipients) == ("josé@example.com", ("дана@plain.example",))
-    assert "SMTPUTF8" in arrived.sender.parameters
+    assert arrived.sender.mail_options.smtputf8
     assert " P=utf8esmtp L. " in exim.wait_for(r"<= josé@example.com ")
 
 
@@ -221,4 +223,65 @@ def test_postfix_and_our_client_send_to_addresses_beyond_ascii(postfix: Postfix,
         mail.send(MESSAGE, "josé@example.com", "дана@plain.example")
     arrived = plain.take()
     assert (arrived.sender, arrived.recipients) == ("josé@example.com", ("дана@plain.example",))
-    assert "SMTPUTF8" in arrived.sender.parameters
+    assert arrived.sender.mail_options.smtputf8
+    assert arrived.recipients[0].rcpt_options.orcpt == OriginalRecipient("utf-8", "дана@plain.example")
+
+
+# Delivery status notifications, by either
+
+
+@pytest.fixture(params=["exim", "postfix"])
+def relay(request: pytest.FixtureRequest) -> Exim | Postfix:
+    """Return each relay in turn."""
+    relay: Exim | Postfix = request.getfixturevalue(request.param)
+    return relay
+
+
+def send_asking(relay: Exim | Postfix, recipient: str, notify: str) -> None:
+    """Send a message to a relay with each parameter of DSN."""
+    with connect("127.0.0.1", relay.port, starttls="never", timeout=20) as mail:
+        mail.send(
+            MESSAGE,
+            ANN,
+            recipient,
+            from_ext={"RET": "HDRS", "ENVID": "a+2Bb"},
+            to_ext={"NOTIFY": notify, "ORCPT": "rfc822;first@example.net"},
+        )
+
+
+def report_in(mail: Mail) -> str:
+    """Check that this is a notification about such a message, with its header only, and return its status part."""
+    assert (mail.sender, mail.recipients) == ("", (ANN,))
+    message = email.message_from_bytes(mail.body)
+    assert message.get_content_type() == "multipart/report"
+    _, status, returned = message.get_payload()
+    assert (status.get_content_type(), returned.get_content_type()) == (
+        "message/delivery-status",
+        "text/rfc822-headers",
+    )
+    text = str(status).lower()
+    assert re.search(r"original-envelope-id: a\+(b|2bb)\n", text)  # Exim leaves the xtext as it is
+    assert "original-recipient: rfc822;first@example.net\n" in text.replace("; ", ";")
+    return text
+
+
+def test_a_relay_hands_on_what_our_client_asks_of_notifications(relay: Exim | Postfix, plain: Listener) -> None:
+    send_asking(relay, "dan@plain.example", "SUCCESS,FAILURE")
+    mail = plain.take()
+    assert (mail.sender.mail_options.ret, mail.sender.mail_options.envid) == ("HDRS", "a+b")
+    (recipient,) = mail.recipients
+    assert recipient.rcpt_options.notify == {"SUCCESS", "FAILURE"}
+    assert recipient.rcpt_options.orcpt == OriginalRecipient("rfc822", "first@example.net")
+
+
+def test_a_relay_notifies_our_clients_user_of_a_refusal(relay: Exim | Postfix, plain: Listener) -> None:
+    send_asking(relay, NO, "FAILURE")
+    status = report_in(plain.take())
+    assert "action: failed\n" in status
+    assert "550 5.1.1 no such user" in status
+
+
+def test_a_relay_notifies_our_clients_user_of_success(relay: Exim | Postfix, listeners: dict[str, Listener]) -> None:
+    send_asking(relay, "dan@lmtp.example", "SUCCESS")
+    assert listeners["lmtp"].take().recipients == ("dan@lmtp.example",)
+    assert re.search("action: (delivered|relayed)\n", report_in(listeners["plain"].take()))

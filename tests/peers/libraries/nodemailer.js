@@ -19,9 +19,13 @@ async function deliver(job) {
     transport.getSocket = (options, callback) => callback(null, { connection: net.connect(job.path) });
   }
   const envelope = { from: job.sender, to: job.recipients };
+  const dsn = job.dsn && {
+    id: job.dsn.envid, return: job.dsn.ret, notify: job.dsn.notify, recipient: job.dsn.recipient,
+  };
   try {
-    const sent = await transport.sendMail({ envelope, raw: job.message, dsn: job.dsn && {
-      id: job.dsn.envid, return: job.dsn.ret, notify: job.dsn.notify, recipient: job.dsn.recipient } });
+    const sent = await transport.sendMail({
+      envelope, raw: job.message, dsn, requireTLSExtensionEnabled: job.require_tls,
+    });
     return { accepted: sent.accepted, refused: sent.rejected, error: '' };
   } catch (error) {
     return { accepted: [], refused: error.rejected || [], error: error.message };
