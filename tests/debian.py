@@ -26,24 +26,33 @@ def unpack(package: str) -> Path:
     if not root.exists():
         if not (shutil.which("apt-get") and shutil.which("dpkg")):
             raise Unavailable(f"{package} is a Debian package, and apt-get or dpkg is not installed")
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        for stale in FOLDER.glob(f"{package}_*.deb"):
-            stale.unlink()
-        ran = subprocess.run(
-            ["apt-get", "download", package], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=45
-        )
-        files = list(FOLDER.glob(f"{package}_*.deb"))
-        if ran.returncode or not files:
-            raise Unavailable(f"apt-get cannot download {package}: {ran.stderr.strip()[-500:]}")
+        file = _downloaded(package) or _download(package)
         unpacking = FOLDER / f"{package}.{os.getpid()}"
-        subprocess.run(["dpkg", "-x", files[0], unpacking], check=True, timeout=45)
+        subprocess.run(["dpkg", "-x", file, unpacking], check=True, timeout=45)
         unpacking.rename(root)
     return root
 
 
+def _downloaded(package: str) -> Path | None:
+    return next(FOLDER.glob(f"{package}_*.deb"), None)
+
+
+def _download(package: str) -> Path:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    ran = subprocess.run(
+        ["apt-get", "download", package], cwd=FOLDER, capture_output=True, text=True, check=False, timeout=45
+    )
+    file = _downloaded(package)
+    if ran.returncode or file is None:
+        raise Unavailable(f"apt-get cannot download {package}: {ran.stderr.strip()[-500:]}")
+    return file
+
+
 def version(package: str) -> str:
     """Return the version of a package that has been unpacked: ``4.96-15+deb12u10``."""
-    return next(FOLDER.glob(f"{package}_*.deb")).name.split("_")[1]
+    file = _downloaded(package)
+    assert file is not None
+    return file.name.split("_")[1]
 
 
 def exim(folder: Path) -> Path:
