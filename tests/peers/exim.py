@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests import debian
-from tests.peers.listeners import PASSWORD, PATIENCE, USER, Listener
+from tests.peers.listeners import PASSWORD, TIMEOUT, USER, Listener
 from tests.programs import missing
 
 if TYPE_CHECKING:
@@ -106,17 +106,17 @@ class Exim:
 
     def wait_for(self, pattern: str) -> str:
         """Wait for a line of its log in which a pattern is found, and return it."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not (lines := self.lines(pattern)):
             assert time.monotonic() < deadline, self.lines("")
-            time.sleep(0.02)  # a file tells nobody that it grows
+            time.sleep(0.02)  # a file that grows is no event
         return lines[0]
 
 
 @contextmanager
 def exim(listeners: Mapping[str, Listener], certificate: Certificate) -> Iterator[Exim]:
     """Start Exim, and stop it at the end."""
-    # Its processes are of another user, who would not get into pytest's own folders.
+    # Its processes run as another user, which may not enter pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="exim-"))
     folder.chmod(0o755)
     process = None
@@ -175,7 +175,7 @@ def _configuration(program: Path, folder: Path, port: int, listeners: Mapping[st
 
 
 def _wait(port: int, process: subprocess.Popen[bytes], folder: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()

@@ -29,7 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 USER, PASSWORD, NO = "jo", "se,=same", "no@example.org"
 
 #: Seconds until a message must have arrived.
-PATIENCE = 20.0
+TIMEOUT = 20.0
 
 
 class Mail(NamedTuple):
@@ -70,7 +70,7 @@ class Listener:
 
     def take(self) -> Mail:
         """Return the next message, when it has arrived."""
-        return self._mail.get(timeout=PATIENCE)
+        return self._mail.get(timeout=TIMEOUT)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -89,13 +89,13 @@ class Postfix:
         """Its log so far."""
         return self._log.read_bytes()
 
-    def wait_for(self, words: bytes, patience: float = 20.0) -> None:
+    def wait_for(self, words: bytes, timeout: float = 20.0) -> None:
         """Wait until the log contains this."""
-        deadline = monotonic() + patience
+        deadline = monotonic() + timeout
         while words not in self.log:
             assert monotonic() < deadline, self.log.decode(errors="replace")
             assert self._process.poll() is None, self.log.decode(errors="replace")
-            sleep(0.02)  # a file tells nobody that it grows
+            sleep(0.02)  # a file that grows is no event
 
     def stop(self) -> None:
         """Stop all processes."""

@@ -33,7 +33,7 @@ From here on
 @pytest.fixture
 def postfix() -> Iterator[Callable[..., Postfix]]:
     """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
-    # Its processes are of another user, who would not get into pytest's own folders.
+    # Its processes run as another user, which may not enter pytest's own folders.
     folder = Path(tempfile.mkdtemp(prefix="postfix-"))
     folder.chmod(0o755)
     running: list[Postfix] = []

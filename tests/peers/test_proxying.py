@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.peers.test_postfix import Postfix, postfix
+from tests.peers.postfix import Postfix
+from tests.peers.test_postfix import postfix
 
 __all__ = ["postfix"]
 
@@ -65,7 +66,7 @@ def test_postfix_sends_xforward(serve: Serve, postfix: Callable[..., Postfix], t
     (tmp_path / "greensmtp.toml").write_text('xforward_from = ["127.0.0.1"]\n')
     server = serve("--config", "greensmtp.toml", "-v")
     relay = postfix(relayhost=f"[127.0.0.1]:{server.port}", smtp_send_xforward_command="yes")
-    relay.relay("ann@example.com", "bob@example.org")
+    relay.relay(b"Subject: x\r\n\r\nHi.\r\n", "ann@example.com", "bob@example.org")
     assert " to=<bob@example.org> " in server.line()
     assert server.stop() == 0
     assert " client=localhost[127.0.0.1] " in server.log
