@@ -49,8 +49,8 @@ COMMANDS: dict[str, Callable[[SMTPClient], Any]] = {
     "reset": lambda mail: mail.reset(),
     "starttls": lambda mail: mail.starttls(),
     "quit": lambda mail: mail.quit(),
-    "verify": lambda mail: mail.verify("jo"),
-    "command": lambda mail: mail.command("XCLIENT NAME=spike.example"),
+    "vrfy": lambda mail: mail.vrfy("jo"),
+    "command": lambda mail: mail.command("XADR jo"),
     "bdat": lambda mail: mail.bdat(b""),
     "bdat, last": lambda mail: mail.bdat(b"", last=True),
 }

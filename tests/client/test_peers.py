@@ -87,7 +87,7 @@ def test_postfix_command_by_command(postfix: int, arrived: Any) -> None:
             batch.data()
         assert [reply.code for reply in batch] == [250, 554, 250, 354]
         assert mail.message(BODY).code == 250
-        assert mail.verify("jo@example.com").code in (252, 550, 554)
+        assert mail.vrfy("jo@example.com").code in (252, 550, 554)
         assert mail.quit().code == 221
     assert arrived[1].get(timeout=20)[1] == [TO]
 
