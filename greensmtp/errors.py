@@ -195,11 +195,11 @@ class TLSFailed(ClientError, ConnectionError):
 
 
 class TLSRefused(TLSFailed):
-    """The server does not offer STARTTLS or refuses it, and ``starttls="require"`` was given."""
+    """There is no TLS, and ``starttls="require"`` or ``require_tls`` was given."""
 
 
 class TLSUnverified(TLSFailed):
-    """The server's certificate does not verify, or a handler of ``secure`` rejects it."""
+    """The server is not verified: by its certificate, or by a handler of ``secure``."""
 
 
 class AuthenticationFailed(ClientError):

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self, TypeVar, overload
 from greensmtp.client import dial, signals
 from greensmtp.client import tls as client_tls
 from greensmtp.client.exchange import CommandExchange
-from greensmtp.client.options import StartTLS, check_starttls
+from greensmtp.client.options import StartTLS, check_starttls, format_proxy
 from greensmtp.client.signals import ClientSignals, GreetingHandler, SecureHandler, TLSHandler
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
@@ -68,7 +68,7 @@ class ClientConnection:
         dial.check_source(source_address)
         self._ignored = esmtp.check_ignored(ignore)
         #: The PROXY header, which is sent before anything else; empty for none.
-        self._header = b"" if proxy is None else proxy.format()
+        self._header = format_proxy(proxy)
         self._implicit_tls = bool(tls)
         self._ssl_context = ssl_context
         name = server_hostname or host

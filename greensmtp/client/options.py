@@ -75,12 +75,24 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
     esmtp.check_ignored(options.get("ignore") or ())
     dial.check_source(options.get("source_address"))
-    if options.get("proxy") is not None:
-        options["proxy"].format()
+    format_proxy(options.get("proxy"))
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:
         dial.hello_name(options["local_hostname"], "local_hostname")
+
+
+def format_proxy(header: ProxyHeader | None) -> bytes:
+    """Return the option ``proxy`` as bytes; empty for None.
+
+    :raises TypeError: it is not a ProxyHeader.
+    :raises ValueError: its parts do not fit together.
+    """
+    if header is None:
+        return b""
+    if not isinstance(header, ProxyHeader):
+        raise TypeError(f"expected a ProxyHeader as proxy; got {header!r}")
+    return header.format()
 
 
 def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:

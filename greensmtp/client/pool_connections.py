@@ -206,10 +206,12 @@ class ThreadConnections:
         :param completed: False if the block was killed or timed out, so that the connection may be out of step.
         """
         try:
-            if completed and not connection.client.expects_message:
-                _end_transaction(connection.client)
+            client = connection.client
+            # After XCLIENT, the server would take the next message for that other client's.
+            if completed and not client.expects_message and not client._is_xclient:
+                _end_transaction(client)
             else:
-                connection.client.close()
+                client.close()
         finally:
             self._give_back(connection)
             self._slots.release()

@@ -19,7 +19,15 @@ from greensmtp.client.envelope_lines import takes_utf8
 from greensmtp.client.exchange import CommandExchange
 from greensmtp.client.message import PreparedMessage
 from greensmtp.client.transaction import representative, transact
-from greensmtp.errors import ClientError, Disconnected, PartiallyRefused, RecipientsRefused, Refused, SenderRefused
+from greensmtp.errors import (
+    ClientError,
+    Disconnected,
+    PartiallyRefused,
+    PeerProtocolError,
+    RecipientsRefused,
+    Refused,
+    SenderRefused,
+)
 from greensmtp.protocol.ehlo_parameters import OfferedLimits
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
@@ -134,13 +142,15 @@ class Transactions:
         left = self._left
         if left is None or not self._results:
             raise error
-        known = isinstance(error, Refused) or self._replies.keys() >= set(left.recipients)
-        if not known or (isinstance(error, Disconnected) and error.after_content):
+        if isinstance(error, Refused):
+            self._replies = {**self._replies, **_replies(error, left.recipients)}
+        elif isinstance(error, (Disconnected, PeerProtocolError)) and error.after_content:
+            # The server may have accepted the message for them, whatever it replied before.
+            self._replies = {each: reply for each, reply in self._replies.items() if each not in left.recipients}
+        if not self._replies.keys() >= set(left.recipients):
             error.safe_to_retry = False
             error.recipients = {**self._replies, **error.recipients}
             raise error
-        if isinstance(error, Refused):
-            self._replies = {**self._replies, **_replies(error, left.recipients)}
         return self.result(raise_on_partial=raise_on_partial)
 
     def _in_order(self) -> dict[str, Reply]:

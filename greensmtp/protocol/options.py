@@ -183,6 +183,8 @@ def _format(table: Mapping[str, Parameter], options: object) -> dict[str, str | 
             text = None if row.parse is None else row.format(value)
         except (ValueError, ProtocolError) as error:
             raise ProtocolError(f"{keyword} takes {row.takes}: {error}") from None
+        except (AttributeError, TypeError):
+            raise TypeError(f"{row.field} is of the wrong type: {value!r}") from None
         _parse_value(keyword, row, text)
         parameters[keyword] = text
     return parameters

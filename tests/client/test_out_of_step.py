@@ -249,7 +249,7 @@ def test_421_to_the_last_recipient(scripted: Start, offers: tuple[str, ...]) -> 
     assert mail.closed
 
 
-@pytest.mark.parametrize("name", ["noop", "from_", "reset", "verify"])
+@pytest.mark.parametrize("name", ["noop", "from_", "reset", "vrfy"])
 def test_421_ends_the_connection(scripted: Start, name: str) -> None:
     mail = scripted(answering("421 4.3.2 bye")).connect()
     mail.ehlo()
