@@ -82,7 +82,7 @@ def _read_url(text: str) -> dict[str, Any]:
     "--notify",
     type=click.Choice(get_args(Notify), case_sensitive=False),
     multiple=True,
-    help="When the sender gets a delivery status notification (DSN); never, or some of the others, given several times.",
+    help="When the sender gets a delivery status notification (DSN). All but never may be combined.",
 )
 @click.option(
     "--ret",
