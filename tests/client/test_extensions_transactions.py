@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import Timeout
 
 from greensmtp import (
     CannotConnect,
@@ -159,7 +160,10 @@ def test_mailmax_renews_the_connection_between_messages(scripted: Start) -> None
     with Pool("127.0.0.1", scripted(book).port, timeout=5) as pool:
         for _ in range(5):
             pool.send(b"x", FROM, FIVE[0])
-    assert [len(session) for session in book.sessions] == [2, 2, 1]
+        assert pool.idle == 1
+        pool.send(b"x", FROM, FIVE[0])
+        assert pool.idle == 0
+    assert [len(session) for session in book.sessions] == [2, 2, 2]
 
 
 def test_rcptdomainmax_counts_the_domains_of_a_session(send: Sender) -> None:
@@ -167,6 +171,15 @@ def test_rcptdomainmax_counts_the_domains_of_a_session(send: Sender) -> None:
     to = ["a@one.example", "a@two.example", "a@three.example", "b@ONE.example", "b@three.example"]
     assert send(book, to=to).accepted == tuple(to)
     assert book.sessions == [[["a@one.example", "a@two.example", "b@ONE.example"]], [to[2:3] + to[4:]]]
+
+
+def test_a_pool_keeps_no_connection_that_can_carry_no_more(scripted: Start) -> None:
+    book = Book("LIMITS RCPTDOMAINMAX=1")
+    with Pool("127.0.0.1", scripted(book).port, timeout=5, max_messages=10**9) as pool, Timeout(10):
+        pool.send(b"x", FROM, ["a@one.example", "a@two.example"])
+        pool.send(b"x", FROM, ["a@one.example"])
+        pool.send(b"x", FROM, ["b@one.example"])
+    assert book.sessions == [[["a@one.example"]], [["a@two.example"]], [["a@one.example"], ["b@one.example"]]]
 
 
 def test_a_session_that_cannot_be_renewed_goes_on_beyond_the_limit(scripted: Start) -> None:
