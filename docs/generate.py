@@ -88,7 +88,7 @@ def features() -> str:
     standard = {extension.keyword for extension in STANDARD}
     rows: list[tuple[str, str, str, str, str]] = []
     for verb in PARSERS:
-        method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset", "VRFY": "verify"}.get(verb, verb.lower())
+        method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset"}.get(verb, verb.lower())
         rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207"}.get(verb, "5321")
         smtp, lmtp = yes(verb != "LHLO"), yes(verb not in ("HELO", "EHLO"))
         if verb in ("VRFY", "EXPN"):
