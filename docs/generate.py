@@ -124,7 +124,7 @@ def _yes(has: bool) -> str:
 
 def _commands() -> Iterable[FeatureRow]:
     for verb in PARSERS:
-        method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset", "VRFY": "verify"}.get(verb, verb.lower())
+        method = {"MAIL": "from_", "RCPT": "to", "RSET": "reset"}.get(verb, verb.lower())
         rfc = {"LHLO": "2033", "BDAT": "3030", "STARTTLS": "3207", "ETRN": "1985"}.get(verb, "5321")
         smtp, lmtp = _yes(verb != "LHLO"), _yes(verb not in ("HELO", "EHLO"))
         if verb.lower() in RULES:

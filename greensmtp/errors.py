@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from greensmtp.protocol.errors import EnvelopeMissing as EnvelopeMissing
 from greensmtp.protocol.errors import GreenSMTPError as GreenSMTPError
@@ -172,6 +173,9 @@ class ClientError(GreenSMTPError):
     safe_to_retry: bool = True
     #: The server's reply, where there is one; it decides ``transient``.
     reply: Reply | None
+    #: The reply to each recipient, as far as it is known. Those with a positive reply have the message only if
+    #: ``safe_to_retry`` is False.
+    recipients: Mapping[str, Reply] = MappingProxyType({})
 
     def __init__(self, text: str, reply: Reply | None = None) -> None:
         super().__init__(text)
@@ -191,11 +195,11 @@ class TLSFailed(ClientError, ConnectionError):
 
 
 class TLSRefused(TLSFailed):
-    """The server does not offer STARTTLS or refuses it, and ``starttls="require"`` was given."""
+    """There is no TLS, and ``starttls="require"`` or ``require_tls`` was given."""
 
 
 class TLSUnverified(TLSFailed):
-    """The server's certificate does not verify, or a handler of ``secure`` rejects it."""
+    """The server is not verified: by its certificate, or by a handler of ``secure``."""
 
 
 class AuthenticationFailed(ClientError):
@@ -270,7 +274,7 @@ class Disconnected(ClientError, ConnectionLost):
         #: The server's last reply before it closed the connection, mostly 421.
         self.reply = reply
         #: LMTP: the reply to the message for each recipient, as far as it came.
-        self.recipients: dict[str, Reply] = {}
+        self.recipients = {}
 
 
 class PeerProtocolError(ClientError, ProtocolError):

@@ -17,10 +17,12 @@ from greensmtp._hostport import parse_url
 from greensmtp.cli.options import FileType
 from greensmtp.cli.sender import Sender, show_dialogue
 from greensmtp.client.dial import PORTS, hello_name
+from greensmtp.client.envelope_options import SEND_KEYWORDS, SendKeywords, mail_parameters, rcpt_parameters
 from greensmtp.client.options import StartTLS
 from greensmtp.client.pool import Pool
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import command_builder
+from greensmtp.protocol.option_values import Notify, Ret
 
 #: Maximum length of a password, in characters. A device, such as /dev/zero, may have no end.
 MAX_PASSWORD = 4096
@@ -76,6 +78,29 @@ def _read_url(text: str) -> dict[str, Any]:
 @click.option("--user", help="Log in as this user; the password is read from --password-file or $GREENSMTP_PASSWORD.")
 @click.option("--password-file", type=FileType(), help="A file whose first line is the password.")
 @click.option("--allow-plaintext", is_flag=True, help="Send the password even without TLS.")
+@click.option(
+    "--notify",
+    type=click.Choice(get_args(Notify), case_sensitive=False),
+    multiple=True,
+    help="When the sender gets a delivery status notification (DSN). All but never may be combined.",
+)
+@click.option(
+    "--ret",
+    type=click.Choice(get_args(Ret), case_sensitive=False),
+    help="What a notification returns: the full message, or its header section.",
+)
+@click.option("--envid", metavar="TEXT", help="Identifier of the envelope, which notifications quote.")
+@click.option(
+    "--require-tls",
+    is_flag=True,
+    help="Send only over verified TLS, to a server that demands the same of the next one (REQUIRETLS).",
+)
+@click.option(
+    "--priority",
+    type=click.IntRange(-9, 9),
+    metavar="N",
+    help="Priority from -9 to 9 (MT-PRIORITY); more is more urgent.",
+)
 @click.option("--hostname", help="Name to send in EHLO; default: this machine's name.")
 @click.option(
     "--concurrency",
@@ -104,6 +129,11 @@ def send(  # noqa: PLR0917 - click passes them by name
     user: str | None,
     password_file: Path | None,
     allow_plaintext: bool,
+    notify: tuple[Notify, ...],
+    ret: Ret | None,
+    envid: str | None,
+    require_tls: bool,
+    priority: int | None,
     hostname: str | None,
     concurrency: int,
     timeout: float | None,
@@ -147,6 +177,13 @@ def send(  # noqa: PLR0917 - click passes them by name
         _check("--to", command_builder.rcpt, recipient)
     if hostname is not None:
         _check("--hostname", hello_name, hostname, "the name to send")
+    options: SendKeywords = {"ret": ret, "envid": envid, "require_tls": require_tls, "priority": priority}
+    if notify:
+        options["notify"] = notify
+    _check("--notify", rcpt_parameters, options, SEND_KEYWORDS)
+    _check("--envid", mail_parameters, options, SEND_KEYWORDS)
+    if require_tls and (no_verify or starttls in ("opportunistic", "never")):
+        raise click.UsageError("--require-tls needs TLS with a verified server")
     if starttls == "opportunistic":
         if user is not None:
             raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
@@ -170,13 +207,13 @@ def send(  # noqa: PLR0917 - click passes them by name
         )
     except (ValueError, ProtocolError) as error:
         raise click.UsageError(str(error)) from error
-    run = Sender(pool, sender, list(recipients) or None, files, verbose=verbose, quiet=quiet)
+    run = Sender(pool, sender, list(recipients) or None, files, options, verbose=verbose, quiet=quiet)
     with show_dialogue(several=at_once > 1) if verbose else nullcontext(), pool:
         run.go(at_once)
     sys.exit(run.status)
 
 
-def _check(option: str, check: Callable[..., object], *arguments: str) -> None:
+def _check(option: str, check: Callable[..., object], *arguments: object) -> None:
     try:
         check(*arguments)
     except ProtocolError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -19,6 +19,7 @@ from gevent import get_hub, getcurrent, joinall, killall, signal_handler, spawn
 
 from greensmtp.client import signals
 from greensmtp.client.client import SMTPClient
+from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.pool import Pool
 from greensmtp.client.trace import trace_lines
 from greensmtp.errors import ClientError, EnvelopeMissing, GreenSMTPError
@@ -46,6 +47,8 @@ class Sender:
     sender: str | None
     recipients: list[str] | None
     files: tuple[Path, ...]
+    #: The parameters of MAIL and RCPT.
+    options: SendKeywords = field(default_factory=SendKeywords)
     verbose: bool = False
     quiet: bool = False
     #: The exit status so far.
@@ -99,10 +102,10 @@ class Sender:
         if str(path) == "-":
             if sys.stdin is None:
                 raise OSError("standard input is closed")
-            return self.pool.send(sys.stdin.buffer, self.sender, self.recipients)
+            return self.pool.send(sys.stdin.buffer, self.sender, self.recipients, **self.options)
         # In a thread, since opening a named pipe waits for a writer.
         with in_thread_pool(path.open, "rb") as file:
-            return self.pool.send(file, self.sender, self.recipients)
+            return self.pool.send(file, self.sender, self.recipients, **self.options)
 
     def _fail(self, path: Path, reason: str, status: int) -> None:
         if self._bar is not None:

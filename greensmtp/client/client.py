@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from typing import Unpack
 
 from greensmtp.client.auth import check_credential, log_in
 from greensmtp.client.commands import ClientCommands
+from greensmtp.client.envelope_lines import MailExt, RcptExt
+from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import StartTLS
-from greensmtp.client.transaction import transact
-from greensmtp.errors import AuthenticationFailed, Disconnected, HelloRefused, TLSFailed, TLSRefused, TLSUnverified
-from greensmtp.protocol.command_builder import Ext
+from greensmtp.client.transactions import Transactions
+from greensmtp.errors import (
+    AuthenticationFailed,
+    ClientError,
+    Disconnected,
+    HelloRefused,
+    TLSFailed,
+    TLSRefused,
+    TLSUnverified,
+)
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl import client as sasl
 from greensmtp.protocol.send_result import SendResult
@@ -37,44 +47,59 @@ class SMTPClient(ClientCommands):
         sender: str | None = None,
         recipients: str | Iterable[str] | None = None,
         *,
-        from_ext: Ext = None,
-        to_ext: Ext | Sequence[Ext] = None,
+        from_ext: MailExt = None,
+        to_ext: RcptExt | Sequence[RcptExt] = None,
         raise_on_partial: bool = False,
+        **options: Unpack[SendKeywords],
     ) -> SendResult:
         """Send a message. EHLO and STARTTLS go first, as ``starttls=`` says, if that has not happened yet.
+
+        It takes several transactions where the server limits the recipients or messages that it accepts at once
+        (LIMITS, 452). Another connection is opened for that only if this one can be replaced by it: the client has
+        opened it itself, and has not sent AUTH or XCLIENT.
 
         :param message: an EmailMessage, bytes, or a binary file, which is read from its current position. A parsed
             message is sent as it was read; a composed EmailMessage gets Date and Message-ID if it lacks them.
         :param sender: None: the message's Sender or From.
         :param recipients: None: the message's To, Cc and Bcc. Bcc is removed then, and from an EmailMessage always.
-        :param from_ext: parameters for MAIL, such as ``{"RET": "HDRS"}`` or a session's ``from_ext``. SIZE, BODY and
-            SMTPUTF8 are always computed from the message; the parameters of DSN and AUTH are left out where the server
-            does not offer these extensions.
-        :param to_ext: parameters for every RCPT: ``"NOTIFY=FAILURE"``; or a sequence of them, one for each recipient,
-            such as a session's ``to_ext``.
+        :param from_ext: more parameters for MAIL, such as a session's ``from_ext``, or private ones. SIZE, BODY and
+            SMTPUTF8 are always computed from the message.
+        :param to_ext: more parameters for every RCPT; or a sequence of them, one for each recipient:
+            ``[RcptOptions(orcpt=...), {}]``, or a session's ``to_ext``.
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else the result has them.
+        :param options: parameters of MAIL and of every RCPT, typed: ``ret``, ``envid``, ``notify``, ``require_tls``,
+            ``priority``, ``deliver_by``, ``hold_for``, ``hold_until``, ``valid_since``, ``auth``; see ``from_`` and
+            ``to``. Those that a relay may leave out are left out where the server does not offer their extension.
         :raises ProtocolError: an address, parameter or address field of the message is malformed.
         :raises SenderRefused, RecipientsRefused, DataRefused: no recipient got the message; their base is Refused.
         :raises NotOffered: the message needs an extension that the server does not offer.
+        :raises TLSRefused, TLSUnverified: ``require_tls`` was given, and the connection is not secure enough for it.
         :raises Disconnected: with ``safe_to_retry`` False where the server may have accepted the message.
         :raises ClientError: the base of all of them but ProtocolError.
         """
-        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
+        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext, options=options)
         try:
-            return self._send_prepared(prepared, raise_on_partial=raise_on_partial)
+            if not self._begun:
+                self.begin()
+            transactions = Transactions(prepared)
+            try:
+                while not transactions.send(self._exchange):
+                    if self._is_renewable:
+                        self._renew()
+                    else:
+                        transactions.send(self._exchange, beyond_limits=True)
+            except ClientError as error:
+                return transactions.result_after(error, raise_on_partial=raise_on_partial)
+            return transactions.result(raise_on_partial=raise_on_partial)
         finally:
             prepared.close()
 
-    def _send_prepared(
-        self, prepared: PreparedMessage, *, raise_on_partial: bool = False, reset_first: bool = False
-    ) -> SendResult:
-        """Send a message that may be sent several times, for the pool.
-
-        :param reset_first: send RSET first, in the same write.
-        """
-        if not self._begun:
-            self.begin()
-        return transact(self._exchange, prepared, raise_on_partial=raise_on_partial, reset_first=reset_first)
+    def _renew(self) -> None:
+        """Send QUIT, connect to the same server again, and do what ``begin`` does; TLS is required if it was up."""
+        policy: StartTLS = "require" if self.tls and self.starttls_policy != "opportunistic" else self.starttls_policy
+        self._try_quit()
+        self._reconnect()
+        self._begin(policy)
 
     def begin(self) -> Reply:
         """Do what ``send`` does before the first message: EHLO (HELO if that is refused; LHLO) and STARTTLS.
@@ -183,8 +208,6 @@ class SMTPClient(ClientCommands):
             if policy != "opportunistic" or self._dial is None or isinstance(error, TLSUnverified):
                 raise
             logger.debug("TLS with %r failed: %s; reconnecting without TLS", self, error)
-            trace = self._exchange.trace
-            self._start(self._dial(), lmtp=self.lmtp)
-            self._exchange.trace = self._exchange.trace or trace
+            self._reconnect()
             return self._say_hello()
         return hello

@@ -3,23 +3,55 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable
-from typing import overload
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict, Unpack, overload
 
 from greensmtp.client import dial
 from greensmtp.client.chunks import send_chunks
 from greensmtp.client.connection import ClientConnection
+from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, rcpt_parameters
 from greensmtp.client.exchange import NO_EXTENSIONS, first_refusal_or_last
 from greensmtp.client.message_writer import BodyWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.sources import Readable
 from greensmtp.errors import NotOffered, ProtocolError
-from greensmtp.protocol import command_builder, esmtp, hosts
+from greensmtp.protocol import command_builder, esmtp, hosts, verb_arguments, xclient
 from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.xclient import Missing
 
 #: The verbs that ``command`` refuses: their replies change the state, so they have methods of their own.
-_OWN_METHOD = frozenset({"DATA", "BDAT", "STARTTLS", "AUTH", "QUIT", "HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+_OWN_METHOD = frozenset(
+    {"DATA", "BDAT", "STARTTLS", "AUTH", "QUIT", "HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET", "XCLIENT"}
+)
+
+#: Bytes in the longest line of a command (RFC 5321 section 4.5.3.1.4).
+_MAX_LINE = 512
+
+
+class ForwardedClient(TypedDict, total=False):
+    """What XCLIENT and XFORWARD tell about a client. ``Missing`` says that something is not known."""
+
+    name: str | Missing | None
+    addr: str | Missing | None
+    port: int | Missing | None
+    proto: str | Missing | None
+    helo: str | Missing | None
+
+
+class XClientAttributes(ForwardedClient, total=False):
+    """The keywords of ``xclient``."""
+
+    login: str | Missing | None
+    destaddr: str | Missing | None
+    destport: int | Missing | None
+
+
+class XForwardAttributes(ForwardedClient, total=False):
+    """The keywords of ``xforward``."""
+
+    ident: str | Missing | None
+    source: str | Missing | None
 
 
 class ClientCommands(ClientConnection):
@@ -44,11 +76,9 @@ class ClientCommands(ClientConnection):
         exchange = self._exchange
         reply = exchange.send(line, self.timeouts.command)
         if reply.is_positive:
-            exchange.hello = reply
-            exchange.hello_line = line
-            exchange.extensions = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
+            offers = NO_EXTENSIONS if verb == "HELO" else esmtp.parse_offers(reply, self._ignored)
+            exchange.on_hello(reply, line, offers)
             exchange.lmtp = exchange.lmtp or verb == "LHLO"
-            exchange.forget_transaction()
         return reply
 
     def starttls(self, ssl_context: ssl.SSLContext | None = None, server_hostname: str | None = None) -> Reply:
@@ -80,17 +110,32 @@ class ClientCommands(ClientConnection):
 
     # A transaction
 
-    def from_(self, address: str, ext: Ext = None) -> Reply:
-        """Send MAIL: ``from_("jo@example.com", {"SIZE": 1000})``.
+    def from_(self, address: str, ext: Ext = None, **options: Unpack[MailKeywords]) -> Reply:
+        """Send MAIL: ``from_("jo@example.com", size=1000, ret="HDRS")``.
 
-        :param address: ``""`` is the null reverse-path.
-        :param ext: parameters, as a str or a mapping.
+        The keywords are checked against what the server offers. Where their extension is missing, ``size``, ``auth``,
+        ``ret``, ``envid`` and ``priority`` are left out, as a relay does; the others raise NotOffered.
+
+        :param address: ``""`` is the null reverse-path. A domain beyond ASCII is sent as A-labels if the local part is
+            ASCII.
+        :param ext: more parameters, as a str or a mapping: a session's, or private ones. They are sent as they are.
+        :param options: ``size``, ``body``, ``smtputf8``, ``auth``, ``ret``, ``envid``, ``require_tls``, ``priority``,
+            ``deliver_by``, ``hold_for``, ``hold_until``: see ``MailOptions``.
+        :raises NotOffered: a parameter needs an extension that the server does not offer; nothing is sent.
+        :raises TLSRefused, TLSUnverified: ``require_tls`` was given, and there is no TLS with a server that was
+            verified (RFC 8689).
         """
-        return self._exchange.execute(self._exchange.mail(address, ext))
+        return self._exchange.execute(self._exchange.mail(address, ext, mail_parameters(options)))
 
-    def to(self, address: str, ext: Ext = None) -> Reply:
-        """Send RCPT: ``to("jo@example.com", "NOTIFY=NEVER")``."""
-        return self._exchange.execute(self._exchange.rcpt(address, ext))
+    def to(self, address: str, ext: Ext = None, **options: Unpack[RcptKeywords]) -> Reply:
+        """Send RCPT: ``to("jo@example.com", notify="NEVER")``.
+
+        :param ext: more parameters; see ``from_``.
+        :param options: ``notify`` and ``orcpt``, which are left out without DSN, and ``valid_since``: see
+            ``RcptOptions``.
+        :raises NotOffered: ``valid_since`` was given, and the server does not offer RRVS.
+        """
+        return self._exchange.execute(self._exchange.rcpt(address, ext, rcpt_parameters(options)))
 
     def data(self) -> Reply:
         """Send DATA. If the reply is 354, call ``message`` next."""
@@ -133,8 +178,7 @@ class ClientCommands(ClientConnection):
         """
         if not isinstance(data, (bytes, bytearray, memoryview)):
             raise TypeError(f"expected a chunk of bytes; got {type(data).__name__}")
-        if "CHUNKING" not in self.extensions:
-            raise NotOffered("CHUNKING", "bdat() was called")
+        self._need("CHUNKING", "bdat() was called")
         self._exchange.check_ready()
         self._transport.check_no_pending_reply()
         return first_refusal_or_last(send_chunks(self._exchange, [bytes(data)], last=last))
@@ -149,26 +193,91 @@ class ClientCommands(ClientConnection):
 
     # Other commands
 
-    def verify(self, username: str) -> Reply:
-        """Send VRFY."""
-        return self._ask("VRFY", username)
+    def vrfy(self, name: str) -> Reply:
+        """Send VRFY for a user or a mailbox.
 
-    def noop(self) -> Reply:
-        """Send NOOP."""
-        return self._ask("NOOP")
+        :raises NotOffered: the name is beyond ASCII, and the server does not offer SMTPUTF8.
+        """
+        return self._exchange.execute(self._exchange.lookup("VRFY", name))
+
+    def expn(self, name: str) -> Reply:
+        """Send EXPN for a mailing list; each line of the reply is a member. See ``vrfy``."""
+        return self._exchange.execute(self._exchange.lookup("EXPN", name))
+
+    def noop(self, text: str | None = None) -> Reply:
+        """Send NOOP. The server ignores the text."""
+        return self._ask("NOOP", text)
 
     def help(self, topic: str | None = None) -> Reply:
-        """Send HELP."""
+        """Send HELP. The topic may be a verb."""
         return self._ask("HELP", topic)
 
+    def etrn(self, node: str) -> Reply:
+        """Send ETRN (RFC 1985): ask the server to send the mail that it holds for a domain.
+
+        :param node: ``"example.com"``; ``"@example.com"``, with all domains below; ``"#queue"``.
+        :raises ProtocolError: it is none of these.
+        :raises NotOffered: the server does not offer ETRN.
+        """
+        self._need("ETRN", "etrn() was called")
+        verb_arguments.parse_etrn(node)
+        return self._ask("ETRN", node)
+
+    def xclient(self, **attributes: Unpack[XClientAttributes]) -> Reply:
+        """Send XCLIENT (Postfix's XCLIENT_README): speak for another client, whom the server's rules then hold for.
+
+        The reply is 220 if the server accepts it. That is the banner of another session: ``hello``, ``extensions`` and
+        ``authenticated`` are cleared. Send EHLO again; ``send`` does so itself.
+
+        :param attributes: ``name``, ``addr``, ``port``, ``proto``, ``helo``, ``login``, ``destaddr``, ``destport``. The
+            value may be ``Missing.UNAVAILABLE`` or ``Missing.TEMPORARILY``, of ``greensmtp.protocol.xclient``.
+        :raises ProtocolError: a value is malformed.
+        :raises NotOffered: the server does not offer XCLIENT, or one of these attributes.
+        """
+        reply = self._ask("XCLIENT", self._attributes("XCLIENT", attributes))
+        if reply.is_positive:
+            self.greeting = reply
+            self._begun = self.authenticated = False
+            self._is_xclient = True
+            self._exchange.forget_session()
+        return reply
+
+    def xforward(self, **attributes: Unpack[XForwardAttributes]) -> Reply:
+        """Send XFORWARD (Postfix's XFORWARD_README): tell for the log where the next message comes from.
+
+        :param attributes: ``name``, ``addr``, ``port``, ``proto``, ``helo``, ``ident``, ``source``; see ``xclient``.
+        :raises ProtocolError, NotOffered: as ``xclient``.
+        """
+        return self._ask("XFORWARD", self._attributes("XFORWARD", attributes))
+
+    def _attributes(self, verb: str, attributes: Mapping[str, Any]) -> str:
+        self._need(verb, f"{verb.lower()}() was called")
+        given = {
+            name.upper(): value if isinstance(value, Missing) else str(value)
+            for name, value in attributes.items()
+            if value is not None
+        }
+        text = xclient.format(verb, given)
+        known = self.extensions[verb].upper().split()
+        for name in given:
+            if name not in known:
+                raise NotOffered(f"{verb} {name}", f"{verb.lower()}({name.lower()}=...) was called")
+        if len(f"{verb} {text}\r\n") > _MAX_LINE:
+            raise ProtocolError(f"{verb} has more than {_MAX_LINE} bytes: pass the attributes in several calls")
+        return text
+
+    def _need(self, extension: str, why: str) -> None:
+        if extension not in self.extensions:
+            raise NotOffered(extension, why)
+
     def command(self, line: str) -> Reply:
-        """Send any other command that has one reply: ``command("XCLIENT NAME=spike.example")``.
+        """Send any other command that has one reply: ``command("XADR jo@example.com")``.
 
         :raises ProtocolError: the line is empty, or the command has its own method.
         """
         words = command_builder.check(line, "a command").split(None, 1)
         if not words:
-            raise ProtocolError(f"expected a command, like 'XCLIENT NAME=spike.example'; got {line!r}")
+            raise ProtocolError(f"expected a command, like 'XADR jo@example.com'; got {line!r}")
         if words[0].upper() in _OWN_METHOD:
             raise ProtocolError(f"{words[0].upper()} has its own method; call that")
         return self._ask(line)

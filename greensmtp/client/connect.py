@@ -14,6 +14,7 @@ from greensmtp.client.client import SMTPClient
 from greensmtp.client.options import StartTLS
 from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
+from greensmtp.protocol.proxy_header import ProxyHeader
 
 #: A connected socket.
 Stream = StandardSocket | dial.Socket
@@ -38,6 +39,7 @@ def connect(
     starttls: StartTLS | None = None,
     lmtp: bool | None = None,
     ignore: str | Iterable[str] | None = None,
+    proxy: ProxyHeader | None = None,
 ) -> SMTPClient:
     """Connect, and read the banner: ``connect("localhost", 25)``.
 
@@ -66,6 +68,8 @@ def connect(
         by themselves.
     :param lmtp: use LMTP (RFC 2033): ``send`` sends LHLO and reads a reply for each recipient.
     :param ignore: extensions that the server offers but handles wrongly: ``("CHUNKING", "PIPELINING")``.
+    :param proxy: the header of the PROXY protocol that goes first, before TLS and the banner; for a server that expects
+        one from this host: ``ProxyHeader(2, "TCP4", ("192.0.2.1", 40000), ("198.51.100.2", 25))``.
     :raises CannotConnect: there is no connection or no banner, or the banner refuses service.
     :raises ValueError: no host can have that name, or an option is out of range.
     :raises TLSFailed: with ``tls``.

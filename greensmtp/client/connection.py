@@ -12,12 +12,13 @@ from typing import Any, Literal, Self, TypeVar, overload
 from greensmtp.client import dial, signals
 from greensmtp.client import tls as client_tls
 from greensmtp.client.exchange import CommandExchange
-from greensmtp.client.options import StartTLS, check_starttls
+from greensmtp.client.options import StartTLS, check_starttls, format_proxy
 from greensmtp.client.signals import ClientSignals, GreetingHandler, SecureHandler, TLSHandler
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import CannotConnect, ClientError, Disconnected
 from greensmtp.protocol import command_builder, esmtp, hosts
+from greensmtp.protocol.proxy_header import ProxyHeader
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.ack import Ack
 
@@ -49,6 +50,7 @@ class ClientConnection:
         starttls: StartTLS | None = None,
         lmtp: bool = False,
         ignore: str | Iterable[str] = (),
+        proxy: ProxyHeader | None = None,
     ) -> None:
         """See ``connect``."""
         self.timeouts: Timeouts = Timeouts.of(timeout)
@@ -65,6 +67,9 @@ class ClientConnection:
             local_hostname = dial.hello_name(local_hostname, "local_hostname")
         dial.check_source(source_address)
         self._ignored = esmtp.check_ignored(ignore)
+        #: The PROXY header, which is sent before anything else; empty for none.
+        self._header = format_proxy(proxy)
+        self._implicit_tls = bool(tls)
         self._ssl_context = ssl_context
         name = server_hostname or host
         self._server_hostname = hosts.fit_for_tls(name) if name else None
@@ -80,6 +85,8 @@ class ClientConnection:
         #: True once EHLO and STARTTLS are done as ``starttls_policy`` says.
         self._begun = False
         self._unix = path is not None
+        #: True once the server has accepted XCLIENT.
+        self._is_xclient = False
         #: Returns another socket connected to the same server; None if the caller gave the stream.
         self._dial: Callable[[], dial.Socket] | None = None
         if stream is None:
@@ -93,10 +100,10 @@ class ClientConnection:
         except BaseException:
             sock.close()
             raise
-        self._start(sock, lmtp=lmtp, tls=bool(tls))
+        self._start(sock, lmtp=lmtp)
 
-    def _start(self, sock: dial.Socket, *, lmtp: bool, tls: bool = False) -> None:
-        """Take over a connected socket, and read the banner."""
+    def _start(self, sock: dial.Socket, *, lmtp: bool) -> None:
+        """Take over a connected socket, send the PROXY header, and read the banner."""
         try:
             self._transport = ClientTransport(sock)
         except BaseException:
@@ -104,12 +111,37 @@ class ClientConnection:
             raise
         self._exchange = CommandExchange(self._transport, self.timeouts, lmtp=lmtp)
         try:
-            if tls and not self._transport.tls:
+            if self._header:
+                self._send_header()
+            if self._implicit_tls and not self._transport.tls:
                 self._upgrade_to_tls(self._checked_context(None, None))
             self._read_banner()
         except BaseException as error:
             self._transport.close(error)
             raise
+
+    def _send_header(self) -> None:
+        if self._transport.tls:
+            raise ValueError(
+                "expected a stream without TLS beside proxy=, since the header goes first; got one with it"
+            )
+        try:
+            self._transport.send(self._header, self.timeouts.command)
+        except Disconnected as error:
+            raise CannotConnect(f"connected, but cannot send the PROXY header: {error}") from error
+
+    @property
+    def _is_renewable(self) -> bool:
+        """True if another connection to the server can take the place of this one."""
+        return self._dial is not None and not self.authenticated and not self._is_xclient
+
+    def _reconnect(self) -> None:
+        """Connect to the same server again, and read the banner; nothing is known about the session yet."""
+        assert self._dial is not None
+        trace = self._exchange.trace
+        self._begun = False
+        self._start(self._dial(), lmtp=self.lmtp)
+        self._exchange.trace = self._exchange.trace or trace
 
     def _read_banner(self) -> None:
         try:
@@ -129,6 +161,14 @@ class ClientConnection:
     def tls(self) -> bool:
         """True if TLS is up."""
         return self._transport.tls
+
+    @property
+    def tls_verified(self) -> bool:
+        """True if TLS is up, and the server was verified: by its certificate and name, or by a handler of ``secure``.
+
+        ``require_tls`` needs that.
+        """
+        return self._transport.verified
 
     @property
     def closed(self) -> bool:
@@ -152,7 +192,11 @@ class ClientConnection:
 
     @property
     def extensions(self) -> Mapping[str, str]:
-        """The extensions that EHLO's reply offers: upper-case keyword -> its parameters. Empty again after STARTTLS."""
+        """The extensions that EHLO's reply offers, without those of ``ignore``: upper-case keyword -> its parameters.
+
+        It is empty before EHLO, and again after STARTTLS and XCLIENT. ``greensmtp.protocol.esmtp`` parses the
+        parameters: ``esmtp.SIZE.read_offer(mail.extensions)``.
+        """
         return self._exchange.extensions
 
     @property
@@ -287,9 +331,16 @@ class ClientConnection:
         try:
             # Where a message is expected, QUIT would become its text.
             if kind is None and not self.closed and not self._exchange.message_expected:
-                self._exchange.send(b"QUIT\r\n", min(QUIT_SECONDS, self.timeouts.command))
+                self._try_quit()
+        finally:
+            self.close()
+
+    def _try_quit(self) -> None:
+        """Send QUIT, and close the connection; the server has answered all that matters."""
+        try:
+            self._exchange.send(b"QUIT\r\n", min(QUIT_SECONDS, self.timeouts.command))
         except ClientError:
-            pass  # the server has answered all that matters
+            pass
         finally:
             self.close()
 

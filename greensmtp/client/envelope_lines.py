@@ -9,26 +9,20 @@ from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_builder
 from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
-from greensmtp.protocol.esmtp import parse_parameters
+from greensmtp.protocol.esmtp import OPTIONAL, STANDARD, SUBMITTER, Extension, parse_parameters
+from greensmtp.protocol.options import MailOptions, RcptOptions
 
-#: Parameters of DSN and AUTH, with their extensions. If the server does not offer these, the parameters are left out,
-#: as a relay does (RFC 3461 section 5.2.2, RFC 4954 section 5).
-_OMITTABLE = {"RET": "DSN", "ENVID": "DSN", "NOTIFY": "DSN", "ORCPT": "DSN", "AUTH": "AUTH"}
-#: Parameters that change what happens to the message, so that the message cannot be sent without their extensions
-#: (RFC 2852, RFC 4865, RFC 6710, RFC 8689).
-_REQUIRED = {
-    "BY": "DELIVERBY",
-    "HOLDFOR": "FUTURERELEASE",
-    "HOLDUNTIL": "FUTURERELEASE",
-    "MT-PRIORITY": "MT-PRIORITY",
-    "REQUIRETLS": "REQUIRETLS",
-    "RRVS": "RRVS",
+#: Parameters of MAIL and of RCPT as ``send`` takes them: as text or a mapping, or typed.
+MailExt = Ext | MailOptions
+RcptExt = Ext | RcptOptions
+
+#: parameter -> its extension. Other parameters are private ones, which are sent as they are.
+_OWNERS: Mapping[str, Extension] = {
+    keyword: extension for extension in (*STANDARD, *OPTIONAL, SUBMITTER) for keyword in extension.mail | extension.rcpt
 }
-#: Parameters that are computed from this message: a session's parameters describe another one.
-_COMPUTED = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
 
-def parse_ext(ext: Ext) -> Parameters:
+def parse_ext(ext: MailExt | RcptExt) -> Parameters:
     """Return the parameters that the caller gave.
 
     :raises ProtocolError: they are malformed.
@@ -40,17 +34,37 @@ def parse_ext(ext: Ext) -> Parameters:
 def offered(given: Parameters, extensions: Mapping[str, str]) -> list[str]:
     """Return the parameters that a server with these extensions understands, as words of a command.
 
-    :raises NotOffered: a parameter cannot be left out.
+    :raises NotOffered: a parameter cannot be left out, since it changes what happens to the message.
     """
     words: list[str] = []
     for keyword, value in given.items():
-        if keyword in _COMPUTED or _OMITTABLE.get(keyword, "") not in ("", *extensions):
-            continue
-        needed = _REQUIRED.get(keyword)
-        if needed is not None and needed not in extensions:
-            raise NotOffered(needed, f"the parameter {keyword} was given")
+        owner = _OWNERS.get(keyword)
+        if owner is not None:
+            needed = "BINARYMIME" if value == "BINARYMIME" else owner.keyword
+            if needed not in extensions:
+                if _can_be_left_out(owner, keyword, value):
+                    continue
+                raise NotOffered(needed, f"the parameter {keyword} was given")
         words.append(keyword if value is None else f"{keyword}={value}")
     return words
+
+
+def _can_be_left_out(owner: Extension, keyword: str, value: str | None) -> bool:
+    """True if the message may be sent without this parameter: see ``Extension.omittable``.
+
+    7BIT is what a server without 8BITMIME expects, and RRVS with ``C`` lets the message continue without it (RFC 7293
+    section 3.1).
+    """
+    return (
+        owner.omittable
+        or (keyword == "BODY" and value == "7BIT")
+        or (keyword == "RRVS" and value is not None and value.upper().endswith(";C"))
+    )
+
+
+def takes_utf8(extensions: Mapping[str, str]) -> bool:
+    """True if addresses and header fields may have raw UTF-8: SMTPUTF8 needs 8BITMIME too (RFC 6531 section 3.1)."""
+    return "SMTPUTF8" in extensions and "8BITMIME" in extensions
 
 
 @lru_cache(maxsize=1024)

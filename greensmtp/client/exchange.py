@@ -10,16 +10,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+from greensmtp.client.envelope_lines import offered
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.trace import AUTH_CONTINUES, Show, show_commands, show_replies, without_echo
 from greensmtp.client.transport import SEND_BYTES, ClientTransport
-from greensmtp.errors import Disconnected, PeerProtocolError, ProtocolError
-from greensmtp.protocol import command_builder
+from greensmtp.errors import Disconnected, NotOffered, PeerProtocolError, ProtocolError, TLSRefused, TLSUnverified
+from greensmtp.protocol import command_builder, esmtp
+from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.command_builder import Ext
+from greensmtp.protocol.ehlo_parameters import OfferedLimits
 from greensmtp.protocol.reply import Reply
 
 #: Commands in one write. The kernel must be able to hold their replies while the client writes: a server that cannot
@@ -54,6 +58,13 @@ class CommandExchange:
         self.hello_line = b""
         #: The extensions that it offers.
         self.extensions = NO_EXTENSIONS
+        #: The limits that it announces; None without LIMITS.
+        self.limits: OfferedLimits | None = None
+        #: MAIL commands that this session has had, and how many it may have.
+        self.mails = 0
+        self.mail_max = sys.maxsize
+        #: The domains of its recipients, where their number is limited.
+        self.domains: set[str] = set()
         #: True after MAIL, until the transaction ends.
         self.open_transaction = False
         #: Accepted recipients: LMTP answers a message with so many replies.
@@ -182,13 +193,37 @@ class CommandExchange:
 
     # The steps of a transaction
 
-    def mail(self, address: str, ext: Ext) -> Step:
-        """Return the step for MAIL."""
-        return Step(command_builder.mail(address, ext), self.timeouts.command, self._on_mail)
+    def mail(self, address: str, ext: Ext, given: Parameters = NO_PARAMETERS) -> Step:
+        """Return the step for MAIL.
 
-    def rcpt(self, address: str, ext: Ext) -> Step:
-        """Return the step for RCPT."""
-        return Step(command_builder.rcpt(address, ext), self.timeouts.command, self._on_rcpt)
+        :param ext: parameters that are sent as they are.
+        :param given: parameters that are checked against what the server offers.
+        :raises NotOffered: the server does not offer the extension of one of them.
+        :raises TLSRefused, TLSUnverified: REQUIRETLS is among them, and the connection is not secure.
+        """
+        if "REQUIRETLS" in given:
+            self.check_secure()
+        line = command_builder.mail(address, self._checked(ext, given) if given else ext)
+        return Step(line, self.timeouts.command, self._on_mail)
+
+    def rcpt(self, address: str, ext: Ext, given: Parameters = NO_PARAMETERS) -> Step:
+        """Return the step for RCPT. See ``mail``."""
+        line = command_builder.rcpt(address, self._checked(ext, given) if given else ext)
+        return Step(line, self.timeouts.command, self._on_rcpt)
+
+    def _checked(self, ext: Ext, given: Parameters) -> str:
+        return f"{' '.join(offered(given, self.extensions))}{command_builder.parameters(ext)}"
+
+    def check_secure(self) -> None:
+        """Check what a client must before it sends REQUIRETLS (RFC 8689 section 4.2.1), but for the offer.
+
+        :raises TLSRefused: the connection has no TLS.
+        :raises TLSUnverified: the server was not verified.
+        """
+        if not self.transport.tls:
+            raise TLSRefused("REQUIRETLS was given, and this connection has no TLS")
+        if not self.transport.verified:
+            raise TLSUnverified("REQUIRETLS was given, and the certificate of the server was not verified")
 
     def reset(self) -> Step:
         """Return the step for RSET."""
@@ -202,7 +237,27 @@ class CommandExchange:
         """Return the step for a command that changes no state."""
         return Step(command_builder.line(verb, argument), self.timeouts.command, _ignore)
 
+    def lookup(self, verb: str, name: str) -> Step:
+        """Return the step for VRFY or EXPN.
+
+        :raises NotOffered: the name needs SMTPUTF8 (RFC 6531 section 3.7.4.2), which the server does not offer.
+        """
+        if not name:
+            raise ProtocolError(f"expected a name behind {verb}; got none")
+        if name.isascii():
+            return self.plain(verb, name)
+        try:
+            name = command_builder.mailbox(name)
+        except ProtocolError:
+            pass  # not a mailbox: a user's name
+        if name.isascii():
+            return self.plain(verb, name)
+        if "SMTPUTF8" not in self.extensions:
+            raise NotOffered("SMTPUTF8", f"the name {name!r} has non-ASCII characters")
+        return self.plain(verb, f"{name} SMTPUTF8")
+
     def _on_mail(self, reply: Reply) -> None:
+        self.mails += 1
         self.data_reply = None
         if reply.is_positive:
             self.open_transaction = True
@@ -231,11 +286,25 @@ class CommandExchange:
         self.data_reply = None
         self.writing = False
 
+    def on_hello(self, reply: Reply, line: bytes, extensions: Mapping[str, str]) -> None:
+        """Keep what a reply to EHLO, HELO or LHLO tells; it ends the transaction (RFC 5321 section 4.1.4)."""
+        self.hello, self.hello_line, self.extensions = reply, line, extensions
+        self.limits = esmtp.LIMITS.read_offer(extensions)
+        self.mail_max = self.limits.mail_max or sys.maxsize if self.limits is not None else sys.maxsize
+        self.forget_transaction()
+
     def forget_hello(self) -> None:
         """Clear what EHLO told, and the transaction, as STARTTLS requires (RFC 3207 section 4.2)."""
-        self.hello = None
+        self.hello = self.limits = None
+        self.mail_max = sys.maxsize
         self.extensions = NO_EXTENSIONS
         self.forget_transaction()
+
+    def forget_session(self) -> None:
+        """Clear everything that the server forgets when XCLIENT begins another session."""
+        self.forget_hello()
+        self.mails = 0
+        self.domains = set()
 
     # The message
 

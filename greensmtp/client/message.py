@@ -9,13 +9,23 @@
 
 from __future__ import annotations
 
+import copy
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from email.message import Message
 from typing import Any, Union
 
 from greensmtp.client import rendering, rendering_fields
-from greensmtp.client.envelope_lines import offered, parse_ext, rcpt_line, sent_mailbox
+from greensmtp.client.envelope_lines import (
+    MailExt,
+    RcptExt,
+    offered,
+    parse_ext,
+    rcpt_line,
+    sent_mailbox,
+    takes_utf8,
+)
+from greensmtp.client.envelope_options import SEND_KEYWORDS, SendKeywords, mail_parameters, merged, rcpt_parameters
 from greensmtp.client.message_content import (
     MAX_HEAD,
     MAX_MEMORY,
@@ -28,11 +38,15 @@ from greensmtp.client.message_content import (
 from greensmtp.client.sources import READ_BYTES, Readable
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_builder, header_envelope
-from greensmtp.protocol.command_builder import Ext
+from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.dot_stuffing import stuffed, with_crlf
+from greensmtp.protocol.options import RcptOptions
 
 #: Bytes from which on BDAT is faster than DATA: the content is not searched for dots, nor copied.
 CHUNKING_PAYS = 128 * 1024
+
+#: Parameters that are computed from this message: a session's parameters describe another one.
+_COMPUTED = frozenset({"SIZE", "BODY", "SMTPUTF8"})
 
 #: The messages that ``send`` accepts.
 Sendable = Union["Message[Any, Any]", bytes, bytearray, memoryview, Readable]  # (Message[...] is typeshed's alone)
@@ -41,17 +55,31 @@ Sendable = Union["Message[Any, Any]", bytes, bytearray, memoryview, Readable]  #
 class PreparedMessage:
     """A message and its envelope."""
 
+    # What most messages leave as it is.
+
+    #: The caller's parameters for MAIL, and for each RCPT; empty for none.
+    _given: Parameters = NO_PARAMETERS
+    _rcpt_given: Sequence[Parameters] = ()
+    #: True if the message has header fields in UTF-8, as the caller says.
+    _utf8_given = False
+    #: True if the message may only be sent over TLS, and only to servers that see to that (RFC 8689).
+    requires_tls = False
+    #: The recipients whose addresses need SMTPUTF8.
+    utf8_recipients: Sequence[str] = ()
+
     def __init__(
         self,
         message: Sendable,
         sender: str | None = None,
         recipients: str | Iterable[str] | None = None,
         *,
-        from_ext: Ext = None,
-        to_ext: Ext | Sequence[Ext] = None,
+        from_ext: MailExt = None,
+        to_ext: RcptExt | Sequence[RcptExt] = None,
+        options: SendKeywords | None = None,
     ) -> None:
         """See ``SMTPClient.send``.
 
+        :param options: its other keywords.
         :raises ProtocolError: an address or parameter is malformed, an address field cannot be read, or the message
             names no sender or recipient.
         :raises TypeError: the message is of an unknown type.
@@ -80,19 +108,11 @@ class PreparedMessage:
                 recipients = offload(length, header_envelope.recipients, fields)
             self.sender = sender
             self._mailbox = sent_mailbox(sender)
-            self._set_recipients([recipients] if isinstance(recipients, str) else list(recipients), to_ext)
-            #: The caller's parameters for MAIL.
-            self._given = parse_ext(from_ext)
-            #: True if an address or parameter needs SMTPUTF8.
-            self._utf8_address = not (
-                self._mailbox.isascii()
-                and all(map(bytes.isascii, self.rcpt_lines))
-                and all(
-                    value is None or value.isascii()
-                    for given in (self._given, *self._rcpt_given)
-                    for value in given.values()
-                )
-            )
+            recipients = [recipients] if isinstance(recipients, str) else list(recipients)
+            self._set_recipients(recipients)
+            if from_ext or to_ext or options:
+                self._set_parameters(recipients, from_ext, to_ext, options or {})
+            self._find_utf8()
             self._analyse(content, derived=derived)
         except BaseException:
             self.close()
@@ -105,21 +125,59 @@ class PreparedMessage:
 
     # The envelope
 
-    def _set_recipients(self, recipients: list[str], to_ext: Ext | Sequence[Ext]) -> None:
+    def _set_recipients(self, recipients: list[str]) -> None:
         if not recipients:
             raise ValueError("expected at least one recipient; got none")
-        if to_ext and not isinstance(to_ext, (str, Mapping)):
-            if len(to_ext) != len(recipients):
-                raise ValueError(f"expected to_ext for {len(recipients)} recipients; got it for {len(to_ext)}")
-            each = dict(zip(recipients, to_ext, strict=True))
-            self.recipients = tuple(each)
-            self._rcpt_given = [parse_ext(given) for given in each.values()]
-        else:
-            self.recipients = tuple(dict.fromkeys(recipients))
-            given = parse_ext(to_ext)  # type: ignore[arg-type]
-            self._rcpt_given = [given] * len(self.recipients) if given else []
+        self.recipients = tuple(dict.fromkeys(recipients))
         #: RCPT for each recipient.
         self.rcpt_lines: Sequence[bytes] = [rcpt_line(recipient) for recipient in self.recipients]
+
+    def _set_parameters(
+        self,
+        recipients: list[str],
+        from_ext: MailExt,
+        to_ext: RcptExt | Sequence[RcptExt],
+        options: SendKeywords,
+    ) -> None:
+        """Parse the parameters that the caller gave.
+
+        :param recipients: as they were given: the same one may be there twice.
+        """
+        given = merged(parse_ext(from_ext), mail_parameters(options, SEND_KEYWORDS))
+        self._given = {keyword: value for keyword, value in given.items() if keyword not in _COMPUTED}
+        self._utf8_given = "SMTPUTF8" in given
+        self.requires_tls = "REQUIRETLS" in given
+        for_all = rcpt_parameters(options, SEND_KEYWORDS)
+        if to_ext is None or isinstance(to_ext, (str, Mapping, RcptOptions)):
+            to_ext = [to_ext] * len(recipients)
+        elif len(to_ext) != len(recipients):
+            raise ValueError(f"expected to_ext for {len(recipients)} recipients; got it for {len(to_ext)}")
+        each = {recipient: parse_ext(ext) for recipient, ext in zip(recipients, to_ext, strict=True)}
+        if for_all or any(each.values()):
+            self._rcpt_given = [merged(parameters, for_all) for parameters in each.values()]
+
+    def _find_utf8(self) -> None:
+        """Find out which addresses and parameters need SMTPUTF8."""
+        #: True if an address or parameter does.
+        self._utf8_address = not self._mailbox.isascii()
+        self.utf8_recipients = ()
+        if not all(map(bytes.isascii, self.rcpt_lines)):
+            lines = zip(self.recipients, self.rcpt_lines, strict=True)
+            self.utf8_recipients = [recipient for recipient, line in lines if not line.isascii()]
+            self._utf8_address = True
+        for parameters in (self._given, *self._rcpt_given):
+            if parameters and not all(value is None or value.isascii() for value in parameters.values()):
+                self._utf8_address = True
+
+    def part(self, recipients: Collection[str]) -> PreparedMessage:
+        """Return the same message for some of its recipients. It must not be closed, nor outlive this one."""
+        part = copy.copy(self)
+        kept = [index for index, recipient in enumerate(self.recipients) if recipient in recipients]
+        part.recipients = tuple(self.recipients[index] for index in kept)
+        part._rcpt_given = [self._rcpt_given[index] for index in kept] if self._rcpt_given else ()
+        part.rcpt_lines = [rcpt_line(recipient) for recipient in part.recipients]
+        part._find_utf8()
+        return part
 
     # Analysis
 
@@ -173,7 +231,7 @@ class PreparedMessage:
         :raises NotOffered: the server lacks an extension that the message needs.
         """
         form = self._form = self._fitting(extensions)
-        words = offered(self._given, extensions)
+        words = offered(self._given, extensions) if self._given else []
         if self._rcpt_given:
             self.rcpt_lines = [
                 command_builder.rcpt(sent_mailbox(recipient), " ".join(offered(given, extensions)))
@@ -185,9 +243,9 @@ class PreparedMessage:
             words.append("BODY=BINARYMIME")
         elif form.eight_bit or self._utf8_address:
             words.append("BODY=8BITMIME")
-        if self._utf8_address or (self._utf8_head and not _needs_ascii_head(extensions)):
+        if self._utf8_address or (self._utf8_head and takes_utf8(extensions)):
             words.append("SMTPUTF8")
-        elif "SMTPUTF8" in self._given and "SMTPUTF8" in extensions:
+        elif self._utf8_given and "SMTPUTF8" in extensions:
             words.append("SMTPUTF8")  # for the header fields of its parts
         line = f"MAIL FROM:<{self._mailbox}>"
         return " ".join([line, *words]).encode() + b"\r\n"
@@ -200,9 +258,9 @@ class PreparedMessage:
         if self._utf8_address:
             for keyword in ("8BITMIME", "SMTPUTF8"):
                 if keyword not in extensions:
-                    raise NotOffered(keyword, "an address has non-ASCII characters")
+                    raise NotOffered(keyword, f"{self._what_is_utf8()} has non-ASCII characters")
         form = self._plain
-        head = self._utf8_head and _needs_ascii_head(extensions)
+        head = self._utf8_head and not takes_utf8(extensions)
         if head:
             form = self._encoded(head=True, body=False)
         missing = ""
@@ -221,6 +279,11 @@ class PreparedMessage:
             if form.binary or form.eight_bit:
                 raise NotOffered(missing, f"the message {what}")
         return form
+
+    def _what_is_utf8(self) -> str:
+        if not self._mailbox.isascii():
+            return f"the sender {self.sender!r}"
+        return f"the recipient {self.utf8_recipients[0]!r}" if self.utf8_recipients else "a parameter"
 
     def _encoded(self, *, head: bool, body: bool) -> Form:
         form = self._forms.get((head, body))
@@ -271,8 +334,3 @@ class PreparedMessage:
         yield self._form.content
         if self._form.rest is not None:
             yield from self._form.rest.in_lines(self._head)
-
-
-def _needs_ascii_head(extensions: Mapping[str, str]) -> bool:
-    """True if raw UTF-8 cannot stand in the header section: SMTPUTF8 needs 8BITMIME too (RFC 6531 section 3.1)."""
-    return not ("SMTPUTF8" in extensions and "8BITMIME" in extensions)

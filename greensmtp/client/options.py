@@ -12,6 +12,7 @@ from greensmtp.client.signals import SecureHandler
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.errors import PoolClosed
 from greensmtp.protocol import esmtp, hosts
+from greensmtp.protocol.proxy_header import ProxyHeader
 
 #: What ``send`` does about TLS before the first message; see ``connect``.
 StartTLS = Literal["require", "offered", "opportunistic", "never"]
@@ -32,6 +33,7 @@ class ConnectOptions(TypedDict, total=False):
     starttls: StartTLS | None
     lmtp: bool | None
     ignore: str | Iterable[str] | None
+    proxy: ProxyHeader | None
 
 
 @dataclass(slots=True)
@@ -73,10 +75,24 @@ def check_options(options: Mapping[str, Any]) -> None:
     check_starttls(options.get("starttls"), tls=bool(options.get("tls")), ssl_context=options.get("ssl_context"))
     esmtp.check_ignored(options.get("ignore") or ())
     dial.check_source(options.get("source_address"))
+    format_proxy(options.get("proxy"))
     if options.get("server_hostname"):
         hosts.fit_for_tls(options["server_hostname"])
     if options.get("local_hostname") is not None:
         dial.hello_name(options["local_hostname"], "local_hostname")
+
+
+def format_proxy(header: ProxyHeader | None) -> bytes:
+    """Return the option ``proxy`` as bytes; empty for None.
+
+    :raises TypeError: it is not a ProxyHeader.
+    :raises ValueError: its parts do not fit together.
+    """
+    if header is None:
+        return b""
+    if not isinstance(header, ProxyHeader):
+        raise TypeError(f"expected a ProxyHeader as proxy; got {header!r}")
+    return header.format()
 
 
 def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLContext | None) -> None:

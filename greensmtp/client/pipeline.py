@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Unpack
 
+from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, rcpt_parameters
 from greensmtp.client.exchange import CommandExchange, Step
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.command_builder import Ext
@@ -27,13 +29,13 @@ class Pipeline:
         #: Filled at the end of the block.
         self.replies: list[Reply] = []
 
-    def from_(self, address: str, ext: Ext = None) -> int:
-        """Add MAIL."""
-        return self._add(self._exchange.mail(address, ext))
+    def from_(self, address: str, ext: Ext = None, **options: Unpack[MailKeywords]) -> int:
+        """Add MAIL; see ``SMTPClient.from_``."""
+        return self._add(self._exchange.mail(address, ext, mail_parameters(options)))
 
-    def to(self, address: str, ext: Ext = None) -> int:
-        """Add RCPT."""
-        return self._add(self._exchange.rcpt(address, ext))
+    def to(self, address: str, ext: Ext = None, **options: Unpack[RcptKeywords]) -> int:
+        """Add RCPT; see ``SMTPClient.to``."""
+        return self._add(self._exchange.rcpt(address, ext, rcpt_parameters(options)))
 
     def reset(self) -> int:
         """Add RSET."""
@@ -43,13 +45,17 @@ class Pipeline:
         """Add DATA, as the last command."""
         return self._add(self._exchange.data(), last="DATA")
 
-    def verify(self, username: str) -> int:
-        """Add VRFY, as the last command."""
-        return self._add(self._exchange.plain("VRFY", username), last="VRFY")
+    def vrfy(self, name: str) -> int:
+        """Add VRFY, as the last command; see ``SMTPClient.vrfy``."""
+        return self._add(self._exchange.lookup("VRFY", name), last="VRFY")
 
-    def noop(self) -> int:
+    def expn(self, name: str) -> int:
+        """Add EXPN, as the last command; see ``SMTPClient.expn``."""
+        return self._add(self._exchange.lookup("EXPN", name), last="EXPN")
+
+    def noop(self, text: str | None = None) -> int:
         """Add NOOP, as the last command."""
-        return self._add(self._exchange.plain("NOOP"), last="NOOP")
+        return self._add(self._exchange.plain("NOOP", text), last="NOOP")
 
     def _add(self, step: Step, last: str | None = None) -> int:
         if self._full is not None:

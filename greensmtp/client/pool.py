@@ -16,12 +16,13 @@ from weakref import finalize
 
 from greensmtp._native import native
 from greensmtp.client.client import SMTPClient
+from greensmtp.client.envelope_lines import MailExt, RcptExt
+from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import ConnectOptions, PoolSettings, check_options
 from greensmtp.client.pool_connections import ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
-from greensmtp.protocol.command_builder import Ext
 from greensmtp.protocol.sasl.client import MECHANISMS
 from greensmtp.protocol.send_result import SendResult
 
@@ -113,9 +114,10 @@ class Pool:
         sender: str | None = None,
         recipients: str | Iterable[str] | None = None,
         *,
-        from_ext: Ext = None,
-        to_ext: Ext | Sequence[Ext] = None,
+        from_ext: MailExt = None,
+        to_ext: RcptExt | Sequence[RcptExt] = None,
         raise_on_partial: bool = False,
+        **options: Unpack[SendKeywords],
     ) -> SendResult:
         """Send a message as ``SMTPClient.send`` does, on a connection of the pool; wait while all are busy.
 
@@ -123,7 +125,7 @@ class Pool:
         :raises PoolTimeout: all connections have been busy for ``acquire_timeout`` seconds.
         :raises CannotConnect: no host accepts a connection; this, or another ClientError, is that of the last host.
         """
-        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext)
+        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext, options=options)
         try:
             return self._connections().send(prepared, raise_on_partial=raise_on_partial)
         finally:

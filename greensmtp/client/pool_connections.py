@@ -26,6 +26,7 @@ from greensmtp.client.connection import QUIT_SECONDS
 from greensmtp.client.message import PreparedMessage
 from greensmtp.client.options import CLOSED, PoolSettings
 from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
+from greensmtp.client.transactions import Transactions
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, PoolClosed, PoolTimeout, Refused
 from greensmtp.protocol.send_result import SendResult
 
@@ -119,6 +120,15 @@ class ThreadConnections:
 
     def send(self, prepared: PreparedMessage, *, raise_on_partial: bool) -> SendResult:
         """Send a message. See ``Pool.send``."""
+        transactions = Transactions(prepared)
+        try:
+            self._send_all(transactions)
+        except ClientError as error:
+            return transactions.result_after(error, raise_on_partial=raise_on_partial)
+        return transactions.result(raise_on_partial=raise_on_partial)
+
+    def _send_all(self, transactions: Transactions) -> None:
+        """Send a message to all its recipients, on as many connections as it needs, one after another."""
         self._acquire()
         try:
             #: Hosts whose new connection failed with this message.
@@ -126,7 +136,8 @@ class ThreadConnections:
             while True:
                 connection, new = self._take(failed)
                 try:
-                    return self._send(connection, prepared, new=new, raise_on_partial=raise_on_partial)
+                    if self._send(connection, transactions, new=new):
+                        return
                 except (Disconnected, PeerProtocolError, Refused) as error:
                     gone = not isinstance(error, Refused) or (error.reply is not None and error.reply.code == 421)
                     if not gone or not error.safe_to_retry:
@@ -142,13 +153,14 @@ class ThreadConnections:
         finally:
             self._slots.release()
 
-    def _send(
-        self, connection: PooledConnection, prepared: PreparedMessage, *, new: bool, raise_on_partial: bool
-    ) -> SendResult:
+    def _send(self, connection: PooledConnection, transactions: Transactions, *, new: bool) -> bool:
+        """Send what is left of a message on this connection; return False if another one must go on."""
+        done = True
         client = connection.client
         self._busy.add(connection)
         try:
-            return client._send_prepared(prepared, raise_on_partial=raise_on_partial, reset_first=not new)
+            done = transactions.send(client._exchange, reset_first=not new)
+            return done
         except Refused:
             _end_transaction(client)
             raise
@@ -158,7 +170,7 @@ class ThreadConnections:
             client.close()  # killed or timed out in the middle of something
             raise
         finally:
-            self._give_back(connection)
+            self._give_back(connection, is_over=not done)
 
     # One connection
 
@@ -194,10 +206,12 @@ class ThreadConnections:
         :param completed: False if the block was killed or timed out, so that the connection may be out of step.
         """
         try:
-            if completed and not connection.client.expects_message:
-                _end_transaction(connection.client)
+            client = connection.client
+            # After XCLIENT, the server would take the next message for that other client's.
+            if completed and not client.expects_message and not client._is_xclient:
+                _end_transaction(client)
             else:
-                connection.client.close()
+                client.close()
         finally:
             self._give_back(connection)
             self._slots.release()
@@ -249,16 +263,17 @@ class ThreadConnections:
             or now - connection.used_at >= settings.max_idle
             or now - connection.opened_at >= settings.max_age
             or connection.messages >= settings.max_messages
+            or connection.client._exchange.mails >= connection.client._exchange.mail_max
         )
 
-    def _give_back(self, connection: PooledConnection) -> None:
+    def _give_back(self, connection: PooledConnection, *, is_over: bool = False) -> None:
         self._busy.discard(connection)
         connection.messages += 1
         if connection.client.closed:
             return
         connection.used_at = monotonic()
         settings = self._settings
-        if settings.closed or self._is_over(connection, connection.used_at):
+        if is_over or settings.closed or self._is_over(connection, connection.used_at):
             self._retire(connection)
             return
         self._idle.append(connection)

@@ -78,6 +78,7 @@ def upgrade(
         decision = _ask(transport, timeouts, asker)
         if not decision.is_positive:
             raise TLSUnverified(f"a handler of secure rejects the peer: {decision}")
+        transport.approved = decision is not _NO_HANDLERS
     except BaseException as error:
         transport.close(error)
         raise

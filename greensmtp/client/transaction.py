@@ -15,7 +15,6 @@ from greensmtp.errors import (
     ClientError,
     DataRefused,
     Disconnected,
-    PartiallyRefused,
     RecipientsRefused,
     Refused,
     SenderRefused,
@@ -24,14 +23,14 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
 
 
-def transact(
-    exchange: CommandExchange, prepared: PreparedMessage, *, raise_on_partial: bool, reset_first: bool
-) -> SendResult:
+def transact(exchange: CommandExchange, prepared: PreparedMessage, *, reset_first: bool) -> SendResult:
     """Send the message; see ``SMTPClient.send`` for the errors. After a refusal but 421, the connection stays usable.
 
     :param reset_first: send RSET first.
     """
     extensions = exchange.extensions
+    if prepared.requires_tls:
+        exchange.check_secure()
     mail_line = prepared.mail_line(extensions)
     chunked = prepared.in_chunks(extensions)
     reset = reset_first or exchange.open_transaction
@@ -49,7 +48,7 @@ def transact(
     except BaseException:
         exchange.transport.close()  # the server must not take part of a message for all of it
         raise
-    return _result(exchange, prepared, recipients, replies, raise_on_partial=raise_on_partial)
+    return _result(exchange, prepared, recipients, replies)
 
 
 # The envelope
@@ -62,6 +61,7 @@ def _send_envelope(
     exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> dict[str, Reply]:
     """Send the envelope, and return each recipient's reply; raise Refused if the message may not follow."""
+    exchange.mails += 1
     send = _send_together if "PIPELINING" in exchange.extensions else _send_one_by_one
     mail, recipients, data = send(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     exchange.open_transaction = True
@@ -152,7 +152,7 @@ def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply
     if len(replies) == 1:
         return RecipientsRefused(f"the recipient {prepared.recipients[0]!r} was refused", replies[0], recipients)
     return RecipientsRefused(
-        f"all {len(replies)} recipients were refused, one with", _representative(replies), recipients
+        f"all {len(replies)} recipients were refused, one with", representative(replies), recipients
     )
 
 
@@ -172,28 +172,16 @@ def _send_data(exchange: CommandExchange, prepared: PreparedMessage) -> list[Rep
 
 
 def _result(
-    exchange: CommandExchange,
-    prepared: PreparedMessage,
-    recipients: dict[str, Reply],
-    replies: Sequence[Reply],
-    *,
-    raise_on_partial: bool,
+    exchange: CommandExchange, prepared: PreparedMessage, recipients: dict[str, Reply], replies: Sequence[Reply]
 ) -> SendResult:
     reply = replies[0]
     if exchange.lmtp:
         # One reply for each recipient; but a refused chunk has one reply for all of them.
         recipients.update(_by_recipient(recipients, replies if len(replies) > 1 else [reply] * len(recipients)))
-        reply = next((each for each in replies if each.is_positive), _representative(replies))
+        reply = next((each for each in replies if each.is_positive), representative(replies))
     if reply.code >= 300:
         raise DataRefused("the message was refused", reply, recipients)
-    sent = SendResult(prepared.sender, recipients, reply)
-    if raise_on_partial and sent.refused:
-        refused = sent.refused
-        worst = _representative(list(refused.values()))
-        name = next(recipient for recipient, each in refused.items() if each is worst)
-        what = f"sent, but {len(refused)} of {len(recipients)} recipients were refused, {name!r} with"
-        raise PartiallyRefused(what, worst, recipients, sent)
-    return sent
+    return SendResult(prepared.sender, recipients, reply)
 
 
 def _by_recipient(recipients: dict[str, Reply], replies: Sequence[Reply]) -> dict[str, Reply]:
@@ -202,6 +190,6 @@ def _by_recipient(recipients: dict[str, Reply], replies: Sequence[Reply]) -> dic
     return dict(zip(accepted, replies, strict=False))
 
 
-def _representative(refusals: Sequence[Reply]) -> Reply:
+def representative(refusals: Sequence[Reply]) -> Reply:
     """Return the refusal to report: a transient one if there is any, since the message should then be tried again."""
     return next((reply for reply in refusals if reply.is_transient_failure), refusals[0])

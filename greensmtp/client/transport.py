@@ -45,7 +45,7 @@ poll = native("select", "poll")
 class ClientTransport(ClientEndpoint):
     """One connected socket, and the parser of the server's replies. Any error closes it."""
 
-    __slots__ = ("_poll", "_reader", "message_sent")
+    __slots__ = ("_poll", "_reader", "approved", "message_sent")
 
     def __init__(self, socket: Socket) -> None:
         """
@@ -57,6 +57,16 @@ class ClientTransport(ClientEndpoint):
         self._poll.register(socket.fileno(), POLLIN)
         #: True if a whole message was sent, and its reply has not been read.
         self.message_sent = False
+        #: True if a handler of ``secure`` has accepted the peer.
+        self.approved = False
+
+    @property
+    def verified(self) -> bool:
+        """True if TLS is up, and the server was verified: by certificate and name, or by a handler of ``secure``."""
+        context = self.socket.context if self.tls else None
+        return context is not None and (
+            self.approved or (context.verify_mode == ssl.CERT_REQUIRED and bool(context.check_hostname))
+        )
 
     @property
     def has_unread_bytes(self) -> bool:

@@ -68,7 +68,9 @@ def _names(*names: str) -> frozenset[str]:
 
 
 PIPELINING = Extension("PIPELINING")  # RFC 2920
-SIZE = Extension("SIZE", mail=_names("SIZE"), room={"MAIL": 26}, ehlo=ehlo_parameters.NUMBER)  # RFC 1870 section 3
+SIZE = Extension(  # RFC 1870 section 3
+    "SIZE", mail=_names("SIZE"), room={"MAIL": 26}, ehlo=ehlo_parameters.NUMBER, omittable=True
+)
 EIGHTBITMIME = Extension("8BITMIME", mail=_names("BODY"), room={"MAIL": 17})  # RFC 6152 section 2
 CHUNKING = Extension("CHUNKING")  # RFC 3030 section 2
 #: RFC 3030 section 3. Its BODY=BINARYMIME is 8BITMIME's parameter, and fits the room of that.
@@ -91,8 +93,8 @@ DSN = Extension(  # RFC 3461 section 3
     omittable=True,
 )
 REQUIRETLS = Extension("REQUIRETLS", mail=_names("REQUIRETLS"), room={"MAIL": 11}, needs_tls=True)  # RFC 8689 section 3
-MT_PRIORITY = Extension(  # RFC 6710 section 3
-    "MT-PRIORITY", mail=_names("MT-PRIORITY"), room={"MAIL": 15}, ehlo=ehlo_parameters.WORD
+MT_PRIORITY = Extension(  # RFC 6710 sections 3, 4.4
+    "MT-PRIORITY", mail=_names("MT-PRIORITY"), room={"MAIL": 15}, ehlo=ehlo_parameters.WORD, omittable=True
 )
 DELIVERBY = Extension(  # RFC 2852 section 3
     "DELIVERBY", mail=_names("BY"), room={"MAIL": 17}, ehlo=ehlo_parameters.NUMBER
@@ -213,8 +215,8 @@ _KEYWORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]*")
 _PARAMETER = re.compile(r"[!-~]+")
 _OFFER = re.compile(rf"({_KEYWORD.pattern})(?:[ =](.*))?")
 
-#: The extensions that the client uses by itself where they are offered.
-USED = ("8BITMIME", "AUTH", "BINARYMIME", "CHUNKING", "PIPELINING", "SIZE", "SMTPUTF8", "STARTTLS")
+#: The extensions that the client uses where they are offered: by itself, or when it is told to.
+USED = tuple(sorted({"AUTH", *(each.keyword for each in (*STANDARD, *OPTIONAL) if each is not ENHANCEDSTATUSCODES)}))
 
 
 @lru_cache(256)  # a client that comes again gets the same reply, and encoding it is most of the work of EHLO

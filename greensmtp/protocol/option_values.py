@@ -98,7 +98,12 @@ def format_by(by: DeliverBy) -> str:
 
 
 def format_notify(words: frozenset[str]) -> str:
-    """Return the value of NOTIFY=."""
+    """Return the value of NOTIFY=.
+
+    :raises ValueError: a word is unknown.
+    """
+    if not words <= _NOTIFY:
+        raise ValueError(f"got {', '.join(map(repr, sorted(words - _NOTIFY)))}")
     return ",".join(word for word in get_args(Notify) if word in words)
 
 

@@ -192,9 +192,16 @@ def _format(table: Mapping[str, Parameter], options: object) -> dict[str, str | 
         if value is None or value is False:
             continue
         try:
-            text = None if row.parse is None else row.format(value)
+            text = None if row.parse is None else _format_value(row, value)
         except (ValueError, ProtocolError) as error:
             raise ProtocolError(f"{keyword} takes {row.takes}: {error}") from None
         _parse({keyword: row}, {keyword: text})
         parameters[keyword] = text
     return parameters
+
+
+def _format_value(row: Parameter, value: Any) -> str:
+    try:
+        return row.format(value)
+    except (AttributeError, TypeError):
+        raise TypeError(f"{row.field} is of the wrong type: {value!r}") from None

@@ -20,6 +20,8 @@ class SendResult:
     recipients: Mapping[str, Reply] = field(repr=False)
     #: The reply to the message. (LMTP: the first positive one.)
     reply: Reply
+    #: The replies to the message in further transactions, where the server's limits made them necessary.
+    further_replies: tuple[Reply, ...] = ()
 
     @property
     def accepted(self) -> tuple[str, ...]:
@@ -35,6 +37,12 @@ class SendResult:
     def queue_id(self) -> str | None:
         """The server's name for the message, where its reply says ``queued as ...``; else None."""
         return find_queue_id(self.reply.text)
+
+    @property
+    def queue_ids(self) -> tuple[str, ...]:
+        """The server's names for the message: several where it was sent in several transactions."""
+        found = (find_queue_id(reply.text) for reply in (self.reply, *self.further_replies))
+        return tuple(each for each in found if each is not None)
 
 
 def find_queue_id(text: str) -> str | None:

@@ -85,6 +85,8 @@ def postfix(certificate: Any, next_hop: int, sasl: Path) -> Iterator[int]:
                 smtpd_recipient_restrictions =
                   check_recipient_access inline:{{no@example.com=REJECT}}, permit_mynetworks, reject
                 smtpd_peername_lookup = no
+                smtpd_authorized_xclient_hosts = 127.0.0.0/8
+                smtpd_authorized_xforward_hosts = 127.0.0.0/8
                 smtpd_error_sleep_time = 0
                 smtpd_tls_security_level = may
                 smtpd_tls_cert_file = {base}/certfile.pem

@@ -208,7 +208,7 @@ def test_reset_verify_quit(mail: SMTPClient) -> None:
     mail.from_(FROM)
     assert mail.reset().code == 250
     assert mail.to(TO).code == 503  # the sender is forgotten
-    assert mail.verify("root").code == 252
+    assert mail.vrfy("root").code == 252
     assert mail.quit().code == 221
     assert mail.closed
 

@@ -115,7 +115,7 @@ def test_vrfy_noop_help_and_other_commands(mail: SMTPClient) -> None:
     mail.ehlo("client.example")
     assert mail.noop().code == 250
     assert mail.help().code // 100 in (2, 5)
-    assert mail.verify("jo@example.com").code == 252
+    assert mail.vrfy("jo@example.com").code == 252
     mail.from_("a@example.com", {"SIZE": 10, "BODY": "8BITMIME"})
     assert mail.needs_reset
     assert mail.reset().code == 250
@@ -439,7 +439,7 @@ def test_no_argument_can_end_a_command(mail: SMTPClient, evil: str) -> None:
         mail.lhlo,
         mail.from_,
         mail.to,
-        mail.verify,
+        mail.vrfy,
         mail.help,
         mail.command,
         lambda text: mail.from_("a@example.com", text),

@@ -304,7 +304,7 @@ def test_parameters_of_dsn_and_auth_are_omitted_if_not_offered(scripted: Start, 
     ]
 
 
-@pytest.mark.parametrize("ext", ["REQUIRETLS", "BY=10;R", {"HOLDFOR": 10}])
+@pytest.mark.parametrize("ext", ["BY=10;R", {"HOLDFOR": 10}, {"HOLDUNTIL": "2030-01-31T12:00:00Z"}])
 def test_other_parameters_are_never_omitted(scripted: Start, ext: Any) -> None:
     script, _, mails = take("SIZE")
     with scripted(script).connect() as mail, pytest.raises(NotOffered):

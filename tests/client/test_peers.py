@@ -15,6 +15,9 @@ from gevent.queue import Queue
 from gevent.subprocess import check_call
 
 from greensmtp import Pool, RecipientsRefused, SMTPServer, connect
+from greensmtp.protocol.option_values import OriginalRecipient
+from greensmtp.protocol.options import RcptOptions
+from greensmtp.protocol.xclient import Missing
 from tests.client import peers
 from tests.programs import find, missing
 
@@ -87,8 +90,42 @@ def test_postfix_command_by_command(postfix: int, arrived: Any) -> None:
             batch.data()
         assert [reply.code for reply in batch] == [250, 554, 250, 354]
         assert mail.message(BODY).code == 250
-        assert mail.verify("jo@example.com").code in (252, 550, 554)
+        assert mail.vrfy("jo@example.com").code in (252, 550, 554)
         assert mail.quit().code == 221
+    assert arrived[1].get(timeout=20)[1] == [TO]
+
+
+def test_postfix_notifies_as_dsn_asks(postfix: int, arrived: Any) -> None:
+    original = RcptOptions(orcpt=OriginalRecipient("rfc822", "list+1@example.com"))
+    with connect("127.0.0.1", postfix, starttls="never", timeout=20) as mail:
+        mail.send(BODY, FROM, TO, to_ext=original, notify="SUCCESS", ret="HDRS", envid="order 7")
+    # Its next hop here offers no DSN, so it notifies the sender that the message was relayed.
+    messages = {to[0]: body for _, to, body in (arrived[1].get(timeout=20), arrived[1].get(timeout=20))}
+    assert messages[TO].endswith(b"end\r\n")
+    assert b"Original-Envelope-Id: order 7" in messages[FROM].replace(b"+20", b" ")
+    assert b"list+1@example.com" in messages[FROM].replace(b"+2B", b"+")
+    assert b"text/rfc822-headers" in messages[FROM]
+
+
+def test_postfix_sends_no_notification_that_never_forbids(postfix: int, arrived: Any) -> None:
+    with connect("127.0.0.1", postfix, starttls="never", timeout=20) as mail:
+        mail.send(BODY, FROM, TO, notify="NEVER")
+        mail.send(BODY, FROM, TO, notify="SUCCESS")
+    assert sorted(arrived[1].get(timeout=20)[1] for _ in range(3)) == [[FROM], [TO], [TO]]
+
+
+def test_postfix_xclient_and_xforward(postfix: int, arrived: Any) -> None:
+    with connect("127.0.0.1", postfix, starttls="never", timeout=20) as mail:
+        mail.ehlo()
+        assert mail.xforward(name="client.example", addr="192.0.2.1", source="REMOTE").code == 250
+        mail.send(BODY, FROM, TO)
+        assert (
+            mail.xclient(name=Missing.UNAVAILABLE, addr="198.51.100.7", proto="ESMTP", helo="client.example").code
+            == 220
+        )
+        # That client is not in mynetworks, so nothing is relayed for it.
+        with pytest.raises(RecipientsRefused):
+            mail.send(BODY, FROM, TO)
     assert arrived[1].get(timeout=20)[1] == [TO]
 
 

@@ -422,3 +422,59 @@ def test_a_server_that_is_gone_has_no_address() -> None:
     with socket.socket() as unconnected:
         client: Any = SimpleNamespace(socket=unconnected)
         assert sender._peer(client) == "a server that is gone"
+
+
+def test_options_of_extensions(scripted: Any, files: list[Path]) -> None:
+    lines: list[str] = []
+
+    def script(script: Any) -> None:
+        script.greet("DSN", "MT-PRIORITY")
+        while line := script.hear():
+            lines.append(line)
+            if line == "DATA":
+                script.say("354 go")
+                script.body()
+            script.say("250 Ok")
+
+    options = ["--notify", "success", "--notify", "DELAY", "--ret", "hdrs", "--priority", "-3"]
+    url = f"127.0.0.1:{scripted(script).port}"
+    assert run("--server", url, *options, "--envid", "a b", "--to", "b@x.example", files[0]) == (0, "", "")
+    assert lines[:2] == [
+        "MAIL FROM:<me@example.com> RET=HDRS ENVID=a+20b MT-PRIORITY=-3",
+        "RCPT TO:<b@x.example> NOTIFY=SUCCESS,DELAY",
+    ]
+
+
+def test_require_tls_is_never_left_out(scripted: Any, files: list[Path]) -> None:
+    heard: list[str] = []
+
+    def script(script: Any) -> None:
+        script.greet("REQUIRETLS")
+        while line := script.hear():
+            heard.append(line)
+            script.say("221 bye")
+
+    status, _, err = run("--server", f"127.0.0.1:{scripted(script).port}", "--require-tls", files[0])
+    assert status == 1
+    assert "REQUIRETLS was given, and this connection has no TLS" in err
+    assert heard in ([], ["QUIT"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (["--notify", "sometimes"], "'--notify'"),
+        (["--notify", "never", "--notify", "delay"], "'--notify': NOTIFY takes NEVER, or a list"),
+        (["--ret", "all"], "'--ret'"),
+        (["--envid", "j\u00f6"], "'--envid': ENVID takes printable ASCII"),
+        (["--envid", ""], "'--envid'"),
+        (["--priority", "10"], "'--priority'"),
+        (["--require-tls", "--no-verify"], "--require-tls needs TLS with a verified server"),
+        (["--require-tls", "--starttls", "opportunistic"], "--require-tls needs TLS with a verified server"),
+        (["--require-tls", "--starttls", "never"], "--require-tls needs TLS with a verified server"),
+    ],
+)
+def test_wrong_options_of_extensions(options: list[str], error: str) -> None:
+    status, _, err = run(*options, "-")
+    assert status == 2
+    assert error in " ".join(err.split())

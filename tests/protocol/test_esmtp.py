@@ -11,7 +11,7 @@ from greensmtp.protocol.reply import Reply
 #: Each as its RFC has it.
 TABLE = [
     Extension("PIPELINING"),  # RFC 2920 section 2
-    Extension("SIZE", mail=frozenset({"SIZE"}), room={"MAIL": 26}, ehlo=NUMBER),  # RFC 1870 section 3
+    Extension("SIZE", mail=frozenset({"SIZE"}), room={"MAIL": 26}, ehlo=NUMBER, omittable=True),  # RFC 1870 section 3
     Extension("8BITMIME", mail=frozenset({"BODY"}), room={"MAIL": 17}),  # RFC 6152 section 2
     Extension(  # RFC 6531
         "SMTPUTF8",
