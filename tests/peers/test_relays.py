@@ -19,7 +19,7 @@ import pytest
 from gevent import ssl as gevent_ssl
 
 from greensmtp import connect
-from greensmtp.protocol.option_values import OriginalRecipient
+from greensmtp.protocol.option_values import Notify, OriginalRecipient
 from greensmtp.protocol.options import RcptOptions
 from tests.peers import exim as exims
 from tests.peers.exim import Exim
@@ -239,15 +239,17 @@ def relay(request: pytest.FixtureRequest) -> Exim | Postfix:
     return relay
 
 
-def send_asking(relay: Exim | Postfix, recipient: str, notify: str) -> None:
+def send_asking(relay: Exim | Postfix, recipient: str, *notify: Notify) -> None:
     """Send a message to a relay with each parameter of DSN."""
     with connect("127.0.0.1", relay.port, starttls="never", timeout=20) as mail:
         mail.send(
             MESSAGE,
             ANN,
             recipient,
-            from_ext={"RET": "HDRS", "ENVID": "a+2Bb"},
-            to_ext={"NOTIFY": notify, "ORCPT": "rfc822;first@example.net"},
+            ret="HDRS",
+            envid="a+b",
+            notify=notify,
+            to_ext=RcptOptions(orcpt=OriginalRecipient("rfc822", "first@example.net")),
         )
 
 
@@ -266,7 +268,7 @@ def report_in(mail: Mail) -> str:
 
 
 def test_a_relay_hands_on_what_our_client_asks_of_notifications(relay: Exim | Postfix, plain: Listener) -> None:
-    send_asking(relay, "dan@plain.example", "SUCCESS,FAILURE")
+    send_asking(relay, "dan@plain.example", "SUCCESS", "FAILURE")
     mail = plain.take()
     assert (mail.sender.mail_options.ret, mail.sender.mail_options.envid) == ("HDRS", "a+b")
     (recipient,) = mail.recipients
