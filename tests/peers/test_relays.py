@@ -268,7 +268,12 @@ def report_in(mail: Mail) -> str:
 
 
 def test_a_relay_hands_on_what_our_client_asks_of_notifications(relay: Exim | Postfix, plain: Listener) -> None:
-    send_asking(relay, "dan@plain.example", "SUCCESS", "FAILURE")
+    with connect("127.0.0.1", relay.port, starttls="never", timeout=20) as client:
+        client.begin()
+        client.from_(ANN, body="8BITMIME", ret="HDRS", envid="a+b")
+        client.to("dan@plain.example", notify=("SUCCESS", "FAILURE"), orcpt="first@example.net")
+        client.data()
+        assert client.message(MESSAGE).code == 250
     mail = plain.take()
     assert (mail.sender.mail_options.ret, mail.sender.mail_options.envid) == ("HDRS", "a+b")
     (recipient,) = mail.recipients
