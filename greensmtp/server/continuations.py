@@ -92,6 +92,7 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
     if reply.code != 220 or attributes is None:
         return handler.tell(command, reply)
     handler.handle_disconnect("xclient")
+    session._disconnect_receivers()  # handlers of CONNECT may connect theirs again
     session._begin_again(named_peer(session.peer, attributes), merge(session.xclient, attributes))
     handler.deferred_recipients = 0
     handler.registry.readdress(handler, client_key(session.peer))
