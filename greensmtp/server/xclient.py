@@ -58,6 +58,10 @@ class ProxyVerbs:
         """The extensions of the verbs that some peer may send."""
         return [extension for extension in (esmtp.XCLIENT, esmtp.XFORWARD) if extension.keyword in self._verbs]
 
+    def hidden_from(self, session: Session) -> frozenset[str]:
+        """Return the verbs that this session may not send; EHLO and HELP do not name them."""
+        return frozenset(verb for verb, (trusted, _) in self._verbs.items() if not is_trusted(session, trusted))
+
     def added_to(self, behaviours: Mapping[str, Behaviour]) -> dict[str, Behaviour]:
         """Return what each verb does, with these two, and with their offers in the reply to EHLO."""
         found = dict(behaviours)

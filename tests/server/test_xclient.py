@@ -77,6 +77,18 @@ def test_each_has_networks_of_its_own(smtp_server: MakeServer, verb: str) -> Non
         peer.expect("502 5.5.1")
 
 
+def test_help_names_the_verbs_that_the_peer_may_send(smtp_server: MakeServer) -> None:
+    server = trusting(smtp_server, xforward_from=["203.0.113.0/24"])
+    for source, known, hidden in ((PROXY, "XCLIENT", "XFORWARD"), (OTHER, "XFORWARD", "XCLIENT")):
+        with dial_proxy(server, source) as peer:
+            peer.line("HELP")
+            verbs = peer.expect("214").split("\n")[0].split()
+            assert known in verbs
+            assert hidden not in verbs
+            peer.line(f"HELP {known}", f"HELP {hidden}")
+            peer.expect("214", "504 5.5.4")
+
+
 @pytest.mark.parametrize("verb", ["XCLIENT", "XFORWARD"])
 def test_others_are_refused(smtp_server: MakeServer, verb: str) -> None:
     server = trusting(smtp_server)
