@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from gevent import Timeout
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
@@ -440,6 +441,22 @@ def test_a_command_handler_sees_and_may_refuse_them(smtp_server: MakeServer) -> 
     with dial_proxy(server) as peer:
         peer.line(CLIENT, "XFORWARD NAME=x")
         peer.expect("550 5.7.1 no", "550 5.7.1 no")
+
+
+def test_a_login_whose_handler_raises_a_timeout_of_gevents_is_refused(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = trusting(smtp_server)
+
+    @server.on("auth")
+    def check(session: Session, identity: Identity, ack: Ack) -> None:
+        raise Timeout(1)
+
+    with dial_proxy(server) as peer:
+        peer.line(f"{CLIENT} LOGIN=beep", "NOOP")
+        peer.expect("421 4.3.0")
+        peer.expect_end()
+    assert "uncaught gevent.Timeout while handling XCLIENT; replying 451" in caplog.text
 
 
 def test_receivers_of_the_proxys_session_are_not_the_clients(smtp_server: MakeServer) -> None:
