@@ -94,7 +94,7 @@ def explain(command: Command) -> Reply:
     """Return the refusal of a malformed MAIL or RCPT, with what is wrong where a lenient server would accept it."""
     error = command.error
     assert error is not None
-    if error == canned.NOT_TEXT or '"' in command.argument:
+    if error in (canned.NOT_TEXT, canned.ARGUMENT_NOT_TEXT) or '"' in command.argument:
         return error
     if PARSERS[command.verb](command.verb, rewrite(command.argument)).error is not None:
         return error

@@ -92,13 +92,14 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
     if reply.code != 220 or attributes is None:
         return handler.tell(command, reply)
     handler.handle_disconnect("xclient")
+    session._disconnect_receivers()  # handlers of CONNECT may connect theirs again
     session._begin_again(named_peer(session.peer, attributes), merge(session.xclient, attributes))
     handler.deferred_recipients = 0
     handler.registry.readdress(handler, client_key(session.peer))
-    return handler.admit() and _take_login(handler) and handler.greet()
+    return handler.admit() and _take_login(handler, command) and handler.greet()
 
 
-def _take_login(handler: ConnectionHandler) -> bool:
+def _take_login(handler: ConnectionHandler, command: Command) -> bool:
     """Set the identity that XCLIENT names, if any; return False, with a reply, if a handler of ``auth`` rejects it."""
     session = handler.session
     assert session.xclient is not None
@@ -106,7 +107,12 @@ def _take_login(handler: ConnectionHandler) -> bool:
     if login is None:
         return True
     identity = Identity(login, mechanism="XCLIENT")
-    reply = session.ask("auth", identity=identity)
+    handler.begin_command(command)
+    reply: Reply | None
+    try:
+        reply = session.ask("auth", identity=identity)
+    except BaseException as error:
+        reply = handler.error_reply(error, command.verb)
     assert reply is not None
     if reply.code >= 400:
         handler.transport.write(before_banner(reply).encode())

@@ -11,7 +11,7 @@ The rules of this file:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 from greensmtp.chain.chain import Proceed, before_banner
@@ -39,7 +39,7 @@ from greensmtp.server.extensions import Offer
 from greensmtp.server.help import help_replies
 from greensmtp.server.limits import Limits
 from greensmtp.server.message_actions import MessageActions
-from greensmtp.server.xclient import ProxyVerbs
+from greensmtp.server.xclient import Behaviour, ProxyVerbs
 from greensmtp.session import Session
 from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
@@ -75,8 +75,13 @@ class Dispatcher(MessageActions):
         self._banner = Reply(220, f"{hostname} {'LMTP' if lmtp else 'ESMTP'}", enhanced=None)
         self._behaviours = self._behaviour_of_each_verb()
         other_hello = {"HELO", "EHLO"} if lmtp else {"LHLO"}
-        verbs = (*(verb for verb in self._behaviours if verb not in other_hello), *sorted(offer.verbs))
-        self._help = help_replies(dict.fromkeys(verbs), offer.extensions)
+        verbs = dict.fromkeys((*(verb for verb in self._behaviours if verb not in other_hello), *sorted(offer.verbs)))
+
+        @cache
+        def help_without(hidden: frozenset[str]) -> dict[str, Reply]:
+            return help_replies((verb for verb in verbs if verb not in hidden), offer.extensions)
+
+        self._help_without = help_without
 
     def terminal(self, verb: str) -> Proceed:
         """Return the default action of a verb, with the checks that come before it."""
@@ -136,12 +141,12 @@ class Dispatcher(MessageActions):
             "BDAT": self._bdat,
             "RSET": self._rset,
             "NOOP": _always(canned.OK),
-            "VRFY": self._look_up(self.emitters["vrfy"]),
-            "EXPN": self._look_up(self.emitters["expn"]),
+            "VRFY": _parsed(LookupCommand, self._look_up(self.emitters["vrfy"])),
+            "EXPN": _parsed(LookupCommand, self._look_up(self.emitters["expn"])),
             "HELP": self._give_help,
             "QUIT": self._quit,
             "STARTTLS": self._starttls,
-            "ETRN": self._etrn,
+            "ETRN": _parsed(QueueCommand, self._etrn),
         }
         for verb, extension in (("BDAT", CHUNKING), ("STARTTLS", STARTTLS), ("ETRN", ETRN)):
             if extension not in self._offer.extensions:
@@ -179,7 +184,10 @@ class Dispatcher(MessageActions):
         return self._greet(session, greeting, ())
 
     def _ehlo(self, session: Session, greeting: HelloCommand) -> Reply:
-        return self._greet(session, greeting, self._offer.lines(tls=session.tls))
+        offers = self._offer.lines(tls=session.tls)
+        if self.emitters["expn"].has_receivers(session):
+            offers = (*offers, "EXPN")  # RFC 5321 section 3.5.2
+        return self._greet(session, greeting, offers)
 
     def _greet(self, session: Session, greeting: HelloCommand, offers: tuple[str, ...]) -> Reply:
         reply = self.emitters["greeting"].collect(session, greeting=greeting)
@@ -277,12 +285,26 @@ class Dispatcher(MessageActions):
         return cast(Reply, self.emitters["etrn"].collect(session, command=command))
 
     def _give_help(self, session: Session, command: Command) -> Reply:
-        return self._help.get(parse_help(command.argument), canned.NO_SUCH_HELP)
+        replies = self._help_without(self._proxy_verbs.hidden_from(session))
+        return replies.get(parse_help(command.argument), canned.NO_SUCH_HELP)
 
 
 def _error_of(command: Command) -> Reply:
     assert command.error is not None
     return command.error
+
+
+def _parsed(kind: type[Command], behaviour: Behaviour) -> Behaviour:
+    """Return a behaviour that also takes a plain Command, as a middleware makes it, and parses its argument."""
+
+    def act(session: Session, command: Command) -> Reply:
+        if not isinstance(command, kind):
+            command = PARSERS[command.verb](command.verb, command.argument)
+            if command.error is not None:
+                return command.error
+        return behaviour(session, command)
+
+    return act
 
 
 def _always(reply: Reply) -> Callable[[Session, Any], Reply]:

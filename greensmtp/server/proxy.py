@@ -3,7 +3,8 @@
 The rules of this file:
 
 - The header is read before ACCEPT, so limits and access lists see the client, and never the proxy.
-- Nothing is sent before the header has come, nor to a proxy whose header is malformed, late or unfinished.
+- Nothing is sent before the header has come, nor to a proxy whose header is malformed, late or unfinished; but 421 if
+  the server stops, or gives the place to another connection.
 - A proxy that speaks for itself is a client like any other, by its own address: LOCAL, UNKNOWN, and clients that have
   no IP address. A connection that is closed without a byte is a health check, too.
 - A header that names the proxy's own end of this connection counts as LOCAL, which version 1 does not have: HAProxy's

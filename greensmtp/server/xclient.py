@@ -3,10 +3,11 @@
 The rules of this file:
 
 - Both are offered to, and taken from, a session whose ``peer`` is in the trusted networks. Behind a PROXY header that
-  is the client that the header names, never the proxy: or every client of a trusted proxy could name another. For the
-  same reason a client that XCLIENT has named is not trusted, unless its own address is.
-- XCLIENT makes another session of the connection; see ``continuations.after_xclient``. Only values that are known
-  replace what was known before.
+  is the client that the header names, never the proxy: or every client of a trusted proxy could name another. A header
+  that names no client (UNKNOWN, LOCAL) gives no trust. For the same reason a client that XCLIENT has named is not
+  trusted, unless its own address is.
+- XCLIENT makes another session of the connection; see ``continuations.after_xclient``. Several add up: each value
+  replaces an earlier one, and one that is not known removes it.
 - XFORWARD changes nothing but ``session.forwarded``, which lasts until the transaction ends, as in Postfix.
 """
 
@@ -57,6 +58,10 @@ class ProxyVerbs:
         """The extensions of the verbs that some peer may send."""
         return [extension for extension in (esmtp.XCLIENT, esmtp.XFORWARD) if extension.keyword in self._verbs]
 
+    def hidden_from(self, session: Session) -> frozenset[str]:
+        """Return the verbs that this session may not send; EHLO and HELP do not name them."""
+        return frozenset(verb for verb, (trusted, _) in self._verbs.items() if not is_trusted(session, trusted))
+
     def added_to(self, behaviours: Mapping[str, Behaviour]) -> dict[str, Behaviour]:
         """Return what each verb does, with these two, and with their offers in the reply to EHLO."""
         found = dict(behaviours)
@@ -67,9 +72,17 @@ class ProxyVerbs:
         return found
 
 
+def is_trusted(session: Session, trusted: TrustedNetworks) -> bool:
+    """Return True if a session may send a verb that is for these networks."""
+    proxy = session.proxy
+    # Without a client in the header, the peer is the proxy, and the client may be anyone.
+    names_client = proxy is None or (isinstance(proxy.source, tuple) and not proxy.is_local)
+    return names_client and session.peer in trusted
+
+
 def _refusing_others(trusted: TrustedNetworks, behaviour: Behaviour) -> Behaviour:
     def act(session: Session, command: Command) -> Reply:
-        return behaviour(session, command) if session.peer in trusted else canned.NOT_TRUSTED
+        return behaviour(session, command) if is_trusted(session, trusted) else canned.NOT_TRUSTED
 
     return act
 
@@ -79,7 +92,7 @@ def _offering(verb: str, trusted: TrustedNetworks, hello: Behaviour) -> Behaviou
 
     def act(session: Session, command: Command) -> Reply:
         reply = hello(session, command)
-        return esmtp.offer(reply, verb, *names) if session.peer in trusted else reply
+        return esmtp.offer(reply, verb, *names) if is_trusted(session, trusted) else reply
 
     return act
 

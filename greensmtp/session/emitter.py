@@ -58,6 +58,10 @@ class Emitter:
         self._for_all: Sequence[Callable[..., Any]] | None = None
         self._changes = -1
 
+    def has_receivers(self, session: Session) -> bool:
+        """Return True if a receiver would be called for this session."""
+        return bool(self.own.receivers or self.shared.receivers) and bool(self._receivers(session))
+
     def _receivers(self, session: Session) -> Sequence[Callable[..., Any]]:
         """Return the receivers to call for this session, in the order in which they were connected."""
         shared, own = self.shared, self.own

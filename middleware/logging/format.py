@@ -27,7 +27,7 @@ class Line:
 
 def session_text(facts: dict[str, Any]) -> str:
     """Return the text of a session."""
-    secure = f"{facts['tls']}/{word(facts['cipher'])}" if facts["tls"] else "-"
+    secure = f"{word(facts['tls'])}/{word(facts['cipher'])}" if facts["tls"] else "-"
     hello = f"{facts['greeting']}:{word(facts['hostname'])}" if facts["greeting"] else "-"
     refusal = "" if facts["reply"] is None else f": {facts['reply']} {without_fields(facts['reply_text'])}"
     return (

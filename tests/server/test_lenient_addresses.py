@@ -63,6 +63,13 @@ def test_a_strict_server_says_what_it_refuses(smtp_server: MakeServer, device: D
         assert reply.startswith("250") if device.rcpt == RIGHT else "(" in reply
 
 
+def test_the_reply_to_bytes_that_are_not_text_names_no_leniency(smtp_server: MakeServer) -> None:
+    with dial(smtp_server(start=False)) as peer:
+        peer.hello()
+        peer.send(b"MAIL FROM: <a@example.org> X=\xff\r\n")
+        assert "colon" not in peer.expect("501 5.5.2")
+
+
 @pytest.mark.parametrize("lenient", [False, True])
 @pytest.mark.parametrize(
     "line",

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from greensmtp import Ack, Reply, Session
+from greensmtp import Ack, Command, Reply, Session
+from greensmtp.chain.chain import Proceed
 from greensmtp.middleware import Auth
 from greensmtp.protocol.command import LookupCommand, QueueCommand
 from greensmtp.protocol.verb_arguments import QueueRequest
@@ -182,6 +183,51 @@ def test_etrn_that_is_off_reaches_no_handler(smtp_server: MakeServer) -> None:
         peer.line("ETRN example.com", "ETRN", "ETRN \x01")
         peer.expect("502 5.5.1", "502 5.5.1", "502 5.5.1")
     assert seen == []
+
+
+def test_expn_is_offered_to_sessions_that_have_a_handler(smtp_server: MakeServer) -> None:
+    server = smtp_server(start=False)
+
+    def expand(session: Session, command: LookupCommand, ack: Ack) -> None:
+        ack.accept(250, "Jo <jo@example.com>")
+
+    with dial(server) as peer:
+        assert "EXPN" not in peer.hello()
+        next(iter(server.connections)).session.on("expn", expand)
+        peer.line("EHLO x")
+        assert "EXPN" in peer.expect("250").split()[-1:]
+        with dial(server) as other:
+            assert "EXPN" not in other.hello()
+    server.on("expn", expand)
+    with dial(server) as peer:
+        assert "EXPN" in peer.hello()
+        peer.line("HELO x")
+        assert "EXPN" not in peer.expect("250")
+
+
+def test_a_middleware_may_pass_on_a_plain_command(smtp_server: MakeServer) -> None:
+    def rewrite(session: Session, command: Command, proceed: Proceed) -> Reply:
+        return proceed(session, Command(command.verb, command.argument.replace("old", "new").replace("gone", "")))
+
+    rewrite.verbs = ("VRFY", "EXPN", "ETRN")  # type: ignore[attr-defined]
+    server = smtp_server(start=False, middleware=[rewrite], extensions={"ETRN": True})
+    seen: list[str] = []
+
+    @server.on("vrfy")
+    def verify(session: Session, command: LookupCommand, ack: Ack) -> None:
+        seen.append(command.lookup.name)
+        ack.accept()
+
+    @server.on("etrn")
+    def start_queue(session: Session, command: QueueCommand, ack: Ack) -> None:
+        seen.append(command.queue.name)
+        ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("VRFY old", "EXPN old", "ETRN old.example", "VRFY gone", "ETRN gone")
+        peer.expect("252", "252", "250", "501 5.5.4", "501 5.5.4")
+    assert seen == ["new", "new.example"]
 
 
 # HELP and NOOP

@@ -347,6 +347,27 @@ def test_logging_and_metrics_know_the_proxys_tls(smtp_server: MakeServer, caplog
 # The proxy itself
 
 
+def test_what_a_proxy_says_of_tls_forges_no_field_of_a_log_line(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "greensmtp.session")
+    tls = ProxySSL(is_tls=True, tlvs=((SSL_VERSION, b"TLSv1.3 from=<a@example.org>\r\nx"), (SSL_CIPHER, b"x to=<b>")))
+    header = ProxyHeader(2, "TCP4", CLIENT, HERE, tlvs=((SSL, tls.format()),)).format()
+    server = proxied(smtp_server, Logging(), proxy_tls=True)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial_through(server, header) as peer:
+        peer.hello()
+        peer.deliver()
+        peer.line("QUIT")
+        peer.expect("221")
+        peer.expect_end()
+    message, session = (record.getMessage() for record in caplog.records)
+    assert "from=<a@" not in message
+    assert "from=" not in session
+    assert "to=" not in session
+    assert "\n" not in message + session
+
+
 @pytest.mark.parametrize(
     "header",
     [LOCAL, b"PROXY UNKNOWN\r\n", b"PROXY TCP4 10.0.0.5 10.0.0.1 4711 25\r\n", b""],

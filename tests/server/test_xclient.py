@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from gevent import Timeout
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
@@ -13,6 +14,7 @@ from greensmtp.chain.compose import when
 from greensmtp.delivery import received_field
 from greensmtp.middleware import AccessList, Auth, ConnectionLimit, Logging, Metrics, RateLimit
 from greensmtp.predicates import outside
+from greensmtp.protocol.proxy_header import ProxyHeader
 from greensmtp.protocol.sasl.exchange import Identity
 from greensmtp.protocol.xclient import names
 from greensmtp.testing import Peer, dial
@@ -76,6 +78,18 @@ def test_each_has_networks_of_its_own(smtp_server: MakeServer, verb: str) -> Non
         peer.expect("502 5.5.1")
 
 
+def test_help_names_the_verbs_that_the_peer_may_send(smtp_server: MakeServer) -> None:
+    server = trusting(smtp_server, xforward_from=["203.0.113.0/24"])
+    for source, known, hidden in ((PROXY, "XCLIENT", "XFORWARD"), (OTHER, "XFORWARD", "XCLIENT")):
+        with dial_proxy(server, source) as peer:
+            peer.line("HELP")
+            verbs = peer.expect("214").split("\n")[0].split()
+            assert known in verbs
+            assert hidden not in verbs
+            peer.line(f"HELP {known}", f"HELP {hidden}")
+            peer.expect("214", "504 5.5.4")
+
+
 @pytest.mark.parametrize("verb", ["XCLIENT", "XFORWARD"])
 def test_others_are_refused(smtp_server: MakeServer, verb: str) -> None:
     server = trusting(smtp_server)
@@ -108,6 +122,25 @@ def test_behind_a_proxy_header_the_client_must_be_trusted_not_the_proxy(smtp_ser
             peer.hello()
             peer.line("XCLIENT ADDR=192.0.2.9")
             peer.expect(code)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY TCP4 10.0.0.5 198.51.100.25 4711 25\r\n",  # the proxy's own end
+        ProxyHeader(2, "UNKNOWN", is_local=True).format(),
+        ProxyHeader(2, "UNIX", "/run/client", "/run/proxy").format(),
+    ],
+    ids=["unknown", "own end", "local", "unix"],
+)
+def test_a_proxy_header_without_a_client_gives_no_trust(smtp_server: MakeServer, header: bytes) -> None:
+    with dial(trusting(smtp_server, proxy_from=["10.0.0.5"]), source=PROXY) as peer:
+        peer.send(header)
+        peer.hello()
+        assert offers(peer) == []
+        peer.line("XCLIENT ADDR=192.0.2.1 LOGIN=root", "XFORWARD NAME=x")
+        peer.expect("550 5.7.0", "550 5.7.0")
 
 
 def test_the_client_that_was_named_is_not_trusted(smtp_server: MakeServer) -> None:
@@ -408,6 +441,40 @@ def test_a_command_handler_sees_and_may_refuse_them(smtp_server: MakeServer) -> 
     with dial_proxy(server) as peer:
         peer.line(CLIENT, "XFORWARD NAME=x")
         peer.expect("550 5.7.1 no", "550 5.7.1 no")
+
+
+def test_a_login_whose_handler_raises_a_timeout_of_gevents_is_refused(
+    smtp_server: MakeServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = trusting(smtp_server)
+
+    @server.on("auth")
+    def check(session: Session, identity: Identity, ack: Ack) -> None:
+        raise Timeout(1)
+
+    with dial_proxy(server) as peer:
+        peer.line(f"{CLIENT} LOGIN=beep", "NOOP")
+        peer.expect("421 4.3.0")
+        peer.expect_end()
+    assert "uncaught gevent.Timeout while handling XCLIENT; replying 451" in caplog.text
+
+
+def test_receivers_of_the_proxys_session_are_not_the_clients(smtp_server: MakeServer) -> None:
+    server = trusting(smtp_server)
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        def local_only(session: Session, address: Address, ack: Ack) -> None:
+            ack.accept()
+
+        session.on("to", local_only)
+        ack.accept()
+
+    with dial_proxy(server) as peer:
+        peer.line(CLIENT)
+        peer.expect("220")
+        peer.line("EHLO x", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>")
+        peer.expect("250", "250", "250")
 
 
 def test_the_proxys_session_is_a_debug_line(smtp_server: MakeServer, caplog: pytest.LogCaptureFixture) -> None:
