@@ -65,7 +65,9 @@ class Command:
         self.error = error
 
     def __str__(self) -> str:
-        return f"{self.verb} {self.argument}" if self.argument else self.verb
+        """Return the line as it may be logged: ``AUTH ***`` in place of what may be a password."""
+        text = f"{self.verb} {self.argument}" if self.argument else self.verb
+        return "AUTH ***" if self.is_secret and text != "AUTH" else text
 
     @property
     def is_secret(self) -> bool:
@@ -84,9 +86,7 @@ class Command:
         return self.verb if known else UNKNOWN
 
     def __repr__(self) -> str:
-        # This ends up in logs and tracebacks.
-        shown = "AUTH ***" if self.is_secret and str(self) != "AUTH" else str(self)
-        return f"<{type(self).__name__} {shown!r}>"
+        return f"<{type(self).__name__} {str(self)!r}>"
 
 
 class HelloCommand(Command):

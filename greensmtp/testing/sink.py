@@ -243,9 +243,8 @@ class SMTPSink:
             self._connections += 1
         reply = self._refusal_of(session, command) or proceed(session, command)
         if reply.code >= 400:
-            what = command.verb if command.is_secret else str(command)
             with self._lock:
-                self._refused.append(f"{what[:200]}: {str(reply)[:200]}")
+                self._refused.append(f"{str(command)[:200]}: {str(reply)[:200]}")
         return reply
 
     def _refusal_of(self, session: Session, command: Command) -> Reply | None:

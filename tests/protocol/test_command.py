@@ -284,3 +284,19 @@ def test_end_of_data_has_its_recipient() -> None:
 )
 def test_another_protocol_is_recognized_by_its_first_line(line: bytes, foreign: bool) -> None:
     assert is_foreign(line) is foreign
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"AUTH PLAIN AGpvAHNlY3JldA==", "AUTH ***"),
+        (b"AUTHPLAIN AGpvAHNlY3JldA==", "AUTH ***"),
+        (b"\xff AUTH PLAIN AGpvAHNlY3JldA==", "AUTH ***"),
+        (b"AUTH", "AUTH"),
+        (b"NOOP jo", "NOOP jo"),
+    ],
+)
+def test_the_text_of_a_command_may_be_logged(line: bytes, shown: str) -> None:
+    command = parse_command(line)
+    assert str(command) == shown
+    assert repr(command) == f"<{type(command).__name__} {shown!r}>"
