@@ -114,7 +114,7 @@ class Script:
     def __init__(self, server: SMTPServer) -> None:
         self.socket, theirs = gevent_socket.socketpair()
         self.server = Counted(theirs)
-        server.adopt(self.server)
+        server.adopt(self.server, "")
         self.hear()
         self.say(b"EHLO client.example\r\n")
 

@@ -244,11 +244,12 @@ class SMTPServer(Acceptor, ConnectsHandlers):
             parse=self._parse,
         )
 
-    def adopt(self, socket: Any, peer: Any = "") -> None:
+    def adopt(self, socket: Any, peer: Any = None) -> None:
         """Serve a connection that was accepted elsewhere. The server need not listen.
 
         :param socket: a gevent socket; if it is a gevent ``SSLSocket``, TLS is up from the start.
-        :param peer: the client's address, as ``accept`` returns it.
+        :param peer: the client's address, as ``accept`` returns it; None: the socket's own ``getpeername()``.
+        :raises OSError: ``peer`` is None, and the client is gone.
         :raises TypeError: it is a socket of the standard library, which would block the hub.
         """
         if isinstance(socket, native_socket.socket) and not isinstance(socket, gevent_socket.socket):
@@ -257,7 +258,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
             self._routes = self._compose()
         if not self.started and not self.connections:
             self.loop = get_hub().loop  # as in start()
-        self.do_handle(socket, peer)
+        self.do_handle(socket, socket.getpeername() if peer is None else peer)
 
     def do_handle(self, socket: Any, peer: Any) -> None:
         """Give a new connection its greenlet. In the hub; gevent calls it."""

@@ -434,6 +434,25 @@ def test_adopt_serves_a_connection_that_was_accepted_elsewhere() -> None:
     assert peers == [(("192.0.2.1", 4711), "192.0.2.1")]
 
 
+def test_an_adopted_connection_has_the_address_of_its_socket() -> None:
+    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", proxy_from=["unix"])
+    peers: list[Any] = []
+
+    @server.on("connect")
+    def connect(session: Session, ack: Ack) -> None:
+        peers.append(session.peer)
+        ack.accept()
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        ours = socket.create_connection(listener.getsockname(), 5)
+        server.adopt(listener.accept()[0])
+    with Peer(ours) as peer:
+        peer.hello()  # and no PROXY header is waited for
+        assert peers == [ours.getsockname()]
+
+
 @pytest.mark.usefixtures("clock")
 def test_adopted_connections_count_and_time_out() -> None:
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", max_connections=1, command_timeout=0.2)
