@@ -93,6 +93,7 @@ def test_a_standard_error_that_nothing_reads_holds_up_no_session(
         text = b""
         while b"records dropped" not in text:
             text += os.read(reading, 65536)
+        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 1 << 20)  # room for the rest, or its thread would outlive the pipe
         handler.close()
     os.close(reading)
     assert b"NOOP 1 x" in text
