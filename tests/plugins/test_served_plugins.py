@@ -116,6 +116,7 @@ def test_a_message_that_a_plugin_rejects_is_not_stored(serve: Serve, tmp_path: P
         assert send(peer, "received-accepts", "Subject: Two") == "250 2.0.0 as the plugin says"
         assert send(peer, "nobody-decides", "Subject: Three").startswith("250 2.0.0 Ok: queued as ")
     assert subjects(server) == [b"One", b"Two", b"Three"]
+    assert server.stop() == 0
     assert server.log.count("\nRuntimeError: a bug of the plugin's\n") == 2
 
 
@@ -239,5 +240,6 @@ def test_a_failed_optional_plugin_is_one_warning_and_the_server_runs(serve: Serv
     with server.dial() as peer:
         peer.hello()
         assert send(peer, "ann").startswith("250")
+    assert server.stop() == 0
     assert re.findall(r"WARNING skipped an optional plugin: '(\w+)'", server.log) == ["raising", "not_to_be_found"]
     assert len(server.log.splitlines()) == 2
