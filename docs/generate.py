@@ -381,6 +381,8 @@ EXTRAS = {
     "ratelimit": "`RateLimit`",
     "redis": "`RateLimit` with a Redis that several machines share",
     "metrics": "`Metrics`",
+    "workers": "several processes: `serve --workers`, and a worker class for gunicorn",
+    "tracing": "`Tracing`: OpenTelemetry spans",
     "all": "all of these",
 }
 
