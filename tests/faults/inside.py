@@ -1,0 +1,28 @@
+"""A plugin for the server of a test: the verb XINSIDE tells what is alive in the process, and collects garbage first."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections import Counter
+
+from greenlet import greenlet
+
+from greensmtp import signals
+from greensmtp.session import Session
+from greensmtp.session.ack import Ack
+from greensmtp.protocol.command import Command
+
+
+@signals.on("command")
+def tell(session: Session, command: Command, ack: Ack) -> None:
+    """Answer XINSIDE: sessions, greenlets, threads, and all objects that the collector knows."""
+    if command.verb != "XINSIDE":
+        return
+    gc.collect()
+    everything = gc.get_objects()
+    kinds = Counter(type(each).__name__ for each in everything)
+    greenlets = sum(1 for each in everything if isinstance(each, greenlet))
+    text = f"sessions={kinds['Session']} greenlets={greenlets} threads={threading.active_count()} objects={len(everything)}"
+    del everything
+    ack.replace(250, text)

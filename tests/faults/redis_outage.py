@@ -1,0 +1,96 @@
+"""Redis gone, back, and slow: RateLimit does what ``fail_open`` says, and waits no longer than its timeout."""
+
+from __future__ import annotations
+
+from collections import Counter
+from time import monotonic
+
+from gevent import Greenlet, joinall, sleep, spawn
+
+from tests.faults.clients import Client, Closed
+from tests.faults.redis_server import RedisServer
+from tests.faults.run import Run
+from tests.faults.service import Service
+from tests.helpers import free_port
+
+#: The `timeout` of the limits. A question may connect first, so it takes twice as long at most.
+TIMEOUT = 0.5
+#: What a busy machine may add, in seconds.
+SLACK = 2.0
+#: Clients that ask at once.
+CLIENTS = 20
+
+_LIMIT = """use = "RateLimit"
+limit = "100000/minute"
+strategy = "{strategy}"
+storage = "{url}"
+timeout = {timeout}
+fail_open = {fail_open}
+"""
+
+
+def redis(run: Run) -> None:
+    """Ask for MAIL on two listeners, one of which fails open, while Redis comes and goes."""
+    server, closed_port = RedisServer(run), free_port()
+
+    def limit(fail_open: str) -> str:
+        return _LIMIT.format(strategy="moving-window", url=server.url, timeout=TIMEOUT, fail_open=fail_open)
+
+    closed = f'[[listeners]]\nurl = "smtp://127.0.0.1:{closed_port}"\n[[listeners.middleware]]\n{limit("false")}'
+    service = Service(run, listener="[[listeners.middleware]]\n" + limit("true"), stack="", config=closed)
+    ports = {"250": service.port, "451": closed_port}
+    server.start()
+    service.start()
+    rounds = run.size(1, 10)
+    for number in range(rounds):
+        run.progress(number, rounds, "Redis went")
+        _ask(run, "there", ports, {"250": "250", "451": "250"})
+        for what, begin, end in (("gone", server.kill, server.start), ("stopped", server.stop, server.go_on)):
+            begin()
+            _ask(run, what, ports, {each: each for each in ports})
+            _ask(run, f"{what} for a while", ports, {each: each for each in ports})
+            end()
+            _come_back(run, what, closed_port)
+    run.progress(rounds, rounds, "Redis went")
+    run.figure("times gone, and times stopped", rounds)
+    errors = service.log.count("cannot be asked")
+    run.figure("lines in the log about an outage", errors)
+    run.check("each listener logs an outage once", errors <= 2 * 2 * rounds, errors)
+    run.check("nothing failed in the server", "Traceback" not in service.log, service.log[-2000:])
+
+
+def _ask(run: Run, when: str, ports: dict[str, int], wanted: dict[str, str]) -> None:
+    """Send MAIL on many connections at once, and check the replies and how long they took."""
+    began_hub = monotonic()
+    jobs: list[Greenlet[[int], tuple[str, float]]] = [spawn(_mail, port) for port in ports.values() for _ in range(CLIENTS)]
+    joinall(jobs, timeout=60)
+    answers: list[tuple[str, float]] = [job.value or ("none", monotonic() - began_hub) for job in jobs]
+    for number, (listener, _) in enumerate(ports.items()):
+        mine = answers[number * CLIENTS : (number + 1) * CLIENTS]
+        name = "open" if listener == "250" else "closed"
+        codes = Counter(code for code, _ in mine)
+        run.check(f"Redis {when}, fails {name}: {wanted[listener]}", set(codes) == {wanted[listener]}, dict(codes))
+    worst = max(seconds for _, seconds in answers)
+    run.worst(f"Redis {when}: slowest reply to MAIL, in ms", worst * 1000)
+    run.check(f"Redis {when}: no reply takes longer than its timeout", worst < 2 * TIMEOUT + SLACK, f"{worst:.2f} s")
+
+
+def _mail(port: int) -> tuple[str, float]:
+    with Client(port) as client:
+        client.hello()
+        began = monotonic()
+        return client.ask(b"MAIL FROM:<a@example.org>")[:3].decode(), monotonic() - began
+
+
+def _come_back(run: Run, after: str, port: int) -> None:
+    """Wait until the listener that fails closed accepts again."""
+    began = monotonic()
+    answer = "451"
+    while answer != "250" and monotonic() - began < 40:
+        sleep(0.05)
+        try:
+            answer = _mail(port)[0]
+        except Closed:
+            answer = "closed"
+    run.worst(f"Redis back after it was {after}: asked again after, in s", monotonic() - began)
+    run.check(f"Redis back after it was {after}: limits are checked again", answer == "250", answer)
