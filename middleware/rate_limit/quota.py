@@ -42,7 +42,8 @@ class Quota:
             )
         if strategy == "moving-window" and max(amounts) > _MAX_MOVING:
             raise ValueError(f'a "moving-window" takes up to {_MAX_MOVING}; pass "sliding-window-counter" for more')
-        self._name = name
+        # Each strategy stores another type of value: of one key, Redis would refuse the second.
+        self._name = f"{name}/{strategy}"
         self._limiter = STRATEGIES[strategy](storage)
 
     def test(self, key: str, cost: int) -> bool:

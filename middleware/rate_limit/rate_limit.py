@@ -78,8 +78,8 @@ class RateLimit:
     :param storage: ``"memory://"`` counts in this process, ``"redis://host:6379"`` over all machines that use it.
     :param fail_open: pass commands on when the storage cannot be asked. Default: True, so that mail flows; False for
         ``on="auth_failures"``, where it would allow guessing.
-    :param name: limits with the same name, text, ``by`` and ``on`` count together if they share a storage. In memory a
-        limit without a name counts alone.
+    :param name: limits with the same name, text, ``by``, ``on`` and strategy count together if they share a storage. In
+        memory a limit without a name counts alone.
     :param ipv4_prefix: the prefix length of an IPv4 key: 32 by ``"address"``, 24 by ``"network"``.
     :param ipv6_prefix: the prefix length of an IPv6 key: 64, since a host chooses its own address within a /64.
     :param timeout: seconds to connect to the storage, and again seconds for its answer.

@@ -2,12 +2,13 @@
 
 It connects from many loopback addresses, prints ``ready`` once every client has connected, and goes on until its
 standard input ends. Then it prints how many clients were connected, and how often one had to connect again. A client
-whose connection ends connects again after a second.
+whose connection ends connects again after some seconds: this is a crowd of slow clients, no flood of new ones.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import resource
 import select
 import socket
@@ -30,7 +31,9 @@ KINDS = {
 #: Linux: the port is chosen by connect. (``socket`` has no name for it.)
 _BIND_ADDRESS_NO_PORT = 24
 #: Clients from one address; slices of a second, in each of which some of the clients send a byte.
-PER_ADDRESS, _SLICES = 250, 50
+PER_ADDRESS, _SLICES = 250, 500
+#: Seconds until a client connects again.
+_PAUSE = 5, 15
 _READABLE, _OVER = select.EPOLLIN, select.EPOLLHUP | select.EPOLLERR
 
 
@@ -68,7 +71,7 @@ def main(kind: str, port: int, count: int) -> None:
             client = _connect(kind, port, number)
         except OSError as error:
             told[f"connect: {error.strerror or error}"] += 1
-            away[number] = monotonic() + 1
+            away[number] = monotonic() + random.uniform(*_PAUSE)
             return
         clients[number] = client
         numbers[client.fileno()] = number
@@ -79,7 +82,7 @@ def main(kind: str, port: int, count: int) -> None:
         poll.unregister(client)
         client.close()
         clients[number] = None
-        away[number] = monotonic() + 1
+        away[number] = monotonic() + random.uniform(*_PAUSE)
         told["ended by the server"] += 1
 
     for number in range(count):

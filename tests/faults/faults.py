@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.faults.clock import clock
 from tests.faults.crowd import crowd
 from tests.faults.disk import disk
 from tests.faults.exhausted import exhausted
@@ -29,5 +30,11 @@ FAULTS = {
         ),
         Fault("descriptors", "descriptors run out", "it recovers by itself; accepted mail is not lost", exhausted),
         Fault("soak", "30 minutes at full load", "memory flat after warm-up; no greenlet, descriptor, file left", soak),
+        Fault(
+            "clock",
+            "the machine's clock jumps",
+            "timeouts neither fire nor hang, limits keep their windows, the date follows, IDs are unique",
+            clock,
+        ),
     )
 }

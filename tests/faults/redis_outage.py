@@ -8,10 +8,9 @@ from time import monotonic
 from gevent import Greenlet, joinall, sleep, spawn
 
 from tests.faults.clients import Client, Closed
-from tests.faults.redis_server import RedisServer
+from tests.faults.redis_server import RedisServer, SlowProxy
 from tests.faults.run import Run
-from tests.faults.service import Service
-from tests.helpers import free_port
+from tests.faults.service import Service, free_port
 
 #: The `timeout` of the limits. A question may connect first, so it takes twice as long at most.
 TIMEOUT = 0.5
@@ -32,9 +31,10 @@ fail_open = {fail_open}
 def redis(run: Run) -> None:
     """Ask for MAIL on two listeners, one of which fails open, while Redis comes and goes."""
     server, closed_port = RedisServer(run), free_port()
+    proxy = SlowProxy(run, server)
 
     def limit(fail_open: str) -> str:
-        return _LIMIT.format(strategy="moving-window", url=server.url, timeout=TIMEOUT, fail_open=fail_open)
+        return _LIMIT.format(strategy="moving-window", url=proxy.url, timeout=TIMEOUT, fail_open=fail_open)
 
     closed = f'[[listeners]]\nurl = "smtp://127.0.0.1:{closed_port}"\n[[listeners.middleware]]\n{limit("false")}'
     service = Service(run, listener="[[listeners.middleware]]\n" + limit("true"), stack="", config=closed)
@@ -51,11 +51,19 @@ def redis(run: Run) -> None:
             _ask(run, f"{what} for a while", ports, {each: each for each in ports})
             end()
             _come_back(run, what, closed_port)
+        proxy.delay = TIMEOUT / 2
+        _ask(run, "slow, but within the timeout", ports, {"250": "250", "451": "250"})
+        proxy.delay = 0.0
+        for what, delay, drip in (("slower than the timeout", 3 * TIMEOUT, 0.0), ("dripping", 0.0, TIMEOUT * 0.8)):
+            proxy.delay, proxy.drip = delay, drip
+            _ask(run, what, ports, {each: each for each in ports})
+            proxy.delay = proxy.drip = 0.0
+            _come_back(run, what, closed_port)
     run.progress(rounds, rounds, "Redis went")
-    run.figure("times gone, and times stopped", rounds)
+    run.figure("times gone, stopped, and slow", rounds)
     errors = service.log.count("cannot be asked")
     run.figure("lines in the log about an outage", errors)
-    run.check("each listener logs an outage once", errors <= 2 * 2 * rounds, errors)
+    run.check("each listener logs an outage once", errors <= 2 * 4 * rounds, errors)
     run.check("nothing failed in the server", "Traceback" not in service.log, service.log[-2000:])
 
 

@@ -6,10 +6,53 @@ import shutil
 import signal
 import socket
 import subprocess
+from contextlib import suppress
+from typing import Any
+
+from gevent import sleep, spawn
+from gevent import socket as gevent_socket
+from gevent.server import StreamServer
 
 from tests.faults.clients import wait_for
 from tests.faults.run import Run, Unavailable
-from tests.helpers import free_port
+from tests.faults.service import free_port
+
+
+class SlowProxy:
+    """Passes connections on to a Redis, and its answers back: each after ``delay`` seconds, or byte by byte."""
+
+    def __init__(self, run: Run, server: RedisServer) -> None:
+        self._target = server.port
+        self.delay = 0.0
+        #: Seconds between two bytes of an answer; 0: it comes at once.
+        self.drip = 0.0
+        self._server = StreamServer(("127.0.0.1", 0), self._serve)
+        self._server.start()
+        self.url = f"redis://127.0.0.1:{self._server.server_port}"
+        run.cleanup.callback(self._server.stop, 0)
+
+    def _serve(self, client: Any, peer: object) -> None:
+        try:
+            with gevent_socket.create_connection(("127.0.0.1", self._target)) as target:
+                back = spawn(self._answer, target, client)
+                while data := client.recv(65536):
+                    target.sendall(data)
+                back.kill()
+        except OSError:
+            pass  # either side has gone
+        finally:
+            client.close()
+
+    def _answer(self, target: Any, client: Any) -> None:
+        with suppress(OSError):
+            while data := target.recv(65536):
+                sleep(self.delay)
+                if not self.drip:
+                    client.sendall(data)
+                    continue
+                for number in range(len(data)):
+                    client.sendall(data[number : number + 1])
+                    sleep(self.drip)
 
 
 class RedisServer:

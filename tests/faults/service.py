@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
@@ -17,7 +19,6 @@ from gevent import sleep
 
 from tests.faults.clients import Client, Closed
 from tests.faults.run import Run, Unavailable
-from tests.helpers import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -30,7 +31,7 @@ import greensmtp
 from greensmtp import SMTPServer
 from greensmtp.delivery import Maildir
 listener = gsocket.socket(fileno=int(sys.argv[1]))
-server = SMTPServer(listener, hostname="mx.example.com")
+server = SMTPServer(listener, hostname=sys.argv[3])
 Maildir(sys.argv[2]).attach(server)
 greensmtp.run(server)
 """
@@ -65,6 +66,15 @@ def need_mode(mode: str) -> None:
         raise Unavailable(f"mode {mode} needs {module}, which is not there")
 
 
+def free_port() -> int:
+    """Return a free port, at random and below those that the kernel gives to clients: other runs do the same."""
+    while True:
+        port = random.randrange(10_000, 20_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
 class Service:
     """A server that can be started, killed and started again, on the same port and with the same Maildir."""
 
@@ -94,6 +104,8 @@ class Service:
         self.folder.mkdir()
         self.maildir = self.folder / "maildir" if maildir is None else maildir
         self.port = free_port() if kept is None else kept.getsockname()[1]
+        #: Its name, in the banner, which no other server has.
+        self.hostname = f"mx-{random.randrange(10**9)}.example.com"
         self.config = self.folder / "greensmtp.toml"
         self._log = self.folder / "log"
         self._kept = kept
@@ -102,7 +114,7 @@ class Service:
         self._known: set[int] = set()
         bounds = "\n".join(f"{key} = {value}" for key, value in (limits or {}).items())
         self.config.write_text(
-            f'hostname = "mx.example.com"\n{stack}\n[[listeners]]\nurl = "smtp://127.0.0.1:{self.port}"\n{listener}\n'
+            f'hostname = "{self.hostname}"\n{stack}\n[[listeners]]\nurl = "smtp://127.0.0.1:{self.port}"\n{listener}\n'
             f'[limits]\n{bounds}\n[delivery]\nmaildir = "{self.maildir}"\n{config}\n'
         )
         run.cleanup.callback(self.end)
@@ -110,7 +122,7 @@ class Service:
     def _command(self) -> list[str]:
         if self.mode == "library":
             assert self._kept is not None
-            return [sys.executable, "-c", _PROGRAM, str(self._kept.fileno()), str(self.maildir)]
+            return [sys.executable, "-c", _PROGRAM, str(self._kept.fileno()), str(self.maildir), self.hostname]
         if self.mode == "gunicorn":
             (self.folder / "app.py").write_text(_APPLICATION.format(config=str(self.config)))
             command = [sys.executable, "-m", "gunicorn", "-w", "2", "-k", "greensmtp.server.worker.SMTPWorker"]
@@ -149,7 +161,7 @@ class Service:
                 raise AssertionError(f"the server has ended with {self.process.returncode}: {self.log[-2000:]}")
             try:
                 with Client(self.port, timeout=seconds) as client:
-                    if client.reply().startswith(b"220"):
+                    if client.reply().startswith(f"220 {self.hostname} ".encode()):
                         return monotonic() - began
             except (OSError, Closed):
                 pass

@@ -139,6 +139,18 @@ def test_octets_and_failures_are_counted_there_too(smtp_server: MakeServer, redi
         peer.expect("450", "552")
 
 
+def test_limits_that_differ_in_strategy_alone_do_not_disturb_each_other(
+    smtp_server: MakeServer, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As after a change of the configuration: the keys of the strategy before are still there.
+    for strategy in STRATEGIES:
+        limit = RateLimit("1/hour", storage=redis.url, strategy=strategy)  # type: ignore[arg-type]
+        with greet(accepting(smtp_server, limit)) as peer:
+            peer.line("MAIL FROM:<a@example.com>", "RSET", "MAIL FROM:<a@example.com>")
+            peer.expect("250", "250", "450 4.7.1")
+    assert not caplog.records
+
+
 def greet(server: SMTPServer) -> Peer:
     peer = dial(server, source=("192.0.2.1", 1))
     peer.hello()
