@@ -34,11 +34,14 @@ def main() -> int:
 
 def _run(fault: Fault, options: argparse.Namespace) -> int:
     print(f"{fault.name}: {fault.does}")
-    print(f"  machine: {os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    machine = f"{os.cpu_count()} cores, Linux {platform.release()}, Python {platform.python_version()}"
+    print(f"  machine: {machine}, load before {os.getloadavg()[0]:.1f}", flush=True)
     try:
         if options.mode not in fault.modes:
             raise Unavailable(f"it is not tried in mode {options.mode}")
-        run = run_fault(fault, full=options.full, mode=options.mode, minutes=options.minutes, verbose=sys.stderr.isatty())
+        run = run_fault(
+            fault, full=options.full, mode=options.mode, minutes=options.minutes, verbose=sys.stderr.isatty()
+        )
     except Unavailable as error:
         print(f"  cannot be tried here: {error}")
         return 3

@@ -17,7 +17,13 @@ from tests.faults.service import Service, free_port
 from tests.faults.shim import Shim
 
 DAY = 86_400
-JUMPS = {"a day forward": DAY, "a day back": -DAY, "ten years forward": 3650 * DAY, "an hour back": -3600, "a second back": -1}
+JUMPS = {
+    "a day forward": DAY,
+    "a day back": -DAY,
+    "ten years forward": 3650 * DAY,
+    "an hour back": -3600,
+    "a second back": -1,
+}
 
 #: Seconds that a command may take; and what a busy machine may add.
 COMMAND_TIMEOUT, SLACK = 2.0, 4.0
@@ -69,7 +75,10 @@ def _under_load(run: Run, shim: Shim) -> None:
 def _timeouts(run: Run, shim: Shim) -> None:
     """Move the clock while clients wait: none is dropped for it, and each is dropped when its time is over."""
     service = Service(
-        run, environment=shim.environment, name="waiting", limits={"command_timeout": COMMAND_TIMEOUT, "data_timeout": 2}
+        run,
+        environment=shim.environment,
+        name="waiting",
+        limits={"command_timeout": COMMAND_TIMEOUT, "data_timeout": 2},
     )
     service.start()
 
@@ -95,7 +104,9 @@ def _timeouts(run: Run, shim: Shim) -> None:
 
 STRATEGIES = ("fixed-window", "moving-window", "sliding-window-counter")
 
-_LIMIT = '\n[[listeners.middleware]]\nuse = "RateLimit"\nlimit = "5/hour"\nstrategy = "{strategy}"\nstorage = "{storage}"\n'
+_LIMIT = (
+    '\n[[listeners.middleware]]\nuse = "RateLimit"\nlimit = "5/hour"\nstrategy = "{strategy}"\nstorage = "{storage}"\n'
+)
 
 
 def _limits(run: Run, shim: Shim) -> None:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,11 @@ def crowd(run: Run) -> None:
         run.check(f"{name}: memory is bounded", usage / 1024 < bound, f"{usage // 1024} KB for {count}")
         here = sum(each["connected at the end"] for each in told)
         run.figure(f"{name}: connected at the end", f"{here:,} of {count:,}")
+        lost = Counter[str]()
+        for each in told:
+            lost.update({what: number for what, number in each.items() if what != "connected at the end"})
+        if lost:
+            run.figure(f"{name}: connections lost", ", ".join(f"{what}: {number:,}" for what, number in lost.items()))
         wait_for(lambda: descriptors(service.pid) <= open_before + 5, what="the connections to be closed")
     run.progress(len(kinds), len(kinds))
     once, again = peaks[-2:]
@@ -125,7 +131,7 @@ def own_certificate(run: Run) -> str:
 
 def _latencies(service: Service, seconds: float) -> list[float]:
     """Send messages, each on a connection of its own, with pauses; return the seconds that each took."""
-    body, taken = Ledger(sizes=(1_000,)).message(1), []
+    body, taken = Ledger(sizes=(1_000,)).message(1), list[float]()
     until = monotonic() + seconds
     while monotonic() < until or len(taken) < 20:
         began = monotonic()
@@ -143,7 +149,9 @@ def _p99(taken: list[float]) -> float:
 
 
 def _report(run: Run, when: str, taken: list[float]) -> None:
-    run.figure(f"{when}: a message takes, median and p99, in ms", f"{median(taken) * 1000:.2f}, {_p99(taken) * 1000:.2f}")
+    run.figure(
+        f"{when}: a message takes, median and p99, in ms", f"{median(taken) * 1000:.2f}, {_p99(taken) * 1000:.2f}"
+    )
 
 
 def _compare(run: Run, name: str, alone: list[float], taken: list[float]) -> None:
@@ -190,7 +198,8 @@ def _before_the_handshake(run: Run, port: int) -> None:
     extra, opened = 50, []
     try:
         for _ in range(PER_ADDRESS + extra):
-            opened.append(socket.create_connection(("127.0.0.1", port), 10, ("127.0.9.9", 0)))
+            one = socket.create_connection(("127.0.0.1", port), 10, ("127.0.9.9", 0))
+            opened.append(one)  # at once, so that it is closed in the end
         closed = 0
         deadline = monotonic() + 20
         while closed < extra and monotonic() < deadline:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import Counter
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
@@ -113,7 +113,9 @@ def _slow(run: Run, service: Service, ledger: Ledger, shim: Shim) -> None:
     shim.slow_fsync(0)
     replies = Counter((job.value or "none")[:3] for job in jobs)
     run.figure(f"12 messages at once, fsync takes {seconds:g} s: all answered after, in s", monotonic() - began)
-    run.check("slow: each message gets 250, or 451 after handler_timeout", set(replies) <= {"250", "451"}, dict(replies))
+    run.check(
+        "slow: each message gets 250, or 451 after handler_timeout", set(replies) <= {"250", "451"}, dict(replies)
+    )
 
 
 def _hanging(run: Run, service: Service, ledger: Ledger, shim: Shim) -> None:

@@ -35,7 +35,9 @@ def exhausted(run: Run) -> None:
         jobs = [spawn(_deliver, client, ledger) for client in early]
         joinall(jobs, timeout=60)
         refused.update(job.value if job.value is not None else "none" for job in jobs)
-        for each in (*early, *late):
+        for client in early:
+            client.close()
+        for each in late:
             each.close()
         run.worst("from the end of the crowd to the next accepted message, in s", _recovered(service, ledger))
         wait_for(lambda: descriptors(service.pid) <= rest + 2, what="descriptors to be closed")
@@ -43,7 +45,9 @@ def exhausted(run: Run) -> None:
     found = audit(ledger, service.maildir)
     run.figure("times out of descriptors", rounds)
     run.figure("messages acknowledged", ledger.events["acknowledged"])
-    run.figure("replies to messages without a descriptor", ", ".join(f"{count} x {code}" for code, count in refused.items()))
+    run.figure(
+        "replies to messages without a descriptor", ", ".join(f"{count} x {code}" for code, count in refused.items())
+    )
     run.check("a message gets 250, or 4xx", all(code[0] in "24" for code in refused), dict(refused))
     run.check("every acknowledged message is found whole", not found.lost and not found.torn, found)
     stored, told = found.files, ledger.events["acknowledged"]

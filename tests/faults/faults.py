@@ -17,11 +17,36 @@ _ALL = ("plain", "workers", "gunicorn")
 FAULTS = {
     fault.name: fault
     for fault in (
-        Fault("kill", "kill -9 under load, 100 times", "every acknowledged message is found whole; none is torn", kill, _ALL),
-        Fault("disk", "the disk is full, read-only, slow, or hangs", "4xx; 250 when it is well again; others are served", disk),
-        Fault("sigterm", "SIGTERM under load, 50 times", "no connection refused, no transaction cut before its grace", terminate, _ALL),
-        Fault("sighup", "SIGHUP under load, 50 times", "no connection refused, no transaction cut before its grace", hang_up, _ALL),
-        Fault("redis", "Redis is gone, back, or does not answer", "as `fail_open` says, no hang beyond the timeout", redis),
+        Fault(
+            "kill",
+            "kill -9 under load, 100 times",
+            "every acknowledged message is found whole; none is torn",
+            kill,
+            _ALL,
+        ),
+        Fault(
+            "disk",
+            "the disk is full, read-only, slow, or hangs",
+            "4xx; 250 when it is well again; others are served",
+            disk,
+        ),
+        Fault(
+            "sigterm",
+            "SIGTERM under load, 50 times",
+            "no connection refused, no transaction cut before its grace",
+            terminate,
+            _ALL,
+        ),
+        Fault(
+            "sighup",
+            "SIGHUP under load, 50 times",
+            "no connection refused, no transaction cut before its grace",
+            hang_up,
+            _ALL,
+        ),
+        Fault(
+            "redis", "Redis is gone, back, or does not answer", "as `fail_open` says, no hang beyond the timeout", redis
+        ),
         Fault(
             "crowd",
             "5,000 clients that write a byte a second, 1,000 that never read, 1,000 TLS handshakes never finished",

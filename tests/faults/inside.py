@@ -1,4 +1,4 @@
-"""A plugin for the server of a test: the verb XINSIDE tells what is alive in the process, and collects garbage first."""
+"""A plugin of a server: the verb XINSIDE collects garbage, and tells what is alive in the process."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections import Counter
 from greenlet import greenlet
 
 from greensmtp import signals
+from greensmtp.protocol.command import Command
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
-from greensmtp.protocol.command import Command
 
 
 @signals.on("command")
@@ -23,6 +23,6 @@ def tell(session: Session, command: Command, ack: Ack) -> None:
     everything = gc.get_objects()
     kinds = Counter(type(each).__name__ for each in everything)
     greenlets = sum(1 for each in everything if isinstance(each, greenlet))
-    text = f"sessions={kinds['Session']} greenlets={greenlets} threads={threading.active_count()} objects={len(everything)}"
-    del everything
-    ack.replace(250, text)
+    counts = {"sessions": kinds["Session"], "greenlets": greenlets, "threads": threading.active_count()}
+    counts["objects"] = len(everything)
+    ack.replace(250, " ".join(f"{name}={count}" for name, count in counts.items()))

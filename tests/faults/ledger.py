@@ -100,10 +100,7 @@ def audit(ledger: Ledger, maildir: Path) -> Audit:
         numbers[number] += 1
     result.repeats = sum(count - 1 for count in numbers.values())
     result.lost = [
-        queue_id
-        for number, ids in ledger.acknowledged.items()
-        for queue_id in ids
-        if found.get(queue_id) != number
+        queue_id for number, ids in ledger.acknowledged.items() for queue_id in ids if found.get(queue_id) != number
     ]
     result.partial = sum(1 for _ in (maildir / "tmp").iterdir())
     return result

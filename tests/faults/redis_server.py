@@ -74,7 +74,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Start it, and wait until it listens."""
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, **quiet)
         wait_for(self._listens, what="redis-server to listen")
 

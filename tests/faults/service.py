@@ -1,4 +1,4 @@
-"""The server of a fault, in processes of its own: plain, with workers, under gunicorn, or as a program of a library user."""
+"""A server in processes of its own: plain, with workers, under gunicorn, or as a program of a library user."""
 
 from __future__ import annotations
 
@@ -139,7 +139,13 @@ class Service:
         command = self._command()
         if self.mode == "activated":
             # As systemd does it: the sockets are descriptors 3 and up, and LISTEN_PID is the process itself.
-            command = ["sh", "-c", f'exec 3<&{descriptors[0]}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"', "sh", *command]
+            command = [
+                "sh",
+                "-c",
+                f'exec 3<&{descriptors[0]}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"',
+                "sh",
+                *command,
+            ]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

@@ -6,7 +6,6 @@ import contextlib
 import random
 import struct
 import tempfile
-from collections import Counter
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -17,7 +16,7 @@ from tests.faults.clients import Client, Closed, wait_for
 from tests.faults.crowd import memory_folder, own_certificate
 from tests.faults.ledger import Audit, Ledger, audit
 from tests.faults.run import Run
-from tests.faults.service import ROOT, Service, descriptors, resident
+from tests.faults.service import Service, descriptors, resident
 
 CLIENTS = 8
 #: Samples in a run. The first quarter is the warm-up.
@@ -59,7 +58,11 @@ def soak(run: Run) -> None:
     minutes = run.minutes or (30 if run.full else 0.2)
     certificate = own_certificate(run)
     service = Service(
-        run, stack=certificate, config=_STACK + _PLUGIN, maildir=memory_folder(run) / "maildir", limits={"max_errors": 5}
+        run,
+        stack=certificate,
+        config=_STACK + _PLUGIN,
+        maildir=memory_folder(run) / "maildir",
+        limits={"max_errors": 5},
     )
     service.start()
     ledger, total, samples = Ledger(), Audit(), []
@@ -97,8 +100,12 @@ def _compare(run: Run, samples: list[_Sample]) -> None:
     for name, count in last.counts.items():
         run.figure(f"{name} at rest: after the warm-up, at the end", f"{first.counts[name]:,}, {count:,}")
         # A pool of threads and its wakers may still grow; objects are caches that fill.
-        slack = {"objects": max(2_000, first.counts[name] // 50), "threads": 2, "greenlets": 3, "descriptors": 3}.get(name, 0)
-        run.check(f"no {name} are left behind", count <= first.counts[name] + slack, f"{first.counts[name]}, then {count}")
+        slack = {"objects": max(2_000, first.counts[name] // 50), "threads": 2, "greenlets": 3, "descriptors": 3}.get(
+            name, 0
+        )
+        run.check(
+            f"no {name} are left behind", count <= first.counts[name] + slack, f"{first.counts[name]}, then {count}"
+        )
     half = len(samples) // 2
     early, late = (max(each.memory for each in part) / 2**20 for part in (samples[:half], samples[half:]))
     run.figure("memory: most in the first half after the warm-up, in the second, in MB", f"{early:.1f}, {late:.1f}")
@@ -123,7 +130,11 @@ def _load(service: Service, ledger: Ledger, seconds: float, run: Run, number: in
     jobs: list[Greenlet[Any, Any]] = [spawn(_client, service, ledger, until, each) for each in range(CLIENTS)]
     while monotonic() < until and not all(job.dead for job in jobs):
         sleep(min(0.2, seconds / 10))
-        run.progress(round(number + 1 - (until - monotonic()) / seconds, 1), SAMPLES, f"{ledger.events['acknowledged']:,} messages")
+        run.progress(
+            round(number + 1 - (until - monotonic()) / seconds, 1),
+            SAMPLES,
+            f"{ledger.events['acknowledged']:,} messages",
+        )
     joinall(jobs, timeout=60)
     killall(jobs)
     for job in jobs:
