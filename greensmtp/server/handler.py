@@ -88,6 +88,7 @@ class ConnectionHandler(CommandLoop):
     def run(self) -> None:
         """Serve the connection to its end."""
         transport = self.transport
+        self.registry.begin()
         transport.begin()
         self.greenlet = getcurrent()
         reason, linger = "error", False

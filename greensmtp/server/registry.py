@@ -16,6 +16,10 @@ from greensmtp.server.places import Places
 #: Connections that may wait for ACCEPT's answer at once, beside ``max_connections``.
 MAX_ARRIVING = 256
 
+#: Connections that are accepted before their greenlets have run. The others wait in the kernel's listen queue: a burst
+#: must not fill the places of those that wait for ACCEPT's answer.
+MAX_UNBEGUN = 64
+
 #: Connections that have been told to go and whose client has not gone, beside ``max_connections``.
 MAX_LINGERING = 100
 
@@ -50,7 +54,7 @@ Connection = TypeVar("Connection", bound=Registered)
 class Registry(Generic[Connection]):
     """Keeps account of a server's connections, and decides which gives way when there are too many.
 
-    A connection arrives (``add``), takes a place once ACCEPT lets it, may linger after its last reply, leaves
+    A connection arrives (``add``), begins once its greenlet runs (``begin``), takes a place once ACCEPT lets it, may linger after its last reply, leaves
     (``begin_leaving``) while DISCONNECT is handled, and is gone (``remove``).
     """
 
@@ -65,6 +69,8 @@ class Registry(Generic[Connection]):
         self.places: Places[Connection] = Places(limits.max_connections)
         #: Those that ACCEPT has not answered.
         self.arriving: Places[Connection] = Places(None if limits.max_connections is None else MAX_ARRIVING)
+        #: How many have a greenlet that has not run.
+        self.unbegun = 0
         #: Those that have been told to go, in that order. (An ordered set.)
         self.lingering: dict[Connection, None] = {}
         self.monitor = DeadlineMonitor((self.connections, self.leaving), limits)
@@ -87,9 +93,19 @@ class Registry(Generic[Connection]):
     def add(self, connection: Connection, loop: Any) -> None:
         """Add a new connection, and watch its deadlines."""
         self.arriving.take(connection, connection.address)
+        self.unbegun += 1
         if not self.connections:
             self.monitor.start(loop)
         self.connections.add(connection)
+
+    @property
+    def is_behind(self) -> bool:
+        """True if no more connections should be accepted until some of them have begun."""
+        return self.unbegun >= MAX_UNBEGUN
+
+    def begin(self) -> None:
+        """Note that the greenlet of a connection runs."""
+        self.unbegun -= 1
 
     def has_arrived(self, connection: Connection) -> None:
         """Note that ACCEPT has been answered."""

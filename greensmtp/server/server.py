@@ -260,6 +260,10 @@ class SMTPServer(Acceptor, ConnectsHandlers):
             self.loop = get_hub().loop  # as in start()
         self.do_handle(socket, socket.getpeername() if peer is None else peer)
 
+    def do_read(self) -> Any:
+        """Accept one connection, unless many that were accepted have not begun yet. In the hub."""
+        return None if self._registry.is_behind else super().do_read()
+
     def do_handle(self, socket: Any, peer: Any) -> None:
         """Give a new connection its greenlet. In the hub; gevent calls it."""
         address = client_key(peer)

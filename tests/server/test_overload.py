@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import socket as native_socket
+from contextlib import ExitStack
 from pathlib import Path
+from time import sleep as native_sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -101,6 +104,22 @@ def test_a_connection_refused_at_accept_is_told_and_closed_at_once(
         peer.expect_end()
         wait_until(server, 0)
     assert seen.life == ["ACCEPT", "DISCONNECT"]
+
+
+def test_a_burst_waits_in_the_listen_queue_instead_of_being_turned_away(smtp_server: MakeServer) -> None:
+    server = smtp_server(hostname="mx.example.com")
+    # While one connection begins, several more are accepted.
+    server.on("connect", lambda session, ack: (native_sleep(0.0005), ack.accept())[1])
+    with ExitStack() as stack:
+        # (The kernel completes the connections; the hub does not run meanwhile.)
+        clients = [stack.enter_context(native_socket.create_connection(server.address)) for _ in range(600)]
+        wait_until(server, 600)
+        with Timeout(20):
+            while server._registry.unbegun:
+                sleep(0.005)
+        for client in clients:
+            client.settimeout(10)
+            assert client.recv(1000) == b"220 mx.example.com ESMTP\r\n"
 
 
 def test_a_middleware_that_answers_accept_by_itself_takes_a_place_all_the_same(smtp_server: MakeServer) -> None:
