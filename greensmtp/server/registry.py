@@ -54,8 +54,8 @@ Connection = TypeVar("Connection", bound=Registered)
 class Registry(Generic[Connection]):
     """Keeps account of a server's connections, and decides which gives way when there are too many.
 
-    A connection arrives (``add``), begins once its greenlet runs (``begin``), takes a place once ACCEPT lets it, may linger after its last reply, leaves
-    (``begin_leaving``) while DISCONNECT is handled, and is gone (``remove``).
+    A connection arrives (``add``), begins once its greenlet runs (``begin``), takes a place once ACCEPT lets it, may
+    linger after its last reply, leaves (``begin_leaving``) while DISCONNECT is handled, and is gone (``remove``).
     """
 
     def __init__(self, limits: Limits) -> None:

@@ -81,6 +81,7 @@ def crowd(run: Run) -> None:
         run.check(f"{name}: memory is bounded", usage / 1024 < bound, f"{usage // 1024} KB for {count}")
         here = sum(each["connected at the end"] for each in told)
         run.figure(f"{name}: connected at the end", f"{here:,} of {count:,}")
+        run.check(f"{name}: each keeps its connection", here >= 0.99 * count, f"{here:,} of {count:,}")
         lost = Counter[str]()
         for each in told:
             lost.update({what: number for what, number in each.items() if what != "connected at the end"})

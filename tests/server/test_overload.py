@@ -108,11 +108,17 @@ def test_a_connection_refused_at_accept_is_told_and_closed_at_once(
 
 def test_a_burst_waits_in_the_listen_queue_instead_of_being_turned_away(smtp_server: MakeServer) -> None:
     server = smtp_server(hostname="mx.example.com")
-    # While one connection begins, several more are accepted.
-    server.on("connect", lambda session, ack: (native_sleep(0.0005), ack.accept())[1])
+
+    @server.on("connect")
+    def take_time(session: Session, ack: Ack) -> None:
+        native_sleep(0.0005)  # while one connection begins, several more could be accepted
+        ack.accept()
+
+    assert isinstance(server.address, tuple)
+    address = server.address[:2]
     with ExitStack() as stack:
         # (The kernel completes the connections; the hub does not run meanwhile.)
-        clients = [stack.enter_context(native_socket.create_connection(server.address)) for _ in range(600)]
+        clients = [stack.enter_context(native_socket.create_connection(address)) for _ in range(600)]
         wait_until(server, 600)
         with Timeout(20):
             while server._registry.unbegun:
