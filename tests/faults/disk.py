@@ -98,8 +98,20 @@ def _broken(run: Run, service: Service, ledger: Ledger, folder: Path) -> None:
         _remount(folder, "rw")
         reply = _send(service, ledger)
         run.check("writable again: 250", reply.startswith("250"), reply)
+        _full_in_a_message(run, service, ledger, folder / "filler")
     run.progress(rounds, rounds, "full")
     run.figure("times full of bytes, full of inodes, read-only", rounds)
+
+
+def _full_in_a_message(run: Run, service: Service, ledger: Ledger, filler: Path) -> None:
+    """Run out of bytes in the middle of a message that is written in pieces."""
+    space = os.statvfs(filler.parent)
+    filler.write_bytes(bytes(space.f_bavail * space.f_frsize - 300_000))
+    reply = deliver(service.port, Ledger(sizes=(400_000,)).message(1))
+    run.check("no bytes left for the rest of a message: 452 4.3.1", reply.startswith(b"452 4.3.1"), reply)
+    small = _send(service, ledger)
+    run.check("room for a small message: 250", small.startswith("250"), small)
+    filler.unlink()
 
 
 def _slow(run: Run, service: Service, ledger: Ledger, shim: Shim) -> None:
