@@ -43,12 +43,12 @@ _NEEDS = {
     "activated": "greensmtp.service.systemd",
 }
 
-#: What gunicorn is given: the servers of the configuration, without a section [service].
+#: What gunicorn is given: the server of the configuration's first listener.
 _APPLICATION = """
 from greensmtp.config.build import assemble
 from greensmtp.config.load import load
 from pathlib import Path
-server = [each.server for each in assemble(load(Path({config!r})))]
+server = assemble(load(Path({config!r})))[0].server
 """
 
 
