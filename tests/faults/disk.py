@@ -14,7 +14,7 @@ from gevent import Greenlet, joinall, sleep, spawn
 
 from tests.faults.clients import Client, deliver, wait_for
 from tests.faults.ledger import Ledger, audit
-from tests.faults.run import Run, Unavailable
+from tests.faults.run import NotPermitted, Run
 from tests.faults.service import Service
 from tests.faults.shim import Shim
 
@@ -26,7 +26,7 @@ PROMPT = 1.0
 def disk(run: Run) -> None:
     """Fill a small disk, remount it, slow it down and let it hang; deliver meanwhile, and afterwards."""
     if os.geteuid() != 0:
-        raise Unavailable("only root can mount a disk to fill")
+        raise NotPermitted("only root can mount a disk to fill")
     folder = run.folder / "disk"
     folder.mkdir()
     _mount(run, folder)
@@ -51,7 +51,7 @@ def disk(run: Run) -> None:
 def _mount(run: Run, folder: Path, options: str = "size=1M,nr_inodes=400") -> None:
     command = ["mount", "-t", "tmpfs", "-o", options, "faults", str(folder)]
     if subprocess.run(command, check=False, capture_output=True, timeout=20).returncode:
-        raise Unavailable("tmpfs cannot be mounted here")
+        raise NotPermitted("tmpfs cannot be mounted here")
     run.cleanup.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=False, timeout=20)
 
 

@@ -15,6 +15,10 @@ class Unavailable(Exception):
     """The fault cannot be tried here; the text says what is missing."""
 
 
+class NotPermitted(Unavailable):
+    """This user, or this container, may not do what the fault needs."""
+
+
 @dataclass
 class Run:
     """What a fault is given, and what it reports."""

@@ -24,16 +24,23 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 #: What runs as a library user's program: an SMTPServer on an inherited socket, stored in a Maildir.
 _PROGRAM = """
-import socket, sys
+import sys
 from gevent import monkey; monkey.patch_all()
-from gevent import socket as gsocket
+from gevent import socket
 import greensmtp
 from greensmtp import SMTPServer
 from greensmtp.delivery import Maildir
-listener = gsocket.socket(fileno=int(sys.argv[1]))
-server = SMTPServer(listener, hostname=sys.argv[3])
+server = SMTPServer(socket.socket(fileno=int(sys.argv[1])), hostname=sys.argv[3])
 Maildir(sys.argv[2]).attach(server)
 greensmtp.run(server)
+"""
+
+#: Starts a program as systemd does: the socket is descriptor 3, and LISTEN_PID is the program's own number.
+_ACTIVATE = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 #: mode -> the module that it needs
@@ -138,14 +145,7 @@ class Service:
         descriptors = [] if self._kept is None else [self._kept.fileno()]
         command = self._command()
         if self.mode == "activated":
-            # As systemd does it: the sockets are descriptors 3 and up, and LISTEN_PID is the process itself.
-            command = [
-                "sh",
-                "-c",
-                f'exec 3<&{descriptors[0]}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"',
-                "sh",
-                *command,
-            ]
+            command = [sys.executable, "-c", _ACTIVATE, str(descriptors[0]), *command]
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 command,
