@@ -15,8 +15,8 @@ from tests.faults.ledger import Ledger, audit
 from tests.faults.run import Run
 from tests.faults.service import Service
 
-#: Clients that send all the time.
-CLIENTS = 8
+#: Clients that send all the time; how many of them pause within each body, and for how many seconds.
+CLIENTS, SLOW, PAUSE = 8, 4, 0.05
 
 
 def kill(run: Run) -> None:
@@ -25,7 +25,7 @@ def kill(run: Run) -> None:
     service, ledger = Service(run), Ledger()
     starts = [service.start()]
     victims = {"plain": ("server",)}.get(run.mode, ("worker", "arbiter", "all"))
-    with senders(service.port, ledger, CLIENTS):
+    with senders(service.port, ledger, CLIENTS, slow=SLOW, seconds=PAUSE):
         for number in range(times):
             run.progress(number, times, "killed")
             enough = ledger.events["acknowledged"] + 20

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-#: Sizes of bodies in bytes, and how often each occurs. The Maildir writes in batches of 256 KB.
-_SIZES, _WEIGHTS = (300, 3_000, 40_000, 400_000), (60, 30, 8, 2)
+#: Sizes of bodies in bytes, and how often each occurs. The Maildir writes in batches of 256 KB: half of a large message
+#: is in a file before the other half has come.
+_SIZES, _WEIGHTS = (300, 3_000, 40_000, 600_000), (60, 25, 8, 7)
 
 _FIELDS = re.compile(rb"^X-Number: (\d+)\r\nX-Digest: ([0-9a-f]{64})\r\n\r\n", re.MULTILINE)
 _RECEIVED_ID = re.compile(rb"^\s+by \S+ with \S+ id (\S+)", re.MULTILINE)
