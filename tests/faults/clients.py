@@ -128,7 +128,7 @@ class Sender:
         while not self.stopped:
             try:
                 client = Client(self._port)
-            except ConnectionRefusedError:
+            except (ConnectionRefusedError, ConnectionResetError):  # a listen queue that goes is reset
                 events["refused"] += 1
                 sleep(0.01)
                 continue
