@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import signal
 import sys
 
 from tests.faults.faults import FAULTS
@@ -28,6 +29,7 @@ def main() -> int:
         for fault in FAULTS.values():
             print(f"{fault.name:12} {fault.does}\n{'':12} must: {fault.must}\n{'':12} modes: {', '.join(fault.modes)}")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an end like Ctrl-C, which leaves nothing behind
     status = 0
     for name in options.name:
         status = max(status, _run(FAULTS[name], options))
