@@ -16,6 +16,17 @@ START_TLS = Reply(220, "2.0.0 Ready to start TLS")
 START_MAIL = Reply(354, "End data with <CR><LF>.<CR><LF>")
 BYE = Reply(221, "2.0.0 Bye")
 
+
+def queued_as(queue_id: str) -> Reply:
+    """Return the reply to a message that was accepted without a text: ``250 2.0.0 Ok: queued as ID``."""
+    # Every message has its own, so it is made here, without the checks of a text that may be anything.
+    reply = Reply.__new__(Reply)
+    reply.code, reply.lines, reply.enhanced = 250, (f"Ok: queued as {queue_id}",), "2.0.0"
+    reply.ends_connection = False
+    reply.wire = f"250 2.0.0 Ok: queued as {queue_id}\r\n".encode("ascii")
+    return reply
+
+
 # The connection is closed
 SHUTTING_DOWN = Reply(421, "4.3.2 Service shutting down, closing connection")
 TIMED_OUT = Reply(421, "4.4.2 Timed out, closing connection")

@@ -178,7 +178,7 @@ class MessageStream(BodyPipes):
             except ENDINGS:
                 raise
             except BaseException:
-                logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
+                logger.exception("%s: %s raised at the end of a message", self._session.log_id, handler_name(callback))
 
     # Within
 

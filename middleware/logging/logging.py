@@ -12,12 +12,13 @@ from typing import Literal
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
 from greensmtp.middleware._message_replies import note_reply, outcome_of, told_replies
-from greensmtp.middleware.logging.format import Line, command_text, session_text, transaction_text
+from greensmtp.middleware.logging.format import Line, auth_text, command_text, session_text, transaction_text
 from greensmtp.middleware.logging.output import attach
 from greensmtp.middleware.logging.records import (
     Facts,
     SessionRecord,
     TransactionRecord,
+    auth_facts,
     peer_of,
     seconds_since,
     session_facts,
@@ -39,10 +40,11 @@ _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 class Logging:
     """Logs every session and every transaction at ``level``, when it ends, and every command at DEBUG.
 
-    Each record has its facts as attributes, for formatters that write JSON: ``event`` (``"session"``,
-    ``"transaction"`` or ``"command"``), ``session``, ``peer``, ``seconds``, and what records.py puts there. The
-    documentation has a table of them. A transaction ends with the reply to its message, with RSET, or with the
-    connection.
+    An AUTH that was refused is logged at ``level`` too. Each record has its facts as attributes, for formatters that
+    write JSON: ``event`` (``"session"``, ``"transaction"``, ``"auth"`` or ``"command"``), ``session``, ``peer``,
+    ``seconds``, and what records.py puts there. The documentation has a table of them. A transaction ends with the
+    reply to its message, with RSET, or with the connection. Its lines begin with ``session.transaction_id``, all others
+    with ``session.id``.
 
     The argument of AUTH is logged as ``***``, and so is every unknown command after a refused AUTH. Answers to
     challenges are not logged at all. Text from the client is cut to a limit, and escaped so that it cannot end a line
@@ -75,6 +77,7 @@ class Logging:
         #: If this level is disabled, nothing is logged. A logger's level may change while the server runs.
         self._highest = max(self.level, logging.DEBUG)
         self._is_enabled = logger.isEnabledFor
+        self._usual: Hook = self._other
         self._hooks: dict[str, Hook] = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
@@ -92,8 +95,8 @@ class Logging:
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass the command on, and log it, or what it ends."""
-        hook = self._hooks.get(command.verb, _other)
-        if hook is not _other and not self._is_enabled(self._highest):
+        hook = self._hooks.get(command.verb, self._usual)
+        if hook is not self._usual and not self._is_enabled(self._highest):
             return proceed(session, command)
         if self._is_enabled(logging.DEBUG) and command.verb not in _WITHOUT_LINE:
             return self._command(session, command, proceed, hook)
@@ -250,14 +253,25 @@ class Logging:
 
     # The command
 
+    def _other(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Handle any other verb. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
+        began = perf_counter()
+        reply = proceed(session, command)
+        note_secrets(session, command, reply)
+        if command.verb == "AUTH" and reply.code >= 400 and self._is_enabled(self.level):
+            self._emit(self.level, auth_text, auth_facts(session, began, reply))
+        return reply
+
     def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
         """Log a command with its reply."""
         verb, argument = shown_command(session, command)
+        transaction = session.transaction_id if verb == "MAIL" or session.from_ is not None else None
         began = perf_counter()
         reply = hook(session, command, proceed)
         facts = {
             "event": "command",
             "session": session.id,
+            "transaction": transaction,
             "peer": peer_of(session),
             "seconds": seconds_since(began),
             "verb": verb,
@@ -291,13 +305,6 @@ def _is_of_proxy(session: Session, record: SessionRecord, reason: str) -> bool:
     proxy = session.proxy
     is_local = proxy is not None and (proxy.is_local or proxy.source is None)
     return (is_local or reason == "xclient") and not session.messages_accepted and record.refusal is None
-
-
-def _other(session: Session, command: Command, proceed: Proceed) -> Reply:
-    """The hook of all other verbs. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
-    reply = proceed(session, command)
-    note_secrets(session, command, reply)
-    return reply
 
 
 def _check_level(level: int | str) -> int:

@@ -54,10 +54,11 @@ class SessionRecord:
 class TransactionRecord:
     """A transaction, which the session has forgotten by its end."""
 
-    __slots__ = ("began", "forwarded", "message", "recipients", "refused", "refused_count", "replies", "sender")
+    __slots__ = ("began", "forwarded", "id", "message", "recipients", "refused", "refused_count", "replies", "sender")
 
     def __init__(self, began: float, session: Session, sender: str | None = None) -> None:
         self.began = began
+        self.id = session.transaction_id
         self.sender = (session.from_ or "") if sender is None else sender
         self.recipients: Sequence[str] = session.to
         self.message: MessageStream | None = session.message
@@ -95,6 +96,18 @@ def session_facts(session: Session, record: SessionRecord, reason: str) -> Facts
     }
 
 
+def auth_facts(session: Session, began: float, reply: Reply) -> Facts:
+    """Return the facts of an AUTH that was refused."""
+    return {
+        "event": "auth",
+        "session": session.id,
+        "peer": peer_of(session),
+        "seconds": seconds_since(began),
+        "reply": reply.code,
+        "reply_text": reply_text(reply),
+    }
+
+
 def transaction_facts(
     session: Session,
     record: SessionRecord,
@@ -112,6 +125,7 @@ def transaction_facts(
     facts: Facts = {
         "event": "transaction",
         "session": session.id,
+        "transaction": transaction.id,
         "peer": peer_of(session),
         "seconds": seconds_since(transaction.began),
         "tls": _tls_of(session, record),
