@@ -145,7 +145,11 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         accepted, go_on = _reply_to_each(handler, stream)
     else:
         reply = _end_of_data(handler, stream, _END)
-        accepted, go_on = reply.code < 300, handler.say(reply)
+        accepted = go_on = reply.code < 300
+        if accepted:  # as in say:
+            handler.transport.write(reply.wire or reply.encode())
+        else:
+            go_on = handler.say(reply)
     session.reset()
     if accepted:
         session.messages_accepted += 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
@@ -165,7 +165,7 @@ class Session(ConnectsHandlers):
         """
         name = self._transaction_id
         if name is None:
-            name = self._transaction_id = f"{time.time_ns() // 1000:x}-{self.id}"
+            name = self._transaction_id = "%x-%s" % (time_ns() // 1000, self._id or self.id)  # noqa: UP031 - faster
         return name
 
     @property

@@ -77,7 +77,6 @@ class Logging:
         #: If this level is disabled, nothing is logged. A logger's level may change while the server runs.
         self._highest = max(self.level, logging.DEBUG)
         self._is_enabled = logger.isEnabledFor
-        self._usual: Hook = self._other
         self._hooks: dict[str, Hook] = {
             ACCEPT: self._accept,
             CONNECT: self._connect,
@@ -89,15 +88,16 @@ class Logging:
             "DATA": self._data,
             "BDAT": self._data,
             END_OF_DATA: self._end_of_data,
+            "AUTH": self._auth,
             "RSET": self._reset,
             DISCONNECT: self._disconnect,
         }
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Pass the command on, and log it, or what it ends."""
-        hook = self._hooks.get(command.verb, self._usual)
-        if hook is not self._usual and not self._is_enabled(self._highest):
-            return proceed(session, command)
+        hook = self._hooks.get(command.verb, _other)
+        if hook is not _other and not self._is_enabled(self._highest):
+            return proceed(session, command) if command.verb != "AUTH" else _other(session, command, proceed)
         if self._is_enabled(logging.DEBUG) and command.verb not in _WITHOUT_LINE:
             return self._command(session, command, proceed, hook)
         return hook(session, command, proceed)
@@ -251,14 +251,12 @@ class Logging:
             facts = transaction_facts(session, record, transaction, outcome=outcome, reason=reason, reply=reply)
             self._emit(self.level, transaction_text, facts)
 
-    # The command
+    # The commands
 
-    def _other(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Handle any other verb. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
+    def _auth(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         began = perf_counter()
-        reply = proceed(session, command)
-        note_secrets(session, command, reply)
-        if command.verb == "AUTH" and reply.code >= 400 and self._is_enabled(self.level):
+        reply = _other(session, command, proceed)
+        if reply.code >= 400 and self._is_enabled(self.level):
             self._emit(self.level, auth_text, auth_facts(session, began, reply))
         return reply
 
@@ -305,6 +303,13 @@ def _is_of_proxy(session: Session, record: SessionRecord, reason: str) -> bool:
     proxy = session.proxy
     is_local = proxy is not None and (proxy.is_local or proxy.source is None)
     return (is_local or reason == "xclient") and not session.messages_accepted and record.refusal is None
+
+
+def _other(session: Session, command: Command, proceed: Proceed) -> Reply:
+    """The hook of all other verbs. DEBUG may be enabled in the middle of a session, so secrets are always noted."""
+    reply = proceed(session, command)
+    note_secrets(session, command, reply)
+    return reply
 
 
 def _check_level(level: int | str) -> int:

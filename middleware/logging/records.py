@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.middleware._message_replies import Replies
+from greensmtp.protocol.canned import QueuedAs
 from greensmtp.protocol.log_text import LISTED, reply_text, shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import find_queue_id
@@ -142,12 +143,12 @@ def transaction_facts(
         "reason": reason,
         "reply": None if reply is None else reply.code,
         "reply_text": None if reply is None else reply_text(reply),
-        "queue_id": None if reply is None else _queue_id(reply),
+        "queue_id": None if reply is None else _queue_id(reply, transaction),
     }
     if session.server.lmtp and transaction.replies:
         told = [(to, each) for to, each in zip(recipients, transaction.replies, strict=False) if each is not None]
         facts["replies"] = _reply_facts(told[:LISTED])
-        facts["queue_id"] = next(filter(None, (_queue_id(each) for _, each in told)), None)
+        facts["queue_id"] = next(filter(None, (_queue_id(each, transaction) for _, each in told)), None)
     return facts
 
 
@@ -187,8 +188,10 @@ def _reply_facts(replies: Iterable[tuple[str, Reply]]) -> list[Facts]:
     ]
 
 
-def _queue_id(reply: Reply) -> str | None:
+def _queue_id(reply: Reply, transaction: TransactionRecord) -> str | None:
     """Return the queue ID in a reply to an accepted message."""
+    if isinstance(reply, QueuedAs):
+        return transaction.id  # (a search takes 10,000 instructions)
     if reply.code >= 300 or "queued" not in reply.text.lower():
         return None
     found = find_queue_id(reply.text)
