@@ -4,6 +4,7 @@ Rules of this file:
 
 - A label value is one of labels.py, whatever the client has sent.
 - What counts a verb or a label value is looked up once, in tables, and not at each command.
+- What is counted once a message has the message's ID as its exemplar.
 """
 
 from __future__ import annotations
@@ -129,11 +130,12 @@ class Recorder:
             reply = proceed(session, command)
         except BaseException:
             # When the client is lost, the session forgets the body before DISCONNECT.
-            self._state(session).body = session.message is not None and session.message.opened
+            if session.message is not None and session.message.opened:
+                self._state(session).begin_body(session)
             raise
         self._count_reply(codes, reply)
         if reply.code == goes_on:
-            self._state(session).body = True
+            self._state(session).begin_body(session)
         return reply
 
     def _end_of_data(
@@ -200,16 +202,17 @@ class Recorder:
         if lmtp and len(replies) < state.recipients:
             return
         state.body = False
-        self._messages[total]()
+        exemplar, state.exemplar = state.exemplar, None
+        self._messages[total](1, exemplar)
         if state.began:
-            self._observe_seconds(perf_counter() - state.began)
+            self._observe_seconds(perf_counter() - state.began, exemplar)
         if session.message is not None:
-            self._observe_size(session.message.size)
+            self._observe_size(session.message.size, exemplar)
 
     def _lose_body(self, state: SessionState) -> None:
         if state.body:
             state.body = False
-            self._messages["lost"]()
+            self._messages["lost"](1, state.exemplar)
 
     def _note_tls(self, session: Session, state: SessionState) -> None:
         if session.tls and not state.tls:
@@ -230,13 +233,15 @@ _AFTER: Mapping[str, After] = {
 class SessionState:
     """The state of one session."""
 
-    __slots__ = ("began", "body", "open", "recipients", "replies", "tls")
+    __slots__ = ("began", "body", "exemplar", "open", "recipients", "replies", "tls")
 
     def __init__(self) -> None:
         #: The time of MAIL.
         self.began = 0.0
         #: A body is being received.
         self.body = False
+        #: Names the message beside the counts that it changes.
+        self.exemplar: dict[str, str] | None = None
         #: Counted as open.
         self.open = False
         #: The recipients of the message, and the replies to it.
@@ -244,3 +249,8 @@ class SessionState:
         self.replies: Replies = []
         #: Counted as a TLS session.
         self.tls = False
+
+    def begin_body(self, session: Session) -> None:
+        """Note that a body is being received."""
+        self.body = True
+        self.exemplar = {"transaction_id": session.transaction_id}
