@@ -93,11 +93,11 @@ class MessageActions:
             return stream.failure
         emitter = self._received
         if not emitter.own.receivers and not emitter.shared.receivers:
-            return canned.QueuedAs(session.transaction_id)
+            return canned.queued_as(session.transaction_id)
         fields = {} if command.recipient is None else {"recipient": command.recipient}
         reply = emitter.collect(session, **fields)
         assert reply is not None
-        return canned.QueuedAs(session.transaction_id) if isinstance(reply, UsualReply) else reply
+        return canned.queued_as(session.transaction_id) if isinstance(reply, UsualReply) else reply
 
 
 def _is_binary(sender: Address | None) -> bool:

@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.middleware._message_replies import Replies
-from greensmtp.protocol.canned import QueuedAs
 from greensmtp.protocol.log_text import LISTED, reply_text, shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import find_queue_id
@@ -190,9 +189,10 @@ def _reply_facts(replies: Iterable[tuple[str, Reply]]) -> list[Facts]:
 
 def _queue_id(reply: Reply, transaction: TransactionRecord) -> str | None:
     """Return the queue ID in a reply to an accepted message."""
-    if isinstance(reply, QueuedAs):
-        return transaction.id  # (a search takes 10,000 instructions)
-    if reply.code >= 300 or "queued" not in reply.text.lower():
+    text = reply.text
+    if text == f"Ok: queued as {transaction.id}":
+        return transaction.id  # the usual one (the search takes 10,000 instructions)
+    if reply.code >= 300 or "queued" not in text.lower():
         return None
-    found = find_queue_id(reply.text)
+    found = find_queue_id(text)
     return None if found is None else found[:_MAX_QUEUE_ID]

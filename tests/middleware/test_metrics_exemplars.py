@@ -9,8 +9,9 @@ from gevent import Timeout, sleep, socket
 from gevent.event import Event
 from prometheus_client import CollectorRegistry
 
-from greensmtp import Session, SMTPServer
+from greensmtp import Ack, Session, SMTPServer
 from greensmtp.middleware import Metrics
+from greensmtp.middleware.metrics import recorder
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -44,7 +45,10 @@ def told(smtp_server: MakeServer) -> tuple[SMTPServer, Metrics]:
     return server, metrics
 
 
-def test_a_message_is_the_exemplar_of_what_it_is_counted_in(told: tuple[SMTPServer, Metrics]) -> None:
+def test_a_message_is_the_exemplar_of_what_it_is_counted_in(
+    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "EXEMPLAR_SECONDS", 0.0)
     server, metrics = told
     with dial(server) as peer:
         peer.hello()
@@ -57,6 +61,32 @@ def test_a_message_is_the_exemplar_of_what_it_is_counted_in(told: tuple[SMTPServ
     assert named['greensmtp_message_size_bytes_bucket{le="1024.0"}'] == first
     assert named['greensmtp_message_size_bytes_bucket{le="4096.0"}'] == second
     assert any(name.startswith("greensmtp_message_seconds_bucket") for name in named)
+
+
+def test_few_of_many_accepted_messages_are_exemplars_and_each_that_was_refused(
+    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder, "EXEMPLAR_SECONDS", 3600.0)
+    server, metrics = told
+    refusals: list[str] = []
+
+    @server.on("received")
+    def refuse(session: Session, ack: Ack) -> None:
+        if session.from_ == "no@example.org":
+            refusals.append(session.transaction_id)
+            ack.reject()
+        else:
+            ack.accept()
+
+    with dial(server) as peer:
+        peer.hello()
+        first = peer.deliver("x\r\n").split()[-1]
+        for _ in range(2):
+            peer.deliver("x\r\n")
+            peer.deliver("x\r\n", sender="no@example.org")
+    named = exemplars(scrape(metrics, OPENMETRICS)[1])
+    assert named['greensmtp_messages_total{outcome="accepted"}'] == first
+    assert named['greensmtp_messages_total{outcome="refused"}'] == refusals[-1]
 
 
 def test_a_message_that_was_lost_is_an_exemplar_too(told: tuple[SMTPServer, Metrics]) -> None:
