@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakSet
@@ -94,6 +96,7 @@ class LineWriter:
     def _write_all(self, descriptor: int) -> None:
         pause = native("time", "sleep")
         is_ending = False
+        most = _most_at_once(descriptor)
         while not (is_ending and self._lines.empty()):
             lines = []
             line = self._lines.get()
@@ -108,8 +111,9 @@ class LineWriter:
             if self._dropped and self._lines.empty():
                 lines.append(self._gap(self._dropped))
                 self._dropped = 0
-            text = "".join(f"{line}\n" for line in lines)
-            _write(descriptor, text.encode(self._encoding, "backslashreplace"))
+            encoded = [f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]
+            for piece in _pieces(encoded, most):
+                _write(descriptor, piece)
         self._started = False
         self._at_work.release()
 
@@ -130,6 +134,31 @@ def _descriptor(stream: TextIO | None) -> int | None:
         return None if stream is None else stream.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or no file at all
         return None
+
+
+def _most_at_once(descriptor: int) -> float:
+    """Return how many bytes one write keeps together when several processes write to the same place.
+
+    A file that is appended to takes a write of any size as a whole, a pipe ``PIPE_BUF`` bytes.
+    """
+    try:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return select.PIPE_BUF
+    return math.inf if is_file else select.PIPE_BUF
+
+
+def _pieces(lines: list[bytes], most: float) -> Iterator[bytes]:
+    """Yield lines joined to pieces of at most ``most`` bytes; a longer line is a piece of its own."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > most:
+            yield b"".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    yield b"".join(piece)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -165,6 +194,7 @@ class LogHandler(logging.Handler):
         super().__init__()
         self.log_format = log_format
         self.setFormatter(formatter)
+        _handlers.add(self)
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
         file = None if self._path is None else self._path.open("a", encoding="utf-8")
@@ -198,6 +228,19 @@ class LogHandler(logging.Handler):
             self._file.close()
         super().close()
 
+    def reopen(self) -> None:
+        """Open the file again by its path, after it was renamed, for instance by logrotate.
+
+        Lines that wait are written to the new file. Standard error is left as it is.
+
+        :raises OSError: the file cannot be opened; lines are still written to the old one.
+        """
+        if self._path is None or self._file is None or self._file.closed:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            # The thread keeps its descriptor, now the new file's: no write is cut, and none is waited for.
+            os.dup2(file.fileno(), self._file.fileno(), inheritable=False)
+
     def _format_gap(self, lines: int) -> str:
         record = {
             "name": "greensmtp",
@@ -205,6 +248,25 @@ class LogHandler(logging.Handler):
             "msg": f"{lines} records dropped: the log is read too slowly",
         }
         return self.format(logging.makeLogRecord(record))
+
+
+#: All of this process.
+_handlers: WeakSet[LogHandler] = WeakSet()
+
+
+def reopen_logs() -> None:
+    """Open the files of all LogHandlers again, after logrotate has renamed them. What fails is logged.
+
+    ``greensmtp serve`` does it at SIGHUP. A program calls it in a greenlet, as a handler of its own signal:
+    ``gevent.signal_handler(signal.SIGUSR1, reopen_logs)``.
+    """
+    for handler in list(_handlers):
+        try:
+            handler.reopen()
+        except OSError as error:
+            logging.getLogger("greensmtp").error(
+                "the log cannot be opened again: %s; the file that is open is written to", error
+            )
 
 
 class _TextFormatter(logging.Formatter):
