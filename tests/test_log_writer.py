@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import threading
@@ -126,6 +127,7 @@ def test_lines_of_several_processes_to_one_file_stay_whole(tmp_path: Path) -> No
 @pytest.mark.subprocess
 def test_lines_of_several_processes_to_one_pipe_stay_whole() -> None:
     reading, writing = os.pipe()
+    fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)  # so that the processes wait for room at the same time
     program = WRITING.replace('LogHandler("text", sys.argv[1])', 'LogHandler("text")')
     processes = [forked.start(forked.python(program, "-", who), stderr=writing) for who in "abc"]
     os.close(writing)
