@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import select
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,3 +148,17 @@ def test_a_line_longer_than_a_pipe_takes_at_once_is_written(tmp_path: Path) -> N
         assert writer.finish()
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read() == b"a\n" + b"x" * 10_000 + b"\nb\n"
+
+
+def test_a_pipe_gets_whole_lines_of_as_much_as_it_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces: list[bytes] = []
+    monkeypatch.setattr("greensmtp.log_writer._write", lambda descriptor, data: pieces.append(data))
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
+        writer = LineWriter(stream)
+        for number in range(500):
+            writer.say(f"{number} {'x' * 100}")
+        assert writer.finish()
+    assert max(map(len, pieces)) <= select.PIPE_BUF
+    assert all(piece.endswith(b"\n") for piece in pieces)
+    assert b"".join(pieces).count(b"\n") == 500
