@@ -34,7 +34,7 @@ from greensmtp.session import Session
 if TYPE_CHECKING:
     from greensmtp.middleware.metrics.families import MetricFamilies
 
-#: Of the accepted messages, one is an exemplar in this time, and each that took longer than that.
+#: Of the accepted messages, one is an exemplar in EXEMPLAR_SECONDS, and each that took at least SLOW_SECONDS.
 EXEMPLAR_SECONDS = 1.0
 SLOW_SECONDS = 1.0
 
@@ -56,7 +56,7 @@ class Recorder:
         self._messages = {name: families.messages.labels(name).inc for name in (*OUTCOMES, "lost")}
         self._recipients = {name: families.recipients.labels(name).inc for name in OUTCOMES}
         self._ends = {end: families.sessions.labels(end).inc for end in ENDS}
-        #: When a message that was accepted was an exemplar.
+        #: When a message was an exemplar.
         self._exemplar_seen = -EXEMPLAR_SECONDS
         #: verb -> what counts it. A verb has no time series before a client has sent it.
         self.by_verb: dict[str, Record] = {}
@@ -209,27 +209,22 @@ class Recorder:
         if lmtp and len(replies) < state.recipients:
             return
         state.body = False
-        exemplar = self._exemplar(state, total)
+        now = perf_counter()
+        seconds = now - state.began if state.began else 0.0
+        exemplar: dict[str, str] | None = None
+        if total != "accepted" or seconds >= SLOW_SECONDS or now - self._exemplar_seen >= EXEMPLAR_SECONDS:
+            self._exemplar_seen = now
+            exemplar = {"transaction_id": state.transaction_id}
         self._messages[total](1, exemplar)
         if state.began:
-            self._observe_seconds(perf_counter() - state.began, exemplar)
+            self._observe_seconds(seconds, exemplar)
         if session.message is not None:
             self._observe_size(session.message.size, exemplar)
-
-    def _exemplar(self, state: SessionState, outcome: str) -> dict[str, str] | None:
-        """Return the message as an exemplar; None: another accepted message was one a short time ago."""
-        exemplar, state.exemplar = state.exemplar, None
-        if outcome == "accepted":
-            now = perf_counter()
-            if now - self._exemplar_seen < EXEMPLAR_SECONDS and now - state.began < SLOW_SECONDS:
-                return None
-            self._exemplar_seen = now
-        return exemplar
 
     def _lose_body(self, state: SessionState) -> None:
         if state.body:
             state.body = False
-            self._messages["lost"](1, self._exemplar(state, "lost"))
+            self._messages["lost"](1, {"transaction_id": state.transaction_id})
 
     def _note_tls(self, session: Session, state: SessionState) -> None:
         if session.tls and not state.tls:
@@ -250,15 +245,15 @@ _AFTER: Mapping[str, After] = {
 class SessionState:
     """The state of one session."""
 
-    __slots__ = ("began", "body", "exemplar", "open", "recipients", "replies", "tls")
+    __slots__ = ("began", "body", "open", "recipients", "replies", "tls", "transaction_id")
 
     def __init__(self) -> None:
         #: The time of MAIL.
         self.began = 0.0
         #: A body is being received.
         self.body = False
-        #: Names the message beside the counts that it changes.
-        self.exemplar: dict[str, str] | None = None
+        #: The message, for exemplars.
+        self.transaction_id = ""
         #: Counted as open.
         self.open = False
         #: The recipients of the message, and the replies to it.
@@ -270,4 +265,4 @@ class SessionState:
     def begin_body(self, session: Session) -> None:
         """Note that a body is being received."""
         self.body = True
-        self.exemplar = {"transaction_id": session.transaction_id}
+        self.transaction_id = session.transaction_id
