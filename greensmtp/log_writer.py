@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import select
 import stat
 import sys
@@ -269,10 +270,15 @@ def reopen_logs() -> None:
             )
 
 
-class _TextFormatter(logging.Formatter):
-    """Start a record with its time, and indent further lines that begin with a digit.
+#: The beginning of a line that could be a record's, with its time or without.
+_PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
 
-    So no text in a record can pass for another record.
+
+class _TextFormatter(logging.Formatter):
+    """Start a record with its time, and indent further lines that begin with a digit or a single blank.
+
+    So no text in a record can pass for another record. (fail2ban takes a line without a time for one of the same time,
+    and a time that is cut out leaves a blank.)
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -280,7 +286,7 @@ class _TextFormatter(logging.Formatter):
         if text.isprintable():
             return text
         first, *others = map(printable, text.split("\n"))
-        return "\n".join((first, *(f"  {line}" if line[:1].isdigit() else line for line in others)))
+        return "\n".join((first, *(f"  {line}" if _PASSES_FOR_RECORD.match(line) else line for line in others)))
 
 
 def _json_formatter() -> logging.Formatter:

@@ -56,7 +56,7 @@ class Recorder:
         self._messages = {name: families.messages.labels(name).inc for name in (*OUTCOMES, "lost")}
         self._recipients = {name: families.recipients.labels(name).inc for name in OUTCOMES}
         self._ends = {end: families.sessions.labels(end).inc for end in ENDS}
-        #: When a message was an exemplar.
+        #: When an accepted message was an exemplar last.
         self._exemplar_seen = -EXEMPLAR_SECONDS
         #: verb -> what counts it. A verb has no time series before a client has sent it.
         self.by_verb: dict[str, Record] = {}
@@ -212,7 +212,9 @@ class Recorder:
         now = perf_counter()
         seconds = now - state.began if state.began else 0.0
         exemplar: dict[str, str] | None = None
-        if total != "accepted" or seconds >= SLOW_SECONDS or now - self._exemplar_seen >= EXEMPLAR_SECONDS:
+        if total != "accepted" or seconds >= SLOW_SECONDS:
+            exemplar = {"transaction_id": state.transaction_id}
+        elif now - self._exemplar_seen >= EXEMPLAR_SECONDS:
             self._exemplar_seen = now
             exemplar = {"transaction_id": state.transaction_id}
         self._messages[total](1, exemplar)
