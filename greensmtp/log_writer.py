@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 import select
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 from weakref import WeakSet
@@ -94,6 +97,7 @@ class LineWriter:
     def _write_all(self, descriptor: int) -> None:
         pause = native("time", "sleep")
         is_ending = False
+        most = _most_at_once(descriptor)
         while not (is_ending and self._lines.empty()):
             lines = []
             line = self._lines.get()
@@ -108,8 +112,9 @@ class LineWriter:
             if self._dropped and self._lines.empty():
                 lines.append(self._gap(self._dropped))
                 self._dropped = 0
-            text = "".join(f"{line}\n" for line in lines)
-            _write(descriptor, text.encode(self._encoding, "backslashreplace"))
+            encoded = [f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines]
+            for piece in _pieces(encoded, most):
+                _write(descriptor, piece)
         self._started = False
         self._at_work.release()
 
@@ -130,6 +135,31 @@ def _descriptor(stream: TextIO | None) -> int | None:
         return None if stream is None else stream.fileno()
     except (AttributeError, OSError, ValueError):  # closed, or no file at all
         return None
+
+
+def _most_at_once(descriptor: int) -> float:
+    """Return how many bytes one write keeps together when several processes write to the same place.
+
+    A file that is appended to takes a write of any size as a whole, a pipe ``PIPE_BUF`` bytes.
+    """
+    try:
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+    except OSError:
+        return select.PIPE_BUF
+    return math.inf if is_file else select.PIPE_BUF
+
+
+def _pieces(lines: list[bytes], most: float) -> Iterator[bytes]:
+    """Yield lines joined to pieces of at most ``most`` bytes; a longer line is a piece of its own."""
+    piece: list[bytes] = []
+    size = 0
+    for line in lines:
+        if piece and size + len(line) > most:
+            yield b"".join(piece)
+            piece, size = [], 0
+        piece.append(line)
+        size += len(line)
+    yield b"".join(piece)
 
 
 def _write(descriptor: int, data: bytes) -> None:
@@ -165,6 +195,7 @@ class LogHandler(logging.Handler):
         super().__init__()
         self.log_format = log_format
         self.setFormatter(formatter)
+        _handlers.add(self)
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
         file = None if self._path is None else self._path.open("a", encoding="utf-8")
@@ -198,6 +229,19 @@ class LogHandler(logging.Handler):
             self._file.close()
         super().close()
 
+    def reopen(self) -> None:
+        """Open the file again by its path, after it was renamed, for instance by logrotate.
+
+        Lines that wait are written to the new file. Standard error is left as it is.
+
+        :raises OSError: the file cannot be opened; lines are still written to the old one.
+        """
+        if self._path is None or self._file is None or self._file.closed:
+            return
+        with self._path.open("a", encoding="utf-8") as file:
+            # The thread keeps its descriptor, now the new file's: no write is cut, and none is waited for.
+            os.dup2(file.fileno(), self._file.fileno(), inheritable=False)
+
     def _format_gap(self, lines: int) -> str:
         record = {
             "name": "greensmtp",
@@ -207,10 +251,34 @@ class LogHandler(logging.Handler):
         return self.format(logging.makeLogRecord(record))
 
 
-class _TextFormatter(logging.Formatter):
-    """Start a record with its time, and indent further lines that begin with a digit.
+#: All of this process.
+_handlers: WeakSet[LogHandler] = WeakSet()
 
-    So no text in a record can pass for another record.
+
+def reopen_logs() -> None:
+    """Open the files of all LogHandlers again, after logrotate has renamed them. What fails is logged.
+
+    ``greensmtp serve`` does it at SIGHUP. A program calls it in a greenlet, as a handler of its own signal:
+    ``gevent.signal_handler(signal.SIGUSR1, reopen_logs)``.
+    """
+    for handler in list(_handlers):
+        try:
+            handler.reopen()
+        except OSError as error:
+            logging.getLogger("greensmtp").error(
+                "the log cannot be opened again: %s; the file that is open is written to", error
+            )
+
+
+#: The beginning of a line that could be a record's, with its time or without.
+_PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
+
+
+class _TextFormatter(logging.Formatter):
+    """Start a record with its time, and indent further lines that begin with a digit or a single blank.
+
+    So no text in a record can pass for another record. (fail2ban takes a line without a time for one of the same time,
+    and a time that is cut out leaves a blank.)
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -218,7 +286,7 @@ class _TextFormatter(logging.Formatter):
         if text.isprintable():
             return text
         first, *others = map(printable, text.split("\n"))
-        return "\n".join((first, *(f"  {line}" if line[:1].isdigit() else line for line in others)))
+        return "\n".join((first, *(f"  {line}" if _PASSES_FOR_RECORD.match(line) else line for line in others)))
 
 
 def _json_formatter() -> logging.Formatter:

@@ -15,5 +15,18 @@ from greensmtp.middleware.logging.logging import Logging
 from greensmtp.middleware.metrics import Metrics
 from greensmtp.middleware.rate_limit import RateLimit
 from greensmtp.middleware.tarpit import Tarpit
+from greensmtp.middleware.tracing import Tracing, traced
 
-__all__ = ["AccessList", "Auth", "Chaos", "ConnectionLimit", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"]
+__all__ = [
+    "AccessList",
+    "Auth",
+    "Chaos",
+    "ConnectionLimit",
+    "EarlyTalker",
+    "Logging",
+    "Metrics",
+    "RateLimit",
+    "Tarpit",
+    "Tracing",
+    "traced",
+]

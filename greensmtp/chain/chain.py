@@ -208,14 +208,14 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
                 reply = reply_of(reject)
         except HandlerTimeout as error:
             name = handler_name(middleware)
-            logger.error("%s: middleware %s ran too long: %s; replying 451", session.id, name, error)
+            logger.error("%s: middleware %s ran too long: %s; replying 451", session.log_id, name, error)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
             if error is session.close_error:
                 raise  # the client is gone
             logger.exception(
                 "%s: middleware %s raised at %s; replying 451",
-                session.id,
+                session.log_id,
                 handler_name(middleware),
                 command.shown_verb,
             )
@@ -224,7 +224,7 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
             return reply
         logger.error(
             "%s: middleware %s returned %r for %s, not a Reply; replying 451",
-            session.id,
+            session.log_id,
             handler_name(middleware),
             reply,
             command.shown_verb,

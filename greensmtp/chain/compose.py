@@ -129,14 +129,16 @@ class When:
         except Reject:
             raise
         except HandlerTimeout as error:
-            logger.error("%s: predicate %s ran too long: %s; replying 451", session.id, describe(self.predicate), error)
+            logger.error(
+                "%s: predicate %s ran too long: %s; replying 451", session.log_id, describe(self.predicate), error
+            )
             return None
         except (Exception, SystemExit) as error:
             if error is session.close_error:
                 raise  # the client is gone
             logger.exception(
                 "%s: predicate %s raised at %s; replying 451",
-                session.id,
+                session.log_id,
                 describe(self.predicate),
                 command.shown_verb,
             )

@@ -52,9 +52,13 @@ class MaildirFile:
     _failure: tuple[int, str] | None = None
 
     def __init__(self, path: Path, pool: BoundedPool, session: Session, stream: MessageStream) -> None:
-        self.queue_id = trace.new_queue_id()
+        self.queue_id = session.transaction_id
+        # The same message may be written to a folder twice: by two deliveries, or after a DATA that was refused.
+        notes, key = session.transaction_notes, (MaildirFile, path)
+        number = notes[key] = notes.get(key, 0) + 1
+        unique = self.queue_id if number == 1 else f"{self.queue_id}_{number}"
         host = session.server.hostname.replace("/", "_").replace(":", "_")[:100]
-        name = f"{time.time_ns() // 1_000_000_000}.{self.queue_id}.{host}"
+        name = f"{int(time.time())}.{unique}.{host}"
         self._partial = path / "tmp" / name
         self._final = path / "new" / name
         self._head = (

@@ -6,11 +6,8 @@ input is treated as hostile.
 
 from __future__ import annotations
 
-import itertools
-import os
 import re
 import ssl
-import time
 from collections.abc import Iterable
 from datetime import datetime
 from email.utils import format_datetime
@@ -21,22 +18,12 @@ from greensmtp.errors import ProtocolError
 from greensmtp.protocol.mailbox import ascii_domain, check_domain
 from greensmtp.session import Session
 
-_numbers = itertools.count(1)
-
 #: A value of ``id``: an atom (RFC 5321 section 4.4 allows a msg-id as well).
 _QUEUE_ID = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]{1,128}")
 #: Control characters, Unicode line separators, and surrogates, which UTF-8 cannot encode.
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 #: Bytes of an address that fit into a line of 998 octets (RFC 5322 section 2.1.1).
 _MAX_ADDRESS = 900
-
-
-def new_queue_id() -> str:
-    """Return an ID that no other message on this host has, from time, process and a count.
-
-    See https://cr.yp.to/proto/maildir.html.
-    """
-    return f"{time.time_ns() // 1000:X}P{os.getpid()}Q{next(_numbers)}"
 
 
 def return_path(session: Session) -> bytes:
@@ -58,12 +45,12 @@ def received_field(session: Session, queue_id: str | None = None, now: datetime 
     A single recipient is named. Several are not, since each would see the others (RFC 5321 section 7.2). A client's
     name that is not a domain is written as ``unknown``.
 
-    :param queue_id: the queue ID at this server. Default: a new one.
+    :param queue_id: the queue ID at this server. Default: ``session.transaction_id``.
     :param now: the time. Default: the current time.
     :raises ValueError: the queue ID is not an atom (RFC 5322 section 3.2.3).
     """
     if queue_id is None:
-        queue_id = new_queue_id()
+        queue_id = session.transaction_id
     elif not _QUEUE_ID.fullmatch(queue_id):
         raise ValueError(f"queue_id: expected an atom of 1 to 128 characters, like 'A1B2C3'; got {queue_id!r}")
     recipient = _text(session.to[0]) if len(session.to) == 1 else ""

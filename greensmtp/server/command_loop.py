@@ -62,7 +62,8 @@ class CommandLoop(Replier):
             self.identity_before = session.identity
             session._staged = _NOTHING  # what was staged from elsewhere, after its command had been answered
             if session.from_ is None:
-                session._transaction_notes = None  # what was noted before belongs to no transaction
+                # What was noted before belongs to no transaction.
+                session._transaction_notes = session._transaction_id = None
             try:
                 reply = handle(session, command)
             except BaseException as error:

@@ -54,7 +54,7 @@ def after_quit(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         return handler.answer(command, reply)
     handler.settle(reply)
     handler.transport.write(reply.encode())
-    handler.quit = True
+    handler.closing = "quit"
     return False
 
 
@@ -63,7 +63,7 @@ def after_starttls(handler: ConnectionHandler, command: Command, reply: Reply) -
     session = handler.session
     requested, session._tls_requested = session._tls_requested, False
     if not requested and reply.code == 220:
-        logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.id, reply)
+        logger.error("%s: %r to STARTTLS, but not by the server's own action; replying 454", session.log_id, reply)
         reply = canned.TLS_UNAVAILABLE
     elif requested and reply.code == 220:
         reply = handler.settle(reply)
@@ -86,7 +86,7 @@ def after_xclient(handler: ConnectionHandler, command: Command, reply: Reply) ->
     session = handler.session
     attributes = take_request(session)
     if reply.code == 220 and attributes is None:
-        logger.error("%s: %r to XCLIENT, but not by the server's own action; replying 451", session.id, reply)
+        logger.error("%s: %r to XCLIENT, but not by the server's own action; replying 451", session.log_id, reply)
         reply = canned.LOCAL_ERROR
     reply = handler.settle(reply)
     if reply.code != 220 or attributes is None:
@@ -145,7 +145,11 @@ def after_body(handler: ConnectionHandler, command: Command, reply: Reply) -> bo
         accepted, go_on = _reply_to_each(handler, stream)
     else:
         reply = _end_of_data(handler, stream, _END)
-        accepted, go_on = reply.code < 300, handler.say(reply)
+        accepted = go_on = reply.code < 300
+        if accepted:  # as in say:
+            handler.transport.write(reply.wire or reply.encode())
+        else:
+            go_on = handler.say(reply)
     session.reset()
     if accepted:
         session.messages_accepted += 1
@@ -168,7 +172,7 @@ def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfDa
     except BaseException as error:
         reply = handler.error_reply(error, END_OF_DATA)
     if stream.failure is not None and reply.code < 300:
-        logger.error("%s: %r to a message that has failed; replying %s", session.id, reply, stream.failure)
+        logger.error("%s: %r to a message that has failed; replying %s", session.log_id, reply, stream.failure)
         reply = stream.failure
     if session._staged or reply.code >= 300:
         handler.is_storing = True
@@ -225,7 +229,7 @@ def _overrule(handler: ConnectionHandler, stream: MessageStream, reply: Reply) -
     """Fail a message that a middleware has refused while its body flows already."""
     handler.forget_changes()
     if reply.code < 400:
-        logger.error("%s: unexpected reply %r to a message; replying 451", handler.session.id, reply)
+        logger.error("%s: unexpected reply %r to a message; replying 451", handler.session.log_id, reply)
         reply = canned.LOCAL_ERROR
     stream.fail(reply)
 
@@ -250,7 +254,7 @@ def _drain(handler: ConnectionHandler, stream: MessageStream) -> None:
         except ENDINGS:
             raise
         except BaseException:
-            logger.exception("%s: a pipe of the message raised; replying %s", handler.session.id, stream.failure)
+            logger.exception("%s: a pipe of the message raised; replying %s", handler.session.log_id, stream.failure)
 
 
 #: verb -> its continuation

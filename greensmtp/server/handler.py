@@ -97,12 +97,14 @@ class ConnectionHandler(CommandLoop):
                 if self.greet():
                     self.handle_commands()
                 # After QUIT the client closes. Other clients have been told to go, and may be sending.
-                reason, linger = ("quit", False) if self.quit else ("refused", True)
+                reason, linger = self.closing, self.closing != "quit"
             else:
                 reason = "refused"
         except ConnectionLost as lost:
             reason = lost.reason
             linger = self._say_farewell(reason)
+            if reason == "refused":
+                reason = self.closing
             logger.debug("%s: connection lost: %s", self.session.id, reason)
         except GreenletExit:
             reason = self.dismissed or "shutdown"

@@ -15,6 +15,7 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
 from greensmtp.server.limits import Limits
 from greensmtp.session import Session
+from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
 from greensmtp.session.interfaces import Body, BodyCheck
 from greensmtp.session.stream import MessageStream
@@ -92,11 +93,11 @@ class MessageActions:
             return stream.failure
         emitter = self._received
         if not emitter.own.receivers and not emitter.shared.receivers:
-            return canned.MESSAGE_OK
+            return canned.queued_as(session.transaction_id)
         fields = {} if command.recipient is None else {"recipient": command.recipient}
         reply = emitter.collect(session, **fields)
         assert reply is not None
-        return reply
+        return canned.queued_as(session.transaction_id) if isinstance(reply, UsualReply) else reply
 
 
 def _is_binary(sender: Address | None) -> bool:

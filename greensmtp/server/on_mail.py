@@ -97,7 +97,7 @@ class _MailReceiver:
             reply = reply_to_failure(error)
             if reply.code != canned.NO_STORAGE.code:
                 raise
-            logger.error("%s: %s: %s; replying 452", session.id, handler_name(self._handler), error)
+            logger.error("%s: %s: %s; replying 452", session.log_id, handler_name(self._handler), error)
             raise Reject(reply.code, f"{reply.enhanced} {reply.text}") from error
 
     def _checked(self, verdict: Verdict, session: Session) -> Verdict:

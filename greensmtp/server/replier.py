@@ -61,7 +61,7 @@ class Replier(Supervised):
         if isinstance(error, (Exception, *ENDINGS)):
             raise error
         kind = "gevent.Timeout" if isinstance(error, Timeout) else type(error).__name__
-        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.id, kind, verb)
+        logger.exception("%s: uncaught %s while handling %s; replying 451", self.session.log_id, kind, verb)
         return canned.LOCAL_ERROR
 
     # What a command changes
@@ -69,7 +69,7 @@ class Replier(Supervised):
     def settle(self, reply: Reply) -> Reply:
         """Make the staged changes if the reply is positive, else forget them. Return the reply to write."""
         if 300 <= reply.code < 400:
-            logger.error("%s: unexpected intermediate reply %r; replying 451", self.session.id, reply)
+            logger.error("%s: unexpected intermediate reply %r; replying 451", self.session.log_id, reply)
             reply = canned.LOCAL_ERROR
         if reply.code >= 300:
             self.forget_changes()
@@ -112,7 +112,7 @@ class Replier(Supervised):
                 else:
                     logger.exception(
                         "%s: %s, staged at %s, raised; replying 451",
-                        session.id,
+                        session.log_id,
                         handler_name(change),
                         command.shown_verb,
                     )
@@ -127,7 +127,7 @@ class Replier(Supervised):
         if session._changes == changes and command.verb in PROMISES:
             logger.warning(
                 "%s: %s was answered %s, but not by the server's own action; the transaction is dropped",
-                session.id,
+                session.log_id,
                 command.shown_verb,
                 reply.code,
             )
@@ -170,6 +170,7 @@ class Replier(Supervised):
         """Return False, with a 421, if there have been ``max_errors``."""
         if self.session.errors < self.routes.limits.max_errors:
             return True
+        self.closing = "errors"
         self.transport.write(canned.TOO_MANY_ERRORS.encode())
         return False
 
@@ -179,6 +180,7 @@ class Replier(Supervised):
         session._idle_commands += 1
         if session._idle_commands <= self.routes.limits.max_idle_commands:
             return True
+        self.closing = "commands"
         self.transport.write(canned.TOO_MANY_COMMANDS.encode())
         return False
 

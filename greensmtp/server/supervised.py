@@ -53,6 +53,7 @@ class Supervised:
     __slots__ = (
         "_throws",
         "address",
+        "closing",
         "current",
         "deferred_recipients",
         "dismissed",
@@ -62,7 +63,6 @@ class Supervised:
         "identity_before",
         "is_storing",
         "next_command",
-        "quit",
         "registry",
         "routes",
         "session",
@@ -100,8 +100,8 @@ class Supervised:
         self.deferred_recipients = 0
         #: A command that was read where a chunk was expected; the loop goes on with it.
         self.next_command: Command | None = None
-        #: True once QUIT has been answered with 221.
-        self.quit = False
+        #: Why it is closed if the server has said its last reply: ``quit``, or one of 421.
+        self.closing = "refused"
 
     # Deadlines
 
@@ -141,7 +141,7 @@ class Supervised:
         where = "".join(traceback.format_stack(self.greenlet.gr_frame)).rstrip()
         logger.error(
             "%s: the handler of %s goes on after %d HandlerTimeouts; connection closed. Its stack:\n%s",
-            self.session.id,
+            self.session.log_id,
             verb,
             THROWS,
             where,

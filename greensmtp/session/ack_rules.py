@@ -128,13 +128,14 @@ _REFUSED = Reply(550, "5.7.1 Refused")
 
 
 class UsualReply(Reply):
-    """``accept()`` without a text. The dispatcher writes it, as it has the server's or the client's name in it."""
+    """``accept()`` without a text. The dispatcher writes it, as it has a name in it, such as the server's."""
 
     __slots__ = ()
 
 
 _GREETED = UsualReply(250, "", enhanced=None)
 _BANNER = UsualReply(220, "", enhanced=None)
+_RECEIVED = UsualReply(250, "2.0.0 Ok: message accepted")
 
 #: signal -> its rules
 RULES = {
@@ -188,5 +189,5 @@ RULES = {
         canned.CANNOT_START_QUEUE,
         accept_codes=range(250, 254),
     ),
-    "received": AckRules(canned.MESSAGE_OK, Reply(550, "5.7.1 Message refused"), canned.MESSAGE_OK),
+    "received": AckRules(_RECEIVED, Reply(550, "5.7.1 Message refused"), _RECEIVED),
 }

@@ -138,6 +138,6 @@ class BodyPipes(ChunkReader):
                 try:
                     reply = reply_of(error, "")
                 except (ProtocolError, TypeError):
-                    logger.exception("%s: a pipe of the message raised a Reject that is no reply", self._session.id)
+                    logger.exception("%s: a pipe of the message raised a Reject that is no reply", self._session.log_id)
             self.fail(reply, MessageRefused(reply.code, f"{reply.enhanced} {reply.text}"))
             raise

@@ -99,7 +99,7 @@ class Emitter:
             except BaseException:
                 logger.exception(
                     "%s: handler %s for signal %r raised (ignored: the signal has no ack)",
-                    session.id,
+                    session.log_id,
                     handler_name(receiver),
                     self.name,
                 )
@@ -204,13 +204,13 @@ class Emitter:
     ) -> None:
         state.reply = canned.LOCAL_ERROR
         state.conflict = False
-        logger.error(f"%s: %s: {what}; replying 451", session.id, self.name, names, *facts, exc_info=traceback)
+        logger.error(f"%s: %s: {what}; replying 451", session.log_id, self.name, names, *facts, exc_info=traceback)
 
     def _log_ignored(self, session: Session, what: str, receiver: Callable[..., Any], fact: object) -> None:
         """Log a fault of a receiver of a signal without an ack."""
         logger.error(
             f"%s: handler %s for signal %r {what} (ignored: the signal has no ack)",
-            session.id,
+            session.log_id,
             handler_name(receiver),
             self.name,
             fact,

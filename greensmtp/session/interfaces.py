@@ -49,8 +49,8 @@ class MessageOwner(Protocol):
     """What a message stream needs of its session."""
 
     @property
-    def id(self) -> str:
-        """The session's name in logs."""
+    def log_id(self) -> str:
+        """The transaction's name in logs."""
 
     @property
     def smtputf8(self) -> bool:

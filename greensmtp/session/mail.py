@@ -35,6 +35,8 @@ class Mail:
 
     def __init__(self, session: Session, stream: MessageStream, spool: Spool) -> None:
         self.session = session
+        #: ``session.transaction_id``, which the client is told if the handler accepts without a text.
+        self.id: str = session.transaction_id
         #: The reverse-path; ``""`` for the null sender.
         self.sender: Address = session.from_ or Address("", "", "")
         #: The accepted recipients, in their order.

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
+from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
@@ -68,6 +69,7 @@ class Session(ConnectsHandlers):
         "_receivers",
         "_staged",
         "_tls_requested",
+        "_transaction_id",
         "_transaction_notes",
         "_wrap_body",
         "errors",
@@ -137,6 +139,8 @@ class Session(ConnectsHandlers):
         self._changes = 0
         #: None until a handler asks for them.
         self._transaction_notes: dict[Any, Any] | None = None
+        #: None until it is asked for.
+        self._transaction_id: str | None = None
         #: Replaces the next body; see ``wrap_body``.
         self._wrap_body: Callable[[Body], Body] | None = None
         self._id: str | None = None
@@ -150,6 +154,24 @@ class Session(ConnectsHandlers):
         if name is None:
             name = self._id = f"{_process(os.getpid())}-{next(_numbers):x}"
         return name
+
+    @property
+    def transaction_id(self) -> str:
+        """The transaction's ID: ``6447ef957f640-5c1f0a-1f``, in log lines, Received, and ``queued as`` of the reply.
+
+        It is the time in microseconds and the session's ID. So it sorts by time, and no other transaction has it on any
+        machine. It is an atom and a file name. It lasts as long as ``transaction_notes``, and is made when it is first
+        read.
+        """
+        name = self._transaction_id
+        if name is None:
+            name = self._transaction_id = "%x-%s" % (time_ns() // 1000, self._id or self.id)  # noqa: UP031 - faster
+        return name
+
+    @property
+    def log_id(self) -> str:
+        """What to begin a log line with: ``transaction_id`` within a transaction, else ``id``, which it contains."""
+        return self.id if self.from_ is None and self._transaction_id is None else self.transaction_id
 
     @property
     def socket(self) -> socket:
@@ -334,6 +356,7 @@ class Session(ConnectsHandlers):
         if self.message is not None:
             self.message.end()
             self.message = None
+        self._transaction_id = None  # last: what is called at the end of the message may log it
         self.state = _CONNECTED if self.greeting is None else _GREETED
 
     def _reset_all(self) -> None:

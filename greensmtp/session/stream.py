@@ -126,8 +126,11 @@ class MessageStream(BodyPipes):
         if self._rest:
             chunk, self._rest = self._rest, b""
             return chunk
-        # As in _next_chunk:
-        chunk = self._take_chunk() if self._flowing and self._greenlet is getcurrent() else self._next_chunk()
+        # As in _next_chunk, whose call is saved for the usual body and its usual end:
+        ours = self._greenlet is getcurrent()
+        if ours and self.complete and not self.closed and self.error is None:
+            raise StopIteration
+        chunk = self._take_chunk() if ours and self._flowing else self._next_chunk()
         if chunk:
             return chunk
         raise StopIteration
@@ -178,7 +181,7 @@ class MessageStream(BodyPipes):
             except ENDINGS:
                 raise
             except BaseException:
-                logger.exception("%s: %s raised at the end of a message", self._session.id, handler_name(callback))
+                logger.exception("%s: %s raised at the end of a message", self._session.log_id, handler_name(callback))
 
     # Within
 

@@ -106,10 +106,10 @@ class ExchangeRunner:
     def log_fault(self, session: Session, error: BaseException, action: str = "replying 454") -> None:
         """Log what was raised, and where. The text of an unknown error is left out: it may hold a secret."""
         if isinstance(error, Unavailable):
-            logger.error("%s: auth: %s: %s; %s", session.id, self, shown(error), action)
+            logger.error("%s: auth: %s: %s; %s", session.log_id, self, shown(error), action)
             return
         where = "".join(traceback.format_tb(error.__traceback__)).rstrip()
-        logger.error("%s: auth: %s raised %s; %s\n%s", session.id, self, type(error).__name__, action, where)
+        logger.error("%s: auth: %s raised %s; %s\n%s", session.log_id, self, type(error).__name__, action, where)
 
     def __str__(self) -> str:
         """The backend. The repr of a user's own class is left out: it may hold a secret."""

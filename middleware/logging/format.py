@@ -1,4 +1,4 @@
-"""The text of Logging's lines: for a session, a transaction and a command."""
+"""The text of Logging's lines: for a session, a transaction, a refused AUTH and a command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Line:
         facts = self._facts
         seconds = facts["seconds"]
         took = "-" if seconds is None else f"{seconds * 1000:.1f} ms"
-        return f"{facts['session']} {self._text(facts)} ({took})"
+        name = facts.get("transaction") or facts["session"]
+        return f"{name} {self._text(facts)} ({took})"
 
 
 def session_text(facts: dict[str, Any]) -> str:
@@ -35,6 +36,11 @@ def session_text(facts: dict[str, Any]) -> str:
         f"messages={facts['messages']} recipients={facts['recipient_count']} octets={facts['octets']} "
         f"-> {facts['reason']}{refusal}"
     )
+
+
+def auth_text(facts: dict[str, Any]) -> str:
+    """Return the text of an AUTH that was refused."""
+    return f"auth peer={word(facts['peer'])} -> {facts['reply']} {without_fields(facts['reply_text'])}"
 
 
 def command_text(facts: dict[str, Any]) -> str:

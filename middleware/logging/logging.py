@@ -12,12 +12,13 @@ from typing import Literal
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
 from greensmtp.middleware._message_replies import note_reply, outcome_of, told_replies
-from greensmtp.middleware.logging.format import Line, command_text, session_text, transaction_text
+from greensmtp.middleware.logging.format import Line, auth_text, command_text, session_text, transaction_text
 from greensmtp.middleware.logging.output import attach
 from greensmtp.middleware.logging.records import (
     Facts,
     SessionRecord,
     TransactionRecord,
+    auth_facts,
     peer_of,
     seconds_since,
     session_facts,
@@ -39,10 +40,11 @@ _WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 class Logging:
     """Logs every session and every transaction at ``level``, when it ends, and every command at DEBUG.
 
-    Each record has its facts as attributes, for formatters that write JSON: ``event`` (``"session"``,
-    ``"transaction"`` or ``"command"``), ``session``, ``peer``, ``seconds``, and what records.py puts there. The
-    documentation has a table of them. A transaction ends with the reply to its message, with RSET, or with the
-    connection.
+    An AUTH that was refused is logged at ``level`` too. Each record has its facts as attributes, for formatters that
+    write JSON: ``event`` (``"session"``, ``"transaction"``, ``"auth"`` or ``"command"``), ``session``, ``peer``,
+    ``seconds``, and what records.py puts there. The documentation has a table of them. A transaction ends with the
+    reply to its message, with RSET, or with the connection. Its lines begin with ``session.transaction_id``, all others
+    with ``session.id``.
 
     The argument of AUTH is logged as ``***``, and so is every unknown command after a refused AUTH. Answers to
     challenges are not logged at all. Text from the client is cut to a limit, and escaped so that it cannot end a line
@@ -86,6 +88,7 @@ class Logging:
             "DATA": self._data,
             "BDAT": self._data,
             END_OF_DATA: self._end_of_data,
+            "AUTH": self._auth,
             "RSET": self._reset,
             DISCONNECT: self._disconnect,
         }
@@ -94,7 +97,7 @@ class Logging:
         """Pass the command on, and log it, or what it ends."""
         hook = self._hooks.get(command.verb, _other)
         if hook is not _other and not self._is_enabled(self._highest):
-            return proceed(session, command)
+            return proceed(session, command) if command.verb != "AUTH" else _other(session, command, proceed)
         if self._is_enabled(logging.DEBUG) and command.verb not in _WITHOUT_LINE:
             return self._command(session, command, proceed, hook)
         return hook(session, command, proceed)
@@ -248,16 +251,25 @@ class Logging:
             facts = transaction_facts(session, record, transaction, outcome=outcome, reason=reason, reply=reply)
             self._emit(self.level, transaction_text, facts)
 
-    # The command
+    # The commands
+
+    def _auth(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        began = perf_counter()
+        reply = _other(session, command, proceed)
+        if reply.code >= 400 and self._is_enabled(self.level):
+            self._emit(self.level, auth_text, auth_facts(session, began, reply))
+        return reply
 
     def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
         """Log a command with its reply."""
         verb, argument = shown_command(session, command)
+        transaction = session.transaction_id if verb == "MAIL" or session.from_ is not None else None
         began = perf_counter()
         reply = hook(session, command, proceed)
         facts = {
             "event": "command",
             "session": session.id,
+            "transaction": transaction,
             "peer": peer_of(session),
             "seconds": seconds_since(began),
             "verb": verb,

@@ -16,7 +16,21 @@ OTHER = "other"
 VERBS = frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED | PSEUDO_COMMANDS
 #: The reasons of ``disconnect``.
 ENDS = (
-    *("quit", "closed", "reset", "timeout", "slow", "refused", "displaced", "foreign", "shutdown", "tls", "error"),
+    *(
+        "quit",
+        "closed",
+        "reset",
+        "timeout",
+        "slow",
+        "refused",
+        "errors",
+        "commands",
+        "displaced",
+        "foreign",
+        "shutdown",
+        "tls",
+        "error",
+    ),
     *("proxy", "xclient"),
     OTHER,
 )

@@ -60,7 +60,8 @@ def split_replies(data: bytes) -> list[str]:
     found = [match[0] for match in REPLY.finditer(data)]
     assert b"".join(found) == data, f"not a sequence of well-formed replies: {data!r}"
     assert all(len(line) <= 512 for line in data.splitlines(keepends=True)), "a line longer than RFC 5321 allows"
-    return [reply.decode("ascii").removesuffix("\r\n").replace("\r\n", "\n") for reply in found]
+    texts = [reply.decode("ascii").removesuffix("\r\n").replace("\r\n", "\n") for reply in found]
+    return [re.sub(r"(?<=Ok: queued as )\S+", "ID", text) for text in texts]  # every message has its own
 
 
 class _Appender:

@@ -81,9 +81,10 @@ def test_return_path_is_the_reverse_path() -> None:
     assert return_path(session(from_=None)) == b"Return-Path: <>\r\n"
 
 
-def test_an_id_and_a_time_are_made_where_none_is_given() -> None:
-    ids = {re.search(rb"id (\w+)\r\n", received_field(session()))[1] for _ in range(5)}  # type: ignore[index]
-    assert len(ids) == 5
+def test_the_transactions_id_and_the_time_are_the_defaults() -> None:
+    field = received_field(session(transaction_id="6447ef957f640-5c1f0a-1f"))
+    assert b" id 6447ef957f640-5c1f0a-1f\r\n" in field
+    assert re.search(rb";\r\n\t\w+, \d+ ", field)
 
 
 @pytest.mark.parametrize("queue_id", ["", "a b", "a\r\nX: y", "a;b", "<a>", "\u00e9", "x" * 129])

@@ -84,8 +84,11 @@ def test_a_session_reads_as_a_dialogue(server: SMTPServer, caplog: pytest.LogCap
     got = lines(caplog)
     assert len(got) == len(expected)
     session_id = got[0].split()[0]
-    for line, (command, reply) in zip(got, expected, strict=True):
-        assert line.startswith(f"{session_id} {command} -> {reply}"), line
+    transaction_id = got[2].split()[0]
+    assert transaction_id.endswith(f"-{session_id}")
+    for number, (line, (command, reply)) in enumerate(zip(got, expected, strict=True)):
+        name = transaction_id if 2 <= number <= 6 else session_id
+        assert line.startswith(f"{name} {command} -> {reply}"), line
         assert line.endswith(" ms)")
         assert "\n" not in line
 
@@ -172,6 +175,11 @@ def test_every_record_carries_its_facts(server: SMTPServer, caplog: pytest.LogCa
     assert commands["EHLO"]["argument"] == "client.example"
     assert (commands["XYZZY"]["reply"], commands["XYZZY"]["reply_text"]) == (500, "5.5.1 Command unrecognized")
     assert commands["MAIL"]["reply"] == 250
+    transaction = message.pop("transaction")
+    assert {verb: facts["transaction"] for verb, facts in commands.items()} == {
+        **dict.fromkeys(commands),
+        **dict.fromkeys(("MAIL", "RCPT", "DATA"), transaction),
+    }
     for known in ("session", "peer", "seconds", "event"):
         del message[known], session[known]
     assert message == {
@@ -188,8 +196,8 @@ def test_every_record_carries_its_facts(server: SMTPServer, caplog: pytest.LogCa
         "outcome": "accepted",
         "reason": None,
         "reply": 250,
-        "reply_text": "2.0.0 Ok: message accepted",
-        "queue_id": None,
+        "reply_text": f"2.0.0 Ok: queued as {transaction}",
+        "queue_id": transaction,
     }
     assert session == {
         "tls": None,

@@ -76,7 +76,7 @@ def test_connections_are_counted_while_they_are_open_and_by_their_end(count: Cal
 
 def test_ends_that_the_server_makes(count: Callable[..., Counted]) -> None:
     it = count(max_errors=1, command_timeout=0.05)
-    for line, end in [("GET / HTTP/1.1", "foreign"), ("XYZZY", "refused"), ("", "timeout")]:
+    for line, end in [("GET / HTTP/1.1", "foreign"), ("XYZZY", "errors"), ("", "timeout")]:
         with it.dial() as peer:
             peer.hello()
             if line:

@@ -81,6 +81,11 @@ def err(peer: Peer) -> None:
     peer.expect("500", "500", "500", "421")
 
 
+def idle(peer: Peer) -> None:
+    peer.line(*["NOOP"] * 6)
+    peer.rest()
+
+
 def speak_http(peer: Peer) -> None:
     peer.line("GET / HTTP/1.1")
 
@@ -97,7 +102,8 @@ ENDINGS = [
     (hang_up_within_a_body, "closed"),
     (break_off, "reset"),
     (fall_asleep, "timeout"),
-    (err, "refused"),
+    (err, "errors"),
+    (idle, "commands"),
     (speak_http, "foreign"),
     (botch_tls, "tls"),
 ]
@@ -109,7 +115,9 @@ def test_disconnect_tells_how_it_ended(
     smtp_server: MakeServer, certificate: Certificate, end: Callable[[Peer], None], expected: str
 ) -> None:
     options: dict[str, Any] = {"command_timeout": 0.3} if end is fall_asleep else {}
-    server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, max_errors=3, **options)
+    server = smtp_server(
+        certfile=certificate.certfile, keyfile=certificate.keyfile, max_errors=3, max_idle_commands=5, **options
+    )
     over = Event()
     reasons: list[str] = []
     server.on("message", lambda session, stream, ack: ack.accept())

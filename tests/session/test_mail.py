@@ -152,7 +152,7 @@ def raises(error: BaseException) -> Callable[[], Any]:
 @pytest.mark.parametrize(
     ("returned", "reply"),
     [
-        (None, "250 2.0.0 Ok: message accepted"),
+        (None, "250 2.0.0 Ok: queued as "),
         (Reply(250, "2.6.0 Stored as 7"), "250 2.6.0 Stored as 7"),
         (Reply(250, "plain", enhanced=None), "250 2.0.0 plain"),
         (Reply(550, "5.1.1 No such user"), "550 5.1.1 No such user"),
