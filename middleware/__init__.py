@@ -15,7 +15,7 @@ from greensmtp.middleware.logging.logging import Logging
 from greensmtp.middleware.metrics import Metrics
 from greensmtp.middleware.rate_limit import RateLimit
 from greensmtp.middleware.tarpit import Tarpit
-from greensmtp.middleware.tracing import Tracing, traced
+from greensmtp.middleware.tracing import Tracing
 
 __all__ = [
     "AccessList",
@@ -28,5 +28,4 @@ __all__ = [
     "RateLimit",
     "Tarpit",
     "Tracing",
-    "traced",
 ]

@@ -7,7 +7,7 @@ Attributes have the names of OpenTelemetry's semantic conventions where there ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from greensmtp.protocol.log_text import LISTED, shown
 from greensmtp.protocol.reply import Reply
@@ -15,9 +15,15 @@ from greensmtp.session import Session
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, Tracer, TracerProvider
+    from opentelemetry.trace import Span, Tracer
 
 Attributes = dict[str, Any]
+
+
+class TracerProvider(Protocol):
+    """The method of an ``opentelemetry.trace.TracerProvider`` that is used here, for programs without OpenTelemetry."""
+
+    def get_tracer(self, instrumenting_module_name: str) -> Any: ...
 
 
 def make_tracer(provider: TracerProvider | None) -> Tracer:
@@ -31,7 +37,7 @@ def make_tracer(provider: TracerProvider | None) -> Tracer:
         raise ModuleNotFoundError(
             "Tracing needs opentelemetry-api: pip install 'greensmtp[tracing]'", name=error.name
         ) from error
-    return trace.get_tracer("greensmtp", tracer_provider=provider)
+    return trace.get_tracer("greensmtp") if provider is None else provider.get_tracer("greensmtp")
 
 
 def session_attributes(session: Session) -> Attributes:

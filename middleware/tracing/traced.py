@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from greensmtp.chain.chain import Middleware, Proceed, check_middleware
 from greensmtp.chain.validate import describe
-from greensmtp.middleware.tracing.spans import fail, make_tracer, note_reply_in
+from greensmtp.middleware.tracing.spans import TracerProvider, fail, make_tracer, note_reply_in
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.esmtp import Extension
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.signals import handler_name
-
-if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
 
 
 def traced(middleware: Middleware, name: str | None = None, tracer_provider: TracerProvider | None = None) -> Traced:

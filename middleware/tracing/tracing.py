@@ -24,6 +24,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.middleware._message_replies import Replies, note_reply, told_replies
 from greensmtp.middleware.tracing.spans import (
     Attributes,
+    TracerProvider,
     enter,
     envelope_attributes,
     fail,
@@ -48,7 +49,7 @@ from greensmtp.session import Session
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
-    from opentelemetry.trace import Span, TracerProvider
+    from opentelemetry.trace import Span
 
 #: Commands whose span has their name; all others are ``other``.
 _NAMED = (frozenset(PARSERS) | KNOWN_BUT_NOT_IMPLEMENTED) - PSEUDO_COMMANDS

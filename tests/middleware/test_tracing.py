@@ -20,7 +20,8 @@ from opentelemetry.trace import StatusCode
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session
 from greensmtp.chain.chain import Proceed
-from greensmtp.middleware import Auth, Logging, RateLimit, Tracing, traced
+from greensmtp.middleware import Auth, Logging, RateLimit, Tracing
+from greensmtp.middleware.tracing import traced
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import forked

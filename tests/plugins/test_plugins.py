@@ -393,7 +393,7 @@ def test_middleware_by_name(package: Package, tmp_path: Path) -> None:
     for name, complaint in (
         ("Number", "expected a class or another callable; got 7"),
         ("logging", r"there is no middleware 'logging'; did you mean 'Logging'\?"),
-        ("Xyzzy", r"there is no middleware 'Xyzzy' \(there are: .*Logging.*Tea\)"),
+        ("Xyzzy", r"there is no middleware 'Xyzzy' \(there are: .*Logging.*Tea.*\)"),
         ("own:Owl", r"middleware 'own:Owl': own has no 'Owl'; did you mean 'Own'\?"),
         ("not_to_be_found:X", r"middleware 'not_to_be_found:X': cannot import not_to_be_found"),
         (":X", r"write NAME or MODULE:ATTRIBUTE"),
