@@ -1,4 +1,4 @@
-"""``greensmtp plugins``: list plugins and middleware."""
+"""``greensmtp plugins``: list plugins, middleware and deliveries."""
 
 from __future__ import annotations
 
@@ -8,9 +8,25 @@ from functools import partial
 
 import click
 
-from greensmtp.plugins import load_plugin, middleware_factory
-from greensmtp.plugins.discovery import EntryPoint, PluginError, installed_middleware, installed_plugins
+from greensmtp.plugins import delivery_factory, load_plugin, middleware_factory
+from greensmtp.plugins.discovery import (
+    EntryPoint,
+    Kind,
+    PluginError,
+    installed_deliveries,
+    installed_middleware,
+    installed_plugins,
+)
 from greensmtp.protocol.log_text import printable
+
+_INSTALLED = (installed_plugins, installed_middleware, installed_deliveries)
+
+#: kind -> what imports one
+_LOAD: dict[Kind, Callable[[str], object]] = {
+    "plugin": load_plugin,
+    "middleware": middleware_factory,
+    "delivery": delivery_factory,
+}
 
 #: The status of a plugin that can be loaded.
 OK = "ok"
@@ -33,10 +49,10 @@ examples/plugin is a complete one. A module of your own needs no package: greens
 @click.option("--check", is_flag=True, help="Import each of them, and show the result.")
 @click.option("--options", is_flag=True, help="Import each of them, and list its options.")
 def plugins(check: bool, options: bool) -> None:
-    """List the installed plugins and middleware.
+    """List the installed plugins, middleware and deliveries.
 
     A plugin connects handlers, which decide about senders, recipients and messages. A middleware sees every command and
-    its reply: it logs, limits or refuses.
+    its reply: it logs, limits or refuses. A delivery takes accepted mail.
 
     Prints a line for each: name, kind, package, version of the package, object. The fields are aligned on a terminal,
     and separated by tabs elsewhere. The names of greensmtp's own middleware are reserved: use the object to name
@@ -46,11 +62,12 @@ def plugins(check: bool, options: bool) -> None:
     Use them:
       greensmtp serve --plugin NAME            one plugin; NAME,optional: skipped if it fails
       greensmtp serve --plugin all             all installed plugins, in the order of their names
-      use = "NAME"                             a middleware, under [[middleware]] in a configuration file
+      use = "NAME"                             a middleware, under [[middleware]] in a configuration file; a delivery,
+                                               under [[deliveries]]
 
     The exit status is 1 if --check finds one that cannot be loaded, or if two packages claim the same name.
     """
-    found = [*installed_plugins().values(), *installed_middleware().values()]
+    found = [each for installed in _INSTALLED for each in installed().values()]
     rows = [
         (each.name, each.kind, each.distribution, each.version, each.value, status, _options(first) if options else "")
         for first in found
@@ -72,9 +89,8 @@ def _status(found: EntryPoint, *, check: bool) -> str:
         return "claimed by several packages"
     if not check:
         return ""
-    load: Callable[[str], object] = load_plugin if found.kind == "plugin" else middleware_factory
     try:
-        load(found.name)
+        _LOAD[found.kind](found.name)
     except PluginError as error:
         return " ".join(str(error).split())
     return OK

@@ -14,17 +14,28 @@ from greensmtp.chain.compose import when
 from greensmtp.config.conditions import all_of
 from greensmtp.config.load import Loaded, read_options
 from greensmtp.config.locations import KeyPath
-from greensmtp.config.model import ListenerSection, MiddlewareSection, PluginSection
+from greensmtp.config.model import DeliveriesSection, ListenerSection, MiddlewareSection, PluginSection, is_predicate
 from greensmtp.config.probe import probe_log, probe_maildir, probe_socket
 from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
+from greensmtp.delivery.contract import Delivery
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.delivery.routing import Predicate, Route
+from greensmtp.delivery.runner import Deliveries
 from greensmtp.errors import ArgumentError
-from greensmtp.plugins import PluginError, WrongOptions, middleware_factory, plug_in, warn_of_shadowed
+from greensmtp.plugins import (
+    PluginError,
+    WrongOptions,
+    delivery_factory,
+    middleware_factory,
+    plug_in,
+    recipient_predicate,
+    warn_of_shadowed,
+)
 from greensmtp.plugins.discovery import FAILURES, describe_error
 from greensmtp.server.server import SMTPServer
-from greensmtp.session import Session
+from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.stream import MessageStream
 from greensmtp.signals import shared
@@ -51,12 +62,12 @@ class ConfiguredServer:
 
 
 def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[ConfiguredServer]:
-    """Build the servers: their stacks and certificates, then the Maildir and the plugins.
+    """Build the servers: their stacks and certificates, then the deliveries and the plugins.
 
-    A stack that several listeners share is built once, so its counters and limits cover all of these listeners.
+    A stack or a delivery that several listeners share is built once, so that what it counts covers all of them.
 
     :param outermost: a middleware to put in front of every stack.
-    :param dry: check everything, but create nothing on the disk and connect no handler of the Maildir.
+    :param dry: check everything, but create nothing on the disk and connect no delivery.
     :raises ConfigError: something cannot be built; the error lists all problems.
     """
     return _Assembly(loaded, outermost, dry).assemble()
@@ -69,7 +80,8 @@ class _Assembly:
     dry: bool
     problems: list[Problem] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
-    maildir: Maildir | None = None
+    #: What each server delivers to.
+    deliveries: dict[ServerInfo, Deliveries] = field(default_factory=dict)
     #: The addresses of the servers so far.
     addresses: set[tuple[str, int] | str] = field(default_factory=set)
 
@@ -82,14 +94,14 @@ class _Assembly:
             if (made := self._server(number, listener, stacks)) is not None
         ]
         self.servers = [each.server for each in serving]
-        if self.loaded.config.delivery.maildir is not None and not self.dry:
+        if not self.dry:
             # Before the plugins: process-wide handlers run before a server's own, in the order of connecting.
             shared.on("message", self._tap)
         try:
             self._plug_in()
-            self._deliver()
+            self._deliver(serving)
         finally:
-            if self.problems:
+            if self.problems or not self.deliveries:
                 shared.message.disconnect(self._tap)
         if self.dry:
             self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
@@ -225,14 +237,14 @@ class _Assembly:
     # Delivery and plugins
 
     def _tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        if self.maildir is not None and session.server in self.servers:
-            self.maildir.tap(session, stream, ack)
+        deliveries = self.deliveries.get(session.server)
+        if deliveries is not None:
+            deliveries.tap(session, stream, ack)
 
     def _plug_in(self) -> None:
-        """Put the plugins between the two halves of the Maildir.
+        """Put the plugins between the two halves of the deliveries.
 
-        What they read is also written to the Maildir, what they reject is not stored, and what they leave undecided is
-        accepted.
+        What they read is also delivered, what they reject is not, and what they leave undecided is accepted.
         """
         for number, plugin in enumerate(self.loaded.config.plugins):
             try:
@@ -264,20 +276,77 @@ class _Assembly:
         self.loaded.arguments[path] = options
         return options
 
-    def _deliver(self) -> None:
-        folder = self.loaded.config.delivery.maildir
-        if folder is None:
-            return
-        self._try(("delivery", "maildir"), probe_maildir, folder)
+    def _deliver(self, serving: list[ConfiguredServer]) -> None:
+        """Build the deliveries that are used, and connect them behind the plugins."""
+        config = self.loaded.config
+        if config.deliveries and config.delivery.maildir is not None:
+            clash = 'is for all mail, and so are [[deliveries]]: write it as one of them, use = "Maildir"'
+            self.problems.append(Problem(("delivery", "maildir"), clash))
+        built: dict[KeyPath, Deliveries | None] = {}
+        places: list[KeyPath] = []
+        for number, listener in enumerate(config.listeners):
+            path: KeyPath = ("deliveries",)
+            entries = config.deliveries
+            if listener.deliveries is not None:
+                path, entries = ("listeners", number, "deliveries"), listener.deliveries
+            places.append(path)
+            if path not in built:
+                is_short = listener.deliveries is None and not entries
+                built[path] = self._short_form() if is_short else self._deliveries(path, entries)
         if self.dry or self.problems:
             return
-        self.maildir = self._try(("delivery", "maildir"), Maildir, folder)
-        if self.maildir is not None:
-            for server in self.servers:
-                server.on("message", self.maildir.accept)
-                server.on("received", self.maildir.store)
+        for each in serving:
+            deliveries = built[places[int(each.path[1])]]
+            if deliveries is not None:
+                self.deliveries[each.server] = deliveries
+                deliveries.attach_rest(each.server)
 
-    def _try(self, path: KeyPath, make: Callable[[str], Made], value: str) -> Made | None:
+    def _short_form(self) -> Deliveries | None:
+        """Return the Maildir of ``[delivery]``; None if there is none, or something is wrong."""
+        path, folder = ("delivery", "maildir"), self.loaded.config.delivery.maildir
+        if folder is None:
+            return None
+        self._try(path, probe_maildir, folder)
+        if self.dry or self.problems:
+            return None
+        maildir = self._try(path, Maildir, folder)
+        return None if maildir is None else Deliveries([maildir])
+
+    def _deliveries(self, path: KeyPath, entries: list[DeliveriesSection]) -> Deliveries | None:
+        """Return the deliveries of one array of tables; None if it is empty, or something is wrong."""
+        before = len(self.problems)
+        routes = [self._route((*path, number), entry) for number, entry in enumerate(entries)]
+        if not entries or len(self.problems) > before:
+            return None
+        return self._try(path, Deliveries, [each for each in routes if each is not None])
+
+    def _route(self, path: KeyPath, entry: DeliveriesSection) -> Route | None:
+        name, arguments = entry.use, self.loaded.arguments[path]
+        try:
+            factory = delivery_factory(name)
+            if factory is Maildir:
+                self._try((*path, "path"), probe_maildir, Maildir.fixed_part(arguments["path"]))
+                if self.dry or self.problems:
+                    factory, arguments = Delivery, {}  # a Maildir would make its folders
+            delivery = factory(**arguments)
+        except FAILURES as error:
+            key, text = _explain(error, arguments)
+            self.problems.append(Problem(path if key is None else (*path, key), text, name))
+            return None
+        try:
+            return Route(delivery, self._wanted(entry))
+        except (PluginError, TypeError, ValueError) as error:
+            self.problems.append(Problem((*path, "for"), str(error), name))
+        return None
+
+    @staticmethod
+    def _wanted(entry: DeliveriesSection) -> list[str | Predicate] | None:
+        if entry.wanted is None:
+            return None
+        wanted = [entry.wanted] if isinstance(entry.wanted, str) else entry.wanted
+        return [recipient_predicate(each) if is_predicate(each) else each for each in wanted]
+
+    def _try(self, path: KeyPath, make: Callable[[Any], Made], value: Any) -> Made | None:
         try:
             return make(value)
         except ValueError as error:

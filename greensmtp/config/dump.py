@@ -23,7 +23,7 @@ def write(loaded: Loaded) -> str:
 def effective(loaded: Loaded) -> dict[str, Any]:
     """Return the configuration as the data of a file, including its secrets."""
     config = loaded.config
-    data = config.model_dump()
+    data = config.model_dump(by_alias=True)
     data["limits"] = asdict(Limits(**config.limits.given()))
     for entry, listener in zip(data["listeners"], config.listeners, strict=True):
         entry["limits"], entry["extensions"] = listener.limits.given(), listener.extensions.given()
@@ -34,6 +34,8 @@ def effective(loaded: Loaded) -> dict[str, Any]:
         entry = _at(data, path)
         if entry.get("only") == []:
             del entry["only"]
+        if "for" in entry and entry["for"] is None:
+            del entry["for"]
         entry |= {key: str(value.absolute()) for key, value in arguments.items() if isinstance(value, Path)}
     return data
 

@@ -13,11 +13,19 @@ from pydantic import BaseModel, ValidationError
 from greensmtp._suggest import nearest
 from greensmtp.config.defaults import DEFAULT_STACK
 from greensmtp.config.locations import KeyPath, TomlError, TomlText
-from greensmtp.config.model import Config, MiddlewareSection, PluginSection, change_paths, known_keys
+from greensmtp.config.model import (
+    Config,
+    DeliveriesSection,
+    MiddlewareSection,
+    PluginSection,
+    change_paths,
+    keys_of,
+    known_keys,
+)
 from greensmtp.config.options import option_model
 from greensmtp.config.problems import ConfigError, Problem, Source, explain, no_such_key
 from greensmtp.config.secrets import References
-from greensmtp.plugins import PluginError, middleware_factory
+from greensmtp.plugins import PluginError, delivery_factory, middleware_factory
 
 #: Maximum size of a configuration file, in bytes.
 MAX_BYTES = 1024 * 1024
@@ -32,6 +40,7 @@ _REPLACES: dict[tuple[str, ...], tuple[tuple[str, ...], ...]] = {
     ("tls_key",): (("tls_key",),),
     ("proxy_from",): (("proxy_from",),),
     ("limits", "max_message_size"): (("limits", "max_message_size"),),
+    ("delivery", "maildir"): (("deliveries",),),
 }
 
 
@@ -52,7 +61,7 @@ class Loaded:
     source: Source
     #: The references to the environment and to files, by the path of the value.
     references: dict[KeyPath, dict[str, str]]
-    #: The arguments of each middleware by its path; plugins are added as they are loaded.
+    #: The arguments of each middleware and delivery by its path; plugins are added as they are loaded.
     arguments: dict[KeyPath, dict[str, Any]] = field(default_factory=dict)
     #: Each plugin's table, with references resolved. Its options are validated when the plugin is loaded.
     plugins: list[dict[str, Any]] = field(default_factory=list)
@@ -86,10 +95,12 @@ def load(
     config, problems = _validate(Config, data, known_keys(), ())
     problems += _plugin_keys(data)
     arguments: dict[KeyPath, dict[str, Any]] = {}
-    for place, entry in _middleware(data):
-        given, wrong = _arguments(place, entry, folder)
+    for kind, place, entry in _tables(data):
+        given, wrong = _arguments(kind, place, entry, folder)
         arguments[place] = given
         problems += wrong
+    if config is not None and config.deliveries and "maildir" not in config.delivery.model_fields_set:
+        config.delivery.maildir = None
     # A reference that could not be resolved has been replaced by an empty string, which may cause a second problem.
     missing = {problem.path for problem in references.problems}
     problems = [*references.problems, *(problem for problem in problems if problem.path not in missing)]
@@ -180,28 +191,30 @@ def _plugin_keys(data: dict[str, Any]) -> Iterator[Problem]:
                 yield Problem(("plugins", number, key), text)
 
 
-def _middleware(data: dict[str, Any]) -> list[tuple[KeyPath, dict[str, Any]]]:
-    """Return every middleware table that has a name, with its path; the rest of the data may be invalid."""
-    stacks: list[tuple[KeyPath, Any]] = [(("middleware",), data.get("middleware", list(DEFAULT_STACK)))]
+#: The keys of tables with ``use``, at the top and in listeners, and what these tables are.
+_KINDS: dict[str, type[BaseModel]] = {"middleware": MiddlewareSection, "deliveries": DeliveriesSection}
+
+
+def _tables(data: dict[str, Any]) -> Iterator[tuple[str, KeyPath, dict[str, Any]]]:
+    """Yield every middleware and delivery table that has a name, with its path; the rest of the data may be invalid."""
     listeners = data.get("listeners")
-    for number, listener in enumerate(listeners if isinstance(listeners, list) else ()):
-        if isinstance(listener, dict):
-            stacks.append((("listeners", number, "middleware"), listener.get("middleware")))
-    return [
-        ((*path, number), entry)
-        for path, stack in stacks
-        if isinstance(stack, list)
-        for number, entry in enumerate(stack)
-        if isinstance(entry, dict) and isinstance(entry.get("use"), str)
-    ]
+    for key in _KINDS:
+        found: list[tuple[KeyPath, Any]] = [((key,), data.get(key, list(DEFAULT_STACK if key == "middleware" else ())))]
+        for number, listener in enumerate(listeners if isinstance(listeners, list) else ()):
+            if isinstance(listener, dict):
+                found.append((("listeners", number, key), listener.get(key)))
+        for path, entries in found:
+            for number, entry in enumerate(entries if isinstance(entries, list) else ()):
+                if isinstance(entry, dict) and isinstance(entry.get("use"), str):
+                    yield key, (*path, number), entry
 
 
-def _arguments(path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Problem]]:
+def _arguments(kind: str, path: KeyPath, entry: dict[str, Any], folder: Path) -> tuple[dict[str, Any], list[Problem]]:
     try:
-        factory = middleware_factory(entry["use"])
+        factory = (middleware_factory if kind == "middleware" else delivery_factory)(entry["use"])
     except PluginError as error:
         return {}, [Problem((*path, "use"), str(error))]
-    return read_options(path, entry["use"], factory, entry, section=MiddlewareSection, folder=folder)
+    return read_options(path, entry["use"], factory, entry, section=_KINDS[kind], folder=folder)
 
 
 def read_options(
@@ -218,7 +231,7 @@ def read_options(
     They are checked against the annotations of ``factory``.
     """
     model = option_model(factory, folder)
-    ours = section.model_fields.keys()
+    ours = keys_of(section)
     names = [*ours, *(each.alias or name for name, each in model.model_fields.items())]
     options = {key: value for key, value in entry.items() if key not in ours}
     found, problems = _validate(model, options, {(): names}, path)

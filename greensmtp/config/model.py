@@ -13,6 +13,7 @@ from greensmtp.config.conditions import read_condition
 from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.urls import Listen
+from greensmtp.delivery.routing import check_pattern
 from greensmtp.protocol.esmtp import STANDARD
 from greensmtp.server.extensions import SWITCHABLE, VALUES, read_switch
 from greensmtp.server.limits import Limits
@@ -93,8 +94,32 @@ class PluginSection(Section):
         return frozenset(self.model_extra or ())
 
 
+def _check_wanted(wanted: str | list[str] | None) -> str | list[str] | None:
+    """Check the patterns that are no predicates, ``module:function``."""
+    for each in wanted if isinstance(wanted, list) else filter(None, [wanted]):
+        if not is_predicate(each):
+            check_pattern(each)
+    if wanted in ([], ""):
+        raise ValueError("expected a pattern or an array of patterns; leave the key out for every recipient")
+    return wanted
+
+
+def is_predicate(wanted: str) -> bool:
+    """True if it is a predicate, ``module:function``. (An address literal of IPv6 has a colon, too.)"""
+    return ":" in wanted and "@" not in wanted
+
+
+class DeliveriesSection(Section):
+    """A delivery: its name, the recipients that it takes, and its options as extra keys."""
+
+    model_config = ConfigDict(extra="allow")
+
+    use: str
+    wanted: Annotated[str | list[str] | None, OrFalse, AfterValidator(_check_wanted)] = Field(None, alias="for")
+
+
 class DeliverySection(Section):
-    """Where accepted mail goes."""
+    """Where accepted mail goes, in short: one Maildir for all of it."""
 
     maildir: OptionalPath = DEFAULT_MAILDIR
 
@@ -196,6 +221,7 @@ class ListenerSection(Section):
     extensions: ExtensionsSection = Field(default_factory=ExtensionsSection)
     lenient_addresses: bool = False
     middleware: Annotated[list[MiddlewareSection] | None, OrFalse] = None
+    deliveries: Annotated[list[DeliveriesSection] | None, OrFalse] = None
 
 
 class Config(Section):
@@ -217,6 +243,7 @@ class Config(Section):
     )
     plugins: list[PluginSection] = Field(default_factory=list)
     delivery: DeliverySection = Field(default_factory=DeliverySection)
+    deliveries: list[DeliveriesSection] = Field(default_factory=list)
     logging: LoggingSection = Field(default_factory=LoggingSection)
 
     def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
@@ -257,9 +284,14 @@ def _change_paths(data: Any, place: tuple[str | None, ...], change: Callable[[st
             data[key] = str(change(data[key]))
 
 
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """Return the keys of a table."""
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
 def known_keys(model: type[BaseModel] = Config, path: KeyPath = ()) -> dict[KeyPath, list[str]]:
     """Return the keys of every table, by the table's path without indexes."""
-    known: dict[KeyPath, list[str]] = {path: list(model.model_fields)}
+    known: dict[KeyPath, list[str]] = {path: keys_of(model)}
     for name, field in model.model_fields.items():
         for inner in _models_in(field.annotation):
             known |= known_keys(inner, (*path, name))

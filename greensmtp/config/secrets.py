@@ -95,7 +95,7 @@ def hide(data: Any, references: dict[KeyPath, dict[str, str]], path: KeyPath = (
     """Return the data without its secrets.
 
     References are shown as they were written. ``***`` replaces the values of keys such as ``password``, strings in a
-    table of a middleware or plugin (users and their passwords), and what stands before the @ of a URL.
+    table of a middleware, delivery or plugin (users and their passwords), and what stands before the @ of a URL.
     """
     if path in references:
         return references[path]
@@ -117,5 +117,7 @@ def _named_secret(path: KeyPath) -> bool:
 
 def _in_a_table_of_options(path: KeyPath) -> bool:
     keys = [key for key in path if isinstance(key, str)]
-    start = next((number for number, key in enumerate(keys) if key in ("middleware", "plugins")), len(keys))
+    start = next(
+        (number for number, key in enumerate(keys) if key in ("middleware", "deliveries", "plugins")), len(keys)
+    )
     return len(keys) - start > 2

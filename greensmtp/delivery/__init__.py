@@ -1,6 +1,20 @@
 """Deliveries of accepted mail, and the trace fields that they write before it."""
 
+from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.delivery.routing import Route
+from greensmtp.delivery.runner import Deliveries
 from greensmtp.delivery.trace import received_field, return_path
 
-__all__ = ["Maildir", "received_field", "return_path"]
+__all__ = [
+    "Deliveries",
+    "Delivery",
+    "Envelope",
+    "Maildir",
+    "Result",
+    "Route",
+    "SpooledTransfer",
+    "Transfer",
+    "received_field",
+    "return_path",
+]

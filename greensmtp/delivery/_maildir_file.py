@@ -6,7 +6,6 @@ Rules of this file:
 - The last step is staged: it runs when all handlers and middleware have answered. It claims the outcome "stored" before
   it renames the file. A greenlet that is interrupted while it waits claims "abandoned". Only the first claim counts:
   either there is a file and the client gets 250, or there is no file.
-- What fails once has failed: the file is removed, and every later call raises the same refusal.
 """
 
 from __future__ import annotations
@@ -14,17 +13,16 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from gevent import GreenletExit, get_hub, getcurrent
 
 from greensmtp.delivery import trace
-from greensmtp.errors import Reject
+from greensmtp.delivery.contract import Envelope, Transfer
+from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
-from greensmtp.session import Session
-from greensmtp.session.body_pipes import reply_to_failure
-from greensmtp.session.stream import MessageStream
 from greensmtp.thread_pool import BoundedPool, Steps
 
 logger = logging.getLogger("greensmtp")
@@ -37,34 +35,27 @@ BATCH = 256 * 1024
 #: Seconds that a connection waits for an abandoned file to be removed.
 _CLEANING_SECONDS = 5.0
 
-_FULL = (452, "4.3.1 Insufficient storage, try again later")
-_UNWRITABLE = (451, "4.3.0 The mailbox cannot be written to, try again later")
 
-
-class MaildirFile:
+class MaildirFile(Transfer):
     """The file of one message."""
 
     _file: BinaryIO | None = None
     #: Bytes of the stream's added fields that are in the file.
     _fields_written = 0
-    _complete = _stored = False
-    #: The arguments of Reject. A stored exception would keep its frames, and be raised by several callers.
-    _failure: tuple[int, str] | None = None
+    settles = True
 
-    def __init__(self, path: Path, pool: BoundedPool, session: Session, stream: MessageStream) -> None:
-        self.queue_id = session.transaction_id
+    def __init__(self, path: Path, pool: BoundedPool, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        session = envelope.session
         # The same message may be written to a folder twice: by two deliveries, or after a DATA that was refused.
         notes, key = session.transaction_notes, (MaildirFile, path)
         number = notes[key] = notes.get(key, 0) + 1
-        unique = self.queue_id if number == 1 else f"{self.queue_id}_{number}"
+        unique = envelope.id if number == 1 else f"{envelope.id}_{number}"
         host = session.server.hostname.replace("/", "_").replace(":", "_")[:100]
         name = f"{int(time.time())}.{unique}.{host}"
         self._partial = path / "tmp" / name
         self._final = path / "new" / name
-        self._head = (
-            trace.return_path(session) + trace.envelope_to(session.to) + trace.received_field(session, self.queue_id)
-        )
-        self._stream = stream
+        self._head = trace.return_path(session) + trace.envelope_to(envelope.recipients) + trace.received_field(session)
         self._section = HeaderSection(without=b"return-path")
         self._batch = bytearray()
         self._steps = Steps(pool)
@@ -72,49 +63,24 @@ class MaildirFile:
         self._outcome: dict[str, str] = {}
 
     def write(self, data: bytes, /) -> None:
-        """Write the next piece of the message.
-
-        :raises Reject: the file cannot be written.
-        """
+        """Write the next piece of the message."""
         self._batch += self._section.feed(data)
         if len(self._batch) >= BATCH:
             batch, self._batch = self._batch, bytearray()
             head = b""
             if self._file is None:
-                fields = self._stream.fields
+                fields = self.envelope.stream.fields
                 head = self._head + fields
                 self._fields_written = len(fields)
-            try:
-                self._steps.run(self._append, head, batch)
-            except OSError as error:
-                raise self._fail(error) from error
+            self._steps.run(self._append, head, batch)
 
-    def complete(self) -> None:
-        """Write the rest of the file, and flush it to the disk, once.
-
-        :raises Reject: it fails now, or has failed before.
-        """
-        self._check_not_failed()
-        if self._complete:
-            return
+    def prepare(self) -> None:
+        """Write the rest of the file, and flush it to the disk."""
         self._batch += self._section.feed(b"", last=True)
-        try:
-            self._steps.run(self._finish, self._stream.take_fields())
-        except OSError as error:
-            raise self._fail(error) from error
-        except BaseException:
-            self._failure = _UNWRITABLE  # so that it is not tried again for LMTP's other recipients
-            raise
-        self._complete = True
+        self._steps.run(self._finish, self.envelope.take_fields())
 
-    def store(self) -> None:
-        """Move the file to its place, once. It is staged, so that 250 is the next thing that happens.
-
-        :raises Reject: it fails now, or has failed before.
-        """
-        self._check_not_failed()
-        if self._stored:
-            return
+    def commit(self, recipients: Sequence[Address]) -> None:
+        """Move the file to its place."""
         killed: GreenletExit | None = None
         work = None
         while True:
@@ -124,7 +90,6 @@ class MaildirFile:
                 break
             except BaseException as interruption:
                 if self._claim("abandoned"):
-                    self._failure = _UNWRITABLE
                     raise
                 # The rename is the point of no return: the file is there, or is about to be. Any reply but 250 would
                 # make a duplicate. So a timeout comes too late, and a kill has to wait.
@@ -133,15 +98,8 @@ class MaildirFile:
         if killed is not None:
             get_hub().loop.run_callback(getcurrent().throw, killed)
         _, error = outcome
-        if isinstance(error, OSError):
-            raise self._fail(error) from error
         if error is not None:
             raise error
-        self._stored = True
-
-    def _check_not_failed(self) -> None:
-        if self._failure is not None:
-            raise Reject(*self._failure)
 
     def _claim(self, outcome: str) -> bool:
         """Settle the outcome; return False if the other one was settled before, in this thread or another."""
@@ -206,20 +164,13 @@ class MaildirFile:
     # In the connection's greenlet
 
     def discard(self) -> None:
-        """Remove the file at the end of the transaction, unless it was stored."""
+        """Remove the file."""
         self._batch = bytearray()
-        if self._stored or (self._file is None and not self._steps.busy):
+        if self._file is None and not self._steps.busy:
             return
         cleaning = self._steps.end(self._clean_up)
         if cleaning is not None:
             cleaning.wait(_CLEANING_SECONDS)
-
-    def _fail(self, error: OSError) -> Reject:
-        """Log the failure and discard the file; return the refusal for the client."""
-        logger.error("maildir: %s; message %s is refused", error, self.queue_id)
-        self.discard()
-        self._failure = _FULL if reply_to_failure(error).code == _FULL[0] else _UNWRITABLE
-        return Reject(*self._failure)
 
 
 def _write_all(file: BinaryIO, data: bytes | bytearray) -> None:

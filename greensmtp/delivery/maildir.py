@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from greensmtp.delivery._maildir_file import MaildirFile, flush_folder
-from greensmtp.protocol.address import Address
-from greensmtp.session import Session
-from greensmtp.session.ack import Ack
-from greensmtp.session.stream import MessageStream
+from greensmtp.delivery.contract import Delivery, Envelope
+from greensmtp.delivery.runner import Deliveries, Server
 from greensmtp.thread_pool import BoundedPool
-
-if TYPE_CHECKING:
-    from greensmtp.session import ServerInfo
 
 #: How many of gevent's ten threads one Maildir may use at the same time.
 _THREADS = 8
 
 
-class Maildir:
+class Maildir(Delivery):
     """A Maildir that stores every message: ``Maildir("maildir").attach(server)``.
 
     Return-Path, Envelope-To, Received, and the fields of ``stream.add_header`` are written before the message. A
@@ -61,51 +54,15 @@ class Maildir:
         # Bounded, so that a disk that does not answer leaves threads for others.
         self._pool = BoundedPool(_THREADS)
 
-    def attach(self, server: ServerInfo) -> None:
-        """Store the mail of this server.
+    @staticmethod
+    def fixed_part(path: str | Path) -> str:
+        """Return the folder that all of its Maildirs are in: the path up to the first part with a placeholder."""
+        return str(path)
 
-        To order them among other handlers, connect the three methods yourself: ``tap`` before the handlers that read
-        the body, ``accept`` and ``store`` after those that may refuse the message.
-        """
-        server.signals.on("message", self.tap)
-        server.signals.on("message", self.accept)
-        server.signals.on("received", self.store)
+    def attach(self, server: Server) -> None:
+        """Store the mail of this server: ``Deliveries([self]).attach(server)``."""
+        Deliveries([self]).attach(server)
 
-    def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """Write the body to the Maildir as it arrives; a handler of ``message``.
-
-        :raises RuntimeError: a part of the body has been read already.
-        """
-        file = MaildirFile(self.path, self._pool, session, stream)
-        try:
-            stream.pipe(file, fields=False)
-        except RuntimeError:
-            raise RuntimeError("connect Maildir.tap before the handlers that read the body") from None
-        session.notes[self] = file
-        stream.at_end(partial(self._end, session, file))
-
-    def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """Accept, unless another handler has decided; a handler of ``message``."""
-        if not ack.decided:
-            ack.accept()
-
-    def store(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
-        """Store the message, unless another handler has refused it; a handler of ``received``.
-
-        The file is complete and on the disk when this returns. It is moved to its place when the whole stack has
-        answered, and only if the client gets 250. In LMTP one file is stored for all recipients, at the first one
-        that is not refused.
-
-        :raises Reject: the message cannot be stored.
-        """
-        if ack.decided and not ack.accepted:
-            return
-        file: MaildirFile = session.notes[self]
-        file.complete()
-        session.stage(file.store)
-        if not ack.decided:
-            ack.accept(250, f"2.0.0 Ok: queued as {file.queue_id}")
-
-    def _end(self, session: Session, file: MaildirFile) -> None:
-        session.notes.pop(self, None)
-        file.discard()
+    def begin(self, envelope: Envelope) -> MaildirFile:
+        """Begin the file of a message."""
+        return MaildirFile(self.path, self._pool, envelope)

@@ -1,11 +1,11 @@
-"""Find installed plugins and middleware: entry points of packages, and the catalogue's middleware."""
+"""Find installed plugins, middleware and deliveries: entry points of packages, and the catalogues of our own."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -15,24 +15,29 @@ from gevent import GreenletExit, Timeout
 
 from greensmtp._log import logger
 from greensmtp._suggest import did_you_mean
+from greensmtp.delivery.contract import Delivery
 from greensmtp.errors import GreenSMTPError
 
-Kind = Literal["plugin", "middleware"]
+Kind = Literal["plugin", "middleware", "delivery"]
 
 #: Kind -> entry point group.
-GROUPS: dict[Kind, str] = {"plugin": "greensmtp.plugins", "middleware": "greensmtp.middleware"}
+GROUPS: dict[Kind, str] = {
+    "plugin": "greensmtp.plugins",
+    "middleware": "greensmtp.middleware",
+    "delivery": "greensmtp.delivery",
+}
 
 #: What the code of plugins and middleware may raise: everything but KeyboardInterrupt. ``except`` these around a call.
 FAILURES = (Exception, SystemExit, Timeout, GreenletExit)
 
 
 class PluginError(GreenSMTPError):
-    """A plugin or middleware cannot be loaded or added to a server; the text says which one and why."""
+    """A plugin, middleware or delivery cannot be loaded or added to a server; the text says which one and why."""
 
 
 @dataclass(frozen=True)
 class EntryPoint:
-    """An installed plugin or middleware.
+    """An installed plugin, middleware or delivery.
 
     ``value`` is the object, as ``MODULE`` or ``MODULE:ATTRIBUTE``. ``conflicts`` are the entry points of other packages
     with the same name; then none of them can be loaded by that name. ``shadowed`` are the entry points of other
@@ -79,8 +84,17 @@ def installed_middleware() -> dict[str, EntryPoint]:
 
     The catalogue's names are reserved: another package's middleware with such a name is in ``shadowed``.
     """
-    ours = {each.name: each for each in _catalogue()}
-    others = _by_name(_entry_points("middleware"))
+    return _installed("middleware", is_middleware_class)
+
+
+def installed_deliveries() -> dict[str, EntryPoint]:
+    """Return the installed deliveries by name, as ``installed_middleware`` does."""
+    return _installed("delivery", is_delivery_class)
+
+
+def _installed(kind: Kind, is_ours: Callable[[Any], bool]) -> dict[str, EntryPoint]:
+    ours = {each.name: each for each in _catalogue(kind, is_ours)}
+    others = _by_name(_entry_points(kind))
     for name in ours.keys() & others.keys():
         first = others.pop(name)
         ours[name] = replace(ours[name], shadowed=(replace(first, conflicts=()), *first.conflicts))
@@ -121,15 +135,15 @@ def _origin(distribution: metadata.Distribution, folder: str) -> tuple[str, str]
         return folder, ""
 
 
-def _catalogue() -> Iterator[EntryPoint]:
-    catalogue = importlib.import_module("greensmtp.middleware")
+def _catalogue(kind: Kind, is_ours: Callable[[Any], bool]) -> Iterator[EntryPoint]:
+    catalogue = importlib.import_module(GROUPS[kind])
     try:
         version = metadata.version("greensmtp")
     except metadata.PackageNotFoundError:  # run from its sources
         version = ""
     for name in catalogue.__all__:
-        if is_middleware_class(getattr(catalogue, name)):
-            yield EntryPoint("middleware", name, f"greensmtp.middleware:{name}", "greensmtp", version)
+        if is_ours(getattr(catalogue, name)):
+            yield EntryPoint(kind, name, f"{GROUPS[kind]}:{name}", "greensmtp", version)
 
 
 def is_middleware_class(given: Any) -> bool:
@@ -141,6 +155,11 @@ def is_middleware_class(given: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
+
+
+def is_delivery_class(given: Any) -> bool:
+    """True if it is a subclass of Delivery; the catalogue also exports others."""
+    return inspect.isclass(given) and issubclass(given, Delivery) and given is not Delivery
 
 
 def _by_name(found: Iterable[EntryPoint]) -> dict[str, EntryPoint]:

@@ -7,18 +7,21 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from greensmtp._callables import deferred_kind
 from greensmtp._log import logger
 from greensmtp._suggest import did_you_mean
 from greensmtp.chain.chain import Middleware
+from greensmtp.delivery.contract import Delivery
 from greensmtp.plugins.discovery import (
     FAILURES,
     EntryPoint,
+    Kind,
     PluginError,
     describe_error,
     import_object,
+    installed_deliveries,
     installed_middleware,
     installed_plugins,
 )
@@ -31,12 +34,15 @@ __all__ = [
     "Plugin",
     "PluginError",
     "WrongOptions",
+    "delivery_factory",
+    "installed_deliveries",
     "installed_middleware",
     "installed_plugins",
     "load_plugin",
     "middleware_factory",
     "plug_in",
     "read_option",
+    "recipient_predicate",
     "warn_of_shadowed",
 ]
 
@@ -142,23 +148,45 @@ def middleware_factory(name: str) -> Callable[..., Middleware]:
         is searched for modules as well.
     :raises PluginError: there is none, and the text names the nearest; or it cannot be imported.
     """
+    return _factory("middleware", name, installed_middleware, "'RateLimit' or 'policy:Greylist'")
+
+
+def delivery_factory(name: str) -> Callable[..., Delivery]:
+    """Return the class or factory of a delivery, as ``middleware_factory`` does."""
+    return _factory("delivery", name, installed_deliveries, "'Maildir' or 'archive:Archive'")
+
+
+def recipient_predicate(name: str) -> Callable[..., object]:
+    """Return the predicate of recipients that ``MODULE:FUNCTION`` names.
+
+    :raises PluginError: it cannot be imported, or called.
+    """
+    _search_current_folder()
+    found = import_object(name, f"predicate {name!r}")
+    if not callable(found):
+        raise PluginError(f"predicate {name!r}: expected a function of (session, address); got {found!r}")
+    return cast(Callable[..., object], found)
+
+
+def _factory(
+    kind: Kind, name: str, installed: Callable[[], Mapping[str, EntryPoint]], examples: str
+) -> Callable[..., Any]:
     module_name, colon, attribute = name.partition(":")
     if colon:
         if not module_name or not attribute:
-            raise PluginError(f"{name!r}: write NAME or MODULE:ATTRIBUTE, like 'RateLimit' or 'policy:Greylist'")
+            raise PluginError(f"{name!r}: write NAME or MODULE:ATTRIBUTE, like {examples}")
         _search_current_folder()
-        factory = import_object(name, f"middleware {name!r}")
+        factory = import_object(name, f"{kind} {name!r}")
     else:
-        installed = installed_middleware()
-        found = installed.get(name)
+        known = installed()
+        found = known.get(name)
         if found is None:
-            hint = did_you_mean(name, installed) or f" (there are: {', '.join(installed)})"
-            raise PluginError(f"there is no middleware {name!r}{hint}")
+            hint = did_you_mean(name, known) or f" (there are: {', '.join(known)})"
+            raise PluginError(f"there is no {kind} {name!r}{hint}")
         factory = found.load()
     if not callable(factory):
-        raise PluginError(f"middleware {name!r}: expected a class or another callable; got {factory!r}")
-    made: Callable[..., Middleware] = factory
-    return made
+        raise PluginError(f"{kind} {name!r}: expected a class or another callable; got {factory!r}")
+    return cast(Callable[..., Any], factory)
 
 
 def warn_of_shadowed(names: Iterable[str]) -> None:

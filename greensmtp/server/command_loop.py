@@ -64,6 +64,8 @@ class CommandLoop(Replier):
             if session.from_ is None:
                 # What was noted before belongs to no transaction.
                 session._transaction_notes = session._transaction_id = None
+                if session._at_end:
+                    session._end_transaction()  # of a MAIL that was refused
             try:
                 reply = handle(session, command)
             except BaseException as error:

@@ -10,10 +10,13 @@ from functools import cache, partial
 from time import time_ns
 from typing import TYPE_CHECKING, Any
 
+from greensmtp._callables import handler_name
+from greensmtp._log import logger
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.esmtp import parse_offers
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
+from greensmtp.session.ack import ENDINGS
 from greensmtp.session.handlers import ConnectsHandlers
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ class Session(ConnectsHandlers):
     __slots__ = (
         "__weakref__",
         "_ack_state",
+        "_at_end",
         "_changes",
         "_connection",
         "_emitters",
@@ -141,6 +145,8 @@ class Session(ConnectsHandlers):
         self._transaction_notes: dict[Any, Any] | None = None
         #: None until it is asked for.
         self._transaction_id: str | None = None
+        #: What to call when the transaction is over.
+        self._at_end: tuple[Callable[[], object], ...] = ()
         #: Replaces the next body; see ``wrap_body``.
         self._wrap_body: Callable[[Body], Body] | None = None
         self._id: str | None = None
@@ -205,6 +211,13 @@ class Session(ConnectsHandlers):
         if notes is None:
             notes = self._transaction_notes = {}
         return notes
+
+    def at_transaction_end(self, callback: Callable[[], object]) -> None:
+        """Call ``callback`` once, when ``transaction_notes`` end: to undo what a handler of MAIL or RCPT has begun.
+
+        An exception of it is logged. (``MessageStream.at_end`` is for what belongs to one message.)
+        """
+        self._at_end = (*self._at_end, callback)
 
     @property
     def tls_version(self) -> str | None:
@@ -356,8 +369,20 @@ class Session(ConnectsHandlers):
         if self.message is not None:
             self.message.end()
             self.message = None
+        if self._at_end:
+            self._end_transaction()
         self._transaction_id = None  # last: what is called at the end of the message may log it
         self.state = _CONNECTED if self.greeting is None else _GREETED
+
+    def _end_transaction(self) -> None:
+        callbacks, self._at_end = self._at_end, ()
+        for callback in callbacks:
+            try:
+                callback()
+            except ENDINGS:
+                raise
+            except BaseException:
+                logger.exception("%s: %s raised at the end of a transaction", self.log_id, handler_name(callback))
 
     def _reset_all(self) -> None:
         """Return to the state before EHLO, after STARTTLS (RFC 3207 section 4.2)."""

@@ -14,7 +14,7 @@ import pytest
 from gevent import socket
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
-from greensmtp.delivery import Maildir
+from greensmtp.delivery import Deliveries, Maildir
 from greensmtp.testing import Peer, dial
 
 MakeServer = Callable[..., SMTPServer]
@@ -382,15 +382,15 @@ def test_a_body_in_chunks_is_stored_octet_for_octet(
 def test_what_another_handler_reads_is_stored_too(smtp_server: MakeServer, maildir: Maildir) -> None:
     server = smtp_server(start=False)
     seen = []
-    server.on("message", maildir.tap)
+    deliveries = Deliveries([maildir])
+    server.on("message", deliveries.tap)
 
     @server.on("message")
     def read_some(session: Session, stream: MessageStream, ack: Ack) -> None:
         ack.accept()
         seen.append(stream.read(3))
 
-    server.on("message", maildir.accept)
-    server.on("received", maildir.store)
+    deliveries.attach_rest(server)
     with dial(server) as peer:
         send(peer)
     assert seen == [b"Sub"]
@@ -475,7 +475,8 @@ def test_fields_are_stored_that_are_added_before_the_commit(
     smtp_server: MakeServer, maildir: Maildir, size: int, when: str
 ) -> None:
     server = smtp_server()
-    server.on("message", maildir.tap)
+    deliveries = Deliveries([maildir])
+    server.on("message", deliveries.tap)
 
     @server.on("message")
     def message(session: Session, stream: MessageStream, ack: Ack) -> None:
@@ -493,8 +494,7 @@ def test_fields_are_stored_that_are_added_before_the_commit(
             assert session.message is not None
             session.message.add_header("X-Second", "2")
 
-    server.on("message", maildir.accept)
-    server.on("received", maildir.store)
+    deliveries.attach_rest(server)
     body = "Subject: Tea\r\n\r\n" + ("x" * 78 + "\r\n") * (size // 80)
     with dial(server) as peer:
         send(peer, body=body)

@@ -13,7 +13,7 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Ack, MessageStream, Reject, Session, SMTPServer
-from greensmtp.delivery import Maildir
+from greensmtp.delivery import Deliveries, Maildir
 from greensmtp.testing import Peer, dial
 from tests.delivery.helpers import all_is_well, begin, files, send
 
@@ -101,10 +101,11 @@ def test_what_another_handler_refuses_leaves_nothing(
 ) -> None:
     """In either order of the handlers; a handler that decides after the Maildir gets an error."""
     server = smtp_server(start=False)
+    deliveries = Deliveries([maildir])
     handlers: list[tuple[Any, Callable[..., None]]] = [
-        ("message", maildir.tap),
-        ("message", maildir.accept),
-        ("received", maildir.store),
+        ("message", deliveries.tap),
+        ("message", deliveries.accept),
+        ("received", deliveries.store),
     ]
     handlers.insert(place, (signal, handler))
     for each in handlers:
@@ -141,7 +142,7 @@ def test_a_tap_that_comes_too_late_stores_nothing(
         peer.hello()
         assert send(peer).startswith("451")
     assert files(maildir) == []
-    assert "connect Maildir.tap before the handlers that read the body" in caplog.text
+    assert "connect Deliveries.tap before the handlers that read the body" in caplog.text
 
 
 # No room, no folder
@@ -240,7 +241,8 @@ def test_a_disk_that_is_not_writable_is_451_and_an_error_at_once_for_a_new_maild
 def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server: MakeServer, maildir: Maildir) -> None:
     server = smtp_server(start=False)
     swallowed = []
-    server.on("message", maildir.tap)
+    deliveries = Deliveries([maildir])
+    server.on("message", deliveries.tap)
 
     @server.on("message")
     def swallow(session: Session, stream: MessageStream, ack: Ack) -> None:
@@ -250,8 +252,7 @@ def test_a_failure_that_a_reader_swallows_is_a_failure_all_the_same(smtp_server:
         except Exception as error:
             swallowed.append(error)
 
-    server.on("message", maildir.accept)
-    server.on("received", maildir.store)
+    deliveries.attach_rest(server)
     with dial(server) as peer:
         peer.hello()
         assert send(peer, BIG).startswith("452 4.3.1")

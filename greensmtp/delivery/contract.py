@@ -1,0 +1,180 @@
+"""What a delivery is: a place where accepted mail goes, in two phases, so that several can take one message.
+
+A third party's package provides one by an entry point of the group ``greensmtp.delivery``, and ``[[deliveries]]`` names
+it. Two classes: a ``Delivery``, one for as long as the server runs; and a ``Transfer``, one for each message.
+
+The life of a transfer:
+
+    begin(envelope)         at DATA, before 354. It may raise Reject.
+    write(chunk) ...        the body as it arrives, without the fields that ``add_header`` added
+    prepare()               everything that may fail: afterwards the content is durable
+    commit(recipients)      the message is delivered
+    discard()               instead of commit, at any moment: nothing of the message is left
+
+Rules of this contract:
+
+- All of it is called in the connection's greenlet. What waits for a disk goes through ``in_thread_pool``.
+- All transfers of a message are prepared before one is committed. So a refusal by one of them delivers nothing.
+- Of a server's deliveries, at most one may have ``answers``: its commit is answered by somebody else, the next hop for
+  example, and may fail. It commits first, and its refusal discards the others.
+- Any other commit must not fail once ``prepare`` has returned. If one does behind another's commit, it is logged as an
+  error and the client still gets 250, since a repeat would be a duplicate. Its content is not discarded.
+- A commit is not interrupted: a timeout or a kill has to wait for it, unless the delivery ``answers``, or its transfers
+  settle interruptions by themselves.
+- Methods refuse by ``raise Reject(...)``. ``prepare`` and ``commit`` may instead return a result for each recipient,
+  which LMTP tells each of them. In SMTP the first refusal is that of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, ClassVar
+
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.header_section import joint
+from greensmtp.protocol.reply import Reply
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.session.session import Session
+from greensmtp.session.spool import Spool
+from greensmtp.session.stream import MessageStream
+
+#: None: delivered to all. A Reply: that is the answer for all, a 4xx or 5xx refuses. A mapping: for each recipient;
+#: one that is missing, or None, is delivered.
+Result = Reply | Mapping[str, Reply | None] | None
+
+
+class Envelope:
+    """A message and the recipients that one delivery was chosen for.
+
+    It can be used until the transaction is over.
+    """
+
+    __slots__ = ("recipients", "session", "stream")
+
+    def __init__(self, session: Session, stream: MessageStream, recipients: Sequence[Address]) -> None:
+        self.session = session
+        self.stream = stream
+        #: In the order of their RCPT commands.
+        self.recipients: tuple[Address, ...] = tuple(recipients)
+
+    @property
+    def id(self) -> str:
+        """``session.transaction_id``: an atom and a file name, which the reply ``queued as ID`` has too."""
+        return self.session.transaction_id
+
+    @property
+    def sender(self) -> Address:
+        """The reverse-path; ``""`` for the null sender."""
+        return self.session.from_ or Address("", "", "")
+
+    def take_fields(self) -> bytes:
+        """Return the header fields that were added, to be written before the body. Call it in ``prepare``.
+
+        No more can be added then.
+        """
+        return self.stream.take_fields()
+
+
+class Transfer:
+    """One message on its way to one delivery. Subclasses define at least ``write`` and ``commit``."""
+
+    #: True: the runner calls ``commit`` in the connection's greenlet, where a timeout or a kill may be raised, and the
+    #: transfer settles it: it delivers and returns, or has not delivered and raises.
+    settles: ClassVar[bool] = False
+
+    def __init__(self, envelope: Envelope) -> None:
+        self.envelope = envelope
+
+    def write(self, data: bytes, /) -> None:
+        """Take the next piece of the body.
+
+        :raises OSError: it cannot be stored: 452 if there is no room, else 451.
+        """
+        raise NotImplementedError
+
+    def prepare(self) -> Result:
+        """Do everything that may fail. Afterwards, the content survives a crash."""
+        return None
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """Deliver the message.
+
+        It is called once. In LMTP, ``recipients`` is without those that have been refused. A delivery with
+        ``per_recipient`` has it called for each recipient then, with one recipient.
+        """
+        raise NotImplementedError
+
+    def discard(self) -> None:
+        """Remove whatever there is. It is called at the end of a transaction, if ``commit`` has not returned."""
+
+
+class SpooledTransfer(Transfer):
+    """A transfer that collects the message, in memory while it is small, for ``prepare`` or ``commit`` to read."""
+
+    def __init__(self, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        self._spool = Spool()
+        self._head: bytes | None = None
+        envelope.stream.at_end(self._spool.close)
+
+    def write(self, data: bytes, /) -> None:
+        """Collect the next piece of the body."""
+        self._spool.write(data)
+
+    def open(self) -> BinaryIO:
+        """Return the message as a new binary file at its beginning: added fields, then the body.
+
+        The first call is made in the connection's greenlet. The file may be read in any thread, for as long as the
+        transaction lasts.
+        """
+        if self._head is None:
+            self._spool.finish()
+            self._head = self.envelope.take_fields()
+            if self._head:
+                self._head += joint(self._spool.beginning)
+        return self._spool.open(self._head)
+
+
+class Delivery:
+    """A place where accepted mail goes. Subclasses define at least ``begin``.
+
+    Its constructor's arguments are the options of its ``[[deliveries]]`` table.
+    """
+
+    #: True: somebody else answers ``commit``, so that it may refuse.
+    answers: bool = False
+    #: True: in LMTP, ``commit`` is called for each recipient by itself.
+    per_recipient: bool = False
+
+    def begin(self, envelope: Envelope) -> Transfer:
+        """Return a transfer for a message, which is about to arrive.
+
+        :raises Reject: the message is refused.
+        """
+        raise NotImplementedError
+
+    def start(self, server: ServerInfo) -> None:
+        """Open what outlasts a connection. It is called for each server that starts."""
+
+    def stop(self, server: ServerInfo) -> None:
+        """Close it. It is called when the server has stopped."""
+
+    # Hooks for a delivery that decides at MAIL and RCPT, by asking the next hop for example
+
+    def mail(self, session: Session, sender: Address) -> Reply | None:
+        """Decide on a sender: a 4xx or 5xx reply refuses, and a 2xx is the client's reply.
+
+        It is called at MAIL, if this delivery takes all recipients; else before the first ``rcpt``, whose reply a
+        refusal is then. If a middleware refuses the sender afterwards, ``reset`` comes before the next ``mail``.
+        """
+        return None
+
+    def rcpt(self, session: Session, recipient: Address) -> Reply | None:
+        """Decide on a recipient that this delivery was chosen for, as ``mail`` does.
+
+        A middleware may refuse the recipient afterwards. So what counts is ``envelope.recipients`` in ``begin``.
+        """
+        return None
+
+    def reset(self, session: Session) -> None:
+        """Forget what ``mail`` has begun: the transaction is over, whether or not there was a message."""

@@ -1,0 +1,303 @@
+"""Runs the deliveries of a server: chooses them, writes each message to them, and commits it in two phases.
+
+How it works. ``tap`` (a handler of ``message``) begins a transfer with each delivery that takes a recipient, and the
+body flows into them. ``store`` (a handler of ``received``) prepares them, and stages the commit: that runs when all
+handlers and middleware have accepted. In LMTP both happen for each recipient; a transfer is prepared once.
+
+Rules of this file:
+
+- What is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to`` are
+  connected only if a delivery asks for them, or does not take all recipients.
+- The delivery that ``answers`` commits first. Behind the first commit nothing is refused any more.
+- What fails once has failed: a transfer is not prepared or committed a second time for LMTP's other recipients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from greensmtp.delivery._part import Part
+from greensmtp.delivery.contract import Delivery, Envelope
+from greensmtp.delivery.routing import Route, Routing
+from greensmtp.errors import Reject, reply_of
+from greensmtp.protocol import canned
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+from greensmtp.session.ack import Ack
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.session.stream import MessageStream
+
+if TYPE_CHECKING:
+    from greensmtp.chain.chain import Proceed
+    from greensmtp.protocol.command import Command
+
+#: RFC 5321 section 3.6.2, RFC 3463 section 3.2
+_NO_SUCH_MAILBOX = Reply(550, "5.1.1 No such mailbox here")
+
+
+class Server(ServerInfo, Protocol):
+    """What deliveries need of the server that they are attached to."""
+
+    def use(self, middleware: Any) -> Any:
+        """Add a middleware."""
+
+
+class Deliveries:
+    """Several deliveries, each for all recipients or for some: ``Deliveries([...]).attach(server)``.
+
+    A recipient that none of them takes is refused with 550.
+
+    :param routes: the deliveries; ``Route(delivery, "*@inbox.example")`` for one that takes only some recipients.
+    :raises ValueError: there is none, or more than one of them ``answers``.
+    """
+
+    def __init__(self, routes: Iterable[Route | Delivery]) -> None:
+        given = [each if isinstance(each, Route) else Route(each) for each in routes]
+        if not given:
+            raise ValueError("expected at least one delivery")
+        self._routing = Routing(sorted(given, key=lambda route: not route.delivery.answers))
+        deliveries = self._routing.deliveries
+        answering = [type(each).__name__ for each in deliveries if each.answers]
+        if len(answering) > 1:
+            raise ValueError(
+                f"{' and '.join(answering)}: only one delivery may be answered by another system: if one accepts a "
+                "message and the next one refuses it, it can neither be accepted nor taken back"
+            )
+        self._asks_mail = [each for each in deliveries if _defines(each, "mail")]
+        self._asks_rcpt = [each for each in deliveries if _defines(each, "rcpt")]
+        self._lives = [each for each in deliveries if _defines(each, "start") or _defines(each, "stop")]
+        #: Key in the transaction's notes.
+        self._asked = object()
+        #: Those that are asked at MAIL already, since they take every recipient.
+        self._asks_at_mail = [each for each in self._asks_mail if each in self._routing.for_all]
+
+    def attach(self, server: Server) -> None:
+        """Deliver the mail of this server, which has not started.
+
+        Attach them behind handlers that may refuse, and before handlers that read the body. To have both, connect
+        ``tap`` yourself to ``message``, before the handlers that read the body, and call ``attach_rest`` at the end.
+        """
+        server.signals.on("message", self.tap)
+        self.attach_rest(server)
+
+    def attach_rest(self, server: Server) -> None:
+        """Connect all handlers but ``tap``, and have the deliveries started and stopped with the server."""
+        signals = server.signals
+        if self._asks_at_mail:
+            signals.on("from", self.mail)
+        if self._asks_mail or self._asks_rcpt or not self._routing.takes_all:
+            signals.on("to", self.rcpt)
+        signals.on("message", self.accept)
+        signals.on("received", self.store)
+        if self._lives:
+            server.use(_Life(self._lives))
+
+    # Handlers
+
+    def mail(self, session: Session, address: Address, ack: Ack) -> None:
+        """Ask the deliveries that take every recipient; a handler of ``from``."""
+        if ack.decided and not ack.accepted:
+            return
+        asked = self._begin_asking(session)
+        for delivery in self._asks_at_mail:
+            _decide(ack, _ask_mail(asked, delivery, session, address))
+        if not ack.decided:
+            ack.accept()
+
+    def rcpt(self, session: Session, address: Address, ack: Ack) -> None:
+        """Refuse a recipient that no delivery takes, and ask those that do; a handler of ``to``.
+
+        It also refuses what another handler has accepted, since nothing would become of the message.
+        """
+        if ack.decided and not ack.accepted:
+            return
+        chosen = self._routing.choose(session, address)
+        if not chosen:
+            raise Reject(_NO_SUCH_MAILBOX)
+        for delivery in chosen:
+            if delivery in self._asks_mail:
+                self._check_mail(delivery, session)
+            if delivery in self._asks_rcpt:
+                _decide(ack, delivery.rcpt(session, address))
+        if not ack.decided:
+            ack.accept()
+
+    def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        """Begin the transfers, and have the body flow into them; a handler of ``message``.
+
+        :raises Reject: a delivery refuses the message; in LMTP, all of them do.
+        :raises RuntimeError: a part of the body has been read already.
+        """
+        if ack.decided and not ack.accepted:
+            return
+        by_delivery, untaken = self._routing.by_delivery(session)
+        if not by_delivery or (untaken and not session.server.lmtp):
+            raise Reject(_NO_SUCH_MAILBOX)
+        message = session.transaction_notes[self] = _Message()
+        stream.at_end(message.end)
+        for delivery, recipients in by_delivery.items():
+            part = Part(delivery, Envelope(session, stream, recipients))
+            message.parts.append(part)
+            part.begin()
+            if part.failure is not None and not session.server.lmtp:
+                raise Reject(part.failure)
+            try:
+                stream.pipe(part, fields=False)
+            except RuntimeError:
+                raise RuntimeError("connect Deliveries.tap before the handlers that read the body") from None
+        failures = [part.failure for part in message.parts]
+        if failures[0] is not None and all(failures):
+            raise Reject(failures[0])
+
+    def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
+        """Accept, unless another handler has decided; a handler of ``message``."""
+        if not ack.decided:
+            ack.accept()
+
+    def store(self, session: Session, ack: Ack, recipient: Address | None = None) -> None:
+        """Prepare the message and stage its commit, unless another handler has refused it; of ``received``.
+
+        :raises Reject: a delivery refuses the message.
+        """
+        if ack.decided and not ack.accepted:
+            return
+        message: _Message = session.transaction_notes[self]
+        message.prepare(recipient)
+        session.stage(message.commit, recipient)
+        if not ack.decided:
+            ack.accept()  # the server's usual reply, which has the ID
+
+    # Asking at MAIL and RCPT
+
+    def _begin_asking(self, session: Session) -> _Asked:
+        """Return an empty account of what deliveries have said to a sender."""
+        asked = session.transaction_notes[self._asked] = _Asked(session)
+        session.at_transaction_end(asked.reset)
+        return asked
+
+    def _check_mail(self, delivery: Delivery, session: Session) -> None:
+        """Ask a delivery about the sender, unless it has been asked.
+
+        :raises Reject: it refuses.
+        """
+        asked: _Asked = session.transaction_notes.get(self._asked) or self._begin_asking(session)
+        sender = session.from_
+        assert sender is not None
+        reply = _ask_mail(asked, delivery, session, sender)
+        if reply is not None and reply.code >= 400:
+            raise Reject(reply)
+
+
+def _defines(delivery: Delivery, method: str) -> bool:
+    return getattr(type(delivery), method) is not getattr(Delivery, method)
+
+
+def _decide(ack: Ack, reply: Reply | None) -> None:
+    if reply is not None:
+        if reply.code >= 400:
+            raise Reject(reply)
+        if not ack.decided:
+            ack.accept(reply)
+
+
+def _ask_mail(asked: _Asked, delivery: Delivery, session: Session, sender: Address) -> Reply | None:
+    if delivery not in asked.replies:
+        asked.replies[delivery] = canned.LOCAL_ERROR  # stays, if it raises
+        try:
+            asked.replies[delivery] = delivery.mail(session, sender)
+        except Reject as reject:
+            asked.replies[delivery] = reply_of(reject)
+    return asked.replies[delivery]
+
+
+class _Asked:
+    """What deliveries have said to the sender of a transaction."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.replies: dict[Delivery, Reply | None] = {}
+
+    def reset(self) -> None:
+        """Have the deliveries forget the transaction, once."""
+        asked, self.replies = self.replies, {}
+        for delivery in asked:
+            delivery.reset(self._session)
+
+
+class _Message:
+    """A message on its way to one or several deliveries."""
+
+    def __init__(self) -> None:
+        self.parts: list[Part] = []
+
+    def _parts_of(self, recipient: Address | None) -> list[Part]:
+        if recipient is None:
+            return self.parts
+        return [part for part in self.parts if recipient in part.envelope.recipients]
+
+    def prepare(self, recipient: Address | None) -> None:
+        """Prepare all transfers; in LMTP, those of a recipient.
+
+        :raises Reject: one of them refuses.
+        """
+        parts = self._parts_of(recipient)
+        if not parts:
+            raise Reject(_NO_SUCH_MAILBOX)
+        for part in parts:
+            part.prepare()
+            _check(part, recipient)
+
+    def commit(self, recipient: Address | None) -> None:
+        """Commit what has been prepared. It is staged, so that 250 is the next thing that happens.
+
+        :raises Reject: the first one refuses, so that nothing is delivered.
+        """
+        first, *others = self._parts_of(recipient)
+        first.commit(recipient)
+        _check(first, recipient)
+        for part in others:
+            part.commit_late(recipient)
+
+    def end(self) -> None:
+        """Discard what was not delivered."""
+        parts, self.parts = self.parts, []
+        for part in parts:
+            part.end()
+
+
+def _check(part: Part, recipient: Address | None) -> None:
+    refusal = part.refusal(recipient)
+    if refusal is not None:
+        raise Reject(refusal)
+
+
+class _Life:
+    """Starts and stops deliveries with a server; a middleware that sees no command."""
+
+    verbs = ()
+
+    def __init__(self, deliveries: Sequence[Delivery]) -> None:
+        self._deliveries = deliveries
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Pass the command on."""
+        return proceed(session, command)
+
+    def start(self, server: ServerInfo) -> None:
+        """Start each delivery; if one raises, those before it are stopped."""
+        started: list[Delivery] = []
+        try:
+            for each in self._deliveries:
+                each.start(server)
+                started.append(each)
+        except BaseException:
+            for each in reversed(started):
+                each.stop(server)
+            raise
+
+    def stop(self, server: ServerInfo) -> None:
+        """Stop each delivery."""
+        for each in reversed(self._deliveries):
+            each.stop(server)
