@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -61,31 +61,66 @@ class ConfiguredServer:
     stack: _Stack
 
 
-def assemble(loaded: Loaded, outermost: Middleware | None = None, *, dry: bool = False) -> list[ConfiguredServer]:
+@dataclass(slots=True)
+class Assembled:
+    """The servers of a configuration, not started."""
+
+    loaded: Loaded
+    serving: list[ConfiguredServer]
+    #: Disconnects what is connected to signals of the whole process; call it when the servers have stopped.
+    release: Callable[[], None]
+
+    def find(self, use: str, only: list[str], arguments: dict[str, Any]) -> Iterator[Middleware]:
+        """Yield the middleware of a name that was made from equal arguments, for equal conditions."""
+        for path, stack in self.loaded.config.stacks():
+            made = {place: middleware for each in self.serving for place, _, middleware in each.stack}
+            for number, entry in enumerate(stack):
+                place = (*path, number)
+                if (
+                    entry.use == use
+                    and entry.only == only
+                    and place in made
+                    and self.loaded.arguments[place] == arguments
+                ):
+                    yield made[place]
+
+
+def assemble(
+    loaded: Loaded,
+    outermost: Iterable[Middleware] = (),
+    *,
+    dry: bool = False,
+    previous: Assembled | None = None,
+) -> Assembled:
     """Build the servers: their stacks and certificates, then the deliveries and the plugins.
 
     A stack or a delivery that several listeners share is built once, so that what it counts covers all of them.
 
-    :param outermost: a middleware to put in front of every stack.
+    :param outermost: middleware to put in front of every stack.
     :param dry: check everything, but create nothing on the disk and connect no delivery.
+    :param previous: the servers that these replace. Middleware whose table has not changed is taken over from them,
+        with what it has counted: no client escapes from a limit because of a reload.
     :raises ConfigError: something cannot be built; the error lists all problems.
     """
-    return _Assembly(loaded, outermost, dry).assemble()
+    return _Assembly(loaded, tuple(outermost), dry, previous).assemble()
 
 
 @dataclass
 class _Assembly:
     loaded: Loaded
-    outermost: Middleware | None
+    outermost: tuple[Middleware, ...]
     dry: bool
+    previous: Assembled | None
     problems: list[Problem] = field(default_factory=list)
     servers: list[SMTPServer] = field(default_factory=list)
     #: What each server delivers to.
     deliveries: dict[ServerInfo, Deliveries] = field(default_factory=dict)
     #: The addresses of the servers so far.
     addresses: set[tuple[str, int] | str] = field(default_factory=set)
+    #: Middleware of the previous servers that is used again.
+    taken_over: list[Middleware] = field(default_factory=list)
 
-    def assemble(self) -> list[ConfiguredServer]:
+    def assemble(self) -> Assembled:
         warn_of_shadowed(entry.use for _, stack in self.loaded.config.stacks() for entry in stack)
         stacks = dict(self._stacks())
         serving = [
@@ -107,7 +142,7 @@ class _Assembly:
             self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
         if self.problems:
             raise self.loaded.source.error(self.problems)
-        return serving
+        return Assembled(self.loaded, serving, partial(shared.message.disconnect, self._tap))
 
     # Middleware
 
@@ -123,6 +158,10 @@ class _Assembly:
 
     def _middleware(self, path: KeyPath, entry: MiddlewareSection) -> Middleware | None:
         name, arguments = entry.use, self.loaded.arguments[path]
+        for known in () if self.previous is None else self.previous.find(name, entry.only, arguments):
+            if not any(known is each for each in self.taken_over):
+                self.taken_over.append(known)
+                return known
         try:
             made = middleware_factory(name)(**arguments, **self._secret_for(name, arguments))
             check_middleware(made)
@@ -190,7 +229,7 @@ class _Assembly:
                 implicit_tls=listen.implicit_tls,
                 backlog=listener.backlog,
                 **self._trust(listener),
-                middleware=[*filter(None, [self.outermost]), *(made for _, _, made in stack)],
+                middleware=[*self.outermost, *(made for _, _, made in stack)],
                 certfile=certfile,
                 keyfile=keyfile,
                 extensions=config.extensions.given() | listener.extensions.given(),

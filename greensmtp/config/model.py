@@ -124,6 +124,21 @@ class DeliverySection(Section):
     maildir: OptionalPath = DEFAULT_MAILDIR
 
 
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+UserOrGroup = Annotated[str | None, OrFalse, AfterValidator(_check_path)]
+
+
+class ServiceSection(Section):
+    """The process or processes that serve."""
+
+    reuse_port: bool = False
+    user: UserOrGroup = None
+    group: UserOrGroup = None
+    pid_file: OptionalPath = None
+    stop_timeout: Seconds = 30.0
+    reload_grace: Seconds = 300.0
+
+
 class LoggingSection(Section):
     """The process's log."""
 
@@ -245,6 +260,7 @@ class Config(Section):
     delivery: DeliverySection = Field(default_factory=DeliverySection)
     deliveries: list[DeliveriesSection] = Field(default_factory=list)
     logging: LoggingSection = Field(default_factory=LoggingSection)
+    service: ServiceSection = Field(default_factory=ServiceSection)
 
     def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
         """Yield every stack that is used, with its path; the common one comes first."""
@@ -263,6 +279,7 @@ _PATHS: tuple[tuple[str | None, ...], ...] = (
     ("listeners", None, "tls_key"),
     ("delivery", "maildir"),
     ("logging", "target"),
+    ("service", "pid_file"),
 )
 
 

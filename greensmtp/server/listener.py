@@ -37,12 +37,13 @@ def check_listener(listener: Any) -> None:
         )
 
 
-def listen(address: Any, backlog: int, family: int) -> Any:
+def listen(address: Any, backlog: int, family: int, *, reuse_port: bool = False) -> Any:
     """Return a listening socket on an address or a unix path.
 
     A socket that a dead server left at a path is replaced; nothing else is. (gevent's own function leaves a socket that
     cannot be bound to the garbage collector.)
 
+    :param reuse_port: set SO_REUSEPORT: other processes of this user may bind the same port.
     :raises OSError: the address cannot be bound; the text names it.
     """
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -51,6 +52,8 @@ def listen(address: Any, backlog: int, family: int) -> Any:
             _remove_stale(address)
         else:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if reuse_port:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(address)
         listener.listen(backlog)
         listener.setblocking(False)

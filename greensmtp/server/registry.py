@@ -59,6 +59,7 @@ class Registry(Generic[Connection]):
     """
 
     def __init__(self, limits: Limits) -> None:
+        self._limit = limits.max_connections
         #: True while the server stops: no new transaction begins.
         self.draining = False
         #: From the moment they are accepted until the client has gone.
@@ -74,7 +75,7 @@ class Registry(Generic[Connection]):
         #: Those that have been told to go, in that order. (An ordered set.)
         self.lingering: dict[Connection, None] = {}
         self.monitor = DeadlineMonitor((self.connections, self.leaving), limits)
-        #: Set when a connection leaves while the server is draining.
+        #: Set when a connection leaves.
         self._departure = Event()
 
     def has_room(self, address: str) -> bool:
@@ -97,6 +98,12 @@ class Registry(Generic[Connection]):
         if not self.connections:
             self.monitor.start(loop)
         self.connections.add(connection)
+
+    def share_places(self, other: Registry[Connection]) -> None:
+        """Count the connections of another server, which this one replaces, for ``max_connections`` as well."""
+        if self._limit is not None and other._limit is not None:
+            self.places = other.places
+            self.places.limit = self._limit
 
     @property
     def is_behind(self) -> bool:
@@ -164,16 +171,14 @@ class Registry(Generic[Connection]):
         self.lingering.pop(connection, None)
         self.connections.discard(connection)
         self.leaving.add(connection)
-        if self.draining:
-            self._departure.set()
+        self._departure.set()
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection whose DISCONNECT has been handled."""
         self.leaving.discard(connection)
         if not self.connections and not self.leaving:
             self.monitor.stop()
-        if self.draining:
-            self._departure.set()
+        self._departure.set()
 
     # For the end of the server. A handler that calls stop() cannot wait for its own connection.
 
@@ -188,7 +193,7 @@ class Registry(Generic[Connection]):
         return [each for each in (*self.connections, *self.leaving) if each.greenlet is not current]
 
     def wait_until_none(self, of: Callable[[], list[Connection]], timeout: float) -> None:
-        """Wait until ``of`` returns no connection, for ``timeout`` seconds at most. While draining."""
+        """Wait until ``of`` returns no connection, for ``timeout`` seconds at most."""
         deadline = monotonic() + timeout
         while of() and (left := deadline - monotonic()) > 0:
             self._departure.clear()

@@ -1,10 +1,10 @@
-"""``greensmtp.run``: serve until SIGINT or SIGTERM, then drain."""
+"""``greensmtp.run``: serve until SIGINT or SIGTERM, then drain. And the signals of a process that serves."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from gevent import joinall, signal_handler, spawn, wait
 from gevent.baseserver import BaseServer
 from gevent.event import Event
 
+from greensmtp import _notify
 from greensmtp._log import logger
 
 
@@ -29,7 +30,8 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
     """Start the servers, serve until SIGINT or SIGTERM, let transactions in progress finish, and return.
 
     Each server gets its own ``stop_timeout`` seconds to drain, all at the same time. A second SIGINT or SIGTERM ends
-    the process at once, with exit status 1. SIGHUP is ignored and logged, since there is nothing to reload.
+    the process at once, with exit status 1. SIGHUP is ignored and logged, since there is nothing to reload. If systemd
+    has started the process with ``Type=notify``, it is told when the servers are ready, and when they drain.
     ``run`` also returns when every server has been stopped some other way. It restores the signal handlers that it
     has replaced.
 
@@ -46,23 +48,24 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
         raise TypeError("run needs at least one server")
     if started is not None and not callable(started):
         raise TypeError(f"started must be callable with a server, not {started!r}")
-    _check_thread()
     stopping = Event()
     running: list[Server] = []
-    with _signals(stopping):
+    with signals_handled(stopping):
         try:
             for server in dict.fromkeys(servers):
                 server.start()
                 running.append(server)
                 if started is not None:
                     started(server)
-            _wait(stopping, running)
+            _notify.ready("serving")
+            wait_for_stop(stopping, running)
         finally:
+            _notify.stopping()
             joinall([spawn(server.stop) for server in running])
 
 
-def _wait(stopping: Event, servers: list[Server]) -> None:
-    """Wait for a signal, or until every server has been stopped by other means."""
+def wait_for_stop(stopping: Event, servers: Sequence[GeventServer]) -> None:
+    """Wait for the event, or until every server has been stopped by other means."""
 
     def wait_for_each() -> None:
         for server in servers:
@@ -89,19 +92,32 @@ def _check_thread() -> None:
         ) from None
 
 
+def _ignore_hangup() -> None:
+    logger.warning("SIGHUP ignored: the configuration cannot be reloaded; restart the server to apply changes")
+
+
 @contextmanager
-def _signals(stopping: Event) -> Iterator[None]:
-    """Have SIGINT and SIGTERM set the event, the second of them end the process, and SIGHUP do nothing."""
+def signals_handled(
+    stopping: Event, hangup: Callable[[], object] = _ignore_hangup, *, before_end: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """Have SIGINT and SIGTERM set the event, and the second of them end the process with status 1.
+
+    :param hangup: called in the hub at SIGHUP, unless the process was started to ignore it, as ``nohup`` does.
+    :param before_end: called before the second signal ends the process.
+    :raises RuntimeError: this is not the main thread.
+    """
+    _check_thread()
 
     def stop() -> None:
         if stopping.is_set():
+            before_end()
             os._exit(1)
         stopping.set()
 
     wanted: dict[int, Callable[[], object]] = {signal.SIGINT: stop, signal.SIGTERM: stop}
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (*wanted, signal.SIGHUP)}
     if before[signal.SIGHUP] is not signal.SIG_IGN:  # nohup has set this; leave it
-        wanted[signal.SIGHUP] = _ignore_hangup
+        wanted[signal.SIGHUP] = hangup
     # gevent's function rather than signal.signal, since it wakes a waiting loop.
     watchers = [(number, signal_handler(number, handler)) for number, handler in wanted.items()]
     try:
@@ -111,7 +127,3 @@ def _signals(stopping: Event) -> Iterator[None]:
             watcher.cancel()
             if before[number] is not None:  # None: not set by Python, so Python cannot put it back
                 signal.signal(number, before[number])
-
-
-def _ignore_hangup() -> None:
-    logger.warning("SIGHUP ignored: the configuration cannot be reloaded; restart the server to apply changes")

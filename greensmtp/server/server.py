@@ -297,15 +297,26 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         """True once ``stop`` has been called: no connection is accepted, and no transaction begins."""
         return self._registry.draining
 
-    def stop(self, timeout: float | None = None) -> None:
+    def replace(self, other: SMTPServer) -> None:
+        """Take the place of a server whose connections go on: they count for this one's ``max_connections``, too.
+
+        Call it before ``start``.
+        """
+        self._registry.share_places(other._registry)
+
+    def stop(self, timeout: float | None = None, *, grace: float = 0.0) -> None:
         """Stop listening, let transactions in progress finish, then return.
 
         Clients that are between two transactions get 421 at once, the others when their transaction is over. What is
         left after ``timeout`` seconds (``stop_timeout`` by default) gets 421 and is cut off, in the middle of a body or
         a handler too. That takes one second more at most. Handlers of ``disconnect`` may use what is left of the
         timeout, up to 5 seconds. Middleware that has a ``stop`` is stopped last, innermost first.
+
+        :param grace: seconds for which connections go on before that, as if nothing had happened.
         """
         self.close()
+        if grace:
+            self._registry.wait_until_none(self._registry.open_connections, grace)
         end_connections(self._registry, self.loop, self.stop_timeout if timeout is None else timeout)
         self._stop_middleware()
 

@@ -44,7 +44,7 @@ def test_a_listeners_extensions_are_added_to_the_common_ones(tmp_path: Path, aga
     path.write_text(TEXT)
     if again:
         path.write_text(dump.write(load(path)))
-    first, second = (each.server for each in assemble(load(path)))
+    first, second = (each.server for each in assemble(load(path)).serving)
     common = {"MT-PRIORITY MIXER", "DELIVERBY 60", "FUTURERELEASE 86400 2035-01-31T12:00:00Z"}
     with dial(first) as peer:
         offered = {line[4:] for line in peer.hello().split("\n")}

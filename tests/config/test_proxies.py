@@ -17,7 +17,7 @@ NONE = "delivery.maildir = false\nmiddleware = []\n"
 def servers(folder: Path, text: str, *overrides: Override) -> list[SMTPServer]:
     """Build the servers of a configuration; the addresses of the listeners are added to it."""
     (folder / "greensmtp.toml").write_text(NONE + text)
-    return [each.server for each in assemble(load(folder / "greensmtp.toml", overrides))]
+    return [each.server for each in assemble(load(folder / "greensmtp.toml", overrides)).serving]
 
 
 def trusts(server: SMTPServer, host: str) -> bool:

@@ -55,7 +55,7 @@ _APPLICATION = """
 from greensmtp.config.build import assemble
 from greensmtp.config.load import load
 from pathlib import Path
-server = assemble(load(Path({config!r})))[0].server
+server = assemble(load(Path({config!r}))).serving[0].server
 """
 
 

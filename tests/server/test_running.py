@@ -251,14 +251,3 @@ def test_what_cannot_be_called_when_a_server_has_started_is_refused_before(smtp_
     with pytest.raises(TypeError, match="started must be callable with a server, not 3"):
         greensmtp.run(server, started=3)  # type: ignore[arg-type]
     assert not server.started
-
-
-@pytest.mark.usefixtures("default_sighup")
-def test_the_command_line_ignores_sighup_too(serve: Callable[..., ServeProcess]) -> None:
-    server = serve()
-    server.process.send_signal(signal.SIGHUP)
-    with server.dial() as peer:
-        peer.hello()
-    assert server.stop() == 0
-    assert "WARNING SIGHUP ignored" in server.log
-    assert len(server.log.splitlines()) == 1

@@ -1,0 +1,66 @@
+"""Become another user once the sockets are bound."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import NamedTuple
+
+
+class Identity(NamedTuple):
+    """A user and a group to become."""
+
+    name: str
+    uid: int
+    gid: int
+    #: All groups of the user.
+    groups: tuple[int, ...]
+    home: str
+
+
+def find_identity(user: str | None, group: str | None) -> Identity | None:
+    """Look up a user and a group by name or number; None if neither is given, or this process is that user.
+
+    :param group: None: the user's own.
+    :raises ValueError: there is none of that name, or this process may not become it; the text says which.
+    """
+    if user is None and group is None:
+        return None
+    if user is None:
+        raise ValueError("a group needs a user with it")
+    try:
+        entry = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+    except (KeyError, OverflowError):
+        raise ValueError(f"there is no user {user!r}") from None
+    gid = entry.pw_gid if group is None else _gid(group)
+    if os.geteuid() == entry.pw_uid and os.getegid() == gid:
+        return None
+    if os.geteuid() != 0:
+        raise ValueError(f"only root can become {entry.pw_name!r}: start as root, or as that user without this key")
+    return Identity(entry.pw_name, entry.pw_uid, gid, tuple(os.getgrouplist(entry.pw_name, gid)), entry.pw_dir)
+
+
+def _gid(group: str) -> int:
+    try:
+        return (grp.getgrgid(int(group)) if group.isdecimal() else grp.getgrnam(group)).gr_gid
+    except (KeyError, OverflowError):
+        raise ValueError(f"there is no group {group!r}") from None
+
+
+def become(identity: Identity) -> None:
+    """Become this user for good: groups first, since only root may set them.
+
+    :raises RuntimeError: root's rights could be had again; the process must end.
+    """
+    os.setgroups(identity.groups)
+    os.setresgid(identity.gid, identity.gid, identity.gid)
+    os.setresuid(identity.uid, identity.uid, identity.uid)
+    os.environ.update(HOME=identity.home, USER=identity.name, LOGNAME=identity.name)
+    if identity.uid == 0:
+        return
+    try:
+        os.setuid(0)
+    except PermissionError:
+        return
+    raise RuntimeError(f"still root after becoming {identity.name}")

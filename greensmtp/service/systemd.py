@@ -1,0 +1,63 @@
+"""What systemd gives to a service that it starts: listening sockets and a watchdog."""
+
+from __future__ import annotations
+
+import os
+import socket as native
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from gevent import get_hub, socket
+
+from greensmtp._log import logger
+from greensmtp._notify import notify
+from greensmtp.service.errors import StartError
+
+#: The first descriptor of those that are passed (``sd_listen_fds(3)``).
+FIRST = 3
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """Return the listening sockets that systemd has passed to this process, and forget them in the environment.
+
+    :raises StartError: ``LISTEN_FDS`` is no number, or a descriptor is no listening stream socket.
+    """
+    number, pid = os.environ.pop("LISTEN_FDS", None), os.environ.pop("LISTEN_PID", None)
+    os.environ.pop("LISTEN_FDNAMES", None)
+    if number is None or (pid is not None and pid != str(os.getpid())):
+        return []
+    if not number.isdecimal():
+        raise StartError(f"expected a number of sockets in LISTEN_FDS; got {number!r}")
+    return [_adopt(descriptor) for descriptor in range(FIRST, FIRST + int(number))]
+
+
+def _adopt(descriptor: int) -> socket.socket:
+    os.set_inheritable(descriptor, False)
+    try:
+        with native.socket(fileno=os.dup(descriptor)) as probe:
+            listens = probe.getsockopt(native.SOL_SOCKET, native.SO_ACCEPTCONN)
+            family, kind = probe.family, probe.type
+    except OSError as error:
+        raise StartError(f"descriptor {descriptor}, passed by LISTEN_FDS, is no socket: {error.strerror}") from None
+    if kind != native.SOCK_STREAM or not listens:
+        raise StartError(f"descriptor {descriptor}, passed by LISTEN_FDS, is no listening stream socket")
+    found: socket.socket = socket.socket(family, kind, fileno=descriptor)
+    return found
+
+
+@contextmanager
+def watchdog() -> Iterator[None]:
+    """Tell systemd's watchdog that the hub runs, if the unit has ``WatchdogSec=``. A blocked hub does not."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
+    if not microseconds.isdecimal() or not int(microseconds) or (pid is not None and pid != str(os.getpid())):
+        yield
+        return
+    seconds = int(microseconds) / 1e6 / 2
+    timer = get_hub().loop.timer(seconds, repeat=seconds)
+    timer.start(notify, "WATCHDOG=1")
+    logger.debug("telling the watchdog every %g s that the hub runs", seconds)
+    try:
+        yield
+    finally:
+        timer.stop()
+        timer.close()
