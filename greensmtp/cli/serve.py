@@ -12,6 +12,7 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import _notify
+from greensmtp._hostport import join
 from greensmtp.cli.options import load_given, refuse, serve_options
 from greensmtp.cli.output import set_up_logging
 from greensmtp.config.probe import probe_special_log
@@ -100,6 +101,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
 
 
 def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
+    from greensmtp.service.blocked_hub import blocking_reported
     from greensmtp.service.systemd import watchdog
 
     stopping, hangup = Event(), Event()
@@ -110,7 +112,8 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             hangup.clear()
             service.reload()
 
-    with signals_handled(stopping, hangup.set), watchdog():
+    blocked = loaded.config.service.report_blocked
+    with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
         service.start(loaded)
         _announce(service, stdout)
         service.tell_ready()
@@ -130,6 +133,8 @@ def _announce(service: Service, stdout: LineWriter) -> None:
         stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
     for each in service.serving:
         stdout.say(f"listening {each.listen.url(each.server.address)}")
+    if service.http_address is not None:
+        stdout.say(f"health http://{join(*service.http_address)}/readyz")
 
 
 def _wait(service: Service, stopping: Event) -> None:
