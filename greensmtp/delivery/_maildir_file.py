@@ -207,7 +207,8 @@ class MaildirFile(Transfer):
 
     def move(self, folders: Sequence[Path]) -> list[str]:
         """Give the file its names in ``new/``; return these folders. If one fails, the others are taken back."""
-        new = [f"{folder}/new" for folder in folders]
+        # Last, the folder that the file is in: it may be the only one in this file system.
+        new = [f"{folder}/new" for folder in sorted(folders, key=self._folders[0].__eq__)]
         targets = [f"{folder}/{self.name}" for folder in new]
         is_last = self._undelivered.issubset(folders)
         done: list[str] = []
@@ -229,7 +230,7 @@ class MaildirFile(Transfer):
         except OSError as error:
             if error.errno not in _NO_LINKS:
                 raise
-            copy = Path(target).parents[1] / "tmp" / self.name
+            copy = Path(target).parents[1] / "tmp" / f"{self.name}.copy"
             try:
                 with Path(self._partial).open("rb") as source, open(copy, "xb", opener=_private) as file:
                     shutil.copyfileobj(source, file)
