@@ -17,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -85,8 +86,7 @@ class MaildirFile(Transfer):
         notes, key = session.transaction_notes, (MaildirFile, maildir.path)
         number = notes[key] = notes.get(key, 0) + 1
         unique = envelope.id if number == 1 else f"{envelope.id}_{number}"
-        host = session.server.hostname.replace("/", "_").replace(":", "_")[:100]
-        self.name = f"{int(time.time())}.{unique}.{host}"
+        self.name = f"{int(time.time())}.{unique}.{_file_name(session.server.hostname)}"
         self._maildir = maildir
         self._head = (
             trace.return_path(session) + maildir.envelope_to(envelope.recipients) + trace.received_field(session)
@@ -252,6 +252,11 @@ class MaildirFile(Transfer):
     def take_back(self, folders: Sequence[Path]) -> None:
         """Remove the file's names in ``new/``."""
         _remove(*(f"{folder}/new/{self.name}" for folder in folders))
+
+
+@lru_cache(64)
+def _file_name(hostname: str) -> str:
+    return hostname.replace("/", "_").replace(":", "_")[:100]
 
 
 class _Move(Job):

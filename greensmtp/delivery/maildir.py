@@ -171,9 +171,8 @@ class Maildir(Delivery):
         try:
             for folder in self._all_tmp():
                 for entry in os.scandir(folder):
-                    if _OURS.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < before:
-                        Path(entry).unlink(missing_ok=True)
-                        logger.info("maildir: removed %r, which a process had left unfinished", entry.path)
+                    if _OURS.fullmatch(entry.name):
+                        _remove_if_older(entry, before)
         except OSError as error:
             logger.warning("maildir: cannot remove unfinished files: %s", error)
 
@@ -191,3 +190,12 @@ def _make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for each in missing:
         flush_folder(each.parent)
+
+
+def _remove_if_older(entry: os.DirEntry[str], before: float) -> None:
+    try:
+        if entry.stat(follow_symlinks=False).st_mtime < before:
+            os.unlink(entry.path)  # noqa: PTH108 - as it came
+            logger.info("maildir: removed %r, which a process had left unfinished", entry.path)
+    except FileNotFoundError:
+        pass  # another process has removed or moved it
