@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -194,3 +195,5 @@ class Running:
             self.process.kill()
             self.process.wait()
         self._log.unlink()
+        for folder in machine.WORK.glob(f"storing-*-{self.port}"):
+            shutil.rmtree(folder, ignore_errors=True)
