@@ -19,6 +19,7 @@ import ctypes
 import errno
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -279,10 +280,20 @@ def _library() -> Any:
     return ctypes.CDLL(None, use_errno=True)
 
 
+@cache
+def _syncfs_tells_errors() -> bool:
+    """Return True if ``syncfs`` reports that a write has failed: on Linux since 5.8 (syncfs(2))."""
+    system = os.uname()
+    numbers = tuple(int(each) for each in re.findall(r"\d+", system.release)[:2])
+    return system.sysname == "Linux" and numbers >= (5, 8)
+
+
 def flush_file_systems(devices: Mapping[int, int]) -> bool:
     """Flush file systems, by device, each by a file of it; return False if it is not known to have worked."""
+    if not _syncfs_tells_errors():
+        return False
     try:
-        syncfs = _library().syncfs  # Linux: errors are reported since 5.8
+        syncfs = _library().syncfs
     except (AttributeError, OSError):
         return False
     return all(syncfs(descriptor) == 0 for descriptor in devices.values())

@@ -298,3 +298,22 @@ def test_if_the_whole_cannot_be_flushed_each_file_is(
         assert send(peer, "bob@b.example")[0].startswith("250")
         peer.close()
     assert len(flushed) >= 8
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "tells"),
+    [
+        ("Linux", "6.1.0-13-amd64", True),
+        ("Linux", "5.8", True),
+        ("Linux", "5.4.0-1", False),
+        ("Darwin", "23.1.0", False),
+    ],
+)
+def test_a_kernel_that_hides_errors_of_syncfs_is_not_trusted(
+    monkeypatch: pytest.MonkeyPatch, system: str, release: str, tells: bool
+) -> None:
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result((system, "host", release, "", "")))
+    _disk._syncfs_tells_errors.cache_clear()
+    assert _disk._syncfs_tells_errors() is tells
+    monkeypatch.undo()
+    _disk._syncfs_tells_errors.cache_clear()
