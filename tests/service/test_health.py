@@ -174,21 +174,18 @@ def test_what_blocks_the_hub_is_named_once(caplog: pytest.LogCaptureFixture) -> 
     assert second.startswith("the hub runs again; it was blocked for 0.")
 
 
+BLOCKS = """
+from gevent.monkey import get_original
+def look_up(session, address, ack):
+    get_original("time", "sleep")(0.6)
+    ack.accept()
+def install(server):
+    server.on("from", look_up)
+"""
+
+
 def test_a_served_plugin_that_blocks_is_named(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(
-        "from gevent.monkey import get_original
-"
-        "def look_up(session, address, ack):
-"
-        "    get_original('time', 'sleep')(0.6)
-"
-        "    ack.accept()
-"
-        "def install(server):
-"
-        "    server.on('from', look_up)
-"
-    )
+    (tmp_path / "slow.py").write_text(BLOCKS)
     path = tmp_path / "greensmtp.toml"
     text = CONFIG.format(service="report_blocked = 0.1", middleware="")
     path.write_text(text + '[[plugins]]\nname = "slow:install"\n')
@@ -199,4 +196,4 @@ def test_a_served_plugin_that_blocks_is_named(serve: Serve, tmp_path: Path) -> N
         peer.expect("250")
     assert server.stop() == 0
     assert "the hub has been blocked for" in server.log
-    assert "slow.py\", line 3, in look_up" in server.log
+    assert "slow.py\", line 4, in look_up" in server.log
