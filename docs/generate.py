@@ -65,6 +65,7 @@ EXTENSIONS = (
 
 #: RFCs of the SASL mechanisms.
 MECHANISMS = {
+    "EXTERNAL": "4422",
     "SCRAM-SHA-256-PLUS": "7677, 5929",
     "SCRAM-SHA-256": "7677",
     "CRAM-MD5": "2195",
@@ -208,6 +209,8 @@ def configuration() -> str:
         "[logging]": model.LoggingSection,
         "[service]": model.ServiceSection,
         "[http]": model.HTTPSection,
+        "[tls]": model.TLSSection,
+        "[[tls.certificates]]": model.CertificateSection,
     }
     for title, section in tables.items():
         rows = []

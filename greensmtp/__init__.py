@@ -50,6 +50,7 @@ from greensmtp.protocol.command import (
     QueueCommand,
 )
 from greensmtp.protocol.reply import Reply
+from greensmtp.server.certificates import Certificate, Certificates
 from greensmtp.server.limits import Limits
 from greensmtp.server.server import SMTPServer
 from greensmtp.session import ServerInfo, Session
@@ -77,6 +78,8 @@ __all__ = [
     "ArgumentError",
     "AuthenticationFailed",
     "CannotConnect",
+    "Certificate",
+    "Certificates",
     "ChunkCommand",
     "ClientError",
     "Command",

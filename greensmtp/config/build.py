@@ -34,6 +34,7 @@ from greensmtp.plugins import (
     warn_of_shadowed,
 )
 from greensmtp.plugins.discovery import FAILURES, describe_error
+from greensmtp.server.certificates import Certificate, Certificates
 from greensmtp.server.server import SMTPServer
 from greensmtp.session import ServerInfo, Session
 from greensmtp.session.ack import Ack
@@ -117,6 +118,8 @@ class _Assembly:
     deliveries: dict[ServerInfo, Deliveries] = field(default_factory=dict)
     #: The addresses of the servers so far.
     addresses: set[tuple[str, int] | str] = field(default_factory=set)
+    #: The TLS of each certificate and key; None: something is wrong with it.
+    certificates: dict[tuple[str, str | None], Certificates | None] = field(default_factory=dict)
     #: Middleware of the previous servers that is used again.
     taken_over: list[Middleware] = field(default_factory=list)
 
@@ -219,6 +222,9 @@ class _Assembly:
                 else Problem(self._place_of("keyfile", path, listener), f"needs {cert} with it")
             )
             return None
+        certificates = self._certificates(certfile, keyfile, path, listener)
+        if certificates is None and certfile is not None:
+            return None
         lenient = listener if "lenient_addresses" in listener.model_fields_set else config
         stack = stacks[("middleware",) if listener.middleware is None else (*path, "middleware")]
         try:
@@ -230,8 +236,7 @@ class _Assembly:
                 backlog=listener.backlog,
                 **self._trust(listener),
                 middleware=[*self.outermost, *(made for _, _, made in stack)],
-                certfile=certfile,
-                keyfile=keyfile,
+                tls=certificates,
                 extensions=config.extensions.given() | listener.extensions.given(),
                 lenient_addresses=lenient.lenient_addresses,
                 **(config.limits.given() | listener.limits.given()),
@@ -244,6 +249,40 @@ class _Assembly:
             return None
         self._check_address((*path, "url"), listen)
         return ConfiguredServer(server, listen, (*path, "url"), stack)
+
+    def _certificates(
+        self, certfile: str | None, keyfile: str | None, path: KeyPath, listener: ListenerSection
+    ) -> Certificates | None:
+        """Return the TLS of a listener; None without a certificate, or if something is wrong with it.
+
+        Listeners with the same certificate share it. Those of ``[[tls.certificates]]`` are for listeners that use the
+        common certificate.
+        """
+        tls = self.loaded.config.tls
+        if certfile is None:
+            return None
+        if (certfile, keyfile) in self.certificates:
+            return self.certificates[certfile, keyfile]
+        given = [Certificate(certfile, keyfile)]
+        if listener.tls_cert is None:
+            given += [Certificate(each.cert, each.key, tuple(each.names)) for each in tls.certificates]
+        made: Certificates | None = None
+        for number, each in enumerate(given):  # one by one, so that an error has its place
+            try:
+                Certificates(each, **tls.options())
+            except ArgumentError as error:
+                keys: dict[str, KeyPath] = {
+                    "certfile": ("tls", "certificates", number - 1, "cert"),
+                    "keyfile": ("tls", "certificates", number - 1, "key"),
+                }
+                if number == 0:
+                    keys = {name: self._place_of(name, path, listener) for name in keys}
+                self.problems.append(Problem(keys.get(error.name, ("tls", error.name)), error.text))
+                break
+        else:
+            made = Certificates(*given, **tls.options())
+        self.certificates[certfile, keyfile] = made
+        return made
 
     def _trust(self, listener: ListenerSection) -> dict[str, Any]:
         """Return the arguments about proxies: the listener's own, or the common ones."""

@@ -119,6 +119,34 @@ class DeliveriesSection(Section):
     wanted: Annotated[str | list[str] | None, OrFalse, AfterValidator(_check_wanted)] = Field(None, alias="for")
 
 
+def _check_certificate_name(name: str) -> str:
+    check_hostname(name.removeprefix("*."))
+    return name
+
+
+class CertificateSection(Section):
+    """A further certificate, for the host names in it."""
+
+    cert: Annotated[str, AfterValidator(_check_path)]
+    key: OptionalPath = None
+    names: list[Annotated[str, AfterValidator(_check_certificate_name)]] = Field(default_factory=list)
+
+
+class TLSSection(Section):
+    """TLS of all listeners, besides the common certificate."""
+
+    minimum: Literal["1.2", "1.3"] = "1.2"
+    ciphers: Annotated[str | None, OrFalse] = None
+    tickets: bool = False
+    client_ca: OptionalPath = None
+    client_auth: Literal["optional", "required", False] = False
+    certificates: list[CertificateSection] = Field(default_factory=list)
+
+    def options(self) -> dict[str, Any]:
+        """The arguments of Certificates."""
+        return self.model_dump(exclude={"certificates"})
+
+
 class DeliverySection(Section):
     """Where accepted mail goes, in short: one Maildir for all of it."""
 
@@ -276,6 +304,7 @@ class Config(Section):
     logging: LoggingSection = Field(default_factory=LoggingSection)
     service: ServiceSection = Field(default_factory=ServiceSection)
     http: HTTPSection = Field(default_factory=HTTPSection)
+    tls: TLSSection = Field(default_factory=TLSSection)
 
     def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
         """Yield every stack that is used, with its path; the common one comes first."""
@@ -295,6 +324,9 @@ _PATHS: tuple[tuple[str | None, ...], ...] = (
     ("delivery", "maildir"),
     ("logging", "target"),
     ("service", "pid_file"),
+    ("tls", "client_ca"),
+    ("tls", "certificates", None, "cert"),
+    ("tls", "certificates", None, "key"),
 )
 
 

@@ -24,7 +24,6 @@ chunks.
 
 from __future__ import annotations
 
-import ssl
 from functools import lru_cache
 from typing import Any
 
@@ -217,9 +216,7 @@ class ConnectionHandler(CommandLoop):
 
         :raises ConnectionLost: the handshake failed or timed out.
         """
-        context = self.session.server.tls_context
-        assert isinstance(context, ssl.SSLContext)
-        self.transport.start_tls(context)
+        self.transport.start_tls(self.routes.tls_context())
         self._note_tls()
 
     def _note_tls(self) -> None:

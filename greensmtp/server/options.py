@@ -12,8 +12,8 @@ from typing import Any
 from greensmtp._suggest import did_you_mean
 from greensmtp.errors import ArgumentError, ProtocolError
 from greensmtp.protocol.mailbox import check_domain
+from greensmtp.server.certificates import Certificate, Certificates
 from greensmtp.server.limits import Limits
-from greensmtp.server.tls import server_context
 
 
 def check_limits(given: dict[str, Any], others: Iterable[str] = (), limits: Limits | None = None) -> Limits:
@@ -74,20 +74,31 @@ def check_proxy_tls(value: bool, proxies: object) -> bool:
     return value
 
 
-def check_tls_context(
-    certfile: str | Path | None, keyfile: str | Path | None, context: ssl.SSLContext | None, implicit: bool
-) -> ssl.SSLContext | None:
-    """Return the context of STARTTLS or implicit TLS; None without a certificate."""
+def check_tls(
+    certfile: str | Path | None,
+    keyfile: str | Path | None,
+    context: ssl.SSLContext | None,
+    tls: Certificates | None,
+    *,
+    implicit: bool,
+) -> ssl.SSLContext | Certificates | None:
+    """Return what STARTTLS or implicit TLS uses; None without a certificate."""
+    if sum(each is not None for each in (certfile, context, tls)) > 1 or (certfile is None and keyfile and tls):
+        raise ValueError("give ssl_context, tls, or certfile and keyfile, not several of them")
+    if context is not None and keyfile is not None:
+        raise ValueError("give ssl_context, or certfile and keyfile, not both")
     if context is not None:
-        if certfile is not None or keyfile is not None:
-            raise ValueError("give ssl_context, or certfile and keyfile, not both")
         if not isinstance(context, ssl.SSLContext):
             raise TypeError(f"ssl_context takes an ssl.SSLContext, not {context!r}")
         return context
+    if tls is not None:
+        if not isinstance(tls, Certificates):
+            raise TypeError(f"tls takes a Certificates, not {tls!r}")
+        return tls
     if certfile is not None:
-        return server_context(certfile, keyfile)
+        return Certificates(Certificate(certfile, keyfile))
     if keyfile is not None:
         raise ArgumentError("keyfile", "needs a certfile with it")
     if implicit:
-        raise ArgumentError("implicit_tls", "needs a certificate: give certfile and keyfile, or ssl_context")
+        raise ArgumentError("implicit_tls", "needs a certificate: give certfile and keyfile, tls, or ssl_context")
     return None

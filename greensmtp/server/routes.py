@@ -52,16 +52,19 @@ class Routes:
         *,
         lmtp: bool,
         parse: Callable[[bytes], Command] = parse_command,
+        tls_context: Callable[[], Any],
     ) -> None:
         """
         :param extra_length: verb -> bytes that extensions add to its longest line.
         :param continuations: verb -> its continuation.
         :param parse: parses a command line, strictly or leniently.
+        :param tls_context: returns the context for a handshake.
         """
         self.dispatcher = dispatcher
         self.limits = limits
         self.lmtp = lmtp
         self.parse = parse
+        self.tls_context = tls_context
         self._lines = {verb: limits.max_line_length + extra for verb, extra in extra_length.items()}
         self._lines["AUTH"] = limits.max_auth_line_length
         self.line_limit = max(limits.max_line_length, *self._lines.values())

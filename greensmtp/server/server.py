@@ -19,6 +19,7 @@ from greensmtp.protocol.command import parse_command
 from greensmtp.protocol.esmtp import Extension, line_room
 from greensmtp.protocol.lenient_path import LENIENT_PARSERS
 from greensmtp.server.acceptor import Acceptor
+from greensmtp.server.certificates import Certificates
 from greensmtp.server.continuations import CONTINUATIONS
 from greensmtp.server.dispatcher import Dispatcher
 from greensmtp.server.extensions import Offer, read_switches
@@ -31,7 +32,7 @@ from greensmtp.server.options import (
     check_hostname,
     check_limits,
     check_proxy_tls,
-    check_tls_context,
+    check_tls,
 )
 from greensmtp.server.places import client_key
 from greensmtp.server.proxy import ProxiedHandler
@@ -39,7 +40,6 @@ from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.shutdown import end_connections
 from greensmtp.server.thread import ServerThread
-from greensmtp.server.tls import own_certificate
 from greensmtp.server.trusted import check_networks
 from greensmtp.server.xclient import ProxyVerbs
 from greensmtp.session.handlers import ConnectsHandlers
@@ -64,6 +64,8 @@ class SMTPServer(Acceptor, ConnectsHandlers):
     :param certfile: a PEM file with the certificate chain; with it, STARTTLS is offered.
     :param keyfile: a PEM file with the private key, if it is not in ``certfile``.
     :param ssl_context: a context instead of the files.
+    :param tls: a :class:`greensmtp.Certificates` instead: several certificates, versions and ciphers, certificates of
+        clients.
     :param implicit_tls: begin TLS with the connection (RFC 8314), without STARTTLS.
     :param lmtp: speak LMTP (RFC 2033).
     :param extensions: the ESMTP extensions that differ from the usual ones: keyword in EHLO's reply -> True, False, or
@@ -95,6 +97,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         certfile: str | Path | None = None,
         keyfile: str | Path | None = None,
         ssl_context: ssl.SSLContext | None = None,
+        tls: Certificates | None = None,
         implicit_tls: bool = False,
         lmtp: bool = False,
         extensions: Mapping[str, Any] | None = None,
@@ -117,9 +120,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         )
         self.limits: Limits = check_limits(dict(each_limit), SMTPServer.__init__.__kwdefaults__ or (), limits)
         self.hostname: str = check_hostname(hostname)
-        self.tls_context: ssl.SSLContext | None = check_tls_context(certfile, keyfile, ssl_context, implicit_tls)
-        #: The server's own certificate in DER, for channel binding; known with ``certfile`` only.
-        self.certificate: bytes | None = None if certfile is None else own_certificate(certfile)
+        self._tls = check_tls(certfile, keyfile, ssl_context, tls, implicit=implicit_tls)
         self.implicit_tls = implicit_tls
         #: True if it speaks LMTP.
         self.lmtp = lmtp
@@ -242,6 +243,7 @@ class SMTPServer(Acceptor, ConnectsHandlers):
             CONTINUATIONS,
             lmtp=self.lmtp,
             parse=self._parse,
+            tls_context=self._context_for_handshake,
         )
 
     def adopt(self, socket: Any, peer: Any = None) -> None:
@@ -291,6 +293,21 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         Use it as ``with server.in_thread(): ...``. Handlers run in that thread.
         """
         return ServerThread(self)
+
+    @property
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context of STARTTLS and implicit TLS; None without a certificate."""
+        return self._tls.context if isinstance(self._tls, Certificates) else self._tls
+
+    @property
+    def certificate(self) -> bytes | None:
+        """The server's own certificate in DER, the default one; None if it is not known."""
+        return getattr(self.tls_context, "certificate", None)
+
+    def _context_for_handshake(self) -> ssl.SSLContext:
+        """Return the context, with certificates that have changed."""
+        assert self._tls is not None
+        return self._tls.refresh() if isinstance(self._tls, Certificates) else self._tls
 
     @property
     def draining(self) -> bool:

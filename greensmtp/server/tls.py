@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import ssl
 from pathlib import Path
+from typing import Any
 
 from gevent import ssl as gevent_ssl
 
@@ -15,7 +16,28 @@ _CERTIFICATE = re.compile(r"-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE--
 _KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
 
-def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> ssl.SSLContext:
+_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+_CLIENT_AUTH = {False: ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+
+class ServerContext(gevent_ssl.SSLContext):
+    """A context of a server, with its certificate."""
+
+    #: The server's own certificate in DER, for channel binding.
+    certificate: bytes | None = None
+
+
+def server_context(
+    certfile: str | Path,
+    keyfile: str | Path | None = None,
+    *,
+    minimum: str = "1.2",
+    ciphers: str | None = None,
+    tickets: bool = False,
+    client_ca: str | Path | None = None,
+    client_auth: object = False,
+) -> ServerContext:
     """Return a context for a server: TLS 1.2 or later, with the default ciphers of Python's ssl.
 
     :param certfile: PEM, the certificate followed by its chain.
@@ -31,8 +53,20 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
                     pass
             except OSError as error:
                 raise ArgumentError(name, f"{str(path)!r} cannot be read: {error.strerror}") from error
-    context: ssl.SSLContext = gevent_ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
+    if minimum not in _VERSIONS:
+        raise ArgumentError("minimum", f"takes {' or '.join(map(repr, _VERSIONS))}, not {minimum!r}")
+    context.minimum_version = _VERSIONS[minimum]
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    if not tickets:
+        context.options |= ssl.OP_NO_TICKET
+        context.num_tickets = 0
+    if ciphers is not None:
+        try:
+            context.set_ciphers(ciphers)
+        except ssl.SSLError as error:
+            raise ArgumentError("ciphers", f"{ciphers!r} names no cipher that OpenSSL has") from error
+    _ask_clients(context, client_ca, client_auth)
     locked = False
 
     def no_password() -> bytes:
@@ -60,7 +94,35 @@ def server_context(certfile: str | Path, keyfile: str | Path | None = None) -> s
             f"{str(certfile)!r} and {str(keyfile or certfile)!r} must be a certificate and its private key, both PEM: "
             f"{error}",
         ) from error
+    context.certificate = own_certificate(certfile)
     return context
+
+
+def _ask_clients(context: ssl.SSLContext, client_ca: str | Path | None, client_auth: object) -> None:
+    if not isinstance(client_auth, bool | str) or client_auth not in _CLIENT_AUTH:
+        raise ArgumentError("client_auth", f"takes 'optional', 'required' or False, not {client_auth!r}")
+    if client_ca is not None:
+        try:
+            context.load_verify_locations(str(client_ca))
+        except (ssl.SSLError, OSError) as error:
+            reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates in PEM"
+            raise ArgumentError("client_ca", f"{str(client_ca)!r} cannot be used: {reason}") from error
+    context.verify_mode = _CLIENT_AUTH[client_auth]
+
+
+def names_in(certfile: str | Path) -> list[str]:
+    """Return the host names in a certificate (RFC 6125 section 6.4): subjectAltName, or else the common name.
+
+    :raises ValueError: it cannot be read.
+    """
+    try:
+        found: dict[str, Any] = ssl._ssl._test_decode_cert(str(certfile))  # type: ignore[attr-defined]
+    except (ssl.SSLError, OSError) as error:
+        raise ArgumentError("certfile", f"{str(certfile)!r} is no certificate: {error}") from error
+    names = [value for kind, value in found.get("subjectAltName", ()) if kind == "DNS"]
+    if not found.get("subjectAltName"):
+        names = [value for parts in found.get("subject", ()) for key, value in parts if key == "commonName"]
+    return names
 
 
 def own_certificate(certfile: str | Path) -> bytes | None:

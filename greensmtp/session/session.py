@@ -229,6 +229,15 @@ class Session(ConnectsHandlers):
         """The name of the cipher, that of the TLS that has ended at the proxy too; None as for ``tls_version``."""
         return self._tls_fact("cipher", lambda socket: (socket.cipher() or (None,))[0])
 
+    @property
+    def client_certificate(self) -> Mapping[str, Any] | None:
+        """The certificate that the client has presented and an authority of ``client_ca`` has signed; else None.
+
+        As ``ssl.SSLSocket.getpeercert`` returns it: ``subject``, ``subjectAltName`` and so on.
+        """
+        socket = self._connection.socket
+        return (socket.getpeercert() or None) if self.tls and hasattr(socket, "getpeercert") else None
+
     def _tls_fact(self, name: str, of_socket: Callable[[Any], str | None]) -> str | None:
         if not self.tls:
             return None

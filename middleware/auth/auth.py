@@ -14,7 +14,7 @@ from greensmtp.middleware.auth.attempts import Attempt, AttemptLimits
 from greensmtp.middleware.auth.backends import check_check, make_backend
 from greensmtp.middleware.auth.credentials import Backend, Check, MechanismRelay
 from greensmtp.middleware.auth.exchange import FAULTS, Authorize, ExchangeRunner, decode_response
-from greensmtp.middleware.auth.mechanisms import MechanismPolicy
+from greensmtp.middleware.auth.mechanisms import CertificateUser, MechanismPolicy, user_of
 from greensmtp.middleware.auth.recipients import decides_recipients
 from greensmtp.middleware.auth.resolver import CredentialResolver
 from greensmtp.middleware.auth.submitter import with_submitter
@@ -64,6 +64,9 @@ class Auth:
         instead of True.
     :param authorize: decides whether an identity may act as its ``authzid``: ``(identity, session) -> bool``. Default:
         no identity may act as another one.
+    :param external: offer EXTERNAL to clients with a certificate that ``client_ca`` of the server's TLS has signed. The
+        user is the mail address in it, or else its common name; or what this callable returns for the certificate
+        (None: nobody). The backend is not asked about that user.
     :param failures_by_client: failed attempts from one address (IPv6: one /64) before the reply is 454 and nothing is
         checked: ``"10/minute"``; None: no limit.
     :param failures_by_account: the same for one user from one network (IPv4 /24, IPv6 /64). Other networks are not
@@ -87,6 +90,7 @@ class Auth:
         *,
         check_token: Check | None = None,
         authorize: Authorize | None = None,
+        external: bool | CertificateUser = False,
         failures_by_client: str | None = "20/minute",
         failures_by_account: str | None = "20/minute",
         timeout: float = 30.0,
@@ -98,7 +102,13 @@ class Auth:
             raise TypeError(f"authorize must be a callable (identity, session) -> bool, not {authorize!r}")
         self._backend = make_backend(backend)
         resolver = CredentialResolver(self._backend, check_token, _check_secret(secret))
-        self._policy = MechanismPolicy(self._backend, resolver, mechanisms, allow_plaintext=allow_plaintext)
+        self._policy = MechanismPolicy(
+            self._backend,
+            resolver,
+            mechanisms,
+            allow_plaintext=allow_plaintext,
+            certificate_user=_check_external(external),
+        )
         self._runner = ExchangeRunner(self._backend, resolver, authorize, check_seconds("timeout", timeout))
         #: Salts distinguish unknown users from known ones.
         self._salts_reveal_users = secret is None and resolver.knows_keys and self._policy.has_scram
@@ -176,12 +186,13 @@ class Auth:
             with self._runner.limit_time():
                 bindings = self._policy.bindings(session)
                 usable = self._policy.usable(session, bindings)
+                client = self._policy.client(session)
         except FAULTS as error:
             self._runner.log_fault(session, error)
             return canned.AUTH_UNAVAILABLE
         if name not in usable:
             return self._policy.refusal(session, name)
-        channel = Channel(session.server.hostname, bindings)
+        channel = Channel(session.server.hostname, bindings, client)
         attempt = Attempt(self._limits, session.peer_host, waiting(session))
         try:
             return self._try(session, name, channel, words[1:], attempt)
@@ -237,6 +248,16 @@ def _check_secret(secret: bytes | str | None) -> bytes | None:
     if len(data) < _MIN_SECRET:
         raise ArgumentError("secret", f"must have at least {_MIN_SECRET} bytes, not {len(data)}")
     return data
+
+
+def _check_external(external: bool | CertificateUser) -> CertificateUser | None:
+    if isinstance(external, bool):
+        return user_of if external else None
+    if not callable(external):
+        raise ArgumentError(
+            "external", f"takes True, False or a callable (certificate) -> str | None, not {external!r}"
+        )
+    return external
 
 
 def _out_of_place(session: Session) -> Reply | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gevent.ssl import SSLSocket
@@ -27,24 +27,36 @@ _NEEDS: Mapping[Need, str] = {
     "token": "check_token",
     "secret": "the passwords themselves",
     "keys": "the passwords themselves, or SCRAM keys",
+    "certificate": "Auth(external=True)",
 }
+
+#: Returns the user that a client's certificate names, as ``session.client_certificate`` has it; None: nobody.
+CertificateUser = Callable[[Mapping[str, Any]], str | None]
 
 
 class MechanismPolicy:
     """The mechanisms of one Auth.
 
     :param wanted: the names to offer; None: all that the backend can serve.
+    :param certificate_user: the users of EXTERNAL; None: it is not offered.
     :raises ValueError, TypeError: a name is unknown, the backend cannot serve it, or no mechanism is left.
     :raises ImportError: SCRAM is wanted, and scramp is missing.
     """
 
     def __init__(
-        self, backend: Backend, resolver: CredentialResolver, wanted: Iterable[str] | None, *, allow_plaintext: bool
+        self,
+        backend: Backend,
+        resolver: CredentialResolver,
+        wanted: Iterable[str] | None,
+        *,
+        allow_plaintext: bool,
+        certificate_user: CertificateUser | None = None,
     ) -> None:
         self._relays = backend if isinstance(backend, MechanismRelay) else None
         self._serves = resolver.serves
         self._allow_plaintext = allow_plaintext
-        able = [name for name, row in MECHANISMS.items() if row.needs in self._serves or self._relays is not None]
+        self._certificate_user = certificate_user
+        able = [name for name, row in MECHANISMS.items() if self._can_serve(row.needs)]
         names = able if wanted is None else _check_names(wanted)
         for name in names:
             if name not in able:
@@ -65,9 +77,21 @@ class MechanismPolicy:
         #: True if none of them may be used without TLS.
         self.needs_tls = not allow_plaintext and all(MECHANISMS[name].plaintext for name in self.mechanisms)
 
+    def _can_serve(self, need: Need) -> bool:
+        if need == "certificate":
+            return self._certificate_user is not None
+        return need in self._serves or self._relays is not None
+
     def is_relayed(self, name: str) -> bool:
         """True if the backend holds this exchange itself."""
-        return self._relays is not None and _needs(name) not in self._serves
+        return self._relays is not None and _needs(name) not in self._serves and name != "EXTERNAL"
+
+    def client(self, session: Session) -> str | None:
+        """Return the user that the client's certificate names; None if there is none, or EXTERNAL is not offered."""
+        if self._certificate_user is None or "EXTERNAL" not in self.mechanisms:
+            return None
+        certificate = session.client_certificate
+        return None if certificate is None else self._certificate_user(certificate) or None
 
     def usable(self, session: Session, bindings: Mapping[str, bytes]) -> list[str]:
         """Return the mechanisms that this connection may use, the strongest first.
@@ -81,6 +105,7 @@ class MechanismPolicy:
             for name in self.mechanisms
             if (secure or not MECHANISMS[name].plaintext)
             and (bindings or name != _PLUS)
+            and (name != "EXTERNAL" or self.client(session) is not None)
             and (name in relayed or not self.is_relayed(name))
         ]
 
@@ -95,7 +120,8 @@ class MechanismPolicy:
         # -PLUS, as the strongest mechanism, and could not log in.
         if socket.version() == "TLSv1.3":
             return {}
-        certificate = session.server.certificate
+        # That of the name which the client has sent (SNI), or else the default one.
+        certificate = getattr(socket.context, "certificate", None)
         found = {
             END_POINT: None if certificate is None else end_point_binding(certificate),
             UNIQUE: socket.get_channel_binding(UNIQUE),
@@ -110,6 +136,15 @@ class MechanismPolicy:
         if _RANKS.get(name, -1) > max(map(_RANKS.__getitem__, self.mechanisms)):
             return canned.AUTH_TOO_WEAK
         return canned.AUTH_UNKNOWN_MECHANISM
+
+
+def user_of(certificate: Mapping[str, Any]) -> str | None:
+    """Return the mail address in a client's certificate (subjectAltName rfc822Name), or else its common name."""
+    for kind, value in certificate.get("subjectAltName", ()):
+        if kind == "email":
+            return str(value)
+    names = [value for parts in certificate.get("subject", ()) for key, value in parts if key == "commonName"]
+    return str(names[-1]) if names else None
 
 
 def _needs(name: str) -> Need:

@@ -139,6 +139,8 @@ class Channel:
     hostname: str
     #: The channel bindings: type -> data; empty where -PLUS is not offered.
     bindings: Mapping[str, bytes] = field(default_factory=dict)
+    #: The user that the client's certificate names, for EXTERNAL; None without one.
+    client: str | None = None
 
 
 Exchange = Generator[bytes | CredentialQuery, Any, Identity]

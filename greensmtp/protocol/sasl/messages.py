@@ -85,6 +85,12 @@ def parse_name(name: str) -> str:
     return name
 
 
+def parse_external(response: bytes) -> str:
+    """Return the authzid of EXTERNAL; ``""`` for none (RFC 4422 appendix A)."""
+    authzid = parse_text(response)
+    return parse_name(authzid) if authzid else ""
+
+
 def parse_password(password: str) -> str:
     """Return a password if it is not empty. (LDAP servers treat an empty one as an anonymous login, which succeeds.)"""
     if "\0" in password:

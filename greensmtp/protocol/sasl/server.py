@@ -15,6 +15,7 @@ from typing import Any, Literal
 from greensmtp.protocol import canned
 from greensmtp.protocol.sasl.exchange import (
     Channel,
+    CredentialQuery,
     Exchange,
     Identity,
     KeysQuery,
@@ -26,6 +27,7 @@ from greensmtp.protocol.sasl.exchange import (
 )
 from greensmtp.protocol.sasl.messages import (
     parse_cram_md5,
+    parse_external,
     parse_name,
     parse_oauthbearer,
     parse_password,
@@ -36,8 +38,8 @@ from greensmtp.protocol.sasl.messages import (
 )
 
 #: What a credential store must be able to do for a mechanism: check a password, check a token, return the password, or
-#: return SCRAM's keys.
-Need = Literal["check", "token", "secret", "keys"]
+#: return SCRAM's keys. ``certificate``: nothing, since TLS has checked the client's certificate.
+Need = Literal["check", "token", "secret", "keys", "certificate"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,14 @@ def _plain(channel: Channel) -> Exchange:
     user = yield PasswordQuery(username=name, mechanism="PLAIN", authzid=authzid, password=parse_password(password))
     # An authzid equal to the name means the user itself, even if the store knows the user by another name.
     return _identity(user, (user or "") if authzid == name else authzid, "PLAIN")
+
+
+def _external(channel: Channel) -> Exchange:
+    """RFC 4422 appendix A: TLS has authenticated the client by its certificate."""
+    authzid = parse_external((yield b""))
+    user = parse_name(channel.client or "")
+    yield CredentialQuery(username=user, mechanism="EXTERNAL", authzid=authzid)
+    return _identity(user, authzid, "EXTERNAL")
 
 
 def _login(channel: Channel) -> Exchange:
@@ -188,6 +198,7 @@ def _scram_name(response: bytes) -> str:
 MECHANISMS: Mapping[str, Mechanism] = {
     mechanism.name: mechanism
     for mechanism in (
+        Mechanism("EXTERNAL", "certificate", False, True, _external, parse_external),
         Mechanism("SCRAM-SHA-256-PLUS", "keys", False, True, _scram_plus, _scram_name),
         Mechanism("SCRAM-SHA-256", "keys", False, True, _scram, _scram_name),
         Mechanism("CRAM-MD5", "secret", False, False, _cram_md5, lambda response: parse_cram_md5(response)[0]),
