@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,3 +130,23 @@ def test_postfix_delivers_over_lmtp_and_hears_of_each_recipient(
     assert b" with LMTP id " in message
     assert b"552 5.2.2 The mailbox is full" in bounce.replace(b"\r\n    ", b" ")
     assert b"<bob@lmtp.example>" not in bounce.partition(b"Content-Type: message/rfc822")[0]
+
+
+def test_postfix_relays_during_reloads(serve: Serve, postfix: Callable[..., Postfix], tmp_path: Path) -> None:
+    config = tmp_path / "greensmtp.toml"
+    text = 'hostname = "{}"\nmiddleware = []\n[[listeners]]\nurl = "smtp://127.0.0.1:0"\n[logging]\nlevel = "info"\n'
+    config.write_text(text.format("mx.example.com"))
+    server = serve("--config", config, listeners=1)
+    relay = postfix(relayhost=f"[127.0.0.1]:{server.port}", default_destination_concurrency_limit="5")
+    for number in range(20):
+        relay.relay(BODY, "ann@example.com", "bob@example.org")
+        config.write_text(text.format(f"mx{number}.example.com"))
+        server.process.send_signal(signal.SIGHUP)
+    for _ in range(20):
+        assert "from=<ann@example.com> to=<bob@example.org> " in server.line()
+    assert [body_of(message) for message in server.mail] == [BODY] * 20
+    assert server.stop() == 0
+    assert server.log.count("configuration reloaded") > 1
+    # Postfix would have tried again later.
+    assert b"status=deferred" not in relay.log
+    assert b"lost connection" not in relay.log
