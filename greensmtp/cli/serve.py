@@ -54,12 +54,16 @@ def serve(context: click.Context, /, **options: Any) -> None:
       1   it could not start: the address is in use, for example
       2   the configuration or the command line is wrong
     """
+    from greensmtp.cli.workers import is_arbiter, run_arbiter
     from greensmtp.config.problems import ConfigError
     from greensmtp.service.errors import StartError
 
     stdout = LineWriter(sys.stdout)
     try:
-        _serve(partial(load_given, context), stdout)
+        if is_arbiter():
+            run_arbiter(context, stdout)
+        else:
+            _serve(partial(load_given, context), stdout)
     except ConfigError as error:
         refuse(error)
     except StartError as error:
@@ -77,6 +81,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     :raises ConfigError, StartError: it cannot start.
     """
     from greensmtp.cli.announce import Announce
+    from greensmtp.cli.workers import become_arbiter
     from greensmtp.config.problems import Problem
     from greensmtp.service.pid_file import pid_file
     from greensmtp.service.privileges import become, find_identity
@@ -86,6 +91,8 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
 
     loaded = load()
     config = loaded.config.service
+    if config.workers is not None:
+        become_arbiter()
     try:
         identity = find_identity(config.user, config.group)
     except ValueError as error:
@@ -125,11 +132,15 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
 
 def _announce(service: Service, stdout: LineWriter) -> None:
     """Print where mail is stored and where the listeners are."""
-    maildir = service.loaded.config.delivery.maildir
-    if maildir is not None:
-        stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
+    say_maildir(service.loaded.config.delivery.maildir, stdout)
     for each in service.serving:
         stdout.say(f"listening {each.listen.url(each.server.address)}")
+
+
+def say_maildir(maildir: str | None, stdout: LineWriter) -> None:
+    """Print where mail is stored."""
+    if maildir is not None:
+        stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
 
 
 def _wait(service: Service, stopping: Event) -> None:

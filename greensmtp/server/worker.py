@@ -1,7 +1,7 @@
 """SMTP and LMTP under gunicorn: a worker class, and hooks that put SMTP beside HTTP.
 
-``gunicorn -k greensmtp.server.worker.SMTPWorker -b 0.0.0.0:25 app:server`` serves ``server`` of ``app.py`` in each worker.
-The sockets belong to gunicorn's arbiter, so a worker that dies or is replaced closes no port.
+``gunicorn -k greensmtp.server.worker.SMTPWorker -b 0.0.0.0:25 app:server`` serves ``server`` of ``app.py`` in each
+worker. The sockets belong to gunicorn's arbiter, so a worker that dies or is replaced closes no port.
 
 In each worker the standard library is patched, as in gunicorn's own gevent worker, before the program is imported.
 """
@@ -64,7 +64,7 @@ class BaseWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
             signal.SIGUSR1: self.reopen,
             signal.SIGUSR2: self.retire,
         }
-        self._watchers = [gevent.signal_handler(number, handler) for number, handler in handlers.items()]
+        self.watchers = {number: gevent.signal_handler(number, handler) for number, handler in handlers.items()}
 
     def end_at_once(self) -> None:
         """End without waiting for a transaction."""

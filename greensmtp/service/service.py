@@ -85,11 +85,6 @@ class Service:
         return [] if self._current is None else self._current.assembled.serving
 
     @property
-    def serving(self) -> list[ConfiguredServer]:
-        """The servers that accept connections, with their places in the configuration."""
-        return [] if self._current is None else self._current.assembled.serving
-
-    @property
     def servers(self) -> list[SMTPServer]:
         """The servers that accept connections."""
         return [each.server for each in self.serving]
