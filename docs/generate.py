@@ -206,6 +206,7 @@ def configuration() -> str:
         "[extensions]": model.ExtensionsSection,
         "[delivery]": model.DeliverySection,
         "[logging]": model.LoggingSection,
+        "[service]": model.ServiceSection,
     }
     for title, section in tables.items():
         rows = []

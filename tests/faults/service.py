@@ -175,6 +175,11 @@ class Service:
                 raise AssertionError(f"no banner within {seconds:g} s: {self.log[-2000:]}")
             sleep(0.01)
 
+    def rename(self) -> None:
+        """Give the server another name in its configuration, which a reload reads."""
+        before, self.hostname = self.hostname, f"mx-{random.randrange(10**9)}.example.com"
+        self.config.write_text(self.config.read_text().replace(before, self.hostname))
+
     @property
     def log(self) -> str:
         """The standard error so far."""

@@ -36,13 +36,15 @@ def terminate(run: Run) -> None:
 
 
 def hang_up(run: Run) -> None:
-    """Send SIGHUP, again and again."""
+    """Change the server's name in its configuration and send SIGHUP, again and again."""
 
     def reload(run: Run, service: Service) -> None:
         before = set(service.workers)
+        service.rename()
         service.signal(signal.SIGHUP)
         if service.mode != "plain":
             wait_for(lambda: not before <= set(service.workers), what="new workers")
+        service.wait_ready()  # until a banner has the new name
 
     _run(run, Service(run), reload)
 
