@@ -38,7 +38,7 @@ def become_arbiter() -> None:
     :raises ClickException: gunicorn is missing.
     """
     try:
-        import gunicorn  # noqa: F401
+        import gunicorn  # type: ignore[import-untyped]  # noqa: F401
     except ModuleNotFoundError:
         raise click.ClickException("--workers needs gunicorn: pip install 'greensmtp[workers]'") from None
     os.environ[_VARIABLE] = str(os.getpid())

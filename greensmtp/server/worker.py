@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import gevent
 from gevent import Greenlet, get_hub, joinall, monkey, sleep, socket, spawn
 from gevent.event import Event
-from gunicorn.workers.base import Worker
+from gunicorn.workers.base import Worker  # type: ignore[import-untyped]
 
 from greensmtp import _fork_key  # noqa: F401  # in the arbiter, so that all workers have the same
 from greensmtp._hostport import address, is_unix_path
@@ -36,6 +36,9 @@ HEARTBEAT = 1.0
 #: Seconds of ``graceful_timeout`` that are kept for what follows when the timeout of a drain is over.
 RESERVE = 2.0
 
+#: What an arbiter sends to workers.
+WORKER_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
 #: Seconds between two looks whether a worker of HTTP has been told to stop.
 LOOK = 0.25
 
@@ -43,8 +46,13 @@ LOOK = 0.25
 class BaseWorker(Worker):  # type: ignore[misc]  # gunicorn has no types
     """A gunicorn worker with a hub: heartbeats, signals, and the end."""
 
+    sockets: list[Any]
+
     def init_process(self) -> None:
         """Patch the standard library and give this process a hub of its own; then start."""
+        for number in WORKER_SIGNALS:  # the arbiter's handlers would forget the signal; nothing is served yet
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGUSR1 else signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
         monkey.patch_all()
         gevent.reinit()
         self.stopping = Event()

@@ -28,9 +28,9 @@ from time import monotonic
 from typing import Any
 
 from gevent import spawn
-from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
-from gunicorn.errors import HaltServer
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from greensmtp import _notify
 from greensmtp._log import logger
@@ -40,7 +40,7 @@ from greensmtp.config.urls import Listen
 from greensmtp.log_writer import reopen_logs
 from greensmtp.server.acceptor import Acceptor
 from greensmtp.server.listener import listen
-from greensmtp.server.worker import BaseWorker
+from greensmtp.server.worker import WORKER_SIGNALS, BaseWorker
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.plan import Check, Plan
@@ -113,10 +113,7 @@ class ServiceWorker(BaseWorker):
 
     def load_wsgi(self) -> None:
         """Start the service."""
-        kept = {
-            key: socket.socket(each.family, each.type, fileno=os.dup(each.fileno()))
-            for key, each in self.opened.items()
-        }
+        kept = {key: each.dup() for key, each in self.opened.items()}
         for each in self.sockets:  # those of other workers, too
             each.close()
         self.sockets = []
@@ -254,7 +251,12 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         with self._as_user(plan):
             folder = tempfile.mkdtemp(prefix="greensmtp-metrics-")
         arbiter = self.pid
-        self._context.callback(lambda: os.getpid() == arbiter and shutil.rmtree(folder, ignore_errors=True))
+
+        def remove() -> None:
+            if os.getpid() == arbiter:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        self._context.callback(remove)
         os.environ[METRICS] = folder
         self.cfg.set("child_exit", _forget_gauges)
 
@@ -307,6 +309,15 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         if worker.identity is not None:
             os.fchown(worker.tmp.fileno(), worker.identity.uid, worker.identity.gid)
         return worker
+
+    def spawn_worker(self) -> int:
+        """Fork a worker. A signal that comes to it in its first moment waits until it knows what to do."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
+        try:
+            pid: int = super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
+        return pid
 
     def _workers(self, generation: _Generation) -> list[ServiceWorker]:
         """Return the workers of a generation that are not to retire."""
