@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import chart, machine, report
-from benchmarks.contenders import CONTENDERS, add_before
+from benchmarks.contenders import CONTENDERS, SPECIAL, add_before
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
 
@@ -45,7 +45,8 @@ class Bench:
     def measure(self, name: str) -> None:
         """Run one workload, and add it to the results."""
         workload = WORKLOADS[name]
-        before = [f"{each}-before" for each in workload.servers if f"{each}-before" in CONTENDERS]
+        known = CONTENDERS | SPECIAL
+        before = [f"{each}-before" for each in workload.servers if f"{each}-before" in known]
         subjects = [each for each in (*workload.servers, *before) if self._wanted(each)]
         rounds = min(self.rounds, workload.rounds or self.rounds)
         with ExitStack() as stack:

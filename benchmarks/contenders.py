@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -72,8 +73,25 @@ CONTENDERS: dict[str, Contender] = {
     "slimta": Contender("slimta", _python("slimta", "slimta_server")),
 }
 
+
+def _storing(name: str) -> Callable[[], Start]:
+    def command() -> Start:
+        if name in ("postfix", "dovecot"):
+            machine.find(name)
+            if os.geteuid() != 0:
+                raise machine.Missing(f"only root can start {name}")
+        python = environments.python("aiosmtpd") if name == "aiosmtpd" else sys.executable
+        return [python, "-m", "benchmarks.servers.storing", name], {}
+
+    return command
+
+
 #: Servers that only workloads that name them use.
-SPECIAL: Mapping[str, Contender] = {
+SPECIAL: dict[str, Contender] = {
+    "storing": Contender("greensmtp serve", _storing("greensmtp"), _NO_TLS),
+    "storing_dovecot": Contender("Dovecot's LMTP server", _storing("dovecot"), _NO_TLS),
+    "storing_postfix": Contender("Postfix's local", _storing("postfix"), _NO_TLS),
+    "storing_aiosmtpd": Contender("aiosmtpd's Mailbox", _storing("aiosmtpd"), _NO_TLS),
     "slow": Contender("greensmtp, a slow receiver", _ours("slow"), _NO_TLS),
     "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
 }
@@ -101,6 +119,11 @@ def add_before(checkout: Path) -> None:
             command=lambda options=options: ([str(python), *options], {}),  # type: ignore[misc]
             folder=checkout.resolve(),
         )
+    SPECIAL["storing-before"] = replace(
+        SPECIAL["storing"],
+        title="greensmtp serve, before",
+        command=lambda: (SPECIAL["storing"].command()[0], {"STORING_PYTHON": str(python)}),
+    )
 
 
 class Running:
@@ -172,3 +195,5 @@ class Running:
             self.process.kill()
             self.process.wait()
         self._log.unlink()
+        for folder in machine.WORK.glob(f"storing-*-{self.port}"):
+            shutil.rmtree(folder, ignore_errors=True)

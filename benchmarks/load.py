@@ -25,14 +25,26 @@ EHLO = b"EHLO client.example\r\n"
 MAIL, RCPT, DATA = b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<b@example.com>\r\n", b"DATA\r\n"
 
 
-def smtp_source(port: int, *, sessions: int, messages: int, size: int, kept: bool, recipients: int = 1) -> int:
+def smtp_source(
+    port: int,
+    *,
+    sessions: int,
+    messages: int,
+    size: int,
+    kept: bool,
+    recipients: int = 1,
+    lmtp: bool = False,
+    recipient: str | None = None,
+) -> int:
     """Send messages over concurrent connections with smtp-source; return their number.
 
     :param kept: send many messages over each connection.
+    :param recipient: the address to send to.
     :raises RuntimeError: not all of them were accepted.
     """
     command = [machine.find("smtp-source"), "-s", str(sessions), "-m", str(messages), "-l", str(size)]
-    command += ["-r", str(recipients), *(["-d"] if kept else []), f"127.0.0.1:{port}"]
+    command += ["-r", str(recipients), *(["-d"] if kept else []), *(["-L"] if lmtp else [])]
+    command += [*(["-t", recipient] if recipient else []), f"127.0.0.1:{port}"]
     try:
         ran = subprocess.run(command, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=TIMEOUT)
     except subprocess.TimeoutExpired as error:

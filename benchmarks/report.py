@@ -28,6 +28,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "cpu": ("CPU", seconds),
     "cpu_single": ("CPU, one by one", seconds),
     "rate": ("messages/s", "{:,.0f}".format),
+    "rate_accepted": ("accepted/s", "{:,.0f}".format),
     "rate_single": ("one by one", "{:,.0f}".format),
     "gain": ("gain", "{:.2f}x".format),
     "memory": ("memory each", size),

@@ -87,5 +87,8 @@ TARGETS: tuple[Target, ...] = (
     Target("TLS: plain to a bare TLS loop", _ratio("tls", "plain", "bare"), 1.2),
     Target("STARTTLS: plain to a bare TLS loop", _ratio("starttls", "plain", "bare"), 1.2),
     Target("a slow handler: the others' p99", _within("slow", "slow", "p99", "p99_without"), 1.5),
+    Target("stored: aiosmtpd's Mailbox", _ratio("store", "storing", "storing_aiosmtpd", "rate"), 2.5, at_least=True),
+    Target("stored: Dovecot's LMTP", _ratio("store", "storing", "storing_dovecot", "rate"), 1, at_least=True),
+    Target("stored: Postfix's local", _ratio("store", "storing", "storing_postfix", "rate"), 1, at_least=True),
     Target("import greensmtp to gevent and blinker", _ratio("import", "greensmtp", "gevent"), 1.3),
 )

@@ -207,6 +207,7 @@ def configuration() -> str:
         "[delivery]": model.DeliverySection,
         "[logging]": model.LoggingSection,
         "[service]": model.ServiceSection,
+        "[http]": model.HTTPSection,
     }
     for title, section in tables.items():
         rows = []

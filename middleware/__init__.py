@@ -11,6 +11,7 @@ from greensmtp.middleware.auth import Auth
 from greensmtp.middleware.chaos import Chaos
 from greensmtp.middleware.connection_limit import ConnectionLimit
 from greensmtp.middleware.early_talker import EarlyTalker
+from greensmtp.middleware.load_shed import LoadShed
 from greensmtp.middleware.logging.logging import Logging
 from greensmtp.middleware.metrics import Metrics
 from greensmtp.middleware.rate_limit import RateLimit
@@ -23,6 +24,7 @@ __all__ = [
     "Chaos",
     "ConnectionLimit",
     "EarlyTalker",
+    "LoadShed",
     "Logging",
     "Metrics",
     "RateLimit",

@@ -83,6 +83,18 @@ def test_every_server_takes_a_port_prints_it_and_ends_cleanly(name: str) -> None
         example.stop()
 
 
+def test_archive_keeps_each_message_under_its_id(tmp_path: Path) -> None:
+    with running("archive.py", "0", str(tmp_path / "archive")) as example:
+        with example.dial() as peer:
+            peer.hello()
+            reply = peer.deliver("Subject: Tea\r\n\r\nAt five.\r\n")
+            assert reply.startswith("250 2.0.0 Ok: queued as ")
+            (path,) = (tmp_path / "archive").iterdir()
+            assert path.name == f"{reply.split()[-1]}.eml"
+            assert path.read_bytes() == b"Subject: Tea\r\n\r\nAt five.\r\n"
+        example.stop()
+
+
 def test_local_only_accepts_mail_for_localhost_and_prints_it() -> None:
     with running("local_only.py", "0") as example:
         with example.dial() as peer:

@@ -6,6 +6,7 @@ import click
 
 from greensmtp.cli.check import check
 from greensmtp.cli.plugins import plugins
+from greensmtp.cli.ready import ready
 from greensmtp.cli.replay import replay
 from greensmtp.cli.send import send
 from greensmtp.cli.serve import serve
@@ -37,3 +38,4 @@ cli.add_command(send)
 cli.add_command(check)
 cli.add_command(plugins)
 cli.add_command(replay)
+cli.add_command(ready)

@@ -12,6 +12,7 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import _notify
+from greensmtp._hostport import join
 from greensmtp.cli.options import load_given, refuse, serve_options
 from greensmtp.cli.output import set_up_logging
 from greensmtp.config.probe import probe_special_log
@@ -107,6 +108,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
 
 
 def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
+    from greensmtp.service.blocked_hub import blocking_reported
     from greensmtp.service.systemd import watchdog
 
     stopping, hangup = Event(), Event()
@@ -117,7 +119,8 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             hangup.clear()
             service.reload()
 
-    with signals_handled(stopping, hangup.set), watchdog():
+    blocked = loaded.config.service.report_blocked
+    with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
         service.start(loaded)
         _announce(service, stdout)
         service.tell_ready()
@@ -135,6 +138,8 @@ def _announce(service: Service, stdout: LineWriter) -> None:
     say_maildir(service.loaded.config.delivery.maildir, stdout)
     for each in service.serving:
         stdout.say(f"listening {each.listen.url(each.server.address)}")
+    if service.http_address is not None:
+        stdout.say(f"health http://{join(*service.http_address)}/readyz")
 
 
 def say_maildir(maildir: str | None, stdout: LineWriter) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 #: belong to a load test. A middleware whose library is not installed is left out.
 DEFAULT_STACK: tuple[dict[str, Any], ...] = (
     {"use": "Logging"},
+    {"use": "LoadShed"},
     {"use": "ConnectionLimit", "per_address": 500, "per_network": False},
     {"use": "Tarpit", "delay": 0.5, "maximum": 5.0, "free": 5},
     {"use": "RateLimit", "limit": "60000/minute", "strategy": "fixed-window"},

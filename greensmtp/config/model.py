@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from greensmtp._hostport import address
 from greensmtp.config.conditions import read_condition
 from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_URL, parse_size
 from greensmtp.config.locations import KeyPath
@@ -138,6 +139,19 @@ class ServiceSection(Section):
     pid_file: OptionalPath = None
     stop_timeout: Seconds = 30.0
     reload_grace: Seconds = 300.0
+    report_blocked: Annotated[Annotated[float, Field(ge=0.05, allow_inf_nan=False)] | None, OrFalse] = 1.0
+
+
+def _check_http_address(text: str | None) -> str | None:
+    if text is not None and address(text) is None:
+        raise ValueError(f'expected "host:port", like "127.0.0.1:9100"; got {text!r}')
+    return text
+
+
+class HTTPSection(Section):
+    """Metrics and health over HTTP."""
+
+    listen: Annotated[str | None, OrFalse, AfterValidator(_check_http_address)] = None
 
 
 class LoggingSection(Section):
@@ -262,6 +276,7 @@ class Config(Section):
     deliveries: list[DeliveriesSection] = Field(default_factory=list)
     logging: LoggingSection = Field(default_factory=LoggingSection)
     service: ServiceSection = Field(default_factory=ServiceSection)
+    http: HTTPSection = Field(default_factory=HTTPSection)
 
     def stacks(self) -> Iterator[tuple[KeyPath, list[MiddlewareSection]]]:
         """Yield every stack that is used, with its path; the common one comes first."""

@@ -2,6 +2,7 @@
 
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
 from greensmtp.delivery.trace import received_field, return_path
@@ -11,10 +12,12 @@ __all__ = [
     "Delivery",
     "Envelope",
     "Maildir",
+    "RecipientStatus",
     "Result",
     "Route",
     "SpooledTransfer",
     "Transfer",
+    "delivery_report",
     "received_field",
     "return_path",
 ]

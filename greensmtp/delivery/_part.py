@@ -86,6 +86,8 @@ class Part:
 
     def commit_late(self, recipient: Address | None) -> None:
         """Commit the transfer behind another one's commit. A failure is logged: it is too late to refuse."""
+        if self._transfer is not None:
+            self._transfer.late = True
         uninterrupted(self.commit, recipient)
         refusal = self.refusal(recipient)
         if refusal is not None:

@@ -17,8 +17,9 @@ Rules of this contract:
 - All transfers of a message are prepared before one is committed. So a refusal by one of them delivers nothing.
 - Of a server's deliveries, at most one may have ``answers``: its commit is answered by somebody else, the next hop for
   example, and may fail. It commits first, and its refusal discards the others.
-- Any other commit must not fail once ``prepare`` has returned. If one does behind another's commit, it is logged as an
-  error and the client still gets 250, since a repeat would be a duplicate. Its content is not discarded.
+- Any other commit must not fail once ``prepare`` has returned, unless the message is ``envelope.alone``. If one does
+  behind another's commit, it is logged as an error and the client still gets 250, since a repeat would be a duplicate.
+  Its content is not discarded.
 - A commit is not interrupted: a timeout or a kill has to wait for it, unless the delivery ``answers``, or its transfers
   settle interruptions by themselves.
 - Methods refuse by ``raise Reject(...)``. ``prepare`` and ``commit`` may instead return a result for each recipient,
@@ -49,11 +50,15 @@ class Envelope:
     It can be used until the transaction is over.
     """
 
-    __slots__ = ("recipients", "session", "stream")
+    __slots__ = ("alone", "recipients", "session", "stream")
 
-    def __init__(self, session: Session, stream: MessageStream, recipients: Sequence[Address]) -> None:
+    def __init__(
+        self, session: Session, stream: MessageStream, recipients: Sequence[Address], *, alone: bool = True
+    ) -> None:
         self.session = session
         self.stream = stream
+        #: True if no other delivery has this message. Then ``commit`` may refuse as ``prepare`` does.
+        self.alone = alone
         #: In the order of their RCPT commands.
         self.recipients: tuple[Address, ...] = tuple(recipients)
 
@@ -81,6 +86,8 @@ class Transfer:
     #: True: the runner calls ``commit`` in the connection's greenlet, where a timeout or a kill may be raised, and the
     #: transfer settles it: it delivers and returns, or has not delivered and raises.
     settles: ClassVar[bool] = False
+    #: True while it is committed behind another delivery's commit: if it fails, it keeps what there is.
+    late: bool = False
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope

@@ -1,63 +1,114 @@
-"""Delivery into a Maildir: the client gets 250 when the whole message is on the disk and survives a crash."""
+"""Delivery into Maildirs: the client gets 250 when the whole message is on the disk and survives a crash."""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
-from greensmtp.delivery._maildir_file import MaildirFile, flush_folder
+from gevent.monkey import get_original
+
+from greensmtp.delivery import trace
+from greensmtp.delivery._disk import DiskThread, flush_folder
+from greensmtp.delivery._mailbox_path import fixed_part, mailbox, read_template
+from greensmtp.delivery._maildir_file import MaildirFile
 from greensmtp.delivery.contract import Delivery, Envelope
 from greensmtp.delivery.runner import Deliveries, Server
-from greensmtp.thread_pool import BoundedPool
+from greensmtp.errors import ArgumentError
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+from greensmtp.thread_pool import BoundedPool, in_thread_pool
 
-#: How many of gevent's ten threads one Maildir may use at the same time.
+logger = logging.getLogger("greensmtp")
+
+#: How many of gevent's ten threads one delivery may use at the same time, for large messages.
 _THREADS = 8
+
+#: Seconds after which an unfinished file in ``tmp`` is one of a process that has died: 36 hours, as in every Maildir.
+_STALE = 36 * 3600
+
+#: The names of our own files: the time, ``session.transaction_id``, perhaps a number, the host.
+_OURS = re.compile(r"\d+\.[0-9a-f]+-[0-9a-f]{6}-[0-9a-f]+(?:_\d+)?\.[^/]+")
+
+#: Maildirs that are known to exist, at most.
+_REMEMBERED = 100_000
+
+_SUBFOLDERS = ("tmp", "new", "cur")
+
+_NO_SUCH_MAILBOX = Reply(550, "5.1.1 No such mailbox here")
 
 
 class Maildir(Delivery):
-    """A Maildir that stores every message: ``Maildir("maildir").attach(server)``.
+    """A Maildir for all messages, or one for each recipient: ``Maildir("mail/{domain}/{local}").attach(server)``.
 
-    Return-Path, Envelope-To, Received, and the fields of ``stream.add_header`` are written before the message. A
-    Return-Path in the message is left out: only the final delivery writes one (RFC 5321 section 4.4).
+    Return-Path, Received, and the fields of ``stream.add_header`` are written before the message. So is Envelope-To,
+    unless recipients with a Maildir each would see one another. A Return-Path in the message is left out: only the
+    final delivery writes one (RFC 5321 section 4.4).
 
     The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have answered, it is moved
     to ``new/``, and the folder is flushed. Then the reply is ``250 2.0.0 Ok: queued as ID``; the ID is in the Received
-    field and in the file's name. All this is done in the thread pool: the file of a small message is written in one
-    step, that of a large one piece by piece while it arrives.
+    field and in the file's name. One thread does this for all messages that are there at the time. A message of more
+    than 256 KiB is written by the thread pool, piece by piece while it arrives.
 
     A message that fails leaves no file. The reply is 452 when the disk is full, 451 for any other failure. A refusal, a
     timeout or a kill before the move abandons the message; from the move on, the client gets 250.
 
-    The Maildir respects the decisions of other handlers. A message that one of them has refused is not stored. A
-    message that they have accepted is stored, with their reply.
-
-    :param path: the folder. It is made, with ``tmp``, ``new`` and ``cur``, if it does not exist.
-    :raises ValueError: the folder cannot be made or written to.
+    :param path: the folder, or for each recipient ``{local}``, ``{domain}`` or ``{address}`` in it. It is made, with
+        ``tmp``, ``new`` and ``cur``, if it does not exist.
+    :param create: make the Maildir of a recipient that has none; False: such a recipient is refused with 550.
+    :param subaddress: what ends the mailbox's name in a local part: with ``"+"``, ``jo+news`` is delivered to ``jo``.
+    :param sync: how several messages are flushed together: ``"filesystem"`` as a whole, which is much faster; or
+        ``"files"``, each by itself, where other programs write a lot to the same file system.
+    :raises ValueError: the folder cannot be made or written to, or an argument is wrong.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        subaddress: str | None = None,
+        sync: Literal["filesystem", "files"] = "filesystem",
+    ) -> None:
         if not str(path):
             raise ValueError("maildir: the path is empty; pass the folder's name ('.' for the current one)")
+        if sync not in ("filesystem", "files"):
+            raise ArgumentError("sync", f"expected 'filesystem' or 'files'; got {sync!r}")
+        self.per_recipient = read_template(str(path))
+        if not self.per_recipient and (not create or subaddress is not None):
+            raise ArgumentError("path", "expected {local} or {address} in it: create and subaddress are about them")
         self.path = Path(path).absolute()
-        is_new = not self.path.exists()
+        self._create = create
+        self._subaddress = subaddress or ""
+        #: The Maildirs that are known to be complete, with the device of their file system.
+        self._made: dict[Path, int] = {}
+        self._fixed = Path(fixed_part(str(path))).absolute()
         try:
-            for name in ("tmp", "new", "cur"):
-                (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
-            flush_folder(self.path)
-            if is_new:
-                flush_folder(self.path.parent)
+            _make_folder(self._fixed) if self.per_recipient else self.make(self.path)
         except OSError as error:
-            raise ValueError(f"maildir: cannot make {str(self.path)!r}: {error.strerror}") from error
-        for name in ("tmp", "new"):
-            if not os.access(self.path / name, os.W_OK | os.X_OK):
-                raise ValueError(f"maildir: cannot write to {str(self.path / name)!r}")
+            raise ValueError(f"maildir: cannot make {str(self._fixed)!r}: {error.strerror}") from error
+        for folder in (self._fixed,) if self.per_recipient else (self.path / "tmp", self.path / "new"):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ValueError(f"maildir: cannot write to {str(folder)!r}")
         # Bounded, so that a disk that does not answer leaves threads for others.
-        self._pool = BoundedPool(_THREADS)
+        self.pool = BoundedPool(_THREADS)
+        self.disk = DiskThread(whole=sync == "filesystem")
+        if not create:
+            vars(self)["rcpt"] = self._check_mailbox  # only then, RCPT costs something
+        get_original("_thread", "start_new_thread")(self.sweep, ())
 
     @staticmethod
     def fixed_part(path: str | Path) -> str:
-        """Return the folder that all of its Maildirs are in: the path up to the first part with a placeholder."""
-        return str(path)
+        """Return the folder that all Maildirs of such a path are in.
+
+        :raises ValueError: a placeholder is wrong.
+        """
+        return fixed_part(str(path))
 
     def attach(self, server: Server) -> None:
         """Store the mail of this server: ``Deliveries([self]).attach(server)``."""
@@ -65,4 +116,86 @@ class Maildir(Delivery):
 
     def begin(self, envelope: Envelope) -> MaildirFile:
         """Begin the file of a message."""
-        return MaildirFile(self.path, self._pool, envelope)
+        return MaildirFile(self, envelope)
+
+    def _check_mailbox(self, session: Session, recipient: Address) -> Reply | None:
+        """Refuse a recipient that has no Maildir; ``create=False``."""
+        (folder,) = self.folders(session, (recipient,))
+        if folder in self._made or in_thread_pool((folder / "new").is_dir):
+            return None
+        return _NO_SUCH_MAILBOX
+
+    # For its files
+
+    def folders(self, session: Session, recipients: Iterable[Address]) -> Sequence[Path]:
+        """Return the Maildirs of these recipients, each once."""
+        if not self.per_recipient:
+            return (self.path,)
+        template, hostname = str(self.path), session.server.hostname
+        return tuple(
+            dict.fromkeys(
+                mailbox(template, each, hostname=hostname, subaddress=self._subaddress) for each in recipients
+            )
+        )
+
+    def envelope_to(self, recipients: Sequence[Address]) -> bytes:
+        """Return the Envelope-To field, or nothing: recipients with a Maildir each must not see one another."""
+        return b"" if self.per_recipient and len(recipients) > 1 else trace.envelope_to(recipients)
+
+    def make(self, folder: Path) -> int:
+        """Make a Maildir if it does not exist; return the device of its file system. Called in a native thread.
+
+        :raises OSError: it cannot be made.
+        """
+        device = self._made.get(folder)
+        if device is None:
+            if self._create or not self.per_recipient:
+                _make_folder(folder)
+                for name in _SUBFOLDERS:
+                    (folder / name).mkdir(exist_ok=True, mode=0o700)
+                flush_folder(folder)
+            device = folder.stat().st_dev
+            if len(self._made) >= _REMEMBERED:
+                self._made.clear()
+            self._made[folder] = device
+        return device
+
+    def forget(self, folder: Path) -> None:
+        """Forget that a Maildir was there: make it again for the next message, if there is one for each recipient."""
+        if self.per_recipient:
+            self._made.pop(folder, None)
+
+    def sweep(self, now: float | None = None) -> None:
+        """Remove our own files in ``tmp`` that are older than 36 hours. Called in a native thread."""
+        before = (time.time() if now is None else now) - _STALE
+        try:
+            for folder in self._all_tmp():
+                for entry in os.scandir(folder):
+                    if _OURS.fullmatch(entry.name):
+                        _remove_if_older(entry, before)
+        except OSError as error:
+            logger.warning("maildir: cannot remove unfinished files: %s", error)
+
+    def _all_tmp(self) -> Iterator[Path]:
+        if not self.per_recipient:
+            yield self.path / "tmp"
+            return
+        depth = len(self.path.parts) - len(self._fixed.parts)
+        yield from (each / "tmp" for each in self._fixed.glob("/".join(["*"] * depth)) if (each / "tmp").is_dir())
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those that it is in, and flush the folder that has the new entry."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for each in missing:
+        flush_folder(each.parent)
+
+
+def _remove_if_older(entry: os.DirEntry[str], before: float) -> None:
+    try:
+        if entry.stat(follow_symlinks=False).st_mtime < before:
+            os.unlink(entry.path)  # noqa: PTH108 - as it came
+            logger.info("maildir: removed %r, which a process had left unfinished", entry.path)
+    except FileNotFoundError:
+        pass  # another process has removed or moved it

@@ -138,7 +138,7 @@ class Deliveries:
         message = session.transaction_notes[self] = _Message()
         stream.at_end(message.end)
         for delivery, recipients in by_delivery.items():
-            part = Part(delivery, Envelope(session, stream, recipients))
+            part = Part(delivery, Envelope(session, stream, recipients, alone=len(by_delivery) == 1))
             message.parts.append(part)
             part.begin()
             if part.failure is not None and not session.server.lmtp:
@@ -191,7 +191,7 @@ class Deliveries:
 
 
 def _defines(delivery: Delivery, method: str) -> bool:
-    return getattr(type(delivery), method) is not getattr(Delivery, method)
+    return getattr(getattr(delivery, method), "__func__", None) is not getattr(Delivery, method)
 
 
 def _decide(ack: Ack, reply: Reply | None) -> None:

@@ -13,6 +13,7 @@ from datetime import datetime
 from email.utils import format_datetime
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from time import time
 
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.mailbox import ascii_domain, check_domain
@@ -60,32 +61,52 @@ def received_field(session: Session, queue_id: str | None = None, now: datetime 
         f"\tby {_name(session, session.server.hostname)} with {session.protocol} id {queue_id}"
         + (f"\r\n\tfor <{recipient}>" if named else "")
         + _tls(session)
-        + f";\r\n\t{format_datetime(datetime.now().astimezone() if now is None else now)}\r\n"
+        + f";\r\n\t{_now(int(time())) if now is None else format_datetime(now)}\r\n"
     ).encode()
+
+
+@lru_cache(1)
+def _now(second: int) -> str:
+    """Return the date of a second, which many messages share."""
+    return format_datetime(datetime.fromtimestamp(second).astimezone())
 
 
 def _client(session: Session) -> str:
     """Return the name that the client gave in EHLO, and its address if it has one."""
     name = _name(session, session.hostname)
-    host = session.peer_host
+    literal = _literal(str(session.peer_host))
+    return f"{name} ({literal})" if literal else name
+
+
+@lru_cache(1024)
+def _literal(host: str) -> str:
+    """Return an address literal; ``""`` for what is no address.
+
+    That is a unix socket, or a name given by the program that accepted the connection.
+    """
     try:
-        address = ip_address(str(host).partition("%")[0])
-    except ValueError:  # a unix socket, or a name given by the program that accepted the connection
-        return name
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return ""
     if isinstance(address, IPv6Address) and address.ipv4_mapped:
         address = address.ipv4_mapped  # an IPv4 client of a dual-stack listener
-    literal = f"[IPv6:{address}]" if isinstance(address, IPv6Address) else f"[{address}]"
-    return f"{name} ({literal})"
+    return f"[IPv6:{address}]" if isinstance(address, IPv6Address) else f"[{address}]"
 
 
 def _name(session: Session, name: str | None) -> str:
     """Return a host's name for the field; UTF-8 is for SMTPUTF8 messages alone (RFC 6531 section 3.7.3)."""
-    name = (name or "") if session.smtputf8 else ascii_domain(name or "")
+    return _domain(name or "", utf8=session.smtputf8)
+
+
+@lru_cache(1024)
+def _domain(name: str, *, utf8: bool) -> str:
+    if not utf8:
+        name = ascii_domain(name)
     try:
         check_domain(name)
     except ProtocolError:
         return "unknown"
-    return name if name.isascii() or session.smtputf8 else "unknown"
+    return name if name.isascii() or utf8 else "unknown"
 
 
 def _tls(session: Session) -> str:

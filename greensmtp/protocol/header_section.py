@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 #: Bytes in a name with the blanks behind it: those of the longest line (RFC 5322 section 2.1.1).
 _MAX_NAME = 998
@@ -39,6 +40,15 @@ _line_end_at_end = re.compile(rb"(?:\r\n|\r|\n)\Z").search
 _Step = Callable[["HeaderSection", bytes, int, list[bytes], bool], int]
 
 
+@lru_cache(16)
+def _search_event(without: bytes | None) -> Callable[..., re.Match[bytes] | None]:
+    """Return what finds the end of the section, or the field that is left out."""
+    event = rb"\n\r?\n"
+    if without is not None:
+        event += rb"|[\r\n]" + re.escape(without) + rb"(?:[ \t]*:|[ \t]{%d})" % _MAX_NAME
+    return re.compile(event, re.IGNORECASE).search
+
+
 class HeaderSection:
     """Passes on a body from its first byte, over any cuts, by the rules above."""
 
@@ -49,10 +59,7 @@ class HeaderSection:
         :param without: the name of a field to leave out, in lower case.
         """
         self._name = without
-        event = rb"\n\r?\n"
-        if without is not None:
-            event += rb"|[\r\n]" + re.escape(without) + rb"(?:[ \t]*:|[ \t]{%d})" % _MAX_NAME
-        self._search_event = re.compile(event, re.IGNORECASE).search
+        self._search_event = _search_event(without)
         #: The last two bytes before ``_held``: a line end, perhaps.
         self._before = b""
         self._held = b""

@@ -14,13 +14,15 @@ from typing import Any
 
 from gevent import Greenlet, joinall, spawn
 
-from greensmtp import _notify
+from greensmtp import _notify, health
+from greensmtp._hostport import address
 from greensmtp._log import logger
 from greensmtp.chain.chain import Middleware, start_each
 from greensmtp.config.build import Assembled, ConfiguredServer, assemble
 from greensmtp.config.load import Loaded
 from greensmtp.config.problems import ConfigError
 from greensmtp.config.urls import Listen
+from greensmtp.http_listener import HTTPListener
 from greensmtp.log_writer import reopen_logs
 from greensmtp.plugins.discovery import FAILURES, describe_error
 from greensmtp.server.server import SMTPServer
@@ -29,12 +31,13 @@ from greensmtp.service.sockets import Key, Sockets, keys_of
 from greensmtp.signals import handler_name
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Generation:
     """The servers of one reading of the configuration."""
 
     assembled: Assembled
     keys: list[Key]
+    http: HTTPListener | None = None
 
     @property
     def loaded(self) -> Loaded:
@@ -43,6 +46,12 @@ class _Generation:
     @property
     def servers(self) -> list[SMTPServer]:
         return [each.server for each in self.assembled.serving]
+
+    def release(self) -> None:
+        """Undo what outlives the servers."""
+        self.assembled.release()
+        if self.http is not None:
+            self.http.leave(self)
 
 
 class Service:
@@ -122,6 +131,7 @@ class Service:
         """
         loaded = self._load() if loaded is None else loaded
         self._is_stopping = False
+        health.remove("draining")
         try:
             self._accept(loaded)
             self._current = self._begin(loaded, None)
@@ -150,6 +160,7 @@ class Service:
         old = {} if before is None else dict(zip(before.keys, before.servers, strict=True))
         running: list[SMTPServer] = []
         try:
+            generation.http = self._open_http(loaded, generation, before)
             opened = self._open(loaded)
             for each, (key, socket) in zip(assembled.serving, opened, strict=True):
                 generation.keys.append(key)
@@ -175,6 +186,31 @@ class Service:
             self._let_go(generation, loaded.config.service.reload_grace if before else 0.0)
             raise
         return generation
+
+    def _open_http(self, loaded: Loaded, generation: _Generation, before: _Generation | None) -> HTTPListener | None:
+        """Serve health, and the metrics if there are any, at the address of ``[http]``."""
+        where = address(loaded.config.http.listen)
+        if where is None:
+            return None
+        if before is not None and before.http is not None and loaded.config.http == before.loaded.config.http:
+            where = (where[0], before.http.address[1])  # port 0 stays the port that it has become
+        routes = dict(health.ROUTES)
+        if any(entry.use == "Metrics" for _, stack in loaded.config.stacks() for entry in stack):
+            from prometheus_client import REGISTRY
+
+            from greensmtp.middleware.metrics.http import metrics_app
+
+            routes["/metrics"] = metrics_app(REGISTRY)
+        try:
+            return HTTPListener.use(generation, *where, routes)
+        except OSError as error:
+            raise StartError(f"{loaded.source.place(('http', 'listen'))}: {error.strerror}") from error
+
+    @property
+    def http_address(self) -> tuple[str, int] | None:
+        """Where health and metrics are served, with the real port; None if they are not."""
+        http = None if self._current is None else self._current.http
+        return None if http is None else http.address
 
     # Reload
 
@@ -230,7 +266,7 @@ class Service:
             try:
                 joinall([spawn(server.stop, grace=grace) for server in generation.servers])
             finally:
-                generation.assembled.release()
+                generation.release()
                 self._replaced.pop(id(generation), None)
 
         self._replaced[id(generation)] = (generation, spawn(end))
@@ -251,13 +287,14 @@ class Service:
         :param timeout: seconds; None: ``stop_timeout`` of the configuration.
         """
         self._is_stopping = True
+        health.add("draining", lambda: "the server is stopping")
         servers = self.all_servers
         for server in servers:
             server.close()
         self.sockets.close()
         joinall([spawn(server.stop, timeout) for server in servers])
         if self._current is not None:
-            self._current.assembled.release()
+            self._current.release()
             self._current = None
         joinall([greenlet for _, greenlet in self._replaced.values()])
 

@@ -80,7 +80,7 @@ class BodyPipes(ChunkReader):
         """Add a header field before the body, after those added already, for all readers, pipes and deliveries.
 
         Once the body has begun to flow, only deliveries can take it, up to their commit: a handler of ``received``
-        that was connected before ``Maildir.store`` can still add its result. A long value is folded. A value that is
+        that was connected before a delivery's can still add its result. A long value is folded. A value that is
         not ASCII is encoded (RFC 2047), unless the message is SMTPUTF8.
 
         :param value: the text, unfolded.

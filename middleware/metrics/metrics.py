@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 from greensmtp.chain.chain import Proceed
 from greensmtp.errors import ArgumentError
+from greensmtp.http_listener import HTTPListener
 from greensmtp.middleware.metrics.families import MetricFamilies, Registry, check_registry
-from greensmtp.middleware.metrics.http import MetricsServer, parse_address
+from greensmtp.middleware.metrics.http import SEVERAL_PROCESSES, metrics_app, parse_address
 from greensmtp.middleware.metrics.recorder import Recorder
 from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
@@ -46,7 +48,7 @@ class Metrics:
         #: The registry of the metrics.
         self.registry = check_registry(registry)
         self._namespace = namespace
-        self._servers: dict[Any, MetricsServer] = {}
+        self._servers: dict[Any, HTTPListener] = {}
         self._recorder = Recorder(MetricFamilies.of(self.registry, namespace))
         self._by_verb = self._recorder.by_verb
 
@@ -64,7 +66,7 @@ class Metrics:
     @property
     def address(self) -> tuple[str, int] | None:
         """The address that ``/metrics`` is served at, with the real port for port 0; None if it is not served now."""
-        return next((metrics_server.address for metrics_server in self._servers.values()), None)
+        return next((listener.address for listener in self._servers.values()), None)
 
     def start(self, server: Any) -> None:
         """Open the listener when a server starts.
@@ -72,13 +74,17 @@ class Metrics:
         :raises OSError: the address of ``listen`` cannot be bound.
         """
         if self._listen is not None:
-            self._servers[server] = MetricsServer.use(self, self.registry, *self._listen)
+            routes = {"/metrics": metrics_app(self.registry)}
+            # Each process serves the numbers of all, so any of them may answer.
+            several = SEVERAL_PROCESSES in os.environ
+            host, port = self._listen[0], self._listen[1] if self.address is None else self.address[1]
+            self._servers[server] = HTTPListener.use(self, host, port, routes, reuse_port=several)
 
     def stop(self, server: Any) -> None:
         """Close the listener when the last server has stopped."""
-        metrics_server = self._servers.pop(server, None)
-        if metrics_server is not None and metrics_server not in self._servers.values():
-            metrics_server.leave(self)
+        listener = self._servers.pop(server, None)
+        if listener is not None and listener not in self._servers.values():
+            listener.leave(self)
 
 
 def _shown(address: tuple[str, int]) -> str:

@@ -19,6 +19,7 @@ from greensmtp.config.load import load
 from greensmtp.config.model import Config, known_keys
 from greensmtp.config.options import NOT_IN_TOML, expressible
 from greensmtp.config.problems import ConfigError
+from greensmtp.plugins import installed_deliveries
 from greensmtp.server.limits import Limits
 
 Serve = Callable[..., Any]
@@ -61,6 +62,14 @@ def test_every_option_of_every_middleware_is_there(name: str) -> None:
     assert entries, f'examples/greensmtp.toml lacks [[middleware]] use = "{name}"'
     used = {key for entry in entries for key in entry}
     parameters = inspect.signature(getattr(greensmtp.middleware, name), eval_str=True).parameters.values()
+    assert not {each.name for each in parameters if expressible(each.annotation) is not NOT_IN_TOML} - used
+
+
+@pytest.mark.parametrize("name", installed_deliveries())
+def test_every_option_of_every_delivery_is_there(name: str) -> None:
+    entries = [entry for entry in tomllib.loads(WHOLE)["deliveries"] if entry["use"] == name]
+    used = {key for entry in entries for key in entry}
+    parameters = inspect.signature(installed_deliveries()[name].load(), eval_str=True).parameters.values()
     assert not {each.name for each in parameters if expressible(each.annotation) is not NOT_IN_TOML} - used
 
 

@@ -449,3 +449,34 @@ def test_fields_that_are_added_up_to_the_commit_are_stored(smtp_server: MakeServ
         peer.hello()
         message(peer, "bob@b.example")
     assert box.stored[0][1] == b"X-Checked: yes\r\nSubject: Tea\r\n"
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 3))
+@pytest.mark.parametrize("lmtp_server", [False, True])
+def test_a_client_that_vanishes_at_any_byte_leaves_nothing(
+    smtp_server: MakeServer, cut: int, *, lmtp_server: bool
+) -> None:
+    body = b"Subject: Tea\r\n\r\nAt five.\r\nOr at six.\r\n.\r\n"[: min(cut, 40)]
+    boxes = [Box(), Box(answers=True)]
+    over = Event()
+    server = smtp_server(lmtp=lmtp_server)
+    server.on("disconnect", lambda session, reason: over.set())
+    Deliveries(boxes).attach(server)
+    with dial(server) as peer:
+        hello(peer) if lmtp_server else peer.hello()
+        peer.line("MAIL FROM:<>", "RCPT TO:<bob@b.example>", "RCPT TO:<cyd@b.example>", "DATA")
+        peer.expect("250", "250", "250", "354")
+        peer.send(body)
+    assert over.wait(10)
+    assert [box.stored for box in boxes] == [[], []]
+    assert [box.steps for box in boxes] == [["begin", "discard"]] * 2
+
+
+def test_a_recipient_given_twice_gets_the_message_once(smtp_server: MakeServer) -> None:
+    box = Box(per_recipient=True)
+    server = smtp_server(start=False, lmtp=True)
+    Deliveries([box]).attach(server)
+    with dial(server) as peer:
+        hello(peer)
+        assert lmtp(peer, "bob@b.example", "bob@b.example") == ["250 2.0.0"] * 2
+    assert [recipients for recipients, _ in box.stored] == [["bob@b.example"]]

@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from greensmtp import Ack, Command, Reject, Reply, Session, SMTPServer, when
 from greensmtp.chain.chain import Proceed
-from greensmtp.delivery import Maildir
+from greensmtp.delivery import Maildir, _disk, _maildir_file
 from greensmtp.session.ack import HandlerTimeout
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -40,7 +40,7 @@ class Disk:
         self.fail: dict[str, int] = {}
         #: Hold this step up.
         self.stop_at: str | None = None
-        sync, rename = os.fsync, os.rename
+        sync, rename = os.fsync, _disk.move
 
         def watched_sync(descriptor: int) -> None:
             self._step("fsync", Path(f"/proc/self/fd/{descriptor}").readlink())
@@ -51,7 +51,7 @@ class Disk:
             rename(source, target)
 
         monkeypatch.setattr(os, "fsync", watched_sync)
-        monkeypatch.setattr(os, "rename", watched_rename)
+        monkeypatch.setattr(_maildir_file, "move", watched_rename)
 
     def _step(self, what: str, path: Path) -> None:
         self.threads.add(threading.get_ident())
@@ -333,26 +333,29 @@ def test_a_stop_after_the_rename_has_begun_waits_for_250(
     assert files(maildir) == ["new"]
 
 
-def test_a_timeout_while_a_thread_is_awaited_is_the_end_of_it_for_all_recipients(
+def test_a_timeout_while_the_disk_thread_is_awaited_is_the_end_of_it_for_all_recipients(
     smtp_server: MakeServer, maildir: Maildir, disk: Disk
 ) -> None:
-    """All of the Maildir's threads are busy, so that the step has not begun."""
+    """The disk thread works for another message, so that the job has not begun."""
     server = smtp_server(lmtp=True)
     maildir.attach(server)
-    taken = 0
-    while maildir._pool._free.acquire(blocking=False):
-        taken += 1
-    with dial(server) as peer:
-        peer.expect("220")
-        peer.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
-        peer.expect("250", "250", "250", "250", "354")
-        wait_until(lambda: any(each.session.message is not None for each in server.connections))
-        peer.let_it_read()
-        interrupt(server, "ack_timeout")
-        for _ in range(taken):
-            maildir._pool._free.release()
+    disk.stop_at = "fsync tmp"
+    with dial(server) as first, dial(server) as peer:
+        for each in (first, peer):
+            each.expect("220")
+            each.line("LHLO client.example", "MAIL FROM:<>", "RCPT TO:<bob@x>", "RCPT TO:<cyd@x>", "DATA", "Hi", ".")
+            each.expect("250", "250", "250", "250", "354")
+            assert disk.reached.wait(10)
+        wait_until(lambda: len(maildir.disk._jobs) == 1)
+        name = peer.socket.getsockname()
+        (waiting,) = (each for each in server.connections if each.session.peer == name)
+        throw(waiting.transport.greenlet, HandlerTimeout("ack_timeout", 120.0, "END-OF-DATA"))
         peer.expect("451", "451 4.3.0")
-        assert files(maildir) == []
+        disk.go_on.set()
+        first.expect("250", "250")
+        peer.line("RSET")
+        peer.expect("250")
+        wait_until(lambda: files(maildir) == ["new"])
 
 
 # No file work in the hub

@@ -21,11 +21,13 @@ static volatile int64_t *control; /* NULL until the library is loaded */
 static long (*real_syscall)(long, ...);
 static int (*real_fsync)(int);
 static int (*real_fdatasync)(int);
+static int (*real_syncfs)(int);
 
 __attribute__((constructor)) static void begin(void) {
     real_syscall = dlsym(RTLD_NEXT, "syscall");
     real_fsync = dlsym(RTLD_NEXT, "fsync");
     real_fdatasync = dlsym(RTLD_NEXT, "fdatasync");
+    real_syncfs = dlsym(RTLD_NEXT, "syncfs");
     const char *path = getenv("FAULTS_CONTROL");
     int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     if (file < 0) return;
@@ -97,4 +99,9 @@ int fsync(int file) {
 int fdatasync(int file) {
     delay();
     return real_fdatasync(file);
+}
+
+int syncfs(int file) {
+    delay();
+    return real_syncfs(file);
 }

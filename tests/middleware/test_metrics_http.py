@@ -11,9 +11,8 @@ import pytest
 from gevent import Timeout, get_hub, socket
 from prometheus_client import CollectorRegistry
 
-from greensmtp import SMTPServer
+from greensmtp import SMTPServer, http_listener
 from greensmtp.middleware import Metrics
-from greensmtp.middleware.metrics import http as exposition
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import forked
@@ -94,7 +93,7 @@ def test_a_server_in_a_thread_serves_its_metrics_there() -> None:
 
 def test_an_address_that_is_another_machines_stops_the_start(smtp_server: MakeServer) -> None:
     server = smtp_server(start=False, middleware=[Metrics(CollectorRegistry(), listen="192.0.2.1:9100")])
-    with pytest.raises(OSError, match=r"Cannot assign requested address for the metrics, port 9100 of 192\.0\.2\.1"):
+    with pytest.raises(OSError, match=r"Cannot assign requested address for HTTP, port 9100 of 192\.0\.2\.1"):
         server.start()
     assert not server.started
 
@@ -118,7 +117,7 @@ def test_a_port_that_is_taken_stops_the_start_and_leaves_nothing_open(smtp_serve
         host, port = taken.getsockname()
         metrics = Metrics(CollectorRegistry(), listen=(host, port))
         server = smtp_server(start=False, middleware=[metrics])
-        with pytest.raises(OSError, match=f"Address already in use for the metrics, port {port} of 127.0.0.1"):
+        with pytest.raises(OSError, match=f"Address already in use for HTTP, port {port} of 127.0.0.1"):
             server.start()
         assert not server.started
         assert metrics.address is None
@@ -191,7 +190,7 @@ def test_a_collector_that_fails_is_a_500_and_in_the_log(
 def test_a_connection_is_over_in_time_whatever_it_does(
     told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sent: bytes
 ) -> None:
-    monkeypatch.setattr(exposition, "CONNECTION_SECONDS", 0.05)
+    monkeypatch.setattr(http_listener, "CONNECTION_SECONDS", 0.05)
     _, metrics = told
     with Timeout(10):
         get(metrics, send=sent or b"\r\n")

@@ -1,0 +1,158 @@
+"""Servers that store each message in a Maildir, durable before its reply: ``storing NAME PORT``.
+
+Each gets a new folder of its own in $BENCH_FOLDER, ``storing-NAME-PORT``, and its Maildirs are in ``mail`` there.
+Standard library only, since aiosmtpd's environment has no greensmtp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pwd
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+#: A user whom Postfix and Dovecot deliver as.
+USER = "mail"
+
+
+def greensmtp(folder: Path, port: int) -> None:
+    """Run ``greensmtp serve``, with its default stack; only the rate limit is higher than the load."""
+    (folder / "greensmtp.toml").write_text(f"""
+[[listeners]]
+url = "127.0.0.1:{port}"
+[delivery]
+maildir = "mail"
+[[middleware]]
+use = "Logging"
+[[middleware]]
+use = "ConnectionLimit"
+per_address = 500
+per_network = false
+[[middleware]]
+use = "Tarpit"
+[[middleware]]
+use = "RateLimit"
+limit = "60000000/minute"
+strategy = "fixed-window"
+""")
+    os.chdir(folder)
+    python = os.environ.get("STORING_PYTHON", sys.executable)
+    os.execv(python, [python, "-m", "greensmtp", "serve", "--config", "greensmtp.toml"])
+
+
+def aiosmtpd(folder: Path, port: int) -> None:
+    """Run aiosmtpd with its Mailbox handler, which writes and flushes in the event loop."""
+    from aiosmtpd.handlers import Mailbox
+    from aiosmtpd.smtp import SMTP
+
+    async def serve() -> None:
+        handler = Mailbox(folder / "mail")
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: SMTP(handler, hostname="mx.example.com"), "127.0.0.1", port)
+        await server.serve_forever()
+
+    asyncio.run(serve())
+
+
+def postfix(folder: Path, port: int) -> None:
+    """Run Postfix, whose ``local`` delivers from its queue: a message is written twice."""
+    for name in ("conf", "queue", "data", "mail"):
+        (folder / name).mkdir()
+    os.chown(folder / "data", pwd.getpwnam("postfix").pw_uid, -1)
+    os.chown(folder / "mail", pwd.getpwnam(USER).pw_uid, -1)
+    (folder / "conf" / "main.cf").write_text(f"""
+compatibility_level = 3.6
+queue_directory = {folder}/queue
+data_directory = {folder}/data
+maillog_file = /dev/stdout
+myhostname = mx.example.com
+mydestination = example.com
+inet_interfaces = 127.0.0.1
+inet_protocols = ipv4
+mynetworks = 127.0.0.0/8
+smtp_dns_support_level = disabled
+alias_maps =
+alias_database =
+local_recipient_maps =
+mail_spool_directory = {folder}/mail/
+local_destination_concurrency_limit = 20
+in_flow_delay = 0
+""")
+    services = """
+postlog unix-dgram n - n - 1 postlogd
+cleanup unix n - n - 0 cleanup
+qmgr unix n - n 300 1 qmgr
+rewrite unix - - n - - trivial-rewrite
+bounce unix - - n - 0 bounce
+defer unix - - n - 0 bounce
+trace unix - - n - 0 bounce
+error unix - - n - - error
+retry unix - - n - - error
+proxymap unix - - n - - proxymap
+anvil unix - - n - 1 anvil
+local unix - n n - - local
+"""
+    (folder / "conf" / "master.cf").write_text(f"127.0.0.1:{port} inet n - n - - smtpd\n{services.lstrip()}")
+    os.execv("/usr/sbin/postfix", ["postfix", "-c", str(folder / "conf"), "start-fg"])
+
+
+def dovecot(folder: Path, port: int) -> None:
+    """Run Dovecot's LMTP server."""
+    (folder / "mail").mkdir()
+    shutil.chown(folder / "mail", USER, USER)
+    (folder / "users").write_text(f"{USER}:{{PLAIN}}secret\n")
+    (folder / "users").chmod(0o644)
+    (folder / "dovecot.conf").write_text(f"""
+base_dir = {folder}/run
+state_dir = {folder}/state
+log_path = /dev/stderr
+protocols = lmtp
+listen = 127.0.0.1
+hostname = mx.example.com
+ssl = no
+mail_location = maildir:{folder}/mail/%n
+mail_uid = {USER}
+mail_gid = {USER}
+first_valid_uid = 1
+auth_username_format = %Ln
+passdb {{
+  driver = passwd-file
+  args = username_format=%n {folder}/users
+}}
+userdb {{
+  driver = static
+  args = uid={USER} gid={USER} home={folder}/mail/%n
+}}
+service lmtp {{
+  process_min_avail = 20
+  inet_listener lmtp {{
+    address = 127.0.0.1
+    port = {port}
+  }}
+}}
+""")
+    os.execv("/usr/sbin/dovecot", ["dovecot", "-F", "-c", str(folder / "dovecot.conf")])
+
+
+SERVERS: dict[str, Callable[[Path, int], None]] = {
+    "greensmtp": greensmtp,
+    "aiosmtpd": aiosmtpd,
+    "postfix": postfix,
+    "dovecot": dovecot,
+}
+
+
+def main() -> None:
+    """Serve until killed."""
+    name, port = sys.argv[1:]
+    folder = Path(os.environ["BENCH_FOLDER"]) / f"storing-{name}-{port}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    SERVERS[name](folder, int(port))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""A small HTTP listener for operators: metrics and health, by gevent's pywsgi. It is open while somebody uses it."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from http.client import HTTPException
+from typing import Any, ClassVar
+
+from gevent import get_hub, socket
+
+#: Seconds that a connection may last, with any number of requests: pywsgi itself has no timeout.
+CONNECTION_SECONDS = 15.0
+
+#: Open connections; more wait to be accepted.
+MAX_CONNECTIONS = 10
+
+App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+class HTTPListener:
+    """One address. It is open from the first ``use`` to the last ``leave``; each user brings paths of its own.
+
+    There is no password: every client that can connect may read.
+    """
+
+    #: The open ones. A hub belongs to a thread, and so do its listeners.
+    _open: ClassVar[dict[tuple[Any, ...], HTTPListener]] = {}
+
+    def __init__(self, host: str, port: int, *, reuse_port: bool) -> None:
+        #: user -> path -> what answers
+        self._users: dict[object, Mapping[str, App]] = {}
+        self._server = _listen(self._answer, host, port, reuse_port=reuse_port)
+        #: The address that it listens at: ``("127.0.0.1", 9100)``.
+        self.address: tuple[str, int] = self._server.address[:2]
+        self._key = (get_hub(), host, self.address[1])
+
+    @classmethod
+    def use(
+        cls, user: object, host: str, port: int, routes: Mapping[str, App], *, reuse_port: bool = False
+    ) -> HTTPListener:
+        """Return the listener at this address, opened if it is not open, with these routes.
+
+        :param user: who uses it; the same object for ``leave``.
+        :param reuse_port: set SO_REUSEPORT, so that several processes can answer at one address.
+        :raises OSError: the address cannot be bound, or another user answers differently at one of the paths.
+        """
+        listener = cls._open.get((get_hub(), host, port))
+        if listener is None:
+            listener = cls(host, port, reuse_port=reuse_port)
+            cls._open[listener._key] = listener
+        for path, app in routes.items():
+            if listener._find(path) not in (None, app):
+                raise OSError(errno.EADDRINUSE, f"something else is served at http://{host}:{port}{path}")
+        listener._users[user] = routes
+        return listener
+
+    def leave(self, user: object) -> None:
+        """Stop using the listener; the last user closes it."""
+        self._users.pop(user, None)
+        if not self._users and self._open.pop(self._key, None) is not None:
+            self._server.stop(timeout=0)
+
+    def _find(self, path: str) -> App | None:
+        return next((routes[path] for routes in self._users.values() if path in routes), None)
+
+    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        app = self._find(environ["PATH_INFO"])
+        if app is not None:
+            return app(environ, start_response)
+        start_response("404 Not Found", [("Content-Type", "text/plain; charset=utf-8")])
+        paths = sorted({path for routes in self._users.values() for path in routes})
+        return [f"There is {', '.join(paths)}\n".encode()]
+
+
+def _listen(app: App, host: str, port: int, *, reuse_port: bool) -> Any:
+    from gevent.pywsgi import WSGIHandler, WSGIServer
+
+    class Handler(WSGIHandler):
+        """A handler that prints nothing when a request is malformed."""
+
+        def read_request(self, raw_requestline: str) -> Any:
+            try:
+                return super().read_request(raw_requestline)
+            except HTTPException as error:  # too many headers; pywsgi prints a traceback unless it is a ValueError
+                raise ValueError(str(error)) from error
+
+    class Server(WSGIServer):
+        """A server that closes each connection after CONNECTION_SECONDS."""
+
+        def handle(self, sock: Any, address: Any) -> None:
+            timer = get_hub().loop.timer(CONNECTION_SECONDS)
+            timer.start(_hang_up, sock)
+            try:
+                super().handle(sock, address)
+            finally:
+                timer.stop()
+                timer.close()
+
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((host, port))
+        listener.listen(16)
+        # SERVER_NAME is given, since pywsgi would ask the DNS for it.
+        server = Server(
+            listener,
+            app,
+            log=None,
+            error_log=None,
+            handler_class=Handler,
+            spawn=MAX_CONNECTIONS,
+            environ={"SERVER_NAME": "localhost"},
+        )
+        server.start()
+    except Exception as error:
+        listener.close()
+        if not isinstance(error, OSError):
+            raise  # the host is not a valid name
+        raise OSError(error.errno, f"{error.strerror} for HTTP, port {port} of {host}") from error
+    return server
+
+
+def _hang_up(sock: Any) -> None:
+    """Shut the connection down. Runs in the hub; a greenlet that reads or writes sees the end of the connection."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass

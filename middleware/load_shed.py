@@ -1,0 +1,251 @@
+"""LoadShed: turn mail away before it is accepted, while the server cannot take it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from time import monotonic
+from typing import Any, ClassVar
+
+from gevent import get_hub, spawn
+
+from greensmtp import health
+from greensmtp.chain.chain import Proceed
+from greensmtp.middleware._validate import check_count, check_number
+from greensmtp.protocol.command import ACCEPT, Command, PathCommand
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+from greensmtp.thread_pool import in_thread_pool
+
+logger = logging.getLogger("greensmtp")
+
+#: Seconds between two looks at the hub.
+INTERVAL = 0.25
+
+#: Seconds between two looks at memory and disk.
+SLOW_INTERVAL = 2.0
+
+#: Share of a container's memory limit at which mail is turned away, if ``max_memory`` is not given.
+SHARE_OF_LIMIT = 0.9
+
+#: Free bytes beyond which no message is too large.
+NEAR = 1 << 32
+
+_BUSY = Reply(421, "4.3.2 Too busy at the moment, try again later")
+_BUSY_MAIL = Reply(452, "4.3.1 Too busy at the moment, try again later")
+_NO_SPACE = Reply(452, "4.3.1 No space for mail at the moment, try again later")
+
+
+class LoadShed:
+    """Refuses connections and mail while the hub is late, memory is short, or the stores are full.
+
+    While the hub lags or memory is short, new connections get 421 4.3.2, and MAIL of open ones gets 452 4.3.1. While a
+    store lacks space or inodes, MAIL gets 452 4.3.1, also if the message's SIZE would not leave enough. It begins and
+    ends with a line in the log each. What is measured, is measured once for a process, by a timer; a command costs the
+    look at one attribute.
+
+    The stores are those of deliveries (``greensmtp.health.add_store``).
+
+    :param max_lag: seconds by which the hub may be late; None: any. It ends at half of that.
+    :param max_memory: bytes of the process; None: 90 % of the container's limit, if there is one.
+    :param min_free: bytes that must be free in each store; None: any.
+    :param min_inodes: the same for inodes.
+    :raises ValueError: an argument is out of range.
+    """
+
+    verbs = (ACCEPT, "MAIL")
+
+    def __init__(
+        self,
+        *,
+        max_lag: float | None = 1.0,
+        max_memory: int | None = None,
+        min_free: int | None = 64 * 1024 * 1024,
+        min_inodes: int | None = 1000,
+    ) -> None:
+        self.max_lag = None if max_lag is None else check_number("max_lag", max_lag, least=0.01)
+        self.max_memory = None if max_memory is None else check_count("max_memory", max_memory)
+        self.min_free = None if min_free is None else check_count("min_free", min_free)
+        self.min_inodes = None if min_inodes is None else check_count("min_inodes", min_inodes)
+        #: What is wrong, by what is measured: ``{"hub": "late by 2.3 s"}``.
+        self.reasons: dict[str, str] = {}
+        #: How many connections and messages have been refused.
+        self.refused = 0
+        #: Bytes that a message may have at most, for the fullest store; None: there is plenty.
+        self.room: int | None = None
+        self._began = 0.0
+        self._refused_before = 0
+
+    def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
+        """Refuse a connection or a sender, or pass the command on."""
+        if self.reasons or self.room is not None:
+            refusal = self._refusal(command)
+            if refusal is not None:
+                self.refused += 1
+                return refusal
+        return proceed(session, command)
+
+    def _refusal(self, command: Command) -> Reply | None:
+        is_busy = "hub" in self.reasons or "memory" in self.reasons
+        if command.verb == ACCEPT:
+            return _BUSY if is_busy else None
+        if is_busy:
+            return _BUSY_MAIL
+        if "store" in self.reasons:
+            return _NO_SPACE
+        return _NO_SPACE if self.room is not None and _announced(command) > self.room else None
+
+    def start(self, server: Any) -> None:
+        """Measure while a server runs."""
+        _Sampler.start(self, server)
+
+    def stop(self, server: Any) -> None:
+        """End with the last server."""
+        _Sampler.stop(self, server)
+
+    # Called by the sampler
+
+    def note_lag(self, seconds: float) -> None:
+        """Take note of how late the hub is."""
+        if self.max_lag is not None:
+            limit = self.max_lag / 2 if "hub" in self.reasons else self.max_lag
+            self._note("hub", f"the hub is late by {seconds:.1f} s" if seconds >= limit else None)
+
+    def note_resources(self, memory: int, limit: int | None, stores: dict[str, tuple[int, int]]) -> None:
+        """Take note of the process's memory, the container's limit, and the free bytes and inodes of each store."""
+        most = self.max_memory
+        if most is None and limit is not None:
+            most = int(limit * SHARE_OF_LIMIT)
+        if most is not None:
+            limit = int(most * 0.95) if "memory" in self.reasons else most
+            self._note("memory", f"the process has {_mib(memory)} MiB" if memory >= limit else None)
+        self._note("store", next(filter(None, (self._lack(*each) for each in stores.items())), None))
+        least = min((free for free, _ in stores.values()), default=None)
+        is_near = least is not None and self.min_free is not None and least - self.min_free < NEAR
+        self.room = max(least - self.min_free, 0) if is_near else None  # type: ignore[operator]
+
+    def _lack(self, folder: str, space: tuple[int, int]) -> str | None:
+        factor = 1.05 if "store" in self.reasons else 1.0
+        free, inodes = space
+        if self.min_free is not None and free < self.min_free * factor:
+            return f"{folder} has {_mib(free)} MiB free"
+        if self.min_inodes is not None and inodes < self.min_inodes * factor:
+            return f"{folder} has {inodes} inodes free"
+        return None
+
+    def _note(self, name: str, reason: str | None) -> None:
+        before = bool(self.reasons)
+        if reason is None:
+            self.reasons.pop(name, None)
+        else:
+            self.reasons[name] = reason
+        if reason is not None and not before:
+            self._began, self._refused_before = monotonic(), self.refused
+            logger.warning("turning mail away: %s", reason)
+        elif before and not self.reasons:
+            logger.warning(
+                "taking mail again after %.1f s; %d connections and messages were refused",
+                monotonic() - self._began,
+                self.refused - self._refused_before,
+            )
+
+    def __repr__(self) -> str:
+        return f"LoadShed(max_lag={self.max_lag}, min_free={self.min_free}, min_inodes={self.min_inodes})"
+
+
+def _announced(command: Command) -> int:
+    """Return the value of SIZE= (RFC 1870 section 6.1), or 0."""
+    size = command.address.parameters.get("SIZE") if isinstance(command, PathCommand) else None
+    return int(size) if isinstance(size, str) and size.isdecimal() and len(size) <= 20 else 0
+
+
+class _Sampler:
+    """Measures for all LoadSheds of a hub."""
+
+    _running: ClassVar[dict[Any, _Sampler]] = {}
+
+    def __init__(self) -> None:
+        self._users: dict[tuple[LoadShed, Any], None] = {}
+        self._loop = get_hub().loop
+        self._timer = self._loop.timer(INTERVAL, repeat=INTERVAL)
+        self._last = self._slow_last = monotonic()
+        self._measuring = False
+        self._timer.start(self._tick)
+        spawn(self._measure)
+
+    @classmethod
+    def start(cls, shed: LoadShed, server: Any) -> None:
+        hub = get_hub()
+        sampler = cls._running.get(hub)
+        if sampler is None:
+            sampler = cls._running[hub] = cls()
+        sampler._users[shed, server] = None
+
+    @classmethod
+    def stop(cls, shed: LoadShed, server: Any) -> None:
+        for hub, sampler in [*cls._running.items()]:
+            sampler._users.pop((shed, server), None)
+            if not sampler._users:
+                del cls._running[hub]
+                sampler._timer.stop()
+                sampler._timer.close()
+
+    def _sheds(self) -> set[LoadShed]:
+        return {shed for shed, _ in self._users}
+
+    def _tick(self) -> None:
+        """Measure the hub's lag. In the hub."""
+        now = monotonic()
+        lag, self._last = now - self._last - INTERVAL, now
+        for shed in self._sheds():
+            shed.note_lag(lag)
+        if now - self._slow_last >= SLOW_INTERVAL and not self._measuring:
+            self._slow_last = now
+            spawn(self._measure)
+
+    def _measure(self) -> None:
+        self._measuring = True
+        try:
+            memory, limit, stores = in_thread_pool(_measure, health.stores())
+        except OSError as error:
+            logger.debug("cannot measure memory and space: %s", error)
+            return
+        finally:
+            self._measuring = False
+        for shed in self._sheds():
+            shed.note_resources(memory, limit, stores)
+
+
+def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, tuple[int, int]]]:
+    """Return this process's memory, its limit, and the free bytes and inodes of each folder. In a thread."""
+    stores = {}
+    for folder in folders:
+        try:
+            found = os.statvfs(folder)
+        except OSError:
+            continue  # a health check says so
+        # Some file systems count no inodes.
+        stores[folder] = (found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62)
+    return _resident(), _memory_limit(), stores
+
+
+def _resident() -> int:
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - small and often
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not on Linux
+        return 0
+
+
+def _memory_limit() -> int | None:
+    """Return the memory limit of the control group (version 2), which a container has; None if there is none."""
+    try:
+        with open("/sys/fs/cgroup/memory.max", "rb") as file:  # noqa: PTH123
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
+
+
+def _mib(octets: int) -> int:
+    return octets >> 20
