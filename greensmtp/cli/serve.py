@@ -21,7 +21,7 @@ from greensmtp.protocol.log_text import printable
 from greensmtp.server.run import signals_handled, wait_for_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from greensmtp.config.load import Loaded
     from greensmtp.service.service import Service
@@ -122,7 +122,8 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
     blocked = loaded.config.service.report_blocked
     with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
         service.start(loaded)
-        _announce(service, stdout)
+        urls = [each.listen.url(each.server.address) for each in service.serving]
+        say_places(stdout, loaded.config.delivery.maildir, urls, service.http_address)
         service.tell_ready()
         reloader = spawn(reload)
         try:
@@ -133,19 +134,14 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             service.stop()
 
 
-def _announce(service: Service, stdout: LineWriter) -> None:
-    """Print where mail is stored and where the listeners are."""
-    say_maildir(service.loaded.config.delivery.maildir, stdout)
-    for each in service.serving:
-        stdout.say(f"listening {each.listen.url(each.server.address)}")
-    if service.http_address is not None:
-        stdout.say(f"health http://{join(*service.http_address)}/readyz")
-
-
-def say_maildir(maildir: str | None, stdout: LineWriter) -> None:
-    """Print where mail is stored."""
+def say_places(stdout: LineWriter, maildir: str | None, urls: Iterable[str], http: tuple[str, int] | None) -> None:
+    """Print where mail is stored, where the listeners are, and where to ask for the health."""
     if maildir is not None:
         stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
+    for url in urls:
+        stdout.say(f"listening {url}")
+    if http is not None:
+        stdout.say(f"health http://{join(*http)}/readyz")
 
 
 def _wait(service: Service, stopping: Event) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from greensmtp.config.load import Loaded
     from greensmtp.log_writer import LineWriter
-    from greensmtp.service.arbiter import ServiceWorker
     from greensmtp.service.plan import Plan
     from greensmtp.service.service import Service
     from greensmtp.service.sockets import Sockets
@@ -61,22 +60,21 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
         loaded = load_given(context, content)
         return loaded, None if content is None else content.decode("utf-8")
 
-    def start_service(worker: ServiceWorker, sockets: Sockets) -> Service:
+    def start_service(plan: Plan, sockets: Sockets, http: Any) -> Service:
         from greensmtp.cli.announce import Announce
         from greensmtp.cli.serve import start_logging
         from greensmtp.service.service import Service
 
-        text = worker.generation.plan.text
-        loaded = load_given(context, None if text is None else text.encode())
-        service = Service(lambda: loaded, sockets=sockets, outermost=[Announce(stdout)], accept=start_logging)
+        loaded = load_given(context, None if plan.text is None else plan.text.encode())
+        service = Service(
+            lambda: loaded, sockets=sockets, outermost=[Announce(stdout)], http=http, accept=start_logging
+        )
         service.start(loaded)
         return service
 
-    def announce(plan: Plan, urls: list[str]) -> None:
-        from greensmtp.cli.serve import say_maildir
+    def announce(plan: Plan, urls: list[str], http: tuple[str, int] | None) -> None:
+        from greensmtp.cli.serve import say_places
 
-        say_maildir(plan.maildir, stdout)
-        for url in urls:
-            stdout.say(f"listening {url}")
+        say_places(stdout, plan.maildir, urls, http)
 
     ServiceArbiter(load, start_service, set_up_logging, announce).run()

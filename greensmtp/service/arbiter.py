@@ -33,14 +33,17 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from greensmtp import _notify
+from greensmtp._hostport import address
 from greensmtp._log import logger
 from greensmtp.config.load import Loaded
 from greensmtp.config.problems import ConfigError
 from greensmtp.config.urls import Listen
+from greensmtp.http_listener import open_socket
 from greensmtp.log_writer import reopen_logs
 from greensmtp.server.acceptor import Acceptor
 from greensmtp.server.listener import listen
 from greensmtp.server.worker import WORKER_SIGNALS, BaseWorker
+from greensmtp.service.blocked_hub import blocking_reported
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.plan import Check, Plan
@@ -85,9 +88,11 @@ class ServiceWorker(BaseWorker):
     #: Which of the workers of its generation: with SO_REUSEPORT, each has sockets of its own.
     slot: int
     identity: Identity | None
-    #: ``(worker, sockets) -> Service``: makes and starts the service.
-    start_service: Callable[[ServiceWorker, Sockets], Service]
+    #: ``(plan, sockets, http) -> Service``: makes and starts the service.
+    start_service: Callable[[Plan, Sockets, Any], Service]
     opened: dict[Key, Any]
+    #: The listening socket of HTTP, which all workers share.
+    http: Any
     #: Lets go of what is the arbiter's alone.
     release: Callable[[], object]
     retiring = False
@@ -114,15 +119,18 @@ class ServiceWorker(BaseWorker):
     def load_wsgi(self) -> None:
         """Start the service."""
         kept = {key: each.dup() for key, each in self.opened.items()}
+        http = None if self.http is None else self.http.dup()
         for each in self.sockets:  # those of other workers, too
             each.close()
         self.sockets = []
+        self._reports = ExitStack()
         try:
-            self.service = self.start_service(self, Sockets.of(kept))
+            self.service = self.start_service(self.generation.plan, Sockets.of(kept), http)
         except (ConfigError, StartError) as error:
             for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
                 logger.error("%s", line)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        self._reports.enter_context(blocking_reported(self.service.loaded.config.service.report_blocked))
         if self.generation.plan.workers > 1:
             for server in self.service.servers:
                 server.max_accept = 1  # the next connection is for a process that is not busy
@@ -141,6 +149,7 @@ class ServiceWorker(BaseWorker):
     def drain(self) -> None:
         """Let transactions in progress finish."""
         self.service.stop()
+        self._reports.close()
 
 
 class _Log:
@@ -177,15 +186,16 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     :param load: reads the configuration, and returns it with the text of its file; called in a forked child.
     :param start_service: makes and starts the service of a worker; called in the worker.
     :param set_up_log: sends the arbiter's own log where the configuration says.
-    :param announce: called once, when all workers serve, with the plan and the address of each listener.
+    :param announce: called once, when all workers serve, with the plan, the URLs of the listeners, and the address of
+        HTTP, if it is served.
     """
 
     def __init__(
         self,
         load: Callable[[], tuple[Loaded, str | None]],
-        start_service: Callable[[ServiceWorker, Sockets], Service],
+        start_service: Callable[[Plan, Sockets, Any], Service],
         set_up_log: Callable[[str, str, str], object],
-        announce: Callable[[Plan, list[str]], object],
+        announce: Callable[[Plan, list[str], Any], object],
     ) -> None:
         self._load = load
         self._start_service = start_service
@@ -202,6 +212,9 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._sockets = Sockets(inherited_sockets(), reuse_port=plan.reuse_port)
         #: With SO_REUSEPORT, the sockets of the second worker and those after it.
         self._more: dict[int, dict[Key, Any]] = {}
+        #: The socket of HTTP, and the address that the configuration names.
+        self._http: Any = None
+        self._http_text: str | None = None
         super().__init__(_Application())
         self.num_workers = plan.workers
         self.worker_class = self._make_worker
@@ -246,7 +259,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     def _share_metrics(self, plan: Plan) -> None:
         """Give prometheus-client a folder, in which each worker finds the numbers of all."""
-        if METRICS in os.environ:
+        if METRICS in os.environ or not plan.metrics:
             return
         with self._as_user(plan):
             folder = tempfile.mkdtemp(prefix="greensmtp-metrics-")
@@ -274,8 +287,27 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
                 reason = (error.strerror or str(error)).partition(":")[0]
                 url = Listen.parse(plan.urls[number]).url()
                 raise StartError(f"{plan.places[number]}: cannot listen on {url}: {reason}") from error
+        self._open_http(plan)
+        self._list_sockets()
+
+    def _open_http(self, plan: Plan) -> None:
+        if plan.http == self._http_text:
+            return
+        where = address(plan.http)
+        try:
+            opened = None if where is None else open_socket(*where)
+        except OSError as error:
+            raise StartError(f"http.listen: {error.strerror}") from error
+        if self._http is not None:
+            self._http.close()
+        self._http, self._http_text = opened, plan.http
+
+    def _list_sockets(self) -> None:
+        """Tell gunicorn, and with it each worker, what is open."""
         every = [self._sockets.opened, *self._more.values()]
         self.LISTENERS = [each for opened in every for each in opened.values()]
+        if self._http is not None:
+            self.LISTENERS.append(self._http)
 
     def _open_more(self, workers: int, key: Key, first: Any, backlog: int | None) -> None:
         for slot in range(1, workers):
@@ -292,7 +324,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             for key in [*opened]:
                 if key not in keys or slot >= plan.workers:
                     opened.pop(key).close()
-        self.LISTENERS = [each for opened in (self._sockets.opened, *self._more.values()) for each in opened.values()]
+        self._list_sockets()
 
     # Workers
 
@@ -303,6 +335,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         taken = {each.slot for each in self._workers(generation)}
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
         worker.identity = find_identity(generation.plan.user, generation.plan.group)
+        worker.http = self._http
         worker.release = self._context.close
         worker.start_service = self._start_service
         worker.opened = self._sockets.opened | self._more.get(worker.slot, {})
@@ -342,7 +375,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
                 Listen.parse(url).url(self._sockets.opened[key].getsockname())
                 for url, key in zip(plan.urls, plan.keys, strict=True)
             ]
-            self._announce(plan, urls)
+            self._announce(plan, urls, None if self._http is None else self._http.getsockname()[:2])
             self._tell_ready()
         if os.environ.get("WATCHDOG_USEC"):
             _notify.notify("WATCHDOG=1")
@@ -408,6 +441,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             return
         try:
             self._open(found)
+            self._share_metrics(found)
         except StartError as error:
             self._refuse([str(error)])
             return
@@ -466,9 +500,8 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     def stop(self, graceful: bool = True) -> None:
         """End the workers: let transactions finish, up to ``stop_timeout``. A second signal ends them at once."""
         _notify.stopping()
-        for opened in self._more.values():
-            for each in opened.values():
-                each.close()
+        for each in self.LISTENERS:
+            each.close()
         self._sockets.close()
         self.LISTENERS = []
         self.kill_workers(signal.SIGTERM if graceful else signal.SIGQUIT)

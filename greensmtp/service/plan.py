@@ -50,6 +50,10 @@ class Plan:
     stop_timeout: float
     log: tuple[str, str, str]
     maildir: str | None
+    #: ``[http] listen``.
+    http: str | None
+    #: True if ``Metrics`` are counted.
+    metrics: bool
     #: The limits that each worker counts by itself.
     counted: list[str]
 
@@ -76,6 +80,8 @@ def plan_of(loaded: Loaded, text: str | None) -> Plan:
         stop_timeout=service.stop_timeout,
         log=(log.format, log.level, log.target),
         maildir=config.delivery.maildir,
+        http=config.http.listen,
+        metrics=any(entry.use == "Metrics" for _, stack in config.stacks() for entry in stack),
         counted=_counted(loaded),
     )
 
