@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,16 +11,13 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import _notify
-from greensmtp._hostport import join
 from greensmtp.cli.options import load_given, refuse, serve_options
-from greensmtp.cli.output import set_up_logging
-from greensmtp.config.probe import probe_special_log
+from greensmtp.cli.output import say_places, start_logging
 from greensmtp.log_writer import LineWriter
-from greensmtp.protocol.log_text import printable
 from greensmtp.server.run import signals_handled, wait_for_stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from greensmtp.config.load import Loaded
     from greensmtp.service.service import Service
@@ -134,16 +130,6 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             service.stop()
 
 
-def say_places(stdout: LineWriter, maildir: str | None, urls: Iterable[str], http: tuple[str, int] | None) -> None:
-    """Print where mail is stored, where the listeners are, and where to ask for the health."""
-    if maildir is not None:
-        stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
-    for url in urls:
-        stdout.say(f"listening {url}")
-    if http is not None:
-        stdout.say(f"health http://{join(*http)}/readyz")
-
-
 def _wait(service: Service, stopping: Event) -> None:
     """Wait for a signal, or until plugins have stopped all servers of the current configuration."""
     while not stopping.is_set():
@@ -151,19 +137,3 @@ def _wait(service: Service, stopping: Event) -> None:
         wait_for_stop(stopping, servers)
         if service.servers == servers:
             return
-
-
-def start_logging(loaded: Loaded) -> None:
-    """Send the log where the configuration says.
-
-    :raises ConfigError: it cannot be written.
-    """
-    from greensmtp.config.problems import Problem
-
-    log = loaded.config.logging
-    try:
-        probe_special_log(log.target)
-        set_up_logging(log.format, log.level, log.target)
-    except (OSError, ValueError) as error:
-        text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise loaded.source.error([Problem(("logging", "target"), text)]) from error

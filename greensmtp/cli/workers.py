@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from greensmtp.cli.options import load_given
-from greensmtp.cli.output import set_up_logging
+from greensmtp.cli.output import say_places, set_up_logging, start_logging
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,7 +62,6 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
 
     def start_service(plan: Plan, sockets: Sockets, http: Any) -> Service:
         from greensmtp.cli.announce import Announce
-        from greensmtp.cli.serve import start_logging
         from greensmtp.service.service import Service
 
         loaded = load_given(context, None if plan.text is None else plan.text.encode())
@@ -73,8 +72,6 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
         return service
 
     def announce(plan: Plan, urls: list[str], http: tuple[str, int] | None) -> None:
-        from greensmtp.cli.serve import say_places
-
         say_places(stdout, plan.maildir, urls, http)
 
     ServiceArbiter(load, start_service, set_up_logging, announce).run()
