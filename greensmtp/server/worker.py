@@ -144,18 +144,14 @@ def read_servers(program: str | Callable[[], Any]) -> list[SMTPServer]:
     if isinstance(program, str):
         module, _, name = program.partition(":")
         found = reduce(getattr, (name or "server").split("."), import_module(module))
-    if callable(found):
-        found = found()
-    servers = [found] if isinstance(found, SMTPServer) else found
-    if (
-        not isinstance(servers, list | tuple)
-        or not servers
-        or not all(isinstance(each, SMTPServer) for each in servers)
-    ):
-        raise TypeError(
-            f"{program!r} must be an SMTPServer, a list of them, or a callable that returns them, not {found!r}"
-        )
-    return list(servers)
+    try:
+        made = found() if callable(found) else found
+        servers = [made] if isinstance(made, SMTPServer) else list(made)
+        if servers and all(isinstance(each, SMTPServer) for each in servers):
+            return servers
+    except TypeError as error:  # what takes arguments, such as a WSGI application, or is no list
+        logger.debug("%r gives no servers", found, exc_info=error)
+    raise TypeError(f"expected an SMTPServer, a list of them, or a callable that returns them; got {found!r}")
 
 
 class _Servers:

@@ -196,4 +196,4 @@ def test_a_served_plugin_that_blocks_is_named(serve: Serve, tmp_path: Path) -> N
         peer.expect("250")
     assert server.stop() == 0
     assert "the hub has been blocked for" in server.log
-    assert "slow.py\", line 4, in look_up" in server.log
+    assert 'slow.py", line 4, in look_up' in server.log

@@ -9,18 +9,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import gevent
 import pytest
 
 from greensmtp.testing import Peer
-from tests.programs import missing
 from tests.serve_process import ServeProcess
-
-if not __import__("importlib.util").util.find_spec("gunicorn"):
-    missing("gunicorn is not installed")
 
 Serve = Callable[..., ServeProcess]
 
@@ -147,7 +143,7 @@ def test_after_the_grace_old_connections_drain(served: Callable[..., Served]) ->
 
 def test_a_wrong_configuration_is_refused_and_a_replaced_worker_has_the_old_one(served: Callable[..., Served]) -> None:
     mx = served()
-    mx.path.write_text('nonsense = 1\n')
+    mx.path.write_text("nonsense = 1\n")
     mx.hang_up("was not reloaded")
     assert f"{mx.path}:1: nonsense: there is no such key" in mx.server.log
     before = mx.workers
@@ -159,7 +155,8 @@ def test_a_wrong_configuration_is_refused_and_a_replaced_worker_has_the_old_one(
 
 def test_what_only_workers_find_wrong_is_refused_too(served: Callable[..., Served], tmp_path: Path) -> None:
     (tmp_path / "late.py").write_text(
-        "class Late:\n def __call__(self, s, c, p): return p(s, c)\n def start(self, server): raise OSError('no start')\n"
+        "class Late:\n def __call__(self, s, c, p): return p(s, c)\n"
+        " def start(self, server): raise OSError('no start')\n"
     )
     mx = served()
     mx.write("two.example.com", top='[[middleware]]\nuse = "late:Late"')
@@ -204,10 +201,10 @@ def test_metrics_add_up_over_workers_that_are_gone_too(served: Callable[..., Ser
     port = int(re.findall(r":(\d+)/readyz", mx.server.line())[0])
 
     def page(path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-        connection.request("GET", path)
-        answer = connection.getresponse()
-        return answer.status, answer.read().decode()
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
 
     assert page("/readyz")[0] == page("/healthz")[0] == 200
     with ExitStack() as stack:
