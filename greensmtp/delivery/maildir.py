@@ -6,12 +6,14 @@ import logging
 import os
 import re
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 from gevent.monkey import get_original
 
+from greensmtp import health
 from greensmtp.delivery import trace
 from greensmtp.delivery._disk import DiskThread, flush_folder
 from greensmtp.delivery._mailbox_path import fixed_part, mailbox, read_template
@@ -95,6 +97,8 @@ class Maildir(Delivery):
         for folder in (self._fixed,) if self.per_recipient else (self.path / "tmp", self.path / "new"):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise ValueError(f"maildir: cannot write to {str(folder)!r}")
+        health.add_store(self._fixed)
+        weakref.finalize(self, health.remove_store, self._fixed).atexit = False
         # Bounded, so that a disk that does not answer leaves threads for others.
         self.pool = BoundedPool(_THREADS)
         self.disk = DiskThread(whole=sync == "filesystem")

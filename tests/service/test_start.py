@@ -221,8 +221,9 @@ def test_a_user_who_is_not_root_cannot_change(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_it_becomes_another_user_once_it_listens(serve: Serve, tmp_path: Path) -> None:
     nobody = pwd.getpwnam("nobody")
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
     mail = tmp_path / "mail"
     mail.mkdir()
     os.chown(mail, nobody.pw_uid, nobody.pw_gid)
