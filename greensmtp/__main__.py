@@ -12,8 +12,10 @@ from gevent import monkey
 def main() -> None:
     """Run the command line, and exit with its status."""
     _fill_standard_streams()
-    # Before anything else is imported, so that blocking libraries in plugins become cooperative.
-    monkey.patch_all()
+    # Before anything else is imported, so that blocking libraries in plugins become cooperative. An arbiter waits for
+    # signals and processes only, by the system's own functions; its workers patch.
+    if not _is_arbiter():
+        monkey.patch_all()
     try:
         from greensmtp.cli import cli
 
@@ -28,6 +30,11 @@ def main() -> None:
         if (name := (error.name or "").partition(".")[0]) not in ("click", "pydantic", "pythonjsonlogger", "tomlkit"):
             raise
         sys.exit(f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'")
+
+
+def _is_arbiter() -> bool:
+    """True if ``serve`` has executed this program again to be the arbiter of workers."""
+    return os.environ.get("GREENSMTP_ARBITER") == str(os.getpid())
 
 
 def _fill_standard_streams() -> None:

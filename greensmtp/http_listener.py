@@ -27,33 +27,43 @@ class HTTPListener:
     #: The open ones. A hub belongs to a thread, and so do its listeners.
     _open: ClassVar[dict[tuple[Any, ...], HTTPListener]] = {}
 
-    def __init__(self, host: str, port: int, *, reuse_port: bool) -> None:
+    def __init__(self, host: str, port: int, *, reuse_port: bool, listener: Any) -> None:
         #: user -> path -> what answers
         self._users: dict[object, Mapping[str, App]] = {}
-        self._server = _listen(self._answer, host, port, reuse_port=reuse_port)
+        self._server = _serve(
+            self._answer, open_socket(host, port, reuse_port=reuse_port) if listener is None else listener
+        )
         #: The address that it listens at: ``("127.0.0.1", 9100)``.
         self.address: tuple[str, int] = self._server.address[:2]
         self._key = (get_hub(), host, self.address[1])
 
     @classmethod
     def use(
-        cls, user: object, host: str, port: int, routes: Mapping[str, App], *, reuse_port: bool = False
+        cls,
+        user: object,
+        host: str,
+        port: int,
+        routes: Mapping[str, App],
+        *,
+        reuse_port: bool = False,
+        listener: Any = None,
     ) -> HTTPListener:
         """Return the listener at this address, opened if it is not open, with these routes.
 
         :param user: who uses it; the same object for ``leave``.
         :param reuse_port: set SO_REUSEPORT, so that several processes can answer at one address.
+        :param listener: a listening socket that is there already.
         :raises OSError: the address cannot be bound, or another user answers differently at one of the paths.
         """
-        listener = cls._open.get((get_hub(), host, port))
-        if listener is None:
-            listener = cls(host, port, reuse_port=reuse_port)
-            cls._open[listener._key] = listener
+        found = cls._open.get((get_hub(), host, port))
+        if found is None:
+            found = cls(host, port, reuse_port=reuse_port, listener=listener)
+            cls._open[found._key] = found
         for path, app in routes.items():
-            if listener._find(path) not in (None, app):
+            if found._find(path) not in (None, app):
                 raise OSError(errno.EADDRINUSE, f"something else is served at http://{host}:{port}{path}")
-        listener._users[user] = routes
-        return listener
+        found._users[user] = routes
+        return found
 
     def leave(self, user: object) -> None:
         """Stop using the listener; the last user closes it."""
@@ -73,7 +83,27 @@ class HTTPListener:
         return [f"There is {', '.join(paths)}\n".encode()]
 
 
-def _listen(app: App, host: str, port: int, *, reuse_port: bool) -> Any:
+def open_socket(host: str, port: int, *, reuse_port: bool = False) -> Any:
+    """Return a listening socket.
+
+    :raises OSError: the address cannot be bound; the text names it.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((host, port))
+        listener.listen(16)
+    except Exception as error:
+        listener.close()
+        if not isinstance(error, OSError):
+            raise  # the host is not a valid name
+        raise OSError(error.errno, f"{error.strerror} for HTTP, port {port} of {host}") from error
+    return listener
+
+
+def _serve(app: App, listener: Any) -> Any:
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
     class Handler(WSGIHandler):
@@ -97,29 +127,17 @@ def _listen(app: App, host: str, port: int, *, reuse_port: bool) -> Any:
                 timer.stop()
                 timer.close()
 
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((host, port))
-        listener.listen(16)
-        # SERVER_NAME is given, since pywsgi would ask the DNS for it.
-        server = Server(
-            listener,
-            app,
-            log=None,
-            error_log=None,
-            handler_class=Handler,
-            spawn=MAX_CONNECTIONS,
-            environ={"SERVER_NAME": "localhost"},
-        )
-        server.start()
-    except Exception as error:
-        listener.close()
-        if not isinstance(error, OSError):
-            raise  # the host is not a valid name
-        raise OSError(error.errno, f"{error.strerror} for HTTP, port {port} of {host}") from error
+    # SERVER_NAME is given, since pywsgi would ask the DNS for it.
+    server = Server(
+        listener,
+        app,
+        log=None,
+        error_log=None,
+        handler_class=Handler,
+        spawn=MAX_CONNECTIONS,
+        environ={"SERVER_NAME": "localhost"},
+    )
+    server.start()
     return server
 
 

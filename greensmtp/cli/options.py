@@ -54,6 +54,13 @@ class FileType(click.Path):
         return super().convert(value, param, ctx)
 
 
+def read_workers(text: str) -> int | str:
+    """Read ``auto`` or a number."""
+    if text != "auto" and not (text.isdecimal() and 1 <= int(text) <= 1024):
+        raise ValueError(f"expected a number from 1 to 1024, or auto; got {text!r}")
+    return text if text == "auto" else int(text)
+
+
 _OPTIONS = (
     click.option(
         "-c",
@@ -111,6 +118,12 @@ _OPTIONS = (
         help="Maximum message size in bytes, or 500k, 32M, 1G.",
     ),
     click.option(
+        "--workers",
+        type=ParsedType("N|auto", read_workers),
+        help="Processes that serve: a number, or auto for one on each core. A worker that dies is replaced. Default: "
+        "one process, without an arbiter.",
+    ),
+    click.option(
         "--log-format",
         type=click.Choice(["text", "json"]),
         default="text",
@@ -136,6 +149,7 @@ _SETS: dict[str, tuple[str, tuple[str, ...], Callable[[Any], Any]]] = {
     "proxy_from": ("--proxy-from", ("proxy_from",), list),
     "plugins": ("--plugin", ("plugins",), _plugins),
     "max_size": ("--max-size", ("limits", "max_message_size"), int),
+    "workers": ("--workers", ("service", "workers"), lambda value: value),
     "log_format": ("--log-format", ("logging", "format"), str),
     "verbose": ("--verbose", ("logging", "level"), lambda value: "info" if value == 1 else "debug"),
 }
@@ -148,9 +162,10 @@ def serve_options(command: Command) -> Command:
     return command
 
 
-def load_given(context: click.Context) -> Loaded:
+def load_given(context: click.Context, content: bytes | None = None) -> Loaded:
     """Load the configuration that this command line describes.
 
+    :param content: what the file contained when it was read before.
     :raises ConfigError: it is invalid.
     """
     # Not at the top: it imports pydantic, which takes a third of a second that the other commands need not spend.
@@ -164,7 +179,7 @@ def load_given(context: click.Context) -> Loaded:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT
     ]
     names: dict[KeyPath, str] = {path: option for option, path, _ in _SETS.values() if option != "--no-maildir"}
-    return load(context.params["config"], given, names)
+    return load(context.params["config"], given, names, content)
 
 
 class WrongConfig(click.ClickException):

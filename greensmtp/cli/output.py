@@ -1,14 +1,22 @@
-"""Logging for the command line."""
+"""The log and the standard output of ``serve``."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pythonjsonlogger.json  # noqa: F401  # so that a missing library is reported at the start
 from gevent import get_hub
 
-from greensmtp.log_writer import LogHandler
+from greensmtp._hostport import join
+from greensmtp.config.probe import probe_special_log
+from greensmtp.log_writer import LineWriter, LogHandler
+from greensmtp.protocol.log_text import printable
+
+if TYPE_CHECKING:
+    from greensmtp.config.load import Loaded
 
 
 def set_up_logging(log_format: str, level: str, target: str) -> None:
@@ -28,3 +36,29 @@ def set_up_logging(log_format: str, level: str, target: str) -> None:
 
 def _log_exception(context: Any, kind: Any, error: Any, traceback: Any) -> None:
     logging.getLogger("greensmtp").error("%s failed", context, exc_info=(kind, error, traceback))
+
+
+def start_logging(loaded: Loaded) -> None:
+    """Send the log where the configuration says.
+
+    :raises ConfigError: it cannot be written.
+    """
+    from greensmtp.config.problems import Problem
+
+    log = loaded.config.logging
+    try:
+        probe_special_log(log.target)
+        set_up_logging(log.format, log.level, log.target)
+    except (OSError, ValueError) as error:
+        text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise loaded.source.error([Problem(("logging", "target"), text)]) from error
+
+
+def say_places(stdout: LineWriter, maildir: str | None, urls: Iterable[str], http: tuple[str, int] | None) -> None:
+    """Print where mail is stored, where the listeners are, and where to ask for the health."""
+    if maildir is not None:
+        stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
+    for url in urls:
+        stdout.say(f"listening {url}")
+    if http is not None:
+        stdout.say(f"health http://{join(*http)}/readyz")

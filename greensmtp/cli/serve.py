@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,12 +11,9 @@ from gevent import spawn
 from gevent.event import Event
 
 from greensmtp import _notify
-from greensmtp._hostport import join
 from greensmtp.cli.options import load_given, refuse, serve_options
-from greensmtp.cli.output import set_up_logging
-from greensmtp.config.probe import probe_special_log
+from greensmtp.cli.output import say_places, start_logging
 from greensmtp.log_writer import LineWriter
-from greensmtp.protocol.log_text import printable
 from greensmtp.server.run import signals_handled, wait_for_stop
 
 if TYPE_CHECKING:
@@ -55,12 +51,16 @@ def serve(context: click.Context, /, **options: Any) -> None:
       1   it could not start: the address is in use, for example
       2   the configuration or the command line is wrong
     """
+    from greensmtp.cli.workers import is_arbiter, run_arbiter
     from greensmtp.config.problems import ConfigError
     from greensmtp.service.errors import StartError
 
     stdout = LineWriter(sys.stdout)
     try:
-        _serve(partial(load_given, context), stdout)
+        if is_arbiter():
+            run_arbiter(context, stdout)
+        else:
+            _serve(partial(load_given, context), stdout)
     except ConfigError as error:
         refuse(error)
     except StartError as error:
@@ -78,6 +78,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     :raises ConfigError, StartError: it cannot start.
     """
     from greensmtp.cli.announce import Announce
+    from greensmtp.cli.workers import become_arbiter
     from greensmtp.config.problems import Problem
     from greensmtp.service.pid_file import pid_file
     from greensmtp.service.privileges import become, find_identity
@@ -87,6 +88,8 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
 
     loaded = load()
     config = loaded.config.service
+    if config.workers is not None:
+        become_arbiter()
     try:
         identity = find_identity(config.user, config.group)
     except ValueError as error:
@@ -115,7 +118,8 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
     blocked = loaded.config.service.report_blocked
     with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
         service.start(loaded)
-        _announce(service, stdout)
+        urls = [each.listen.url(each.server.address) for each in service.serving]
+        say_places(stdout, loaded.config.delivery.maildir, urls, service.http_address)
         service.tell_ready()
         reloader = spawn(reload)
         try:
@@ -126,17 +130,6 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             service.stop()
 
 
-def _announce(service: Service, stdout: LineWriter) -> None:
-    """Print where mail is stored and where the listeners are."""
-    maildir = service.loaded.config.delivery.maildir
-    if maildir is not None:
-        stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
-    for each in service.serving:
-        stdout.say(f"listening {each.listen.url(each.server.address)}")
-    if service.http_address is not None:
-        stdout.say(f"health http://{join(*service.http_address)}/readyz")
-
-
 def _wait(service: Service, stopping: Event) -> None:
     """Wait for a signal, or until plugins have stopped all servers of the current configuration."""
     while not stopping.is_set():
@@ -144,19 +137,3 @@ def _wait(service: Service, stopping: Event) -> None:
         wait_for_stop(stopping, servers)
         if service.servers == servers:
             return
-
-
-def start_logging(loaded: Loaded) -> None:
-    """Send the log where the configuration says.
-
-    :raises ConfigError: it cannot be written.
-    """
-    from greensmtp.config.problems import Problem
-
-    log = loaded.config.logging
-    try:
-        probe_special_log(log.target)
-        set_up_logging(log.format, log.level, log.target)
-    except (OSError, ValueError) as error:
-        text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise loaded.source.error([Problem(("logging", "target"), text)]) from error

@@ -70,16 +70,22 @@ class Loaded:
 
 
 def load(
-    path: Path | None = None, overrides: Iterable[Override] = (), options: Mapping[KeyPath, str] | None = None
+    path: Path | None = None,
+    overrides: Iterable[Override] = (),
+    options: Mapping[KeyPath, str] | None = None,
+    content: bytes | None = None,
 ) -> Loaded:
     """Read the file, apply the options, and check everything that can be checked without creating anything.
 
     :param path: the file; None for the defaults.
     :param overrides: the options that were given.
     :param options: the names of all options, by the path that they set; errors use them if there is no file.
+    :param content: what the file contained when it was read before; it is not read again.
     :raises ConfigError: something is wrong; the error lists all problems.
     """
-    text, name = (TomlText(""), "") if path is None else (_read(path), str(path))
+    text, name = TomlText(""), ""
+    if path is not None:
+        text, name = _parse(path, read(path) if content is None else content), str(path)
     folder = Path() if path is None else path.parent
     references = References(folder)
     data = references.resolve(text.data)
@@ -111,7 +117,11 @@ def load(
     return Loaded(config, source, found, arguments, data.get("plugins", []), folder)
 
 
-def _read(path: Path) -> TomlText:
+def read(path: Path) -> bytes:
+    """Return the content of a configuration file.
+
+    :raises ConfigError: it cannot be read, or is too large.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
@@ -119,6 +129,10 @@ def _read(path: Path) -> TomlText:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from None
     if len(data) > MAX_BYTES:
         raise ConfigError([f"{path}: too large for a configuration: more than {MAX_BYTES} bytes"])
+    return data
+
+
+def _parse(path: Path, data: bytes) -> TomlText:
     try:
         return TomlText(data.decode("utf-8-sig"))  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as error:

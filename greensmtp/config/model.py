@@ -160,6 +160,7 @@ UserOrGroup = Annotated[str | None, OrFalse, AfterValidator(_check_path)]
 class ServiceSection(Section):
     """The process or processes that serve."""
 
+    workers: Annotated[Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] | None, OrFalse] = None
     reuse_port: bool = False
     user: UserOrGroup = None
     group: UserOrGroup = None

@@ -60,6 +60,7 @@ class Service:
     :param load: reads the configuration; called at the start and at each reload.
     :param sockets: listening sockets that are there already.
     :param outermost: middleware to put in front of every stack; the same objects in each generation.
+    :param http: a listening socket for ``[http]``, if another process has opened it.
     :param accept: called with a configuration once it is accepted, to set up what is not a server's: logging.
     """
 
@@ -69,11 +70,13 @@ class Service:
         *,
         sockets: Sockets | None = None,
         outermost: Iterable[Middleware] = (),
+        http: Any = None,
         accept: Callable[[Loaded], object] = lambda loaded: None,
     ) -> None:
         self._load = load
         self.sockets = Sockets() if sockets is None else sockets
         self._outermost = tuple(outermost)
+        self._http = http
         self._accept = accept
         self._current: _Generation | None = None
         #: The generations that were replaced, and the greenlets that wait for their connections.
@@ -202,7 +205,7 @@ class Service:
 
             routes["/metrics"] = metrics_app(REGISTRY)
         try:
-            return HTTPListener.use(generation, *where, routes)
+            return HTTPListener.use(generation, *where, routes, listener=self._http)
         except OSError as error:
             raise StartError(f"{loaded.source.place(('http', 'listen'))}: {error.strerror}") from error
 
@@ -276,6 +279,8 @@ class Service:
     def retire(self) -> None:
         """Stop listening, and let the connections go on for ``reload_grace``; then drain. For a replaced worker."""
         generation = self._generation()
+        if generation.http is not None:  # others answer
+            generation.http.leave(generation)
         self._let_go(generation, generation.loaded.config.service.reload_grace)
         self._current = None
         self.sockets.close()

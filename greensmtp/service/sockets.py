@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,18 @@ class Sockets:
         self._open: dict[Key, Any] = {}
         #: The paths of unix sockets that were made here, and are removed in the end.
         self._made: dict[Key, str] = {}
+
+    @classmethod
+    def of(cls, opened: Mapping[Key, Any]) -> Sockets:
+        """Return sockets that another process has opened: they are closed here, but unix paths stay."""
+        sockets = cls()
+        sockets._open = dict(opened)
+        return sockets
+
+    @property
+    def opened(self) -> dict[Key, Any]:
+        """The sockets that are open."""
+        return dict(self._open)
 
     def open(self, key: Key, backlog: int | None) -> Any:
         """Return the listening socket of an address. It is opened if there is none yet.

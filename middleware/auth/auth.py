@@ -128,7 +128,7 @@ class Auth:
         """Warn about settings that are valid but seldom intended."""
         if self._salts_reveal_users:
             logger.warning(
-                "auth: SCRAM without Auth(secret=...): unknown users get other salts in every process, and can be told "
+                "auth: SCRAM without Auth(secret=...): unknown users get other salts after each start, and can be told "
                 "from known ones by that; pass the same secret in all processes"
             )
         if not self.required and not decides_recipients(server):

@@ -15,6 +15,7 @@ import logging
 from secrets import token_bytes, token_urlsafe
 from typing import Any
 
+from greensmtp._fork_key import KEY
 from greensmtp.middleware._validate import check_count
 from greensmtp.middleware.auth.credentials import (
     Backend,
@@ -53,12 +54,12 @@ class CredentialResolver:
     """Answers the queries of the mechanisms from a backend.
 
     :param secret: the key of the salts for unknown users. With the same secret, several processes show the same salt;
-        None: a random secret for this process.
+        None: a random one for this process and those that it forks.
     """
 
     def __init__(self, backend: Backend, check_token: Check | None = None, secret: bytes | None = None) -> None:
         self._pepper = token_bytes(32)
-        self._secret_of_salts = token_bytes(32) if secret is None else secret
+        self._secret_of_salts = KEY if secret is None else secret
         self._stand_in = token_urlsafe(32)
         self._pool = BoundedPool(AT_ONCE)
         self._check = backend.check_password if isinstance(backend, PasswordVerifier) else None

@@ -314,7 +314,7 @@ def test_a_wrong_option_is_named_and_explained(
     options: list[str],
     complaint: str,
 ) -> None:
-    monkeypatch.setattr("greensmtp.cli.serve.set_up_logging", lambda *options: None)  # that of the tests is to stay
+    monkeypatch.setattr("greensmtp.cli.output.set_up_logging", lambda *options: None)  # that of the tests is to stay
     with pytest.raises(SystemExit) as ended:
         cli.main(["serve", *options], prog_name="greensmtp")
     assert ended.value.code == 2

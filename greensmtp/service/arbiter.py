@@ -1,0 +1,533 @@
+"""Several processes: gunicorn's arbiter, with workers that serve a configuration.
+
+The rules of this file:
+
+- The arbiter opens the listening sockets and keeps them, so they outlive workers, and no client is refused. It never
+  accepts.
+- Workers belong to a *generation*: those of one reading of the configuration. A reload checks the new configuration
+  in a forked child, then starts a generation beside the one that serves. If all of it serve, the old one is told to
+  retire (SIGUSR2). If one cannot start, the new generation is ended, and the old one goes on.
+- A worker that dies is replaced by one of the same generation. One that is told to retire is not.
+- The arbiter keeps the rights that it was started with, so that it can open further sockets. Workers, and the child
+  that checks a configuration, become the service's user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket as native
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from gevent import spawn
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+
+from greensmtp import _notify
+from greensmtp._hostport import address
+from greensmtp._log import logger
+from greensmtp.config.load import Loaded
+from greensmtp.config.problems import ConfigError
+from greensmtp.config.urls import Listen
+from greensmtp.http_listener import open_socket
+from greensmtp.log_writer import reopen_logs
+from greensmtp.server.acceptor import Acceptor
+from greensmtp.server.listener import listen
+from greensmtp.server.worker import WORKER_SIGNALS, BaseWorker
+from greensmtp.service.blocked_hub import blocking_reported
+from greensmtp.service.errors import StartError
+from greensmtp.service.pid_file import pid_file
+from greensmtp.service.plan import Check, Plan
+from greensmtp.service.privileges import Identity, become, find_identity
+from greensmtp.service.service import Service
+from greensmtp.service.sockets import Key, Sockets
+from greensmtp.service.systemd import inherited_sockets
+
+#: Seconds within which a worker must show that its hub runs; then it is killed and replaced.
+TIMEOUT = 30.0
+
+#: Seconds that the workers of a new configuration have to start.
+START_SECONDS = 60.0
+
+#: Seconds until a worker that could not start is replaced.
+PAUSE = 1.0
+
+#: Seconds beyond ``stop_timeout`` for connections that are cut off, and handlers that do not end.
+RESERVE = 10.0
+
+#: Seconds between two looks at workers that start, and at a configuration that is checked.
+LOOK = 0.05
+
+#: Where prometheus-client keeps the numbers of all processes.
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass
+class _Generation:
+    number: int
+    plan: Plan
+    #: When its workers must have started.
+    deadline: float
+    #: True once one of its workers could not start.
+    failed: bool = False
+
+
+class ServiceWorker(BaseWorker):
+    """Serves a configuration on the sockets of the arbiter."""
+
+    generation: _Generation
+    #: Which of the workers of its generation: with SO_REUSEPORT, each has sockets of its own.
+    slot: int
+    identity: Identity | None
+    #: ``(plan, sockets, http) -> Service``: makes and starts the service.
+    start_service: Callable[[Plan, Sockets, Any], Service]
+    opened: dict[Key, Any]
+    #: The listening socket of HTTP, which all workers share.
+    http: Any
+    #: Lets go of what is the arbiter's alone.
+    release: Callable[[], object]
+    retiring = False
+    service: Service
+
+    @property
+    def is_ready(self) -> bool:
+        """True once it serves. Known in both processes: the file of the heartbeat has a byte then."""
+        return os.fstat(self.tmp.fileno()).st_size > 0
+
+    def init_process(self) -> None:
+        """Become the service's user, and serve."""
+        self.release()
+        if self.identity is not None:
+            become(self.identity)
+        super().init_process()
+
+    def init_signals(self) -> None:
+        """Leave SIGINT to the arbiter: in a terminal it comes to all processes."""
+        super().init_signals()
+        self.watchers.pop(signal.SIGINT).cancel()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def load_wsgi(self) -> None:
+        """Start the service."""
+        kept = {key: each.dup() for key, each in self.opened.items()}
+        http = None if self.http is None else self.http.dup()
+        for each in self.sockets:  # those of other workers, too
+            each.close()
+        self.sockets = []
+        self._reports = ExitStack()
+        try:
+            self.service = self.start_service(self.generation.plan, Sockets.of(kept), http)
+        except (ConfigError, StartError) as error:
+            for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
+                logger.error("%s", line)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        self._reports.enter_context(blocking_reported(self.service.loaded.config.service.report_blocked))
+        if self.generation.plan.workers > 1:
+            for server in self.service.servers:
+                server.max_accept = 1  # the next connection is for a process that is not busy
+        os.ftruncate(self.tmp.fileno(), 1)
+
+    def retire(self) -> None:
+        """SIGUSR2: stop listening, and end when the connections have."""
+        if not self.retiring:
+            self.retiring = True
+            spawn(self._retire)
+
+    def _retire(self) -> None:
+        self.service.retire()
+        self.stopping.set()
+
+    def drain(self) -> None:
+        """Let transactions in progress finish."""
+        self.service.stop()
+        self._reports.close()
+
+
+class _Log:
+    """What gunicorn logs, in the service's log: its notes for developers as debug."""
+
+    def __init__(self, cfg: Any) -> None:
+        self.cfg = cfg
+        self.info = self.debug = logger.debug
+        self.warning, self.error, self.critical = logger.warning, logger.error, logger.critical
+        self.exception = logger.exception
+
+    def close_on_exec(self) -> None:
+        """The log's descriptors are that already."""
+
+    def reopen_files(self) -> None:
+        """The service's log is opened again elsewhere."""
+
+
+class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
+    """The settings for gunicorn."""
+
+    def load_config(self) -> None:
+        """Set what differs from the defaults."""
+        self.cfg.set("logger_class", _Log)
+        self.cfg.set("timeout", int(TIMEOUT))
+        self.cfg.set("worker_class", ServiceWorker)
+        if "control_socket_disable" in self.cfg.settings:
+            self.cfg.set("control_socket_disable", True)
+
+
+class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
+    """Keeps the workers of a configuration.
+
+    :param load: reads the configuration, and returns it with the text of its file; called in a forked child.
+    :param start_service: makes and starts the service of a worker; called in the worker.
+    :param set_up_log: sends the arbiter's own log where the configuration says.
+    :param announce: called once, when all workers serve, with the plan, the URLs of the listeners, and the address of
+        HTTP, if it is served.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], tuple[Loaded, str | None]],
+        start_service: Callable[[Plan, Sockets, Any], Service],
+        set_up_log: Callable[[str, str, str], object],
+        announce: Callable[[Plan, list[str], Any], object],
+    ) -> None:
+        self._load = load
+        self._start_service = start_service
+        self._set_up_log = set_up_log
+        self._announce = announce
+        self._check: Check | None = None
+        self._check_again = False
+        self._next: _Generation | None = None
+        self._is_announced = False
+        self._not_before = 0.0
+        self._context = ExitStack()
+        plan = Check(load).wait()
+        self._generation = _Generation(1, plan, monotonic() + START_SECONDS)
+        self._sockets = Sockets(inherited_sockets(), reuse_port=plan.reuse_port)
+        #: With SO_REUSEPORT, the sockets of the second worker and those after it.
+        self._more: dict[int, dict[Key, Any]] = {}
+        #: The socket of HTTP, and the address that the configuration names.
+        self._http: Any = None
+        self._http_text: str | None = None
+        super().__init__(_Application())
+        self.num_workers = plan.workers
+        self.worker_class = self._make_worker
+
+    # Start
+
+    def start(self) -> None:
+        """Take the pid file, open the sockets, and handle signals."""
+        self.pid = os.getpid()
+        plan = self._generation.plan
+        self._context.enter_context(pid_file(plan.pid_file))
+        with self._as_user(plan):
+            self._set_up_log(*plan.log)
+        self._open(plan)
+        self._sockets.warn_of_unused()
+        self._share_metrics(plan)
+        self.init_signals()
+        if plan.workers > 1:
+            text = "%d workers: each counts %s by itself; limits in Redis are shared"
+            logger.warning(text, plan.workers, ", ".join(plan.counted))
+
+    def run(self) -> None:
+        """Serve until a signal comes; then exit."""
+        with self._context:
+            super().run()
+
+    @contextmanager
+    def _as_user(self, plan: Plan) -> Iterator[None]:
+        """Open files as the service's user would: they must be the user's own."""
+        identity = find_identity(plan.user, plan.group)
+        if identity is None:
+            yield
+            return
+        gid, uid = os.getegid(), os.geteuid()
+        os.setegid(identity.gid)
+        os.seteuid(identity.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(uid)
+            os.setegid(gid)
+
+    def _share_metrics(self, plan: Plan) -> None:
+        """Give prometheus-client a folder, in which each worker finds the numbers of all."""
+        if METRICS in os.environ or not plan.metrics:
+            return
+        with self._as_user(plan):
+            folder = tempfile.mkdtemp(prefix="greensmtp-metrics-")
+        arbiter = self.pid
+
+        def remove() -> None:
+            if os.getpid() == arbiter:
+                shutil.rmtree(folder, ignore_errors=True)
+
+        self._context.callback(remove)
+        os.environ[METRICS] = folder
+        self.cfg.set("child_exit", _forget_gauges)
+
+    def _open(self, plan: Plan) -> None:
+        """Open the listening sockets of a plan.
+
+        :raises StartError: an address cannot be bound.
+        """
+        for number, (key, backlog) in enumerate(zip(plan.keys, plan.backlogs, strict=True)):
+            try:
+                first = self._sockets.open(key, backlog)
+                if self._sockets.reuse_port and first.getsockopt(native.SOL_SOCKET, native.SO_REUSEPORT):
+                    self._open_more(plan.workers, key, first, backlog)
+            except OSError as error:
+                reason = (error.strerror or str(error)).partition(":")[0]
+                url = Listen.parse(plan.urls[number]).url()
+                raise StartError(f"{plan.places[number]}: cannot listen on {url}: {reason}") from error
+        self._open_http(plan)
+        self._list_sockets()
+
+    def _open_http(self, plan: Plan) -> None:
+        if plan.http == self._http_text:
+            return
+        where = address(plan.http)
+        try:
+            opened = None if where is None else open_socket(*where)
+        except OSError as error:
+            raise StartError(f"http.listen: {error.strerror}") from error
+        if self._http is not None:
+            self._http.close()
+        self._http, self._http_text = opened, plan.http
+
+    def _list_sockets(self) -> None:
+        """Tell gunicorn, and with it each worker, what is open."""
+        every = [self._sockets.opened, *self._more.values()]
+        self.LISTENERS = [each for opened in every for each in opened.values()]
+        if self._http is not None:
+            self.LISTENERS.append(self._http)
+
+    def _open_more(self, workers: int, key: Key, first: Any, backlog: int | None) -> None:
+        for slot in range(1, workers):
+            opened = self._more.setdefault(slot, {})
+            if key not in opened:
+                queue = Acceptor.backlog if backlog is None else backlog
+                opened[key] = listen(first.getsockname(), queue, first.family, reuse_port=True)
+
+    def _keep(self, plan: Plan) -> None:
+        """Close the sockets that a plan does not need."""
+        keys = plan.keys
+        self._sockets.keep(keys)
+        for slot, opened in [*self._more.items()]:
+            for key in [*opened]:
+                if key not in keys or slot >= plan.workers:
+                    opened.pop(key).close()
+        self._list_sockets()
+
+    # Workers
+
+    def _make_worker(self, *arguments: Any) -> ServiceWorker:
+        """Make a worker before it is forked; gunicorn calls it as the class."""
+        worker = ServiceWorker(*arguments)
+        worker.generation = generation = self._spawning
+        taken = {each.slot for each in self._workers(generation)}
+        worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
+        worker.identity = find_identity(generation.plan.user, generation.plan.group)
+        worker.http = self._http
+        worker.release = self._context.close
+        worker.start_service = self._start_service
+        worker.opened = self._sockets.opened | self._more.get(worker.slot, {})
+        if worker.identity is not None:
+            os.fchown(worker.tmp.fileno(), worker.identity.uid, worker.identity.gid)
+        return worker
+
+    def spawn_worker(self) -> int:
+        """Fork a worker. A signal that comes to it in its first moment waits until it knows what to do."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
+        try:
+            pid: int = super().spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
+        return pid
+
+    def _workers(self, generation: _Generation) -> list[ServiceWorker]:
+        """Return the workers of a generation that are not to retire."""
+        return [each for each in self.WORKERS.values() if each.generation is generation and not each.retiring]
+
+    def manage_workers(self) -> None:
+        """Replace workers that are missing, and go on with a reload. The main loop calls it after each wait."""
+        self._continue_reload()
+        for generation in filter(None, (self._generation, self._next)):
+            wanted = self.num_workers if generation is self._generation else generation.plan.workers
+            self._spawning = generation
+            for _ in range(wanted - len(self._workers(generation))):
+                if monotonic() >= self._not_before and not generation.failed:
+                    self.spawn_worker()
+            for worker in sorted(self._workers(generation), key=lambda each: -each.slot)[: -wanted or None]:
+                if len(self._workers(generation)) > wanted:
+                    self._let_go(worker)
+        if not self._is_announced and all(each.is_ready for each in self._workers(self._generation)):
+            self._is_announced = True
+            plan = self._generation.plan
+            urls = [
+                Listen.parse(url).url(self._sockets.opened[key].getsockname())
+                for url, key in zip(plan.urls, plan.keys, strict=True)
+            ]
+            self._announce(plan, urls, None if self._http is None else self._http.getsockname()[:2])
+            self._tell_ready()
+        if os.environ.get("WATCHDOG_USEC"):
+            _notify.notify("WATCHDOG=1")
+
+    def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
+        """Wait for signals, but not long if a worker starts or a configuration is checked."""
+        is_busy = not self._is_announced or self._check is not None or self._next is not None
+        found: list[int] = super().wait_for_signals(min(timeout, LOOK) if is_busy else timeout)
+        return found
+
+    def reap_workers(self) -> None:
+        """Collect workers that have ended. One that could not start ends the service only if none has served yet."""
+        before = dict(self.WORKERS)
+        try:
+            super().reap_workers()
+        except HaltServer:
+            failed = {each.generation.number for pid, each in before.items() if pid not in self.WORKERS}
+            if self._next is not None and self._next.number in failed:
+                self._next.failed = True
+            elif not self._is_announced:
+                raise
+            else:
+                logger.error("a worker could not start; another is started in %g s", PAUSE)
+                self._not_before = monotonic() + PAUSE
+
+    def _let_go(self, worker: ServiceWorker) -> None:
+        worker.retiring = True
+        self.kill_worker(worker.pid, signal.SIGUSR2)
+
+    # Reload
+
+    def handle_hup(self) -> None:
+        """SIGHUP: open logs again, and have the configuration checked."""
+        self.handle_usr1()
+        if self._check is not None or self._next is not None:
+            self._check_again = True
+            return
+        _notify.reloading()
+        self._check = Check(self._load)
+
+    def _continue_reload(self) -> None:
+        if self._check is not None:
+            found = self._check.result()
+            if found is None:
+                return
+            self._check = None
+            self._begin(found)
+        elif self._next is not None:
+            workers = self._workers(self._next)
+            if self._next.failed or monotonic() > self._next.deadline:
+                for worker in workers:
+                    worker.retiring = True
+                    self.kill_worker(worker.pid, signal.SIGTERM)
+                self._next = None
+                self._refuse(["the workers of the new configuration could not start"])
+            elif len(workers) >= self._next.plan.workers and all(each.is_ready for each in workers):
+                self._promote(self._next)
+
+    def _begin(self, found: Plan | ConfigError) -> None:
+        """Start workers of a new configuration beside those that serve."""
+        if isinstance(found, ConfigError):
+            self._refuse(found.lines)
+            return
+        try:
+            self._open(found)
+            self._share_metrics(found)
+        except StartError as error:
+            self._refuse([str(error)])
+            return
+        self._next = _Generation(self._generation.number + 1, found, monotonic() + START_SECONDS)
+
+    def _promote(self, generation: _Generation) -> None:
+        before, self._generation, self._next = self._generation, generation, None
+        for worker in self._workers(before):
+            self._let_go(worker)
+        plan = generation.plan
+        self._keep(plan)
+        self.num_workers = plan.workers
+        if plan.log != before.plan.log:
+            with self._as_user(plan):
+                self._set_up_log(*plan.log)
+        logger.info("configuration reloaded")
+        self._end_reload()
+
+    def _refuse(self, lines: list[str]) -> None:
+        for line in lines:
+            logger.error("%s", line)
+        logger.error("the configuration was not reloaded; the one before is still served")
+        self._keep(self._generation.plan)
+        self._end_reload()
+
+    def _end_reload(self) -> None:
+        self._tell_ready()
+        if self._check_again:
+            self._check_again = False
+            self.handle_hup()
+
+    def _tell_ready(self) -> None:
+        _notify.ready("listening on " + ", ".join(self._generation.plan.urls))
+
+    # Other signals
+
+    def handle_usr1(self) -> None:
+        """SIGUSR1: open logs again, in workers too."""
+        with self._as_user(self._generation.plan):
+            reopen_logs()
+        self.kill_workers(signal.SIGUSR1)
+
+    def handle_int(self) -> None:
+        """SIGINT: drain, as at SIGTERM."""
+        self.handle_term()
+
+    def handle_usr2(self) -> None:
+        """SIGUSR2 is for workers."""
+        logger.warning("SIGUSR2 ignored: it is for workers")
+
+    def handle_winch(self) -> None:
+        """A terminal has another size."""
+
+    # Stop
+
+    def stop(self, graceful: bool = True) -> None:
+        """End the workers: let transactions finish, up to ``stop_timeout``. A second signal ends them at once."""
+        _notify.stopping()
+        for each in self.LISTENERS:
+            each.close()
+        self._sockets.close()
+        self.LISTENERS = []
+        self.kill_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
+        deadline = monotonic() + (self._generation.plan.stop_timeout + RESERVE if graceful else RESERVE)
+        status = None
+        while self.WORKERS and monotonic() < deadline:
+            signals = super().wait_for_signals(LOOK)
+            if status is None and graceful and {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} & {*signals}:
+                status = 1
+                break
+            self._reap_to_the_end()
+        self.kill_workers(signal.SIGKILL)
+        while self.WORKERS:
+            super().wait_for_signals(LOOK)
+            self._reap_to_the_end()
+        if status is not None:
+            sys.exit(status)
+
+    def _reap_to_the_end(self) -> None:
+        try:
+            super().reap_workers()
+        except HaltServer:
+            pass  # it was starting
+
+
+def _forget_gauges(arbiter: Any, worker: Any) -> None:
+    """Remove the gauges of a worker that has ended: its connections are closed. Its counters stay."""
+    for path in Path(os.environ[METRICS]).glob(f"gauge_live*_{worker.pid}.db"):
+        path.unlink()

@@ -1,0 +1,182 @@
+"""What the arbiter must know of a configuration, as a forked child reports it.
+
+The arbiter itself reads no configuration: that would import middleware and plugins, and its workers would have them as
+they were then, for good.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from time import monotonic
+from typing import Any, NoReturn
+
+import gevent
+from gevent import monkey
+
+from greensmtp.config.build import assemble
+from greensmtp.config.load import Loaded
+from greensmtp.config.problems import ConfigError, Problem
+from greensmtp.config.urls import Listen
+from greensmtp.service.privileges import become, find_identity
+from greensmtp.service.sockets import Key, keys_of
+
+#: Seconds that a child has to read and check a configuration.
+PATIENCE = 60.0
+
+#: The middleware that counts in memory, unless its storage is elsewhere.
+_COUNTS = ("RateLimit", "ConnectionLimit", "Auth")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A configuration that has been checked, without what only the workers need."""
+
+    #: The bytes of the file. Workers use these: the file may have changed again when a worker is replaced.
+    text: str | None
+    workers: int
+    urls: list[str]
+    backlogs: list[int | None]
+    #: What to write in a message if a listener cannot be opened: ``greensmtp.toml:3: listeners.url``.
+    places: list[str]
+    reuse_port: bool
+    user: str | None
+    group: str | None
+    pid_file: str | None
+    stop_timeout: float
+    log: tuple[str, str, str]
+    maildir: str | None
+    #: ``[http] listen``.
+    http: str | None
+    #: True if ``Metrics`` are counted.
+    metrics: bool
+    #: The limits that each worker counts by itself.
+    counted: list[str]
+
+    @property
+    def keys(self) -> list[Key]:
+        """The key of each listening socket."""
+        return keys_of(Listen.parse(url).address for url in self.urls)
+
+
+def plan_of(loaded: Loaded, text: str | None) -> Plan:
+    """Return what the arbiter must know of a configuration."""
+    config = loaded.config
+    service, log = config.service, config.logging
+    return Plan(
+        text=text,
+        workers=count_workers(service.workers),
+        urls=[each.url for each in config.listeners],
+        backlogs=[each.backlog for each in config.listeners],
+        places=[loaded.source.place(("listeners", number, "url")) for number in range(len(config.listeners))],
+        reuse_port=service.reuse_port,
+        user=service.user,
+        group=service.group,
+        pid_file=service.pid_file,
+        stop_timeout=service.stop_timeout,
+        log=(log.format, log.level, log.target),
+        maildir=config.delivery.maildir,
+        http=config.http.listen,
+        metrics=any(entry.use == "Metrics" for _, stack in config.stacks() for entry in stack),
+        counted=_counted(loaded),
+    )
+
+
+def count_workers(workers: int | str | None) -> int:
+    """Return how many workers there are to be: for ``auto``, one for each core that this process may use."""
+    if workers == "auto":
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(workers or 1)
+
+
+def _counted(loaded: Loaded) -> list[str]:
+    found = {"max_connections": None}
+    for path, stack in loaded.config.stacks():
+        for number, entry in enumerate(stack):
+            storage = str(loaded.arguments[(*path, number)].get("storage", "memory:"))
+            if entry.use in _COUNTS and storage.startswith("memory:"):
+                found[entry.use] = None
+    return list(found)
+
+
+class Check:
+    """A forked child that reads a configuration and checks it, as its user, and reports what it has found.
+
+    :param load: reads the configuration; called in the child. It returns the text of the file, too.
+    """
+
+    def __init__(self, load: Callable[[], tuple[Loaded, str | None]]) -> None:
+        self._deadline = monotonic() + PATIENCE
+        self._read, write = os.pipe()
+        self._answer = b""
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._read)
+            _report(load, write)
+        os.close(write)
+        os.set_blocking(self._read, False)
+
+    def result(self) -> Plan | ConfigError | None:
+        """Return what was found, None if the child is at work."""
+        try:
+            while piece := os.read(self._read, 65536):
+                self._answer += piece
+        except BlockingIOError:
+            if monotonic() < self._deadline:
+                return None
+            os.kill(self._pid, signal.SIGKILL)
+            self._answer = b""
+        os.close(self._read)
+        if not self._answer:
+            return ConfigError(["the process that checks the configuration has ended without an answer"])
+        found: dict[str, Any] = json.loads(self._answer)
+        if "lines" in found:
+            return ConfigError(found["lines"], options=found["options"])
+        return Plan(**found)
+
+    def wait(self) -> Plan:
+        """Wait for the result.
+
+        :raises ConfigError: the configuration is wrong.
+        """
+        while (found := self.result()) is None:
+            select.select([self._read], [], [], 0.5)
+        os.waitpid(self._pid, 0)
+        if isinstance(found, ConfigError):
+            raise found
+        return found
+
+
+def _report(load: Callable[[], tuple[Loaded, str | None]], write: int) -> NoReturn:
+    """Check the configuration, and write the result. In the child."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        monkey.patch_all()
+        gevent.reinit()
+        answer = _examine(load)
+    except ConfigError as error:
+        answer = {"lines": error.lines, "options": error.options}
+    except Exception as error:
+        answer = {"lines": [f"cannot check the configuration: {error!r}"], "options": False}
+    data = json.dumps(answer).encode()
+    while data:
+        data = data[os.write(write, data) :]
+    os._exit(0)
+
+
+def _examine(load: Callable[[], tuple[Loaded, str | None]]) -> dict[str, Any]:
+    loaded, text = load()
+    service = loaded.config.service
+    try:
+        identity = find_identity(service.user, service.group)
+    except ValueError as error:
+        raise loaded.source.error([Problem(("service", "user"), str(error))]) from error
+    if identity is not None:
+        become(identity)
+    assemble(loaded, dry=True)
+    return asdict(plan_of(loaded, text))
