@@ -67,6 +67,9 @@ RESERVE = 10.0
 #: Seconds between two looks at workers that start, and at a configuration that is checked.
 LOOK = 0.05
 
+#: A file system in memory, on Linux.
+MEMORY = "/dev/shm"
+
 #: Where prometheus-client keeps the numbers of all processes.
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -75,6 +78,8 @@ METRICS = "PROMETHEUS_MULTIPROC_DIR"
 class _Generation:
     number: int
     plan: Plan
+    #: The user that its workers become.
+    identity: Identity | None
     #: When its workers must have started.
     deadline: float
     #: True once one of its workers could not start.
@@ -87,7 +92,6 @@ class ServiceWorker(BaseWorker):
     generation: _Generation
     #: Which of the workers of its generation: with SO_REUSEPORT, each has sockets of its own.
     slot: int
-    identity: Identity | None
     #: ``(plan, sockets, http) -> Service``: makes and starts the service.
     start_service: Callable[[Plan, Sockets, Any], Service]
     opened: dict[Key, Any]
@@ -106,8 +110,8 @@ class ServiceWorker(BaseWorker):
     def init_process(self) -> None:
         """Become the service's user, and serve."""
         self.release()
-        if self.identity is not None:
-            become(self.identity)
+        if self.generation.identity is not None:
+            become(self.generation.identity)
         super().init_process()
 
     def init_signals(self) -> None:
@@ -176,6 +180,8 @@ class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no ty
         self.cfg.set("logger_class", _Log)
         self.cfg.set("timeout", int(TIMEOUT))
         self.cfg.set("worker_class", ServiceWorker)
+        if os.access(MEMORY, os.W_OK | os.X_OK):  # a disk that hangs must not hold up heartbeats
+            self.cfg.set("worker_tmp_dir", MEMORY)
         if "control_socket_disable" in self.cfg.settings:
             self.cfg.set("control_socket_disable", True)
 
@@ -208,7 +214,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._not_before = 0.0
         self._context = ExitStack()
         plan = Check(load).wait()
-        self._generation = _Generation(1, plan, monotonic() + START_SECONDS)
+        self._generation = self._new_generation(plan, 1)
         self._sockets = Sockets(inherited_sockets(), reuse_port=plan.reuse_port)
         #: With SO_REUSEPORT, the sockets of the second worker and those after it.
         self._more: dict[int, dict[Key, Any]] = {}
@@ -219,6 +225,14 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self.num_workers = plan.workers
         self.worker_class = self._make_worker
 
+    @staticmethod
+    def _new_generation(plan: Plan, number: int) -> _Generation:
+        try:
+            identity = find_identity(plan.user, plan.group)
+        except ValueError as error:  # the child that has checked it could find the user
+            raise StartError(str(error)) from error
+        return _Generation(number, plan, identity, monotonic() + START_SECONDS)
+
     # Start
 
     def start(self) -> None:
@@ -226,11 +240,10 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self.pid = os.getpid()
         plan = self._generation.plan
         self._context.enter_context(pid_file(plan.pid_file))
-        with self._as_user(plan):
-            self._set_up_log(*plan.log)
+        self._start_log(self._generation)
         self._open(plan)
         self._sockets.warn_of_unused()
-        self._share_metrics(plan)
+        self._share_metrics(self._generation)
         self.init_signals()
         if plan.workers > 1:
             text = "%d workers: each counts %s by itself; limits in Redis are shared"
@@ -242,9 +255,8 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             super().run()
 
     @contextmanager
-    def _as_user(self, plan: Plan) -> Iterator[None]:
+    def _as_user(self, identity: Identity | None) -> Iterator[None]:
         """Open files as the service's user would: they must be the user's own."""
-        identity = find_identity(plan.user, plan.group)
         if identity is None:
             yield
             return
@@ -257,12 +269,22 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             os.seteuid(uid)
             os.setegid(gid)
 
-    def _share_metrics(self, plan: Plan) -> None:
+    def _start_log(self, generation: _Generation) -> None:
+        try:
+            with self._as_user(generation.identity):
+                self._set_up_log(*generation.plan.log)
+        except OSError as error:
+            raise StartError(f"logging.target: cannot write to {generation.plan.log[2]!r}: {error.strerror}") from error
+
+    def _share_metrics(self, generation: _Generation) -> None:
         """Give prometheus-client a folder, in which each worker finds the numbers of all."""
-        if METRICS in os.environ or not plan.metrics:
+        if METRICS in os.environ or not generation.plan.metrics:
             return
-        with self._as_user(plan):
-            folder = tempfile.mkdtemp(prefix="greensmtp-metrics-")
+        try:
+            with self._as_user(generation.identity):
+                folder = tempfile.mkdtemp(prefix="greensmtp-metrics-")
+        except OSError as error:
+            raise StartError(f"cannot make a folder for Metrics: {error.strerror}") from error
         arbiter = self.pid
 
         def remove() -> None:
@@ -334,13 +356,12 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         worker.generation = generation = self._spawning
         taken = {each.slot for each in self._workers(generation)}
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        worker.identity = find_identity(generation.plan.user, generation.plan.group)
         worker.http = self._http
         worker.release = self._context.close
         worker.start_service = self._start_service
         worker.opened = self._sockets.opened | self._more.get(worker.slot, {})
-        if worker.identity is not None:
-            os.fchown(worker.tmp.fileno(), worker.identity.uid, worker.identity.gid)
+        if generation.identity is not None:
+            os.fchown(worker.tmp.fileno(), generation.identity.uid, generation.identity.gid)
         return worker
 
     def spawn_worker(self) -> int:
@@ -364,7 +385,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._spawning = generation
             for _ in range(wanted - len(self._workers(generation))):
                 if monotonic() >= self._not_before and not generation.failed:
-                    self.spawn_worker()
+                    self._try_to_spawn()
             for worker in sorted(self._workers(generation), key=lambda each: -each.slot)[: -wanted or None]:
                 if len(self._workers(generation)) > wanted:
                     self._let_go(worker)
@@ -379,6 +400,13 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._tell_ready()
         if os.environ.get("WATCHDOG_USEC"):
             _notify.notify("WATCHDOG=1")
+
+    def _try_to_spawn(self) -> None:
+        try:
+            self.spawn_worker()
+        except OSError as error:  # no process, no descriptor, or no space for the file of the heartbeat
+            logger.error("cannot start a worker: %s; trying again in %g s", error.strerror, PAUSE)
+            self._not_before = monotonic() + PAUSE
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
         """Wait for signals, but not long if a worker starts or a configuration is checked."""
@@ -396,7 +424,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             if self._next is not None and self._next.number in failed:
                 self._next.failed = True
             elif not self._is_announced:
-                raise
+                raise HaltServer("a worker could not start", 1) from None
             else:
                 logger.error("a worker could not start; another is started in %g s", PAUSE)
                 self._not_before = monotonic() + PAUSE
@@ -414,7 +442,10 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._check_again = True
             return
         _notify.reloading()
-        self._check = Check(self._load)
+        try:
+            self._check = Check(self._load)
+        except OSError as error:
+            self._refuse([f"cannot check the configuration: {error.strerror}"])
 
     def _continue_reload(self) -> None:
         if self._check is not None:
@@ -440,12 +471,13 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._refuse(found.lines)
             return
         try:
+            generation = self._new_generation(found, self._generation.number + 1)
             self._open(found)
-            self._share_metrics(found)
+            self._share_metrics(generation)
         except StartError as error:
             self._refuse([str(error)])
             return
-        self._next = _Generation(self._generation.number + 1, found, monotonic() + START_SECONDS)
+        self._next = generation
 
     def _promote(self, generation: _Generation) -> None:
         before, self._generation, self._next = self._generation, generation, None
@@ -455,8 +487,10 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._keep(plan)
         self.num_workers = plan.workers
         if plan.log != before.plan.log:
-            with self._as_user(plan):
-                self._set_up_log(*plan.log)
+            try:
+                self._start_log(generation)
+            except StartError as error:
+                logger.error("the log of the arbiter goes on as before: %s", error)
         logger.info("configuration reloaded")
         self._end_reload()
 
@@ -480,7 +514,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     def handle_usr1(self) -> None:
         """SIGUSR1: open logs again, in workers too."""
-        with self._as_user(self._generation.plan):
+        with self._as_user(self._generation.identity):
             reopen_logs()
         self.kill_workers(signal.SIGUSR1)
 

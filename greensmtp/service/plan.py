@@ -152,21 +152,23 @@ class Check:
 
 
 def _report(load: Callable[[], tuple[Loaded, str | None]], write: int) -> NoReturn:
-    """Check the configuration, and write the result. In the child."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-        signal.signal(number, signal.SIG_DFL)
+    """Check the configuration, and write the result. In the child, which ends here whatever happens."""
     try:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
         monkey.patch_all()
         gevent.reinit()
-        answer = _examine(load)
-    except ConfigError as error:
-        answer = {"lines": error.lines, "options": error.options}
-    except Exception as error:
-        answer = {"lines": [f"cannot check the configuration: {error!r}"], "options": False}
-    data = json.dumps(answer).encode()
-    while data:
-        data = data[os.write(write, data) :]
-    os._exit(0)
+        try:
+            answer = _examine(load)
+        except ConfigError as error:
+            answer = {"lines": error.lines, "options": error.options}
+        except Exception as error:
+            answer = {"lines": [f"cannot check the configuration: {error!r}"], "options": False}
+        data = json.dumps(answer).encode()
+        while data:
+            data = data[os.write(write, data) :]
+    finally:
+        os._exit(0)
 
 
 def _examine(load: Callable[[], tuple[Loaded, str | None]]) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from typing import Any
 
 import gevent
 import pytest
-from gevent import socket
+from gevent import socket, subprocess
 from gevent.server import StreamServer
 
 import greensmtp

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import urllib.request
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gevent
 import pytest
-from gevent import socket
+from gevent import socket, subprocess
 
 from greensmtp.server.worker import beside, read_servers
 from greensmtp.testing import Peer
@@ -34,7 +34,7 @@ def store(mail):
 
 def http(environ, start_response):
     start_response("200 OK", [])
-    return [b"hello"]
+    return [b"hello from %d" % os.getpid()]
 
 both = [server, other]
 def make():
@@ -85,11 +85,7 @@ class Gunicorn:
         return Peer(socket.create_connection(("127.0.0.1", port), 30))
 
     def wait(self) -> int:
-        with gevent.Timeout(30):
-            while self.process.poll() is None:
-                gevent.sleep(0.01)
-        assert self.process.returncode is not None
-        return self.process.returncode
+        return int(self.process.wait(timeout=30))
 
 
 @pytest.fixture
@@ -193,11 +189,17 @@ def test_smtp_beside_http(gunicorn: Callable[..., Gunicorn], tmp_path: Path) -> 
         return Peer(connection)
 
     port = mx.ports[0]
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
-        assert answer.read() == b"hello"
-    until(lambda: len(mx.workers) == 2, "two workers")
+    answered: set[bytes] = set()
+
+    def greet() -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30) as answer:
+            answered.add(answer.read())
+        return len(answered)
+
+    until(lambda: greet() == 2, "two workers")
     for pid in mx.workers:
         os.kill(pid, signal.SIGKILL)
+    until(lambda: greet() == 4, "two more workers")  # gunicorn's own forget a signal that comes while they start
     with dial() as busy:
         busy.hello()
         begin(busy)
@@ -207,6 +209,41 @@ def test_smtp_beside_http(gunicorn: Callable[..., Gunicorn], tmp_path: Path) -> 
         busy.expect("250", "421")
     assert mx.wait() == 0
     assert "Traceback" not in mx.log
+
+
+SALTS = """
+import os
+from greensmtp import SMTPServer
+from greensmtp.middleware import Auth
+
+class Users:
+    scram_iterations, scram_salt_length = 4096, 16
+    def get_scram_keys(self, username):
+        return None
+
+server = SMTPServer(("127.0.0.1", 0), hostname=f"w{os.getpid()}.example.com",
+                    middleware=[Auth(Users(), allow_plaintext=True)])
+"""
+
+
+def test_workers_show_unknown_users_the_same_salt(gunicorn: Callable[..., Gunicorn], tmp_path: Path) -> None:
+    (tmp_path / "salts.py").write_text(SALTS)
+    mx = gunicorn(*SMTP, "-b", "127.0.0.1:0", "salts:server")
+    salts: dict[str, str] = {}
+    first = b64encode(b"n,,n=nobody,r=rOprNGfwEbeRWgbNEkqO").decode()
+
+    def ask() -> bool:
+        with mx.dial(mx.ports[0]) as peer:
+            name = str(peer.expect("220")).split()[1]
+            peer.line("EHLO client.example", f"AUTH SCRAM-SHA-256 {first}")
+            challenge = str(peer.expect("250", "334"))
+            salts[name] = re.findall(
+                r",s=([^,]+),", b64decode(challenge.split("334 ")[1].split(maxsplit=1)[0]).decode()
+            )[0]
+        return len(salts) == 2
+
+    until(ask, "both workers to answer")
+    assert len(set(salts.values())) == 1
 
 
 def accepts(port: int) -> bool:

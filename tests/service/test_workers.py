@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import pwd
 import re
 import signal
 import socket
@@ -258,6 +259,65 @@ def test_without_an_arbiter_workers_drain_and_end(served: Callable[..., Served])
         busy.expect("250", "421")
         busy.expect_end()
     assert len(mx.server.mail) == 1
+
+
+def test_systemd_is_told_by_the_arbiter_and_its_socket_is_used(serve: Serve, tmp_path: Path) -> None:
+    """The program starts as systemd would start it: the socket is descriptor 3."""
+    activate = (
+        "import os, sys\nos.dup2(int(sys.argv[1]), 3)\n"
+        "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+        "os.execv(sys.executable, [sys.executable, '-m', 'greensmtp', *sys.argv[2:]])"
+    )
+    with (
+        socket.create_server(("127.0.0.1", 0)) as kept,
+        closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as manager,
+    ):
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(30)
+        path = tmp_path / "greensmtp.toml"
+        text = CONFIG.format(name="one.example.com", top="middleware = []", more="", service="")
+        path.write_text(text.replace("127.0.0.1:0", f"127.0.0.1:{kept.getsockname()[1]}"))
+        server = serve(
+            *("--config", path),
+            listeners=1,
+            command=[sys.executable, "-c", activate, str(kept.fileno())],
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "4000000"},
+            pass_fds=[kept.fileno()],
+        )
+
+        def told(state: str) -> None:
+            while not manager.recv(4096).decode().startswith(state):
+                pass
+
+        told("READY=1")
+        told("WATCHDOG=1")
+        os.kill(server.process.pid, signal.SIGHUP)
+        told("RELOADING=1")
+        told("READY=1")
+        assert server.stop() == 0
+        told("STOPPING=1")
+        with socket.create_connection(kept.getsockname(), 10):
+            pass  # systemd's socket goes on
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_workers_become_the_user_and_the_arbiter_does_not(served: Callable[..., Served], tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    for folder in (Path(os.__file__), *Path(os.__file__).parents):
+        if not folder.stat().st_mode & 0o001 and folder.is_dir():
+            pytest.skip(f"another user cannot read the standard library: {folder}")
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    os.chown(tmp_path, nobody.pw_uid, nobody.pw_gid)
+    mx = served(service='user = "nobody"')
+    assert os.stat(f"/proc/{mx.pid}").st_uid == 0
+    assert {os.stat(f"/proc/{pid}").st_uid for pid in mx.workers} == {nobody.pw_uid}
+    mx.hang_up("configuration reloaded")
+    with mx.server.dial() as peer:
+        peer.hello()
+        deliver(peer)
+    assert mx.server.stop() == 0
+    assert mx.server.maildir.stat().st_uid == nobody.pw_uid
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5"])
