@@ -137,6 +137,7 @@ class ServiceSection(Section):
     pid_file: OptionalPath = None
     stop_timeout: Seconds = 30.0
     reload_grace: Seconds = 300.0
+    control: OptionalPath = "auto"
 
 
 class LoggingSection(Section):
@@ -280,6 +281,7 @@ _PATHS: tuple[tuple[str | None, ...], ...] = (
     ("delivery", "maildir"),
     ("logging", "target"),
     ("service", "pid_file"),
+    ("service", "control"),
 )
 
 
@@ -297,7 +299,7 @@ def _change_paths(data: Any, place: tuple[str | None, ...], change: Callable[[st
     elif isinstance(data, dict) and key in data:
         if rest:
             _change_paths(data[key], tuple(rest), change)
-        elif isinstance(data[key], str) and data[key] not in ("", "stderr"):
+        elif isinstance(data[key], str) and data[key] not in ("", "stderr", "auto"):
             data[key] = str(change(data[key]))
 
 
