@@ -112,7 +112,7 @@ def _processes(processes: Sequence[Mapping[str, Any]], count: int) -> Table:
     return table
 
 
-def _rejections(rows: Iterable[Sequence[Any]]) -> Table:
+def _rejections(rows: Iterable[Sequence[Any]]) -> RenderableType:
     table = _table("\nRejections by reason", ">COUNT", "AT", "CODE", "*REASON", expand=True)
     for verb, code, text, count in rows:
         enhanced, reason = _take_enhanced(printable(text))
@@ -121,21 +121,21 @@ def _rejections(rows: Iterable[Sequence[Any]]) -> Table:
     return table if table.rows else _with_nothing(table, "none since this began")
 
 
-def _senders(rows: Iterable[Sequence[Any]]) -> Table:
+def _senders(rows: Iterable[Sequence[Any]]) -> RenderableType:
     table = _table("\nSenders", ">MSGS", ">REJ", ">BYTES", "*SENDER", expand=True)
     for sender, messages, refused, octets in rows:
         table.add_row(f"{messages:,}", _count(refused), size(octets), Text(printable(sender)))
     return table if table.rows else _with_nothing(table, "none since this began")
 
 
-def _peers(rows: Iterable[Sequence[Any]]) -> Table:
+def _peers(rows: Iterable[Sequence[Any]]) -> RenderableType:
     table = _table("\nClients", ">CONNS", ">MSGS", ">REJ", "*ADDRESS", expand=True)
     for peer, connections, messages, refused in rows:
         table.add_row(f"{connections:,}", f"{messages:,}", _count(refused), Text(printable(peer)))
     return table if table.rows else _with_nothing(table, "none since this began")
 
 
-def _sessions(sessions: Iterable[Mapping[str, Any]], count: int, rows: int) -> Table:
+def _sessions(sessions: Iterable[Mapping[str, Any]], count: int, rows: int) -> RenderableType:
     # First those that need an eye: handlers that are slow, then transactions, then the rest.
     order = sorted(sessions, key=lambda each: (each["doing"] in _WAITING, each["sender"] is None, -each["seconds"]))
     shown = order[:rows]
@@ -162,13 +162,11 @@ def _sessions(sessions: Iterable[Mapping[str, Any]], count: int, rows: int) -> T
     return table if shown else _with_nothing(table, "none")
 
 
-def _with_nothing(table: Table, text: str) -> Table:
-    empty = Table(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    empty.add_column(Text(text, "dim"))
-    return empty
+def _with_nothing(table: Table, text: str) -> RenderableType:
+    return Group(Text(str(table.title), "bold"), Text(text, "dim"))
 
 
-def _side_by_side(left: Table, right: Table) -> Table:
+def _side_by_side(left: RenderableType, right: RenderableType) -> Table:
     grid = Table.grid(padding=(0, 2), expand=True)
     grid.add_column(ratio=1)
     grid.add_column(ratio=1)

@@ -324,7 +324,7 @@ def choose_folder(configured: str | None, owner: tuple[int, int] | None = None) 
         return None
     uid = os.geteuid() if owner is None else owner[0]
     problem: tuple[Path, Exception] | None = None
-    for folder in default_folders(uid) if configured == AUTO else [Path(configured)]:
+    for folder in default_folders(uid) if configured == AUTO else [Path(configured).absolute()]:
         try:
             prepare_folder(folder, owner)
         except (OSError, ValueError) as error:

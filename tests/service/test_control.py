@@ -210,7 +210,7 @@ def test_the_first_default_folder_that_fits_is_taken(tmp_path: Path, monkeypatch
     assert next(default_folders(7)) == tmp_path / "a" / "missing"
     assert choose_folder(AUTO) == tmp_path / "greensmtp"
     assert choose_folder(None) is None
-    with pytest.raises(StartError, match="cannot make the control socket in '.*missing/x': No such file"):
+    with pytest.raises(StartError, match=r"cannot make the control socket in '.*missing/x': No such file"):
         choose_folder(f"{tmp_path}/missing/x")
     with pytest.raises(StartError, match="expected a folder of at most 80 bytes"):
         choose_folder(f"/{'x' * 90}")
