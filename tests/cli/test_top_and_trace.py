@@ -134,7 +134,9 @@ def test_top_on_a_terminal_ends_with_q(server: ServeProcess, tmp_path: Path) -> 
         forked.command_line("top", "--control", "control", "--interval", "0.2"),
         cwd=tmp_path,
         env=environment | {"TERM": "xterm"},
-        **dict.fromkeys(("stdin", "stdout", "stderr"), theirs),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     try:
         shown = b""

@@ -175,8 +175,10 @@ def test_the_socket_of_a_process_that_has_ended_is_removed(look: LookIn, folder:
     stale = socket_path(folder, pid)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(stale))
-    found = [(pid, connection.close())[0] for pid, connection in connect_each([folder])]
-    assert found == [os.getpid()]
+    found = dict(connect_each([folder]))
+    for connection in found.values():
+        connection.close()
+    assert [*found] == [os.getpid()]
     assert not stale.exists()
 
 
