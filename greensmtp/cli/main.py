@@ -38,9 +38,9 @@ def cli() -> None:
 
 
 cli.add_command(serve)
+cli.add_command(top)
+cli.add_command(trace)
 cli.add_command(send)
 cli.add_command(check)
 cli.add_command(plugins)
 cli.add_command(replay)
-cli.add_command(top)
-cli.add_command(trace)

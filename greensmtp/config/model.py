@@ -135,9 +135,9 @@ class ServiceSection(Section):
     user: UserOrGroup = None
     group: UserOrGroup = None
     pid_file: OptionalPath = None
+    control: OptionalPath = "auto"
     stop_timeout: Seconds = 30.0
     reload_grace: Seconds = 300.0
-    control: OptionalPath = "auto"
 
 
 class LoggingSection(Section):

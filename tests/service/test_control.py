@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -71,11 +72,11 @@ def servers() -> list[SMTPServer]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder for the socket, with a short path."""
-    made = Path(f"/tmp/greensmtp-test-{os.getpid()}-{tmp_path.name[:20]}")
-    made.mkdir(0o700)
-    return made
+def folder() -> Iterator[Path]:
+    """A folder with a short path; it is empty in the end."""
+    made = Path(tempfile.mkdtemp(prefix="greensmtp-"))
+    yield made
+    made.rmdir()
 
 
 @pytest.fixture
@@ -93,8 +94,6 @@ def look(servers: list[SMTPServer], folder: Path) -> Iterator[LookIn]:
     for each in looks:
         each.socket.close()
     control.stop()
-    assert [*folder.iterdir()] == []
-    folder.rmdir()
 
 
 @pytest.fixture
@@ -205,15 +204,16 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         assert mine.stat().st_uid == 12345
 
 
-def test_the_first_default_folder_that_fits_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{tmp_path}/a/missing:{tmp_path}")
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr("greensmtp.service.control_folder.SYSTEM_FOLDER", tmp_path / "no" / "such")
-    assert next(default_folders(7)) == tmp_path / "a" / "missing"
-    assert choose_folder(AUTO) == tmp_path / "greensmtp"
+def test_the_first_default_folder_that_fits_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNTIME_DIRECTORY", f"{folder}/a/missing:{folder}")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.setattr("greensmtp.service.control_folder.SYSTEM_FOLDER", folder / "no" / "such")
+    assert next(default_folders(7)) == folder / "a" / "missing"
+    assert choose_folder(AUTO) == folder / "greensmtp"
+    (folder / "greensmtp").rmdir()
     assert choose_folder(None) is None
     with pytest.raises(StartError, match=r"cannot make the control socket in '.*missing/x': No such file"):
-        choose_folder(f"{tmp_path}/missing/x")
+        choose_folder(f"{folder}/missing/x")
     with pytest.raises(StartError, match="expected a folder of at most 80 bytes"):
         choose_folder(f"/{'x' * 90}")
 
