@@ -79,5 +79,5 @@ def _no_server(folders: list[Path], *, is_named: bool) -> NoReturn:
         if is_named
         else "If it runs, name its folder with --control FOLDER, or its configuration with --config FILE."
     )
-    other = "" if os.geteuid() == 0 else " Only root sees the servers of other users."
+    other = "" if os.geteuid() == 0 else " Servers of other users: try again as root."
     raise click.ClickException(f"no running server was found. Looked in:\n{looked}\n{hint}{other}")

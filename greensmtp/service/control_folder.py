@@ -27,8 +27,8 @@ _LONGEST_PATH = 103
 def default_folders(uid: int) -> Iterator[Path]:
     """Yield the folders that need no configuration; a server takes the first that can be used.
 
-    That of systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server; the user's own runtime folder;
-    a folder in the temporary one.
+    That of systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server, with the number of the user that
+    it becomes; the user's own runtime folder; a folder in the temporary one.
 
     :param uid: the user that the process will have.
     """
@@ -36,7 +36,7 @@ def default_folders(uid: int) -> Iterator[Path]:
     if given.startswith("/"):
         yield Path(given)
     if os.geteuid() == 0:
-        yield SYSTEM_FOLDER
+        yield SYSTEM_FOLDER.with_name(f"{SYSTEM_FOLDER.name}-{uid}") if uid else SYSTEM_FOLDER
     own = os.environ.get("XDG_RUNTIME_DIR", "")
     if own.startswith("/"):
         yield Path(own, "greensmtp")
@@ -44,11 +44,13 @@ def default_folders(uid: int) -> Iterator[Path]:
 
 
 def folders_to_search() -> list[Path]:
-    """Return the folders in which servers of this user may have sockets; for root, those of all users."""
-    folders = [*default_folders(os.geteuid()), SYSTEM_FOLDER]
-    if os.geteuid() == 0:
-        folders += [*Path(tempfile.gettempdir()).glob("greensmtp-*"), *Path("/run/user").glob("*/greensmtp")]
-    return [*dict.fromkeys(folders)]
+    """Return the folders in which servers of this user may have sockets; for root, also of users that it has started.
+
+    (Not folders that any user could make: what is in them need not be a server.)
+    """
+    uid = os.geteuid()
+    of_users = SYSTEM_FOLDER.parent.glob(f"{SYSTEM_FOLDER.name}-{'*' if uid == 0 else uid}")
+    return [*dict.fromkeys([*default_folders(uid), SYSTEM_FOLDER, *sorted(of_users)])]
 
 
 def check_length(folder: str) -> str:

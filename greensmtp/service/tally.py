@@ -143,13 +143,24 @@ class Tally:
 
     def snapshot(self, servers: Iterable[SMTPServer]) -> dict[str, Any]:
         """Return all that `top` shows of this process, but for the hub's lag, as JSON has it."""
-        connections = [
-            (server._registry, each)
-            for server in servers
-            for each in [*server.connections]
-            if each.greenlet is not None
-        ]
-        largest = heapq.nlargest(SESSIONS, connections, key=lambda pair: pair[1].session.state)
+        connections = tls = messages = 0
+        in_transaction: list[tuple[Registry[Any], ConnectionHandler]] = []
+        others: list[tuple[Registry[Any], ConnectionHandler]] = []
+        for server in servers:
+            registry = server._registry
+            for each in server.connections:  # one pass: there may be thousands
+                if each.greenlet is None:
+                    continue
+                session = each.session
+                connections += 1
+                tls += session.tls
+                messages += session.message is not None
+                if session.from_ is not None:
+                    in_transaction.append((registry, each))
+                elif len(others) < SESSIONS:
+                    others.append((registry, each))
+        # Those whose handlers are at work come first.
+        busiest = heapq.nsmallest(SESSIONS, in_transaction, key=lambda pair: bool(pair[1].transport.timeout))
         return {
             "pid": os.getpid(),
             "time": time.monotonic(),
@@ -157,15 +168,15 @@ class Tally:
             "listeners": [_listener(server) for server in servers if server.started],
             "memory": _memory(),
             "cpu": time.process_time(),
-            "connections": len(connections),
-            "tls": sum(each.session.tls for _, each in connections),
-            "transactions": sum(each.session.from_ is not None for _, each in connections),
-            "messages_in_flight": sum(each.session.message is not None for _, each in connections),
+            "connections": connections,
+            "tls": tls,
+            "transactions": len(in_transaction),
+            "messages_in_flight": messages,
             "totals": dict(self.totals),
             "senders": [[key, *amounts] for key, amounts in self._senders.top()],
             "peers": [[key, *amounts] for key, amounts in self._peers.top()],
             "rejections": [[*key, *amounts] for key, amounts in self._reasons.top()],
-            "sessions": [_session(registry, each) for registry, each in largest],
+            "sessions": [_session(registry, each) for registry, each in [*busiest, *others][:SESSIONS]],
         }
 
 

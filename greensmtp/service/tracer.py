@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from greensmtp._hostport import join
+from greensmtp._log import logger
 from greensmtp.chain.chain import Proceed
 from greensmtp.middleware.logging.redaction import note_secrets, shown_command
 from greensmtp.networks import IPNetwork, client_address, read_network
@@ -124,7 +125,11 @@ class Tracer:
             followed = self._follow(session, sender, self.watchers, is_new=verb in (ACCEPT, CONNECT)) or followed
         if followed is None:
             return proceed(session, command)
-        followed.say_command(session, command)
+        try:
+            followed.say_command(session, command)
+        except Exception:  # a trace must not harm the connection
+            logger.exception("%s: it cannot be traced any longer", session.id)
+            self._drop(followed)
         reply = proceed(session, command)
         followed.note_reply(session, command, reply)
         if verb == DISCONNECT:
