@@ -27,8 +27,8 @@ _LONGEST_PATH = 103
 def default_folders(uid: int) -> Iterator[Path]:
     """Yield the folders that need no configuration; a server takes the first that can be used.
 
-    That of systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server, with the number of the user that
-    it becomes; the user's own runtime folder; a folder in the temporary one.
+    That of systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server, with the number of the user
+    that it becomes; the user's own runtime folder; a folder in the temporary one.
 
     :param uid: the user that the process will have.
     """
