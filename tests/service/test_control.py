@@ -364,6 +364,94 @@ def test_a_connection_that_is_open_already_is_followed_under_tls_without_secrets
     assert {line["peer"] for line in lines} == {"192.0.2.7:4711"}
 
 
+def test_a_password_after_an_auth_that_was_not_followed_is_not_shown(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, call: Call
+) -> None:
+    server = smtp_server()
+    servers.append(server)
+    peer = call(server)
+    peer.line("EHLO a", "AUTH LOGIN")
+    peer.expect("220", "250", "502")
+    made = trace(look, peer="192.0.2.7")
+    peer.line("hunter2", "hunter3 hunter4", "NOOP", "QUIT")
+    peer.expect("500", "500", "250", "221")
+    said = made.until(ended)
+    assert texts(said).count("client UNKNOWN ***") == 2
+    assert "client NOOP" in texts(said)
+    assert "hunter" not in json.dumps(said)
+
+
+def test_a_new_connection_under_implicit_tls_is_followed(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, certificate: Certificate
+) -> None:
+    server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile, implicit_tls=True)
+    servers.append(server)
+    made = trace(look, peer="127.0.0.1")
+    with dial(server) as peer:
+        peer.start_tls()
+        peer.line("EHLO a", "QUIT")
+        peer.expect("220", "250", "221")
+    said = texts(made.until(ended))
+    assert said[0] == "begin connected"
+    assert said[1].startswith("note TLS is up: TLSv1.3 TLS_")
+    assert said[2:4] == ["server 220 mx.example.com ESMTP", "client EHLO a"]
+    assert said[-2:] == ["server 221 2.0.0 Bye", "end quit"]
+
+
+def test_a_reply_that_no_middleware_sees_is_shown(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, call: Call
+) -> None:
+    server = smtp_server()
+    servers.append(server)
+    made = trace(look, peer="192.0.2.7")
+    call(server).expect("220")
+    server.stop(timeout=1)
+    said = texts(made.until(ended))
+    assert said[-2].startswith("server 421 ")
+    assert said[-1] == "end shutdown"
+
+
+def test_commands_between_chunks_are_shown_and_chunks_are_not(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, call: Call
+) -> None:
+    server = smtp_server()
+    servers.append(server)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    made = trace(look, peer="192.0.2.7")
+    peer = call(server)
+    peer.line("EHLO a", "MAIL FROM:<a@example.org>", "RCPT TO:<b@example.com>", "BDAT 14")
+    peer.send(b"RSET\r\nNOOP x\r\nNOOP y\r\nBDAT 6 LAST\r\nVRFY\r\nQUIT\r\n")
+    said = texts(made.until(ended))
+    assert [line for line in said if line.startswith("client")] == [
+        "client EHLO a",
+        "client MAIL FROM:<a@example.org>",
+        "client RCPT TO:<b@example.com>",
+        "client BDAT 14",
+        "client NOOP y",
+        "client BDAT 6 LAST",
+        "client (20 bytes of a message)",
+        "client QUIT",
+    ]
+
+
+def test_a_message_for_several_recipients_over_lmtp_counts_once(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, call: Call
+) -> None:
+    server = smtp_server(lmtp=True)
+    servers.append(server)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    made = look({"do": "stats", "interval": 0.1})
+    made.line()
+    peer = call(server)
+    peer.line("LHLO a", "MAIL FROM:<>", "RCPT TO:<b@example.com>", "RCPT TO:<c@example.com>", "DATA")
+    peer.expect("220", "250", "250", "250", "250", "354")
+    peer.send(b"hello\r\n.\r\n")
+    peer.expect("250", "250")
+    now = made.until(lambda line: line["totals"]["recipients"] == 2)[-1]
+    assert (now["totals"]["messages"], now["totals"]["bytes"]) == (1, 7)
+    assert now["senders"] == [["<>", 1, 0, 7]]
+
+
 def test_hostile_text_is_escaped(smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, call: Call) -> None:
     server = smtp_server()
     servers.append(server)
