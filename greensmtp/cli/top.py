@@ -33,19 +33,22 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object in one line instead of each picture.")
 @control_options
 def top(interval: float, once: bool, as_json: bool, control: Path | None, config: Path | None) -> None:
-    """Show what a running server does: connections, rates, senders, and why mail is rejected.
+    """Show what a running server does.
 
-    All worker processes of the server are added up. Counting begins when you start this command, and ends with it: a
+    You see connections, rates, senders, and why mail is rejected. All worker processes of the server are added up. Counting begins when you start this command, and ends with it: a
     server counts nothing that nobody looks at. q or Ctrl-C ends it. Where standard output is no terminal, it prints one
     picture, as with --once.
 
     \b
     connections  open now; in the line below, those that came in a second
-    hub lag      how late the event loop was, at worst, in the last seconds. All connections wait for it: 50 ms and
-                 more mean that a handler blocks it or that the CPU is busy
-    AT           the command that was rejected; "message" is the reply to the whole message
-    STATE        "handles RCPT": handlers and middleware are at work, for so many SECONDS; else the client is waited
-                 for: "sending" its message, "in a transaction", "idle"
+    hub lag      how late the event loop was, at worst, in the last seconds; all
+                 connections wait for it. From 50 ms on, a handler blocks it, or
+                 the CPU is busy
+    AT           the command that was rejected; "message" is the reply to the
+                 whole message
+    STATE        "handles RCPT": handlers and middleware are at work, for so
+                 many SECONDS; else the client is waited for: "sending" its
+                 message, "in a transaction", "idle"
 
     \b
     Try it:

@@ -66,7 +66,7 @@ def trace(
     control: Path | None,
     config: Path | None,
 ) -> None:
-    """Show what clients and a running server say to each other, as they say it.
+    """Show the dialogue of clients with a running server.
 
     Name the clients by at least one of --peer, --from and --session; of several, all must match. Connections that are
     open already are followed too, TLS ones included. The server is not restarted, and clients notice nothing. Ctrl-C

@@ -35,7 +35,7 @@ from greensmtp._log import logger
 from greensmtp.chain.chain import Middleware
 from greensmtp.protocol.log_text import shown
 from greensmtp.server.server import SMTPServer
-from greensmtp.service.control_folder import default_folders, prepare_folder, remove_all_stale, socket_path
+from greensmtp.service.control_folder import default_folders, is_served, prepare_folder, remove_all_stale, socket_path
 from greensmtp.service.errors import StartError
 from greensmtp.service.tally import Tally
 from greensmtp.service.tracer import Tracer, Wanted
@@ -90,6 +90,8 @@ class Control:
         :raises OSError: the socket cannot be made.
         """
         remove_all_stale(self._folder)
+        if is_served(self._path):
+            raise FileExistsError(f"another server has {self._path.name!r}; does it run in another container?")
         self._path.unlink(missing_ok=True)  # of a process that had this ID
         listening = socket.socket(socket.AF_UNIX)
         try:

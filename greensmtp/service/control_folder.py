@@ -103,7 +103,7 @@ def connect_each(folders: Iterable[Path], known: Collection[int] = ()) -> Iterat
     denied: Path | None = None
     found = False
     for path in [path for folder in folders for path in sorted(_listing(folder))]:
-        pid = int(path.name.removeprefix("greensmtp-").removesuffix(".sock"))
+        pid = _pid_of(path)
         if pid in known:
             found = True
             continue
@@ -132,7 +132,7 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def remove_stale(path: Path, pid: int) -> None:
-    """Remove the socket of a process that is no more."""
+    """Remove a socket on which nothing listens if its process is no more."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -144,7 +144,25 @@ def remove_stale(path: Path, pid: int) -> None:
         pass  # it runs as another user
 
 
+def is_served(path: Path) -> bool:
+    """Return True if a process listens on a socket. (It may be in another container, whose numbers say nothing.)"""
+    with native.socket(native.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True  # it has many clients that wait
+        except OSError:
+            return False
+        return True
+
+
 def remove_all_stale(folder: Path) -> None:
     """Remove the sockets of processes that are no more."""
     for path in _listing(folder):
-        remove_stale(path, int(path.name.removeprefix("greensmtp-").removesuffix(".sock")))
+        if not is_served(path):
+            remove_stale(path, _pid_of(path))
+
+
+def _pid_of(path: Path) -> int:
+    return int(path.name.removeprefix("greensmtp-").removesuffix(".sock"))

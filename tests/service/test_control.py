@@ -19,7 +19,13 @@ from greensmtp import Ack, Reject, Session, SMTPServer
 from greensmtp.middleware import Auth
 from greensmtp.service import control as control_module
 from greensmtp.service.control import AUTO, Control, choose_folder
-from greensmtp.service.control_folder import connect_each, default_folders, prepare_folder, socket_path
+from greensmtp.service.control_folder import (
+    connect_each,
+    default_folders,
+    prepare_folder,
+    remove_all_stale,
+    socket_path,
+)
 from greensmtp.service.errors import StartError
 from greensmtp.service.tally import MAX_KEYS, Board
 from greensmtp.testing import Peer, dial
@@ -179,6 +185,23 @@ def test_the_socket_of_a_process_that_has_ended_is_removed(look: LookIn, folder:
         connection.close()
     assert [*found] == [os.getpid()]
     assert not stale.exists()
+
+
+def test_a_socket_that_is_served_is_not_removed(look: LookIn, folder: Path) -> None:
+    pid = os.fork()
+    if not pid:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    with socket.socket(socket.AF_UNIX) as elsewhere:  # in another container, where that process runs
+        path = socket_path(folder, pid)
+        elsewhere.bind(str(path))
+        elsewhere.listen()
+        remove_all_stale(folder)
+        assert path.exists()
+    with pytest.raises(FileExistsError, match="another server has"):
+        Control(folder, list).start()
+    remove_all_stale(folder)
+    assert [*folder.iterdir()] == [socket_path(folder, os.getpid())]
 
 
 def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
@@ -379,6 +402,28 @@ def test_a_password_after_an_auth_that_was_not_followed_is_not_shown(
     assert texts(said).count("client UNKNOWN ***") == 2
     assert "client NOOP" in texts(said)
     assert "hunter" not in json.dumps(said)
+
+
+def test_a_trace_may_begin_when_tls_is_up(
+    smtp_server: MakeServer, servers: list[SMTPServer], look: LookIn, certificate: Certificate
+) -> None:
+    server = smtp_server(certfile=certificate.certfile, keyfile=certificate.keyfile)
+    servers.append(server)
+    with dial(server) as peer:
+        peer.line("EHLO a")
+        peer.expect("220", "250")
+        peer.line("STARTTLS")
+        peer.expect("220")
+        peer.start_tls()
+        peer.line("EHLO a", "MAIL FROM:<a@example.org>")
+        peer.expect("250", "250")
+        made = trace(look, **{"from": "a@example.org"})
+        peer.line("RSET", "QUIT")
+        peer.expect("250", "221")
+    said = texts(made.until(ended))
+    assert said[0].startswith("begin connected before; hello=a tls=TLSv1.3 TLS_")
+    assert said[0].endswith(" from=<a@example.org>")
+    assert said[1:] == ["client RSET", "client QUIT", "server 250 2.0.0 Ok", "server 221 2.0.0 Bye", "end quit"]
 
 
 def test_a_new_connection_under_implicit_tls_is_followed(
