@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 def top(interval: float, once: bool, as_json: bool, control: Path | None, config: Path | None) -> None:
     """Show what a running server does.
 
-    You see connections, rates, senders, and why mail is rejected. All worker processes of the server are added up. Counting begins when you start this command, and ends with it: a
-    server counts nothing that nobody looks at. q or Ctrl-C ends it. Where standard output is no terminal, it prints one
-    picture, as with --once.
+    You see connections, rates, senders, and why mail is rejected. All worker processes of the server are added up.
+    Counting begins when you start this command, and ends with it: a server counts nothing that nobody looks at. q or
+    Ctrl-C ends it. Where standard output is no terminal, it prints one picture, as with --once.
 
     \b
     connections  open now; in the line below, those that came in a second
