@@ -226,6 +226,6 @@ def _session(registry: Registry[ConnectionHandler], handler: ConnectionHandler) 
 def _memory() -> int:
     """Return the bytes of memory that this process has; its highest figure where the system says no more."""
     try:
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * _PAGE
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,8 +6,10 @@ import fcntl
 import json
 import os
 import pty
+import pwd
 import signal
 import struct
+import tempfile
 import termios
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -203,6 +205,50 @@ def test_trace_ends_with_ctrl_c_and_with_the_server(server: ServeProcess, tmp_pa
         server.stop()
         assert process.wait() == 1
     assert "Error: the server has ended" in (tmp_path / "said").read_text()
+
+
+def test_trace_goes_on_after_a_reload(server: ServeProcess, tmp_path: Path) -> None:
+    with server.dial() as before, following(tmp_path, "--peer", "127.0.0.1", "--control", "control") as process:
+        before.expect("220")
+        (tmp_path / "greensmtp.toml").write_text(CONFIG.replace("mx.", "mx2."))
+        server.process.send_signal(signal.SIGHUP)
+        with gevent.Timeout(20):
+            banner = ""
+            while "mx2" not in banner:
+                gevent.sleep(0.2)  # (a new server is seen within a tenth of a second)
+                with server.dial() as after:
+                    banner = after.expect("220")
+                    after.line("NOOP after")
+                    after.expect("250")
+        before.line("NOOP before")
+        before.expect("250")
+        gevent.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.wait() == 0
+        said = "\n".join(read(process))
+    assert "C: NOOP after" in said
+    assert "S: 220 mx2.example.com ESMTP" in said
+    assert said.count("C: NOOP before") == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_root_sees_a_server_that_has_become_another_user(serve: Serve, tmp_path: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    for each in (tmp_path, *tmp_path.parents):
+        if each.stat().st_uid == 0 and not each.stat().st_mode & 0o001:
+            each.chmod(0o755)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        config = CONFIG.replace('"control"', f'"{folder}/c"\nuser = "nobody"\n[delivery]\nmaildir = false')
+        (tmp_path / "greensmtp.toml").write_text(config)
+        server = serve("--config", "greensmtp.toml", listeners=1)
+        (socket,) = Path(folder, "c").iterdir()
+        assert (socket.stat().st_uid, socket.parent.stat().st_uid) == (nobody.pw_uid, nobody.pw_uid)
+        status, out, error = run("top", "--once", "--interval", "0.1", "--config", "greensmtp.toml", folder=tmp_path)
+        assert (status, error) == (0, ""), server.log
+        assert f"process {server.process.pid} " in out
+        assert server.stop() == 0
+        assert not socket.exists()
 
 
 @pytest.mark.parametrize("command", [("top", "--once"), ("trace", "--peer", "::1")])
