@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -42,6 +44,8 @@ def ask(control: Path | None, config: Path | None, request: dict[str, Any]) -> C
     """
     from greensmtp.service.control_client import ControlClient
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode must not end the command
     folders = find_folders(control, config)
     try:
         client = ControlClient(folders, request)
