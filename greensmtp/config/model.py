@@ -278,10 +278,10 @@ _PATHS: tuple[tuple[str | None, ...], ...] = (
     ("tls_key",),
     ("listeners", None, "tls_cert"),
     ("listeners", None, "tls_key"),
+    ("service", "control"),
     ("delivery", "maildir"),
     ("logging", "target"),
     ("service", "pid_file"),
-    ("service", "control"),
 )
 
 
