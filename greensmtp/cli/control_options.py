@@ -44,7 +44,7 @@ def ask(control: Path | None, config: Path | None, request: dict[str, Any]) -> C
     """
     from greensmtp.service.control_client import ControlClient
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(errors="replace")  # a terminal without Unicode must not end the command
     folders = find_folders(control, config)
     try:
