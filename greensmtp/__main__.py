@@ -27,7 +27,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(f"greensmtp: cannot write: {error.strerror}")
     except ModuleNotFoundError as error:
-        if (name := (error.name or "").partition(".")[0]) not in ("click", "pydantic", "pythonjsonlogger", "tomlkit"):
+        if (name := (error.name or "").partition(".")[0]) not in (
+            "click",
+            "pydantic",
+            "pythonjsonlogger",
+            "rich",
+            "tomlkit",
+        ):
             raise
         sys.exit(f"greensmtp: the command line needs {name}: pip install 'greensmtp[cli]'")
 

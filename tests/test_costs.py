@@ -26,6 +26,8 @@ from gevent.event import Event
 import greensmtp
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.middleware import Auth, Logging, RateLimit
+from greensmtp.service.tally import Tally
+from greensmtp.service.tracer import Tracer, Wanted
 from greensmtp.testing.fixtures import MakeServer
 
 pytestmark = pytest.mark.xdist_group("serial")
@@ -113,6 +115,7 @@ class Script:
 
     def __init__(self, server: SMTPServer) -> None:
         self.socket, theirs = gevent_socket.socketpair()
+        self.smtp_server = server
         self.server = Counted(theirs)
         server.adopt(self.server, "")
         self.hear()
@@ -264,6 +267,35 @@ def test_frames_a_message(script: Script, name: str) -> None:
         for _ in range(MESSAGES):
             script.pipelined()
     holds(f"{name}: frames a pipelined message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
+
+
+def test_observers_cost_no_call_when_nobody_looks(script: Script, name: str) -> None:
+    """Not before, and not after, somebody has looked, on the same connection."""
+
+    class Everything:
+        wanted = Wanted()
+
+        def put(self, event: object) -> None:
+            pass
+
+    def count() -> int:
+        with counted_frames() as counts:
+            for _ in range(MESSAGES):
+                script.message()
+        return frames_below(counts, *OURS, BLINKER)
+
+    (handler,) = script.smtp_server.connections
+    routes = handler.routes
+    before, tally, tracer, watcher = count(), Tally(), Tracer(), Everything()
+    tracer.join(watcher, [script.smtp_server])
+    for observer in (tally, tracer):
+        routes.observe(observer)
+    looking = count()
+    tracer.leave(watcher)
+    for observer in (tally, tracer):
+        routes.forget(observer)
+    assert looking > before
+    assert count() == before
 
 
 def test_a_signal_without_receivers_costs_no_call_of_blinker(smtp_server: MakeServer) -> None:

@@ -119,6 +119,8 @@ def test_every_option_of_server_and_client_is_on_their_pages() -> None:
         ("send", "reference/client.md"),
         ("plugins", "howto/plugins.md"),
         ("replay", "conformance/dialogues.md"),
+        ("top", "howto/inside.md"),
+        ("trace", "howto/inside.md"),
     ],
 )
 def test_every_option_of_the_command_line_is_described(command: str, page: str) -> None:

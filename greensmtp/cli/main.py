@@ -10,6 +10,8 @@ from greensmtp.cli.ready import ready
 from greensmtp.cli.replay import replay
 from greensmtp.cli.send import send
 from greensmtp.cli.serve import serve
+from greensmtp.cli.top import top
+from greensmtp.cli.trace import trace
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -26,6 +28,9 @@ def cli() -> None:
       greensmtp check > greensmtp.toml
       greensmtp check --config greensmtp.toml
       greensmtp serve --config greensmtp.toml
+    See what a running server does, and what a client says to it:
+      greensmtp top
+      greensmtp trace --peer 192.0.2.1
     Run SMTP dialogues, in plain text files, against a server:
       greensmtp replay tests/corpus/*.smtp --server smtp://127.0.0.1:1025
 
@@ -34,6 +39,8 @@ def cli() -> None:
 
 
 cli.add_command(serve)
+cli.add_command(top)
+cli.add_command(trace)
 cli.add_command(send)
 cli.add_command(check)
 cli.add_command(plugins)

@@ -80,6 +80,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     from greensmtp.cli.announce import Announce
     from greensmtp.cli.workers import become_arbiter
     from greensmtp.config.problems import Problem
+    from greensmtp.service.control import choose_folder, controlled
     from greensmtp.service.pid_file import pid_file
     from greensmtp.service.privileges import become, find_identity
     from greensmtp.service.service import Service
@@ -97,10 +98,12 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     sockets = Sockets(inherited_sockets(), reuse_port=config.reuse_port)
     service = Service(load, sockets=sockets, outermost=[Announce(stdout)], accept=start_logging)
     with pid_file(config.pid_file):
+        folder = choose_folder(config.control, None if identity is None else (identity.uid, identity.gid))
         if identity is not None:
             service.bind(loaded)
             become(identity)
-        _run(service, loaded, stdout)
+        with controlled(folder, lambda: service.all_servers, config.control):
+            _run(service, loaded, stdout)
 
 
 def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:

@@ -165,6 +165,7 @@ class ServiceSection(Section):
     user: UserOrGroup = None
     group: UserOrGroup = None
     pid_file: OptionalPath = None
+    control: OptionalPath = "auto"
     stop_timeout: Seconds = 30.0
     reload_grace: Seconds = 300.0
     report_blocked: Annotated[Annotated[float, Field(ge=0.05, allow_inf_nan=False)] | None, OrFalse] = 1.0
@@ -322,6 +323,7 @@ _PATHS: tuple[tuple[str | None, ...], ...] = (
     ("tls_key",),
     ("listeners", None, "tls_cert"),
     ("listeners", None, "tls_key"),
+    ("service", "control"),
     ("delivery", "maildir"),
     ("logging", "target"),
     ("service", "pid_file"),
@@ -345,7 +347,7 @@ def _change_paths(data: Any, place: tuple[str | None, ...], change: Callable[[st
     elif isinstance(data, dict) and key in data:
         if rest:
             _change_paths(data[key], tuple(rest), change)
-        elif isinstance(data[key], str) and data[key] not in ("", "stderr"):
+        elif isinstance(data[key], str) and data[key] not in ("", "stderr", "auto"):
             data[key] = str(change(data[key]))
 
 

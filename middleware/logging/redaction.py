@@ -23,10 +23,13 @@ def note_secrets(session: Session, command: Command, reply: Reply) -> None:
         session.notes[_GUARDED] = True
 
 
-def shown_command(session: Session, command: Command) -> tuple[str, str]:
-    """Return verb and argument as they may be logged."""
+def shown_command(session: Session, command: Command, *, guarded: bool = False) -> tuple[str, str]:
+    """Return verb and argument as they may be logged.
+
+    :param guarded: passwords may follow, whatever has been noted.
+    """
     if command.is_secret:
         return "AUTH", command.argument and "***"
-    if command.verb not in _KNOWN and _GUARDED in session.notes:
+    if command.verb not in _KNOWN and (guarded or _GUARDED in session.notes):
         return UNKNOWN, "***"
     return shown(command.verb), shown(command.argument)

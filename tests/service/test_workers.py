@@ -310,8 +310,8 @@ def test_workers_become_the_user_and_the_arbiter_does_not(served: Callable[..., 
         folder.chmod(0o755)
     os.chown(tmp_path, nobody.pw_uid, nobody.pw_gid)
     mx = served(service='user = "nobody"')
-    assert os.stat(f"/proc/{mx.pid}").st_uid == 0
-    assert {os.stat(f"/proc/{pid}").st_uid for pid in mx.workers} == {nobody.pw_uid}
+    assert Path(f"/proc/{mx.pid}").stat().st_uid == 0
+    assert {Path(f"/proc/{pid}").stat().st_uid for pid in mx.workers} == {nobody.pw_uid}
     mx.hang_up("configuration reloaded")
     with mx.server.dial() as peer:
         peer.hello()
