@@ -14,6 +14,7 @@ from greensmtp.client import tls as client_tls
 from greensmtp.client.exchange import CommandExchange
 from greensmtp.client.options import StartTLS, check_starttls, format_proxy
 from greensmtp.client.signals import ClientSignals, GreetingHandler, SecureHandler, TLSHandler
+from greensmtp.client.thread_end import endpoints_of_this_thread
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import CannotConnect, ClientError, Disconnected
@@ -53,6 +54,7 @@ class ClientConnection:
         proxy: ProxyHeader | None = None,
     ) -> None:
         """See ``connect``."""
+        endpoints_of_this_thread()
         self.timeouts: Timeouts = Timeouts.of(timeout)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
