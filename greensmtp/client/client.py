@@ -11,7 +11,7 @@ from greensmtp.client.commands import ClientCommands
 from greensmtp.client.envelope_lines import MailExt, RcptExt
 from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import StartTLS
+from greensmtp.client.options import UNVERIFIED, StartTLS
 from greensmtp.client.transactions import Transactions
 from greensmtp.errors import (
     AuthenticationFailed,
@@ -96,7 +96,9 @@ class SMTPClient(ClientCommands):
 
     def _renew(self) -> None:
         """Send QUIT, connect to the same server again, and do what ``begin`` does; TLS is required if it was up."""
-        policy: StartTLS = "require" if self.tls and self.starttls_policy != "opportunistic" else self.starttls_policy
+        policy = self.starttls_policy
+        if self.tls and policy not in UNVERIFIED:
+            policy = "require"
         self._try_quit()
         self._reconnect()
         self._begin(policy)
@@ -141,8 +143,9 @@ class SMTPClient(ClientCommands):
         if password is None and token is None:
             raise TypeError("expected a password or a token; got neither")
         self._exchange.check_ready()
-        if self.starttls_policy == "opportunistic":
-            raise AuthenticationFailed('starttls="opportunistic" verifies no server, so no credentials are sent to any')
+        if self.starttls_policy in UNVERIFIED:
+            text = f'starttls="{self.starttls_policy}" verifies no server, so no credentials are sent to any'
+            raise AuthenticationFailed(text)
         policy = self._starttls_given or ("offered" if allow_plaintext or self._unix else "require")
         if self.hello is None:
             self._begin(policy)
@@ -187,10 +190,10 @@ class SMTPClient(ClientCommands):
 
     def _starttls_by_policy(self, policy: StartTLS, hello: Reply) -> Reply:
         """Send STARTTLS as the policy says; return the reply to the last EHLO, HELO or LHLO."""
-        required = policy == "require"
+        required = policy in ("require", "encrypt")
         if "STARTTLS" not in self.extensions:
             if required:
-                raise TLSRefused('the server does not offer STARTTLS, and starttls="require"')
+                raise TLSRefused(f'the server does not offer STARTTLS, and starttls="{policy}"')
             return hello
         if self._unix and not required and not self._server_hostname and self._context().check_hostname:
             # A unix socket leads to this machine, and there is no name that the certificate could be for.
@@ -200,7 +203,7 @@ class SMTPClient(ClientCommands):
             if reply.code == 220:
                 return self._say_hello()
             if required:
-                raise TLSRefused(f'the server refuses STARTTLS, and starttls="require": {reply}', reply)
+                raise TLSRefused(f'the server refuses STARTTLS, and starttls="{policy}": {reply}', reply)
             if self.closed:
                 raise TLSRefused(f"the server refuses STARTTLS: {reply}", reply)
         except (TLSFailed, Disconnected) as error:

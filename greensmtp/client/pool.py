@@ -19,7 +19,7 @@ from greensmtp.client.client import SMTPClient
 from greensmtp.client.envelope_lines import MailExt, RcptExt
 from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import ConnectOptions, PoolSettings, check_options
+from greensmtp.client.options import UNVERIFIED, ConnectOptions, PoolSettings, check_options
 from greensmtp.client.pool_connections import ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
@@ -81,8 +81,9 @@ class Pool:
         self._hosts = [PoolHost(each, port) for each in places]
         self._login: PoolLogin | None = None
         if username is not None:
-            if options.get("starttls") == "opportunistic":
-                raise ValueError('starttls="opportunistic" verifies no server, so it cannot be used with a username')
+            if options.get("starttls") in UNVERIFIED:
+                policy = options["starttls"]
+                raise ValueError(f'starttls="{policy}" verifies no server, so it cannot be used with a username')
             self._login = PoolLogin(username, password, token, mechanism, allow_plaintext=allow_plaintext)
             if options.get("starttls") is None and not allow_plaintext:
                 for place in self._hosts:
