@@ -12,6 +12,7 @@ from greensmtp.client.envelope_lines import MailExt, RcptExt
 from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
 from greensmtp.client.options import UNVERIFIED, StartTLS
+from greensmtp.client.signing import Signer
 from greensmtp.client.transactions import Transactions
 from greensmtp.errors import (
     AuthenticationFailed,
@@ -50,6 +51,8 @@ class SMTPClient(ClientCommands):
         from_ext: MailExt = None,
         to_ext: RcptExt | Sequence[RcptExt] = None,
         raise_on_partial: bool = False,
+        add_fields: bool | None = None,
+        sign: Signer | None = None,
         **options: Unpack[SendKeywords],
     ) -> SendResult:
         """Send a message. EHLO and STARTTLS go first, as ``starttls=`` says, if that has not happened yet.
@@ -67,6 +70,10 @@ class SMTPClient(ClientCommands):
         :param to_ext: more parameters for every RCPT; or a sequence of them, one for each recipient:
             ``[RcptOptions(orcpt=...), {}]``, or a session's ``to_ext``.
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else the result has them.
+        :param add_fields: add Date and Message-ID where they are missing: True, to every message that is not signed;
+            False, to none; None, to a composed EmailMessage.
+        :param sign: returns header fields to put before the message, such as DKIM-Signature. It is called in a native
+            thread with all of the message, as it is sent to this server, and so has a large file in memory too.
         :param options: parameters of MAIL and of every RCPT, typed: ``ret``, ``envid``, ``notify``, ``require_tls``,
             ``priority``, ``deliver_by``, ``hold_for``, ``hold_until``, ``valid_since``, ``auth``; see ``from_`` and
             ``to``. Those that a relay may leave out are left out where the server does not offer their extension.
@@ -77,7 +84,16 @@ class SMTPClient(ClientCommands):
         :raises Disconnected: with ``safe_to_retry`` False where the server may have accepted the message.
         :raises ClientError: the base of all of them but ProtocolError.
         """
-        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext, options=options)
+        prepared = PreparedMessage(
+            message,
+            sender,
+            recipients,
+            from_ext=from_ext,
+            to_ext=to_ext,
+            add_fields=add_fields,
+            sign=sign,
+            options=options,
+        )
         try:
             if not self._begun:
                 self.begin()

@@ -104,7 +104,7 @@ class ChunkWriter:
             raise TypeError(f"expected bytes; got {type(data).__name__}")
         if self._open:
             self._buffer += data
-            while self._open and len(self._buffer) >= CHUNK:
+            while len(self._buffer) >= CHUNK:
                 chunk = bytes(self._buffer[:CHUNK])
                 del self._buffer[:CHUNK]
                 self._send(chunk, last=False)

@@ -48,12 +48,20 @@ class PoolSettings:
     max_messages: int
     max_idle: float
     acquire_timeout: float | None
+    #: Messages in a second; None for no limit.
+    rate: float | None
+    #: How often a message is tried again, and seconds before the first of these tries.
+    retries: int
+    retry_delay: float
     closed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
+        retries: Any = self.retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"expected a whole number of at least 0 as retries; got {retries!r}")
+        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout", "rate", "retry_delay"):
             value = getattr(self, name)
-            if value is None and name == "acquire_timeout":
+            if value is None and name in ("acquire_timeout", "rate"):
                 continue
             if not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"expected a number above 0 as {name}; got {value!r}")

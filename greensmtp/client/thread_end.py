@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from weakref import WeakSet, finalize
 
 from gevent import get_hub
-from gevent.hub import Hub, set_hub
+from gevent.hub import Hub, set_hub  # type: ignore[attr-defined]  # (the stubs lack it)
 
 from greensmtp._native import native
 
