@@ -159,7 +159,12 @@ def test_a_server_that_disconnects_before_the_message_is_tried_again(scripted: S
 
 def test_a_server_that_is_down_is_tried_again(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(pool_pace._random, "uniform", lambda low, high: waits.append(low) or high)
+
+    def uniform(low: float, high: float) -> float:
+        waits.append(low)
+        return high
+
+    monkeypatch.setattr(pool_pace._random, "uniform", uniform)
     server = scripted(for_ever)
     server.stop()
     with pool_of(server, **SOON) as pool, pytest.raises(CannotConnect):
