@@ -28,6 +28,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import bcrypt
 import pytest
 from click.testing import CliRunner
+from django.conf import settings  # type: ignore[import-untyped]
+from django.core.mail import get_connection, send_mail  # type: ignore[import-untyped]
+from django.test.utils import override_settings  # type: ignore[import-untyped]
 
 import greensmtp
 from greensmtp import Mail, Reply, SMTPServer, connect, signals
@@ -222,6 +225,7 @@ CHECKED = {
     "docs/howto/plugins.md",
     "docs/howto/postfix.md",
     "docs/howto/relay.md",
+    "docs/howto/send.md",
     "docs/howto/submission.md",
     "docs/reference/client.md",
     "docs/reference/delivery.md",
@@ -441,6 +445,23 @@ def test_the_third_part_of_the_tutorial(page: Callable[[str], Ran]) -> None:
         assert database.execute("SELECT sender, subject, raw FROM tickets").fetchall() == [
             ("jo@example.org", "Help", b"Subject: Help\r\n\r\nx\r\n")
         ]
+
+
+def test_sending_from_frameworks(page: Callable[[str], Ran], smtp_server: MakeServer) -> None:
+    names = page("docs/howto/send.md")
+    subjects: list[str] = []
+    server = smtp_server(listener=("127.0.0.1", int(names.ports["9025"])))
+    server.on_mail(lambda mail: subjects.append(str(mail.headers["Subject"])))
+    assert names["app"].test_client().post("/orders").status_code == 204
+    names["welcome"]("jo@example.com")
+    if not settings.configured:
+        settings.configure()
+    with override_settings(**{name: value for name, value in names.names.items() if name.isupper()}):
+        assert send_mail("Django", "x", "shop@example.com", ["jo@example.com"]) == 1
+        django_pool = get_connection()._pool
+    assert subjects == ["Your order", "Welcome", "Django"]
+    for pool in (names["mail"].pool, names["pool"], django_pool):
+        pool.close()
 
 
 def test_modifying(page: Callable[[str], Ran]) -> None:

@@ -18,7 +18,7 @@ from greensmtp.cli.options import FileType
 from greensmtp.cli.sender import Sender, show_dialogue
 from greensmtp.client.dial import PORTS, hello_name
 from greensmtp.client.envelope_options import SEND_KEYWORDS, SendKeywords, mail_parameters, rcpt_parameters
-from greensmtp.client.options import StartTLS
+from greensmtp.client.options import UNVERIFIED, StartTLS
 from greensmtp.client.pool import Pool
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol import command_builder
@@ -66,8 +66,8 @@ def _read_url(text: str) -> dict[str, Any]:
 @click.option(
     "--starttls",
     type=click.Choice(get_args(StartTLS)),
-    help='Whether to use STARTTLS: "offered" by default, and "require" with --user. "opportunistic" accepts any '
-    "certificate, and continues without TLS when the handshake fails.",
+    help='Whether to use STARTTLS: "offered" by default, and "require" with --user. "encrypt" and "opportunistic" '
+    "accept any certificate, and the latter continues without TLS when the handshake fails.",
 )
 @click.option(
     "--ca-file",
@@ -182,15 +182,15 @@ def send(  # noqa: PLR0917 - click passes them by name
         options["notify"] = notify
     _check("--notify", rcpt_parameters, options, SEND_KEYWORDS)
     _check("--envid", mail_parameters, options, SEND_KEYWORDS)
-    if require_tls and (no_verify or starttls in ("opportunistic", "never")):
+    if require_tls and (no_verify or starttls in {"never", *UNVERIFIED}):
         raise click.UsageError("--require-tls needs TLS with a verified server")
-    if starttls == "opportunistic":
+    if starttls in UNVERIFIED:
         if user is not None:
-            raise click.UsageError("--starttls opportunistic verifies no server, so it cannot be used with --user")
+            raise click.UsageError(f"--starttls {starttls} verifies no server, so it cannot be used with --user")
         if common["tls"]:
-            raise click.UsageError("--starttls opportunistic and smtps:// exclude each other")
+            raise click.UsageError(f"--starttls {starttls} and smtps:// exclude each other")
         if ca_file is not None:
-            raise click.UsageError("--starttls opportunistic accepts any certificate: leave --ca-file out")
+            raise click.UsageError(f"--starttls {starttls} accepts any certificate: leave --ca-file out")
     at_once = min(concurrency, len(files))
     try:
         pool = Pool(

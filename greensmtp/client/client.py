@@ -11,7 +11,8 @@ from greensmtp.client.commands import ClientCommands
 from greensmtp.client.envelope_lines import MailExt, RcptExt
 from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import StartTLS
+from greensmtp.client.options import UNVERIFIED, StartTLS
+from greensmtp.client.signing import Signer
 from greensmtp.client.transactions import Transactions
 from greensmtp.errors import (
     AuthenticationFailed,
@@ -50,6 +51,8 @@ class SMTPClient(ClientCommands):
         from_ext: MailExt = None,
         to_ext: RcptExt | Sequence[RcptExt] = None,
         raise_on_partial: bool = False,
+        add_fields: bool | None = None,
+        sign: Signer | None = None,
         **options: Unpack[SendKeywords],
     ) -> SendResult:
         """Send a message. EHLO and STARTTLS go first, as ``starttls=`` says, if that has not happened yet.
@@ -67,6 +70,10 @@ class SMTPClient(ClientCommands):
         :param to_ext: more parameters for every RCPT; or a sequence of them, one for each recipient:
             ``[RcptOptions(orcpt=...), {}]``, or a session's ``to_ext``.
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else the result has them.
+        :param add_fields: add Date and Message-ID where they are missing: True, to every message that is not signed;
+            False, to none; None, to a composed EmailMessage.
+        :param sign: returns header fields to put before the message, such as DKIM-Signature. It is called in a native
+            thread with all of the message, as it is sent to this server, and so has a large file in memory too.
         :param options: parameters of MAIL and of every RCPT, typed: ``ret``, ``envid``, ``notify``, ``require_tls``,
             ``priority``, ``deliver_by``, ``hold_for``, ``hold_until``, ``valid_since``, ``auth``; see ``from_`` and
             ``to``. Those that a relay may leave out are left out where the server does not offer their extension.
@@ -77,7 +84,16 @@ class SMTPClient(ClientCommands):
         :raises Disconnected: with ``safe_to_retry`` False where the server may have accepted the message.
         :raises ClientError: the base of all of them but ProtocolError.
         """
-        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext, options=options)
+        prepared = PreparedMessage(
+            message,
+            sender,
+            recipients,
+            from_ext=from_ext,
+            to_ext=to_ext,
+            add_fields=add_fields,
+            sign=sign,
+            options=options,
+        )
         try:
             if not self._begun:
                 self.begin()
@@ -96,7 +112,9 @@ class SMTPClient(ClientCommands):
 
     def _renew(self) -> None:
         """Send QUIT, connect to the same server again, and do what ``begin`` does; TLS is required if it was up."""
-        policy: StartTLS = "require" if self.tls and self.starttls_policy != "opportunistic" else self.starttls_policy
+        policy = self.starttls_policy
+        if self.tls and policy not in UNVERIFIED:
+            policy = "require"
         self._try_quit()
         self._reconnect()
         self._begin(policy)
@@ -141,8 +159,9 @@ class SMTPClient(ClientCommands):
         if password is None and token is None:
             raise TypeError("expected a password or a token; got neither")
         self._exchange.check_ready()
-        if self.starttls_policy == "opportunistic":
-            raise AuthenticationFailed('starttls="opportunistic" verifies no server, so no credentials are sent to any')
+        if self.starttls_policy in UNVERIFIED:
+            text = f'starttls="{self.starttls_policy}" verifies no server, so no credentials are sent to any'
+            raise AuthenticationFailed(text)
         policy = self._starttls_given or ("offered" if allow_plaintext or self._unix else "require")
         if self.hello is None:
             self._begin(policy)
@@ -187,10 +206,10 @@ class SMTPClient(ClientCommands):
 
     def _starttls_by_policy(self, policy: StartTLS, hello: Reply) -> Reply:
         """Send STARTTLS as the policy says; return the reply to the last EHLO, HELO or LHLO."""
-        required = policy == "require"
+        required = policy in ("require", "encrypt")
         if "STARTTLS" not in self.extensions:
             if required:
-                raise TLSRefused('the server does not offer STARTTLS, and starttls="require"')
+                raise TLSRefused(f'the server does not offer STARTTLS, and starttls="{policy}"')
             return hello
         if self._unix and not required and not self._server_hostname and self._context().check_hostname:
             # A unix socket leads to this machine, and there is no name that the certificate could be for.
@@ -200,7 +219,7 @@ class SMTPClient(ClientCommands):
             if reply.code == 220:
                 return self._say_hello()
             if required:
-                raise TLSRefused(f'the server refuses STARTTLS, and starttls="require": {reply}', reply)
+                raise TLSRefused(f'the server refuses STARTTLS, and starttls="{policy}": {reply}', reply)
             if self.closed:
                 raise TLSRefused(f"the server refuses STARTTLS: {reply}", reply)
         except (TLSFailed, Disconnected) as error:

@@ -9,9 +9,10 @@ from typing import Any, TypedDict, Unpack, overload
 from greensmtp.client import dial
 from greensmtp.client.chunks import send_chunks
 from greensmtp.client.connection import ClientConnection
-from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, rcpt_parameters
+from greensmtp.client.envelope_lines import MailExt, RcptExt, parse_ext
+from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, merged, rcpt_parameters
 from greensmtp.client.exchange import NO_EXTENSIONS, first_refusal_or_last
-from greensmtp.client.message_writer import BodyWriter, pieces
+from greensmtp.client.message_writer import BodyWriter, ChunkWriter, pieces
 from greensmtp.client.pipeline import Pipeline
 from greensmtp.client.sources import Readable
 from greensmtp.errors import NotOffered, ProtocolError
@@ -110,7 +111,9 @@ class ClientCommands(ClientConnection):
 
     # A transaction
 
-    def from_(self, address: str, ext: Ext = None, **options: Unpack[MailKeywords]) -> Reply:
+    def from_(
+        self, address: str, ext: Ext = None, *, relayed: MailExt = None, **options: Unpack[MailKeywords]
+    ) -> Reply:
         """Send MAIL: ``from_("jo@example.com", size=1000, ret="HDRS")``.
 
         The keywords are checked against what the server offers. Where their extension is missing, ``size``, ``auth``,
@@ -118,24 +121,29 @@ class ClientCommands(ClientConnection):
 
         :param address: ``""`` is the null reverse-path. A domain beyond ASCII is sent as A-labels if the local part is
             ASCII.
-        :param ext: more parameters, as a str or a mapping: a session's, or private ones. They are sent as they are.
+        :param ext: more parameters, as a str or a mapping, such as private ones. They are sent as they are.
+        :param relayed: the parameters of a received session, ``session.from_ext``. Like the keywords, they are checked
+            against what the server offers.
         :param options: ``size``, ``body``, ``smtputf8``, ``auth``, ``ret``, ``envid``, ``require_tls``, ``priority``,
             ``deliver_by``, ``hold_for``, ``hold_until``: see ``MailOptions``.
         :raises NotOffered: a parameter needs an extension that the server does not offer; nothing is sent.
         :raises TLSRefused, TLSUnverified: ``require_tls`` was given, and there is no TLS with a server that was
             verified (RFC 8689).
         """
-        return self._exchange.execute(self._exchange.mail(address, ext, mail_parameters(options)))
+        given = merged(parse_ext(relayed), mail_parameters(options))
+        return self._exchange.execute(self._exchange.mail(address, ext, given))
 
-    def to(self, address: str, ext: Ext = None, **options: Unpack[RcptKeywords]) -> Reply:
+    def to(self, address: str, ext: Ext = None, *, relayed: RcptExt = None, **options: Unpack[RcptKeywords]) -> Reply:
         """Send RCPT: ``to("jo@example.com", notify="NEVER")``.
 
         :param ext: more parameters; see ``from_``.
+        :param relayed: those of a received session, such as ``address.parameters``; see ``from_``.
         :param options: ``notify`` and ``orcpt``, which are left out without DSN, and ``valid_since``: see
             ``RcptOptions``.
         :raises NotOffered: ``valid_since`` was given, and the server does not offer RRVS.
         """
-        return self._exchange.execute(self._exchange.rcpt(address, ext, rcpt_parameters(options)))
+        given = merged(parse_ext(relayed), rcpt_parameters(options))
+        return self._exchange.execute(self._exchange.rcpt(address, ext, given))
 
     def data(self) -> Reply:
         """Send DATA. If the reply is 354, call ``message`` next."""
@@ -169,6 +177,23 @@ class ClientCommands(ClientConnection):
                     writer.write(piece)
         assert writer.reply is not None
         return writer.reply
+
+    def body(self, *, chunked: bool | None = None) -> BodyWriter | ChunkWriter:
+        """Return a context manager that writes the message: ``with mail.body() as body: body.write(...)``.
+
+        It stands for ``data()`` and ``message()``, or for ``bdat()``. Little is kept in memory, however large the
+        message is. ``body.reply`` is the reply, or the refusal of DATA or of a chunk, after which nothing is sent.
+
+        :param chunked: send chunks by BDAT, unchanged; None: if the server offers CHUNKING.
+        :raises NotOffered: ``chunked`` is True, and the server does not offer CHUNKING.
+        """
+        if chunked or (chunked is None and "CHUNKING" in self.extensions):
+            self._need("CHUNKING", "body() was called with chunked=True")
+            self._exchange.check_ready()
+            self._transport.check_no_pending_reply()
+            return ChunkWriter(self._exchange)
+        self.data()
+        return self.message()
 
     def bdat(self, data: bytes, *, last: bool = False) -> Reply:
         """Send a chunk unchanged, by BDAT (RFC 3030). (LMTP: see ``message``.)

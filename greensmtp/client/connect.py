@@ -63,9 +63,9 @@ def connect(
         verified the certificate before; to pin a self-signed one, pass a context with CERT_NONE.
     :param starttls: what ``send`` does before the first message, and ``login`` before it sends credentials.
         ``"require"`` TLS (the default of ``login``), use it if it is ``"offered"`` (the default of ``send``), or
-        ``"never"``. ``"opportunistic"`` is for delivery to an MX (RFC 7435): the server is not verified, the client
-        reconnects without TLS if the handshake fails, and ``login`` is refused. The low-level calls never send STARTTLS
-        by themselves.
+        ``"never"``. ``"encrypt"`` requires TLS, but verifies no server. ``"opportunistic"`` is for delivery to an MX
+        (RFC 7435): it verifies no server either, and reconnects without TLS if the handshake fails. With these two
+        ``login`` is refused. The low-level calls never send STARTTLS by themselves.
     :param lmtp: use LMTP (RFC 2033): ``send`` sends LHLO and reads a reply for each recipient.
     :param ignore: extensions that the server offers but handles wrongly: ``("CHUNKING", "PIPELINING")``.
     :param proxy: the header of the PROXY protocol that goes first, before TLS and the banner; for a server that expects

@@ -12,8 +12,9 @@ from typing import Any, Literal, Self, TypeVar, overload
 from greensmtp.client import dial, signals
 from greensmtp.client import tls as client_tls
 from greensmtp.client.exchange import CommandExchange
-from greensmtp.client.options import StartTLS, check_starttls, format_proxy
+from greensmtp.client.options import UNVERIFIED, StartTLS, check_starttls, format_proxy
 from greensmtp.client.signals import ClientSignals, GreetingHandler, SecureHandler, TLSHandler
+from greensmtp.client.thread_end import endpoints_of_this_thread
 from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import CannotConnect, ClientError, Disconnected
@@ -53,6 +54,7 @@ class ClientConnection:
         proxy: ProxyHeader | None = None,
     ) -> None:
         """See ``connect``."""
+        endpoints_of_this_thread()
         self.timeouts: Timeouts = Timeouts.of(timeout)
         if isinstance(tls, ssl.SSLContext):
             ssl_context = ssl_context or tls
@@ -290,7 +292,7 @@ class ClientConnection:
     def _context(self) -> ssl.SSLContext:
         if self._ssl_context is not None:
             return self._ssl_context
-        if self.starttls_policy == "opportunistic":
+        if self.starttls_policy in UNVERIFIED:
             return client_tls.any_context()
         return client_tls.default_context()
 

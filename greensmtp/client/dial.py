@@ -15,6 +15,7 @@ from gevent import ssl as gevent_ssl
 from gevent.queue import Empty, Queue
 
 from greensmtp._hostport import is_port, join
+from greensmtp._native import native
 from greensmtp.client.deadlines import is_callers_timeout
 from greensmtp.errors import CannotConnect, ProtocolError
 from greensmtp.protocol import command_builder, hosts
@@ -28,6 +29,9 @@ STAGGER = 0.25
 MAX_PATH = 107
 #: The most addresses of one host that are tried.
 MAX_ADDRESSES = 16
+
+# The unpatched function: in a monkey-patched process, gevent's is found by that name.
+_getaddrinfo = native("socket", "getaddrinfo")
 
 _pid = os.getpid()
 
@@ -121,17 +125,25 @@ def _reinit_after_fork() -> None:
 def _addresses(host: str | None, port: int | None) -> list[_Address]:
     """Look up the host. Address families alternate (RFC 8305 section 4), so that a broken one costs little time."""
     families: dict[int, list[_Address]] = {}
+    for family, _, protocol, _, address in _look_up(host, port):
+        families.setdefault(family, []).append((family, protocol, address))
+    rounds = zip_longest(*families.values())
+    return [address for each in rounds for address in each if address is not None][:MAX_ADDRESSES]
+
+
+def _look_up(host: str | None, port: int | None) -> list[Any]:
     try:
-        found = socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM)
+        # An address needs no lookup, and so no native thread.
+        return list(_getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST))
+    except stdlib_socket.gaierror:
+        pass
+    try:
+        return list(socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM))
     except socket.gaierror:
         # A final dot keeps DNS from trying search domains, but names in /etc/hosts have none.
         if host is None or not host.endswith("."):
             raise
-        found = socket.getaddrinfo(host[:-1], port, 0, socket.SOCK_STREAM)
-    for family, _, protocol, _, address in found:
-        families.setdefault(family, []).append((family, protocol, address))
-    rounds = zip_longest(*families.values())
-    return [address for each in rounds for address in each if address is not None][:MAX_ADDRESSES]
+        return list(socket.getaddrinfo(host[:-1], port, 0, socket.SOCK_STREAM))
 
 
 def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] | None) -> Socket | None:

@@ -21,6 +21,7 @@ from gevent import ssl as gevent_ssl
 from gevent.socket import socket as Socket
 
 from greensmtp.client.deadlines import DeadlineExpired, DeadlineTimer, is_callers_timeout
+from greensmtp.client.thread_end import endpoints_of_this_thread
 from greensmtp.errors import ClientError, Disconnected, TLSFailed, TLSUnverified
 
 #: ``close_reason`` of an inherited connection in a child process.
@@ -44,6 +45,7 @@ class ClientEndpoint:
         #: Why the connection was closed; None while it is open. (A text: an error would keep its frames alive.)
         self.close_reason: str | None = None
         _endpoints.add(self)
+        endpoints_of_this_thread().add(self)
 
     @property
     def closed(self) -> bool:

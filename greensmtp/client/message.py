@@ -35,6 +35,7 @@ from greensmtp.client.message_content import (
     offload,
     read_message,
 )
+from greensmtp.client.signing import Signer, check_signer, signed
 from greensmtp.client.sources import READ_BYTES, Readable
 from greensmtp.errors import NotOffered
 from greensmtp.protocol import command_builder, header_envelope
@@ -64,6 +65,9 @@ class PreparedMessage:
     _utf8_given = False
     #: True if the message may only be sent over TLS, and only to servers that see to that (RFC 8689).
     requires_tls = False
+    #: Whether to add Date and Message-ID; None: to composed messages.
+    _add_fields: bool | None = None
+    _sign: Signer | None = None
     #: The recipients whose addresses need SMTPUTF8.
     utf8_recipients: Sequence[str] = ()
 
@@ -75,6 +79,8 @@ class PreparedMessage:
         *,
         from_ext: MailExt = None,
         to_ext: RcptExt | Sequence[RcptExt] = None,
+        add_fields: bool | None = None,
+        sign: Signer | None = None,
         options: SendKeywords | None = None,
     ) -> None:
         """See ``SMTPClient.send``.
@@ -84,6 +90,10 @@ class PreparedMessage:
             names no sender or recipient.
         :raises TypeError: the message is of an unknown type.
         """
+        if add_fields is not None:
+            self._add_fields = add_fields
+        if sign is not None:
+            self._sign = check_signer(sign)
         self._message: Message[Any, Any] | None = None
         self._rest: MessageRest | None = None
         derived = recipients is None
@@ -191,7 +201,8 @@ class PreparedMessage:
             content = self._render()
         eight_bit = not content.isascii()
         head = b""
-        if derived or self._rest is not None or eight_bit or len(content) > MAX_MEMORY:
+        adds = self._add_fields is True and self._message is None
+        if derived or adds or self._rest is not None or eight_bit or len(content) > MAX_MEMORY:
             end = header_envelope.split(content)
             if end > MAX_HEAD and not derived:
                 end = 0  # text without a header section
@@ -202,6 +213,9 @@ class PreparedMessage:
             if derived and self._message is None:
                 head = header_envelope.without_bcc(head)
                 content = head if self._rest is not None else head + content[end:]
+            if adds and (found := header_envelope.names(head)):
+                added = rendering_fields.missing_fields(found, self._mailbox)
+                head, content = added + head, added + content
         #: True if the header section has raw UTF-8 (RFC 6532).
         self._utf8_head = eight_bit and not head.isascii() and header_envelope.is_utf8(head)
         self._head = content
@@ -213,7 +227,9 @@ class PreparedMessage:
         message = self._message
         assert message is not None
         if not seven_bit:
-            self._added = rendering_fields.missing_fields(message, self._mailbox)
+            self._added = b""
+            if self._add_fields or (self._add_fields is None and rendering_fields.is_composed(message)):
+                self._added = rendering_fields.missing_fields({name.lower() for name in message}, self._mailbox)
         length = rendering.size(message)
         data: bytes = offload(length, rendering.render, message, utf8=self._utf8_address, seven_bit=seven_bit)
         return self._added + data
@@ -230,7 +246,10 @@ class PreparedMessage:
 
         :raises NotOffered: the server lacks an extension that the message needs.
         """
-        form = self._form = self._fitting(extensions)
+        form = self._fitting(extensions)
+        if self._sign is not None:
+            form = signed(form, self._sign)
+        self._form = form
         words = offered(self._given, extensions) if self._given else []
         if self._rcpt_given:
             self.rcpt_lines = [

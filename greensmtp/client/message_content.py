@@ -42,6 +42,8 @@ class Form:
     #: Of a large message, what follows the header section.
     rest: MessageRest | None = None
     stuffed: tuple[bytes, ...] | None = None
+    #: The same form with its signature, once it was signed.
+    signed: Form | None = None
 
 
 def offload(length: int, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:

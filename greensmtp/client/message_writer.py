@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from greensmtp.client.chunks import CHUNK, send_chunks
 from greensmtp.client.exchange import CommandExchange, first_refusal_or_last
 from greensmtp.client.sources import Readable, Source
 from greensmtp.errors import ProtocolError
@@ -78,6 +79,69 @@ class BodyWriter:
             self.finish()
         elif self._open:
             self._open = False
+            self._exchange.transport.close()
+
+
+class ChunkWriter:
+    """Write a message by BDAT (RFC 3030), in pieces of any size. They are sent unchanged, in chunks of 512 KiB.
+
+    If a chunk is refused, ``reply`` is the refusal, and what is written afterwards is dropped. Leaving the block by an
+    exception closes the connection, as of ``BodyWriter``.
+    """
+
+    def __init__(self, exchange: CommandExchange) -> None:
+        if exchange.writing:
+            raise ProtocolError("a message is being written already: finish that one first")
+        self._exchange = exchange
+        self._buffer = bytearray()
+        #: The reply to the message, once the block is left; or the refusal of a chunk.
+        self.reply: Reply | None = None
+        self._open = exchange.writing = True
+
+    def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        """Write the next bytes; return their number. See ``BodyWriter.write``."""
+        if not isinstance(data, (bytes, bytearray, memoryview)):
+            raise TypeError(f"expected bytes; got {type(data).__name__}")
+        if self._open:
+            self._buffer += data
+            while len(self._buffer) >= CHUNK:
+                chunk = bytes(self._buffer[:CHUNK])
+                del self._buffer[:CHUNK]
+                self._send(chunk, last=False)
+        elif self.reply is None or self.reply.is_positive:
+            raise ValueError("this message has ended")
+        return len(data)
+
+    def finish(self) -> Reply:
+        """End the message, and return the reply."""
+        if self._open:
+            self._send(bytes(self._buffer), last=True)
+        if self.reply is None:
+            raise ValueError("this message was given up, and the connection closed")
+        return self.reply
+
+    def _send(self, chunk: bytes, *, last: bool) -> None:
+        try:
+            reply = first_refusal_or_last(send_chunks(self._exchange, [chunk], last=last))
+        except BaseException:
+            self._end()
+            raise
+        if last or not reply.is_positive:
+            self.reply = reply
+            self._end()
+
+    def _end(self) -> None:
+        self._open = self._exchange.writing = False
+        self._buffer.clear()
+
+    def __enter__(self) -> ChunkWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is None:
+            self.finish()
+        elif self._open:
+            self._end()
             self._exchange.transport.close()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, get_args
 
 from greensmtp.client import dial
 from greensmtp.client.signals import SecureHandler
@@ -15,7 +15,10 @@ from greensmtp.protocol import esmtp, hosts
 from greensmtp.protocol.proxy_header import ProxyHeader
 
 #: What ``send`` does about TLS before the first message; see ``connect``.
-StartTLS = Literal["require", "offered", "opportunistic", "never"]
+StartTLS = Literal["require", "encrypt", "offered", "opportunistic", "never"]
+
+#: The policies that verify no server, so that no credentials are sent to one.
+UNVERIFIED = frozenset({"encrypt", "opportunistic"})
 
 CLOSED = "this pool has been closed"
 
@@ -45,12 +48,20 @@ class PoolSettings:
     max_messages: int
     max_idle: float
     acquire_timeout: float | None
+    #: Messages in a second; None for no limit.
+    rate: float | None
+    #: How often a message is tried again, and seconds before the first of these tries.
+    retries: int
+    retry_delay: float
     closed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout"):
+        retries: Any = self.retries
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"expected a whole number of at least 0 as retries; got {retries!r}")
+        for name in ("size", "max_age", "max_messages", "max_idle", "acquire_timeout", "rate", "retry_delay"):
             value = getattr(self, name)
-            if value is None and name == "acquire_timeout":
+            if value is None and name in ("acquire_timeout", "rate"):
                 continue
             if not isinstance(value, (int, float)) or not value > 0:
                 raise ValueError(f"expected a number above 0 as {name}; got {value!r}")
@@ -100,12 +111,15 @@ def check_starttls(starttls: str | None, *, tls: bool, ssl_context: ssl.SSLConte
 
     :raises ValueError: it is not a known policy, or contradicts the other options.
     """
-    if starttls not in (None, "require", "offered", "opportunistic", "never"):
-        raise ValueError(f'expected starttls="require", "offered", "opportunistic" or "never"; got {starttls!r}')
-    if starttls == "opportunistic":
+    if starttls is not None and starttls not in get_args(StartTLS):
+        known = ", ".join(f'"{policy}"' for policy in get_args(StartTLS))
+        raise ValueError(f"expected as starttls one of {known}; got {starttls!r}")
+    if starttls in UNVERIFIED:
         if tls:
-            raise ValueError('starttls="opportunistic" may fall back to no TLS, tls=True may not: pass one of them')
+            raise ValueError(
+                f'starttls="{starttls}" is for STARTTLS, tls=True is for TLS from the start: pass one of them'
+            )
         if ssl_context is not None and ssl_context.verify_mode != ssl.CERT_NONE:
             raise ValueError(
-                'starttls="opportunistic" accepts any certificate, this ssl_context does not: pass one of them'
+                f'starttls="{starttls}" accepts any certificate, this ssl_context does not: pass one of them'
             )

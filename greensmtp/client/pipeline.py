@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Unpack
 
-from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, rcpt_parameters
+from greensmtp.client.envelope_lines import MailExt, RcptExt, parse_ext
+from greensmtp.client.envelope_options import MailKeywords, RcptKeywords, mail_parameters, merged, rcpt_parameters
 from greensmtp.client.exchange import CommandExchange, Step
 from greensmtp.errors import ProtocolError
 from greensmtp.protocol.command_builder import Ext
@@ -29,13 +30,13 @@ class Pipeline:
         #: Filled at the end of the block.
         self.replies: list[Reply] = []
 
-    def from_(self, address: str, ext: Ext = None, **options: Unpack[MailKeywords]) -> int:
+    def from_(self, address: str, ext: Ext = None, *, relayed: MailExt = None, **options: Unpack[MailKeywords]) -> int:
         """Add MAIL; see ``SMTPClient.from_``."""
-        return self._add(self._exchange.mail(address, ext, mail_parameters(options)))
+        return self._add(self._exchange.mail(address, ext, merged(parse_ext(relayed), mail_parameters(options))))
 
-    def to(self, address: str, ext: Ext = None, **options: Unpack[RcptKeywords]) -> int:
+    def to(self, address: str, ext: Ext = None, *, relayed: RcptExt = None, **options: Unpack[RcptKeywords]) -> int:
         """Add RCPT; see ``SMTPClient.to``."""
-        return self._add(self._exchange.rcpt(address, ext, rcpt_parameters(options)))
+        return self._add(self._exchange.rcpt(address, ext, merged(parse_ext(relayed), rcpt_parameters(options))))
 
     def reset(self) -> int:
         """Add RSET."""

@@ -19,10 +19,12 @@ from greensmtp.client.client import SMTPClient
 from greensmtp.client.envelope_lines import MailExt, RcptExt
 from greensmtp.client.envelope_options import SendKeywords
 from greensmtp.client.message import PreparedMessage, Sendable
-from greensmtp.client.options import ConnectOptions, PoolSettings, check_options
+from greensmtp.client.options import UNVERIFIED, ConnectOptions, PoolSettings, check_options
 from greensmtp.client.pool_connections import ThreadConnections
 from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
+from greensmtp.client.pool_pace import Pace
+from greensmtp.client.signing import Signer, check_signer
 from greensmtp.protocol.sasl.client import MECHANISMS
 from greensmtp.protocol.send_result import SendResult
 
@@ -44,7 +46,15 @@ class Pool:
     :param host: a host; or several, of which the first that accepts a connection is used. Each may have a port of its
         own (``"mx1.example.com:2525"``).
     :param size: the most connections in each native thread.
-    :param acquire_timeout: seconds that ``send`` waits for a connection while all are busy; None for no limit.
+    :param acquire_timeout: seconds that ``send`` waits for a connection while all are busy, and for its turn by
+        ``rate``; None for no limit.
+    :param rate: messages in a second, at even intervals, of all native threads together; None for no limit.
+    :param retries: how often ``send`` tries again what failed with a 4xx, or with the connection, and where no server
+        can have accepted the message (``transient`` and ``safe_to_retry``). Only recipients that may still get it are
+        tried again.
+    :param retry_delay: seconds before the first of these tries, of which 50 to 100 % are waited; it doubles with each
+        try, up to 300 s. The wait holds no connection.
+    :param sign: signs every message, unless ``send`` is given another signer; see ``SMTPClient.send``.
     :param username: for ``login``, with ``password`` or ``token`` (a callable is called for each new connection),
         ``mechanism`` and ``allow_plaintext``. ``starttls`` is ``"require"`` by default then, except for unix sockets
         and with ``allow_plaintext``.
@@ -61,6 +71,10 @@ class Pool:
         max_messages: int = 100,
         max_idle: float = 30.0,
         acquire_timeout: float | None = None,
+        rate: float | None = None,
+        retries: int = 0,
+        retry_delay: float = 1.0,
+        sign: Signer | None = None,
         username: str | None = None,
         password: Secret = None,
         token: Secret = None,
@@ -68,7 +82,11 @@ class Pool:
         allow_plaintext: bool = False,
         **options: Unpack[ConnectOptions],
     ) -> None:
-        self._settings = PoolSettings(size, max_age, max_messages, max_idle, acquire_timeout)
+        self._settings = PoolSettings(
+            size, max_age, max_messages, max_idle, acquire_timeout, rate, retries, retry_delay
+        )
+        self._pace = Pace(rate)
+        self._sign = None if sign is None else check_signer(sign)
         check_options(options)
         one = isinstance(host, str | Path) or (isinstance(host, tuple) and len(host) == 2 and isinstance(host[1], int))
         places: Any = (host,) if one else host
@@ -81,8 +99,9 @@ class Pool:
         self._hosts = [PoolHost(each, port) for each in places]
         self._login: PoolLogin | None = None
         if username is not None:
-            if options.get("starttls") == "opportunistic":
-                raise ValueError('starttls="opportunistic" verifies no server, so it cannot be used with a username')
+            if options.get("starttls") in UNVERIFIED:
+                policy = options["starttls"]
+                raise ValueError(f'starttls="{policy}" verifies no server, so it cannot be used with a username')
             self._login = PoolLogin(username, password, token, mechanism, allow_plaintext=allow_plaintext)
             if options.get("starttls") is None and not allow_plaintext:
                 for place in self._hosts:
@@ -117,6 +136,8 @@ class Pool:
         from_ext: MailExt = None,
         to_ext: RcptExt | Sequence[RcptExt] = None,
         raise_on_partial: bool = False,
+        add_fields: bool | None = None,
+        sign: Signer | None = None,
         **options: Unpack[SendKeywords],
     ) -> SendResult:
         """Send a message as ``SMTPClient.send`` does, on a connection of the pool; wait while all are busy.
@@ -125,7 +146,16 @@ class Pool:
         :raises PoolTimeout: all connections have been busy for ``acquire_timeout`` seconds.
         :raises CannotConnect: no host accepts a connection; this, or another ClientError, is that of the last host.
         """
-        prepared = PreparedMessage(message, sender, recipients, from_ext=from_ext, to_ext=to_ext, options=options)
+        prepared = PreparedMessage(
+            message,
+            sender,
+            recipients,
+            from_ext=from_ext,
+            to_ext=to_ext,
+            add_fields=add_fields,
+            sign=self._sign if sign is None else sign,
+            options=options,
+        )
         try:
             return self._connections().send(prepared, raise_on_partial=raise_on_partial)
         finally:
@@ -192,7 +222,7 @@ class Pool:
         for connections in set(self._all).difference(self._of_this_process()):
             self._all.discard(connections)
         opener = ConnectionOpener(self._hosts, self._login, self._options)
-        mine = ThreadConnections(self._settings, opener, self._all.discard)
+        mine = ThreadConnections(self._settings, opener, self._pace, self._all.discard)
         self._all.add(mine)
         self._local.connections = mine
         self._local.end = end = _ThreadEnd()

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Set
 from time import monotonic
 
-from gevent import Greenlet, Timeout, get_hub, getcurrent, joinall, spawn, spawn_later
+from gevent import Greenlet, Timeout, get_hub, getcurrent, joinall, sleep, spawn, spawn_later
 from gevent.lock import Semaphore
 from greenlet import greenlet
 
@@ -26,6 +26,7 @@ from greensmtp.client.connection import QUIT_SECONDS
 from greensmtp.client.message import PreparedMessage
 from greensmtp.client.options import CLOSED, PoolSettings
 from greensmtp.client.pool_opener import ConnectionOpener, PooledConnection, PoolHost
+from greensmtp.client.pool_pace import Pace, retry_seconds
 from greensmtp.client.transactions import Transactions
 from greensmtp.errors import ClientError, Disconnected, PeerProtocolError, PoolClosed, PoolTimeout, Refused
 from greensmtp.protocol.send_result import SendResult
@@ -37,13 +38,18 @@ class ThreadConnections:
     """The connections of a pool in one native thread."""
 
     def __init__(
-        self, settings: PoolSettings, opener: ConnectionOpener, on_abandon: Callable[[ThreadConnections], object]
+        self,
+        settings: PoolSettings,
+        opener: ConnectionOpener,
+        pace: Pace,
+        on_abandon: Callable[[ThreadConnections], object],
     ) -> None:
         """
         :param on_abandon: called when these connections cannot be used any more.
         """
         self._settings = settings
         self._opener = opener
+        self._pace = pace
         self._on_abandon = on_abandon
         self.hub = get_hub()
         self.pid = os.getpid()
@@ -121,11 +127,35 @@ class ThreadConnections:
     def send(self, prepared: PreparedMessage, *, raise_on_partial: bool) -> SendResult:
         """Send a message. See ``Pool.send``."""
         transactions = Transactions(prepared)
-        try:
-            self._send_all(transactions)
-        except ClientError as error:
-            return transactions.result_after(error, raise_on_partial=raise_on_partial)
+        settings = self._settings
+        for tried in range(settings.retries + 1):
+            failure: ClientError | None = None
+            try:
+                self._send_all(transactions)
+            except ClientError as error:
+                failure = error
+            if tried == settings.retries or isinstance(failure, PoolTimeout) or not transactions.try_again(failure):
+                break
+            seconds = retry_seconds(tried, settings.retry_delay)
+            reason = failure or "some recipients were deferred"
+            logger.debug("a message from %r: %s; trying again in %.1f s", prepared.sender, reason, seconds)
+            try:
+                self._sleep(seconds)
+                settings.check_open()
+            except PoolClosed:
+                break  # what has been tried says more
+        if failure is not None:
+            return transactions.result_after(failure, raise_on_partial=raise_on_partial)
         return transactions.result(raise_on_partial=raise_on_partial)
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait; ``close`` ends it with PoolClosed."""
+        current = getcurrent()
+        self._waiting.add(current)
+        try:
+            sleep(seconds)
+        finally:
+            self._waiting.discard(current)
 
     def _send_all(self, transactions: Transactions) -> None:
         """Send a message to all its recipients, on as many connections as it needs, one after another."""
@@ -232,11 +262,21 @@ class ThreadConnections:
                 self._waiting.discard(current)
         try:
             settings.check_open()
+            self._wait_for_turn()
             if self.pid != os.getpid():
                 raise RuntimeError("this process was forked while send() waited: the parent sends the message")
         except BaseException:
             self._slots.release()
             raise
+
+    def _wait_for_turn(self) -> None:
+        seconds = self._pace.take_turn(self._settings.acquire_timeout)
+        if seconds is None:
+            settings = self._settings
+            raise PoolTimeout(f"{settings.rate:g} messages/s leave no turn within {settings.acquire_timeout:g} s")
+        if seconds:
+            self._sleep(seconds)
+            self._settings.check_open()
 
     def _take(self, failed: Set[PoolHost]) -> tuple[PooledConnection, bool]:
         """Return a connection to a host that has not failed, and whether it is new."""

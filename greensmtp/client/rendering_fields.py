@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import socket
+from collections.abc import Set
 from email.errors import MessageError
 from email.header import Header
 from email.message import Message
@@ -41,16 +42,19 @@ def envelope_fields(message: Message[Any, Any]) -> header_envelope.Fields:
     return [(lower, _text(value)) for name, value in message.raw_items() if (lower := name.lower()) in _ENVELOPE_FIELDS]
 
 
-def missing_fields(message: Message[Any, Any], sender: str) -> bytes:
-    """Return the Date and Message-ID (RFC 5322 section 3.6) that a composed message lacks.
-
-    Nothing is added to a parsed or signed message.
-    """
-    composed = isinstance(message, MIMEBase) or (
+def is_composed(message: Message[Any, Any]) -> bool:
+    """True if the program has written the message, rather than parsed it."""
+    return isinstance(message, MIMEBase) or (
         isinstance(message.policy, EmailPolicy) and all(hasattr(value, "name") for _, value in message.raw_items())
     )
-    names = {name.lower() for name in message}
-    if not composed or names & header_envelope.SIGNATURES:
+
+
+def missing_fields(names: Set[str], sender: str) -> bytes:
+    """Return the Date and Message-ID (RFC 5322 section 3.6) that a message lacks; nothing is added to a signed one.
+
+    :param names: the names of its header fields, in lower case.
+    """
+    if names & header_envelope.SIGNATURES:
         return b""
     lines: list[str] = []
     if "date" not in names:

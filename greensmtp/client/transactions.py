@@ -113,6 +113,26 @@ class Transactions:
         self._left = nameable
         return nameable
 
+    def try_again(self, error: ClientError | None) -> bool:
+        """Prepare another ``send`` for the recipients that may still get the message; return False if there are none.
+
+        :param error: what the last ``send`` raised; None if it returned.
+        """
+        left = self._left
+        if error is None:
+            replies = self._replies or self._results[0].recipients
+            again = {recipient for recipient, reply in replies.items() if reply.is_transient_failure}
+            if again:
+                self._replies = replies
+                self._left = _part(self._prepared, again)
+        elif left is None or not (error.transient and error.safe_to_retry):
+            return False
+        elif not isinstance(error, SenderRefused):  # after which the replies to RCPT mean nothing
+            refused = {each: reply for each, reply in error.recipients.items() if reply.is_permanent_failure}
+            self._replies = {**self._replies, **refused}
+            self._left = _part(left, set(left.recipients).difference(refused))
+        return self._left is not None
+
     # The outcome
 
     def result(self, *, raise_on_partial: bool) -> SendResult:

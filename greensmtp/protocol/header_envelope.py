@@ -81,6 +81,11 @@ def is_signed(head: bytes) -> bool:
     )
 
 
+def names(head: bytes) -> frozenset[str]:
+    """Return the names of the fields, in lower case; those in front of a line that is not a field."""
+    return frozenset(name for name, _, _ in _read(head))
+
+
 def parse(head: bytes) -> Fields:
     """Return the fields.
 

@@ -112,6 +112,27 @@ print(in_threads(1, lambda: pool.send(*MESSAGE)))
     ]
 
 
+def test_a_thread_for_each_message_leaves_no_descriptors(mode: str, server: SMTPServer, tmp_path: Path) -> None:
+    """The development servers of Flask and Django start a native thread for each request."""
+    program = """
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+
+pool = Pool("localhost", port, timeout=10)
+in_threads(1, lambda: pool.send(*MESSAGE))
+before = descriptors()
+for _ in range(20):
+    assert in_threads(1, lambda: pool.send(*MESSAGE).reply.code) == [250]
+    assert in_threads(1, lambda: connect("localhost", port).quit().code) == [221]
+for _ in range(500):  # a lock is released before its thread has ended
+    if descriptors() <= before:
+        break
+    gevent.sleep(0.01)
+print(descriptors() <= before, pool)
+"""
+    assert run(mode, server, program, tmp_path) == ["True <Pool of 10: 0 busy, 0 idle>"]
+
+
 def test_closing_a_pool_ends_the_sends_of_other_native_threads(mode: str, server: SMTPServer, tmp_path: Path) -> None:
     """One thread uses a connection, and its send waits for another one."""
     program = """
