@@ -44,6 +44,7 @@ from greensmtp.server.acceptor import Acceptor
 from greensmtp.server.listener import listen
 from greensmtp.server.worker import WORKER_SIGNALS, BaseWorker
 from greensmtp.service.blocked_hub import blocking_reported
+from greensmtp.service.control import choose_folder, controlled
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.plan import Check, Plan
@@ -80,6 +81,8 @@ class _Generation:
     plan: Plan
     #: The user that its workers become.
     identity: Identity | None
+    #: Where its workers have their control sockets.
+    control: Path | None
     #: When its workers must have started.
     deadline: float
     #: True once one of its workers could not start.
@@ -130,6 +133,8 @@ class ServiceWorker(BaseWorker):
         self._reports = ExitStack()
         try:
             self.service = self.start_service(self.generation.plan, Sockets.of(kept), http)
+            watched = controlled(self.generation.control, lambda: self.service.all_servers, self.generation.plan.control)
+            self._reports.enter_context(watched)
         except (ConfigError, StartError) as error:
             for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
                 logger.error("%s", line)
@@ -231,7 +236,8 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             identity = find_identity(plan.user, plan.group)
         except ValueError as error:  # the child that has checked it could find the user
             raise StartError(str(error)) from error
-        return _Generation(number, plan, identity, monotonic() + START_SECONDS)
+        control = choose_folder(plan.control, None if identity is None else (identity.uid, identity.gid))
+        return _Generation(number, plan, identity, control, monotonic() + START_SECONDS)
 
     # Start
 

@@ -47,6 +47,7 @@ class Plan:
     user: str | None
     group: str | None
     pid_file: str | None
+    control: str | None
     stop_timeout: float
     log: tuple[str, str, str]
     maildir: str | None
@@ -77,6 +78,7 @@ def plan_of(loaded: Loaded, text: str | None) -> Plan:
         user=service.user,
         group=service.group,
         pid_file=service.pid_file,
+        control=service.control,
         stop_timeout=service.stop_timeout,
         log=(log.format, log.level, log.target),
         maildir=config.delivery.maildir,
