@@ -132,9 +132,9 @@ class ServiceWorker(BaseWorker):
         self.sockets = []
         self._reports = ExitStack()
         try:
-            self.service = self.start_service(self.generation.plan, Sockets.of(kept), http)
-            watched = controlled(self.generation.control, lambda: self.service.all_servers, self.generation.plan.control)
-            self._reports.enter_context(watched)
+            plan, folder = self.generation.plan, self.generation.control
+            self.service = self.start_service(plan, Sockets.of(kept), http)
+            self._reports.enter_context(controlled(folder, lambda: self.service.all_servers, plan.control))
         except (ConfigError, StartError) as error:
             for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
                 logger.error("%s", line)

@@ -9,6 +9,7 @@ import pty
 import pwd
 import signal
 import struct
+import sys
 import tempfile
 import termios
 from collections.abc import Callable, Iterator
@@ -95,6 +96,19 @@ def test_top_prints_the_figures_of_a_server(server: ServeProcess, tmp_path: Path
         assert line in out
     assert "1  RCPT  501 5.1.3  an address needs a domain: 'x'" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.subprocess
+def test_top_sees_every_worker(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "greensmtp.toml").write_text(CONFIG + "workers = 2\n")
+    server = serve("--config", "greensmtp.toml", listeners=1, command=[sys.executable, "-m", "greensmtp"])
+    status, out, err = run("top", "--control", "control", "--once", "--json", "--interval", "0.2", folder=tmp_path)
+    assert (status, err) == (0, "")
+    pids = {each["pid"] for each in json.loads(out)["processes"]}
+    assert len(pids) == 2
+    assert server.process.pid not in pids
+    assert server.stop() == 0
+    assert not [*(tmp_path / "control").iterdir()]
 
 
 def test_top_prints_json(server: ServeProcess, tmp_path: Path) -> None:
