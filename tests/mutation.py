@@ -195,7 +195,7 @@ class Mutation:
                 import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
         gc.collect()
         for each in gc.get_objects():
-            if isinstance(each, FunctionType):
+            if type(each) is FunctionType:  # isinstance would ask lazy objects of libraries, which may raise
                 self._functions[each.__code__.co_filename].append(each)
         gc.freeze()  # collections in children leave these objects, and their memory, alone
         try:

@@ -22,7 +22,7 @@ def tell(session: Session, command: Command, ack: Ack) -> None:
     gc.collect()
     everything = gc.get_objects()
     kinds = Counter(type(each).__name__ for each in everything)
-    greenlets = sum(1 for each in everything if isinstance(each, greenlet))
+    greenlets = sum(1 for each in everything if issubclass(type(each), greenlet))
     counts = {"sessions": kinds["Session"], "greenlets": greenlets, "threads": threading.active_count()}
     counts["objects"] = len(everything)
     ack.replace(250, " ".join(f"{name}={count}" for name, count in counts.items()))
