@@ -430,7 +430,7 @@ def test_connections_that_wait_at_accept_are_bounded_and_others_come_through(
 
 
 def living_greenlets() -> int:
-    """Count greenlets by their type: ``isinstance`` asks objects, and a lazy one that some library has made may raise."""
+    """Count greenlets by their type: ``isinstance`` asks objects, and lazy ones of libraries may raise."""
     gc.collect()
     return sum(issubclass(type(each), greenlet) and not each.dead for each in gc.get_objects())
 
