@@ -23,6 +23,9 @@ MAX_WAITING = 10_000
 #: Maximum number of lines in one write.
 BATCH = 1_000
 
+#: Targets of a log that are no files.
+STREAMS = ("stderr", "stdout")
+
 #: Seconds from the first line to the write, for more lines to come. To wake the thread for each line would take longer
 #: than to write the line.
 GATHER = 0.005
@@ -63,6 +66,11 @@ class LineWriter:
             self._lines.put(line)
         else:
             self._dropped += 1
+
+    def redirect(self, stream: TextIO | None) -> None:
+        """Write further lines to another stream."""
+        self.finish()
+        self._stream, self._descriptor = stream, _descriptor(stream)
 
     def finish(self, timeout: float = 1.0) -> bool:
         """Write the waiting lines and end the thread; return False if that takes longer than ``timeout`` seconds."""
@@ -177,10 +185,10 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 class LogHandler(logging.Handler):
-    """Write log records as lines to standard error, or append them to a file.
+    """Write log records as lines to a standard stream, or append them to a file.
 
     :param log_format: ``text``, or ``json`` for one object per line.
-    :param target: ``stderr``, or the path of a file.
+    :param target: ``stderr``, ``stdout``, or the path of a file.
     :raises OSError: the file cannot be opened.
     :raises ModuleNotFoundError: the format is ``json``, and python-json-logger is not installed.
     """
@@ -190,7 +198,8 @@ class LogHandler(logging.Handler):
         formatter = (
             _json_formatter() if log_format == "json" else _TextFormatter("%(asctime)s %(levelname)s %(message)s")
         )
-        self._path = None if target == "stderr" else Path(target).absolute()
+        self._stream = {"stderr": sys.stderr, "stdout": sys.stdout}.get(target)
+        self._path = None if target in STREAMS else Path(target).absolute()
         self._writer, self._file = self._open()
         super().__init__()
         self.log_format = log_format
@@ -199,7 +208,7 @@ class LogHandler(logging.Handler):
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
         file = None if self._path is None else self._path.open("a", encoding="utf-8")
-        return LineWriter(file or sys.stderr, self._format_gap), file
+        return LineWriter(file or self._stream, self._format_gap), file
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue the record to be written. Never wait."""
@@ -232,7 +241,7 @@ class LogHandler(logging.Handler):
     def reopen(self) -> None:
         """Open the file again by its path, after it was renamed, for instance by logrotate.
 
-        Lines that wait are written to the new file. Standard error is left as it is.
+        Lines that wait are written to the new file. A standard stream is left as it is.
 
         :raises OSError: the file cannot be opened; lines are still written to the old one.
         """

@@ -6,11 +6,12 @@ import itertools
 import os
 import socket
 from base64 import b64encode
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from gevent import Timeout, sleep
 
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.testing import Peer
@@ -32,6 +33,13 @@ def free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("the range of ports has no end")
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait until something is true."""
+    with Timeout(30, AssertionError(f"waited 30 s for {what}")):
+        while not condition():
+            sleep(0.01)
 
 
 def b64(text: str | bytes) -> str:

@@ -11,8 +11,9 @@ from greensmtp.cli.options import load_given, refuse, serve_options
 
 @click.command()
 @serve_options
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing if the configuration is valid.")
 @click.pass_context
-def check(context: click.Context, /, **options: Any) -> None:
+def check(context: click.Context, /, *, quiet: bool, **options: Any) -> None:
     """Check a configuration, and print the effective one.
 
     Loads everything that "serve" with these options would use (certificates, middleware, plugins), but does not listen
@@ -39,4 +40,5 @@ def check(context: click.Context, /, **options: Any) -> None:
         assemble(loaded, dry=True)
     except ConfigError as error:
         refuse(error)
-    click.echo(write(loaded), nl=False)
+    if not quiet:
+        click.echo(write(loaded), nl=False)

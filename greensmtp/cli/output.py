@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,17 +20,19 @@ if TYPE_CHECKING:
     from greensmtp.config.load import Loaded
 
 
-def set_up_logging(log_format: str, level: str, target: str) -> None:
-    """Send log records to standard error or a file.
+def set_up_logging(stdout: LineWriter, log_format: str, level: str, target: str) -> None:
+    """Send log records to a standard stream or a file.
 
     Python's warnings, and exceptions that end a greenlet, become log records too.
 
+    :param stdout: what else is printed. It goes to standard error if the log takes standard output.
     :param log_format: ``text`` or ``json``.
     :param level: the lowest level: ``warning``; ``info`` includes sessions and messages, ``debug`` every command.
-    :param target: ``stderr``, or the path of a file.
+    :param target: ``stderr``, ``stdout``, or the path of a file.
     :raises OSError: the file cannot be opened.
     """
     logging.basicConfig(level=level.upper(), handlers=[LogHandler(log_format, target)], force=True)
+    stdout.redirect(sys.stderr if target == "stdout" else sys.stdout)
     logging.captureWarnings(True)
     get_hub().print_exception = _log_exception  # type: ignore[method-assign, assignment]
 
@@ -38,7 +41,7 @@ def _log_exception(context: Any, kind: Any, error: Any, traceback: Any) -> None:
     logging.getLogger("greensmtp").error("%s failed", context, exc_info=(kind, error, traceback))
 
 
-def start_logging(loaded: Loaded) -> None:
+def start_logging(stdout: LineWriter, loaded: Loaded) -> None:
     """Send the log where the configuration says.
 
     :raises ConfigError: it cannot be written.
@@ -48,7 +51,7 @@ def start_logging(loaded: Loaded) -> None:
     log = loaded.config.logging
     try:
         probe_special_log(log.target)
-        set_up_logging(log.format, log.level, log.target)
+        set_up_logging(stdout, log.format, log.level, log.target)
     except (OSError, ValueError) as error:
         text = f"cannot write to {log.target!r}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise loaded.source.error([Problem(("logging", "target"), text)]) from error

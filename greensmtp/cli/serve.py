@@ -96,7 +96,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     except ValueError as error:
         raise loaded.source.error([Problem(("service", "user"), str(error))]) from error
     sockets = Sockets(inherited_sockets(), reuse_port=config.reuse_port)
-    service = Service(load, sockets=sockets, outermost=[Announce(stdout)], accept=start_logging)
+    service = Service(load, sockets=sockets, outermost=[Announce(stdout)], accept=partial(start_logging, stdout))
     with pid_file(config.pid_file):
         folder = choose_folder(config.control, None if identity is None else (identity.uid, identity.gid))
         if identity is not None:

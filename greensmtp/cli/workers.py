@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -66,7 +67,11 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
 
         loaded = load_given(context, None if plan.text is None else plan.text.encode())
         service = Service(
-            lambda: loaded, sockets=sockets, outermost=[Announce(stdout)], http=http, accept=start_logging
+            lambda: loaded,
+            sockets=sockets,
+            outermost=[Announce(stdout)],
+            http=http,
+            accept=partial(start_logging, stdout),
         )
         service.start(loaded)
         return service
@@ -74,4 +79,4 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
     def announce(plan: Plan, urls: list[str], http: tuple[str, int] | None) -> None:
         say_places(stdout, plan.maildir, urls, http)
 
-    ServiceArbiter(load, start_service, set_up_logging, announce).run()
+    ServiceArbiter(load, start_service, partial(set_up_logging, stdout), announce).run()

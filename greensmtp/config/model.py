@@ -15,6 +15,7 @@ from greensmtp.config.defaults import DEFAULT_MAILDIR, DEFAULT_STACK, DEFAULT_UR
 from greensmtp.config.locations import KeyPath
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.routing import check_pattern
+from greensmtp.log_writer import STREAMS
 from greensmtp.protocol.esmtp import STANDARD
 from greensmtp.server.extensions import SWITCHABLE, VALUES, read_switch
 from greensmtp.server.limits import Limits
@@ -347,7 +348,7 @@ def _change_paths(data: Any, place: tuple[str | None, ...], change: Callable[[st
     elif isinstance(data, dict) and key in data:
         if rest:
             _change_paths(data[key], tuple(rest), change)
-        elif isinstance(data[key], str) and data[key] not in ("", "stderr", "auto"):
+        elif isinstance(data[key], str) and data[key] not in ("", "auto", *STREAMS):
             data[key] = str(change(data[key]))
 
 

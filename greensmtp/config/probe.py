@@ -6,6 +6,8 @@ import os
 import stat
 from pathlib import Path
 
+from greensmtp.log_writer import STREAMS
+
 
 def probe_maildir(path: str) -> None:
     """Check that a Maildir can be created here.
@@ -67,7 +69,7 @@ def probe_log(target: str) -> None:
     :raises ValueError: it cannot; the text says why.
     """
     path = Path(target)
-    if target == "stderr":
+    if target in STREAMS:
         return
     probe_special_log(target)
     if path.is_dir():

@@ -22,6 +22,7 @@ from greensmtp.cli.announce import Announce
 from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
 from greensmtp.protocol.log_text import MAX_LENGTH
 from greensmtp.testing import dial
+from tests.helpers import until
 
 if TYPE_CHECKING:
     from greensmtp.testing.fixtures import MakeServer
@@ -46,6 +47,21 @@ def test_without_problems_the_log_is_empty(serve: Serve) -> None:
     deliver(server.port)
     server.stop()
     assert server.log == ""
+
+
+@pytest.mark.parametrize("workers", ["", "workers = 1"])
+def test_the_log_may_have_standard_output(serve: Serve, tmp_path: Path, workers: str) -> None:
+    """As in a container: then the rest goes to standard error."""
+    text = '[[listeners]]\nurl = "127.0.0.1:0"\n[logging]\ntarget = "stdout"\nformat = "json"\nlevel = "info"\n'
+    (tmp_path / "greensmtp.toml").write_text(f"{text}[service]\n{workers}\n")
+    command = [sys.executable, "-m", "greensmtp"] if workers else None
+    server = serve("--config", "greensmtp.toml", wait=False, listeners=1, command=command)
+    until(lambda: "listening" in server.log, "the listener")
+    deliver(int(server.log.split("listening smtp://127.0.0.1:")[1].split()[0]))
+    assert server.stop() == 0
+    records = [json.loads(line) for line in server.lines()]
+    assert [record["message"].split()[1] for record in records] == ["message", "session"]
+    assert re.search(r"^message from=<ann@example\.com> to=<bob@example\.org> size=", server.log, re.MULTILINE)
 
 
 def test_verbose_logs_sessions_and_messages(serve: Serve) -> None:

@@ -536,6 +536,12 @@ def test_written_toml_reads_back_as_the_same_data(data: dict[str, Any]) -> None:
     assert tomllib.loads(toml(data)) == data
 
 
+def test_quiet_prints_problems_alone(check: Check) -> None:
+    result = check("", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert complaints(check("nothing = 1", "-q")) == complaints(check("nothing = 1"))
+
+
 def test_the_help_explains_the_command(check: Check) -> None:
     result = check(None, "--help")
     assert result.exit_code == 0

@@ -11,12 +11,12 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import gevent
 import pytest
 from gevent import socket, subprocess
 
 from greensmtp.server.worker import beside, read_servers
 from greensmtp.testing import Peer
+from tests.helpers import until
 
 pytestmark = [pytest.mark.subprocess, pytest.mark.timeout(120)]
 
@@ -40,13 +40,6 @@ both = [server, other]
 def make():
     return server
 """
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    with gevent.Timeout(30, AssertionError(f"waited 30 s for {what}")):
-        while not condition():
-            gevent.sleep(0.01)
 
 
 class Gunicorn:

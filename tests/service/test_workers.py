@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-import gevent
 import pytest
 
 from greensmtp.testing import Peer
+from tests.helpers import until
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -37,13 +37,6 @@ workers = 2
 """
 
 pytestmark = [pytest.mark.subprocess, pytest.mark.timeout(120)]
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    """Wait until something is true."""
-    with gevent.Timeout(30, AssertionError(f"waited 30 s for {what}")):
-        while not condition():
-            gevent.sleep(0.01)
 
 
 class Served:
