@@ -8,6 +8,7 @@ import socket
 from base64 import b64encode
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,6 +139,13 @@ def play(peer: Peer, *steps: tuple[str, str]) -> None:
     for line, pattern in steps:
         peer.line(line)
         peer.expect(pattern)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Give a file another text at once: a server that reads it meanwhile must not find half of it."""
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text)
+    new.replace(path)
 
 
 def refused(address: Any) -> bool:

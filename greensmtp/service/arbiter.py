@@ -125,7 +125,8 @@ class ServiceWorker(BaseWorker):
 
     def load_wsgi(self) -> None:
         """Start the service."""
-        kept = {key: each.dup() for key, each in self.opened.items()}
+        # Those of its own configuration: in a reload the arbiter has others as well, and closes them later.
+        kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
         http = None if self.http is None else self.http.dup()
         for each in self.sockets:  # those of other workers, too
             each.close()

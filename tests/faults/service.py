@@ -19,6 +19,7 @@ from gevent import sleep
 
 from tests.faults.clients import Client, Closed
 from tests.faults.run import Run, Unavailable
+from tests.helpers import replace_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -178,7 +179,7 @@ class Service:
     def rename(self) -> None:
         """Give the server another name in its configuration, which a reload reads."""
         before, self.hostname = self.hostname, f"mx-{random.randrange(10**9)}.example.com"
-        self.config.write_text(self.config.read_text().replace(before, self.hostname))
+        replace_text(self.config, self.config.read_text().replace(before, self.hostname))
 
     @property
     def log(self) -> str:

@@ -18,7 +18,7 @@ from gevent import socket
 
 from greensmtp.testing import Peer
 from tests import deployment
-from tests.helpers import auth_plain, free_port, until
+from tests.helpers import auth_plain, free_port, refused, until
 from tests.peers.test_haproxy import HAProxy, haproxy, peer_over_tls  # noqa: F401  # a fixture
 from tests.peers.test_nginx import MODULES
 from tests.programs import missing
@@ -176,7 +176,7 @@ def test_nginx_names_the_client_to_the_server(
     with subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             for _ in range(5):  # more than there are servers
-                until(lambda: listens(port), "nginx")
+                until(lambda: not refused(("127.0.0.1", port)), "nginx")
                 with Peer(socket.create_connection(("127.0.0.1", port), 10, ("127.0.0.2", 0))) as peer:
                     assert send(peer) == ""
         finally:
@@ -184,14 +184,6 @@ def test_nginx_names_the_client_to_the_server(
     stored = [*(tmp_path / "mail/example.com/you/new").iterdir()]
     assert all(b"[127.0.0.2]" in path.read_bytes() for path in stored)
     assert len(stored) == 5
-
-
-def listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 10).close()
-    except ConnectionRefusedError:
-        return False
-    return True
 
 
 # The log

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers import replace_text
 from tests.peers.postfix import Postfix
 
 pytestmark = pytest.mark.peer
@@ -140,7 +141,7 @@ def test_postfix_relays_during_reloads(serve: Serve, postfix: Callable[..., Post
     relay = postfix(relayhost=f"[127.0.0.1]:{server.port}", default_destination_concurrency_limit="5")
     for number in range(20):
         relay.relay(BODY, "ann@example.com", "bob@example.org")
-        config.write_text(text.format(f"mx{number}.example.com"))
+        replace_text(config, text.format(f"mx{number}.example.com"))
         server.process.send_signal(signal.SIGHUP)
     for _ in range(20):
         assert "from=<ann@example.com> to=<bob@example.org> " in server.line()

@@ -16,7 +16,7 @@ from gevent import socket, subprocess
 
 from greensmtp.server.worker import beside, read_servers
 from greensmtp.testing import Peer
-from tests.helpers import until
+from tests.helpers import refused, until
 
 pytestmark = [pytest.mark.subprocess, pytest.mark.timeout(120)]
 
@@ -197,7 +197,7 @@ def test_smtp_beside_http(gunicorn: Callable[..., Gunicorn], tmp_path: Path) -> 
         busy.hello()
         begin(busy)
         mx.process.send_signal(signal.SIGTERM)
-        until(lambda: mx.process.poll() is not None or not accepts(port), "HTTP to stop")
+        until(lambda: mx.process.poll() is not None or refused(("127.0.0.1", port)), "HTTP to stop")
         busy.line("Subject: last orders", ".")
         busy.expect("250", "421")
     assert mx.wait() == 0
@@ -237,14 +237,6 @@ def test_workers_show_unknown_users_the_same_salt(gunicorn: Callable[..., Gunico
 
     until(ask, "both workers to answer")
     assert len(set(salts.values())) == 1
-
-
-def accepts(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 10).close()
-    except OSError:
-        return False
-    return True
 
 
 def test_arguments_are_checked_early() -> None:

@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from greensmtp.testing import Peer
+from tests.helpers import replace_text
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -39,7 +40,7 @@ class Served:
         self.server = serve("--config", self.path, listeners=parts.get("more", "").count("[[listeners]]") + 1)
 
     def write(self, name: str, *, top: str = "middleware = []", more: str = "", service: str = "") -> None:
-        self.path.write_text(CONFIG.format(name=name, top=top, more=more, service=service))
+        replace_text(self.path, CONFIG.format(name=name, top=top, more=more, service=service))
 
     def hang_up(self, until: str) -> None:
         """Send SIGHUP, and wait until the log says something once more."""

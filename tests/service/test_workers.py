@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from greensmtp.testing import Peer
-from tests.helpers import until
+from tests.helpers import free_port, refused, replace_text, until
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -48,7 +48,7 @@ class Served:
         self.server = serve("--config", self.path, listeners=1, command=[sys.executable, "-m", "greensmtp"])
 
     def write(self, name: str, *, top: str = "middleware = []", more: str = "", service: str = "") -> None:
-        self.path.write_text(CONFIG.format(name=name, top=top, more=more, service=service))
+        replace_text(self.path, CONFIG.format(name=name, top=top, more=more, service=service))
 
     @property
     def pid(self) -> int:
@@ -122,6 +122,16 @@ def test_a_reload_lets_old_connections_go_on(served: Callable[..., Served]) -> N
         old.line("QUIT")
         old.expect("221 2.0.0")
     until(lambda: len(mx.workers) == 2, "the old workers to end")
+    assert mx.server.stop() == 0
+
+
+def test_a_listener_that_is_gone_is_closed_in_all_processes(served: Callable[..., Served]) -> None:
+    other = ("127.0.0.1", free_port())
+    mx = served(more=f'[[listeners]]\nurl = "smtp://127.0.0.1:{other[1]}"')
+    assert not refused(other)
+    mx.write("two.example.com")
+    mx.hang_up("configuration reloaded")
+    until(lambda: refused(other), "the port to be closed")
     assert mx.server.stop() == 0
 
 
@@ -227,17 +237,9 @@ def test_the_second_signal_ends_all_at_once(served: Callable[..., Served]) -> No
         busy.line("MAIL FROM:<ann@example.com>")
         busy.expect("250")
         os.kill(mx.pid, signal.SIGTERM)
-        until(lambda: refused(mx.server.port), "the port to close")
+        until(lambda: refused(("127.0.0.1", mx.server.port)), "the port to close")
         os.kill(mx.pid, signal.SIGINT)
         assert mx.server.wait() == 1
-
-
-def refused(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 10).close()
-    except ConnectionRefusedError:
-        return True
-    return False
 
 
 def test_without_an_arbiter_workers_drain_and_end(served: Callable[..., Served]) -> None:
@@ -247,7 +249,7 @@ def test_without_an_arbiter_workers_drain_and_end(served: Callable[..., Served])
         busy.line("MAIL FROM:<ann@example.com>", "RCPT TO:<bob@example.org>", "DATA")
         busy.expect("250", "250", "354")
         os.kill(mx.pid, signal.SIGKILL)
-        until(lambda: refused(mx.server.port), "the port to close")
+        until(lambda: refused(("127.0.0.1", mx.server.port)), "the port to close")
         busy.line("Subject: x", ".")
         busy.expect("250", "421")
         busy.expect_end()
