@@ -1,16 +1,20 @@
 """Deliveries of accepted mail, and the trace fields that they write before it."""
 
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
+from greensmtp.delivery.srs import SRS
 from greensmtp.delivery.trace import received_field, return_path
 
 __all__ = [
+    "SRS",
     "Deliveries",
     "Delivery",
     "Envelope",
+    "Forward",
     "Maildir",
     "RecipientStatus",
     "Result",

@@ -1,0 +1,366 @@
+"""``Forward``: pass mail on to a next hop within the session, whose reply is the client's.
+
+Two modes. In lock-step, MAIL and RCPT are asked as they come, and the body flows through; after the body, the message
+is collected first. Either way the client gets 250 only after the next hop's, so nothing is queued and nothing bounces.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from greensmtp.chain.validate import check_callable
+from greensmtp.client.client import SMTPClient
+from greensmtp.client.options import StartTLS
+from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.delivery.next_hop import Hop, NextHop, xforward
+from greensmtp.delivery.srs import SRS
+from greensmtp.delivery.trace import received_field
+from greensmtp.errors import ArgumentError, Reject
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.header_section import HeaderSection
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+from greensmtp.session.server_info import ServerInfo
+
+logger = logging.getLogger("greensmtp")
+
+#: Bytes of a file that are read at once.
+_READ = 256 * 1024
+
+_LOOP = Reply(554, "5.4.6 Too many hops: the message has been here before")
+#: RFC 5321 section 4.5.4.1: the client tries again with the recipients that are left.
+_OTHERS_REFUSED = Reply(451, "4.3.0 Not all recipients can be served at once; try again")
+_NOT_OURS = Reply(550, "5.1.1 No such address")
+
+
+class Forward(Delivery):
+    """Passes mail on: ``Forward("smtp://mx.example.com:25")``. The next hop's reply is the reply to the client.
+
+    A 421 of the next hop is a 451, and so is a connection that cannot be made or is lost. Refusals keep their enhanced
+    status code.
+
+    :param to: a URL (``smtp://``, ``smtps://``, ``lmtp://``, ``unix:``, ``lmtp+unix:``), or several, which are tried in
+        order; one that fails is avoided for 30 seconds.
+    :param mode: ``"lock-step"``: each command is asked at once, and the body passes through in flat memory;
+        ``"after-body"``: the message is collected and then sent, so a slow client holds no connection.
+    :param starttls: as of ``connect``: ``"offered"`` and so on.
+    :param username: to log in at the next hop, with ``password``, or with ``token`` for XOAUTH2 and OAUTHBEARER; each
+        may be a callable, which is called for each new connection.
+    :param connections: the most connections at once.
+    :param wait: seconds that a message waits for a connection while all are busy; then 451.
+    :param rate: messages in a second, at even intervals; None for no limit.
+    :param timeout: seconds for each reply of the next hop but the last, for which it has ten minutes.
+    :param source_address: the address to connect from.
+    :param local_hostname: the name for EHLO; by default that of the server.
+    :param received: write a Received field; False only for a filter that must change nothing.
+    :param max_hops: refuse a message with as many Received fields: it goes round in circles.
+    :param xforward: tell the next hop of the client, if it offers XFORWARD.
+    :param srs_domain: rewrite reverse-paths by SRS, with addresses of this domain, whose bounces lead back here.
+    :param srs_secret: the secret for that; or several, the first of which signs.
+    :param rewrite_sender: ``(session, sender) -> str``: the reverse-path for the next hop. Before SRS.
+    :param rewrite_recipient: ``(session, recipient) -> str``: the recipient for the next hop. After SRS.
+    :raises ArgumentError, ValueError: an argument is wrong.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        to: str | Sequence[str],
+        *,
+        mode: Literal["lock-step", "after-body"] = "lock-step",
+        starttls: StartTLS | None = None,
+        username: str | None = None,
+        password: str | Callable[[], str] | None = None,
+        token: str | Callable[[], str] | None = None,
+        connections: int = 20,
+        wait: float = 30.0,
+        rate: float | None = None,
+        timeout: float = 60.0,
+        source_address: str | None = None,
+        local_hostname: str | None = None,
+        received: bool = True,
+        max_hops: int = 100,
+        xforward: bool = True,
+        srs_domain: str | None = None,
+        srs_secret: str | Sequence[str] | None = None,
+        rewrite_sender: Callable[[Session, str], str] | None = None,
+        rewrite_recipient: Callable[[Session, str], str] | None = None,
+    ) -> None:
+        if mode not in ("lock-step", "after-body"):
+            raise ArgumentError("mode", f"expected 'lock-step' or 'after-body'; got {mode!r}")
+        if max_hops < 1:
+            raise ArgumentError("max_hops", f"expected at least 1; got {max_hops!r}")
+        if (srs_domain is None) != (srs_secret is None):
+            raise ArgumentError("srs_domain", "and srs_secret belong together; got one alone")
+        self.mode = mode
+        self.received = received
+        self.max_hops = max_hops
+        self.xforward = xforward
+        self.next_hop = NextHop(
+            to,
+            size=connections,
+            acquire_timeout=wait,
+            rate=rate,
+            timeout=timeout,
+            starttls=starttls,
+            username=username,
+            password=password,
+            token=token,
+            source_address=None if source_address is None else (source_address, 0),
+            local_hostname=local_hostname,
+        )
+        self._srs = SRS(srs_domain, srs_secret) if srs_domain is not None and srs_secret is not None else None
+        for name, function in (("rewrite_sender", rewrite_sender), ("rewrite_recipient", rewrite_recipient)):
+            if function is not None:
+                check_callable(function, name, ("session", "address"), "str")
+        self._rewrite_sender = rewrite_sender
+        self._rewrite_recipient = rewrite_recipient
+        self._servers = 0
+        if mode == "lock-step":  # only then, the runner asks at MAIL and RCPT
+            vars(self).update(mail=self._ask_mail, rcpt=self._ask_rcpt, reset=self._forget)
+
+    def __repr__(self) -> str:
+        return f"<Forward to {self.next_hop.places[0]}>"
+
+    def start(self, server: ServerInfo) -> None:
+        """Take connections."""
+        self._servers += 1
+        self.next_hop.open(server.hostname)
+
+    def stop(self, server: ServerInfo) -> None:
+        """Close the connections, with the last server."""
+        self._servers -= 1
+        if not self._servers:
+            self.next_hop.close()
+
+    # In lock-step
+
+    def _ask_mail(self, session: Session, sender: Address) -> Reply:
+        hop = session.transaction_notes[self] = self.hop(session)
+        return hop.mail(self.sender(session, sender), sender.parameters)
+
+    def _ask_rcpt(self, session: Session, recipient: Address) -> Reply:
+        hop: Hop = session.transaction_notes[self]
+        return hop.rcpt(recipient, self.recipient(session, recipient))
+
+    def _forget(self, session: Session) -> None:
+        hop: Hop | None = session.transaction_notes.pop(self, None)
+        if hop is not None:
+            hop.close()
+
+    # A message
+
+    def begin(self, envelope: Envelope) -> Transfer:
+        """Begin a message; in lock-step, at the next hop too.
+
+        :raises Reject: the next hop refuses it.
+        """
+        if self.mode == "after-body":
+            return _Collected(self, envelope)
+        session = envelope.session
+        hop: Hop | None = session.transaction_notes.get(self)
+        if hop is None or not hop.is_open or hop.accepted != list(envelope.recipients):
+            # A middleware has refused what the next hop has accepted, or has changed the recipients.
+            if hop is not None:
+                hop.close()
+            hop = session.transaction_notes[self] = self.hop(session)
+            self.name(hop, envelope, envelope.recipients)
+        refusal = hop.begin_body(binary=is_binary(session))
+        if refusal is not None:
+            raise Reject(refusal)
+        return _Passing(self, envelope, hop)
+
+    def hop(self, session: Session) -> Hop:
+        """Return a transaction with the next hop, which has not begun."""
+
+        def begin(client: SMTPClient) -> None:
+            if self.xforward:
+                xforward(client, session)
+
+        return Hop(self.next_hop, session, begin)
+
+    def name(self, hop: Hop, envelope: Envelope, recipients: Sequence[Address]) -> dict[str, Reply | None]:
+        """Name the sender and the recipients to the next hop; return the refusals.
+
+        :raises Reject: the sender is refused, or all recipients; in SMTP, one of them.
+        """
+        session = envelope.session
+        reply = hop.mail(self.sender(session, envelope.sender), envelope.sender.parameters)
+        if not reply.is_positive:
+            raise Reject(reply)
+        refusals: dict[str, Reply | None] = {}
+        for recipient in recipients:
+            reply = hop.rcpt(recipient, self.recipient(session, recipient))
+            if reply.is_positive:
+                continue
+            refusals[recipient] = reply
+            if not session.server.lmtp or len(refusals) == len(recipients):
+                hop.close()
+                raise Reject(reply)
+        return refusals
+
+    def sender(self, session: Session, sender: Address) -> str:
+        """Return the reverse-path for the next hop."""
+        address = str(sender) if self._rewrite_sender is None else self._rewrite_sender(session, sender)
+        return address if self._srs is None else self._srs.forward(address)
+
+    def recipient(self, session: Session, recipient: Address) -> str:
+        """Return the recipient for the next hop.
+
+        :raises Reject: it is an SRS address that this server has not made, or that is too old.
+        """
+        address: str = str(recipient)
+        if self._srs is not None:
+            try:
+                address = self._srs.reverse(address) or address
+            except ValueError:
+                raise Reject(_NOT_OURS) from None
+        return address if self._rewrite_recipient is None else self._rewrite_recipient(session, Address.parse(address))
+
+    def received_field(self, envelope: Envelope) -> bytes:
+        """Return the Received field for a message, or nothing."""
+        return received_field(envelope.session) if self.received else b""
+
+
+def is_binary(session: Session) -> bool:
+    """True if the message may have any bytes, and no lines (RFC 3030 section 3)."""
+    return str(session.from_ext.get("BODY") or "").upper() == "BINARYMIME"
+
+
+class _Passing(Transfer):
+    """A message that flows through."""
+
+    def __init__(self, delivery: Forward, envelope: Envelope, hop: Hop) -> None:
+        super().__init__(envelope)
+        self._delivery = delivery
+        self._hop = hop
+        self._hops = Hops(delivery.max_hops)
+        #: Keeps the body apart from the fields that go before it; None: there are none, or it has not begun.
+        self._section: HeaderSection | None = None
+        self._has_begun = False
+
+    def write(self, data: bytes, /) -> None:
+        """Pass the next piece on.
+
+        :raises Reject: it goes round in circles, or the next hop refuses it.
+        """
+        self._hops.feed(data)
+        self._pass(data)
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """End the message; the next hop's reply is the answer."""
+        if list(recipients) != self._hop.accepted:
+            self._hop.close()
+            raise Reject(_OTHERS_REFUSED)
+        self._pass(b"", last=True)
+        return outcome(self.envelope, self._hop)
+
+    def discard(self) -> None:
+        """Close the connection, so that the next hop does not take half of the message for all of it."""
+        self._hop.close()
+
+    def _pass(self, data: bytes, *, last: bool = False) -> None:
+        head = b""
+        if not self._has_begun:
+            self._has_begun = True
+            head = self._delivery.received_field(self.envelope) + self.envelope.take_fields()
+            self._section = HeaderSection() if head else None
+        if self._section is not None:
+            data = head + self._section.feed(data, last)
+        if data and (refusal := self._hop.write(data)) is not None:
+            raise Reject(refusal)
+
+
+class _Collected(SpooledTransfer):
+    """A message that is sent when it is complete."""
+
+    def __init__(self, delivery: Forward, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        self._delivery = delivery
+        self._hops = Hops(delivery.max_hops)
+
+    def write(self, data: bytes, /) -> None:
+        """Collect the next piece.
+
+        :raises Reject: it goes round in circles.
+        """
+        self._hops.feed(data)
+        super().write(data)
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """Send the message; the next hop's reply is the answer. If the connection is lost early, send it once more."""
+        hop = self._delivery.hop(self.envelope.session)
+        try:
+            return self._send(hop, recipients)
+        except Reject:
+            if not hop.may_begin_again:
+                raise
+        return self._send(self._delivery.hop(self.envelope.session), recipients)
+
+    def _send(self, hop: Hop, recipients: Sequence[Address]) -> Result:
+        try:
+            refusals = self._delivery.name(hop, self.envelope, recipients)
+            refusal = hop.begin_body(binary=is_binary(self.envelope.session))
+            data = self._delivery.received_field(self.envelope)
+            section = HeaderSection() if data else None
+            with self.open() as source:
+                while refusal is None:
+                    piece = source.read(_READ)
+                    data += piece if section is None else section.feed(piece, not piece)
+                    refusal, data = hop.write(data), b""
+                    if not piece:
+                        break
+            if refusal is not None:
+                raise Reject(refusal)
+            result = outcome(self.envelope, hop)
+        finally:
+            hop.close()
+        if isinstance(result, dict):
+            return result | refusals
+        return refusals if refusals and isinstance(result, Reply) and result.is_positive else result
+
+
+def outcome(envelope: Envelope, hop: Hop) -> Result:
+    """End a message at the next hop, and return what has become of it."""
+    accepted = hop.accepted
+    replies = hop.finish()
+    hop.close()
+    logger.info("%s: next hop: %s", envelope.session.log_id, replies[0])
+    if len(replies) < len(accepted) or len(replies) == 1:
+        return replies[0]
+    return dict(zip(accepted, replies, strict=True))
+
+
+class Hops:
+    """Counts the Received fields of a message as it arrives (RFC 5321 section 6.3).
+
+    :param most: as many are too many.
+    """
+
+    _FIELD = re.compile(rb"\nreceived:", re.IGNORECASE)
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+        #: The bytes before the next ones that a field's name may begin in, as if there were a line before the first.
+        self._tail = b"\n"
+        self._is_over = False
+
+    def feed(self, data: bytes) -> None:
+        """Count those in the next piece.
+
+        :raises Reject: there are too many.
+        """
+        if self._is_over:
+            return
+        data = self._tail + data
+        end = re.search(rb"\n\r?\n", data)
+        self._is_over = end is not None
+        self._left -= len(self._FIELD.findall(data, 0, len(data) if end is None else end.start() + 1))
+        if self._left <= 0:
+            raise Reject(_LOOP)
+        # One byte less than a field's beginning, so that none is counted twice.
+        self._tail = data[-9:]

@@ -1,0 +1,294 @@
+"""The next hop of mail that is passed on: where it is, and one transaction with it.
+
+A ``Hop`` is one transaction, on a connection that it borrows from the pool of its ``NextHop``. Its methods return
+replies that the client may be given: 421 is 451, and whatever goes wrong with the connection is a 451, since that is
+nothing that the client could mend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from greensmtp._hostport import parse_url
+from greensmtp.client.client import SMTPClient
+from greensmtp.client.message_writer import BodyWriter, ChunkWriter
+from greensmtp.client.options import ConnectOptions
+from greensmtp.client.pool import Pool
+from greensmtp.errors import (
+    ArgumentError,
+    CannotConnect,
+    ClientError,
+    Disconnected,
+    NotOffered,
+    PoolTimeout,
+)
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.errors import ProtocolError
+from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.xclient import Missing
+from greensmtp.session import Session
+
+logger = logging.getLogger("greensmtp")
+
+#: RFC 3463 sections 3.4, 3.5
+NO_ANSWER = Reply(451, "4.4.1 The next hop does not answer")
+_LOST = Reply(451, "4.4.2 The connection to the next hop was lost")
+_BUSY = Reply(451, "4.3.2 The next hop is busy")
+_MISCONFIGURED = Reply(451, "4.3.5 The next hop cannot be used")
+
+#: What a message needs that the next hop does not offer (RFC 6531 section 3.5, RFC 8689 section 5).
+_NOT_OFFERED = {
+    "SMTPUTF8": Reply(553, "5.6.7 The next hop does not take addresses beyond ASCII"),
+    "REQUIRETLS": Reply(550, "5.7.30 The next hop does not support REQUIRETLS"),
+}
+_NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
+
+#: How often a transaction is begun: the second time on another connection, and perhaps with another host.
+_TRIES = 2
+
+
+def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:
+    """Return the hosts of URLs, and the options of ``connect`` that their scheme stands for.
+
+    :raises ArgumentError: a URL is malformed, or their schemes differ.
+    """
+    urls = [to] if isinstance(to, str) else list(to)
+    if not urls:
+        raise ArgumentError("to", "expected at least one URL, like 'smtp://mx.example.com:25'")
+    places: list[str | tuple[str, int]] = []
+    schemes = set()
+    for text in urls:
+        try:
+            url = parse_url(text)
+        except ValueError as error:
+            raise ArgumentError("to", str(error)) from None
+        scheme = url.scheme or "smtp"
+        schemes.add(scheme)
+        if url.path is not None:
+            places.append(url.path)
+        elif scheme == "lmtp" and url.port is None:
+            raise ArgumentError("to", f"expected a port for LMTP, which has none of its own; got {text!r}")
+        else:
+            places.append((url.host, url.port or {"smtps": 465}.get(scheme, 25)))
+    if len(schemes) > 1:
+        raise ArgumentError("to", f"expected URLs of one scheme; got {' and '.join(sorted(schemes))}")
+    options: ConnectOptions = {"lmtp": schemes == {"lmtp"}, "tls": schemes == {"smtps"}}
+    return places, options
+
+
+class NextHop:
+    """Hosts that are tried in order, over kept connections.
+
+    :param options: of ``Pool``.
+    """
+
+    def __init__(self, to: str | Iterable[str], **options: Any) -> None:
+        self.places, scheme = read_places(to)
+        self.lmtp = bool(scheme["lmtp"])
+        self._options: dict[str, Any] = {**scheme, **options}
+        self._pool: Pool | None = None
+        self._make_pool("check.invalid").close()  # so that wrong options are found now
+
+    def _make_pool(self, hostname: str) -> Pool:
+        options = dict(self._options)
+        if options.get("local_hostname") is None:
+            options["local_hostname"] = hostname
+        return Pool(self.places, **options)
+
+    def open(self, hostname: str) -> None:
+        """Take connections from now on.
+
+        :param hostname: the name for EHLO, unless another was given.
+        """
+        if self._pool is None:
+            self._pool = self._make_pool(hostname)
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Close the connections."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.close(timeout)
+
+    @property
+    def pool(self) -> Pool:
+        """The connections.
+
+        :raises RuntimeError: it is not open.
+        """
+        if self._pool is None:
+            raise RuntimeError("this delivery has not started, or has stopped")
+        return self._pool
+
+
+class Hop:
+    """One transaction with the next hop.
+
+    :param begin: called with the client before MAIL: XFORWARD, for example.
+    """
+
+    def __init__(self, next_hop: NextHop, session: Session, begin: Callable[[SMTPClient], object]) -> None:
+        self._next_hop = next_hop
+        self._session = session
+        self._begin = begin
+        self._lease = ExitStack()
+        self._client: SMTPClient | None = None
+        #: The message, from its beginning to its end.
+        self._body: BodyWriter | ChunkWriter | None = None
+        #: True while a command waits for its reply: if that is interrupted, the connection is out of step.
+        self._waits = False
+        #: True once the connection was lost when the next hop could not have accepted the message.
+        self.may_begin_again = False
+        #: Those that the next hop has accepted, in order.
+        self.accepted: list[Address] = []
+
+    @property
+    def is_open(self) -> bool:
+        """True between MAIL and the end."""
+        return self._client is not None
+
+    def mail(self, sender: str, parameters: Mapping[str, str | None]) -> Reply:
+        """Begin the transaction, on another connection if the first one is lost."""
+        for left in reversed(range(_TRIES)):
+            try:
+                self._client = self._lease.enter_context(self._next_hop.pool.connection())
+                self._waits = True
+                self._begin(self._client)
+                reply = self._client.from_(sender, relayed=parameters)
+                self._waits = False
+            except ClientError as error:
+                self._fail(error)
+                if self.may_begin_again and left:
+                    continue
+                return self._answer(error)
+            if reply.code == 421 and left:  # it wants no more messages on this connection
+                self._client.close()
+                self.close()
+                continue
+            if not reply.is_positive:
+                self.close()
+            return reply.handed_on()
+        raise AssertionError("unreachable")
+
+    def rcpt(self, recipient: Address, address: str) -> Reply:
+        """Name a recipient.
+
+        :param address: what the next hop calls it.
+        """
+        reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters))
+        if reply.is_positive:
+            self.accepted.append(recipient)
+        return reply
+
+    def begin_body(self, *, binary: bool) -> Reply | None:
+        """Begin the message; return the refusal, if it is refused.
+
+        :param binary: it may only be sent in chunks.
+        """
+
+        def begin(client: SMTPClient) -> Reply:
+            self._body = client.body(chunked=True if binary else None)
+            return self._body.reply or Reply(250, "2.0.0 Ok")
+
+        reply = self._ask(begin)
+        return None if reply.is_positive else reply
+
+    def write(self, data: bytes) -> Reply | None:
+        """Write the next bytes of the message; return the refusal, if a chunk is refused."""
+
+        def write(client: SMTPClient) -> Reply:
+            assert self._body is not None
+            self._body.write(data)
+            return self._body.reply or Reply(250, "2.0.0 Ok")
+
+        reply = self._ask(write)
+        return None if reply.is_positive else reply
+
+    def finish(self) -> list[Reply]:
+        """End the message; return its reply, in LMTP one for each recipient that was accepted."""
+
+        def finish(client: SMTPClient) -> Reply:
+            assert self._body is not None
+            reply = self._body.finish()
+            self._body = None
+            return reply
+
+        reply = self._ask(finish)
+        replies: Sequence[Reply] = (reply,)
+        if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == len(self.accepted):
+            replies = self._client.replies
+        return [each.handed_on() for each in replies]
+
+    def close(self) -> None:
+        """End the transaction, and give the connection back. A message that has not ended is not delivered."""
+        if self._client is not None and (self._waits or self._body is not None):
+            self._client.close()
+        self._client = self._body = None
+        self._waits = False
+        self.accepted = []
+        lease, self._lease = self._lease, ExitStack()
+        lease.close()
+
+    def _ask(self, command: Callable[[SMTPClient], Reply]) -> Reply:
+        if self._client is None:
+            return _LOST
+        self._waits = True
+        try:
+            reply = command(self._client).handed_on()
+            self._waits = False
+            return reply
+        except ClientError as error:
+            self._fail(error)
+            return self._answer(error)
+
+    def _fail(self, error: ClientError) -> None:
+        """End the transaction after an error."""
+        self._waits = self._waits and not isinstance(error, NotOffered)  # that has sent nothing
+        self.close()
+        self.may_begin_again = isinstance(error, Disconnected) and error.safe_to_retry
+
+    def _answer(self, error: ClientError) -> Reply:
+        """Return the reply for the client, and log what it does not say."""
+        if isinstance(error, NotOffered):
+            return _NOT_OFFERED.get(error.extension, _NOT_CONVERTED)
+        logger.warning("%s: next hop %s: %s", self._session.log_id, self._next_hop.places[0], error)
+        if isinstance(error, PoolTimeout):
+            return _BUSY
+        if isinstance(error, CannotConnect):
+            return NO_ANSWER
+        if error.reply is not None and error.reply.is_transient_failure:
+            return error.reply.handed_on()
+        return _LOST if error.transient else _MISCONFIGURED
+
+
+def xforward(client: SMTPClient, session: Session) -> None:
+    """Tell the next hop where the message comes from, if it asks for that (Postfix's XFORWARD_README).
+
+    What the client's own peer has said of it by XFORWARD is passed on.
+
+    :raises ClientError: the connection is lost.
+    """
+    offered = client.extensions.get("XFORWARD", "").upper().split()
+    if not offered:
+        return
+    host = session.peer_host
+    known: dict[str, str | Missing | None] = {
+        "NAME": Missing.UNAVAILABLE,
+        "ADDR": str(host) if host else Missing.UNAVAILABLE,
+        "PORT": str(session.peer[1]) if isinstance(session.peer, tuple) else None,
+        "PROTO": "SMTP" if session.greeting == "helo" else "ESMTP",
+        "HELO": session.hostname,
+        "IDENT": session.transaction_id,
+        "SOURCE": "REMOTE",
+    }
+    known.update(session.forwarded or {})
+    given: Any = {name.lower(): value for name, value in known.items() if name in offered and value is not None}
+    for attributes in (given, *({name: value} for name, value in given.items())):
+        try:
+            client.xforward(**attributes)
+        except ProtocolError:
+            continue  # too long for one line, or the client's name is no name: without it then
+        if attributes is given:
+            return
