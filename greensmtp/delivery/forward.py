@@ -140,15 +140,21 @@ class Forward(Delivery):
     # In lock-step
 
     def _ask_mail(self, session: Session, sender: Address) -> Reply:
-        hop = session.transaction_notes[self] = self.hop(session)
+        hop = self._renew(session)
         return hop.mail(self.sender(session, sender), sender.parameters)
 
     def _ask_rcpt(self, session: Session, recipient: Address) -> Reply:
-        hop: Hop = session.transaction_notes[self]
+        hop: Hop = session.notes[self]
         return hop.rcpt(recipient, self.recipient(session, recipient))
 
+    def _renew(self, session: Session) -> Hop:
+        """Return a new transaction with the next hop, in the place of the one before."""
+        self._forget(session)
+        hop = session.notes[self] = self.hop(session)
+        return hop
+
     def _forget(self, session: Session) -> None:
-        hop: Hop | None = session.transaction_notes.pop(self, None)
+        hop: Hop | None = session.notes.pop(self, None)
         if hop is not None:
             hop.close()
 
@@ -162,12 +168,10 @@ class Forward(Delivery):
         if self.mode == "after-body":
             return _Collected(self, envelope)
         session = envelope.session
-        hop: Hop | None = session.transaction_notes.get(self)
+        hop: Hop | None = session.notes.get(self)
         if hop is None or not hop.is_open or hop.accepted != list(envelope.recipients):
             # A middleware has refused what the next hop has accepted, or has changed the recipients.
-            if hop is not None:
-                hop.close()
-            hop = session.transaction_notes[self] = self.hop(session)
+            hop = self._renew(session)
             self.name(hop, envelope, envelope.recipients)
         refusal = hop.begin_body(binary=is_binary(session))
         if refusal is not None:

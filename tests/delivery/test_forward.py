@@ -26,16 +26,20 @@ BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
 
 
 @pytest.fixture
-def relay(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
+def relay(smtp_server: MakeServer) -> Iterator[Callable[..., SMTPServer]]:
     """Return a function that makes a server which forwards: ``relay(to, mode=...)``."""
+    running: list[SMTPServer] = []
 
     def make(to: Any, *, server: dict[str, Any] | None = None, **options: Any) -> SMTPServer:
         made = smtp_server(start=False, hostname="relay.example.com", **(server or {}))
         Deliveries([Forward(to, timeout=10, **options)]).attach(made)
         made.start()
+        running.append(made)
         return made
 
-    return make
+    yield make
+    for each in running:  # before the next hops, which would wait for its connections
+        each.stop(timeout=1)
 
 
 def url(server: SMTPServer, scheme: str = "smtp") -> str:
@@ -327,8 +331,8 @@ class Script:
             return
         while line := lines.readline():
             verb = line.split()[0].upper().decode()
-            usual = {"EHLO": self.EHLO, "DATA": "354 go"}.get(verb, "250 2.0.0 ok")
-            if not self._do(connection, verb, usual):
+            usual = {"EHLO": self.EHLO, "DATA": "354 go", "QUIT": "221 2.0.0 bye"}.get(verb, "250 2.0.0 ok")
+            if not self._do(connection, verb, usual) or verb == "QUIT":
                 return
             if verb == "DATA" and self.does.get("DATA", "354").startswith("354"):
                 if self.does.get("body") == "close":
@@ -402,7 +406,27 @@ def test_a_next_hop_that_hangs_is_ended_by_handler_timeout(
         peer.expect("250", "250", "250")
 
 
-@pytest.mark.parametrize("mode", ["lock-step", "after-body"])
+def test_every_end_of_a_transaction_gives_the_connection_back(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script]
+) -> None:
+    hop = script(RCPT="550 5.1.1 no")
+    server = relay(f"smtp://127.0.0.1:{hop.server.server_port}", connections=1, wait=0.1)
+    ends = ["RSET", "EHLO client.example", "", "QUIT"]
+    for end in ends:
+        with dial(server) as peer:
+            peer.hello()
+            peer.line("MAIL FROM:<ann@example.net>")
+            peer.expect("250")
+            if end:  # else the client just goes
+                peer.line(end)
+                peer.reply()
+                if end != "QUIT":
+                    peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>")
+                    peer.expect("250", "550 5.1.1")
+        until(lambda: not server.connections, "the client to be gone")
+
+
+@MODES
 def test_a_kept_connection_that_has_died_is_replaced(
     relay: Callable[..., SMTPServer], script: Callable[..., Script], mode: str
 ) -> None:
