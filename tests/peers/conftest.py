@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.peers.postfix import Postfix
 from tests.programs import find, need_capabilities
 
 
@@ -40,3 +43,21 @@ def run(program: Callable[[str], str], tmp_path: Path) -> Callable[..., str]:
         return output
 
     return run
+
+
+@pytest.fixture
+def postfix() -> Iterator[Callable[..., Postfix]]:
+    """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
+    # Its processes run as another user, which may not enter pytest's own folders.
+    folder = Path(tempfile.mkdtemp(prefix="postfix-"))
+    folder.chmod(0o755)
+    running: list[Postfix] = []
+
+    def start(**settings: str) -> Postfix:
+        running.append(Postfix(folder, **settings))
+        return running[-1]
+
+    yield start
+    for each in running:
+        each.stop()
+    shutil.rmtree(folder)

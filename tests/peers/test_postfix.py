@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +28,6 @@ Subject: Grüße
 From here on
 ✓
 """.replace("\n", "\r\n").encode()
-
-
-@pytest.fixture
-def postfix() -> Iterator[Callable[..., Postfix]]:
-    """Return a function that starts postfix with settings in ``main.cf``; stop it at the end."""
-    # Its processes run as another user, which may not enter pytest's own folders.
-    folder = Path(tempfile.mkdtemp(prefix="postfix-"))
-    folder.chmod(0o755)
-    running: list[Postfix] = []
-
-    def start(**settings: str) -> Postfix:
-        running.append(Postfix(folder, **settings))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.stop()
-    shutil.rmtree(folder)
 
 
 def body_of(message: bytes) -> bytes:

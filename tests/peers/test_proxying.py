@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 
 from tests.peers.postfix import Postfix
-from tests.peers.test_postfix import postfix
-
-__all__ = ["postfix"]
 
 pytestmark = pytest.mark.peer
 
