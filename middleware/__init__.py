@@ -14,6 +14,7 @@ from greensmtp.middleware.early_talker import EarlyTalker
 from greensmtp.middleware.load_shed import LoadShed
 from greensmtp.middleware.logging.logging import Logging
 from greensmtp.middleware.metrics import Metrics
+from greensmtp.middleware.policy_hook import PolicyHook
 from greensmtp.middleware.rate_limit import RateLimit
 from greensmtp.middleware.tarpit import Tarpit
 from greensmtp.middleware.tracing import Tracing
@@ -27,6 +28,7 @@ __all__ = [
     "LoadShed",
     "Logging",
     "Metrics",
+    "PolicyHook",
     "RateLimit",
     "Tarpit",
     "Tracing",

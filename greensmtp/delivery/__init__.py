@@ -8,6 +8,7 @@ from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
 from greensmtp.delivery.srs import SRS
 from greensmtp.delivery.trace import received_field, return_path
+from greensmtp.delivery.webhook import Webhook
 
 __all__ = [
     "SRS",
@@ -21,6 +22,7 @@ __all__ = [
     "Route",
     "SpooledTransfer",
     "Transfer",
+    "Webhook",
     "delivery_report",
     "received_field",
     "return_path",

@@ -1,0 +1,191 @@
+"""``Webhook``: hand mail to an application over HTTP, whose answer is the client's reply."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.delivery.forward import is_binary
+from greensmtp.errors import Reject
+from greensmtp.http_poster import HTTPFailed, HTTPPoster, Response
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply
+from greensmtp.session import Session
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.thread_pool import in_thread_pool
+from greensmtp.webhook_signature import Signing, check_headers, check_signature, read_secrets
+
+logger = logging.getLogger("greensmtp")
+
+#: The header with the envelope, and the one with its signature.
+ENVELOPE, ENVELOPE_SIGNATURE = "SMTP-Envelope", "SMTP-Envelope-Signature"
+
+#: Bytes of the envelope's header: servers take 8 kB for all of them.
+MAX_ENVELOPE = 6000
+
+#: Bytes that are read and hashed at once.
+_PIECE = 256 * 1024
+
+#: Bytes that are hashed sooner than a thread is woken.
+_QUICK = 64 * 1024
+
+_TOO_MANY = Reply(452, "4.5.3 Too many recipients in one message")
+_NO_ANSWER = Reply(451, "4.4.1 The application does not answer")
+_NOT_NOW = Reply(451, "4.3.0 The application cannot take the message now")
+_REFUSED = Reply(550, "5.7.1 The application refuses the message")
+
+#: The statuses that refuse a message for good; others than 2xx are 451, so that nothing is lost.
+_REFUSING = frozenset({406, 422})
+
+
+class Webhook(Delivery):
+    """Posts each message to a URL: ``Webhook("https://app.example.com/hook", secret="whsec_...")``.
+
+    The body of the request is the message as it came, ``message/rfc822``. The header ``SMTP-Envelope`` is a JSON object
+    in ASCII with the envelope. ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature`` are those of Standard
+    Webhooks; the ID is that of the reply ``queued as ID``, by which an application tells a repeat.
+
+    A status of 2xx is 250; 406 and 422 are 550, with the first line of a text/plain response as the reason; all others,
+    and no answer in time, are 451, so the client tries again. Redirects are not followed.
+
+    :param url: ``https://``, or ``http://``.
+    :param secret: signs the requests: ``whsec_`` and base64 as in Standard Webhooks, or any text. Several, in an array,
+        sign side by side while one is being replaced.
+    :param headers: more headers, such as Authorization.
+    :param timeout: seconds for a request as a whole.
+    :param connections: requests at once.
+    :param wait: seconds that a message waits for its turn; then 451.
+    :param ca: a PEM file with the authorities to trust; None: those of the system.
+    :raises ArgumentError: an argument is wrong.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | Sequence[str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+        connections: int = 20,
+        wait: float = 30.0,
+        ca: str | None = None,
+    ) -> None:
+        self._keys = read_secrets(secret)
+        self._headers = check_headers(headers)
+        self._poster = HTTPPoster(url, timeout=timeout, connections=connections, wait=wait, ca=ca)
+
+    def __repr__(self) -> str:
+        return f"<Webhook to {self._poster._host}>"
+
+    def rcpt(self, session: Session, recipient: Address) -> Reply | None:
+        """Refuse a recipient for now if the envelope would be too large for a header."""
+        return None if len(envelope_json(session, [*session.to, recipient])) <= MAX_ENVELOPE else _TOO_MANY
+
+    def begin(self, envelope: Envelope) -> Transfer:
+        """Collect a message."""
+        return _Posting(self, envelope)
+
+    def stop(self, server: ServerInfo) -> None:
+        """Close the connections."""
+        self._poster.close()
+
+    def post(self, envelope: Envelope, recipients: Sequence[Address], open_message: Callable[[], BinaryIO]) -> Result:
+        """Post a message, and return what has become of it."""
+        session = envelope.session
+        about = envelope_json(session, recipients)
+        moment = str(int(time.time()))
+        signing, size = Signing(self._keys, envelope.id, moment), 0
+        with open_message() as message:
+            for piece in _pieces(message):
+                size += len(piece)
+                in_thread_pool(signing.update, piece) if len(piece) > _QUICK else signing.update(piece)
+        headers = {
+            "Content-Type": "application/octet-stream" if is_binary(session) else "message/rfc822",
+            "User-Agent": "greensmtp",
+            ENVELOPE: about,
+            "webhook-id": envelope.id,
+            "webhook-timestamp": moment,
+            **self._headers,
+        }
+        if self._keys:
+            headers["webhook-signature"] = signing.text()
+            headers[ENVELOPE_SIGNATURE] = Signing(self._keys, envelope.id, moment, about.encode()).text()
+
+        def body() -> Iterator[bytes]:
+            with open_message() as message:
+                yield from _pieces(message)
+
+        try:
+            response = self._poster.post(body, headers, size=size)
+        except HTTPFailed as error:
+            logger.warning("%s: webhook: %s", session.log_id, error)
+            raise Reject(_NO_ANSWER) from None
+        if 200 <= response.status < 300:
+            return None
+        logger.warning("%s: webhook: status %d", session.log_id, response.status)
+        return refusal(response) if response.status in _REFUSING else _NOT_NOW
+
+
+class _Posting(SpooledTransfer):
+    """A message that is posted when it is complete."""
+
+    def __init__(self, delivery: Webhook, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        self._delivery = delivery
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """Post it."""
+        return self._delivery.post(self.envelope, recipients, self.open)
+
+
+def envelope_json(session: Session, recipients: Sequence[Address]) -> str:
+    """Return the envelope as JSON in ASCII: what an application needs to know besides the message."""
+    about: dict[str, Any] = {
+        "id": session.transaction_id,
+        "from": str(session.from_ or ""),
+        "to": [str(each) for each in recipients],
+        "peer": session.peer_host,
+        "hello": session.hostname,
+        "protocol": session.protocol,
+        "identity": None if session.identity is None else str(session.identity),
+        "server": session.server.hostname,
+    }
+    return json.dumps({name: value for name, value in about.items() if value is not None}, separators=(",", ":"))
+
+
+def refusal(response: Response) -> Reply:
+    """Return the reply for a response that refuses, with the first line of its text."""
+    if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain":
+        lines = response.body[:200].decode("utf-8", "replace").splitlines()
+        if lines and lines[0].strip():
+            return Reply(550, f"5.7.1 {''.join(each if each.isprintable() else '?' for each in lines[0].strip())}")
+    return _REFUSED
+
+
+def verify(
+    secret: str | Sequence[str], headers: Mapping[str, str], body: bytes, *, now: Callable[[], float] = time.time
+) -> dict[str, Any]:
+    """Check a request of ``Webhook``, in the application, and return its envelope.
+
+    :param secret: the secret, or several of which one must fit.
+    :param headers: those of the request.
+    :param body: its body as it came.
+    :raises ValueError: a signature is missing or wrong, or the request is more than five minutes old or early.
+    """
+    given = {name.lower(): value for name, value in headers.items()}
+    about = given.get(ENVELOPE.lower(), "")
+    check_signature(secret, given, body, now=now)
+    check_signature(secret, given, about.encode(), name=ENVELOPE_SIGNATURE.lower(), now=now)
+    found: dict[str, Any] = json.loads(about)
+    return found
+
+
+def _pieces(message: BinaryIO) -> Iterator[bytes]:
+    while piece := message.read(_PIECE):
+        yield piece

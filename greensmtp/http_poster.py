@@ -1,0 +1,161 @@
+"""A small HTTP client for hooks: POST over kept connections, without blocking the hub, patched or not.
+
+It is ``http.client`` over gevent's sockets. Everything is bounded: the time of a request as a whole, the requests at
+once, the time that one waits for its turn, and what is read of a response. Redirects are not followed: a hook is asked
+where the configuration says, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import http.client
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from time import monotonic
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from gevent import Timeout, socket, ssl
+from gevent.lock import BoundedSemaphore
+
+from greensmtp.errors import ArgumentError
+
+#: Bytes of a response that are read.
+MAX_RESPONSE = 64 * 1024
+
+#: Seconds for which an idle connection is kept.
+MAX_IDLE = 15.0
+
+
+class Response(NamedTuple):
+    """What came back."""
+
+    status: int
+    headers: Mapping[str, str]
+    #: Its first ``MAX_RESPONSE`` bytes.
+    body: bytes
+
+
+class HTTPFailed(Exception):
+    """There is no response: no connection, no answer in time, or no HTTP."""
+
+
+class HTTPPoster:
+    """Sends POST requests to one URL, from any number of greenlets.
+
+    :param url: ``http://`` or ``https://``. Certificates are verified.
+    :param timeout: seconds for a request as a whole.
+    :param connections: requests at once.
+    :param wait: seconds that a request waits while as many are under way.
+    :param ca: a PEM file with the authorities to trust; None: those of the system.
+    :raises ArgumentError: an argument is wrong.
+    """
+
+    def __init__(
+        self, url: str, *, timeout: float = 30.0, connections: int = 20, wait: float = 30.0, ca: str | None = None
+    ) -> None:
+        parts = urlsplit(url)
+        try:
+            port, is_url = parts.port, parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            port, is_url = None, False
+        if not is_url or not url.isascii() or not url.isprintable():
+            raise ArgumentError("url", f"expected a URL like 'https://app.example.com/hook'; got {url!r}")
+        if parts.username is not None:
+            raise ArgumentError("url", "must hold no password: pass it as a header, Authorization for example")
+        for name, value in (("timeout", timeout), ("connections", connections), ("wait", wait)):
+            if not value > 0:
+                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
+        self.timeout = timeout
+        self._wait = wait
+        self._host, self._port = str(parts.hostname), port
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._context = _make_context(ca) if parts.scheme == "https" else None
+        self._slots = BoundedSemaphore(connections)
+        #: Connections and since when they are idle.
+        self._idle: deque[tuple[http.client.HTTPConnection, float]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<HTTPPoster to {self._host}>"
+
+    def post(
+        self, body: bytes | Callable[[], Iterable[bytes]], headers: Mapping[str, str], *, size: int | None = None
+    ) -> Response:
+        """Send a request, and return the response, whatever its status is.
+
+        :param body: bytes; or a function that returns an iterable of them, which is called for each try.
+        :param size: the length of the body, if it is an iterable.
+        :raises HTTPFailed: there is no response.
+        """
+        if not self._slots.acquire(timeout=self._wait):
+            raise HTTPFailed(f"all connections to {self._host} have been busy for {self._wait:g} s")
+        try:
+            with Timeout(self.timeout, HTTPFailed(f"no answer of {self._host} within {self.timeout:g} s")):
+                length = len(body) if isinstance(body, bytes) else size
+                given = {**headers, "Content-Length": str(length)}
+                connection = self._kept()
+                if connection is not None:
+                    try:
+                        return self._ask(connection, body, given)
+                    except (http.client.RemoteDisconnected, ConnectionError):
+                        pass  # it was closed while it was idle
+                return self._ask(self._new(), body, given)
+        except (OSError, http.client.HTTPException) as error:
+            raise HTTPFailed(f"{self._host}: {str(error) or type(error).__name__}") from error
+        finally:
+            self._slots.release()
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        while self._idle:
+            self._idle.pop()[0].close()
+
+    def _kept(self) -> http.client.HTTPConnection | None:
+        while self._idle:
+            connection, since = self._idle.pop()
+            if monotonic() - since < MAX_IDLE:
+                return connection
+            connection.close()
+        return None
+
+    def _new(self) -> http.client.HTTPConnection:
+        connection: Any
+        if self._context is None:
+            connection = http.client.HTTPConnection(self._host, self._port)
+        else:
+            connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
+        connection._create_connection = socket.create_connection  # gevent's, where nothing is patched
+        made: http.client.HTTPConnection = connection
+        return made
+
+    def _ask(
+        self,
+        connection: http.client.HTTPConnection,
+        body: bytes | Callable[[], Iterable[bytes]],
+        headers: Mapping[str, str],
+    ) -> Response:
+        is_done = False
+        try:
+            connection.request("POST", self._target, body if isinstance(body, bytes) else body(), headers)
+            response = connection.getresponse()
+            data = response.read(MAX_RESPONSE)
+            if not response.headers or (len(data) < MAX_RESPONSE and response.length):
+                raise HTTPFailed(f"the response of {self._host} was cut off")
+            # A connection with an unread rest cannot be used again.
+            is_done = not response.will_close and (response.isclosed() or not response.read(1))
+            return Response(response.status, dict(response.headers), data)
+        finally:
+            if is_done:
+                self._idle.append((connection, monotonic()))
+            else:
+                connection.close()
+
+
+def _make_context(ca: str | None) -> ssl.SSLContext:
+    # Not create_default_context: where nothing is patched, that makes a context that blocks the hub.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_default_certs() if ca is None else context.load_verify_locations(ca)
+    except OSError as error:
+        raise ArgumentError("ca", f"cannot be read: {error.strerror or error}") from error
+    return context

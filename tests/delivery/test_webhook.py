@@ -1,0 +1,337 @@
+"""Webhook: what an application gets, and what its answers become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import gevent
+import pytest
+from gevent import socket, ssl
+from gevent.pywsgi import WSGIServer
+from gevent.server import StreamServer
+
+from greensmtp import SMTPServer
+from greensmtp.delivery import Deliveries, Webhook
+from greensmtp.delivery.webhook import verify
+from greensmtp.http_poster import MAX_RESPONSE
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import free_port, until
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
+
+BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+class Application:
+    """An application that keeps requests and gives a status."""
+
+    def __init__(self) -> None:
+        self.status, self.answer, self.kind = "204 No Content", b"", "text/plain"
+        self.requests: list[tuple[dict[str, str], bytes]] = []
+        self.ports: set[str] = set()
+        self.busy = self.most = 0
+        self.pause = 0.0
+        self.server = WSGIServer(("127.0.0.1", 0), self._answer, log=None)
+        self.server.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}/hook?a=b"
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        assert environ["REQUEST_METHOD"] == "POST"
+        assert (environ["PATH_INFO"], environ["QUERY_STRING"]) == ("/hook", "a=b")
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        gevent.sleep(self.pause)
+        self.busy -= 1
+        headers = {
+            name.removeprefix("HTTP_").replace("_", "-").title(): value
+            for name, value in environ.items()
+            if name.startswith(("HTTP_", "CONTENT_"))
+        }
+        self.ports.add(environ["REMOTE_PORT"])
+        self.requests.append((headers, environ["wsgi.input"].read()))
+        start_response(self.status, [("Content-Type", self.kind), ("Location", "/elsewhere")])
+        return [self.answer]
+
+
+@pytest.fixture
+def application() -> Iterator[Application]:
+    made = Application()
+    yield made
+    made.server.stop(timeout=0)
+
+
+@pytest.fixture
+def front(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
+    """Return a function that makes a server with a webhook."""
+
+    def make(url: str, *, server: dict[str, Any] | None = None, **options: Any) -> SMTPServer:
+        made = smtp_server(start=False, **(server or {}))
+        Deliveries([Webhook(url, **options)]).attach(made)
+        made.start()
+        return made
+
+    return make
+
+
+def send(peer: Peer, *recipients: str, end: str = "250 2.0.0", body: bytes = BODY) -> str:
+    recipients = recipients or ("bob@example.org",)
+    peer.line("MAIL FROM:<ann@example.net>", *(f"RCPT TO:<{each}>" for each in recipients), "DATA")
+    peer.expect("250", *["250"] * len(recipients), "354")
+    peer.send(body.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+    return peer.expect(end)
+
+
+def test_the_application_gets_the_message_and_its_envelope_signed(
+    front: Callable[..., SMTPServer], application: Application
+) -> None:
+    server = front(application.url, secret=[SECRET, "another"], headers={"Authorization": "Bearer x"})
+    with dial(server, source=("192.0.2.7", 4711)) as peer:
+        peer.hello()
+        reply = send(peer, "bob@example.org", "cyd@example.org")
+        send(peer)
+    (headers, body), _ = application.requests
+    assert body == BODY
+    assert headers["Content-Type"] == "message/rfc822"
+    assert headers["Authorization"] == "Bearer x"
+    assert len(application.ports) == 1  # a kept connection
+    for secret in (SECRET, "another", ["old", SECRET]):
+        envelope = verify(secret, headers, body)
+    assert reply.rstrip().endswith(envelope["id"])
+    assert headers["Webhook-Id"] == envelope["id"]
+    assert envelope | {"id": ""} == {
+        "id": "",
+        "from": "ann@example.net",
+        "to": ["bob@example.org", "cyd@example.org"],
+        "peer": "192.0.2.7",
+        "hello": "client.example",
+        "protocol": "ESMTP",
+        "server": "mx.example.com",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("Webhook-Signature", "v1,AAAA"),
+        ("Webhook-Signature", None),
+        ("Webhook-Id", "x"),
+        ("Webhook-Timestamp", "1"),
+        ("Webhook-Timestamp", "soon"),
+        ("Smtp-Envelope", "{}"),
+        ("Smtp-Envelope-Signature", "v1,AAAA"),
+        ("body", "other"),
+    ],
+)
+def test_what_was_changed_is_not_verified(
+    front: Callable[..., SMTPServer], application: Application, name: str, value: str | None
+) -> None:
+    with dial(front(application.url, secret=SECRET)) as peer:
+        peer.hello()
+        send(peer)
+    headers, body = application.requests[0]
+    verify(SECRET, headers, body)
+    with pytest.raises(ValueError, match="wrong"):
+        verify("another", headers, body)
+    if name == "body":
+        body = b"other"
+    elif value is None:
+        del headers[name]
+    else:
+        headers[name] = value
+    with pytest.raises(ValueError, match=r"the (request|signature) is (not signed|wrong|too old)"):
+        verify(SECRET, headers, body)
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "wanted"),
+    [
+        ("200 OK", b"whatever", "250 2.0.0"),
+        ("406 Not Acceptable", b"", "550 5.7.1 The application refuses the message"),
+        ("422 Unprocessable", b"no such \xc3\xb6rder\x1b\nmore", "550 5.7.1 no such ?rder?"),
+        ("422 Unprocessable", b"<html>", "550 5.7.1 The application refuses the message"),
+        ("301 Moved", b"", "451 4.3.0"),
+        ("404 Not Found", b"", "451 4.3.0"),
+        ("413 Too Large", b"", "451 4.3.0"),
+        ("500 Oops", b"x" * (MAX_RESPONSE + 1), "451 4.3.0"),
+    ],
+)
+def test_its_status_is_the_reply(
+    front: Callable[..., SMTPServer], application: Application, status: str, answer: bytes, wanted: str
+) -> None:
+    application.status, application.answer = status, answer
+    application.kind = "text/html" if answer.startswith(b"<") else "text/plain; charset=utf-8"
+    with dial(front(application.url)) as peer:
+        peer.hello()
+        send(peer, end=wanted)
+        application.status = "200 OK"
+        send(peer)
+
+
+def test_no_answer_is_451_and_does_not_last(front: Callable[..., SMTPServer], application: Application) -> None:
+    with dial(front(f"http://127.0.0.1:{free_port()}/")) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+    application.pause = 30
+    with dial(front(application.url, timeout=0.2)) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"",
+        b"hello?\r\n\r\n",
+        b"HTTP/1.1 200",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n99\r\nhalf",
+    ],
+)
+def test_what_is_no_http_is_451(front: Callable[..., SMTPServer], says: bytes) -> None:
+    def answer(connection: Any, address: Any) -> None:
+        while not connection.recv(65536).endswith(BODY):
+            pass
+        connection.sendall(says)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    server = StreamServer(("127.0.0.1", 0), answer)
+    server.start()
+    try:
+        with dial(front(f"http://127.0.0.1:{server.server_port}/", timeout=5)) as peer:
+            peer.hello()
+            send(peer, end="451 4.4.1")
+    finally:
+        server.stop(timeout=0)
+
+
+def test_requests_at_once_are_bounded(front: Callable[..., SMTPServer], application: Application) -> None:
+    application.pause = 0.05
+    server = front(application.url, connections=2)
+
+    def one() -> None:
+        with dial(server) as peer:
+            peer.hello()
+            send(peer)
+
+    gevent.joinall([gevent.spawn(one) for _ in range(6)], raise_error=True)
+    assert application.most == 2
+    assert len(application.requests) == 6
+
+
+def test_a_kept_connection_that_was_closed_is_replaced(
+    front: Callable[..., SMTPServer], application: Application
+) -> None:
+    server = front(application.url)
+    with dial(server) as peer:
+        peer.hello()
+        send(peer)
+        port: Any = application.server.server_port
+        application.server.stop(timeout=0)
+        application.server = WSGIServer(("127.0.0.1", port), application._answer, log=None)
+        application.server.start()
+        send(peer)
+    assert len(application.requests) == 2
+
+
+def test_a_large_message_is_streamed(front: Callable[..., SMTPServer], application: Application) -> None:
+    body = b"Subject: x\r\n\r\n" + (b"x" * 990 + b"\r\n") * 3000
+    with dial(front(application.url, secret=SECRET)) as peer:
+        peer.hello()
+        send(peer, body=body)
+    headers, got = application.requests[0]
+    assert got == body
+    verify(SECRET, headers, got)
+
+
+def test_more_recipients_than_a_header_holds_are_for_the_next_message(
+    front: Callable[..., SMTPServer], application: Application
+) -> None:
+    with dial(front(application.url)) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>")
+        peer.expect("250")
+        taken = 0
+        for number in range(200):
+            peer.line(f"RCPT TO:<{'x' * 50}{number}@example.org>")
+            if peer.reply().startswith("452 4.5.3"):
+                break
+            taken += 1
+        assert 70 < taken < 150
+        peer.line("DATA")
+        peer.expect("354")
+        peer.send(BODY + b".\r\n")
+        peer.expect("250")
+    assert len(json.loads(application.requests[0][0]["Smtp-Envelope"])["to"]) == taken
+
+
+def test_a_client_that_vanishes_leaves_nothing(front: Callable[..., SMTPServer], application: Application) -> None:
+    server = front(application.url)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "DATA")
+        peer.expect("250", "250", "354")
+        peer.send(BODY)
+    until(lambda: not server.connections, "the client to be gone")
+    assert application.requests == []
+
+
+def test_addresses_cannot_leave_their_header(front: Callable[..., SMTPServer], application: Application) -> None:
+    with dial(front(application.url)) as peer:
+        peer.hello()
+        peer.send('MAIL FROM:<"a\\"b"@example.net> SMTPUTF8\r\nRCPT TO:<jürgen@exämple.org>\r\nDATA\r\n'.encode())
+        peer.expect("250", "250", "354")
+        peer.send(BODY + b".\r\n")
+        peer.expect("250")
+    envelope = json.loads(application.requests[0][0]["Smtp-Envelope"])
+    assert envelope["from"] == '"a\\"b"@example.net'
+    assert envelope["to"][0].startswith("jürgen@")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"url": "ftp://x.example"}, "url: expected a URL like"),
+        ({"url": "https://x.example:port/"}, "url: expected a URL like"),
+        ({"url": "https://x.example/\r\nX: y"}, "url: expected a URL like"),
+        ({"url": "https://jo:secret@x.example/"}, "url must hold no password"),
+        ({"url": "https://x.example", "secret": "whsec_!"}, "secret: expected base64"),
+        ({"url": "https://x.example", "secret": ""}, "secret: expected a text"),
+        ({"url": "https://x.example", "headers": {"X": "a\r\nb"}}, "headers: expected names and values"),
+        ({"url": "https://x.example", "timeout": 0}, "timeout: expected a number above 0"),
+        ({"url": "https://x.example", "ca": "/nowhere"}, "ca cannot be read"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Webhook(**options)
+
+
+def test_over_tls_the_certificate_is_checked(
+    front: Callable[..., SMTPServer], certificate: Certificate, application: Application
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certfile, certificate.keyfile)
+    server = WSGIServer(
+        ("127.0.0.1", 0),
+        application._answer,
+        log=None,
+        error_log=None,
+        ssl_context=context,
+    )
+    server.start()
+    try:
+        for ca, end in ((None, "451 4.4.1"), (str(certificate.authority), "250")):
+            with dial(front(f"https://localhost:{server.server_port}/hook?a=b", ca=ca, timeout=5)) as peer:
+                peer.hello()
+                send(peer, end=end)
+    finally:
+        server.stop(timeout=0)
+    assert [body for _, body in application.requests] == [BODY]
