@@ -31,6 +31,7 @@ from click.testing import CliRunner
 from django.conf import settings  # type: ignore[import-untyped]
 from django.core.mail import get_connection, send_mail  # type: ignore[import-untyped]
 from django.test.utils import override_settings  # type: ignore[import-untyped]
+from gevent.pywsgi import WSGIServer
 
 import greensmtp
 from greensmtp import Mail, SMTPServer, connect, signals
@@ -474,6 +475,17 @@ def test_modifying(page: Callable[[str], Ran]) -> None:
     assert b"Envelope-To: jo@example.com\r\n" in stored.read_bytes().replace(b"<", b"").replace(b">", b"")
 
 
+def test_a_webhook_and_its_application(page: Callable[[str], Ran]) -> None:
+    names = page("docs/howto/webhook.md")
+    application = WSGIServer(("127.0.0.1", int(names.ports["8025"])), names["app"], log=None)
+    application.start()
+    with closing(application), dial(names["server"]) as peer:
+        peer.hello()
+        assert peer.deliver("x\r\n", to=["support@example.com"]).startswith("250")
+        assert peer.deliver("x\r\n", to=["jo@example.com"]) == "550 5.7.1 no such mailbox"
+    names["server"].stop(timeout=1)
+
+
 def test_relaying_in_the_session(page: Callable[[str], Ran], smtp_server: MakeServer) -> None:
     names = page("docs/howto/relay.md")
     got: list[bytes] = []
@@ -558,7 +570,8 @@ def test_configurations_are_right(folder: Path, monkeypatch: pytest.MonkeyPatch,
         text = "".join(f"[[middleware]]\nuse = 'Auth'\n[middleware.backend]\njo = {value}\n" for value in values)
     monkeypatch.setenv("MAIL_PASSWORD", "secret")
     monkeypatch.setenv("OLD_NAME", "old.example.com")
-    monkeypatch.setenv("SRS_SECRET", "secret")
+    for variable in ("SRS_SECRET", "HOOK_SECRET", "HOOK_TOKEN"):
+        monkeypatch.setenv(variable, "secret")
     for source in blocks("docs/howto/plugins.md", "python") + blocks(name, "python"):
         block = Block.of(source)
         if block.file and not block.is_test:
