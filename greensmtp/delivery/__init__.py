@@ -6,6 +6,7 @@ from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
+from greensmtp.delivery.spool import Spool
 from greensmtp.delivery.srs import SRS
 from greensmtp.delivery.trace import received_field, return_path
 from greensmtp.delivery.webhook import Webhook
@@ -20,6 +21,7 @@ __all__ = [
     "RecipientStatus",
     "Result",
     "Route",
+    "Spool",
     "SpooledTransfer",
     "Transfer",
     "Webhook",

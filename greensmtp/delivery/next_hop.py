@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from greensmtp._hostport import parse_url
 from greensmtp.client.client import SMTPClient
@@ -123,15 +123,25 @@ class NextHop:
         return self._pool
 
 
+class Named(Protocol):
+    """What a transaction is for: a session, or a message of a spool."""
+
+    @property
+    def log_id(self) -> str:
+        """Its name in the log."""
+
+
 class Hop:
     """One transaction with the next hop.
 
     :param begin: called with the client before MAIL: XFORWARD, for example.
     """
 
-    def __init__(self, next_hop: NextHop, session: Session, begin: Callable[[SMTPClient], object]) -> None:
+    def __init__(
+        self, next_hop: NextHop, subject: Named, begin: Callable[[SMTPClient], object] = lambda client: None
+    ) -> None:
         self._next_hop = next_hop
-        self._session = session
+        self._subject = subject
         self._begin = begin
         self._lease = ExitStack()
         self._client: SMTPClient | None = None
@@ -253,7 +263,7 @@ class Hop:
         """Return the reply for the client, and log what it does not say."""
         if isinstance(error, NotOffered):
             return _NOT_OFFERED.get(error.extension, _NOT_CONVERTED)
-        logger.warning("%s: next hop %s: %s", self._session.log_id, self._next_hop.places[0], error)
+        logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], error)
         if isinstance(error, PoolTimeout):
             return _BUSY
         if isinstance(error, CannotConnect):

@@ -1,0 +1,259 @@
+"""The folder of a spool: messages that wait for their next hop, and what has become of them so far.
+
+    tmp/        files that are being written
+    new/        a message each: one line of JSON, its envelope; then the message
+    state/      a file for each message that was tried, held or changed: JSON
+    dead/       messages that are given up, with their states
+    wake        touched by ``greensmtp spool``: look again
+
+Rules of this file:
+
+- A message is there when its file has its name in ``new/``, and gone when it has not. Everything is flushed before it
+  has its name, and a state is replaced as a whole. So a process may be killed at any moment.
+- Whoever works on a message locks its file (``flock``). The kernel lets go of the lock when the process ends, so a lock
+  is never stale. Several processes may work on one folder, on one machine.
+- All of it waits for the disk: call it in a native thread.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from greensmtp.delivery._disk import flush_folder
+from greensmtp.protocol.address import Address
+
+#: Bytes of the line with the envelope, at most: a thousand recipients with long addresses.
+MAX_ENVELOPE = 4 * 1024 * 1024
+
+#: Seconds after which an unfinished file is one of a process that has died.
+STALE = 36 * 3600
+
+_NAME = re.compile(r"[0-9a-f]+-[0-9a-f]{6}-[0-9a-f]+(?:_[0-9]+)?")
+
+
+class Busy(Exception):
+    """Another process, or another greenlet, works on the message."""
+
+
+class Gone(Exception):
+    """There is no such message any more."""
+
+
+@dataclass
+class State:
+    """What has become of a message. Times are seconds since 1970."""
+
+    #: How often it was tried.
+    attempts: int = 0
+    #: When to try next.
+    due: float = 0.0
+    #: True: it is not tried until it is released.
+    held: bool = False
+    #: Recipient -> the last reply as ``code text``; those that are done are in ``done``.
+    replies: dict[str, str] = field(default_factory=dict)
+    #: Recipients that are delivered, given up, or were refused when the message came.
+    done: list[str] = field(default_factory=list)
+    #: Those of them that are given up without a report.
+    lost: list[str] = field(default_factory=list)
+
+
+class Folder:
+    """The folder.
+
+    :raises OSError: it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def make(self) -> None:
+        """Make what is missing."""
+        for name in ("tmp", "new", "cur", "state", "dead"):
+            (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        flush_folder(self.path)
+
+    def sweep(self, now: float) -> None:
+        """Remove what processes have left that were killed: files in ``tmp``, states without a message.
+
+        :param now: seconds since 1970. What is younger than 36 hours stays.
+        """
+        messages = set(self.names())
+        for within in ("tmp", "state"):
+            for entry in os.scandir(self.path / within):
+                with suppress(FileNotFoundError):
+                    if entry.name not in messages and entry.stat().st_mtime < now - STALE:
+                        Path(entry.path).unlink()
+
+    def names(self, within: str = "new") -> list[str]:
+        """Return the names of the messages, the oldest first: names begin with the time."""
+        return sorted(entry.name for entry in os.scandir(self.path / within) if _NAME.fullmatch(entry.name))
+
+    def open(self, name: str) -> Entry:
+        """Open and lock a message.
+
+        :raises Busy, Gone: see there.
+        :raises ValueError: the file is no message of a spool.
+        """
+        path = self.path / "new" / name
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            raise Gone(name) from None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_same(file, path):
+                raise Gone(name)
+            return Entry(self, name, file)
+        except BlockingIOError:
+            file.close()
+            raise Busy(name) from None
+        except BaseException:
+            file.close()
+            raise
+
+    def state(self, name: str) -> State:
+        """Return the state of a message, whether or not it is locked."""
+        try:
+            found = json.loads((self.path / "state" / name).read_bytes())
+            return State(**found)
+        except (FileNotFoundError, ValueError, TypeError):
+            return State()
+
+    def write_state(self, name: str, state: State) -> None:
+        """Replace the state of a message, which is locked, or not yet in ``new/``."""
+        partial = self.path / "tmp" / f"{name}.state"
+        with partial.open("wb") as file:
+            file.write(json.dumps(asdict(state)).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / "state" / name)
+        flush_folder(self.path / "state")
+
+    def add(self, name: str, envelope: Mapping[str, Any], content: bytes) -> None:
+        """Add a message, durably. One that has the same name is replaced."""
+        partial = self.path / "tmp" / f"{name}.{uuid4().hex}"
+        with partial.open("xb") as file:
+            file.write(envelope_line(envelope) + content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path / "new" / name)
+        flush_folder(self.path / "new")
+
+    def wake(self) -> None:
+        """Have the processes that serve this folder look again."""
+        (self.path / "wake").touch()
+
+    def woken(self) -> float:
+        """Return when ``wake`` was called last."""
+        try:
+            return (self.path / "wake").stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
+
+
+class Entry:
+    """A message, locked until it is closed."""
+
+    def __init__(self, folder: Folder, name: str, file: BinaryIO) -> None:
+        self._folder = folder
+        self.name = name
+        self._file = file
+        line = file.readline(MAX_ENVELOPE)
+        try:
+            self.envelope: dict[str, Any] = json.loads(line)
+            self.sender = _address(self.envelope["from"], self.envelope["from_ext"])
+            self.recipients = [_address(text, ext) for text, ext in self.envelope["to"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{name}: not a message of a spool") from None
+        self._begin = len(line)
+        self.state = folder.state(name)
+
+    @property
+    def log_id(self) -> str:
+        """The name in the log: that of the reply ``queued as ID``."""
+        return self.name
+
+    @property
+    def arrived(self) -> float:
+        """When it came, in seconds since 1970."""
+        return float(self.envelope.get("time", 0.0))
+
+    @property
+    def waiting(self) -> list[Address]:
+        """The recipients that are not done."""
+        done = set(self.state.done)
+        return [each for each in self.recipients if each not in done]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the message."""
+        return os.fstat(self._file.fileno()).st_size - self._begin
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return bytes of the message."""
+        return os.pread(self._file.fileno(), size, self._begin + position)
+
+    def save(self) -> None:
+        """Replace the state."""
+        self._folder.write_state(self.name, self.state)
+
+    def remove(self) -> None:
+        """Remove the message: it is done."""
+        (self._folder.path / "new" / self.name).unlink(missing_ok=True)
+        (self._folder.path / "state" / self.name).unlink(missing_ok=True)
+
+    def bury(self) -> None:
+        """Move the message to the dead letters."""
+        self.save()
+        (self._folder.path / "state" / self.name).replace(self._folder.path / "dead" / f"{self.name}.state")
+        (self._folder.path / "new" / self.name).replace(self._folder.path / "dead" / self.name)
+        flush_folder(self._folder.path / "dead")
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        with suppress(OSError):
+            self._file.close()
+
+    def __enter__(self) -> Entry:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def envelope_line(envelope: Mapping[str, Any]) -> bytes:
+    """Return the first line of a message's file."""
+    return json.dumps(envelope, separators=(",", ":")).encode() + b"\n"
+
+
+def describe(sender: Address, recipients: Iterator[Address] | list[Address]) -> dict[str, Any]:
+    """Return the envelope of a message."""
+    return {
+        "time": time.time(),
+        "from": str(sender),
+        "from_ext": dict(sender.parameters),
+        "to": [[str(each), dict(each.parameters)] for each in recipients],
+    }
+
+
+def _address(text: str, parameters: Mapping[str, str | None]) -> Address:
+    # Not parsed again: the server may be more lenient than the parser is by default.
+    local_part, at, domain = text.rpartition("@")
+    return Address(text, local_part if at else domain, domain if at else "", parameters)
+
+
+def _is_same(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
