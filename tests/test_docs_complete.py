@@ -121,6 +121,7 @@ def test_every_option_of_server_and_client_is_on_their_pages() -> None:
         ("replay", "conformance/dialogues.md"),
         ("top", "howto/inside.md"),
         ("trace", "howto/inside.md"),
+        ("spool", "howto/spool.md"),
     ],
 )
 def test_every_option_of_the_command_line_is_described(command: str, page: str) -> None:

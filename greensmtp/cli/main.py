@@ -10,6 +10,7 @@ from greensmtp.cli.ready import ready
 from greensmtp.cli.replay import replay
 from greensmtp.cli.send import send
 from greensmtp.cli.serve import serve
+from greensmtp.cli.spool import spool
 from greensmtp.cli.top import top
 from greensmtp.cli.trace import trace
 
@@ -31,6 +32,8 @@ def cli() -> None:
     See what a running server does, and what a client says to it:
       greensmtp top
       greensmtp trace --peer 192.0.2.1
+    See what waits in a spool, and why:
+      greensmtp spool list
     Run SMTP dialogues, in plain text files, against a server:
       greensmtp replay tests/corpus/*.smtp --server smtp://127.0.0.1:1025
 
@@ -46,3 +49,4 @@ cli.add_command(check)
 cli.add_command(plugins)
 cli.add_command(replay)
 cli.add_command(ready)
+cli.add_command(spool)

@@ -105,6 +105,8 @@ class Folder:
         :raises ValueError: the file is no message of a spool.
         """
         path = self.path / "new" / name
+        if not _NAME.fullmatch(name):
+            raise Gone(name)
         try:
             file = path.open("rb")
         except FileNotFoundError:
@@ -123,11 +125,7 @@ class Folder:
 
     def state(self, name: str) -> State:
         """Return the state of a message, whether or not it is locked."""
-        try:
-            found = json.loads((self.path / "state" / name).read_bytes())
-            return State(**found)
-        except (FileNotFoundError, ValueError, TypeError):
-            return State()
+        return _read_state(self.path / "state" / name)
 
     def write_state(self, name: str, state: State) -> None:
         """Replace the state of a message, which is locked, or not yet in ``new/``."""
@@ -229,6 +227,34 @@ class Entry:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any], int, Path]:
+    """Return what is known of a message, for people; where it begins in its file; and the file. It is not locked.
+
+    :raises FileNotFoundError: there is none.
+    :raises ValueError: it is no message of a spool.
+    """
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no ID")
+    path = folder.path / within / name
+    with path.open("rb") as file:
+        line = file.readline(MAX_ENVELOPE)
+        size = os.fstat(file.fileno()).st_size - len(line)
+    envelope = json.loads(line)
+    state_file = path.with_name(f"{name}.state") if within == "dead" else folder.path / "state" / name
+    state = _read_state(state_file)
+    to = [text for text, _ in envelope["to"]]
+    known = {"id": name, "time": envelope["time"], "size": size, "from": envelope["from"], "to": to}
+    waiting = [each for each in to if each not in state.done]
+    return known | {"waiting": waiting} | asdict(state), len(line), path
+
+
+def _read_state(path: Path) -> State:
+    try:
+        return State(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return State()
 
 
 def envelope_line(envelope: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,237 @@
+"""``greensmtp spool``: show and change the messages that wait in a spool."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from greensmtp.cli.options import FileType
+from greensmtp.protocol.log_text import printable
+
+#: The width of a column for addresses; and of the table where there is no terminal.
+_ADDRESS, _WIDTH = 40, 240
+
+
+@click.group()
+@click.option("-c", "--config", type=FileType(), metavar="FILE", help="The configuration, which names the spool.")
+@click.option("--path", type=click.Path(file_okay=False, exists=True, path_type=Path), help="The spool's folder.")
+@click.pass_context
+def spool(context: click.Context, config: Path | None, path: Path | None) -> None:
+    """Show and change the messages that wait in a spool.
+
+    The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. The server
+    may run meanwhile. A message that it is sending just now is left alone, and named.
+
+    \b
+    What waits, and why:
+      greensmtp spool list
+      greensmtp spool show 6447ef957f640-5c1f0a-1f
+    Send now, all of it or some:
+      greensmtp spool retry
+      greensmtp spool retry 6447ef957f640-5c1f0a-1f
+    Keep a message from being sent, send it after all, or delete it:
+      greensmtp spool hold 6447ef957f640-5c1f0a-1f
+      greensmtp spool release 6447ef957f640-5c1f0a-1f
+      greensmtp spool drop 6447ef957f640-5c1f0a-1f
+    Dead letters, of which nobody was told:
+      greensmtp spool list --dead
+
+    Exit status 1: a message is not there, or is being sent.
+    """
+    from greensmtp.delivery.spool_folder import Folder
+
+    context.obj = Folder(path or _configured(config))
+
+
+def _configured(config: Path | None) -> Path:
+    file = config or Path("greensmtp.toml")
+    try:
+        deliveries = tomllib.loads(file.read_text("utf-8")).get("deliveries", [])
+    except FileNotFoundError:
+        raise click.UsageError("there is no greensmtp.toml here; name the spool by --config or --path") from None
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"{file}: {error}") from error
+    for each in deliveries:
+        if isinstance(each, dict) and each.get("use") == "Spool" and isinstance(each.get("path"), str):
+            return Path(file.absolute().parent, str(each["path"]))
+    raise click.UsageError(f'{file} has no [[deliveries]] with use = "Spool"; name the spool by --path')
+
+
+@spool.command("list")
+@click.option("--dead", is_flag=True, help="The dead letters instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each message.")
+@click.pass_obj
+def list_messages(folder: Any, dead: bool, as_json: bool) -> None:
+    """List the messages, the oldest first."""
+    rows = list(_rows(folder, "dead" if dead else "new"))
+    if as_json:
+        for row in rows:
+            click.echo(json.dumps(row))
+        return
+    if not rows:
+        click.echo("nothing waits" if not dead else "there are no dead letters")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("ID", "AGE", "SIZE", "TRIES", "NEXT", "FROM", "FOR", "LAST REPLY"):
+        table.add_column(title, justify="right" if title in ("AGE", "SIZE", "TRIES") else "left", no_wrap=True)
+    for row in rows:
+        waiting = row["waiting"]
+        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+        first = waiting[0] if waiting else "-"
+        table.add_row(
+            row["id"],
+            _duration(time.time() - row["time"]),
+            _size(row["size"]),
+            str(row["attempts"]),
+            "held" if row["held"] else "-" if dead else _due(row["due"]),
+            printable(f"<{row['from']}>")[:_ADDRESS],
+            printable(first)[:_ADDRESS] + more,
+            printable(row["replies"].get(str(first), ""))[:80],
+        )
+    width = None if sys.stdout.isatty() else _WIDTH
+    Console(width=width, highlight=False, markup=False).print(table)
+
+
+@spool.command()
+@click.argument("name", metavar="ID")
+@click.option("--message", is_flag=True, help="Print the message alone.")
+@click.pass_obj
+def show(folder: Any, name: str, message: bool) -> None:
+    """Show a message: its envelope, and the last reply to each recipient."""
+    from greensmtp.delivery.spool_folder import read_message
+
+    for within in ("new", "dead"):
+        try:
+            row, begin, path = read_message(folder, within, name)
+        except (OSError, ValueError):
+            continue
+        if message:
+            with path.open("rb") as file:
+                file.seek(begin)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            return
+        click.echo(f"id      {row['id']}{'  (dead letter)' if within == 'dead' else ''}")
+        click.echo(f"came    {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(row['time']))}, {_size(row['size'])}")
+        click.echo(f"from    {printable('<' + row['from'] + '>')}")
+        click.echo(f"tries   {row['attempts']}, next {'never: it is held' if row['held'] else _due(row['due'])}")
+        for recipient in row["to"]:
+            what = "waits" if recipient in row["waiting"] else "lost" if recipient in row["lost"] else "done"
+            click.echo(f"{what:7} {printable(recipient)}  {printable(row['replies'].get(recipient, ''))}")
+        return
+    raise click.ClickException(f"there is no message {printable(name)!r}")
+
+
+@spool.command()
+@click.argument("names", metavar="[ID]...", nargs=-1)
+@click.pass_obj
+def retry(folder: Any, names: Sequence[str]) -> None:
+    """Send messages now: these, or all."""
+
+    def now(entry: Any) -> None:
+        entry.state.due = 0.0
+        entry.save()
+
+    _change(folder, names or folder.names(), now, "due now")
+
+
+@spool.command()
+@click.argument("names", metavar="ID...", nargs=-1, required=True)
+@click.pass_obj
+def hold(folder: Any, names: Sequence[str]) -> None:
+    """Keep messages from being sent until they are released."""
+    _change(folder, names, lambda entry: _set_held(entry, held=True), "held")
+
+
+@spool.command()
+@click.argument("names", metavar="ID...", nargs=-1, required=True)
+@click.pass_obj
+def release(folder: Any, names: Sequence[str]) -> None:
+    """Send messages that were held."""
+    _change(folder, names, lambda entry: _set_held(entry, held=False), "released")
+
+
+@spool.command()
+@click.argument("names", metavar="ID...", nargs=-1, required=True)
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def drop(folder: Any, names: Sequence[str], yes: bool) -> None:
+    """Delete messages. Nobody is told."""
+    if not yes:
+        click.confirm(f"Delete {len(names)} message{'s' * (len(names) > 1)}? Nobody is told", abort=True)
+    _change(folder, names, lambda entry: entry.remove(), "deleted")
+
+
+def _set_held(entry: Any, *, held: bool) -> None:
+    entry.state.held = held
+    entry.state.due = 0.0
+    entry.save()
+
+
+def _change(folder: Any, names: Sequence[str], change: Callable[[Any], None], done: str) -> None:
+    from greensmtp.delivery.spool_folder import Busy, Gone
+
+    failed = False
+    for name in names:
+        try:
+            with folder.open(name) as entry:
+                change(entry)
+        except Busy:
+            click.echo(f"{printable(name)}: it is being sent just now", err=True)
+        except (Gone, ValueError):
+            click.echo(f"{printable(name)}: there is no such message", err=True)
+        except OSError as error:
+            click.echo(f"{printable(name)}: {error.strerror}", err=True)
+        else:
+            click.echo(f"{name} {done}")
+            continue
+        failed = True
+    folder.wake()
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _rows(folder: Any, within: str) -> Iterator[dict[str, Any]]:
+    from greensmtp.delivery.spool_folder import read_message
+
+    try:
+        names = folder.names(within)
+    except OSError as error:
+        raise click.ClickException(f"{folder.path}: {error.strerror}") from error
+    for name in names:
+        try:
+            yield read_message(folder, within, name)[0]
+        except FileNotFoundError:
+            continue  # it was sent
+        except (OSError, ValueError) as error:
+            click.echo(f"{name}: {error}", err=True)
+
+
+def _due(due: float) -> str:
+    left = due - time.time()
+    return "now" if left <= 0 else f"in {_duration(left)}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
