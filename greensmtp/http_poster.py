@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,6 +25,10 @@ MAX_RESPONSE = 64 * 1024
 
 #: Seconds for which an idle connection is kept.
 MAX_IDLE = 15.0
+
+
+#: Bytes; a function that returns an iterable of them, which is called for each try; or nothing.
+_Body = bytes | Callable[[], Iterable[bytes]] | None
 
 
 class Response(NamedTuple):
@@ -86,19 +91,28 @@ class HTTPPoster:
         :param size: the length of the body, if it is an iterable.
         :raises HTTPFailed: there is no response.
         """
+        length = len(body) if isinstance(body, bytes) else size
+        return self._send("POST", body, {**headers, "Content-Length": str(length)})
+
+    def get(self, headers: Mapping[str, str]) -> Response:
+        """Send a GET request, and return the response, whatever its status is.
+
+        :raises HTTPFailed: there is no response.
+        """
+        return self._send("GET", None, headers)
+
+    def _send(self, method: str, body: _Body, headers: Mapping[str, str]) -> Response:
         if not self._slots.acquire(timeout=self._wait):
             raise HTTPFailed(f"all connections to {self._host} have been busy for {self._wait:g} s")
         try:
             with Timeout(self.timeout, HTTPFailed(f"no answer of {self._host} within {self.timeout:g} s")):
-                length = len(body) if isinstance(body, bytes) else size
-                given = {**headers, "Content-Length": str(length)}
                 connection = self._kept()
                 if connection is not None:
                     try:
-                        return self._ask(connection, body, given)
+                        return self._ask(connection, method, body, headers)
                     except (http.client.RemoteDisconnected, ConnectionError):
                         pass  # it was closed while it was idle
-                return self._ask(self._new(), body, given)
+                return self._ask(self._new(), method, body, headers)
         except (OSError, http.client.HTTPException) as error:
             raise HTTPFailed(f"{self._host}: {str(error) or type(error).__name__}") from error
         finally:
@@ -128,14 +142,11 @@ class HTTPPoster:
         return made
 
     def _ask(
-        self,
-        connection: http.client.HTTPConnection,
-        body: bytes | Callable[[], Iterable[bytes]],
-        headers: Mapping[str, str],
+        self, connection: http.client.HTTPConnection, method: str, body: _Body, headers: Mapping[str, str]
     ) -> Response:
         is_done = False
         try:
-            connection.request("POST", self._target, body if isinstance(body, bytes) else body(), headers)
+            connection.request(method, self._target, body() if callable(body) else body, headers)
             response = connection.getresponse()
             data = response.read(MAX_RESPONSE)
             if not response.headers or (len(data) < MAX_RESPONSE and response.length):
@@ -150,6 +161,7 @@ class HTTPPoster:
                 connection.close()
 
 
+@cache
 def _make_context(ca: str | None) -> ssl.SSLContext:
     # Not create_default_context: where nothing is patched, that makes a context that blocks the hub.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

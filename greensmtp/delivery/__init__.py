@@ -3,6 +3,7 @@
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
+from greensmtp.delivery.mx import MX
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
@@ -12,6 +13,7 @@ from greensmtp.delivery.trace import received_field, return_path
 from greensmtp.delivery.webhook import Webhook
 
 __all__ = [
+    "MX",
     "SRS",
     "Deliveries",
     "Delivery",

@@ -86,11 +86,26 @@ class NextHop:
     """
 
     def __init__(self, to: str | Iterable[str], **options: Any) -> None:
-        self.places, scheme = read_places(to)
-        self.lmtp = bool(scheme["lmtp"])
-        self._options: dict[str, Any] = {**scheme, **options}
+        places, scheme = read_places(to)
+        self._set(places, {**scheme, **options})
+
+    @classmethod
+    def of(cls, places: Sequence[str | tuple[str, int]], **options: Any) -> NextHop:
+        """Return the next hop at these places."""
+        made = cls.__new__(cls)
+        made._set(places, options)
+        return made
+
+    def _set(self, places: Sequence[str | tuple[str, int]], options: dict[str, Any]) -> None:
+        self.places = list(places)
+        self.lmtp = bool(options.get("lmtp"))
+        self._options = options
         self._pool: Pool | None = None
         self._make_pool("check.invalid").close()  # so that wrong options are found now
+
+    def next_hops(self, recipients: Sequence[Address]) -> list[tuple[NextHop | Reply, list[Address]]]:
+        """Return the next hop of each group of recipients: this one, for all of them."""
+        return [(self, list(recipients))]
 
     def _make_pool(self, hostname: str) -> Pool:
         options = dict(self._options)

@@ -20,6 +20,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,10 @@ from greensmtp.delivery import trace
 from greensmtp.delivery._disk import DiskThread
 from greensmtp.delivery._maildir_file import MaildirFile
 from greensmtp.delivery.contract import Delivery, Envelope
+from greensmtp.delivery.mx import MX
 from greensmtp.delivery.next_hop import Hop, NextHop
 from greensmtp.delivery.report import RecipientStatus, delivery_report
+from greensmtp.delivery.resolver import DNSResolver
 from greensmtp.delivery.schedule import parse_schedule
 from greensmtp.delivery.spool_folder import Busy, Entry, Folder, Gone, describe, envelope_line
 from greensmtp.errors import ArgumentError
@@ -76,6 +79,11 @@ class Spool(Delivery):
     :param path: the folder. Several processes may share it, on one machine.
     :param to: as of ``Forward``; so are ``starttls``, ``username``, ``password``, ``token``, ``rate``, ``timeout``,
         ``source_address`` and ``local_hostname``.
+    :param mx: instead of ``to``: the hosts that each recipient's domain names in DNS; see ``MX``. It needs
+        ``greensmtp[dns]``.
+    :param mta_sts: with ``mx``, heed the policies of domains (RFC 8461).
+    :param nameservers: with ``mx``, addresses of name servers; None: those of the system.
+    :param port: with ``mx``, the port of all hosts.
     :param schedule: the times between tries: ``"1m, 5m*2, 1h*3"``; by default about five days.
     :param at_the_end: ``"report"`` to the sender, or keep a ``"dead-letter"``.
     :param concurrency: messages that are sent at once, in each process.
@@ -89,7 +97,11 @@ class Spool(Delivery):
         self,
         path: str | Path,
         *,
-        to: str | Sequence[str],
+        to: str | Sequence[str] | None = None,
+        mx: bool = False,
+        mta_sts: bool = True,
+        nameservers: Sequence[str] | None = None,
+        port: int = 25,
         schedule: str = SCHEDULE,
         at_the_end: Literal["report", "dead-letter"] = "report",
         concurrency: int = 20,
@@ -110,18 +122,26 @@ class Spool(Delivery):
             raise ArgumentError("path", "expected the name of a folder; got an empty one")
         self.schedule = parse_schedule(schedule)
         self.at_the_end = at_the_end
-        self.next_hop = NextHop(
-            to,
-            size=concurrency,
-            rate=rate,
-            timeout=timeout,
-            starttls=starttls,
-            username=username,
-            password=password,
-            token=token,
-            source_address=None if source_address is None else (source_address, 0),
-            local_hostname=local_hostname,
-        )
+        if (to is None) != mx:
+            raise ArgumentError("to", "or mx=True must be given, and not both")
+        if mx and (username is not None or nameservers == []):
+            raise ArgumentError("mx", "cannot be used with a username, or without a name server")
+        options: dict[str, Any] = {
+            "size": concurrency,
+            "rate": rate,
+            "timeout": timeout,
+            "source_address": None if source_address is None else (source_address, 0),
+            "local_hostname": local_hostname,
+        }
+        if starttls is not None:
+            options["starttls"] = starttls
+        self._make_next_hop: Callable[[str], NextHop | MX]
+        if to is None:
+            resolver = DNSResolver(nameservers)
+            self._make_next_hop = partial(MX, resolver=resolver, port=port, sts=mta_sts, **options)
+        else:
+            next_hop = NextHop(to, username=username, password=password, token=token, **options)
+            self._make_next_hop = lambda hostname: next_hop
         self.path = Path(path).absolute()
         self.folder = Folder(self.path)
         self.concurrency = concurrency
@@ -142,8 +162,9 @@ class Spool(Delivery):
             in_thread_pool(self.folder.sweep, time.time())
             health.add_store(self.path)
             weakref.finalize(self, health.remove_store, self.path).atexit = False
-            self.next_hop.open(server.hostname)
-            self._sender = Sender(self, server.hostname)
+            next_hop = self._make_next_hop(server.hostname)
+            next_hop.open(server.hostname)
+            self._sender = Sender(self, next_hop, server.hostname)
 
     def stop(self, server: ServerInfo) -> None:
         """Stop sending, with the last server. What is not sent stays."""
@@ -151,7 +172,7 @@ class Spool(Delivery):
         if not self._servers and self._sender is not None:
             sender, self._sender = self._sender, None
             sender.stop()
-            self.next_hop.close()
+            sender.next_hop.close()
 
     def begin(self, envelope: Envelope) -> SpoolFile:
         """Begin the file of a message."""
@@ -214,8 +235,9 @@ class SpoolFile(MaildirFile):
 class Sender:
     """Sends the messages of a spool, in this process."""
 
-    def __init__(self, spool: Spool, hostname: str) -> None:
+    def __init__(self, spool: Spool, next_hop: NextHop | MX, hostname: str) -> None:
         self._spool = spool
+        self.next_hop = next_hop
         self._folder = spool.folder
         self._hostname = hostname
         self._longest = max(spool.schedule) + 60.0
@@ -295,7 +317,12 @@ class Sender:
             if now < state.due <= now + self._longest:  # later only if the clock was set back
                 return state.due
             waiting = entry.waiting
-            replies = self._pass_on(entry, waiting) if waiting else {}
+            replies: dict[str, Reply] = {}
+            for next_hop, recipients in self.next_hop.next_hops(waiting):
+                if isinstance(next_hop, Reply):
+                    replies.update(dict.fromkeys(recipients, next_hop))
+                else:
+                    replies.update(_pass_on(entry, next_hop, recipients))
             state.attempts += 1
             failed: list[tuple[Address, Reply]] = []
             is_last = state.attempts > len(self._spool.schedule)
@@ -322,34 +349,6 @@ class Sender:
             state.due = time.time() + self._spool.schedule[state.attempts - 1]
             in_thread_pool(entry.save)
             return state.due
-
-    def _pass_on(self, entry: Entry, recipients: Sequence[Address]) -> dict[str, Reply]:
-        """Return the reply to each recipient."""
-        hop = Hop(self._spool.next_hop, entry)
-        replies: dict[str, Reply] = {}
-        try:
-            reply = hop.mail(str(entry.sender), entry.sender.parameters)
-            if not reply.is_positive:
-                return dict.fromkeys(recipients, reply)
-            for recipient in recipients:
-                replies[recipient] = hop.rcpt(recipient, str(recipient))
-            accepted = list(hop.accepted)
-            if not accepted:
-                return replies
-            binary = str(entry.sender.parameters.get("BODY") or "").upper() == "BINARYMIME"
-            refusal, position = hop.begin_body(binary=binary), 0
-            while refusal is None:
-                piece = in_thread_pool(entry.read, position, _PIECE)
-                if not piece:
-                    break
-                position += len(piece)
-                refusal = hop.write(piece)
-            final = hop.finish() if refusal is None else [refusal]
-            each_its_own = len(final) == len(accepted)
-            replies.update(zip(accepted, final if each_its_own else final * len(accepted), strict=True))
-            return replies
-        finally:
-            hop.close()
 
     def _give_up(self, entry: Entry, failed: Sequence[tuple[Address, Reply]]) -> None:
         """Count the recipients as done, after a report to the sender; without one, the message is a dead letter."""
@@ -388,3 +387,32 @@ class Sender:
         to = Address(str(entry.sender), entry.sender.local_part, entry.sender.domain)
         self._folder.add(name, describe(Address("", "", "", needs), [to]), content)
         return name
+
+
+def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> dict[str, Reply]:
+    """Return the reply to each recipient."""
+    hop = Hop(next_hop, entry)
+    replies: dict[str, Reply] = {}
+    try:
+        reply = hop.mail(str(entry.sender), entry.sender.parameters)
+        if not reply.is_positive:
+            return dict.fromkeys(recipients, reply)
+        for recipient in recipients:
+            replies[recipient] = hop.rcpt(recipient, str(recipient))
+        accepted = list(hop.accepted)
+        if not accepted:
+            return replies
+        binary = str(entry.sender.parameters.get("BODY") or "").upper() == "BINARYMIME"
+        refusal, position = hop.begin_body(binary=binary), 0
+        while refusal is None:
+            piece = in_thread_pool(entry.read, position, _PIECE)
+            if not piece:
+                break
+            position += len(piece)
+            refusal = hop.write(piece)
+        final = hop.finish() if refusal is None else [refusal]
+        each_its_own = len(final) == len(accepted)
+        replies.update(zip(accepted, final if each_its_own else final * len(accepted), strict=True))
+        return replies
+    finally:
+        hop.close()

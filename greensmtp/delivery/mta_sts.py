@@ -1,0 +1,149 @@
+"""MTA-STS (RFC 8461): domains that want mail over verified TLS alone, to hosts that they name.
+
+A policy is fetched over HTTPS when the TXT record at ``_mta-sts.DOMAIN`` has another ID, and holds until it is
+``max_age`` seconds old, whatever DNS says meanwhile. Policies are kept in memory, by each process for itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import monotonic
+
+from greensmtp.delivery.resolver import LookupFailed, NoSuchDomain, Resolver
+from greensmtp.errors import ArgumentError
+from greensmtp.http_poster import HTTPFailed, HTTPPoster
+
+logger = logging.getLogger("greensmtp")
+
+#: Seconds for a policy to arrive (section 3.3: a minute at most).
+FETCH_SECONDS = 15.0
+
+#: Seconds after a fetch that failed until the next one (section 3.3).
+RETRY_SECONDS = 300.0
+
+#: Policies that are kept.
+KEPT = 10_000
+
+#: Section 3.2: a year.
+MAX_AGE = 31_557_600
+
+_RECORD = re.compile(r"v=STSv1\s*;(?:.*;)?\s*id=([A-Za-z0-9]{1,32})\s*(?:;.*)?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A domain's policy."""
+
+    #: ``enforce``, ``testing`` or ``none``.
+    mode: str
+    #: Hosts, ``*.example.com`` for one label.
+    mx: tuple[str, ...] = ()
+    max_age: int = 0
+
+    def allows(self, host: str) -> bool:
+        """Return True if mail may go to a host (section 4.1)."""
+        parent = host.partition(".")[2]
+        return any(host == each or (each.startswith("*.") and parent == each[2:]) for each in self.mx)
+
+
+def parse_policy(text: str) -> Policy:
+    """Parse the text of a policy (section 3.2).
+
+    :raises ValueError: it is malformed.
+    """
+    fields: dict[str, str] = {}
+    hosts: list[str] = []
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        name, value = name.strip(), value.strip()
+        if not line.strip():
+            continue
+        if not colon:
+            raise ValueError(f"a line without a colon: {line[:60]!r}")
+        if name == "mx":
+            hosts.append(value.rstrip(".").lower())
+        else:
+            fields.setdefault(name, value)
+    mode, max_age = fields.get("mode"), fields.get("max_age", "")
+    if fields.get("version") != "STSv1" or mode not in ("enforce", "testing", "none"):
+        raise ValueError("no version STSv1, or no mode")
+    if not re.fullmatch(r"[0-9]{1,10}", max_age) or (mode != "none" and not hosts):
+        raise ValueError("no max_age, or no mx")
+    return Policy(mode, tuple(hosts), min(int(max_age), MAX_AGE))
+
+
+@dataclass
+class _Kept:
+    policy: Policy | None
+    #: The ID of the TXT record that it was fetched for.
+    identifier: str
+    #: On the monotonic clock: when the policy ends, and when it may be fetched again.
+    ends: float
+    again: float = 0.0
+
+
+def fetch(domain: str) -> str:
+    """Return the text of a domain's policy.
+
+    :raises HTTPFailed: there is none, or it cannot be had now.
+    """
+    try:
+        poster = HTTPPoster(f"https://mta-sts.{domain}/.well-known/mta-sts.txt", timeout=FETCH_SECONDS)
+    except ArgumentError as error:
+        raise HTTPFailed(str(error)) from error
+    try:
+        response = poster.get({"User-Agent": "greensmtp"})
+    finally:
+        poster.close()
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if response.status != 200 or kind != "text/plain":
+        raise HTTPFailed(f"mta-sts.{domain}: status {response.status}, {kind or 'no type'}")
+    return response.body.decode("utf-8", "replace")
+
+
+class Policies:
+    """The policies of domains.
+
+    :param get: fetches the text of a policy; raises ``HTTPFailed``.
+    """
+
+    def __init__(self, resolver: Resolver, get: Callable[[str], str] = fetch) -> None:
+        self._resolver = resolver
+        self._get = get
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+
+    def find(self, domain: str) -> Policy | None:
+        """Return the policy that holds for a domain now; None: there is none."""
+        now = monotonic()
+        kept = self._kept.get(domain)
+        if kept is not None:
+            self._kept.move_to_end(domain)
+        valid = kept.policy if kept is not None and now < kept.ends else None
+        identifier = self._identifier(domain)
+        if identifier is None or (kept is not None and (kept.identifier == identifier or now < kept.again)):
+            return valid
+        try:
+            policy = parse_policy(self._get(domain))
+        except (HTTPFailed, ValueError) as error:
+            logger.warning("MTA-STS: the policy of %s cannot be used: %s", domain, error)
+            self._keep(domain, _Kept(valid, "", now if kept is None else kept.ends, now + RETRY_SECONDS))
+            return valid
+        self._keep(domain, _Kept(policy, identifier, now + policy.max_age))
+        return policy
+
+    def _identifier(self, domain: str) -> str | None:
+        try:
+            records = [each for each in self._resolver.txt(f"_mta-sts.{domain}") if each.startswith("v=STSv1")]
+        except (NoSuchDomain, LookupFailed):
+            return None
+        found = _RECORD.fullmatch(records[0].strip()) if len(records) == 1 else None
+        return None if found is None else found[1]
+
+    def _keep(self, domain: str, kept: _Kept) -> None:
+        self._kept[domain] = kept
+        if len(self._kept) > KEPT:
+            self._kept.popitem(last=False)
