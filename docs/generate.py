@@ -383,6 +383,7 @@ EXTRAS = {
     "cli": "the command `greensmtp` and configuration files",
     "scram": "SCRAM-SHA-256, in `Auth` and in the client",
     "passwords": "bcrypt and argon2 hashes in htpasswd files",
+    "celery": "`CeleryTask`",
     "dns": "`Spool` and `MX`: mail to the hosts of each domain",
     "ratelimit": "`RateLimit`",
     "redis": "`RateLimit` with a Redis that several machines share",

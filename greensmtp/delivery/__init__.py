@@ -1,5 +1,6 @@
 """Deliveries of accepted mail, and the trace fields that they write before it."""
 
+from greensmtp.delivery.celery import CeleryTask
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
@@ -15,6 +16,7 @@ from greensmtp.delivery.webhook import Webhook
 __all__ = [
     "MX",
     "SRS",
+    "CeleryTask",
     "Deliveries",
     "Delivery",
     "Envelope",

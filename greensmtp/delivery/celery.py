@@ -1,0 +1,381 @@
+"""``CeleryTask``: hand mail to a Celery task, on any broker; and ``MailTask``, the base of such a task.
+
+The frontend stores nothing: the client gets 250 when the broker has confirmed the task. A large message goes by way of
+a folder that frontends and workers share, since brokers take small ones only. This is the way past one machine.
+
+How it waits. Celery's connections block. In a process that gevent has patched, as ``greensmtp serve`` is, they wait in
+the hub like everything else; elsewhere the thread pool publishes.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.policy
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from email.message import EmailMessage
+from email.parser import BytesParser
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from gevent import Timeout
+from gevent.monkey import is_module_patched
+
+from greensmtp.delivery._disk import flush_folder
+from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.delivery.report import RecipientStatus, delivery_report
+from greensmtp.errors import ArgumentError, Reject
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.thread_pool import BoundedPool, in_thread_pool
+
+logger = logging.getLogger("greensmtp")
+
+_NO_BROKER = Reply(451, "4.4.1 The queue does not answer")
+_TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
+
+#: Seconds after which a stored message is one that no task has: tasks are tried for a few hours.
+STALE = 7 * 86400
+
+#: Bytes that are copied at once.
+_PIECE = 256 * 1024
+
+
+class MailEnvelope(NamedTuple):
+    """The envelope of a message, in a task."""
+
+    #: That of the reply ``queued as ID``. A task that comes twice has the same one.
+    id: str
+    sender: str
+    recipients: tuple[str, ...]
+    #: The client's address; None on a unix socket.
+    peer: str | None
+    #: The client's name, from EHLO.
+    hello: str | None
+    #: The user that has logged in.
+    identity: str | None
+    #: The name of the server that has accepted it.
+    server: str
+    #: When, in seconds since 1970.
+    time: float
+
+
+class MailContent:
+    """The content of a message, in a task: in the task itself, or in a file that all machines share."""
+
+    def __init__(self, content: bytes | None, path: Path | None) -> None:
+        self._content = content
+        self.path = path
+
+    def read(self) -> bytes:
+        """Return all of it."""
+        return self.path.read_bytes() if self._content is None and self.path is not None else self._content or b""
+
+    def parse(self) -> EmailMessage:
+        """Return it as a message of the standard library."""
+        return BytesParser(policy=email.policy.default).parsebytes(self.read())
+
+
+class TaskSender(Protocol):
+    """What is needed of a Celery application."""
+
+    def send_task(self, name: str, **options: Any) -> Any:
+        """Send a task by its name."""
+
+
+class CeleryTask(Delivery):
+    """Sends a task for each message: ``CeleryTask("tasks.receive", broker="redis://127.0.0.1:6379/0")``.
+
+    The client gets 250 when the broker has the task: for AMQP, when it has confirmed it; for Redis, when it has
+    answered. If the broker is gone, the reply is 451, and nothing is queued.
+
+    :param task: the name of the task, whose base is ``MailTask``.
+    :param broker: the broker's URL.
+    :param queue: the queue; None: that of the task's routing, ``celery`` by default.
+    :param store: a folder for the messages that are larger than ``inline``, shared by all frontends and workers; None:
+        larger messages are refused.
+    :param inline: bytes of a message that goes within the task.
+    :param timeout: seconds for the broker to answer.
+    :param connections: publications at once.
+    :param app: in Python, the Celery application to send with, in the place of ``broker``.
+    :raises ModuleNotFoundError: celery is not installed.
+    :raises ArgumentError: an argument is wrong.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        broker: str | None = None,
+        queue: str | None = None,
+        store: str | Path | None = None,
+        inline: int = 256 * 1024,
+        timeout: float = 10.0,
+        connections: int = 10,
+        app: TaskSender | None = None,
+    ) -> None:
+        if not task:
+            raise ArgumentError("task", "expected the name of a task; got an empty one")
+        if (broker is None) == (app is None):
+            raise ArgumentError("broker", "or app must be given, and not both")
+        for name, value in (("inline", inline), ("timeout", timeout), ("connections", connections)):
+            if not value > 0:
+                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
+        self.task = task
+        self._app: TaskSender = _make_app(str(broker), timeout, connections) if app is None else app
+        self._queue = queue
+        self._store = None if store is None else Path(store).absolute()
+        self._inline = inline
+        self._timeout = timeout
+        self._pool = BoundedPool(connections)
+
+    def __repr__(self) -> str:
+        return f"<CeleryTask {self.task}>"
+
+    def start(self, server: ServerInfo) -> None:
+        """Make the folder for large messages, and remove what nobody has fetched in a week."""
+        if self._store is not None:
+            in_thread_pool(_make_store, self._store, time.time() - STALE)
+
+    def begin(self, envelope: Envelope) -> Transfer:
+        """Collect a message."""
+        return _Queued(self, envelope)
+
+    def prepare(self, envelope: Envelope, open_message: Callable[[], BinaryIO]) -> dict[str, str]:
+        """Return where the content is: in the task, or in a file of the store, which is flushed.
+
+        :raises Reject: it is too large.
+        """
+        with open_message() as source:
+            content = source.read(self._inline + 1)
+            if len(content) <= self._inline:
+                return {"content": base64.b64encode(content).decode()}
+            if self._store is None:
+                raise Reject(_TOO_LARGE)
+            path = self._store / f"{envelope.id}.eml"
+            in_thread_pool(_write, path, content, source)
+            return {"path": str(path)}
+
+    def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
+        """Send the task, and wait for the broker.
+
+        :raises Reject: there is no answer.
+        """
+        session = envelope.session
+        about = MailEnvelope(
+            id=envelope.id,
+            sender=str(envelope.sender),
+            recipients=tuple(map(str, recipients)),
+            peer=session.peer_host,
+            hello=session.hostname,
+            identity=None if session.identity is None else str(session.identity),
+            server=session.server.hostname,
+            time=datetime.now(UTC).timestamp(),
+        )
+        options: dict[str, Any] = {} if self._queue is None else {"queue": self._queue}
+        publish = partial(
+            self._app.send_task,
+            self.task,
+            args=[about._asdict(), dict(content)],
+            task_id=envelope.id,
+            retry=False,
+            ignore_result=True,
+            **options,
+        )
+        try:
+            # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
+            with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
+                publish() if is_module_patched("socket") else self._pool.call(publish)
+        except Exception as error:  # of kombu, or of the broker's own library
+            logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
+            raise Reject(_NO_BROKER) from None
+
+
+class _Queued(SpooledTransfer):
+    """A message that is queued when it is complete."""
+
+    def __init__(self, delivery: CeleryTask, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        self._delivery = delivery
+        self._content: dict[str, str] = {}
+
+    def prepare(self) -> Result:
+        """Store a large message."""
+        self._content = self._delivery.prepare(self.envelope, self.open)
+        return None
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """Send the task."""
+        content, self._content = self._content, {}
+        # If the broker does not answer, it may have the task all the same, so the file stays from here on.
+        self._delivery.send(self.envelope, recipients, content)
+        return None
+
+    def discard(self) -> None:
+        """Remove the stored message, if no task has been sent."""
+        if "path" in self._content:
+            in_thread_pool(_remove, self._content)
+
+
+def _make_store(folder: Path, before: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+    for entry in os.scandir(folder):
+        if entry.name.endswith((".eml", ".partial", ".done")) and entry.stat().st_mtime < before:
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _write(path: Path, beginning: bytes, source: BinaryIO) -> None:
+    partial_path = path.with_suffix(".partial")
+    with partial_path.open("wb") as file:
+        file.write(beginning)
+        while piece := source.read(_PIECE):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    partial_path.replace(path)
+    flush_folder(path.parent)
+
+
+def _make_app(broker: str, timeout: float, connections: int) -> Any:
+    try:
+        from celery import Celery
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("CeleryTask needs celery: pip install 'greensmtp[celery]'") from None
+    app = Celery("greensmtp", broker=broker, set_as_current=False)
+    app.conf.update(
+        broker_connection_timeout=timeout,
+        broker_connection_retry=False,
+        broker_pool_limit=connections,
+        broker_transport_options={
+            "confirm_publish": True,  # AMQP: wait for the broker's confirmation
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+            "retry_on_timeout": False,
+            "max_retries": 0,
+        },
+        task_publish_retry=False,
+        task_ignore_result=True,
+    )
+    return app
+
+
+def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as a task that gets mail: ``@mail_task(app, "tasks.receive")``.
+
+    The function is called as ``(envelope, content)``: a ``MailEnvelope``, a ``MailContent``. The task is acknowledged
+    when the function has returned: a worker that is killed meanwhile does not lose it, but it comes again. A function
+    that raises is called again after 1, 2, 4 and so on up to 600 seconds, ``max_retries`` times.
+
+    :param options: of ``app.task``, and these:
+    :param max_retries: how often it is tried again; 10 by default.
+    :param report: called as ``(report, sender)`` with the bytes of an RFC 3464 report and the address that it is for,
+        when the function has failed for the last time. Not for the null sender.
+    :param dead_letters: a folder, where a message is kept that has failed for the last time.
+    """
+    report, dead_letters = options.pop("report", None), options.pop("dead_letters", None)
+    base = _make_base()
+    settings = {
+        "acks_late": True,
+        "reject_on_worker_lost": True,
+        "autoretry_for": (Exception,),
+        "retry_backoff": True,
+        "retry_backoff_max": 600,
+        "retry_jitter": True,
+        "max_retries": 10,
+        "ignore_result": True,
+    }
+
+    def register(function: Callable[[MailEnvelope, MailContent], Any]) -> Any:
+        def run(envelope: dict[str, Any], content: dict[str, str]) -> None:
+            if not _was_done(content):
+                function(read_envelope(envelope), read_content(content))
+
+        if function.__name__.isidentifier():  # that of a lambda is none
+            run.__name__ = function.__name__
+        run.__doc__, run.__module__ = function.__doc__, function.__module__
+        made = app.task(run, base=base, name=name, **{**settings, **options})
+        made.report, made.dead_letters = report, None if dead_letters is None else Path(dead_letters)
+        return made
+
+    return register
+
+
+def read_envelope(data: Mapping[str, Any]) -> MailEnvelope:
+    """Return the envelope of a task's first argument."""
+    return MailEnvelope(**{**data, "recipients": tuple(data["recipients"])})
+
+
+def read_content(data: Mapping[str, str]) -> MailContent:
+    """Return the content of a task's second argument."""
+    if "path" in data:
+        return MailContent(None, Path(data["path"]))
+    return MailContent(base64.b64decode(data["content"]), None)
+
+
+def _make_base() -> Any:
+    from celery import Task
+
+    class MailTask(Task):  # type: ignore[misc]
+        """Settles what becomes of a message in the end."""
+
+        abstract = True
+        report: Callable[[bytes, str], object] | None = None
+        dead_letters: Path | None = None
+
+        def on_success(self, value: Any, task_id: str, arguments: Any, keywords: Any) -> None:
+            """Remove the stored message."""
+            _settle(arguments[1])
+
+        def on_failure(self, error: Exception, task_id: str, arguments: Any, keywords: Any, info: Any) -> None:
+            """Report the message to its sender, and keep it as a dead letter."""
+            envelope, content = read_envelope(arguments[0]), read_content(arguments[1])
+            message = content.read()
+            if self.dead_letters is not None:
+                self.dead_letters.mkdir(parents=True, exist_ok=True)
+                _write(self.dead_letters / f"{envelope.id}.eml", message, BytesIO())
+            if self.report is not None and envelope.sender:
+                self.report(make_report(envelope, message, error), envelope.sender)
+            if self.dead_letters is not None or self.report is not None:
+                _settle(arguments[1])
+
+    return MailTask
+
+
+def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:
+    """Return the report that a message could not be delivered."""
+    reply = Reply(554, f"5.3.0 {type(error).__name__}")
+    return delivery_report(
+        [RecipientStatus(recipient=each, action="failed", reply=reply) for each in envelope.recipients],
+        sender=envelope.sender,
+        hostname=envelope.server,
+        message=message,
+        arrival=datetime.fromtimestamp(envelope.time, UTC),
+    )
+
+
+def _settle(content: Mapping[str, str]) -> None:
+    """Remove a stored message, and leave a mark that it is done: a worker that is killed now gets the task again."""
+    if "path" in content:
+        Path(content["path"]).with_suffix(".done").touch()
+        _remove(content)
+
+
+def _was_done(content: Mapping[str, str]) -> bool:
+    if "path" not in content:
+        return False
+    path = Path(content["path"])
+    # Without the mark, a message that is missing is an error: the store may not be mounted.
+    return not path.exists() and path.with_suffix(".done").exists()
+
+
+def _remove(content: Mapping[str, str]) -> None:
+    if "path" in content:
+        Path(content["path"]).unlink(missing_ok=True)

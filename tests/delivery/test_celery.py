@@ -1,0 +1,215 @@
+"""CeleryTask and mail_task: what is sent to a broker, and what a task makes of it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from greensmtp import Ack, Session, SMTPServer
+from greensmtp.delivery import CeleryTask, Deliveries
+from greensmtp.delivery.celery import STALE, MailContent, MailEnvelope, mail_task
+from greensmtp.testing import Peer, dial
+from greensmtp.testing.fixtures import MakeServer
+
+BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
+
+
+class App:
+    """A Celery application without a broker."""
+
+    def __init__(self) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self.do: Callable[[], object] = lambda: None
+
+    def send_task(self, name: str, **options: Any) -> None:
+        self.do()
+        self.sent.append({"name": name, **options})
+
+
+@pytest.fixture
+def front(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
+    def make(app: Any, **options: Any) -> SMTPServer:
+        server = smtp_server(start=False)
+        Deliveries([CeleryTask("tasks.receive", app=app, **options)]).attach(server)
+        server.start()
+        return server
+
+    return make
+
+
+def send(peer: Peer, body: bytes = BODY, end: str = "250") -> str:
+    peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "RCPT TO:<cyd@example.org>", "DATA")
+    peer.expect("250", "250", "250", "354")
+    peer.send(body.replace(b"\r\n.", b"\r\n..") + b".\r\n")
+    return peer.expect(end).split()[-1]
+
+
+def test_a_message_becomes_a_task(front: Callable[..., SMTPServer]) -> None:
+    app = App()
+    server = front(app, queue="mail")
+    with dial(server, source=("192.0.2.7", 4711)) as peer:
+        peer.hello()
+        identifier = send(peer)
+    (sent,) = app.sent
+    assert (sent["name"], sent["queue"], sent["task_id"], sent["retry"]) == ("tasks.receive", "mail", identifier, False)
+    got: list[tuple[MailEnvelope, MailContent]] = []
+    task = mail_task(Celery("x", broker="memory://", set_as_current=False), "tasks.receive")(
+        lambda envelope, content: got.append((envelope, content))
+    )
+    task.apply(args=sent["args"], throw=True)
+    ((envelope, content),) = got
+    assert envelope == MailEnvelope(
+        id=identifier,
+        sender="ann@example.net",
+        recipients=("bob@example.org", "cyd@example.org"),
+        peer="192.0.2.7",
+        hello="client.example",
+        identity=None,
+        server="mx.example.com",
+        time=envelope.time,
+    )
+    assert content.read() == BODY
+    assert content.parse()["Subject"] == "Tea"
+
+
+def test_a_large_message_goes_by_the_store(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    app = App()
+    server = front(app, store=tmp_path / "store", inline=1000)
+    large = BODY + b"x" * 900 + b"\r\n" + b"y" * 900 + b"\r\n"
+    with dial(server) as peer:
+        peer.hello()
+        identifier = send(peer, large)
+    path = tmp_path / "store" / f"{identifier}.eml"
+    assert app.sent[0]["args"][1] == {"path": str(path)}
+    assert path.read_bytes() == large
+    read: list[bytes] = []
+    task = mail_task(Celery("x", broker="memory://", set_as_current=False), "t")(
+        lambda envelope, content: read.append(content.read())
+    )
+    task.apply(args=app.sent[0]["args"], throw=True)
+    assert read == [large]
+    assert not path.exists()
+    task.apply(args=app.sent[0]["args"], throw=True)  # a worker was killed before it had acknowledged the task
+    assert read == [large]
+    path.with_suffix(".done").unlink()
+    with pytest.raises(FileNotFoundError):
+        task.apply(args=app.sent[0]["args"], throw=True, retries=10)
+
+
+def test_without_a_store_a_large_message_is_refused(front: Callable[..., SMTPServer]) -> None:
+    app = App()
+    with dial(front(app, inline=20)) as peer:
+        peer.hello()
+        send(peer, end="552 5.3.4")
+    assert app.sent == []
+
+
+def test_without_a_broker_it_is_451(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    app = App()
+
+    def gone() -> None:
+        raise OperationalError("Connection refused")
+
+    app.do = gone
+    with dial(front(app, store=tmp_path / "store")) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+        app.do = lambda: None
+        send(peer)
+
+
+def test_a_broker_that_hangs_is_451_in_time(front: Callable[..., SMTPServer]) -> None:
+    app = App()
+    app.do = partial(time.sleep, 0.5)
+    with dial(front(app, timeout=0.1)) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+
+
+def test_a_message_that_is_refused_late_leaves_nothing(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    app = App()
+    server = front(app, store=tmp_path / "store", inline=10)
+
+    @server.on("received")
+    def fail(session: Session, ack: Ack) -> None:
+        raise RuntimeError
+
+    with dial(server) as peer:
+        peer.hello()
+        send(peer, end="451")
+    assert app.sent == []
+    assert [*(tmp_path / "store").iterdir()] == []
+
+
+def test_what_nobody_fetched_is_removed_after_a_week(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    for name, age in (("old.eml", STALE + 100), ("old.partial", STALE + 100), ("new.eml", 100), ("old.txt", STALE * 2)):
+        (store / name).touch()
+        os.utime(store / name, (time.time() - age,) * 2)
+    front(App(), store=store)
+    assert sorted(path.name for path in store.iterdir()) == ["new.eml", "old.txt"]
+
+
+def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path) -> None:
+    tries: list[str] = []
+    reports: list[tuple[bytes, str]] = []
+    stored = tmp_path / "x.eml"
+    stored.write_bytes(BODY)
+
+    def fail(envelope: MailEnvelope, content: MailContent) -> None:
+        tries.append(envelope.id)
+        raise ConnectionError("no database")
+
+    app = Celery("x", broker="memory://", set_as_current=False)
+    register = mail_task(
+        app,
+        "t",
+        max_retries=2,
+        retry_backoff=False,
+        default_retry_delay=0,
+        report=lambda report, sender: reports.append((report, sender)),
+        dead_letters=tmp_path / "dead",
+    )
+    task = register(fail)
+    about: dict[str, Any] = {
+        "id": "1-2-3",
+        "sender": "ann@example.net",
+        "recipients": ["bob@example.org"],
+        **dict.fromkeys(("peer", "hello", "identity")),
+        "server": "mx.example.com",
+        "time": 0.0,
+    }
+    task.apply(args=[about, {"path": str(stored)}])
+    assert tries == ["1-2-3"] * 3
+    ((report, sender),) = reports
+    assert sender == "ann@example.net"
+    for text in (b"multipart/report", b"rfc822;bob@example.org", b"Subject: Tea"):
+        assert text in report
+    assert (tmp_path / "dead" / "1-2-3.eml").read_bytes() == BODY
+    assert not stored.exists()
+    task.apply(args=[about | {"sender": ""}, {"content": ""}])
+    assert len(reports) == 1  # the null sender gets none
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"task": ""}, "task: expected the name"),
+        ({"task": "t"}, "broker or app must be given"),
+        ({"task": "t", "broker": "redis://", "app": object()}, "broker or app must be given"),
+        ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a number above 0"),
+    ],
+)
+def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)):
+        CeleryTask(**options)
