@@ -296,14 +296,18 @@ class _Collected(SpooledTransfer):
         super().write(data)
 
     def commit(self, recipients: Sequence[Address]) -> Result:
-        """Send the message; the next hop's reply is the answer. If the connection is lost early, send it once more."""
-        hop = self._delivery.hop(self.envelope.session)
-        try:
-            return self._send(hop, recipients)
-        except Reject:
-            if not hop.may_begin_again:
-                raise
-        return self._send(self._delivery.hop(self.envelope.session), recipients)
+        """Send the message; the next hop's reply is the answer.
+
+        If the connection is lost early, or the host says 421, send it again, and let another host have its turn.
+        """
+        for left in reversed(range(self._delivery.next_hop.tries)):
+            hop = self._delivery.hop(self.envelope.session)
+            try:
+                return self._send(hop, recipients)
+            except Reject:
+                if not (left and hop.may_begin_again):
+                    raise
+        raise AssertionError("unreachable")
 
     def _send(self, hop: Hop, recipients: Sequence[Address]) -> Result:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from itertools import takewhile
 from typing import Any
 
 from greensmtp._hostport import parse_url
@@ -45,9 +46,6 @@ _NOT_OFFERED = {
     "REQUIRETLS": Reply(550, "5.7.30 The next hop does not support REQUIRETLS"),
 }
 _NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
-
-#: How often a transaction is begun: the second time on another connection, and perhaps with another host.
-_TRIES = 2
 
 
 def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:
@@ -88,6 +86,8 @@ class NextHop:
     def __init__(self, to: str | Iterable[str], **options: Any) -> None:
         self.places, scheme = read_places(to)
         self.lmtp = bool(scheme["lmtp"])
+        #: How often a transaction is begun: a kept connection may be dead, and then each host has its turn.
+        self.tries = len(self.places) + 1
         self._options: dict[str, Any] = {**scheme, **options}
         self._pool: Pool | None = None
         self._make_pool("check.invalid").close()  # so that wrong options are found now
@@ -141,6 +141,8 @@ class Hop:
         self._waits = False
         #: True once the connection was lost when the next hop could not have accepted the message.
         self.may_begin_again = False
+        #: LMTP: the replies to the message that came before the connection was lost.
+        self._said: list[Reply] = []
         #: Those that the next hop has accepted, in order.
         self.accepted: list[Address] = []
 
@@ -151,7 +153,7 @@ class Hop:
 
     def mail(self, sender: str, parameters: Mapping[str, str | None]) -> Reply:
         """Begin the transaction, on another connection if the first one is lost."""
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(self._next_hop.tries)):
             try:
                 self._client = self._lease.enter_context(self._next_hop.pool.connection())
                 self._waits = True
@@ -162,13 +164,15 @@ class Hop:
                 self._fail(error)
                 if self.may_begin_again and left:
                     continue
+                self.may_begin_again = False
                 return self._answer(error)
-            if reply.code == 421 and left:  # it wants no more messages on this connection
-                self._client.close()
+            if reply.code == 421:
+                self._leave(reply)
+                if left:
+                    continue
+            elif not reply.is_positive:
                 self.close()
-                continue
-            if not reply.is_positive:
-                self.close()
+            self.may_begin_again = False
             return reply.handed_on()
         raise AssertionError("unreachable")
 
@@ -215,9 +219,12 @@ class Hop:
             self._body = None
             return reply
 
-        reply = self._ask(finish)
+        count = len(self.accepted)
+        reply = self._ask(finish, ends=True)
+        if self._said:  # RFC 2033 section 4.2: each reply is final, so those before the loss hold
+            return [*self._said, *[reply] * (count - len(self._said))]
         replies: Sequence[Reply] = (reply,)
-        if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == len(self.accepted):
+        if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == count:
             replies = self._client.replies
         return [each.handed_on() for each in replies]
 
@@ -231,21 +238,37 @@ class Hop:
         lease, self._lease = self._lease, ExitStack()
         lease.close()
 
-    def _ask(self, command: Callable[[SMTPClient], Reply]) -> Reply:
+    def _ask(self, command: Callable[[SMTPClient], Reply], *, ends: bool = False) -> Reply:
+        """Send a command, and return the reply for the client.
+
+        :param ends: it ends the message, so its 421 is the answer to that.
+        """
         if self._client is None:
             return _LOST
         self._waits = True
         try:
-            reply = command(self._client).handed_on()
+            reply = command(self._client)
             self._waits = False
-            return reply
         except ClientError as error:
+            if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
+                replies = takewhile(lambda reply: not reply.is_intermediate, error.replies)
+                self._said = [reply.handed_on() for reply in replies]
             self._fail(error)
             return self._answer(error)
+        if reply.code == 421 and not ends:
+            self._leave(reply)
+        return reply.handed_on()
+
+    def _leave(self, reply: Reply) -> None:
+        """End the transaction after a 421: the next hop, or this host of it, takes no more for now."""
+        self._fail(Disconnected("closed", reply=reply))
 
     def _fail(self, error: ClientError) -> None:
         """End the transaction after an error."""
         self._waits = self._waits and not isinstance(error, NotOffered)  # that has sent nothing
+        if self._client is not None and isinstance(error, Disconnected):
+            self._client.close()
+            self._lease.__exit__(type(error), error, error.__traceback__)  # tells the pool that the host has failed
         self.close()
         self.may_begin_again = isinstance(error, Disconnected) and error.safe_to_retry
 

@@ -344,6 +344,9 @@ class Script:
                 self.ended += 1
                 if not self._do(connection, "end", "250 2.0.0 ok"):
                     return
+                if self.does.get("after") == "close":
+                    connection.shutdown(socket.SHUT_RDWR)
+                    return
 
 
 @pytest.fixture
@@ -390,6 +393,32 @@ def test_whatever_the_next_hop_does_nothing_is_accepted_and_the_session_goes_on(
             assert reply.startswith("451" if own_fault else "554 5.3.0"), reply
             peer.line("RSET")
             peer.expect("250")
+
+
+@pytest.mark.parametrize("does", ["close", "421 4.3.2 bye"])
+@pytest.mark.parametrize(
+    ("mode", "step"), [("lock-step", "MAIL"), *(("after-body", each) for each in ("MAIL", "RCPT", "DATA"))]
+)
+def test_a_host_that_breaks_off_or_says_421_gives_its_turn_to_the_next_one(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script], mode: str, step: str, does: str
+) -> None:
+    hops = [script(**{step: does}), script(**{step: does}), script()]
+    with dial(relay([f"smtp://127.0.0.1:{each.server.server_port}" for each in hops], mode=mode)) as peer:
+        peer.hello()
+        send(peer)
+    assert [each.ended for each in hops] == [0, 0, 1]
+
+
+def test_in_lmtp_what_was_said_before_the_connection_was_lost_holds(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script]
+) -> None:
+    hop = script(LHLO="250-hop.example\r\n250 PIPELINING\r\n", end="250 2.0.0 ann\r\n550 5.2.1 bob\r\n", after="close")
+    with dial(relay(f"lmtp://127.0.0.1:{hop.server.server_port}", server={"lmtp": True})) as peer:
+        peer.line("LHLO client.example")
+        peer.expect("220", "250")
+        send(peer, "ann@example.org", "bob@example.org", "cyd@example.org", end="250")
+        peer.expect("550 5.2.1 bob", "451 4.4.2")
+    assert hop.ended == 1
 
 
 def test_a_next_hop_that_hangs_is_ended_by_handler_timeout(

@@ -82,7 +82,7 @@ def forward_many(run: Run) -> None:
     mx.start()
     run.cleanup.callback(mx.stop, 1)
     for mode in _MODES:
-        relay = _relay(run, mode, mx.address[1])
+        relay = _relay(run, mode, int(mx.address[1]))
         relay.start()
         _send(relay.port, max(200, many // 10))  # the warm-up
         before, open_before = resident(relay.pid), descriptors(relay.pid)
