@@ -86,8 +86,6 @@ class NextHop:
     def __init__(self, to: str | Iterable[str], **options: Any) -> None:
         self.places, scheme = read_places(to)
         self.lmtp = bool(scheme["lmtp"])
-        #: How often a transaction is begun: a kept connection may be dead, and then each host has its turn.
-        self.tries = len(self.places) + 1
         self._options: dict[str, Any] = {**scheme, **options}
         self._pool: Pool | None = None
         self._make_pool("check.invalid").close()  # so that wrong options are found now
@@ -105,6 +103,11 @@ class NextHop:
         """
         if self._pool is None:
             self._pool = self._make_pool(hostname)
+
+    @property
+    def tries(self) -> int:
+        """How often a transaction is begun: a kept connection may be dead, and then each host has its turn."""
+        return len(self.places) + 1
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the connections."""
