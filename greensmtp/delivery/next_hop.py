@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from itertools import takewhile
 from typing import Any
 
 from greensmtp._hostport import parse_url
@@ -254,8 +253,8 @@ class Hop:
             self._waits = False
         except ClientError as error:
             if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
-                replies = takewhile(lambda reply: not reply.is_intermediate, error.replies)
-                self._said = [reply.handed_on() for reply in replies]
+                if not any(reply.is_intermediate for reply in error.replies):
+                    self._said = [reply.handed_on() for reply in error.replies]
             self._fail(error)
             return self._answer(error)
         if reply.code == 421 and not ends:
