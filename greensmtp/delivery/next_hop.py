@@ -253,8 +253,7 @@ class Hop:
             self._waits = False
         except ClientError as error:
             if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
-                if not any(reply.is_intermediate for reply in error.replies):
-                    self._said = [reply.handed_on() for reply in error.replies]
+                self._said = _final(error.replies)
             self._fail(error)
             return self._answer(error)
         if reply.code == 421 and not ends:
@@ -286,6 +285,11 @@ class Hop:
         if error.reply is not None and error.reply.is_transient_failure:
             return error.reply.handed_on()
         return _LOST if error.transient else _MISCONFIGURED
+
+
+def _final(replies: Sequence[Reply]) -> list[Reply]:
+    """Return the replies to a message; none, if one of them cannot be that."""
+    return [] if any(reply.is_intermediate for reply in replies) else [reply.handed_on() for reply in replies]
 
 
 def xforward(client: SMTPClient, session: Session) -> None:
