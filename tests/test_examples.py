@@ -15,9 +15,10 @@ import pytest
 from gevent import socket
 from gevent import ssl as gevent_ssl
 
-from greensmtp import connect
+from greensmtp import Ack, Address, Session, connect
 from greensmtp.testing import Peer
-from tests import forked
+from greensmtp.testing.fixtures import MakeServer
+from tests import forked, helpers
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -81,6 +82,26 @@ def test_every_server_takes_a_port_prints_it_and_ends_cleanly(name: str) -> None
             peer.line("QUIT")
             peer.expect("221")
         example.stop()
+
+
+def test_relay_passes_mail_on_and_its_replies_back(smtp_server: MakeServer) -> None:
+    mx = smtp_server()
+    got = helpers.Deliveries(mx)
+
+    @mx.on("to")
+    def known(session: Session, address: Address, ack: Ack) -> None:
+        ack.accept() if address.local_part == "bob" else ack.reject(550, "5.1.1 unknown")
+
+    with running("relay.py", "0", f"smtp://127.0.0.1:{mx.address[1]}") as example:
+        with example.dial() as peer:
+            peer.hello()
+            assert peer.deliver("Subject: Tea\r\n\r\nAt five.\r\n", to=["bob@example.org"]).startswith("250")
+            peer.line("MAIL FROM:<ann@example.com>", "RCPT TO:<cyd@example.org>")
+            peer.expect("250", "550 5.1.1 unknown")
+        example.stop()
+    ((_, recipients, body),) = got.mail
+    assert recipients == ["bob@example.org"]
+    assert b"by relay.example.com with ESMTP id" in body
 
 
 def test_archive_keeps_each_message_under_its_id(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from greensmtp.client.pool_login import PoolLogin, Secret
 from greensmtp.client.pool_opener import ConnectionOpener, Host, PoolHost
 from greensmtp.client.pool_pace import Pace
 from greensmtp.client.signing import Signer, check_signer
+from greensmtp.errors import Disconnected
 from greensmtp.protocol.sasl.client import MECHANISMS
 from greensmtp.protocol.send_result import SendResult
 
@@ -166,7 +167,8 @@ class Pool:
         """``with pool.connection() as mail:`` lends a connection for the block, after EHLO, STARTTLS and login.
 
         Afterwards it returns to the pool, with RSET where a transaction is open. It is closed instead if it is out of
-        step: in the middle of a message, or when the block was killed or timed out.
+        step: in the middle of a message, or when the block was killed or timed out. If the block ends with
+        Disconnected on a new connection, the host is avoided for a while.
 
         :raises PoolClosed, PoolTimeout, CannotConnect: as ``send``.
         """
@@ -176,8 +178,10 @@ class Pool:
         try:
             yield connection.client
             completed = True
-        except Exception:
+        except Exception as error:
             completed = True
+            if isinstance(error, Disconnected) and not connection.messages:
+                connection.host.avoid()
             raise
         finally:
             connections.check_in(connection, completed=completed)

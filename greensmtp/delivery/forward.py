@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -47,6 +48,7 @@ class Forward(Delivery):
     :param mode: ``"lock-step"``: each command is asked at once, and the body passes through in flat memory;
         ``"after-body"``: the message is collected and then sent, so a slow client holds no connection.
     :param starttls: as of ``connect``: ``"offered"`` and so on.
+    :param ca: a PEM file with the authorities to trust; None: those of the system.
     :param username: to log in at the next hop, with ``password``, or with ``token`` for XOAUTH2 and OAUTHBEARER; each
         may be a callable, which is called for each new connection.
     :param connections: the most connections at once.
@@ -73,6 +75,7 @@ class Forward(Delivery):
         *,
         mode: Literal["lock-step", "after-body"] = "lock-step",
         starttls: StartTLS | None = None,
+        ca: str | None = None,
         username: str | None = None,
         password: str | Callable[[], str] | None = None,
         token: str | Callable[[], str] | None = None,
@@ -107,6 +110,7 @@ class Forward(Delivery):
             rate=rate,
             timeout=timeout,
             starttls=starttls,
+            ssl_context=None if ca is None else _make_context(ca),
             username=username,
             password=password,
             token=token,
@@ -230,6 +234,16 @@ class Forward(Delivery):
         return received_field(envelope.session) if self.received else b""
 
 
+def _make_context(ca: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_verify_locations(ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise ArgumentError("ca", f"cannot read the authorities in {ca!r}: {error}") from None
+    return context
+
+
 def is_binary(session: Session) -> bool:
     """True if the message may have any bytes, and no lines (RFC 3030 section 3)."""
     return str(session.from_ext.get("BODY") or "").upper() == "BINARYMIME"
@@ -296,14 +310,18 @@ class _Collected(SpooledTransfer):
         super().write(data)
 
     def commit(self, recipients: Sequence[Address]) -> Result:
-        """Send the message; the next hop's reply is the answer. If the connection is lost early, send it once more."""
-        hop = self._delivery.hop(self.envelope.session)
-        try:
-            return self._send(hop, recipients)
-        except Reject:
-            if not hop.may_begin_again:
-                raise
-        return self._send(self._delivery.hop(self.envelope.session), recipients)
+        """Send the message; the next hop's reply is the answer.
+
+        If the connection is lost early, or the host says 421, send it again, and let another host have its turn.
+        """
+        for left in reversed(range(self._delivery.next_hop.tries)):
+            hop = self._delivery.hop(self.envelope.session)
+            try:
+                return self._send(hop, recipients)
+            except Reject:
+                if not (left and hop.may_begin_again):
+                    raise
+        raise AssertionError("unreachable")
 
     def _send(self, hop: Hop, recipients: Sequence[Address]) -> Result:
         try:

@@ -46,9 +46,6 @@ _NOT_OFFERED = {
 }
 _NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
 
-#: How often a transaction is begun: the second time on another connection, and perhaps with another host.
-_TRIES = 2
-
 
 def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:
     """Return the hosts of URLs, and the options of ``connect`` that their scheme stands for.
@@ -121,6 +118,11 @@ class NextHop:
         if self._pool is None:
             self._pool = self._make_pool(hostname)
 
+    @property
+    def tries(self) -> int:
+        """How often a transaction is begun: a kept connection may be dead, and then each host has its turn."""
+        return len(self.places) + 1
+
     def close(self, timeout: float = 5.0) -> None:
         """Close the connections."""
         pool, self._pool = self._pool, None
@@ -166,6 +168,8 @@ class Hop:
         self._waits = False
         #: True once the connection was lost when the next hop could not have accepted the message.
         self.may_begin_again = False
+        #: LMTP: the replies to the message that came before the connection was lost.
+        self._said: list[Reply] = []
         #: Those that the next hop has accepted, in order.
         self.accepted: list[Address] = []
 
@@ -176,7 +180,7 @@ class Hop:
 
     def mail(self, sender: str, parameters: Mapping[str, str | None]) -> Reply:
         """Begin the transaction, on another connection if the first one is lost."""
-        for left in reversed(range(_TRIES)):
+        for left in reversed(range(self._next_hop.tries)):
             try:
                 self._client = self._lease.enter_context(self._next_hop.pool.connection())
                 self._waits = True
@@ -187,13 +191,15 @@ class Hop:
                 self._fail(error)
                 if self.may_begin_again and left:
                     continue
+                self.may_begin_again = False
                 return self._answer(error)
-            if reply.code == 421 and left:  # it wants no more messages on this connection
-                self._client.close()
+            if reply.code == 421:
+                self._leave(reply)
+                if left:
+                    continue
+            elif not reply.is_positive:
                 self.close()
-                continue
-            if not reply.is_positive:
-                self.close()
+            self.may_begin_again = False
             return reply.handed_on()
         raise AssertionError("unreachable")
 
@@ -240,9 +246,12 @@ class Hop:
             self._body = None
             return reply
 
-        reply = self._ask(finish)
+        count = len(self.accepted)
+        reply = self._ask(finish, ends=True)
+        if self._said:  # RFC 2033 section 4.2: each reply is final, so those before the loss hold
+            return [*self._said, *[reply] * (count - len(self._said))]
         replies: Sequence[Reply] = (reply,)
-        if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == len(self.accepted):
+        if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == count:
             replies = self._client.replies
         return [each.handed_on() for each in replies]
 
@@ -256,21 +265,36 @@ class Hop:
         lease, self._lease = self._lease, ExitStack()
         lease.close()
 
-    def _ask(self, command: Callable[[SMTPClient], Reply]) -> Reply:
+    def _ask(self, command: Callable[[SMTPClient], Reply], *, ends: bool = False) -> Reply:
+        """Send a command, and return the reply for the client.
+
+        :param ends: it ends the message, so its 421 is the answer to that.
+        """
         if self._client is None:
             return _LOST
         self._waits = True
         try:
-            reply = command(self._client).handed_on()
+            reply = command(self._client)
             self._waits = False
-            return reply
         except ClientError as error:
+            if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
+                self._said = _final(error.replies)
             self._fail(error)
             return self._answer(error)
+        if reply.code == 421 and not ends:
+            self._leave(reply)
+        return reply.handed_on()
+
+    def _leave(self, reply: Reply) -> None:
+        """End the transaction after a 421: the next hop, or this host of it, takes no more for now."""
+        self._fail(Disconnected("closed", reply=reply))
 
     def _fail(self, error: ClientError) -> None:
         """End the transaction after an error."""
         self._waits = self._waits and not isinstance(error, NotOffered)  # that has sent nothing
+        if self._client is not None and isinstance(error, Disconnected):
+            self._client.close()
+            self._lease.__exit__(type(error), error, error.__traceback__)  # tells the pool that the host has failed
         self.close()
         self.may_begin_again = isinstance(error, Disconnected) and error.safe_to_retry
 
@@ -286,6 +310,11 @@ class Hop:
         if error.reply is not None and error.reply.is_transient_failure:
             return error.reply.handed_on()
         return _LOST if error.transient else _MISCONFIGURED
+
+
+def _final(replies: Sequence[Reply]) -> list[Reply]:
+    """Return the replies to a message; none, if one of them cannot be that."""
+    return [] if any(reply.is_intermediate for reply in replies) else [reply.handed_on() for reply in replies]
 
 
 def xforward(client: SMTPClient, session: Session) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gevent import Timeout, socket
 from gevent import sleep as switch
-from gevent.subprocess import PIPE, Popen
+from gevent.subprocess import PIPE, Popen, check_call
 
 from tests.helpers import free_port
 from tests.programs import find, missing, need_root
@@ -208,6 +208,20 @@ server.on('error', () => {});
 server.listen(0, '127.0.0.1', () => console.log(server.server.address().port));
 process.stdin.resume().on('end', () => process.exit());
 """
+
+
+def smtp_server_modules(base: Path) -> Path:
+    """Install smtp-server in a folder, and return its node_modules."""
+    npm = find("npm")
+    try:
+        check_call(
+            [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "smtp-server@3"],
+            cwd=base,
+            timeout=45,
+        )
+    except (subprocess.SubprocessError, OSError) as error:
+        missing(f"npm cannot install smtp-server: {error}")
+    return base / "node_modules"
 
 
 @contextmanager

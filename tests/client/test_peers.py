@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from email.message import EmailMessage
@@ -12,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from gevent import ssl as gevent_ssl
 from gevent.queue import Queue
-from gevent.subprocess import check_call
 
 from greensmtp import Pool, RecipientsRefused, SMTPServer, connect
 from greensmtp.protocol.option_values import OriginalRecipient
 from greensmtp.protocol.options import RcptOptions
 from greensmtp.protocol.xclient import Missing
 from tests.client import peers
-from tests.programs import find, missing
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
@@ -208,17 +205,7 @@ def test_aiosmtpd(aiosmtpd: int) -> None:
 @pytest.fixture(scope="module")
 def modules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """node_modules with smtp-server in it."""
-    base = tmp_path_factory.mktemp("node")
-    npm = find("npm")
-    try:
-        check_call(
-            [npm, "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", "smtp-server@3"],
-            cwd=base,
-            timeout=45,
-        )
-    except (subprocess.SubprocessError, OSError) as error:
-        missing(f"npm cannot install smtp-server: {error}")
-    return base / "node_modules"
+    return peers.smtp_server_modules(tmp_path_factory.mktemp("node"))
 
 
 @pytest.fixture(scope="module")

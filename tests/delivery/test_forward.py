@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gevent
 import pytest
@@ -13,12 +13,17 @@ from gevent.server import StreamServer
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
-from greensmtp.delivery import SRS, Deliveries, Forward
+from greensmtp.delivery import SRS, Deliveries, Forward, Maildir
 from greensmtp.delivery.forward import Hops
+from greensmtp.middleware import Auth
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import helpers
+from tests.delivery.helpers import files
 from tests.helpers import free_port, until
+
+if TYPE_CHECKING:
+    from tests.conftest import Certificate
 
 MODES = pytest.mark.parametrize("mode", ["lock-step", "after-body"])
 
@@ -344,6 +349,9 @@ class Script:
                 self.ended += 1
                 if not self._do(connection, "end", "250 2.0.0 ok"):
                     return
+                if self.does.get("after") == "close":
+                    connection.shutdown(socket.SHUT_RDWR)
+                    return
 
 
 @pytest.fixture
@@ -392,6 +400,32 @@ def test_whatever_the_next_hop_does_nothing_is_accepted_and_the_session_goes_on(
             peer.expect("250")
 
 
+@pytest.mark.parametrize("does", ["close", "421 4.3.2 bye"])
+@pytest.mark.parametrize(
+    ("mode", "step"), [("lock-step", "MAIL"), *(("after-body", each) for each in ("MAIL", "RCPT", "DATA"))]
+)
+def test_a_host_that_breaks_off_or_says_421_gives_its_turn_to_the_next_one(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script], mode: str, step: str, does: str
+) -> None:
+    hops = [script(**{step: does}), script(**{step: does}), script()]
+    with dial(relay([f"smtp://127.0.0.1:{each.server.server_port}" for each in hops], mode=mode)) as peer:
+        peer.hello()
+        send(peer)
+    assert [each.ended for each in hops] == [0, 0, 1]
+
+
+def test_in_lmtp_what_was_said_before_the_connection_was_lost_holds(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script]
+) -> None:
+    hop = script(LHLO="250-hop.example\r\n250 PIPELINING\r\n", end="250 2.0.0 ann\r\n550 5.2.1 bob\r\n", after="close")
+    with dial(relay(f"lmtp://127.0.0.1:{hop.server.server_port}", server={"lmtp": True})) as peer:
+        peer.line("LHLO client.example")
+        peer.expect("220", "250")
+        send(peer, "ann@example.org", "bob@example.org", "cyd@example.org", end="250")
+        peer.expect("550 5.2.1 bob", "451 4.4.2")
+    assert hop.ended == 1
+
+
 def test_a_next_hop_that_hangs_is_ended_by_handler_timeout(
     relay: Callable[..., SMTPServer], script: Callable[..., Script]
 ) -> None:
@@ -438,6 +472,62 @@ def test_a_kept_connection_that_has_died_is_replaced(
         hop.does["RSET"] = "close"
         send(peer)
     assert hop.ended == 2
+
+
+@MODES
+@pytest.mark.parametrize("refuses", [False, True])
+def test_beside_a_maildir_both_have_the_message_or_neither(
+    smtp_server: MakeServer, maildir: Maildir, mode: Any, refuses: bool
+) -> None:
+    mx = smtp_server()
+    got = helpers.Deliveries(mx)
+
+    @mx.on("received")
+    def decide(session: Session, ack: Ack) -> None:
+        ack.reject(552, "5.2.3 no") if refuses else ack.accept()
+
+    server = smtp_server(start=False)
+    Deliveries([maildir, Forward(url(mx), mode=mode)]).attach(server)
+    server.start()
+    with dial(server) as peer:
+        peer.hello()
+        send(peer, end="552 5.2.3 no" if refuses else "250 2.0.0 Ok: queued as")
+    assert len(files(maildir)) == (not refuses)
+    assert refuses or len(got.mail) == 1
+    server.stop(timeout=1)
+
+
+# TLS and logins
+
+
+def test_a_token_is_asked_for_each_connection_to_a_verified_host(
+    smtp_server: MakeServer, relay: Callable[..., SMTPServer], certificate: Certificate
+) -> None:
+    tokens = iter(["one", "two"])
+    seen: list[Any] = []
+
+    def check(credentials: Any) -> bool:
+        seen.append((credentials.username, credentials.token))
+        return True
+
+    mx = smtp_server(
+        middleware=[Auth({}, ["XOAUTH2"], check_token=check)],
+        certfile=certificate.certfile,
+        keyfile=certificate.keyfile,
+    )
+    helpers.Deliveries(mx)
+    login: dict[str, Any] = {"username": "jo", "token": lambda: next(tokens)}
+    server = relay(url(mx), ca=str(certificate.authority), **login)
+    with dial(server) as one, dial(server) as two:
+        for peer in (one, two):
+            peer.hello()
+            peer.line("MAIL FROM:<ann@example.net>")
+            peer.expect("250")
+    with dial(relay(url(mx), **login)) as peer:  # the system does not know that authority
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>")
+        peer.expect("451")
+    assert seen == [("jo", "one"), ("jo", "two")]
 
 
 # What is passed on
@@ -563,6 +653,7 @@ def test_a_large_body_takes_no_memory(smtp_server: MakeServer, relay: Callable[.
         ({"to": "lmtp://mx.example.com"}, "to: expected a port for LMTP"),
         ({"to": ["smtp://a.example", "smtps://b.example"]}, "to: expected URLs of one scheme"),
         ({"to": "smtp://a.example", "mode": "late"}, "mode: expected 'lock-step' or 'after-body'"),
+        ({"to": "smtp://a.example", "ca": "/none.pem"}, "ca cannot read the authorities in '/none.pem'"),
         ({"to": "smtp://a.example", "max_hops": 0}, "max_hops: expected at least 1"),
         ({"to": "smtp://a.example", "connections": 0}, "above 0 as size"),
         ({"to": "smtp://a.example", "starttls": "maybe"}, "expected as starttls one of"),

@@ -6,6 +6,7 @@ from tests.faults.clock import clock
 from tests.faults.crowd import crowd
 from tests.faults.disk import disk
 from tests.faults.exhausted import exhausted
+from tests.faults.forwarded import forward, forward_many
 from tests.faults.killed import kill
 from tests.faults.redis_outage import redis
 from tests.faults.run import Fault
@@ -23,6 +24,18 @@ FAULTS = {
             "every acknowledged message is found whole; none is torn",
             kill,
             _ALL,
+        ),
+        Fault(
+            "forward",
+            "kill -9 of a relay and of its next hop under load, 100 times",
+            "every message that the relay has acknowledged is found whole at the next hop; none is torn",
+            forward,
+        ),
+        Fault(
+            "forward-many",
+            "10,000 messages through a relay, in each mode, and a large one",
+            "each arrives once; memory flat after the warm-up; no descriptor is left",
+            forward_many,
         ),
         Fault(
             "disk",

@@ -81,8 +81,11 @@ class Audit:
     confused: list[str] = field(default_factory=list)
 
 
-def audit(ledger: Ledger, maildir: Path) -> Audit:
-    """Read all files of a Maildir, and compare them with what was acknowledged."""
+def audit(ledger: Ledger, maildir: Path, *, forwarded: bool = False) -> Audit:
+    """Read all files of a Maildir, and compare them with what was acknowledged.
+
+    :param forwarded: it was acknowledged by a relay before this server, whose ID is in the lowest Received field.
+    """
     result = Audit()
     numbers: Counter[int] = Counter()
     found: dict[str, int] = {}
@@ -90,12 +93,12 @@ def audit(ledger: Ledger, maildir: Path) -> Audit:
         result.files += 1
         content = path.read_bytes()
         match = _FIELDS.search(content)
-        received = _RECEIVED_ID.search(content)
-        if match is None or received is None or sha256(content[match.end() :]).hexdigest() != match[2].decode():
+        received = _RECEIVED_ID.findall(content)
+        if match is None or not received or sha256(content[match.end() :]).hexdigest() != match[2].decode():
             result.torn.append(path.name)
             continue
-        queue_id = received[1].decode()
-        if queue_id in found or queue_id not in path.name:
+        queue_id = received[-1].decode()
+        if queue_id in found or not (forwarded or queue_id in path.name):
             result.confused.append(path.name)
         found[queue_id] = number = int(match[1])
         numbers[number] += 1

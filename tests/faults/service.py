@@ -95,6 +95,7 @@ class Service:
         listener: str = "",
         stack: str = "middleware = []",
         maildir: Path | None = None,
+        delivery: str | None = None,
         mode: str | None = None,
         environment: Mapping[str, str] | None = None,
         kept: socket.socket | None = None,
@@ -104,6 +105,7 @@ class Service:
         :param config: sections to add to the configuration.
         :param listener: further keys of the first listener.
         :param stack: the middleware of all listeners, in TOML, at the top of the file.
+        :param delivery: sections in the place of the one that stores mail in a Maildir.
         :param kept: a listening socket that outlives the server.
         """
         self.mode = run.mode if mode is None else mode
@@ -120,10 +122,11 @@ class Service:
         self._environment = dict(environment or {})
         self.process: subprocess.Popen[bytes] | None = None
         self._known: set[int] = set()
+        stored = f'[delivery]\nmaildir = "{self.maildir}"'
         bounds = "\n".join(f"{key} = {value}" for key, value in (limits or {}).items())
         self.config.write_text(
             f'hostname = "{self.hostname}"\n{stack}\n[[listeners]]\nurl = "smtp://127.0.0.1:{self.port}"\n{listener}\n'
-            f'[limits]\n{bounds}\n[delivery]\nmaildir = "{self.maildir}"\n{config}\n'
+            f"[limits]\n{bounds}\n{stored if delivery is None else delivery}\n{config}\n"
         )
         run.cleanup.callback(self.end)
 
