@@ -130,45 +130,33 @@ def _make_backend() -> Any:
         with _timeout(timeout):
             return call()
 
-    class Datagram(base.DatagramSocket):
+    class Wrapped:
         def __init__(self, made: Any) -> None:
-            super().__init__(made.family, made.type)
+            self.family, self.type = made.family, made.type
             self._socket = made
 
+        async def close(self) -> None:
+            self._socket.close()
+
+        async def getpeername(self) -> Any:
+            return self._socket.getpeername()
+
+        async def getsockname(self) -> Any:
+            return self._socket.getsockname()
+
+    class Datagram(Wrapped, base.DatagramSocket):
         async def sendto(self, what: bytes, destination: Any, timeout: float | None) -> Any:
             return await within(timeout, lambda: self._socket.sendto(what, destination))
 
         async def recvfrom(self, size: int, timeout: float | None) -> Any:
             return await within(timeout, lambda: self._socket.recvfrom(size))
 
-        async def close(self) -> None:
-            self._socket.close()
-
-        async def getpeername(self) -> Any:
-            return self._socket.getpeername()
-
-        async def getsockname(self) -> Any:
-            return self._socket.getsockname()
-
-    class Stream(base.StreamSocket):
-        def __init__(self, made: Any) -> None:
-            super().__init__(made.family, made.type)
-            self._socket = made
-
+    class Stream(Wrapped, base.StreamSocket):
         async def sendall(self, what: bytes, timeout: float | None) -> Any:
             return await within(timeout, lambda: self._socket.sendall(what))
 
         async def recv(self, size: int, timeout: float | None) -> Any:
             return await within(timeout, lambda: self._socket.recv(size))
-
-        async def close(self) -> None:
-            self._socket.close()
-
-        async def getpeername(self) -> Any:
-            return self._socket.getpeername()
-
-        async def getsockname(self) -> Any:
-            return self._socket.getsockname()
 
     class Backend(base.Backend):
         def name(self) -> str:
