@@ -22,11 +22,13 @@ class DNSServer:
         self.does: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
         self.tcp_questions = 0
-        self._udp = _UDP(("127.0.0.1", 0), self)
-        self._udp.start()
-        self.address = f"127.0.0.1:{self._udp.server_port}"
-        self._tcp = StreamServer(("127.0.0.1", int(self._udp.server_port or 0)), self._serve)
+        # A number that is free for both: TCP's are scarce, so that one is chosen first.
+        self._tcp = StreamServer(("127.0.0.1", 0), self._serve)
         self._tcp.start()
+        port = int(self._tcp.server_port or 0)
+        self._udp = _UDP(("127.0.0.1", port), self)
+        self._udp.start()
+        self.address = f"127.0.0.1:{port}"
 
     def answer(self, wire: bytes, *, over_tcp: bool) -> bytes | None:
         question = dns.message.from_wire(wire)
