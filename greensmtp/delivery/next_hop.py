@@ -300,16 +300,22 @@ class Hop:
 
     def _answer(self, error: ClientError) -> Reply:
         """Return the reply for the client, and log what it does not say."""
-        if isinstance(error, NotOffered):
-            return _NOT_OFFERED.get(error.extension, _NOT_CONVERTED)
-        logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], error)
-        if isinstance(error, PoolTimeout):
-            return _BUSY
-        if isinstance(error, CannotConnect):
-            return NO_ANSWER
-        if error.reply is not None and error.reply.is_transient_failure:
-            return error.reply.handed_on()
-        return _LOST if error.transient else _MISCONFIGURED
+        if not isinstance(error, NotOffered):
+            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], error)
+        return answer_to(error)
+
+
+def answer_to(error: ClientError) -> Reply:
+    """Return the reply that an error of the client stands for."""
+    if isinstance(error, NotOffered):
+        return _NOT_OFFERED.get(error.extension, _NOT_CONVERTED)
+    if isinstance(error, PoolTimeout):
+        return _BUSY
+    if isinstance(error, CannotConnect):
+        return NO_ANSWER
+    if error.reply is not None and error.reply.is_transient_failure:
+        return error.reply.handed_on()
+    return _LOST if error.transient else _MISCONFIGURED
 
 
 def _final(replies: Sequence[Reply]) -> list[Reply]:

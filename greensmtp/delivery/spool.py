@@ -35,12 +35,12 @@ from greensmtp.delivery._disk import DiskThread
 from greensmtp.delivery._maildir_file import MaildirFile
 from greensmtp.delivery.contract import Delivery, Envelope
 from greensmtp.delivery.mx import MX
-from greensmtp.delivery.next_hop import Hop, NextHop
+from greensmtp.delivery.next_hop import NextHop, answer_to
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.resolver import DNSResolver
 from greensmtp.delivery.schedule import parse_schedule
 from greensmtp.delivery.spool_folder import Busy, Entry, Folder, Gone, describe, envelope_line
-from greensmtp.errors import ArgumentError
+from greensmtp.errors import ArgumentError, ClientError, Disconnected, ProtocolError, Refused
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
@@ -62,11 +62,10 @@ STOP_SECONDS = 10.0
 #: gevent's threads that large messages may take.
 _THREADS = 4
 
-#: Bytes of a message that are read at once; and those that a report returns.
-_PIECE = 256 * 1024
+#: Bytes of a message that a report returns.
 _RETURNED = 1024 * 1024
 
-_FAILED = Reply(451, "4.3.0 Local error")
+_CANNOT_BE_SENT = Reply(554, "5.6.0 The message cannot be sent as it is")
 
 
 class Spool(Delivery):
@@ -390,29 +389,25 @@ class Sender:
 
 
 def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> dict[str, Reply]:
-    """Return the reply to each recipient."""
-    hop = Hop(next_hop, entry)
-    replies: dict[str, Reply] = {}
+    """Send a message, and return the reply to each recipient."""
     try:
-        reply = hop.mail(str(entry.sender), entry.sender.parameters)
-        if not reply.is_positive:
-            return dict.fromkeys(recipients, reply)
-        for recipient in recipients:
-            replies[recipient] = hop.rcpt(recipient, str(recipient))
-        accepted = list(hop.accepted)
-        if not accepted:
-            return replies
-        binary = str(entry.sender.parameters.get("BODY") or "").upper() == "BINARYMIME"
-        refusal, position = hop.begin_body(binary=binary), 0
-        while refusal is None:
-            piece = in_thread_pool(entry.read, position, _PIECE)
-            if not piece:
-                break
-            position += len(piece)
-            refusal = hop.write(piece)
-        final = hop.finish() if refusal is None else [refusal]
-        each_its_own = len(final) == len(accepted)
-        replies.update(zip(accepted, final if each_its_own else final * len(accepted), strict=True))
-        return replies
-    finally:
-        hop.close()
+        with entry.source() as source:
+            sent = next_hop.pool.send(
+                source,
+                str(entry.sender),
+                [str(each) for each in recipients],
+                from_ext=entry.sender.parameters,
+                to_ext=[each.parameters for each in recipients],
+                add_fields=False,
+            )
+        return dict(sent.recipients)
+    except ClientError as error:
+        logger.info("%s: spool: %s: %s", entry.log_id, next_hop.places[0], error)
+        usual = error.reply.handed_on() if isinstance(error, Refused) and error.reply is not None else answer_to(error)
+        # In LMTP, some of the replies to the message may have come before the connection was lost.
+        is_final = isinstance(error, Disconnected) and error.after_content
+        known = {each: reply for each, reply in error.recipients.items() if is_final or not reply.is_positive}
+        return {str(each): known.get(each, usual) for each in recipients}
+    except (ProtocolError, ValueError) as error:  # an address, or a header section, that cannot be sent
+        logger.warning("%s: spool: cannot be sent: %s", entry.log_id, error)
+        return dict.fromkeys(map(str, recipients), _CANNOT_BE_SENT)

@@ -18,6 +18,7 @@ Rules of this file:
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import re
@@ -37,6 +38,9 @@ MAX_ENVELOPE = 4 * 1024 * 1024
 
 #: Seconds after which an unfinished file is one of a process that has died.
 STALE = 36 * 3600
+
+#: Bytes of a message that is read at once.
+_SMALL = 256 * 1024
 
 _NAME = re.compile(r"[0-9a-f]+-[0-9a-f]{6}-[0-9a-f]+(?:_[0-9]+)?")
 
@@ -174,6 +178,8 @@ class Entry:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{name}: not a message of a spool") from None
         self._begin = len(line)
+        #: The message, if it is small: then nothing more is read.
+        self._content = file.read(_SMALL + 1) if self.size <= _SMALL else None
         self.state = folder.state(name)
 
     @property
@@ -196,6 +202,14 @@ class Entry:
     def size(self) -> int:
         """The bytes of the message."""
         return os.fstat(self._file.fileno()).st_size - self._begin
+
+    def source(self) -> BinaryIO:
+        """Return the message as a file of its own, at its beginning. Not in a thread: opening it reads nothing."""
+        if self._content is not None:
+            return io.BytesIO(self._content)
+        file = os.fdopen(os.dup(self._file.fileno()), "rb")
+        file.seek(self._begin)  # they share their position, but ``read`` needs none
+        return file
 
     def read(self, position: int, size: int) -> bytes:
         """Return bytes of the message."""
