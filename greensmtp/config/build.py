@@ -145,6 +145,7 @@ class _Assembly:
             self._try(("logging", "target"), probe_log, self.loaded.config.logging.target)
         if self.problems:
             raise self.loaded.source.error(self.problems)
+        self.previous = None  # or each configuration would keep the one before it, and so all of them
         return Assembled(self.loaded, serving, partial(shared.message.disconnect, self._tap))
 
     # Middleware

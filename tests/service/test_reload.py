@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 from collections.abc import Callable
@@ -10,8 +11,11 @@ from pathlib import Path
 import gevent
 import pytest
 
+from greensmtp import SMTPServer
+from greensmtp.config.load import load
+from greensmtp.service.service import Service
 from greensmtp.testing import Peer
-from tests.helpers import replace_text
+from tests.helpers import replace_text, until
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -222,3 +226,28 @@ def test_nohup_is_respected(serve: Serve, tmp_path: Path) -> None:
         peer.hello()
     assert server.stop() == 0
     assert server.log == ""
+
+
+def test_reloads_keep_no_old_servers(tmp_path: Path) -> None:
+    path = tmp_path / "greensmtp.toml"
+
+    def write(name: str) -> None:
+        path.write_text(
+            f'hostname = "{name}.example"\n[[middleware]]\nuse = "Tarpit"\n[[listeners]]\nurl = "127.0.0.1:0"\n'
+            f'[delivery]\nmaildir = "{tmp_path}/mail"\n[service]\nreload_grace = 0.01\n'
+        )
+
+    def servers() -> int:
+        gc.collect()
+        return sum(type(each) is SMTPServer and each.hostname.startswith("kept-") for each in gc.get_objects())
+
+    write("kept-0")
+    service = Service(lambda: load(path, [], {}, None))
+    service.start()
+    try:
+        for number in range(1, 6):
+            write(f"kept-{number}")
+            assert service.reload()
+        until(lambda: servers() == 1, "the old servers to be forgotten")
+    finally:
+        service.stop()
