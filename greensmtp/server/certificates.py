@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Any, Literal, NamedTuple
 
 from gevent.lock import RLock
@@ -13,11 +13,14 @@ from gevent.lock import RLock
 from greensmtp._log import logger
 from greensmtp.errors import ArgumentError
 from greensmtp.protocol.mailbox import ascii_domain
-from greensmtp.server.tls import ServerContext, names_in, server_context
+from greensmtp.server.tls import ServerContext, end_of, names_in, server_context
 from greensmtp.thread_pool import in_thread_pool
 
 #: Seconds between two looks at the files. A look precedes a handshake, so an idle server looks at nothing.
 CHECK_SECONDS = 2.0
+
+#: Seconds before the end of a certificate in which it is warned of, when it is loaded: tools renew them earlier.
+WARN_SECONDS = 14 * 86400
 
 ClientAuth = Literal["optional", "required", False]
 
@@ -139,6 +142,7 @@ class _Loaded:
         for each in certificates:
             context = server_context(each.certfile, each.keyfile, **options)
             contexts.append(context)
+            _warn_of_end(each.certfile)
             for name in each.names or names_in(each.certfile):
                 self._names.setdefault(_normal(name), context)
         self.default = contexts[0]
@@ -158,6 +162,14 @@ class _Loaded:
         name = _normal(name)
         found = self._names.get(name) or self._names.get("*." + name.partition(".")[2])
         return self.default if found is None else found
+
+
+def _warn_of_end(certfile: str | Path) -> None:
+    left = end_of(certfile) - time()
+    if left < 0:
+        logger.warning("the certificate %s has expired", certfile)
+    elif left < WARN_SECONDS:
+        logger.warning("the certificate %s expires in %.1f days", certfile, left / 86400)
 
 
 def _normal(name: str) -> str:

@@ -110,15 +110,28 @@ def _ask_clients(context: ssl.SSLContext, client_ca: str | Path | None, client_a
     context.verify_mode = _CLIENT_AUTH[client_auth]
 
 
+def _decode(certfile: str | Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = ssl._ssl._test_decode_cert(str(certfile))  # type: ignore[attr-defined]
+    except (ssl.SSLError, OSError) as error:
+        raise ArgumentError("certfile", f"{str(certfile)!r} is no certificate: {error}") from error
+    return found
+
+
+def end_of(certfile: str | Path) -> float:
+    """Return when a certificate expires, in seconds since 1970.
+
+    :raises ValueError: it cannot be read.
+    """
+    return float(ssl.cert_time_to_seconds(_decode(certfile)["notAfter"]))
+
+
 def names_in(certfile: str | Path) -> list[str]:
     """Return the host names in a certificate (RFC 6125 section 6.4): subjectAltName, or else the common name.
 
     :raises ValueError: it cannot be read.
     """
-    try:
-        found: dict[str, Any] = ssl._ssl._test_decode_cert(str(certfile))  # type: ignore[attr-defined]
-    except (ssl.SSLError, OSError) as error:
-        raise ArgumentError("certfile", f"{str(certfile)!r} is no certificate: {error}") from error
+    found = _decode(certfile)
     names = [value for kind, value in found.get("subjectAltName", ()) if kind == "DNS"]
     if not found.get("subjectAltName"):
         names = [value for parts in found.get("subject", ()) for key, value in parts if key == "commonName"]

@@ -7,6 +7,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from greensmtp.middleware import Auth, Logging
 from greensmtp.server import certificates as module
 from greensmtp.server.tls import names_in
 from greensmtp.testing.fixtures import MakeServer
+from tests import forked
 from tests.helpers import b64
 
 AUTHORITY = trustme.CA()
@@ -369,3 +371,22 @@ def test_wrong_arguments_are_named(tmp_path: Path) -> None:
         SMTPServer(("127.0.0.1", 0), tls=made)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="external takes True, False or a callable"):
         Auth({}, external="yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("days", "text"), [(-1, "has expired"), (7, "expires in 7.0 days"), (60, "")])
+def test_the_end_of_a_certificate_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, days: int, text: str
+) -> None:
+    end = datetime.now(UTC) + timedelta(days=days, minutes=1)
+    Certificates(issue(tmp_path, "mx.example.com", not_before=end - timedelta(days=90), not_after=end))
+    logged = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [text in each and "mx_example_com" in each for each in logged] == ([True] if text else [])
+
+
+def test_check_warns_of_it_too(tmp_path: Path) -> None:
+    end = datetime.now(UTC) - timedelta(days=1)
+    expired = issue(tmp_path, "mx.example.com", not_before=end - timedelta(days=90), not_after=end)
+    (tmp_path / "greensmtp.toml").write_text(f'tls_cert = "{expired.certfile}"\ntls_key = "{expired.keyfile}"\n')
+    ran = forked.run(forked.command_line("check", "--quiet", "--config", "greensmtp.toml"), cwd=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, "")
+    assert ran.stderr.strip().endswith("has expired")
