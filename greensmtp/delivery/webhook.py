@@ -12,6 +12,7 @@ from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTrans
 from greensmtp.delivery.forward import is_binary
 from greensmtp.errors import Reject
 from greensmtp.http_poster import HTTPFailed, HTTPPoster, Response
+from greensmtp.protocol import enhanced_status
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -164,7 +165,9 @@ def refusal(response: Response) -> Reply:
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain":
         lines = response.body[:200].decode("utf-8", "replace").splitlines()
         if lines and lines[0].strip():
-            return Reply(550, f"5.7.1 {''.join(each if each.isprintable() else '?' for each in lines[0].strip())}")
+            text = "".join(each if each.isprintable() else "?" for each in lines[0].strip())
+            has_code = text.startswith("5.") and enhanced_status.LEADING.match(text)
+            return Reply(550, text if has_code else f"5.7.1 {text}")
     return _REFUSED
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -125,6 +126,8 @@ def test_the_application_gets_the_message_and_its_envelope_signed(
         ("Webhook-Id", "x"),
         ("Webhook-Timestamp", "1"),
         ("Webhook-Timestamp", "soon"),
+        ("Webhook-Timestamp", "1" * 400),
+        ("Webhook-Signature", "\udcff"),
         ("Smtp-Envelope", "{}"),
         ("Smtp-Envelope-Signature", "v1,AAAA"),
         ("body", "other"),
@@ -146,7 +149,9 @@ def test_what_was_changed_is_not_verified(
         del headers[name]
     else:
         headers[name] = value
-    with pytest.raises(ValueError, match=r"the (request|signature) is (not signed|wrong|too old)"):
+    with pytest.raises(
+        ValueError, match=r"the (request|signature) is (not signed|wrong|too old)|surrogates not allowed"
+    ):
         verify(SECRET, headers, body)
 
 
@@ -156,6 +161,8 @@ def test_what_was_changed_is_not_verified(
         ("200 OK", b"whatever", "250 2.0.0"),
         ("406 Not Acceptable", b"", "550 5.7.1 The application refuses the message"),
         ("422 Unprocessable", b"no such \xc3\xb6rder\x1b\nmore", "550 5.7.1 no such ?rder?"),
+        ("422 Unprocessable", b"5.1.1 no such user", "550 5.1.1 no such user"),
+        ("422 Unprocessable", b"4.2.2 full", "550 5.7.1 4.2.2 full"),
         ("422 Unprocessable", b"<html>", "550 5.7.1 The application refuses the message"),
         ("301 Moved", b"", "451 4.3.0"),
         ("404 Not Found", b"", "451 4.3.0"),
@@ -212,6 +219,36 @@ def test_what_is_no_http_is_451(front: Callable[..., SMTPServer], says: bytes) -
         server.stop(timeout=0)
 
 
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n" * 1000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\nx\r\n"),
+    ],
+    ids=["100", "trailers", "chunks"],
+)
+def test_a_response_without_end_is_cut_off(
+    front: Callable[..., SMTPServer], caplog: pytest.LogCaptureFixture, begins: bytes, goes_on: bytes
+) -> None:
+    def answer(connection: Any, address: Any) -> None:
+        connection.recv(65536)
+        connection.sendall(begins)
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(goes_on)
+
+    server = StreamServer(("127.0.0.1", 0), answer)
+    server.start()
+    try:
+        with dial(front(f"http://127.0.0.1:{server.server_port}/", timeout=5)) as peer:
+            peer.hello()
+            send(peer, end="451 4.4.1")
+    finally:
+        server.stop(timeout=0)
+    assert "more than 524288 bytes" in caplog.text
+
+
 def test_requests_at_once_are_bounded(front: Callable[..., SMTPServer], application: Application) -> None:
     application.pause = 0.05
     server = front(application.url, connections=2)
@@ -239,6 +276,34 @@ def test_a_kept_connection_that_was_closed_is_replaced(
         application.server.start()
         send(peer)
     assert len(application.requests) == 2
+
+
+def test_a_kept_connection_over_tls_that_was_closed_is_replaced(
+    front: Callable[..., SMTPServer], certificate: Certificate
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certfile, certificate.keyfile)
+    answered = 0
+
+    def answer(connection: Any, address: Any) -> None:
+        nonlocal answered
+        data = b""
+        while not data.endswith(b"at the end\r\n"):
+            data = data[-20:] + connection.recv(65536)
+        answered += 1
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    server = StreamServer(("127.0.0.1", 0), answer, ssl_context=context)
+    server.start()
+    try:
+        url = f"https://localhost:{server.server_port}/"
+        with dial(front(url, ca=str(certificate.authority), timeout=5)) as peer:
+            peer.hello()
+            for size in (1, 100, 4000):
+                send(peer, body=b"Subject: x\r\n\r\n" + (b"x" * 990 + b"\r\n") * size + b"at the end\r\n")
+    finally:
+        server.stop(timeout=0)
+    assert answered == 3
 
 
 def test_a_large_message_is_streamed(front: Callable[..., SMTPServer], application: Application) -> None:
@@ -300,6 +365,9 @@ def test_addresses_cannot_leave_their_header(front: Callable[..., SMTPServer], a
     [
         ({"url": "ftp://x.example"}, "url: expected a URL like"),
         ({"url": "https://x.example:port/"}, "url: expected a URL like"),
+        ({"url": "https://x.example/a b"}, "url: expected a URL like"),
+        ({"url": "https://x.example", "secret": []}, "secret: expected a text, or several"),
+        ({"url": "https://x.example", "wait": float("inf")}, "wait: expected a number above 0"),
         ({"url": "https://x.example/\r\nX: y"}, "url: expected a URL like"),
         ({"url": "https://jo:secret@x.example/"}, "url must hold no password"),
         ({"url": "https://x.example", "secret": "whsec_!"}, "secret: expected base64"),
