@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import email.policy
+import json
 import logging
 import os
 import time
@@ -23,6 +24,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+import gevent
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
@@ -193,10 +195,29 @@ class CeleryTask(Delivery):
         try:
             # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
             with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
-                publish() if is_module_patched("socket") else self._pool.call(publish)
+                _call_in_greenlet(publish) if is_module_patched("socket") else self._pool.call(publish)
         except Exception as error:  # of kombu, or of the broker's own library
             logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
             raise Reject(_NO_BROKER) from None
+
+
+def _call_in_greenlet(function: Callable[[], object]) -> None:
+    """Call a function that may go on for long when it is interrupted: AMQP waits for the broker to close."""
+    greenlet = gevent.spawn(_error_of, function)
+    try:
+        error = greenlet.get()
+    finally:
+        greenlet.kill(block=False)
+    if error is not None:
+        raise error
+
+
+def _error_of(function: Callable[[], object]) -> Exception | None:
+    try:
+        function()
+    except Exception as error:
+        return error
+    return None
 
 
 class _Queued(SpooledTransfer):
@@ -256,6 +277,8 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
         broker_pool_limit=connections,
         broker_transport_options={
             "confirm_publish": True,  # AMQP: wait for the broker's confirmation
+            "read_timeout": timeout,  # of AMQP; the next ones are of Redis
+            "write_timeout": timeout,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry_on_timeout": False,
@@ -278,7 +301,8 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
     :param max_retries: how often it is tried again; 10 by default.
     :param report: called as ``(report, sender)`` with the bytes of an RFC 3464 report and the address that it is for,
         when the function has failed for the last time. Not for the null sender.
-    :param dead_letters: a folder, where a message is kept that has failed for the last time.
+    :param dead_letters: a folder, where a message is kept that has failed for the last time: ID.eml, and ID.json with
+        its envelope and the error.
     """
     report, dead_letters = options.pop("report", None), options.pop("dead_letters", None)
     base = _make_base()
@@ -337,16 +361,31 @@ def _make_base() -> Any:
         def on_failure(self, error: Exception, task_id: str, arguments: Any, keywords: Any, info: Any) -> None:
             """Report the message to its sender, and keep it as a dead letter."""
             envelope, content = read_envelope(arguments[0]), read_content(arguments[1])
-            message = content.read()
+            try:
+                message = content.read()
+            except OSError:
+                logger.exception("%s: %s cannot be read; it stays, and nothing is reported", envelope.id, content.path)
+                return
             if self.dead_letters is not None:
-                self.dead_letters.mkdir(parents=True, exist_ok=True)
-                _write(self.dead_letters / f"{envelope.id}.eml", message, BytesIO())
+                _keep(self.dead_letters, envelope, message, error)
             if self.report is not None and envelope.sender:
-                self.report(make_report(envelope, message, error), envelope.sender)
+                try:
+                    self.report(make_report(envelope, message, error), envelope.sender)
+                except Exception:
+                    logger.exception("%s: report raised; its sender %s gets none", envelope.id, envelope.sender)
+                    if self.dead_letters is None:
+                        return  # a stored message stays
             if self.dead_letters is not None or self.report is not None:
                 _settle(arguments[1])
 
     return MailTask
+
+
+def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseException) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    about = json.dumps({**envelope._asdict(), "error": f"{type(error).__name__}: {error}"}, indent=2)
+    _write(folder / f"{envelope.id}.json", about.encode(), BytesIO())
+    _write(folder / f"{envelope.id}.eml", message, BytesIO())
 
 
 def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:
