@@ -13,14 +13,11 @@ import base64
 import email.policy
 import json
 import logging
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.parser import BytesParser
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -28,7 +25,7 @@ import gevent
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
-from greensmtp.delivery._disk import flush_folder
+from greensmtp.delivery._store import Store, write_durably
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.errors import ArgumentError, Reject
@@ -41,12 +38,6 @@ logger = logging.getLogger("greensmtp")
 
 _NO_BROKER = Reply(451, "4.4.1 The queue does not answer")
 _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
-
-#: Seconds after which a stored message is one that no task has: tasks are tried for a few hours.
-STALE = 7 * 86400
-
-#: Bytes that are copied at once.
-_PIECE = 256 * 1024
 
 
 class MailEnvelope(NamedTuple):
@@ -134,7 +125,7 @@ class CeleryTask(Delivery):
         self.task = task
         self._app: TaskSender = _make_app(str(broker), timeout, connections) if app is None else app
         self._queue = queue
-        self._store = None if store is None else Path(store).absolute()
+        self._store = None if store is None else Store(store)
         self._inline = inline
         self._timeout = timeout
         self._pool = BoundedPool(connections)
@@ -145,7 +136,7 @@ class CeleryTask(Delivery):
     def start(self, server: ServerInfo) -> None:
         """Make the folder for large messages, and remove what nobody has fetched in a week."""
         if self._store is not None:
-            in_thread_pool(_make_store, self._store, time.time() - STALE)
+            self._store.start()
 
     def begin(self, envelope: Envelope) -> Transfer:
         """Collect a message."""
@@ -162,9 +153,7 @@ class CeleryTask(Delivery):
                 return {"content": base64.b64encode(content).decode()}
             if self._store is None:
                 raise Reject(_TOO_LARGE)
-            path = self._store / f"{envelope.id}.eml"
-            in_thread_pool(_write, path, content, source)
-            return {"path": str(path)}
+            return {"path": str(self._store.write(envelope.id, content, source))}
 
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
@@ -244,25 +233,6 @@ class _Queued(SpooledTransfer):
         """Remove the stored message, if no task has been sent."""
         if "path" in self._content:
             in_thread_pool(_remove, self._content)
-
-
-def _make_store(folder: Path, before: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o770)
-    for entry in os.scandir(folder):
-        if entry.name.endswith((".eml", ".partial", ".done")) and entry.stat().st_mtime < before:
-            Path(entry.path).unlink(missing_ok=True)
-
-
-def _write(path: Path, beginning: bytes, source: BinaryIO) -> None:
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as file:
-        file.write(beginning)
-        while piece := source.read(_PIECE):
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
-    flush_folder(path.parent)
 
 
 def _make_app(broker: str, timeout: float, connections: int) -> Any:
@@ -384,8 +354,8 @@ def _make_base() -> Any:
 def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseException) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     about = json.dumps({**envelope._asdict(), "error": f"{type(error).__name__}: {error}"}, indent=2)
-    _write(folder / f"{envelope.id}.json", about.encode(), BytesIO())
-    _write(folder / f"{envelope.id}.eml", message, BytesIO())
+    write_durably(folder / f"{envelope.id}.json", about.encode())
+    write_durably(folder / f"{envelope.id}.eml", message)
 
 
 def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:

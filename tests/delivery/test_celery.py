@@ -18,7 +18,8 @@ from kombu.exceptions import OperationalError
 
 from greensmtp import Ack, Session, SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries
-from greensmtp.delivery.celery import STALE, MailContent, MailEnvelope, mail_task
+from greensmtp.delivery._store import STALE
+from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
@@ -185,7 +186,9 @@ def test_a_message_that_is_refused_late_leaves_nothing(front: Callable[..., SMTP
     assert [*(tmp_path / "store").iterdir()] == []
 
 
-def test_what_nobody_fetched_is_removed_after_a_week(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+def test_what_nobody_fetched_is_removed_after_a_week(
+    front: Callable[..., SMTPServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = tmp_path / "store"
     store.mkdir()
     for name, age in (("old.eml", STALE + 100), ("old.partial", STALE + 100), ("new.eml", 100), ("old.txt", STALE * 2)):
@@ -193,6 +196,7 @@ def test_what_nobody_fetched_is_removed_after_a_week(front: Callable[..., SMTPSe
         os.utime(store / name, (time.time() - age,) * 2)
     front(App(), store=store)
     assert sorted(path.name for path in store.iterdir()) == ["new.eml", "old.txt"]
+    assert "old.eml: no program has fetched it in 7 days; removed" in caplog.text
 
 
 def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path) -> None:

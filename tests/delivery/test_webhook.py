@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -316,6 +317,43 @@ def test_a_large_message_is_streamed(front: Callable[..., SMTPServer], applicati
     verify(SECRET, headers, got)
 
 
+def test_a_message_beyond_a_bound_goes_by_the_store(
+    front: Callable[..., SMTPServer], application: Application, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    with dial(front(application.url, secret=SECRET, store=store, inline=len(BODY))) as peer:
+        peer.hello()
+        send(peer)
+        identifier = send(peer, body=BODY * 2).split()[-1]
+        application.status = "422 No"
+        send(peer, body=BODY * 2, end="550")
+        application.status = "500 No"
+        send(peer, body=BODY * 2, end="451")
+    assert [body for _, body in application.requests] == [BODY, b"", b"", b""]
+    assert "path" not in verify(SECRET, *application.requests[0])
+    path = Path(verify(SECRET, *application.requests[1])["path"])
+    assert path == store / f"{identifier}.eml"
+    assert path.read_bytes() == BODY * 2
+    assert [*store.iterdir()] == [path]
+
+
+def test_without_an_answer_a_stored_message_stays(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    with dial(front(f"http://127.0.0.1:{free_port()}/", store=tmp_path, inline=1)) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+    assert len([*tmp_path.glob("*.eml")]) == 1
+
+
+def test_what_cannot_be_stored_is_not_posted(
+    front: Callable[..., SMTPServer], application: Application, tmp_path: Path
+) -> None:
+    with dial(front(application.url, store=tmp_path / "store", inline=1)) as peer:
+        peer.hello()
+        (tmp_path / "store").rmdir()
+        send(peer, end="451")
+    assert application.requests == []
+
+
 def test_more_recipients_than_a_header_holds_are_for_the_next_message(
     front: Callable[..., SMTPServer], application: Application
 ) -> None:
@@ -374,6 +412,7 @@ def test_addresses_cannot_leave_their_header(front: Callable[..., SMTPServer], a
         ({"url": "https://x.example", "secret": ""}, "secret: expected a text"),
         ({"url": "https://x.example", "headers": {"X": "a\r\nb"}}, "headers: expected names and values"),
         ({"url": "https://x.example", "timeout": 0}, "timeout: expected a number above 0"),
+        ({"url": "https://x.example", "inline": 0}, "inline: expected a number above 0"),
         ({"url": "https://x.example", "ca": "/nowhere"}, "ca cannot be read"),
     ],
 )
