@@ -257,6 +257,14 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
         task_publish_retry=False,
         task_ignore_result=True,
     )
+    try:
+        if "://" not in broker:  # Celery takes it for the host of a RabbitMQ
+            raise ValueError
+        _ = app.connection_for_write().transport  # imports the broker's library, and does not connect
+    except (ImportError, KeyError, ValueError) as error:
+        # Not the text of a ValueError: it may quote the password.
+        what = "" if isinstance(error, ValueError) else f": {error.args[0]}"
+        raise ArgumentError("broker", f"expected a URL like 'redis://127.0.0.1:6379/0', for Celery{what}") from None
     return app
 
 

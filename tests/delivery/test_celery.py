@@ -273,9 +273,13 @@ def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
         ({"task": ""}, "task: expected the name"),
         ({"task": "t"}, "broker or app must be given"),
         ({"task": "t", "broker": "redis://", "app": object()}, "broker or app must be given"),
+        ({"task": "t", "broker": "127.0.0.1:6379"}, "broker: expected a URL like"),
+        ({"task": "t", "broker": "foo://x"}, "No such transport: foo"),
+        ({"task": "t", "broker": "redis://jo:sec#ret@127.0.0.1/0"}, "127.0.0.1:6379/0', for Celery"),
         ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a number above 0"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
         CeleryTask(**options)
+    assert "sec" not in str(caught.value)

@@ -20,6 +20,7 @@ from greensmtp.delivery.webhook import verify
 from greensmtp.http_poster import MAX_RESPONSE
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from greensmtp.webhook_signature import check_signature
 from tests.helpers import free_port, until
 
 if TYPE_CHECKING:
@@ -218,6 +219,15 @@ def test_what_is_no_http_is_451(front: Callable[..., SMTPServer], says: bytes) -
             send(peer, end="451 4.4.1")
     finally:
         server.stop(timeout=0)
+
+
+def test_the_example_of_standard_webhooks_is_verified() -> None:
+    headers = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",  # by the package standardwebhooks
+    }
+    check_signature(SECRET, headers, b'{"test": 2432232314}', now=lambda: 1614265330.0)
 
 
 @pytest.mark.parametrize(
