@@ -8,6 +8,8 @@ where the configuration says, and nowhere else.
 from __future__ import annotations
 
 import http.client
+import io
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
@@ -22,6 +24,9 @@ from greensmtp.errors import ArgumentError
 
 #: Bytes of a response that are read.
 MAX_RESPONSE = 64 * 1024
+
+#: Bytes that are received for a response, with its header section and what HTTP wraps around its body.
+MAX_RECEIVED = 512 * 1024
 
 #: Seconds for which an idle connection is kept.
 MAX_IDLE = 15.0
@@ -63,12 +68,12 @@ class HTTPPoster:
             port, is_url = parts.port, parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
             port, is_url = None, False
-        if not is_url or not url.isascii() or not url.isprintable():
+        if not is_url or not url.isascii() or not url.isprintable() or " " in url:
             raise ArgumentError("url", f"expected a URL like 'https://app.example.com/hook'; got {url!r}")
         if parts.username is not None:
             raise ArgumentError("url", "must hold no password: pass it as a header, Authorization for example")
         for name, value in (("timeout", timeout), ("connections", connections), ("wait", wait)):
-            if not value > 0:
+            if not (value > 0 and math.isfinite(value)):
                 raise ArgumentError(name, f"expected a number above 0; got {value!r}")
         self.timeout = timeout
         self._wait = wait
@@ -110,7 +115,7 @@ class HTTPPoster:
                 if connection is not None:
                     try:
                         return self._ask(connection, method, body, headers)
-                    except (http.client.RemoteDisconnected, ConnectionError):
+                    except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                         pass  # it was closed while it was idle
                 return self._ask(self._new(), method, body, headers)
         except (OSError, http.client.HTTPException) as error:
@@ -137,6 +142,7 @@ class HTTPPoster:
             connection = http.client.HTTPConnection(self._host, self._port)
         else:
             connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
+        connection.response_class = _BoundedResponse
         connection._create_connection = socket.create_connection  # gevent's, where nothing is patched
         made: http.client.HTTPConnection = connection
         return made
@@ -159,6 +165,37 @@ class HTTPPoster:
                 self._idle.append((connection, monotonic()))
             else:
                 connection.close()
+
+
+class _BoundedResponse(http.client.HTTPResponse):
+    """A response of at most ``MAX_RECEIVED`` bytes. http.client has no bound for 100 Continue and for trailers.
+
+    While bytes are always ready, gevent's sockets do not switch to the hub, so a timeout alone would not end it.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach()))
+
+
+class _Bounded(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._left = MAX_RECEIVED
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int | None:
+        count: int | None = self._raw.readinto(buffer)
+        self._left -= count or 0
+        if self._left < 0:
+            raise http.client.HTTPException(f"the response has more than {MAX_RECEIVED} bytes")
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 @cache

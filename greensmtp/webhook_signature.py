@@ -24,9 +24,13 @@ _PREFIX = "whsec_"
 def read_secrets(secret: str | Sequence[str] | None) -> list[bytes]:
     """Return the keys of secrets: the bytes behind ``whsec_`` in base64, or those of any other text.
 
-    :raises ArgumentError: one of them is empty, or is no base64.
+    :raises ArgumentError: there is none, one of them is empty, or is no base64.
     """
-    given = () if secret is None else (secret,) if isinstance(secret, str) else tuple(secret)
+    if secret is None:
+        return []
+    given = (secret,) if isinstance(secret, str) else tuple(secret)
+    if not given:
+        raise ArgumentError("secret", "expected a text, or several; got an empty array")
     return [_read_secret(each) for each in given]
 
 
@@ -86,7 +90,7 @@ def check_signature(
     try:
         identifier, moment, given = headers["webhook-id"], headers["webhook-timestamp"], headers[name]
         age = abs(now() - int(moment))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, OverflowError):
         raise ValueError("the request is not signed") from None
     if age > TOLERANCE:
         raise ValueError("the request is too old")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from email.parser import BytesHeaderParser
 from email.policy import compat32
+from itertools import count
 from typing import Any, Literal, get_args
 
 from greensmtp.chain.chain import Proceed
@@ -83,6 +84,8 @@ class PolicyHook:
         self.fail_open = fail_open
         self._keys = read_secrets(secret)
         self._headers = {"Content-Type": "application/json", "User-Agent": "greensmtp", **check_headers(headers)}
+        #: So that each question has an ID of its own, also behind a recipient that was refused.
+        self._count = count()
         self._poster = HTTPPoster(url, timeout=timeout, connections=connections, wait=wait, ca=ca)
 
     def __repr__(self) -> str:
@@ -149,20 +152,20 @@ class PolicyHook:
     def _ask(self, session: Session, about: dict[str, Any]) -> Reply | None:
         """Return the refusal; None if the answer is to go on."""
         body = json.dumps(about, separators=(",", ":")).encode()
-        identifier = f"{about.get('id', session.id)}.{about['stage']}.{len(session.to)}"
+        identifier = f"{about.get('id', session.id)}.{about['stage']}.{next(self._count)}"
         try:
             response = self._poster.post(body, {**self._headers, **signed_headers(self._keys, identifier, body)})
             if not 200 <= response.status < 300:
                 raise HTTPFailed(f"status {response.status}")
             answer = read_answer(response.body, about["stage"])
+            if isinstance(answer, Reply):
+                return answer
+            for name, value in answer:
+                assert session.message is not None
+                session.message.add_header(name, value)
         except (HTTPFailed, ValueError) as error:
             logger.warning("%s: policy hook: %s; %s", session.log_id, error, "passed" if self.fail_open else "451")
             return None if self.fail_open else _FAILED
-        if isinstance(answer, Reply):
-            return answer
-        for name, value in answer:
-            assert session.message is not None
-            session.message.add_header(name, value)
         return None
 
 

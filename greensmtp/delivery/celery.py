@@ -11,22 +11,21 @@ from __future__ import annotations
 
 import base64
 import email.policy
+import json
 import logging
-import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from email.message import EmailMessage
 from email.parser import BytesParser
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
+import gevent
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
-from greensmtp.delivery._disk import flush_folder
+from greensmtp.delivery._store import Store, write_durably
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.errors import ArgumentError, Reject
@@ -39,12 +38,6 @@ logger = logging.getLogger("greensmtp")
 
 _NO_BROKER = Reply(451, "4.4.1 The queue does not answer")
 _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
-
-#: Seconds after which a stored message is one that no task has: tasks are tried for a few hours.
-STALE = 7 * 86400
-
-#: Bytes that are copied at once.
-_PIECE = 256 * 1024
 
 
 class MailEnvelope(NamedTuple):
@@ -132,7 +125,7 @@ class CeleryTask(Delivery):
         self.task = task
         self._app: TaskSender = _make_app(str(broker), timeout, connections) if app is None else app
         self._queue = queue
-        self._store = None if store is None else Path(store).absolute()
+        self._store = None if store is None else Store(store)
         self._inline = inline
         self._timeout = timeout
         self._pool = BoundedPool(connections)
@@ -143,7 +136,7 @@ class CeleryTask(Delivery):
     def start(self, server: ServerInfo) -> None:
         """Make the folder for large messages, and remove what nobody has fetched in a week."""
         if self._store is not None:
-            in_thread_pool(_make_store, self._store, time.time() - STALE)
+            self._store.start()
 
     def begin(self, envelope: Envelope) -> Transfer:
         """Collect a message."""
@@ -160,9 +153,7 @@ class CeleryTask(Delivery):
                 return {"content": base64.b64encode(content).decode()}
             if self._store is None:
                 raise Reject(_TOO_LARGE)
-            path = self._store / f"{envelope.id}.eml"
-            in_thread_pool(_write, path, content, source)
-            return {"path": str(path)}
+            return {"path": str(self._store.write(envelope.id, content, source))}
 
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
@@ -193,10 +184,29 @@ class CeleryTask(Delivery):
         try:
             # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
             with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
-                publish() if is_module_patched("socket") else self._pool.call(publish)
+                _call_in_greenlet(publish) if is_module_patched("socket") else self._pool.call(publish)
         except Exception as error:  # of kombu, or of the broker's own library
             logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
             raise Reject(_NO_BROKER) from None
+
+
+def _call_in_greenlet(function: Callable[[], object]) -> None:
+    """Call a function that may go on for long when it is interrupted: AMQP waits for the broker to close."""
+    greenlet = gevent.spawn(_error_of, function)
+    try:
+        error = greenlet.get()
+    finally:
+        greenlet.kill(block=False)
+    if error is not None:
+        raise error
+
+
+def _error_of(function: Callable[[], object]) -> Exception | None:
+    try:
+        function()
+    except Exception as error:
+        return error
+    return None
 
 
 class _Queued(SpooledTransfer):
@@ -225,25 +235,6 @@ class _Queued(SpooledTransfer):
             in_thread_pool(_remove, self._content)
 
 
-def _make_store(folder: Path, before: float) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o770)
-    for entry in os.scandir(folder):
-        if entry.name.endswith((".eml", ".partial", ".done")) and entry.stat().st_mtime < before:
-            Path(entry.path).unlink(missing_ok=True)
-
-
-def _write(path: Path, beginning: bytes, source: BinaryIO) -> None:
-    partial_path = path.with_suffix(".partial")
-    with partial_path.open("wb") as file:
-        file.write(beginning)
-        while piece := source.read(_PIECE):
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
-    flush_folder(path.parent)
-
-
 def _make_app(broker: str, timeout: float, connections: int) -> Any:
     try:
         from celery import Celery
@@ -256,6 +247,8 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
         broker_pool_limit=connections,
         broker_transport_options={
             "confirm_publish": True,  # AMQP: wait for the broker's confirmation
+            "read_timeout": timeout,  # of AMQP; the next ones are of Redis
+            "write_timeout": timeout,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
             "retry_on_timeout": False,
@@ -264,6 +257,14 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
         task_publish_retry=False,
         task_ignore_result=True,
     )
+    try:
+        if "://" not in broker:  # Celery takes it for the host of a RabbitMQ
+            raise ValueError
+        _ = app.connection_for_write().transport  # imports the broker's library, and does not connect
+    except (ImportError, KeyError, ValueError) as error:
+        # Not the text of a ValueError: it may quote the password.
+        what = "" if isinstance(error, ValueError) else f": {error.args[0]}"
+        raise ArgumentError("broker", f"expected a URL like 'redis://127.0.0.1:6379/0', for Celery{what}") from None
     return app
 
 
@@ -278,7 +279,8 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
     :param max_retries: how often it is tried again; 10 by default.
     :param report: called as ``(report, sender)`` with the bytes of an RFC 3464 report and the address that it is for,
         when the function has failed for the last time. Not for the null sender.
-    :param dead_letters: a folder, where a message is kept that has failed for the last time.
+    :param dead_letters: a folder, where a message is kept that has failed for the last time: ID.eml, and ID.json with
+        its envelope and the error.
     """
     report, dead_letters = options.pop("report", None), options.pop("dead_letters", None)
     base = _make_base()
@@ -337,16 +339,31 @@ def _make_base() -> Any:
         def on_failure(self, error: Exception, task_id: str, arguments: Any, keywords: Any, info: Any) -> None:
             """Report the message to its sender, and keep it as a dead letter."""
             envelope, content = read_envelope(arguments[0]), read_content(arguments[1])
-            message = content.read()
+            try:
+                message = content.read()
+            except OSError:
+                logger.exception("%s: %s cannot be read; it stays, and nothing is reported", envelope.id, content.path)
+                return
             if self.dead_letters is not None:
-                self.dead_letters.mkdir(parents=True, exist_ok=True)
-                _write(self.dead_letters / f"{envelope.id}.eml", message, BytesIO())
+                _keep(self.dead_letters, envelope, message, error)
             if self.report is not None and envelope.sender:
-                self.report(make_report(envelope, message, error), envelope.sender)
+                try:
+                    self.report(make_report(envelope, message, error), envelope.sender)
+                except Exception:
+                    logger.exception("%s: report raised; its sender %s gets none", envelope.id, envelope.sender)
+                    if self.dead_letters is None:
+                        return  # a stored message stays
             if self.dead_letters is not None or self.report is not None:
                 _settle(arguments[1])
 
     return MailTask
+
+
+def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseException) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    about = json.dumps({**envelope._asdict(), "error": f"{type(error).__name__}: {error}"}, indent=2)
+    write_durably(folder / f"{envelope.id}.json", about.encode())
+    write_durably(folder / f"{envelope.id}.eml", message)
 
 
 def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:

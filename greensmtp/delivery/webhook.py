@@ -6,12 +6,16 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
 from typing import Any, BinaryIO
 
+from greensmtp.delivery._store import Store
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.forward import is_binary
-from greensmtp.errors import Reject
+from greensmtp.errors import ArgumentError, Reject
 from greensmtp.http_poster import HTTPFailed, HTTPPoster, Response
+from greensmtp.protocol import enhanced_status
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
@@ -60,6 +64,9 @@ class Webhook(Delivery):
     :param connections: requests at once.
     :param wait: seconds that a message waits for its turn; then 451.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
+    :param store: a folder for the messages that are larger than ``inline``, which the application reads as well. Such a
+        request has no body; ``path`` in the envelope names the file. None: all messages are posted.
+    :param inline: bytes of a message that is posted although there is a store.
     :raises ArgumentError: an argument is wrong.
     """
 
@@ -75,7 +82,13 @@ class Webhook(Delivery):
         connections: int = 20,
         wait: float = 30.0,
         ca: str | None = None,
+        store: str | Path | None = None,
+        inline: int = 1024 * 1024,
     ) -> None:
+        if not inline > 0:
+            raise ArgumentError("inline", f"expected a number above 0; got {inline!r}")
+        self.store = None if store is None else Store(store)
+        self.inline = inline
         self._keys = read_secrets(secret)
         self._headers = check_headers(headers)
         self._poster = HTTPPoster(url, timeout=timeout, connections=connections, wait=wait, ca=ca)
@@ -91,14 +104,27 @@ class Webhook(Delivery):
         """Collect a message."""
         return _Posting(self, envelope)
 
+    def start(self, server: ServerInfo) -> None:
+        """Make the folder for large messages, and remove what the application has left for a week."""
+        if self.store is not None:
+            self.store.start()
+
     def stop(self, server: ServerInfo) -> None:
         """Close the connections."""
         self._poster.close()
 
-    def post(self, envelope: Envelope, recipients: Sequence[Address], open_message: Callable[[], BinaryIO]) -> Result:
-        """Post a message, and return what has become of it."""
+    def post(
+        self,
+        envelope: Envelope,
+        recipients: Sequence[Address],
+        open_message: Callable[[], BinaryIO],
+        path: Path | None = None,
+    ) -> Result:
+        """Post a message, or the path of a stored one, and return what has become of it."""
         session = envelope.session
-        about = envelope_json(session, recipients)
+        about = envelope_json(session, recipients, path)
+        if path is not None:
+            open_message = BytesIO
         moment = str(int(time.time()))
         signing, size = Signing(self._keys, envelope.id, moment), 0
         with open_message() as message:
@@ -138,13 +164,36 @@ class _Posting(SpooledTransfer):
     def __init__(self, delivery: Webhook, envelope: Envelope) -> None:
         super().__init__(envelope)
         self._delivery = delivery
+        self._path: Path | None = None
+
+    def prepare(self) -> Result:
+        """Store a large message."""
+        store = self._delivery.store
+        if store is not None:
+            with self.open() as source:
+                beginning = source.read(self._delivery.inline + 1)
+                if len(beginning) > self._delivery.inline:
+                    self._path = store.write(self.envelope.id, beginning, source)
+        return None
 
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Post it."""
-        return self._delivery.post(self.envelope, recipients, self.open)
+        # Without an answer, the application may have the path all the same, so the file stays.
+        path, self._path = self._path, None
+        result = self._delivery.post(self.envelope, recipients, self.open, path)
+        if result is not None:
+            self._path = path
+            self.discard()
+        return result
+
+    def discard(self) -> None:
+        """Remove the stored message, if the application has not got its path."""
+        path, self._path = self._path, None
+        if path is not None and self._delivery.store is not None:
+            self._delivery.store.remove(path)
 
 
-def envelope_json(session: Session, recipients: Sequence[Address]) -> str:
+def envelope_json(session: Session, recipients: Sequence[Address], path: Path | None = None) -> str:
     """Return the envelope as JSON in ASCII: what an application needs to know besides the message."""
     about: dict[str, Any] = {
         "id": session.transaction_id,
@@ -155,6 +204,7 @@ def envelope_json(session: Session, recipients: Sequence[Address]) -> str:
         "protocol": session.protocol,
         "identity": None if session.identity is None else str(session.identity),
         "server": session.server.hostname,
+        "path": None if path is None else str(path),
     }
     return json.dumps({name: value for name, value in about.items() if value is not None}, separators=(",", ":"))
 
@@ -164,7 +214,9 @@ def refusal(response: Response) -> Reply:
     if response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/plain":
         lines = response.body[:200].decode("utf-8", "replace").splitlines()
         if lines and lines[0].strip():
-            return Reply(550, f"5.7.1 {''.join(each if each.isprintable() else '?' for each in lines[0].strip())}")
+            text = "".join(each if each.isprintable() else "?" for each in lines[0].strip())
+            has_code = text.startswith("5.") and enhanced_status.LEADING.match(text)
+            return Reply(550, text if has_code else f"5.7.1 {text}")
     return _REFUSED
 
 

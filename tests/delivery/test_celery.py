@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import time
@@ -10,17 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gevent
 import pytest
 from celery import Celery
 from kombu.exceptions import OperationalError
 
 from greensmtp import Ack, Session, SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries
-from greensmtp.delivery.celery import STALE, MailContent, MailEnvelope, mail_task
+from greensmtp.delivery._store import STALE
+from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 
 BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
+
+
+ENVELOPE: dict[str, Any] = {
+    "id": "1-2-3",
+    "sender": "ann@example.net",
+    "recipients": ["bob@example.org"],
+    **dict.fromkeys(("peer", "hello", "identity")),
+    "server": "mx.example.com",
+    "time": 0.0,
+}
 
 
 class App:
@@ -44,6 +57,10 @@ def front(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
         return server
 
     return make
+
+
+def gone() -> None:
+    raise OperationalError("Connection refused")
 
 
 def send(peer: Peer, body: bytes = BODY, end: str = "250") -> str:
@@ -115,10 +132,6 @@ def test_without_a_store_a_large_message_is_refused(front: Callable[..., SMTPSer
 
 def test_without_a_broker_it_is_451(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
     app = App()
-
-    def gone() -> None:
-        raise OperationalError("Connection refused")
-
     app.do = gone
     with dial(front(app, store=tmp_path / "store")) as peer:
         peer.hello()
@@ -133,6 +146,29 @@ def test_a_broker_that_hangs_is_451_in_time(front: Callable[..., SMTPServer]) ->
     with dial(front(app, timeout=0.1)) as peer:
         peer.hello()
         send(peer, end="451 4.4.1")
+
+
+def test_a_broker_that_hangs_while_its_connection_is_closed_is_451_in_time(
+    front: Callable[..., SMTPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("greensmtp.delivery.celery.is_module_patched", lambda name: True)
+    app = App()
+
+    def hang() -> None:
+        try:
+            gevent.sleep(1000)
+        finally:
+            gevent.sleep(1000)  # AMQP waits for the broker's CloseOk
+
+    app.do = hang
+    with dial(front(app, timeout=0.1)) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+        app.do = gone
+        send(peer, end="451 4.4.1")
+        app.do = lambda: None
+        send(peer)
+    assert len(app.sent) == 1
 
 
 def test_a_message_that_is_refused_late_leaves_nothing(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
@@ -150,7 +186,9 @@ def test_a_message_that_is_refused_late_leaves_nothing(front: Callable[..., SMTP
     assert [*(tmp_path / "store").iterdir()] == []
 
 
-def test_what_nobody_fetched_is_removed_after_a_week(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+def test_what_nobody_fetched_is_removed_after_a_week(
+    front: Callable[..., SMTPServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = tmp_path / "store"
     store.mkdir()
     for name, age in (("old.eml", STALE + 100), ("old.partial", STALE + 100), ("new.eml", 100), ("old.txt", STALE * 2)):
@@ -158,6 +196,7 @@ def test_what_nobody_fetched_is_removed_after_a_week(front: Callable[..., SMTPSe
         os.utime(store / name, (time.time() - age,) * 2)
     front(App(), store=store)
     assert sorted(path.name for path in store.iterdir()) == ["new.eml", "old.txt"]
+    assert "old.eml: no program has fetched it in 7 days; removed" in caplog.text
 
 
 def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path) -> None:
@@ -181,14 +220,7 @@ def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path
         dead_letters=tmp_path / "dead",
     )
     task = register(fail)
-    about: dict[str, Any] = {
-        "id": "1-2-3",
-        "sender": "ann@example.net",
-        "recipients": ["bob@example.org"],
-        **dict.fromkeys(("peer", "hello", "identity")),
-        "server": "mx.example.com",
-        "time": 0.0,
-    }
+    about = ENVELOPE
     task.apply(args=[about, {"path": str(stored)}])
     assert tries == ["1-2-3"] * 3
     ((report, sender),) = reports
@@ -196,9 +228,43 @@ def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path
     for text in (b"multipart/report", b"rfc822;bob@example.org", b"Subject: Tea"):
         assert text in report
     assert (tmp_path / "dead" / "1-2-3.eml").read_bytes() == BODY
+    kept = json.loads((tmp_path / "dead" / "1-2-3.json").read_bytes())
+    assert kept == {**about, "error": "ConnectionError: no database"}
     assert not stored.exists()
     task.apply(args=[about | {"sender": ""}, {"content": ""}])
     assert len(reports) == 1  # the null sender gets none
+
+
+@pytest.mark.parametrize("with_dead_letters", [True, False])
+def test_a_report_that_fails_does_not_lose_the_message(
+    tmp_path: Path, with_dead_letters: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, dead = tmp_path / "x.eml", tmp_path / "dead"
+    stored.write_bytes(BODY)
+
+    def fail(*arguments: Any) -> None:
+        raise ConnectionError("no server")
+
+    app = Celery("x", broker="memory://", set_as_current=False)
+    options = {"dead_letters": dead} if with_dead_letters else {}
+    task = mail_task(app, "t", max_retries=0, report=fail, **options)(fail)
+    task.apply(args=[ENVELOPE, {"path": str(stored)}])
+    assert "1-2-3: report raised" in caplog.text
+    assert stored.exists() is not with_dead_letters
+    assert (dead / "1-2-3.eml").exists() is with_dead_letters
+
+
+def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(envelope: MailEnvelope, content: MailContent) -> None:
+        content.read()
+
+    app = Celery("x", broker="memory://", set_as_current=False)
+    task = mail_task(app, "t", max_retries=0, dead_letters=tmp_path / "dead")(read)
+    task.apply(args=[ENVELOPE, {"path": str(tmp_path / "x.eml")}])
+    assert f"1-2-3: {tmp_path}/x.eml cannot be read" in caplog.text
+    assert [*tmp_path.iterdir()] == []  # no mark of a task that is done
 
 
 @pytest.mark.parametrize(
@@ -207,9 +273,13 @@ def test_a_task_that_fails_is_tried_again_and_reported_in_the_end(tmp_path: Path
         ({"task": ""}, "task: expected the name"),
         ({"task": "t"}, "broker or app must be given"),
         ({"task": "t", "broker": "redis://", "app": object()}, "broker or app must be given"),
+        ({"task": "t", "broker": "127.0.0.1:6379"}, "broker: expected a URL like"),
+        ({"task": "t", "broker": "foo://x"}, "No such transport: foo"),
+        ({"task": "t", "broker": "redis://jo:sec#ret@127.0.0.1/0"}, "127.0.0.1:6379/0', for Celery"),
         ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a number above 0"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(text)):
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
         CeleryTask(**options)
+    assert "sec" not in str(caught.value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gevent
@@ -18,6 +20,7 @@ from greensmtp.delivery.webhook import verify
 from greensmtp.http_poster import MAX_RESPONSE
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from greensmtp.webhook_signature import check_signature
 from tests.helpers import free_port, until
 
 if TYPE_CHECKING:
@@ -125,6 +128,8 @@ def test_the_application_gets_the_message_and_its_envelope_signed(
         ("Webhook-Id", "x"),
         ("Webhook-Timestamp", "1"),
         ("Webhook-Timestamp", "soon"),
+        ("Webhook-Timestamp", "1" * 400),
+        ("Webhook-Signature", "\udcff"),
         ("Smtp-Envelope", "{}"),
         ("Smtp-Envelope-Signature", "v1,AAAA"),
         ("body", "other"),
@@ -146,7 +151,9 @@ def test_what_was_changed_is_not_verified(
         del headers[name]
     else:
         headers[name] = value
-    with pytest.raises(ValueError, match=r"the (request|signature) is (not signed|wrong|too old)"):
+    with pytest.raises(
+        ValueError, match=r"the (request|signature) is (not signed|wrong|too old)|surrogates not allowed"
+    ):
         verify(SECRET, headers, body)
 
 
@@ -156,6 +163,8 @@ def test_what_was_changed_is_not_verified(
         ("200 OK", b"whatever", "250 2.0.0"),
         ("406 Not Acceptable", b"", "550 5.7.1 The application refuses the message"),
         ("422 Unprocessable", b"no such \xc3\xb6rder\x1b\nmore", "550 5.7.1 no such ?rder?"),
+        ("422 Unprocessable", b"5.1.1 no such user", "550 5.1.1 no such user"),
+        ("422 Unprocessable", b"4.2.2 full", "550 5.7.1 4.2.2 full"),
         ("422 Unprocessable", b"<html>", "550 5.7.1 The application refuses the message"),
         ("301 Moved", b"", "451 4.3.0"),
         ("404 Not Found", b"", "451 4.3.0"),
@@ -212,6 +221,45 @@ def test_what_is_no_http_is_451(front: Callable[..., SMTPServer], says: bytes) -
         server.stop(timeout=0)
 
 
+def test_the_example_of_standard_webhooks_is_verified() -> None:
+    headers = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",  # by the package standardwebhooks
+    }
+    check_signature(SECRET, headers, b'{"test": 2432232314}', now=lambda: 1614265330.0)
+
+
+@pytest.mark.parametrize(
+    ("begins", "goes_on"),
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n" * 1000),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1;" + b"x" * 60_000 + b"\r\nx\r\n"),
+    ],
+    ids=["100", "trailers", "chunks"],
+)
+def test_a_response_without_end_is_cut_off(
+    front: Callable[..., SMTPServer], caplog: pytest.LogCaptureFixture, begins: bytes, goes_on: bytes
+) -> None:
+    def answer(connection: Any, address: Any) -> None:
+        connection.recv(65536)
+        connection.sendall(begins)
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(goes_on)
+
+    server = StreamServer(("127.0.0.1", 0), answer)
+    server.start()
+    try:
+        with dial(front(f"http://127.0.0.1:{server.server_port}/", timeout=5)) as peer:
+            peer.hello()
+            send(peer, end="451 4.4.1")
+    finally:
+        server.stop(timeout=0)
+    assert "more than 524288 bytes" in caplog.text
+
+
 def test_requests_at_once_are_bounded(front: Callable[..., SMTPServer], application: Application) -> None:
     application.pause = 0.05
     server = front(application.url, connections=2)
@@ -241,6 +289,34 @@ def test_a_kept_connection_that_was_closed_is_replaced(
     assert len(application.requests) == 2
 
 
+def test_a_kept_connection_over_tls_that_was_closed_is_replaced(
+    front: Callable[..., SMTPServer], certificate: Certificate
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certfile, certificate.keyfile)
+    answered = 0
+
+    def answer(connection: Any, address: Any) -> None:
+        nonlocal answered
+        data = b""
+        while not data.endswith(b"at the end\r\n"):
+            data = data[-20:] + connection.recv(65536)
+        answered += 1
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    server = StreamServer(("127.0.0.1", 0), answer, ssl_context=context)
+    server.start()
+    try:
+        url = f"https://localhost:{server.server_port}/"
+        with dial(front(url, ca=str(certificate.authority), timeout=5)) as peer:
+            peer.hello()
+            for size in (1, 100, 4000):
+                send(peer, body=b"Subject: x\r\n\r\n" + (b"x" * 990 + b"\r\n") * size + b"at the end\r\n")
+    finally:
+        server.stop(timeout=0)
+    assert answered == 3
+
+
 def test_a_large_message_is_streamed(front: Callable[..., SMTPServer], application: Application) -> None:
     body = b"Subject: x\r\n\r\n" + (b"x" * 990 + b"\r\n") * 3000
     with dial(front(application.url, secret=SECRET)) as peer:
@@ -249,6 +325,43 @@ def test_a_large_message_is_streamed(front: Callable[..., SMTPServer], applicati
     headers, got = application.requests[0]
     assert got == body
     verify(SECRET, headers, got)
+
+
+def test_a_message_beyond_a_bound_goes_by_the_store(
+    front: Callable[..., SMTPServer], application: Application, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    with dial(front(application.url, secret=SECRET, store=store, inline=len(BODY))) as peer:
+        peer.hello()
+        send(peer)
+        identifier = send(peer, body=BODY * 2).split()[-1]
+        application.status = "422 No"
+        send(peer, body=BODY * 2, end="550")
+        application.status = "500 No"
+        send(peer, body=BODY * 2, end="451")
+    assert [body for _, body in application.requests] == [BODY, b"", b"", b""]
+    assert "path" not in verify(SECRET, *application.requests[0])
+    path = Path(verify(SECRET, *application.requests[1])["path"])
+    assert path == store / f"{identifier}.eml"
+    assert path.read_bytes() == BODY * 2
+    assert [*store.iterdir()] == [path]
+
+
+def test_without_an_answer_a_stored_message_stays(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    with dial(front(f"http://127.0.0.1:{free_port()}/", store=tmp_path, inline=1)) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+    assert len([*tmp_path.glob("*.eml")]) == 1
+
+
+def test_what_cannot_be_stored_is_not_posted(
+    front: Callable[..., SMTPServer], application: Application, tmp_path: Path
+) -> None:
+    with dial(front(application.url, store=tmp_path / "store", inline=1)) as peer:
+        peer.hello()
+        (tmp_path / "store").rmdir()
+        send(peer, end="451")
+    assert application.requests == []
 
 
 def test_more_recipients_than_a_header_holds_are_for_the_next_message(
@@ -300,12 +413,16 @@ def test_addresses_cannot_leave_their_header(front: Callable[..., SMTPServer], a
     [
         ({"url": "ftp://x.example"}, "url: expected a URL like"),
         ({"url": "https://x.example:port/"}, "url: expected a URL like"),
+        ({"url": "https://x.example/a b"}, "url: expected a URL like"),
+        ({"url": "https://x.example", "secret": []}, "secret: expected a text, or several"),
+        ({"url": "https://x.example", "wait": float("inf")}, "wait: expected a number above 0"),
         ({"url": "https://x.example/\r\nX: y"}, "url: expected a URL like"),
         ({"url": "https://jo:secret@x.example/"}, "url must hold no password"),
         ({"url": "https://x.example", "secret": "whsec_!"}, "secret: expected base64"),
         ({"url": "https://x.example", "secret": ""}, "secret: expected a text"),
         ({"url": "https://x.example", "headers": {"X": "a\r\nb"}}, "headers: expected names and values"),
         ({"url": "https://x.example", "timeout": 0}, "timeout: expected a number above 0"),
+        ({"url": "https://x.example", "inline": 0}, "inline: expected a number above 0"),
         ({"url": "https://x.example", "ca": "/nowhere"}, "ca cannot be read"),
     ],
 )

@@ -196,8 +196,21 @@ def test_a_field_that_cannot_be_added_refuses(asked: Callable[..., SMTPServer], 
     policy.answers["message"] = {"action": "accept", "add_headers": [["X", "a\r\nY: b"]]}
     with dial(asked(policy.url, stages=["message"])) as peer:
         peer.hello()
-        assert peer.deliver("x\r\n").startswith("451")
+        assert peer.deliver("x\r\n").startswith("451 4.3.0 The policy cannot be asked")
     assert stored(tmp_path) == []
+    with dial(asked(policy.url, stages=["message"], fail_open=True)) as peer:
+        peer.hello()
+        assert peer.deliver("x\r\n").startswith("250")
+    assert len(stored(tmp_path)) == 1
+
+
+def test_each_question_has_an_id_of_its_own(asked: Callable[..., SMTPServer], policy: Policy) -> None:
+    policy.answers["to"] = {"action": "reject"}
+    with dial(asked(policy.url)) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "RCPT TO:<cyd@example.org>")
+        peer.expect("250", "550", "550")
+    assert len({headers["webhook-id"] for headers in policy.headers}) == 2
 
 
 def test_in_lmtp_a_message_is_asked_for_once(asked: Callable[..., SMTPServer], policy: Policy, tmp_path: Any) -> None:

@@ -1,0 +1,73 @@
+"""A folder for large messages, which the server shares with the programs that get a reference to them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from greensmtp.delivery._disk import flush_folder
+from greensmtp.thread_pool import in_thread_pool
+
+logger = logging.getLogger("greensmtp")
+
+#: Seconds after which a stored message is one that no program will fetch.
+STALE = 7 * 86400
+
+#: Bytes that are copied at once.
+_PIECE = 256 * 1024
+
+
+class Store:
+    """The folder; its methods are called in the hub, and work in the thread pool."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._folder = Path(folder).absolute()
+
+    def start(self) -> None:
+        """Make the folder, and remove what no program has fetched in a week."""
+        in_thread_pool(_start, self._folder, time.time() - STALE)
+
+    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> Path:
+        """Store a message, and return its path. Afterwards it survives a crash.
+
+        :param beginning: what was read of it already.
+        :raises OSError: it cannot be stored; nothing is left of it.
+        """
+        path = self._folder / f"{identifier}.eml"
+        in_thread_pool(write_durably, path, beginning, source)
+        return path
+
+    def remove(self, path: Path) -> None:
+        """Remove a stored message, if it is still there."""
+        in_thread_pool(path.unlink, missing_ok=True)
+
+
+def write_durably(path: Path, beginning: bytes, source: BinaryIO | None = None) -> None:
+    """Write a file under its name only when it is complete, and flush both."""
+    partial_path = path.with_suffix(f"{path.suffix}.partial")
+    try:
+        with partial_path.open("wb") as file:
+            file.write(beginning)
+            while source is not None and (piece := source.read(_PIECE)):
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        partial_path.replace(path)
+    except BaseException:
+        partial_path.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def _start(folder: Path, before: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+    for path in [*folder.glob("*.eml"), *folder.glob("*.partial"), *folder.glob("*.done")]:
+        with contextlib.suppress(FileNotFoundError):  # another program has removed it
+            if path.stat().st_mtime < before:
+                path.unlink()
+                if path.suffix == ".eml":
+                    logger.warning("%s: no program has fetched it in %d days; removed", path, STALE // 86400)
