@@ -39,7 +39,8 @@ from greensmtp.delivery.next_hop import NextHop, answer_to
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.resolver import DNSResolver
 from greensmtp.delivery.schedule import parse_schedule
-from greensmtp.delivery.spool_folder import Busy, Entry, Folder, Gone, describe, envelope_line
+from greensmtp.delivery.spool_folder import Busy, Entry, Folder, Gone, arrival, describe, envelope_line
+from greensmtp.delivery.spool_metrics import SpoolMetrics
 from greensmtp.errors import ArgumentError, ClientError, Disconnected, ProtocolError, Refused
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
@@ -240,6 +241,7 @@ class Sender:
         self._folder = spool.folder
         self._hostname = hostname
         self._longest = max(spool.schedule) + 60.0
+        self._metrics = SpoolMetrics(str(spool.path))
         #: When each known message is due: ``(time, name)``, and the names.
         self._due: list[tuple[float, str]] = []
         self._known: set[str] = set()
@@ -275,8 +277,10 @@ class Sender:
                     self._woken = woken
                     waiting, self._due = self._due, []
                     self._known.difference_update(name for _, name in waiting)
-                for name in in_thread_pool(self._folder.names):
+                names = in_thread_pool(self._folder.names)
+                for name in names:
                     self.add(name)
+                self._metrics.set_waiting(len(names), max(0.0, time.time() - arrival(names[0])) if names else 0.0)
             except OSError as error:
                 logger.error("spool: cannot look into %s: %s", self._spool.path, error)
             pause.wait(SCAN_SECONDS)
@@ -332,14 +336,11 @@ class Sender:
                     state.done.append(recipient)
                 elif reply.code >= 500 or is_last:
                     failed.append((recipient, reply))
-            logger.info(
-                "%s: spool: try %d: %d sent, %d failed, %d wait",
-                entry.log_id,
-                state.attempts,
-                sum(each.is_positive for each in replies.values()),
-                len(failed),
-                len(entry.waiting) - len(failed),
-            )
+            sent, waits = sum(each.is_positive for each in replies.values()), len(entry.waiting) - len(failed)
+            text = "%s: spool: try %d: %d sent, %d failed, %d wait"
+            logger.info(text, entry.log_id, state.attempts, sent, len(failed), waits)
+            for result, count in (("sent", sent), ("failed", len(failed)), ("deferred", waits)):
+                self._metrics.count(result, count)
             if failed:
                 self._give_up(entry, failed)
             if not entry.waiting:

@@ -271,6 +271,11 @@ def _read_state(path: Path) -> State:
         return State()
 
 
+def arrival(name: str) -> float:
+    """Return when a message came, in seconds since 1970: IDs begin with the microseconds."""
+    return int(name.partition("-")[0], 16) / 1e6
+
+
 def envelope_line(envelope: Mapping[str, Any]) -> bytes:
     """Return the first line of a message's file."""
     return json.dumps(envelope, separators=(",", ":")).encode() + b"\n"

@@ -11,6 +11,7 @@ from typing import Any
 
 import gevent
 import pytest
+from prometheus_client import REGISTRY
 
 from greensmtp import Ack, Address, Session, SMTPServer
 from greensmtp.delivery import Deliveries, Spool
@@ -121,6 +122,26 @@ def test_what_is_refused_for_now_is_tried_by_the_schedule(
     folder.wake()
     until(lambda: not folder.names(), "the spool to be empty")
     assert [recipients for _, recipients, _ in got.mail] == [["bob@example.org"], ["cyd@example.org"]]
+
+
+def test_metrics_tell_what_waits(
+    smtp_server: MakeServer, front: Callable[..., SMTPServer], folder: Folder, tmp_path: Path
+) -> None:
+    mx = smtp_server()
+    helpers.Deliveries(mx)
+    refusing(mx, {"cyd": (450, "4.2.1 later"), "dan": (550, "5.1.1 no")})
+    name = send(front(url(mx)), "bob@example.org", "cyd@example.org", "dan@example.org")
+    until(lambda: folder.state(name).attempts == 1 and len(folder.names()) == 1, "a try, and the report")
+    path = str(tmp_path / "spool")
+
+    def value(metric: str, **labels: str) -> float | None:
+        return REGISTRY.get_sample_value(f"greensmtp_spool_{metric}", {"spool": path, **labels})
+
+    until(lambda: value("messages") == 1, "the number")
+    assert 0 < (value("oldest_seconds") or 0) < 60
+    # The report to ann was sent as well.
+    counts = [value("recipients_total", result=each) for each in ("sent", "failed", "deferred")]
+    assert counts == [2, 1, 1]
 
 
 def test_what_is_refused_for_good_is_reported(
