@@ -1,8 +1,8 @@
 """examples/celery_pipeline: two frontends behind HAProxy, Redis and two workers; each is killed in turn.
 
-Celery takes a task off a list of Redis, and notes it in a second step. A busy worker may have taken its next task (kombu
-5.7, _pause_brpop), and if it is killed, that task is lost: Redis' log has LPUSH and RPOP, and no HSET. So one task for
-each killed worker may be missing.
+Celery takes a task off a list of Redis, and notes it in a second step. A busy worker may have taken its next task
+(kombu 5.7, _pause_brpop), and if it is killed, that task is lost: Redis' log has LPUSH and RPOP, and no HSET. So one
+task for each killed worker may be missing.
 """
 
 from __future__ import annotations
