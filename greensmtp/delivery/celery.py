@@ -272,8 +272,8 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
     """Register a function as a task that gets mail: ``@mail_task(app, "tasks.receive")``.
 
     The function is called as ``(envelope, content)``: a ``MailEnvelope``, a ``MailContent``. The task is acknowledged
-    when the function has returned: a worker that is killed meanwhile does not lose it, but it comes again. A function
-    that raises is called again after 1, 2, 4 and so on up to 600 seconds, ``max_retries`` times.
+    when the function has returned: a worker that is killed while it runs does not lose it, but it comes again. A
+    function that raises is called again after 1, 2, 4 and so on up to 600 seconds, ``max_retries`` times.
 
     :param options: of ``app.task``, and these:
     :param max_retries: how often it is tried again; 10 by default.
