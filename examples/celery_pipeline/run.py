@@ -36,7 +36,8 @@ use = "CeleryTask"
 task = "tasks.receive"
 broker = "{broker}"
 store = "{folder}/store"
-inline = 65536
+# Redis can lose a task when a worker is killed; then it is sent again.
+resend = {resend}
 
 [http]
 listen = "127.0.0.1:{health}"
@@ -93,7 +94,9 @@ class Pipeline:
         for name in ("store", "received", "redis"):
             (folder / name).mkdir(parents=True, exist_ok=True)
         for name, its_port, health in (("one", one, one_health), ("two", two, two_health)):
-            text = FRONTEND.format(port=its_port, broker=broker, folder=folder, health=health)
+            text = FRONTEND.format(
+                port=its_port, broker=broker, folder=folder, health=health, resend=os.environ.get("RESEND", "600.0")
+            )
             (folder / f"{name}.toml").write_text(text)
         places = {"one": one, "two": two, "one_health": one_health, "two_health": two_health}
         (folder / "haproxy.cfg").write_text(HAPROXY.format(port=port, **places))

@@ -41,6 +41,20 @@ class Store:
         in_thread_pool(write_durably, path, beginning, source)
         return path
 
+    def note(self, identifier: str, text: str) -> None:
+        """Note what to do with a stored message, durably, until it is done.
+
+        :raises OSError: it cannot be noted.
+        """
+        in_thread_pool(write_durably, self._folder / f"{identifier}.task", text.encode())
+
+    def overdue(self, seconds: float) -> list[str]:
+        """Return the notes of messages that are not done, and which nobody has taken up for so long.
+
+        They count as taken up then.
+        """
+        return in_thread_pool(_overdue, self._folder, time.time() - seconds)
+
     def remove(self, path: Path) -> None:
         """Remove a stored message, if it is still there."""
         in_thread_pool(path.unlink, missing_ok=True)
@@ -63,11 +77,24 @@ def write_durably(path: Path, beginning: bytes, source: BinaryIO | None = None) 
     flush_folder(path.parent)
 
 
+def _overdue(folder: Path, before: float) -> list[str]:
+    found = []
+    for path in folder.glob("*.task"):
+        with contextlib.suppress(FileNotFoundError):  # it is done, or another server is at it
+            if path.with_suffix(".done").exists():
+                path.unlink()
+            elif path.stat().st_mtime < before:
+                text = path.read_text("utf-8")
+                path.touch()
+                found.append(text)
+    return found
+
+
 def _start(folder: Path, before: float) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o770)
     for path in [*folder.glob("*.eml"), *folder.glob("*.partial"), *folder.glob("*.done")]:
         with contextlib.suppress(FileNotFoundError):  # another program has removed it
-            if path.stat().st_mtime < before:
+            if path.stat().st_mtime < before and not path.with_suffix(".task").exists():
                 path.unlink()
                 if path.suffix == ".eml":
                     logger.warning("%s: no program has fetched it in %d days; removed", path, STALE // 86400)

@@ -93,6 +93,8 @@ class CeleryTask(Delivery):
     :param queue: the queue; None: that of the task's routing, ``celery`` by default.
     :param store: a folder for the messages that are larger than ``inline``, shared by all frontends and workers; None:
         larger messages are refused.
+    :param resend: seconds after which a task is sent again for a message that no worker has finished; every message
+        goes by way of the store then. With it, nothing is lost that the broker loses. None: never.
     :param inline: bytes of a message that goes within the task.
     :param timeout: seconds for the broker to answer.
     :param connections: publications at once.
@@ -111,6 +113,7 @@ class CeleryTask(Delivery):
         queue: str | None = None,
         store: str | Path | None = None,
         inline: int = 256 * 1024,
+        resend: float | None = None,
         timeout: float = 10.0,
         connections: int = 10,
         app: TaskSender | None = None,
@@ -122,7 +125,12 @@ class CeleryTask(Delivery):
         for name, value in (("inline", inline), ("timeout", timeout), ("connections", connections)):
             if not value > 0:
                 raise ArgumentError(name, f"expected a number above 0; got {value!r}")
+        if resend is not None and (store is None or not resend > 0):
+            raise ArgumentError("resend", "expected a number above 0, and a store")
         self.task = task
+        self._resend = resend
+        self._servers = 0
+        self._resender: gevent.Greenlet[..., None] | None = None
         self._app: TaskSender = _make_app(str(broker), timeout, connections) if app is None else app
         self._queue = queue
         self._store = None if store is None else Store(store)
@@ -135,8 +143,18 @@ class CeleryTask(Delivery):
 
     def start(self, server: ServerInfo) -> None:
         """Make the folder for large messages, and remove what nobody has fetched in a week."""
+        self._servers += 1
         if self._store is not None:
             self._store.start()
+        if self._resend is not None and self._resender is None:
+            self._resender = gevent.spawn(self._send_again)
+
+    def stop(self, server: ServerInfo) -> None:
+        """End with the last server."""
+        self._servers -= 1
+        if not self._servers and self._resender is not None:
+            self._resender.kill()
+            self._resender = None
 
     def begin(self, envelope: Envelope) -> Transfer:
         """Collect a message."""
@@ -149,7 +167,7 @@ class CeleryTask(Delivery):
         """
         with open_message() as source:
             content = source.read(self._inline + 1)
-            if len(content) <= self._inline:
+            if len(content) <= self._inline and self._resend is None:
                 return {"content": base64.b64encode(content).decode()}
             if self._store is None:
                 raise Reject(_TOO_LARGE)
@@ -171,23 +189,48 @@ class CeleryTask(Delivery):
             server=session.server.hostname,
             time=datetime.now(UTC).timestamp(),
         )
+        arguments = [about._asdict(), dict(content)]
+        try:
+            self._publish(envelope.id, arguments)
+        except Exception as error:  # of kombu, or of the broker's own library
+            logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
+            raise Reject(_NO_BROKER) from None
+        if self._resend is not None and self._store is not None:
+            # Only now: a message that the client was refused is not sent again.
+            try:
+                self._store.note(envelope.id, json.dumps(arguments))
+            except OSError as error:  # the broker has the task, so it is too late to refuse
+                logger.error("%s: celery: cannot note the task: %s", session.log_id, error.strerror)
+
+    def _publish(self, identifier: str, arguments: list[Any]) -> None:
         options: dict[str, Any] = {} if self._queue is None else {"queue": self._queue}
         publish = partial(
             self._app.send_task,
             self.task,
-            args=[about._asdict(), dict(content)],
-            task_id=envelope.id,
+            args=arguments,
+            task_id=identifier,
             retry=False,
             ignore_result=True,
             **options,
         )
-        try:
-            # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
-            with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
-                _call_in_greenlet(publish) if is_module_patched("socket") else self._pool.call(publish)
-        except Exception as error:  # of kombu, or of the broker's own library
-            logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
-            raise Reject(_NO_BROKER) from None
+        # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
+        with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
+            _call_in_greenlet(publish) if is_module_patched("socket") else self._pool.call(publish)
+
+    def _send_again(self) -> None:
+        """Send tasks again for messages that no worker has finished."""
+        assert self._resend is not None
+        assert self._store is not None
+        while True:
+            gevent.sleep(self._resend / 2)
+            try:
+                for text in self._store.overdue(self._resend):
+                    arguments = json.loads(text)
+                    identifier = arguments[0]["id"]
+                    logger.warning("%s: no worker has finished it in %g s; sent again", identifier, self._resend)
+                    self._publish(identifier, arguments)
+            except Exception as error:  # the next time, then
+                logger.warning("celery: cannot send again: %s", str(error) or type(error).__name__)
 
 
 def _call_in_greenlet(function: Callable[[], object]) -> None:
@@ -381,8 +424,10 @@ def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) ->
 def _settle(content: Mapping[str, str]) -> None:
     """Remove a stored message, and leave a mark that it is done: a worker that is killed now gets the task again."""
     if "path" in content:
-        Path(content["path"]).with_suffix(".done").touch()
+        path = Path(content["path"])
+        path.with_suffix(".done").touch()
         _remove(content)
+        path.with_suffix(".task").unlink(missing_ok=True)
 
 
 def _was_done(content: Mapping[str, str]) -> bool:

@@ -22,6 +22,7 @@ from greensmtp.delivery._store import STALE
 from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import until
 
 BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
 
@@ -267,6 +268,28 @@ def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
     assert [*tmp_path.iterdir()] == []  # no mark of a task that is done
 
 
+def test_what_no_worker_finishes_is_sent_again(front: Callable[..., SMTPServer], tmp_path: Path) -> None:
+    app = App()
+    store = tmp_path / "store"
+    server = front(app, store=store, resend=0.2)
+    with dial(server) as peer:
+        peer.hello()
+        identifier = send(peer)
+        app.do = gone
+        send(peer, end="451 4.4.1")
+        app.do = lambda: None
+    until(lambda: len(app.sent) >= 3, "the task to come again")
+    assert {each["task_id"] for each in app.sent} == {identifier}  # not that of the message that was refused
+    assert len({json.dumps(each["args"]) for each in app.sent}) == 1
+    task = mail_task(Celery("x", broker="memory://", set_as_current=False), "t")(lambda envelope, content: None)
+    task.apply(args=app.sent[0]["args"], throw=True)
+    sent = len(app.sent)
+    gevent.sleep(0.6)
+    assert len(app.sent) <= sent + 1
+    assert not (store / f"{identifier}.task").exists()
+    assert not (store / f"{identifier}.eml").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -276,6 +299,7 @@ def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
         ({"task": "t", "broker": "127.0.0.1:6379"}, "broker: expected a URL like"),
         ({"task": "t", "broker": "foo://x"}, "No such transport: foo"),
         ({"task": "t", "broker": "redis://jo:sec#ret@127.0.0.1/0"}, "127.0.0.1:6379/0', for Celery"),
+        ({"task": "t", "broker": "redis://localhost", "resend": 5.0}, "resend: expected a number above 0, and a store"),
         ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a number above 0"),
     ],
 )
