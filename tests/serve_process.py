@@ -125,8 +125,9 @@ def serving(folder: Path) -> Iterator[Callable[..., ServeProcess]]:
         process = ServeProcess(["serve", *given], folder, command, **popen)
         running.append(process)
         for _ in range((listeners or given.count("--listen")) if wait else 0):
-            line = process.line()
-            word, url = (process.line() if line.startswith("storing mail in ") else line).split(" ")
+            while (line := process.line()).startswith("storing mail in "):
+                pass
+            word, url = line.split(" ")
             assert word == "listening"
             process.urls.append(url)
         return process

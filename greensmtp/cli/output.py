@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def set_up_logging(stdout: LineWriter, log_format: str, level: str, target: str) -> None:
     """Send log records to a standard stream or a file.
 
-    Python's warnings, and exceptions that end a greenlet, become log records too.
+    Python's warnings, exceptions that end a greenlet, and those that cannot be raised become log records too.
 
     :param stdout: what else is printed. It goes to standard error if the log takes standard output.
     :param log_format: ``text`` or ``json``.
@@ -34,11 +34,19 @@ def set_up_logging(stdout: LineWriter, log_format: str, level: str, target: str)
     logging.basicConfig(level=level.upper(), handlers=[LogHandler(log_format, target)], force=True)
     stdout.redirect(sys.stderr if target == "stdout" else sys.stdout)
     logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
     get_hub().print_exception = _log_exception  # type: ignore[method-assign, assignment]
 
 
 def _log_exception(context: Any, kind: Any, error: Any, traceback: Any) -> None:
     logging.getLogger("greensmtp").error("%s failed", context, exc_info=(kind, error, traceback))
+
+
+def _log_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Log an exception that Python cannot raise: in a finalizer, or for a host name (SNI) that is not ASCII."""
+    logging.getLogger("greensmtp").warning(
+        "exception ignored in %r: %s: %s", unraisable.object, unraisable.exc_type.__name__, unraisable.exc_value
+    )
 
 
 def start_logging(stdout: LineWriter, loaded: Loaded) -> None:
@@ -57,9 +65,9 @@ def start_logging(stdout: LineWriter, loaded: Loaded) -> None:
         raise loaded.source.error([Problem(("logging", "target"), text)]) from error
 
 
-def say_places(stdout: LineWriter, maildir: str | None, urls: Iterable[str], http: tuple[str, int] | None) -> None:
+def say_places(stdout: LineWriter, maildirs: Iterable[str], urls: Iterable[str], http: tuple[str, int] | None) -> None:
     """Print where mail is stored, where the listeners are, and where to ask for the health."""
-    if maildir is not None:
+    for maildir in maildirs:
         stdout.say(f"storing mail in {printable(str(Path(maildir).absolute()))}/new, one file per message")
     for url in urls:
         stdout.say(f"listening {url}")

@@ -122,7 +122,7 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
     with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
         service.start(loaded)
         urls = [each.listen.url(each.server.address) for each in service.serving]
-        say_places(stdout, loaded.config.delivery.maildir, urls, service.http_address)
+        say_places(stdout, loaded.maildirs(), urls, service.http_address)
         service.tell_ready()
         reloader = spawn(reload)
         try:

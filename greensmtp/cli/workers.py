@@ -77,6 +77,6 @@ def run_arbiter(context: click.Context, stdout: LineWriter) -> None:
         return service
 
     def announce(plan: Plan, urls: list[str], http: tuple[str, int] | None) -> None:
-        say_places(stdout, plan.maildir, urls, http)
+        say_places(stdout, plan.maildirs, urls, http)
 
     ServiceArbiter(load, start_service, partial(set_up_logging, stdout), announce).run()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -267,10 +267,22 @@ class _Assembly:
         given = [Certificate(certfile, keyfile)]
         if listener.tls_cert is None:
             given += [Certificate(each.cert, each.key, tuple(each.names)) for each in tls.certificates]
-        made: Certificates | None = None
-        for number, each in enumerate(given):  # one by one, so that an error has its place
+        made: Certificates | None
+        try:
+            made = Certificates(*given, **tls.options())
+        except ArgumentError:
+            made = self._load_one_by_one(given, path, listener)
+        self.certificates[certfile, keyfile] = made
+        return made
+
+    def _load_one_by_one(
+        self, given: Sequence[Certificate], path: KeyPath, listener: ListenerSection
+    ) -> Certificates | None:
+        """Note the first of these certificates that is wrong, with its place; return them all if none is by now."""
+        options = self.loaded.config.tls.options()
+        for number, each in enumerate(given):
             try:
-                Certificates(each, **tls.options())
+                Certificates(each, **options)
             except ArgumentError as error:
                 keys: dict[str, KeyPath] = {
                     "certfile": ("tls", "certificates", number - 1, "cert"),
@@ -279,11 +291,8 @@ class _Assembly:
                 if number == 0:
                     keys = {name: self._place_of(name, path, listener) for name in keys}
                 self.problems.append(Problem(keys.get(error.name, ("tls", error.name)), error.text))
-                break
-        else:
-            made = Certificates(*given, **tls.options())
-        self.certificates[certfile, keyfile] = made
-        return made
+                return None
+        return Certificates(*given, **options)
 
     def _trust(self, listener: ListenerSection) -> dict[str, Any]:
         """Return the arguments about proxies: the listener's own, or the common ones."""

@@ -68,6 +68,19 @@ class Loaded:
     #: The folder that relative paths start from.
     folder: Path = field(default_factory=Path)
 
+    def maildirs(self) -> list[str]:
+        """Return the path of each Maildir that is used, once, with its placeholders."""
+        found: list[str] = []
+        for path, entries in self.config.all_deliveries():
+            if path == ("deliveries",) and self.config.delivery.maildir is not None:
+                found.append(self.config.delivery.maildir)
+            found += [
+                str(self.arguments[(*path, number)]["path"])
+                for number, entry in enumerate(entries)
+                if entry.use == "Maildir"
+            ]
+        return list(dict.fromkeys(found))
+
 
 def load(
     path: Path | None = None,

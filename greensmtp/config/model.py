@@ -317,6 +317,14 @@ class Config(Section):
             if listener.middleware is not None:
                 yield ("listeners", number, "middleware"), listener.middleware
 
+    def all_deliveries(self) -> Iterator[tuple[KeyPath, list[DeliveriesSection]]]:
+        """Yield every array of deliveries that is used, with its path; the common one comes first."""
+        if any(listener.deliveries is None for listener in self.listeners):
+            yield ("deliveries",), self.deliveries
+        for number, listener in enumerate(self.listeners):
+            if listener.deliveries is not None:
+                yield ("listeners", number, "deliveries"), listener.deliveries
+
 
 #: The keys that are paths. None stands for any index.
 _PATHS: tuple[tuple[str | None, ...], ...] = (

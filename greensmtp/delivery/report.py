@@ -43,8 +43,8 @@ _TEXTS: dict[Action, str] = {
 #: Lines in a field's value: no control character, no character that ends a line.
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
-#: Characters of a value: with its name, it fits into a line of 998 bytes.
-_MAX_VALUE = 240
+#: Bytes of a value: two of them fit into a line of 998 bytes, and an address (RFC 5321 section 4.5.3.1) into one.
+_MAX_VALUE = 480
 
 #: Bytes of a header section that is returned.
 _MAX_HEADERS = 64 * 1024
@@ -173,7 +173,8 @@ def _fields(*fields: tuple[str, str | datetime | None]) -> bytes:
 
 def _text(value: str) -> str:
     """Return a text that is not empty, cannot end its line, and fits into it."""
-    return _NOT_TEXT.sub(" ", value[:_MAX_VALUE]).strip() or "?"
+    text = _NOT_TEXT.sub(" ", value[:_MAX_VALUE]).encode()[:_MAX_VALUE]
+    return text.decode(errors="ignore").strip() or "?"
 
 
 def _decoded(xtext: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, Literal, NamedTuple
@@ -136,15 +136,16 @@ class Certificates:
 class _Loaded:
     """The contexts of all certificates, as their files were at one moment."""
 
-    def __init__(self, certificates: Iterable[Certificate], options: Mapping[str, Any]) -> None:
+    def __init__(self, certificates: Sequence[Certificate], options: Mapping[str, Any]) -> None:
         self._names: dict[str, ServerContext] = {}
         contexts = []
         for each in certificates:
             context = server_context(each.certfile, each.keyfile, **options)
             contexts.append(context)
-            _warn_of_end(each.certfile)
             for name in each.names or names_in(each.certfile):
                 self._names.setdefault(_normal(name), context)
+        for certfile in dict.fromkeys(each.certfile for each in certificates):
+            _warn_of_end(certfile)
         self.default = contexts[0]
         if len(contexts) > 1 or options["client_auth"]:
             self.default.sni_callback = self._choose

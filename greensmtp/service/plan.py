@@ -50,7 +50,7 @@ class Plan:
     control: str | None
     stop_timeout: float
     log: tuple[str, str, str]
-    maildir: str | None
+    maildirs: list[str]
     #: ``[http] listen``.
     http: str | None
     #: True if ``Metrics`` are counted.
@@ -81,7 +81,7 @@ def plan_of(loaded: Loaded, text: str | None) -> Plan:
         control=service.control,
         stop_timeout=service.stop_timeout,
         log=(log.format, log.level, log.target),
-        maildir=config.delivery.maildir,
+        maildirs=loaded.maildirs(),
         http=config.http.listen,
         metrics=any(entry.use == "Metrics" for _, stack in config.stacks() for entry in stack),
         counted=_counted(loaded),

@@ -81,6 +81,61 @@ def test_the_maildir_is_printed_once_before_the_listeners(serve: Serve, tmp_path
     assert server.line().startswith("listening ")
 
 
+@pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "workers"])
+def test_the_maildirs_of_deliveries_are_printed_once_each(
+    serve: Serve, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    (tmp_path / "greensmtp.toml").write_text(
+        """
+        [[listeners]]
+        url = "lmtp://127.0.0.1:0"
+        [[listeners]]
+        url = "smtp://127.0.0.1:0"
+        deliveries = [{ use = "Maildir", path = "rest" }, { use = "Maildir", path = "own", for = "*@example.net" }]
+        [[deliveries]]
+        use = "Maildir"
+        path = "inbox/{local}"
+        for = "*@example.org"
+        [[deliveries]]
+        use = "Maildir"
+        path = "rest"
+        for = "others"
+        """
+    )
+    server = serve("--config", "greensmtp.toml", *workers, command=(SCRIPT,), listeners=2, wait=False)
+    assert [server.line() for _ in range(3)] == [
+        f"storing mail in {tmp_path}/{path}/new, one file per message" for path in ("inbox/{local}", "rest", "own")
+    ]
+    assert [server.line().partition(" ")[0] for _ in range(2)] == ["listening"] * 2
+
+
+def test_a_host_name_in_tls_that_is_not_ascii_is_one_log_line(
+    serve: Serve, tmp_path: Path, certificate: Certificate
+) -> None:
+    (tmp_path / "greensmtp.toml").write_text(
+        f"""
+        tls_cert = "{certificate.certfile}"
+        tls_key = "{certificate.keyfile}"
+        [[listeners]]
+        url = "smtps://127.0.0.1:0"
+        [[tls.certificates]]
+        cert = "{certificate.certfile}"
+        key = "{certificate.keyfile}"
+        """
+    )
+    server = serve("--config", "greensmtp.toml", listeners=1)
+    outgoing = ssl.MemoryBIO()
+    client = ssl.create_default_context().wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="mx.example.org")
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    with socket.create_connection(("127.0.0.1", server.port), 10) as connection:
+        connection.sendall(outgoing.read().replace(b"mx.example.org", b"\xc3\xbc.example.org"))
+        assert connection.recv(100).startswith(b"\x15")  # an alert
+    assert server.stop() == 0
+    assert "WARNING exception ignored in b'\\xc3\\xbc.example.org': UnicodeDecodeError: " in server.log
+    assert "Traceback" not in server.log
+
+
 def test_a_line_is_printed_for_each_message(serve: Serve) -> None:
     server = serve("--listen", "127.0.0.1:0", "--listen", "lmtp://127.0.0.1:0")
     deliver(server.port, "bob@example.org", "cyd@example.org")

@@ -89,6 +89,16 @@ def test_addresses_beyond_ascii_have_their_own_type() -> None:
     assert "utf-8;j\u00f6@b.example".encode() in delivery_report([status], sender="a@b.example", hostname="h")
 
 
+@pytest.mark.parametrize("letter", ["a", "ü"])
+def test_the_longest_address_is_reported_in_full(letter: str) -> None:
+    longest = letter * (64 // len(letter.encode())) + "@" + ".".join(["b" * 62] * 3)  # RFC 5321 section 4.5.3.1
+    status = RecipientStatus(recipient=longest, reply=Reply(550, "5.1.1 " + letter * 1000), remote="c" * 1000)
+    report = delivery_report([status], sender=longest, hostname="mx.example.com")
+    assert f"\r\nFinal-Recipient: {'rfc822' if letter == 'a' else 'utf-8'};{longest}\r\n".encode() in report
+    assert f"\r\nTo: <{longest}>\r\n".encode() in report
+    assert max(map(len, report.split(b"\r\n"))) <= 998
+
+
 def test_what_cannot_be_reported_is_an_error() -> None:
     with pytest.raises(ValueError, match="expected at least one RecipientStatus"):
         delivery_report([], sender="ann@a.example", hostname="mx.example.com")
