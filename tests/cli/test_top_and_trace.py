@@ -37,6 +37,13 @@ control = "control"
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder with a short path, as the path of a unix socket must be; that of pytest grows with its runs."""
+    with tempfile.TemporaryDirectory(prefix="top-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def server(serve: Serve, tmp_path: Path) -> ServeProcess:
     """A running server whose control sockets are in ./control."""
     (tmp_path / "greensmtp.toml").write_text(CONFIG)
