@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -94,6 +95,13 @@ class Certificate(NamedTuple):
     certfile: Path
     keyfile: Path
     authority: Path
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """An empty folder with a short path, as unix sockets need: that of pytest's own grows with its runs."""
+    with tempfile.TemporaryDirectory(prefix="gs-") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

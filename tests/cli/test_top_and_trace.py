@@ -37,10 +37,9 @@ control = "control"
 
 
 @pytest.fixture
-def tmp_path() -> Iterator[Path]:
-    """A folder with a short path, as the path of a unix socket must be; that of pytest grows with its runs."""
-    with tempfile.TemporaryDirectory(prefix="top-") as folder:
-        yield Path(folder)
+def tmp_path(short_path: Path) -> Path:
+    """The folder of each test, with room for the path of a socket in it."""
+    return short_path
 
 
 @pytest.fixture

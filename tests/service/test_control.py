@@ -204,15 +204,15 @@ def test_a_socket_that_is_served_is_not_removed(look: LookIn, folder: Path) -> N
     assert [*folder.iterdir()] == [socket_path(folder, os.getpid())]
 
 
-def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "f"
+def test_a_folder_that_others_can_write_to_is_refused(short_path: Path) -> None:
+    folder = short_path / "f"
     prepare_folder(folder)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     prepare_folder(folder)
     folder.chmod(0o770)
     with pytest.raises(PermissionError, match="no other user may write to; it belongs"):
         prepare_folder(folder)
-    link = tmp_path / "link"
+    link = short_path / "link"
     folder.chmod(0o700)
     link.symlink_to(folder)
     with pytest.raises(NotADirectoryError):
@@ -222,7 +222,7 @@ def test_a_folder_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
         with pytest.raises(PermissionError, match="belongs to user 12345"):
             prepare_folder(folder)
         prepare_folder(folder, (12345, 12345))
-        mine = tmp_path / "mine"
+        mine = short_path / "mine"
         prepare_folder(mine, (12345, 12345))
         assert mine.stat().st_uid == 12345
 
