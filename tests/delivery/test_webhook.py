@@ -157,6 +157,19 @@ def test_what_was_changed_is_not_verified(
         verify(SECRET, headers, body)
 
 
+def test_a_request_is_verified_for_five_minutes(front: Callable[..., SMTPServer], application: Application) -> None:
+    with dial(front(application.url, secret=SECRET)) as peer:
+        peer.hello()
+        send(peer)
+    headers, body = application.requests[0]
+    sent = int(headers["Webhook-Timestamp"])
+    for seconds in (-300, 0, 300):
+        verify(SECRET, headers, body, now=lambda seconds=seconds: sent + seconds)  # type: ignore[misc]
+    for seconds in (-301, 301):
+        with pytest.raises(ValueError, match="too old"):
+            verify(SECRET, headers, body, now=lambda seconds=seconds: sent + seconds)  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("status", "answer", "wanted"),
     [
