@@ -15,7 +15,7 @@ from typing import Any
 from gevent import Timeout, sleep
 
 from greensmtp._log import logger
-from greensmtp.thread_pool import in_thread_pool
+from greensmtp.thread_pool import BoundedPool
 
 #: Returns None if all is well, or what is wrong in a few words. It runs in a greenlet, and must not block the hub.
 Check = Callable[[], str | None]
@@ -82,6 +82,10 @@ def failures() -> dict[str, str]:
     return found
 
 
+#: One thread for all questions: on a disk that hangs, each would keep one of those that others need.
+_store_pool = BoundedPool(1)
+
+
 def _check_hub() -> str | None:
     began = monotonic()
     sleep(0)
@@ -90,7 +94,7 @@ def _check_hub() -> str | None:
 
 
 def _check_stores() -> str | None:
-    return in_thread_pool(_first_unwritable, stores()) if _stores else None
+    return _store_pool.call(_first_unwritable, stores()) if _stores else None
 
 
 def _first_unwritable(folders: list[str]) -> str | None:

@@ -257,6 +257,8 @@ class Service:
                 self._accept(loaded)
             except ConfigError as error:
                 logger.error("the log goes on as before: %s", "; ".join(error.lines))
+            except Exception:
+                logger.exception("the log goes on as before")
         logger.info("configuration reloaded")
         return True
 

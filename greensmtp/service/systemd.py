@@ -32,8 +32,8 @@ def inherited_sockets() -> list[socket.socket]:
 
 
 def _adopt(descriptor: int) -> socket.socket:
-    os.set_inheritable(descriptor, False)
     try:
+        os.set_inheritable(descriptor, False)
         with native.socket(fileno=os.dup(descriptor)) as probe:
             listens = probe.getsockopt(native.SOL_SOCKET, native.SO_ACCEPTCONN)
             family, kind = probe.family, probe.type

@@ -16,9 +16,11 @@ import gevent
 import pytest
 from click.testing import CliRunner
 
-from greensmtp import health
+from greensmtp import health, in_thread_pool
+from greensmtp._native import native
 from greensmtp.cli import cli
 from greensmtp.service.blocked_hub import blocking_reported
+from greensmtp.thread_pool import BoundedPool
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -113,6 +115,22 @@ def test_a_check_that_hangs_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(health, "CHECK_SECONDS", 0.05)
     health.add("database", lambda: gevent.sleep(30))
     assert health.failures() == {"database": "takes too long"}
+
+
+def test_a_store_that_hangs_takes_one_thread(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    hangs = native("threading", "Event")()
+    monkeypatch.setattr(health, "CHECK_SECONDS", 0.05)
+    monkeypatch.setattr(health, "_store_pool", BoundedPool(1))
+    monkeypatch.setattr(health, "_first_unwritable", lambda folders: hangs.wait(20))
+    health.add_store(tmp_path)
+    try:
+        for _ in range(12):
+            assert health.failures()["store"] == "takes too long"
+        with gevent.Timeout(5):
+            assert in_thread_pool(lambda: "free") == "free"
+    finally:
+        hangs.set()
+        health.remove_store(tmp_path)
 
 
 def test_a_store_that_cannot_be_written_is_a_failure(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from greensmtp.service.privileges import find_identity
 from greensmtp.service.sockets import Sockets, keys_of
 from greensmtp.service.systemd import inherited_sockets
 from greensmtp.testing import Peer
+from tests.helpers import until
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -106,7 +107,10 @@ def test_a_socket_of_systemd_is_used(serve: Serve, tmp_path: Path) -> None:
         server = serve("--config", path, listeners=1, command=command, pass_fds=descriptors)
         with Peer(gevent.socket.socket(fileno=waiting.detach())) as peer:
             peer.hello()
-        assert f"the socket at {unused.getsockname()!r} was inherited, but no listener" in server.log
+        until(
+            lambda: f"the socket at {unused.getsockname()!r} was inherited, but no listener" in server.log,
+            "the warning",
+        )
         server.process.send_signal(signal.SIGHUP)
         with server.dial() as peer:
             peer.hello()
@@ -121,7 +125,6 @@ def test_a_socket_of_systemd_is_used(serve: Serve, tmp_path: Path) -> None:
 def test_wrong_sockets_are_an_error(monkeypatch: pytest.MonkeyPatch, number: str, complaint: str) -> None:
     monkeypatch.setenv("LISTEN_FDS", number)
     monkeypatch.setattr("greensmtp.service.systemd.FIRST", 100_000)
-    monkeypatch.setattr("os.set_inheritable", lambda *given: None)
     with pytest.raises(StartError, match=complaint):
         inherited_sockets()
     assert "LISTEN_FDS" not in os.environ
