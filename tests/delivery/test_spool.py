@@ -260,15 +260,22 @@ def test_a_message_that_is_held_waits(
     mx = smtp_server()
     got = helpers.Deliveries(mx)
     refusing(mx, {"bob": (450, "4.2.1 later")})
-    server = front(url(mx), schedule="0.3s*50")
-    name = send(server)
+    name = send(front(url(mx), schedule="0.1s*50"))
     until(lambda: folder.state(name).attempts > 0, "a try")
-    state = folder.state(name)
-    state.held = True
-    folder.write_state(name, state)
-    attempts = state.attempts
-    gevent.sleep(0.5)
-    assert folder.state(name).attempts <= attempts + 1
+
+    def hold() -> bool:
+        try:
+            with folder.open(name) as entry:
+                entry.state.held = True
+                entry.save()
+        except Busy:
+            return False
+        return True
+
+    until(hold, "the lock")
+    attempts = folder.state(name).attempts
+    gevent.sleep(0.6)
+    assert folder.state(name).attempts == attempts
     assert folder.names() == [name]
     assert got.mail == []
 
