@@ -43,6 +43,17 @@ def _ours(name: str, *options: str) -> Callable[[], Start]:
     return lambda: ([sys.executable, "-m", f"benchmarks.servers.{name}", *options], {})
 
 
+def _compiled(name: str, *options: str) -> Callable[[], Start]:
+    def command() -> Start:
+        if not machine.COMPILED.is_dir():
+            raise machine.Missing("make .compiled/.stamp makes the compiled build")
+        # -P: the checkout must not come first.
+        path = f"{machine.COMPILED.parent}{os.pathsep}{machine.ROOT}"
+        return [sys.executable, "-P", "-m", f"benchmarks.servers.{name}", *options], {"PYTHONPATH": path}
+
+    return command
+
+
 def _python(environment: str, name: str, *options: str) -> Callable[[], Start]:
     return lambda: ([environments.python(environment), "-m", f"benchmarks.servers.{name}", *options], {})
 
@@ -65,6 +76,9 @@ CONTENDERS: dict[str, Contender] = {
     "plain": Contender("greensmtp, one receiver", _ours("plain")),
     "full": Contender("greensmtp, full stack", _ours("full")),
     "logging": Contender("the same, lines logged", _ours("full", "--log")),
+    "plain_compiled": Contender("one receiver, compiled", _compiled("plain")),
+    "full_compiled": Contender("full stack, compiled", _compiled("full")),
+    "logging_compiled": Contender("lines logged, compiled", _compiled("full", "--log")),
     "sink": Contender("smtp-sink (C)", _sink, _NO_TLS, arguments=lambda port: [f"127.0.0.1:{port}", "1024"]),
     "smtp_server": Contender("smtp-server (node)", _node("smtp_server")),
     "smtp_protocol": Contender("smtp-protocol (node)", _node("smtp_protocol"), _NO_TLS, pipelining=False),
@@ -195,5 +209,6 @@ class Running:
             self.process.kill()
             self.process.wait()
         self._log.unlink()
+        (machine.WORK / f"full-{self.port}.log").unlink(missing_ok=True)
         for folder in machine.WORK.glob(f"storing-*-{self.port}"):
             shutil.rmtree(folder, ignore_errors=True)

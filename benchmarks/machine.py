@@ -15,6 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 #: What is created on first use or by a run: the peers' environments, certificates, results.
 WORK = ROOT / ".bench"
+#: The compiled build of greensmtp: make .compiled/.stamp.
+COMPILED = ROOT / ".compiled" / "greensmtp"
 
 #: Where distributions install programs that are not for users.
 _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")

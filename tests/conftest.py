@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import trustme
 from gevent import get_hub, spawn
 from hypothesis import settings
 
+from greensmtp._compiled import is_compiled
 from greensmtp.server.deadlines import DeadlineMonitor
 from tests.cuts import interesting_cuts
 from tests.serve_process import ServeProcess, serving
@@ -24,6 +26,12 @@ pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
 settings.register_profile("short", deadline=None, max_examples=40)
 settings.register_profile("long", deadline=None, max_examples=300)  # make test-all
 settings.load_profile("short")
+
+
+def pytest_configure() -> None:
+    """Do not test the sources where the compiled build is to be tested (make test-compiled)."""
+    if os.environ.get("GREENSMTP_EXPECT_COMPILED") and not is_compiled():
+        raise pytest.UsageError("expected the compiled build of greensmtp; found the sources: see PYTHONPATH")
 
 
 #: Fixtures that start processes; tests that use one need no marker.

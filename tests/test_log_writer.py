@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from greensmtp.log_writer import LineWriter, LogHandler, reopen_logs
+from greensmtp.line_writer import LineWriter
+from greensmtp.log_writer import LogHandler, reopen_logs
 from tests import forked
 
 
@@ -152,7 +153,7 @@ def test_a_line_longer_than_a_pipe_takes_at_once_is_written(tmp_path: Path) -> N
 
 def test_a_pipe_gets_whole_lines_of_as_much_as_it_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[bytes] = []
-    monkeypatch.setattr("greensmtp.log_writer._write", lambda descriptor, data: pieces.append(data))
+    monkeypatch.setattr("greensmtp.line_writer._write", lambda descriptor, data: pieces.append(data))
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
         writer = LineWriter(stream)

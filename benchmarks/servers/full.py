@@ -1,26 +1,30 @@
 """greensmtp as in production: Logging, RateLimit in memory, Auth (not required), receivers on five signals.
 
 Without options logging is not configured, so the logger's level is WARNING. With ``--log`` a line for each session and
-message goes to /dev/null, so that formatting is measured, and the disk is not.
+message goes to a file, as ``greensmtp serve`` writes it.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+from pathlib import Path
 
 from benchmarks.servers import options
 from benchmarks.servers.plain import take
 from greensmtp import SMTPServer
+from greensmtp.log_writer import LogHandler
 from greensmtp.middleware import Auth, Logging, RateLimit
 
 
 def main() -> None:
     """Serve."""
     parser = options.parser(__doc__)
-    parser.add_argument("--log", action="store_true", help="write a line for each message to /dev/null")
+    parser.add_argument("--log", action="store_true", help="write a line for each message to a file")
     given = parser.parse_args()
     if given.log:
-        logging.basicConfig(filename="/dev/null", level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        folder = Path(os.environ["BENCH_FOLDER"])
+        logging.basicConfig(level=logging.INFO, handlers=[LogHandler("text", str(folder / f"full-{given.port}.log"))])
     server = SMTPServer(
         ("127.0.0.1", given.port),
         hostname=options.HOSTNAME,

@@ -8,6 +8,7 @@ from types import MethodType
 from typing import Any, Protocol, TypeVar
 
 from greensmtp._callables import handler_name
+from greensmtp._compiled import mypyc_attr
 from greensmtp._log import logger
 from greensmtp.chain.validate import check_callable, check_words
 from greensmtp.errors import Reject, reply_of
@@ -15,7 +16,7 @@ from greensmtp.protocol import canned
 from greensmtp.protocol.command import ACCEPT, CONNECT, Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import ServerInfo, Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 
 #: Compositions that each inner chain keeps; a server has about thirty.
 COMPOSED = 256
@@ -158,6 +159,7 @@ class CachedChain(Chain):
         return self._composed(verb if verb in self._named else None, terminal)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Composite:
     """Several middlewares stacked as one. A chain takes its members one by one, so it costs nothing itself."""
 
@@ -206,9 +208,9 @@ def _link(middleware: Middleware, proceed: Proceed) -> Proceed:
                 reply = call(session, command, proceed)
             except Reject as reject:
                 reply = reply_of(reject)
-        except HandlerTimeout as error:
+        except HandlerTimeout as timeout:
             name = handler_name(middleware)
-            logger.error("%s: middleware %s ran too long: %s; replying 451", session.log_id, name, error)
+            logger.error("%s: middleware %s ran too long: %s; replying 451", session.log_id, name, timeout)
             return canned.LOCAL_ERROR
         except (Exception, SystemExit) as error:
             if error is session.close_error:

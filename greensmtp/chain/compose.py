@@ -28,7 +28,7 @@ from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, Command
 from greensmtp.protocol.esmtp import Extension
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 
 #: Whether a middleware applies to a session: called at every command that the middleware handles.
 Condition = Callable[[Session], Any]

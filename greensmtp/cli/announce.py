@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greensmtp.chain.chain import Proceed
-from greensmtp.log_writer import LineWriter
+from greensmtp.line_writer import LineWriter
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown, without_fields

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from greensmtp._compiled import is_compiled
 from greensmtp.cli.check import check
 from greensmtp.cli.plugins import plugins
 from greensmtp.cli.ready import ready
@@ -14,9 +15,11 @@ from greensmtp.cli.spool import spool
 from greensmtp.cli.top import top
 from greensmtp.cli.trace import trace
 
+BUILD = "compiled" if is_compiled() else "pure Python"
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="greensmtp")
+@click.version_option(package_name="greensmtp", message=f"%(prog)s, version %(version)s ({BUILD})")
 def cli() -> None:
     """Run an SMTP or LMTP server, send mail, and test servers.
 

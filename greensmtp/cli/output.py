@@ -13,7 +13,8 @@ from gevent import get_hub
 
 from greensmtp._hostport import join
 from greensmtp.config.probe import probe_special_log
-from greensmtp.log_writer import LineWriter, LogHandler
+from greensmtp.line_writer import LineWriter
+from greensmtp.log_writer import LogHandler
 from greensmtp.protocol.log_text import printable
 
 if TYPE_CHECKING:

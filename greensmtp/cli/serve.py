@@ -13,7 +13,7 @@ from gevent.event import Event
 from greensmtp import _notify
 from greensmtp.cli.options import load_given, refuse, serve_options
 from greensmtp.cli.output import say_places, start_logging
-from greensmtp.log_writer import LineWriter
+from greensmtp.line_writer import LineWriter
 from greensmtp.server.run import signals_handled, wait_for_stop
 
 if TYPE_CHECKING:

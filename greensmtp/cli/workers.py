@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from greensmtp.config.load import Loaded
-    from greensmtp.log_writer import LineWriter
+    from greensmtp.line_writer import LineWriter
     from greensmtp.service.plan import Plan
     from greensmtp.service.service import Service
     from greensmtp.service.sockets import Sockets

@@ -12,8 +12,9 @@ from greensmtp.client.timeouts import Timeouts
 from greensmtp.client.transport import ClientTransport
 from greensmtp.errors import Reject, TLSFailed, TLSUnverified
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import Ack, new_ack
+from greensmtp.session.ack import Ack
 from greensmtp.session.ack_rules import AckRules
+from greensmtp.session.ack_state import AckState
 from greensmtp.thread_pool import in_thread_pool
 
 _NO_HANDLERS = Reply(250, "Ok")
@@ -86,7 +87,8 @@ def upgrade(
 
 def _ask(transport: ClientTransport, timeouts: Timeouts, asker: Asker) -> Reply:
     """Return the handlers' decision, waiting for it if necessary. An ack that is dropped undecided rejects the peer."""
-    state, ack = new_ack(_RULES)
+    state, ack = AckState(_RULES, None), Ack()
+    ack._state = state
     try:
         if not asker(ack):
             return _NO_HANDLERS

@@ -195,7 +195,8 @@ def import_object(value: str, label: str) -> Any:
 
 def describe_error(error: BaseException) -> str:
     """Return what was raised and where, in one line for the author of the plugin."""
-    ours = (str(Path(__file__).parents[1]), str(Path(importlib.__file__).parent), "<frozen ")
+    # (Frames of compiled modules have a relative name.)
+    ours = (str(Path(__file__).parents[1]), "greensmtp/", str(Path(importlib.__file__).parent), "<frozen ")
     theirs = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(ours)]
     place = f" ({theirs[-1].filename}, line {theirs[-1].lineno})" if theirs else ""
     try:

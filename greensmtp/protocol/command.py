@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from greensmtp._compiled import mypyc_attr
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import NO_PARAMETERS, Address
 from greensmtp.protocol.errors import ProtocolError
@@ -45,6 +46,7 @@ KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "
 _FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Command:
     """A command of the client: a verb and its argument.
 

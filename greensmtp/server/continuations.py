@@ -32,7 +32,7 @@ from greensmtp.server.replier import further_recipients
 from greensmtp.server.routes import Continuation
 from greensmtp.server.supervised import UNSEEN
 from greensmtp.server.xclient import merge, named_peer, take_request
-from greensmtp.session.ack import ENDINGS
+from greensmtp.session.ack_state import ENDINGS
 from greensmtp.session.stream import MessageStream
 
 #: That of SMTP, which has one reply to a message; LMTP has one for each recipient.
@@ -180,6 +180,7 @@ def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfDa
             reply = handler.settle(reply)
         finally:
             handler.is_storing = False
+    stream.replies += (reply,)
     return reply
 
 

@@ -43,8 +43,9 @@ from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.supervised import FAREWELLS
 from greensmtp.server.transport import Transport
-from greensmtp.session import ServerInfo, Session
-from greensmtp.session.ack import ENDINGS
+from greensmtp.session import ServerInfo
+from greensmtp.session.ack_state import ENDINGS
+from greensmtp.session.session import ServedSession
 
 #: Seconds to send the last reply to a client that may not be reading.
 _FAREWELL_TIMEOUT = 2.0
@@ -79,7 +80,7 @@ class ConnectionHandler(CommandLoop):
     ) -> None:
         transport = Transport(socket, routes.limits, routes.line_length, routes.line_limit)
         super().__init__(routes, registry, transport, address)
-        self.session = Session(server, self, peer, routes.dispatcher.emitters)
+        self.session = ServedSession(server, self, peer, routes.dispatcher.emitters)
         self._tls_first = tls_first
         # Under implicit TLS nothing can be said before the handshake.
         transport.write_failed = tls_first and not transport.encrypted

@@ -28,7 +28,7 @@ from gevent import ssl as gevent_ssl
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.line_reader import ALWAYS_ALLOWED, LineReader
 from greensmtp.server.limits import Limits
-from greensmtp.session.ack import Expired
+from greensmtp.session.ack_state import Expired
 
 #: Bytes for one ``recv``: a batch of pipelined commands, a piece of a body.
 COMMAND_PIECE = 16 * 1024

@@ -18,7 +18,7 @@ from greensmtp.session import Session
 from greensmtp.session.ack_rules import UsualReply
 from greensmtp.session.emitter import Emitter
 from greensmtp.session.interfaces import Body, BodyCheck
-from greensmtp.session.stream import MessageStream
+from greensmtp.session.stream import ServedStream
 
 
 class MessageActions:
@@ -71,7 +71,7 @@ class MessageActions:
                 newlines = NormalNewlines()
             if self._checks:
                 checks = tuple(map(call, self._checks))
-        stream = session.message = MessageStream(session, body, self._max_size, checks, newlines)
+        stream = session.message = ServedStream(session, body, self._max_size, checks, newlines)
         reply = self._message.collect(session, stream.open, stream=stream)
         assert reply is not None
         if reply.code == 354:
@@ -93,11 +93,11 @@ class MessageActions:
             return stream.failure
         emitter = self._received
         if not emitter.own.receivers and not emitter.shared.receivers:
-            return canned.queued_as(session.transaction_id)
+            return canned.QueuedAs(session.transaction_id)
         fields = {} if command.recipient is None else {"recipient": command.recipient}
         reply = emitter.collect(session, **fields)
         assert reply is not None
-        return canned.queued_as(session.transaction_id) if isinstance(reply, UsualReply) else reply
+        return canned.QueuedAs(session.transaction_id) if isinstance(reply, UsualReply) else reply
 
 
 def _is_binary(sender: Address | None) -> bool:

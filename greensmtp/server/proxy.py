@@ -24,7 +24,9 @@ from greensmtp.protocol.proxy_header import ProxyHeader
 from greensmtp.protocol.proxy_tlv import ProxyHeaderError
 from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.places import client_key
-from greensmtp.session import SocketAddress
+from greensmtp.server.registry import Registry
+from greensmtp.server.routes import Routes
+from greensmtp.session import ServerInfo, SocketAddress
 
 #: What is noted for a connection that was closed without a byte.
 _HEALTH_CHECK = ProxyHeader(2, "UNKNOWN", is_local=True)
@@ -38,8 +40,19 @@ class ProxiedHandler(ConnectionHandler):
 
     __slots__ = ("_proxy_tls",)
 
-    def __init__(self, *arguments: Any, proxy_tls: bool, **keywords: Any) -> None:
-        super().__init__(*arguments, **keywords)
+    def __init__(
+        self,
+        server: ServerInfo,
+        routes: Routes,
+        registry: Registry[Any],
+        socket: Any,
+        peer: Any,
+        *,
+        address: str,
+        tls_first: bool,
+        proxy_tls: bool,
+    ) -> None:
+        super().__init__(server, routes, registry, socket, peer, address=address, tls_first=tls_first)
         self._proxy_tls = proxy_tls
 
     def _open(self) -> bool:

@@ -23,7 +23,7 @@ from greensmtp.protocol.command import Command
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.supervised import UNSEEN, Supervised
 from greensmtp.session import Session
-from greensmtp.session.ack import ENDINGS
+from greensmtp.session.ack_state import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
 PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})

@@ -28,7 +28,7 @@ from greensmtp.server.registry import Registry
 from greensmtp.server.routes import Routes
 from greensmtp.server.transport import Transport
 from greensmtp.session import Session
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 
 #: The last reply to a client, by the reason for which it is dropped (``ConnectionLost.reason``).
 FAREWELLS = {
@@ -71,6 +71,9 @@ class Supervised:
     )
 
     session: Session
+
+    #: For the compiled build: ``del`` works on native attributes that are named here.
+    __deletable__ = ("session",)
 
     # (The fields of the layers above are set here too: a call of __init__ for each layer costs as much as all fields.)
     def __init__(self, routes: Routes, registry: Registry[Any], transport: Transport, address: str) -> None:

@@ -18,7 +18,7 @@ from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.proxy_header import MAX_V2, ProxyHeader, ProxyHeaderParser
 from greensmtp.protocol.proxy_tlv import ProxyHeaderError
 from greensmtp.server.line_transport import COMMAND_PIECE, LineTransport
-from greensmtp.session.ack import Expired
+from greensmtp.session.ack_state import Expired
 
 #: After the last reply to a client that may still be sending, input is read and dropped for so many seconds, and so
 #: many bytes. Closing a socket with unread input sends a reset, which can destroy that reply on its way.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
+from greensmtp._compiled import mypyc_attr
 from greensmtp._log import logger
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError, Reject, reply_of
 from greensmtp.protocol import canned
@@ -28,6 +29,7 @@ def reply_to_failure(error: BaseException) -> Reply:
     return canned.LOCAL_ERROR
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class BodyPipes(ChunkReader):
     """The part of a message stream that copies the body to others."""
 

@@ -9,7 +9,10 @@ if TYPE_CHECKING:
 
     from _typeshed import WriteableBuffer
 
+from greensmtp._compiled import mypyc_attr
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ChunkReader:
     """A read-only binary file, whose bytes come from ``_next_chunk``. Not seekable."""
 

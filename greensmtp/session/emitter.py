@@ -36,8 +36,9 @@ from greensmtp._log import logger
 from greensmtp.errors import AlreadyAcknowledged, IncompleteMessage, Reject
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import ENDINGS, AckState, HandlerTimeout, new_ack
+from greensmtp.session.ack import Ack
 from greensmtp.session.ack_rules import PASS, RULES
+from greensmtp.session.ack_state import ENDINGS, AckState, HandlerTimeout
 from greensmtp.session.session import Session
 from greensmtp.session.signals import Signal, Signals, shared
 
@@ -125,7 +126,9 @@ class Emitter:
             if not receivers:
                 return rules.default
         outer = session._ack_state  # a receiver may ask for another decision
-        state, ack = new_ack(rules, on_accept)
+        state = AckState(rules, on_accept)
+        ack = Ack()
+        ack._state = state
         session._ack_state = state
         receiver = receivers[0]
         try:
@@ -152,15 +155,15 @@ class Emitter:
                     handler_name(receiver),
                     traceback=True,
                 )
-        except _BadResult as error:
-            self._fault(session, state, "handler %s returned %s", handler_name(receiver), error)
+        except _BadResult as bad:
+            self._fault(session, state, "handler %s returned %s", handler_name(receiver), bad)
         except AlreadyAcknowledged:
             if not state.conflict:  # that of another ack; a conflict of this one is logged below, once
                 self._fault(session, state, "handler %s raised", handler_name(receiver), traceback=True)
-        except IncompleteMessage as error:
-            if error is session.close_error:
+        except IncompleteMessage as incomplete:
+            if incomplete is session.close_error:
                 raise  # the client is gone
-            if session.message is None or error is not session.message.error:
+            if session.message is None or incomplete is not session.message.error:
                 self._fault(session, state, "handler %s raised", handler_name(receiver), traceback=True)
             state.reply = canned.LOCAL_ERROR
         except HandlerTimeout as error:

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, overload
 
+from greensmtp._compiled import mypyc_attr
+
 if TYPE_CHECKING:
     from greensmtp.protocol.address import Address
     from greensmtp.protocol.command import Command, HelloCommand, LookupCommand, QueueCommand
@@ -107,6 +109,7 @@ _Session = TypeVar("_Session", bound=SessionHandler)
 _Disconnect = TypeVar("_Disconnect", bound=DisconnectHandler)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ConnectsHandlers:
     """Whatever has an ``on``: a session, a server, the signals of a server or of the process."""
 

@@ -11,12 +11,13 @@ from time import time_ns
 from typing import TYPE_CHECKING, Any
 
 from greensmtp._callables import handler_name
+from greensmtp._compiled import mypyc_attr, weakly_referable
 from greensmtp._log import logger
 from greensmtp.protocol.address import NO_PARAMETERS, Address, Parameters
 from greensmtp.protocol.esmtp import parse_offers
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.state import State
-from greensmtp.session.ack import ENDINGS
+from greensmtp.session.ack_state import ENDINGS
 from greensmtp.session.handlers import ConnectsHandlers
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from greensmtp.errors import ConnectionLost
     from greensmtp.protocol.proxy_header import ProxyHeader
     from greensmtp.protocol.sasl.exchange import Identity
-    from greensmtp.session.ack import AckState
+    from greensmtp.session.ack_state import AckState
     from greensmtp.session.interfaces import Body, Collector, Connection
     from greensmtp.session.server_info import ServerInfo
     from greensmtp.session.signals import Signal
@@ -52,6 +53,7 @@ def _process(pid: int) -> str:
     return os.urandom(3).hex()
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Session(ConnectsHandlers):
     """One connection, from ``connect`` to ``disconnect``; the sender of every signal.
 
@@ -406,3 +408,7 @@ class Session(ConnectsHandlers):
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self.peer!r} {self.state.name.lower()}>"
+
+
+#: The class of the sessions that handlers get. Blinker refers to senders weakly, and users may keep them so.
+ServedSession = weakly_referable(Session)

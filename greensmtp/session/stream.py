@@ -33,12 +33,13 @@ from typing import TYPE_CHECKING
 from gevent import getcurrent
 
 from greensmtp._callables import handler_name
+from greensmtp._compiled import mypyc_attr, weakly_referable
 from greensmtp._log import logger
 from greensmtp.errors import IncompleteMessage, MessageRefused, ProtocolError
 from greensmtp.protocol import canned
 from greensmtp.protocol.header_section import HeaderSection
 from greensmtp.protocol.reply import Reply
-from greensmtp.session.ack import ENDINGS
+from greensmtp.session.ack_state import ENDINGS
 from greensmtp.session.body_pipes import BodyPipes
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from greensmtp.session.interfaces import Body, BodyCheck, MessageOwner
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class MessageStream(BodyPipes):
     """One message body as a binary file, after the fields that ``add_header`` added.
 
@@ -86,6 +88,8 @@ class MessageStream(BodyPipes):
         self._at_end: tuple[Callable[[], object], ...] = ()
         #: True while chunks can be read: it is open, and not complete, failed or closed.
         self._flowing = False
+        #: What the client has been told of the message: one reply, in LMTP one for each recipient.
+        self.replies: tuple[Reply, ...] = ()
         #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
         self.size = 0
         #: True once the client may send: the ack was accepted.
@@ -256,6 +260,9 @@ class MessageStream(BodyPipes):
         self.fail(reply, error)
         raise error
 
+
+#: The class of the streams that handlers get.
+ServedStream = weakly_referable(MessageStream)
 
 # Registered, not inherited: io's classes have a finalizer that would close every stream once more.
 io.BufferedIOBase.register(MessageStream)

@@ -11,8 +11,8 @@ from greensmtp.signals import shared
 if TYPE_CHECKING:
     from greensmtp.chain.chain import StackInfo
 
-#: Middleware of the catalogue that sees MAIL or RCPT, and lets every recipient pass.
-_WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Logging", "Metrics", "RateLimit", "Tarpit"})
+#: Middleware of the catalogue that sees MAIL or RCPT, and lets every recipient pass (Recorder is Logging).
+_WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Metrics", "RateLimit", "Recorder", "Tarpit"})
 
 
 def decides_recipients(server: StackInfo) -> bool:

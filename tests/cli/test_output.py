@@ -19,7 +19,8 @@ import pytest
 from greensmtp import Ack, Address, Reject, Session, SMTPServer
 from greensmtp._native import native
 from greensmtp.cli.announce import Announce
-from greensmtp.log_writer import MAX_WAITING, LineWriter, LogHandler
+from greensmtp.line_writer import MAX_WAITING, LineWriter
+from greensmtp.log_writer import LogHandler
 from greensmtp.protocol.log_text import MAX_LENGTH
 from greensmtp.testing import dial
 from tests.helpers import until
@@ -395,7 +396,7 @@ def test_lines_that_come_close_together_are_written_at_once(monkeypatch: pytest.
         assert more.wait(20)
 
     monkeypatch.setattr(
-        "greensmtp.log_writer.native",
+        "greensmtp.line_writer.native",
         lambda module, name: gather if name == "sleep" else native(module, name),
     )
     reading, writing = os.pipe()

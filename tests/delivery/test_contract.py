@@ -16,7 +16,7 @@ from greensmtp import Ack, Command, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
 from greensmtp.delivery import Deliveries, Delivery, Envelope, Result, Route, SpooledTransfer
 from greensmtp.protocol.address import Address
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 

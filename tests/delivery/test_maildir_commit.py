@@ -18,7 +18,7 @@ from gevent.event import Event
 from greensmtp import Ack, Command, Reject, Reply, Session, SMTPServer, when
 from greensmtp.chain.chain import Proceed
 from greensmtp.delivery import Maildir, _disk, _maildir_file
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.delivery.helpers import all_is_well, begin, files, wait_until

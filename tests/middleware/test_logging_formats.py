@@ -76,7 +76,7 @@ def test_text_comes_as_a_line(
 def test_a_standard_error_that_nothing_reads_holds_up_no_session(
     smtp_server: MakeServer, own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, form: Any
 ) -> None:
-    monkeypatch.setattr("greensmtp.log_writer.MAX_WAITING", 100)
+    monkeypatch.setattr("greensmtp.line_writer.MAX_WAITING", 100)
     reading, writing = os.pipe()
     room = fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, 4096)
     with os.fdopen(writing, "w") as stream:

@@ -11,7 +11,7 @@ from gevent.event import Event
 
 from greensmtp import Ack, Address, Command, MessageStream, Reply, Session, SMTPServer, when
 from greensmtp.chain.chain import Proceed
-from greensmtp.session.ack import HandlerTimeout
+from greensmtp.session.ack_state import HandlerTimeout
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.virtual_clock import VirtualClock

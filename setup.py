@@ -1,0 +1,52 @@
+"""The compiled build: ``GREENSMTP_COMPILE=1 pip install .``; without it, greensmtp is installed as plain Python.
+
+mypyc (https://mypyc.readthedocs.io) makes C extensions of the modules below, from the same sources and their type
+annotations. Everything else of the package is described in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+
+from setuptools import setup
+
+#: Room -> what runs for each command and each chunk of a body. A class that users derive from is marked there with
+#: ``mypyc_attr(allow_interpreted_subclasses=True)``. address.py is plain Python: mypyc knows no subclass of str.
+MODULES = {
+    "protocol": "chunking command content_checks dot_stuffing line_reader log_text",
+    "session": "ack_state body_pipes chunk_reader emitter handlers session stream",
+    "chain": "chain",
+    "middleware": "_message_replies logging/format logging/records logging/recorder",
+    "server": (
+        "body command_loop continuations dispatcher handler line_transport message_actions proxy replier routes "
+        "supervised transport"
+    ),
+}
+
+#: mypyc comes with mypy; the others are what it reads the types of.
+REQUIREMENTS = ["mypy>=2.4", "gevent>=24.2", "blinker>=1.8", "idna>=3.7", "types-gevent"]
+
+
+def compiled() -> dict[str, object]:
+    """Return the arguments of ``setup`` for the compiled build.
+
+    :raises SystemExit: there is no C compiler.
+    """
+    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(os.environ.get("CC", compiler).split()[0]) is None:
+        raise SystemExit(
+            f"GREENSMTP_COMPILE is set, but there is no C compiler ({compiler}). Install one (Debian: gcc), "
+            "or unset GREENSMTP_COMPILE to install greensmtp as plain Python."
+        )
+    try:
+        from mypyc.build import mypycify
+    except ImportError:
+        return {"setup_requires": REQUIREMENTS}  # the installer asks for them first, and then runs this again
+    paths = [f"greensmtp/{room}/{name}.py" for room, names in MODULES.items() for name in names.split()]
+    options = ["--config-file=pyproject.toml", "--no-warn-unused-configs", *paths]
+    return {"ext_modules": mypycify(options, opt_level="3", debug_level="0", group_name="greensmtp")}
+
+
+setup(**(compiled() if os.environ.get("GREENSMTP_COMPILE", "") not in ("", "0") else {}))
