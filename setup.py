@@ -34,8 +34,8 @@ def compiled() -> dict[str, object]:
 
     :raises SystemExit: there is no C compiler.
     """
-    compiler = (sysconfig.get_config_var("CC") or "cc").split()[0]
-    if shutil.which(os.environ.get("CC", compiler).split()[0]) is None:
+    compiler = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").split()[0]
+    if shutil.which(compiler) is None:
         raise SystemExit(
             f"GREENSMTP_COMPILE is set, but there is no C compiler ({compiler}). Install one (Debian: gcc), "
             "or unset GREENSMTP_COMPILE to install greensmtp as plain Python."
