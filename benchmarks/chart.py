@@ -26,7 +26,9 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 }
 """
 
-_KINDS = {"bare": "floor", "tuned": "floor", "plain": "ours", "full": "ours", "logging": "ours"}
+_KINDS = {"bare": "floor", "tuned": "floor", "plain": "ours", "full": "ours", "logging": "ours"} | {
+    f"{name}_compiled": "ours" for name in ("plain", "full", "logging")
+}
 
 
 def draw(results: Results) -> str | None:

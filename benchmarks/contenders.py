@@ -63,6 +63,10 @@ def _node(name: str) -> Callable[[], Start]:
     return lambda: ([machine.find("node"), str(script)], {"NODE_PATH": environments.node_modules()})
 
 
+def _haraka() -> Start:
+    return [sys.executable, "-m", "benchmarks.servers.haraka"], {"NODE_PATH": environments.node_modules()}
+
+
 def _sink() -> Start:
     # It refuses to run as root, and needs a user to switch to.
     return [machine.find("smtp-sink"), "-m", "20000", *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
@@ -80,8 +84,10 @@ CONTENDERS: dict[str, Contender] = {
     "full_compiled": Contender("full stack, compiled", _compiled("full")),
     "logging_compiled": Contender("lines logged, compiled", _compiled("full", "--log")),
     "sink": Contender("smtp-sink (C)", _sink, _NO_TLS, arguments=lambda port: [f"127.0.0.1:{port}", "1024"]),
+    "go_smtp": Contender("go-smtp (Go)", lambda: ([environments.go_smtp()], {}), _NO_TLS),
     "smtp_server": Contender("smtp-server (node)", _node("smtp_server")),
     "smtp_protocol": Contender("smtp-protocol (node)", _node("smtp_protocol"), _NO_TLS, pipelining=False),
+    "haraka": Contender("Haraka (node)", _haraka, _NO_TLS),
     "aiosmtpd": Contender("aiosmtpd", _python("aiosmtpd", "aiosmtpd_server")),
     "aiosmtpd_uvloop": Contender("aiosmtpd on uvloop", _python("aiosmtpd", "aiosmtpd_server", "--uvloop")),
     "slimta": Contender("slimta", _python("slimta", "slimta_server")),
@@ -210,5 +216,5 @@ class Running:
             self.process.wait()
         self._log.unlink()
         (machine.WORK / f"full-{self.port}.log").unlink(missing_ok=True)
-        for folder in machine.WORK.glob(f"storing-*-{self.port}"):
+        for folder in (*machine.WORK.glob(f"storing-*-{self.port}"), machine.WORK / f"haraka-{self.port}"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,9 +6,11 @@ Nothing is installed elsewhere. A peer that cannot be installed is named in the 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,6 +63,27 @@ def node_modules(name: str = "node", pins: Path = PEERS) -> str:
     return str(folder / "node_modules")
 
 
+#: Where Debian keeps the sources of packages for Go, so that nothing is downloaded.
+_GOPATH = Path("/usr/share/gocode")
+
+
+@functools.cache
+def go_smtp() -> str:
+    """Build the server of ``peers/go_smtp``, and return its path.
+
+    :raises Missing: Go or go-smtp is not installed, or it cannot be built.
+    """
+    if not (_GOPATH / "src" / "github.com" / "emersion" / "go-smtp").is_dir():
+        raise machine.Missing("install golang-github-emersion-go-smtp-dev and golang-github-emersion-go-sasl-dev")
+    source, binary = PEERS / "go_smtp" / "main.go", machine.WORK / "go_smtp"
+    if not binary.exists() or binary.stat().st_mtime < source.stat().st_mtime:
+        machine.WORK.mkdir(exist_ok=True)
+        cache = str(machine.WORK / "go-cache")
+        env = {"GO111MODULE": "off", "GOPATH": str(_GOPATH), "GOCACHE": cache, "GOFLAGS": "", "HOME": cache}
+        _run("go-smtp's server", [machine.find("go"), "build", "-o", str(binary), str(source)], env=os.environ | env)
+    return str(binary)
+
+
 @functools.cache
 def certificate() -> Certificate:
     """Create an ECDSA certificate of a throw-away authority, with its key."""
@@ -75,11 +98,11 @@ def certificate() -> Certificate:
     return files
 
 
-def _run(what: str, command: list[str], cwd: Path | None = None) -> None:
+def _run(what: str, command: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
     print(f"creating {what} ...", file=sys.stderr)
     try:
         ran = subprocess.run(
-            command, check=False, cwd=cwd, timeout=300, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            command, check=False, cwd=cwd, env=env, timeout=300, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:

@@ -41,6 +41,10 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 }
 
 
+#: What a server in C takes; the second ratio is to this.
+_C_FLOOR = "sink"
+
+
 def title(server: str) -> str:
     """Return a server's name in tables."""
     contender = CONTENDERS.get(server) or SPECIAL.get(server)
@@ -62,6 +66,9 @@ def table(results: Results, workload: str) -> str:
         head.insert(2, "ratio")
     lines = [head]
     base: float | None = None
+    floor = results.median(workload, _C_FLOOR, metrics[0]) if metrics else None
+    if floor:
+        head.insert(3, "to smtp-sink")
     for server in servers:
         values = [results.median(workload, server, name) for name in metrics]
         cells = [
@@ -71,6 +78,8 @@ def table(results: Results, workload: str) -> str:
         if len(servers) > 1:
             base = values[0] if base is None else base
             cells.insert(1, f"{values[0] / base:.2f}x" if base and values[0] is not None else "")
+        if floor:
+            cells.insert(2, f"{values[0] / floor:.2f}x" if values[0] is not None else "")
         lines.append([f"  {title(server)}", *cells])
     notes = [f"  {title(server)}: skipped: {why}" for server, why in results.skipped.get(workload, {}).items()]
     return "\n".join([*aligned(lines), *notes])

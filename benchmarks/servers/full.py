@@ -28,12 +28,12 @@ def main() -> None:
     server = SMTPServer(
         ("127.0.0.1", given.port),
         hostname=options.HOSTNAME,
-        # No workload reaches this limit.
-        middleware=[Logging(), RateLimit("1000000/minute", strategy="fixed-window"), Auth({"beep": "boop"})],
+        # Defaults, but for limits that no workload reaches.
+        middleware=[Logging(), RateLimit("100000/minute"), Auth({"beep": "boop"})],
         ssl_context=options.tls_context(given),
         implicit_tls=given.tls == "implicit",
-        max_connections=None,
-        max_message_size=None,
+        max_connections=20_000,
+        max_message_size=200_000_000,
     )
     server.on("greeting", lambda session, greeting, ack: ack.accept())
     server.on("from", lambda session, address, ack: ack.accept())
