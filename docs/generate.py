@@ -384,13 +384,14 @@ EXTRAS = {
     "scram": "SCRAM-SHA-256, in `Auth` and in the client",
     "passwords": "bcrypt and argon2 hashes in htpasswd files",
     "celery": "`CeleryTask`",
+    "s3": "a `store` for large messages in S3, of `CeleryTask` and `Webhook`",
     "dns": "`Spool` and `MX`: mail to the hosts of each domain",
     "ratelimit": "`RateLimit`",
     "redis": "`RateLimit` with a Redis that several machines share",
     "metrics": "`Metrics`",
     "workers": "several processes: `serve --workers`, and a worker class for gunicorn",
     "tracing": "`Tracing`: OpenTelemetry spans",
-    "all": "all of these",
+    "all": "all of these but `celery` and `s3`",
 }
 
 

@@ -1,4 +1,4 @@
-"""A folder for large messages, which the server shares with the programs that get a reference to them."""
+"""Where large messages are kept that other programs get a reference to: a folder that all of them share, or S3."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from greensmtp.delivery._disk import flush_folder
+from greensmtp.delivery._s3 import S3Message, S3Store
 from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
@@ -19,6 +20,47 @@ STALE = 7 * 86400
 
 #: Bytes that are copied at once.
 _PIECE = 256 * 1024
+
+
+def open_store(place: str | Path) -> Store | S3Store:
+    """Return the store in a folder, or in a bucket: ``s3://bucket/prefix``."""
+    return S3Store(str(place)) if str(place).startswith("s3://") else Store(place)
+
+
+def stored_message(location: str) -> StoredMessage | S3Message:
+    """Return a stored message by its path or its URL."""
+    return S3Message(location) if location.startswith("s3://") else StoredMessage(Path(location))
+
+
+class StoredMessage:
+    """A message in a file, as the program that has got its path sees it. Its methods block."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> bytes:
+        """Return all of it.
+
+        :raises OSError: it cannot be read.
+        """
+        return self._path.read_bytes()
+
+    def remove(self) -> None:
+        """Remove it, if it is still there."""
+        self._path.unlink(missing_ok=True)
+
+    def settle(self) -> None:
+        """Remove it, and leave a mark that it is done: a worker that is killed now gets the task again."""
+        self._path.with_suffix(".done").touch()
+        self.remove()
+        self._path.with_suffix(".task").unlink(missing_ok=True)
+
+    def is_done(self) -> bool:
+        """Return True if it has been settled.
+
+        Without the mark, a message that is missing is an error: the folder may not be mounted.
+        """
+        return not self._path.exists() and self._path.with_suffix(".done").exists()
 
 
 class Store:
@@ -31,7 +73,7 @@ class Store:
         """Make the folder, and remove what no program has fetched in a week."""
         in_thread_pool(_start, self._folder, time.time() - STALE)
 
-    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> Path:
+    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
         """Store a message, and return its path. Afterwards it survives a crash.
 
         :param beginning: what was read of it already.
@@ -39,7 +81,7 @@ class Store:
         """
         path = self._folder / f"{identifier}.eml"
         in_thread_pool(write_durably, path, beginning, source)
-        return path
+        return str(path)
 
     def note(self, identifier: str, text: str) -> None:
         """Note what to do with a stored message, durably, until it is done.
@@ -55,9 +97,9 @@ class Store:
         """
         return in_thread_pool(_overdue, self._folder, time.time() - seconds)
 
-    def remove(self, path: Path) -> None:
+    def remove(self, path: str) -> None:
         """Remove a stored message, if it is still there."""
-        in_thread_pool(path.unlink, missing_ok=True)
+        in_thread_pool(StoredMessage(Path(path)).remove)
 
 
 def write_durably(path: Path, beginning: bytes, source: BinaryIO | None = None) -> None:

@@ -25,7 +25,7 @@ import gevent
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
-from greensmtp.delivery._store import Store, write_durably
+from greensmtp.delivery._store import open_store, stored_message, write_durably
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.errors import ArgumentError, Reject
@@ -60,15 +60,24 @@ class MailEnvelope(NamedTuple):
 
 
 class MailContent:
-    """The content of a message, in a task: in the task itself, or in a file that all machines share."""
+    """The content of a message, in a task: in the task itself, or in the store."""
 
-    def __init__(self, content: bytes | None, path: Path | None) -> None:
+    def __init__(self, content: bytes | None, location: str | None) -> None:
         self._content = content
-        self.path = path
+        #: The path of a file that all machines share, or a URL: ``s3://bucket/prefix/ID.eml``.
+        self.location = location
+
+    @property
+    def path(self) -> Path | None:
+        """The path of the file; None if the content is in the task or in S3."""
+        return None if self.location is None or "://" in self.location else Path(self.location)
 
     def read(self) -> bytes:
-        """Return all of it."""
-        return self.path.read_bytes() if self._content is None and self.path is not None else self._content or b""
+        """Return all of it.
+
+        :raises OSError: it cannot be read from the store.
+        """
+        return self._content or b"" if self.location is None else stored_message(self.location).read()
 
     def parse(self) -> EmailMessage:
         """Return it as a message of the standard library."""
@@ -91,8 +100,8 @@ class CeleryTask(Delivery):
     :param task: the name of the task, whose base is ``MailTask``.
     :param broker: the broker's URL.
     :param queue: the queue; None: that of the task's routing, ``celery`` by default.
-    :param store: a folder for the messages that are larger than ``inline``, shared by all frontends and workers; None:
-        larger messages are refused.
+    :param store: a folder for the messages that are larger than ``inline``, shared by all frontends and workers, or a
+        bucket: ``s3://bucket/prefix``; None: larger messages are refused.
     :param resend: seconds after which a task is sent again for a message that no worker has finished; every message
         goes by way of the store then. With it, nothing is lost that the broker loses. None: never.
     :param inline: bytes of a message that goes within the task.
@@ -133,7 +142,7 @@ class CeleryTask(Delivery):
         self._resender: gevent.Greenlet[..., None] | None = None
         self._app: TaskSender = _make_app(str(broker), timeout, connections) if app is None else app
         self._queue = queue
-        self._store = None if store is None else Store(store)
+        self._store = None if store is None else open_store(store)
         self._inline = inline
         self._timeout = timeout
         self._pool = BoundedPool(connections)
@@ -171,7 +180,7 @@ class CeleryTask(Delivery):
                 return {"content": base64.b64encode(content).decode()}
             if self._store is None:
                 raise Reject(_TOO_LARGE)
-            return {"path": str(self._store.write(envelope.id, content, source))}
+            return {"path": self._store.write(envelope.id, content, source)}
 
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
@@ -275,7 +284,7 @@ class _Queued(SpooledTransfer):
     def discard(self) -> None:
         """Remove the stored message, if no task has been sent."""
         if "path" in self._content:
-            in_thread_pool(_remove, self._content)
+            in_thread_pool(stored_message(self._content["path"]).remove)
 
 
 def _make_app(broker: str, timeout: float, connections: int) -> Any:
@@ -340,7 +349,7 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
 
     def register(function: Callable[[MailEnvelope, MailContent], Any]) -> Any:
         def run(envelope: dict[str, Any], content: dict[str, str]) -> None:
-            if not _was_done(content):
+            if "path" not in content or not stored_message(content["path"]).is_done():
                 function(read_envelope(envelope), read_content(content))
 
         if function.__name__.isidentifier():  # that of a lambda is none
@@ -361,7 +370,7 @@ def read_envelope(data: Mapping[str, Any]) -> MailEnvelope:
 def read_content(data: Mapping[str, str]) -> MailContent:
     """Return the content of a task's second argument."""
     if "path" in data:
-        return MailContent(None, Path(data["path"]))
+        return MailContent(None, data["path"])
     return MailContent(base64.b64decode(data["content"]), None)
 
 
@@ -385,7 +394,8 @@ def _make_base() -> Any:
             try:
                 message = content.read()
             except OSError:
-                logger.exception("%s: %s cannot be read; it stays, and nothing is reported", envelope.id, content.path)
+                text = "%s: %s cannot be read; it stays, and nothing is reported"
+                logger.exception(text, envelope.id, content.location)
                 return
             if self.dead_letters is not None:
                 _keep(self.dead_letters, envelope, message, error)
@@ -422,22 +432,6 @@ def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) ->
 
 
 def _settle(content: Mapping[str, str]) -> None:
-    """Remove a stored message, and leave a mark that it is done: a worker that is killed now gets the task again."""
+    """Remove a stored message, and leave a mark that it is done."""
     if "path" in content:
-        path = Path(content["path"])
-        path.with_suffix(".done").touch()
-        _remove(content)
-        path.with_suffix(".task").unlink(missing_ok=True)
-
-
-def _was_done(content: Mapping[str, str]) -> bool:
-    if "path" not in content:
-        return False
-    path = Path(content["path"])
-    # Without the mark, a message that is missing is an error: the store may not be mounted.
-    return not path.exists() and path.with_suffix(".done").exists()
-
-
-def _remove(content: Mapping[str, str]) -> None:
-    if "path" in content:
-        Path(content["path"]).unlink(missing_ok=True)
+        stored_message(content["path"]).settle()

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from greensmtp.delivery._store import Store
+from greensmtp.delivery._store import open_store
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.forward import is_binary
 from greensmtp.errors import ArgumentError, Reject
@@ -64,8 +64,9 @@ class Webhook(Delivery):
     :param connections: requests at once.
     :param wait: seconds that a message waits for its turn; then 451.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
-    :param store: a folder for the messages that are larger than ``inline``, which the application reads as well. Such a
-        request has no body; ``path`` in the envelope names the file. None: all messages are posted.
+    :param store: a folder for the messages that are larger than ``inline``, which the application reads as well, or a
+        bucket: ``s3://bucket/prefix``. Such a request has no body; ``path`` in the envelope names the file, or the
+        object. None: all messages are posted.
     :param inline: bytes of a message that is posted although there is a store.
     :raises ArgumentError: an argument is wrong.
     """
@@ -87,7 +88,7 @@ class Webhook(Delivery):
     ) -> None:
         if not inline > 0:
             raise ArgumentError("inline", f"expected a number above 0; got {inline!r}")
-        self.store = None if store is None else Store(store)
+        self.store = None if store is None else open_store(store)
         self.inline = inline
         self._keys = read_secrets(secret)
         self._headers = check_headers(headers)
@@ -118,7 +119,7 @@ class Webhook(Delivery):
         envelope: Envelope,
         recipients: Sequence[Address],
         open_message: Callable[[], BinaryIO],
-        path: Path | None = None,
+        path: str | None = None,
     ) -> Result:
         """Post a message, or the path of a stored one, and return what has become of it."""
         session = envelope.session
@@ -164,7 +165,7 @@ class _Posting(SpooledTransfer):
     def __init__(self, delivery: Webhook, envelope: Envelope) -> None:
         super().__init__(envelope)
         self._delivery = delivery
-        self._path: Path | None = None
+        self._path: str | None = None
 
     def prepare(self) -> Result:
         """Store a large message."""
@@ -193,7 +194,7 @@ class _Posting(SpooledTransfer):
             self._delivery.store.remove(path)
 
 
-def envelope_json(session: Session, recipients: Sequence[Address], path: Path | None = None) -> str:
+def envelope_json(session: Session, recipients: Sequence[Address], path: str | None = None) -> str:
     """Return the envelope as JSON in ASCII: what an application needs to know besides the message."""
     about: dict[str, Any] = {
         "id": session.transaction_id,
@@ -204,7 +205,7 @@ def envelope_json(session: Session, recipients: Sequence[Address], path: Path | 
         "protocol": session.protocol,
         "identity": None if session.identity is None else str(session.identity),
         "server": session.server.hostname,
-        "path": None if path is None else str(path),
+        "path": path,
     }
     return json.dumps({name: value for name, value in about.items() if value is not None}, separators=(",", ":"))
 

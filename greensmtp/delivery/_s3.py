@@ -1,0 +1,198 @@
+"""A bucket of S3 in the place of the folder of _store.py: ``s3://bucket/prefix``, over boto3.
+
+Rules of this file:
+
+- Endpoint, region and credentials are boto3's own: environment variables, ``~/.aws``, the role of the machine. None of
+  them is in a configuration of ours, in a URL, or in a log.
+- boto3 blocks, so the store's methods work in the thread pool. A client may be used by many threads, but not in a child
+  process, so each process makes its own.
+- Whatever boto3 raises becomes an OSError: a store that fails is a disk that fails.
+- Objects: ``prefix/ID.eml``, and for ``resend`` ``prefix/tasks/ID`` (what to do with it) and ``prefix/done/ID``.
+- Old objects are the bucket's matter: a lifecycle rule removes them.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any, BinaryIO, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+from greensmtp.errors import ArgumentError
+from greensmtp.thread_pool import in_thread_pool
+
+#: Seconds for a connection, and for an answer. boto3 tries again by itself, three times.
+_CONNECT_TIMEOUT, _READ_TIMEOUT = 5.0, 30.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class S3Store:
+    """Messages in a bucket; its methods are called in the hub, and work in the thread pool.
+
+    :raises ArgumentError: the URL names no bucket, or more than bucket and prefix.
+    :raises ModuleNotFoundError: boto3 is missing; the text says how to install it.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if not parts.hostname or parts.netloc != parts.hostname or parts.query or parts.fragment:
+            raise ArgumentError("store", "expected a folder, or a bucket like 's3://bucket/prefix'")
+        try:
+            import boto3  # noqa: F401
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError("a store in S3 needs boto3: pip install 'greensmtp[s3]'") from None
+        self._bucket = parts.hostname
+        self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+
+    def start(self) -> None:
+        """Check that the bucket can be reached.
+
+        :raises OSError: it cannot.
+        """
+        in_thread_pool(_call, _client().head_bucket, Bucket=self._bucket)
+
+    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
+        """Store a message, and return its URL. S3 has it then.
+
+        :param beginning: what was read of it already.
+        :raises OSError: it cannot be stored.
+        """
+        key = f"{self._prefix}{identifier}.eml"
+        in_thread_pool(_upload, self._bucket, key, _Joined(beginning, source))
+        return f"s3://{self._bucket}/{key}"
+
+    def note(self, identifier: str, text: str) -> None:
+        """Note what to do with a stored message, until it is done.
+
+        :raises OSError: it cannot be noted.
+        """
+        key = f"{self._prefix}tasks/{identifier}"
+        in_thread_pool(_call, _client().put_object, Bucket=self._bucket, Key=key, Body=text.encode())
+
+    def overdue(self, seconds: float) -> list[str]:
+        """Return the notes of messages that are not done, and which nobody has taken up for so long.
+
+        They count as taken up then.
+        """
+        return in_thread_pool(self._overdue, time.time() - seconds)
+
+    def remove(self, url: str) -> None:
+        """Remove a stored message, if it is still there."""
+        in_thread_pool(S3Message(url).remove)
+
+    def _overdue(self, before: float) -> list[str]:
+        client, found = _client(), []
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}tasks/")
+        for page in _call(lambda: list(pages)):
+            for each in page.get("Contents", ()):
+                key = each["Key"]
+                message = S3Message(f"s3://{self._bucket}/{self._prefix}{key.rpartition('/')[2]}.eml")
+                if message.is_done():
+                    _call(client.delete_object, Bucket=self._bucket, Key=key)
+                elif each["LastModified"].timestamp() < before:
+                    text = _call(client.get_object, Bucket=self._bucket, Key=key)["Body"].read()
+                    _call(client.put_object, Bucket=self._bucket, Key=key, Body=text)
+                    found.append(text.decode())
+        return found
+
+
+class S3Message:
+    """A stored message, by its URL, as the program that has got it sees it. Its methods block."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._bucket, self._key = str(parts.hostname), parts.path.lstrip("/")
+        folder, _, name = self._key.rpartition("/")
+        self._prefix, self._id = f"{folder}/" if folder else "", name.removesuffix(".eml")
+
+    def read(self) -> bytes:
+        """Return all of it.
+
+        :raises OSError: it cannot be read.
+        """
+        content: bytes = _call(_client().get_object, Bucket=self._bucket, Key=self._key)["Body"].read()
+        return content
+
+    def remove(self) -> None:
+        """Remove it."""
+        _call(_client().delete_object, Bucket=self._bucket, Key=self._key)
+
+    def settle(self) -> None:
+        """Remove it, and leave a mark that it is done."""
+        client = _client()
+        _call(client.put_object, Bucket=self._bucket, Key=f"{self._prefix}done/{self._id}", Body=b"")
+        self.remove()
+        _call(client.delete_object, Bucket=self._bucket, Key=f"{self._prefix}tasks/{self._id}")
+
+    def is_done(self) -> bool:
+        """Return True if it has been settled."""
+        return _exists(self._bucket, f"{self._prefix}done/{self._id}") and not _exists(self._bucket, self._key)
+
+
+class _Joined(io.RawIOBase):
+    """What was read of a file already, and the rest of it."""
+
+    def __init__(self, beginning: bytes, rest: BinaryIO) -> None:
+        self._beginning = io.BytesIO(beginning)
+        self._rest = rest
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Return ``size`` bytes, fewer only at the end: boto3 takes fewer for the end."""
+        if size is None or size < 0:
+            return self._beginning.read() + self._rest.read()
+        data = self._beginning.read(size)
+        while len(data) < size and (more := self._rest.read(size - len(data))):
+            data += more
+        return data
+
+
+def _upload(bucket: str, key: str, source: _Joined) -> None:
+    from boto3.s3.transfer import TransferConfig
+
+    # In parts of 8 MB, one after the other: no threads beside those of the pool, and memory stays flat.
+    _call(_client().upload_fileobj, source, bucket, key, Config=TransferConfig(use_threads=False))
+
+
+def _exists(bucket: str, key: str) -> bool:
+    found = _call(_client().list_objects_v2, Bucket=bucket, Prefix=key, MaxKeys=1)
+    return any(each["Key"] == key for each in found.get("Contents", ()))
+
+
+def _client() -> Any:
+    return _client_of(os.getpid())
+
+
+@cache
+def _client_of(pid: int) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    timeouts = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
+    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts))
+
+
+def _call(function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
+    """Call a function of boto3.
+
+    :raises OSError: it raised an error of its own.
+    """
+    from boto3.exceptions import Boto3Error
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return function(*arguments, **keywords)
+    except ClientError as error:
+        about = error.response.get("Error", {})
+        raise OSError(errno.EIO, f"S3: {about.get('Code', 'error')} at {error.operation_name}") from None
+    except (BotoCoreError, Boto3Error) as error:
+        raise OSError(errno.EIO, f"S3: {type(error).__name__}") from None
