@@ -5,6 +5,7 @@ from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTrans
 from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.mx import MX
+from greensmtp.delivery.pipe import Pipe
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
@@ -22,6 +23,7 @@ __all__ = [
     "Envelope",
     "Forward",
     "Maildir",
+    "Pipe",
     "RecipientStatus",
     "Result",
     "Route",

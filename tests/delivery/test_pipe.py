@@ -1,0 +1,199 @@
+"""Pipe: what the command gets, what its exit status becomes, and what a client cannot do."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from greensmtp import ArgumentError, SMTPServer
+from greensmtp.delivery import Deliveries, Pipe
+from greensmtp.testing import dial
+from greensmtp.testing.fixtures import MakeServer
+from tests.helpers import until
+
+pytestmark = pytest.mark.subprocess
+
+Front = Callable[..., SMTPServer]
+
+
+@pytest.fixture
+def front(smtp_server: MakeServer) -> Front:
+    def make(command: list[str], *, lmtp: bool = False, **options: Any) -> SMTPServer:
+        server = smtp_server(start=False, lmtp=lmtp)
+        Deliveries([Pipe(command, **options)]).attach(server)
+        server.start()
+        return server
+
+    return make
+
+
+def shell(script: str) -> list[str]:
+    """Return a command that runs a script of sh."""
+    return ["/bin/sh", "-c", script]
+
+
+def deliver(server: SMTPServer, body: str = "Subject: Tea\r\n\r\nAt four.\r\n") -> str:
+    with dial(server) as peer:
+        peer.hello()
+        return peer.deliver(body)
+
+
+def test_the_command_gets_message_arguments_and_variables(front: Front, tmp_path: Path) -> None:
+    script = 'cat >message; env >env; printf "%s\\n" "$0" "$@" >arguments; pwd >pwd'
+    command = [*shell(script), "--from={sender}", "{hello}", "--", "{recipient}"]
+    server = front(command, environment={"COLOUR": "green"}, folder=str(tmp_path))
+    with dial(server) as peer:
+        peer.hello()
+        peer.line(
+            "MAIL FROM:<ann@example.net>", 'RCPT TO:<"$(id) ; x"@example.org>', "RCPT TO:<-cyd@example.org>", "DATA"
+        )
+        peer.expect("250", "250", "250", "354")
+        peer.send(b"Subject: Tea\r\n\r\n..At four.\r\n.\r\n")
+        reply = peer.expect("250")
+    assert (tmp_path / "arguments").read_text().splitlines() == [
+        "--from=ann@example.net",
+        "client.example",
+        "--",
+        '"$(id) ; x"@example.org',
+        "-cyd@example.org",
+    ]
+    message = (tmp_path / "message").read_bytes()
+    assert message.startswith(b"Return-Path: <ann@example.net>\r\nReceived: from client.example")
+    assert message.endswith(b"\r\nSubject: Tea\r\n\r\n.At four.\r\n")
+    variables = (tmp_path / "env").read_text()
+    assert 'RECIPIENTS="$(id) ; x"@example.org\n-cyd@example.org\n' in variables
+    for line in (
+        "SENDER=ann@example.net",
+        "COLOUR=green",
+        "CLIENT_HELO=client.example",
+        f"MESSAGE_ID={reply.split()[-1]}",
+    ):
+        assert line in variables.splitlines()
+    assert "HOME=" not in variables
+    assert (tmp_path / "pwd").read_text() == f"{tmp_path}\n"
+
+
+def test_without_trace_the_message_is_as_it_came(front: Front, tmp_path: Path) -> None:
+    deliver(front(shell(f"cat >{tmp_path}/message"), trace=False))
+    assert (tmp_path / "message").read_bytes() == b"Subject: Tea\r\n\r\nAt four.\r\n"
+
+
+@pytest.mark.parametrize(
+    ("status", "reply"),
+    [
+        *((0, "250 2.0.0"), (65, "554 5.6.0"), (67, "550 5.1.1"), (68, "550 5.1.2"), (77, "550 5.7.1")),
+        *((status, "451 4.3.0") for status in (1, 64, 75, 78, 127)),
+    ],
+)
+def test_the_exit_status_is_the_reply(front: Front, status: int, reply: str) -> None:
+    assert deliver(front(shell(f"exit {status}"))).startswith(reply)
+
+
+def test_a_signal_is_a_451_and_the_output_is_logged(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    reply = deliver(front(shell("echo no such thing >&2; echo 'in two\033 lines'; kill -9 $$")))
+    assert reply == "451 4.3.0 The message cannot be delivered now"
+    assert r": /bin/sh: signal 9: no such thing | in two\x1b lines" in caplog.text
+
+
+def test_a_missing_program_is_a_451_and_an_error(front: Front, caplog: pytest.LogCaptureFixture) -> None:
+    assert deliver(front(["/no/such/program"])).startswith("451 4.3.0")
+    (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "/no/such/program cannot be run: " in record.getMessage()
+
+
+@pytest.mark.parametrize("script", ["sleep 60", "sleep 60 & sleep 60", "trap '' TERM; sleep 60"])
+def test_a_command_that_takes_too_long_is_killed_with_its_children(front: Front, tmp_path: Path, script: str) -> None:
+    script = f"echo $$ >{tmp_path}/pid; {script}"
+    assert deliver(front(shell(script), timeout=0.3)).startswith("451 4.4.7")
+    group = int((tmp_path / "pid").read_text())
+    until(lambda: not _is_alive(group), "the process group is gone")
+
+
+def _is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_a_child_that_holds_the_output_holds_up_nothing(front: Front) -> None:
+    began = time.monotonic()
+    assert deliver(front(shell("sleep 60 & exit 0"))).startswith("250")
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.parametrize("script", ["exit 0", "head -c 10 >/dev/null", "cat >/dev/null; yes | head -c 3000000"])
+def test_the_command_may_read_little_and_print_much(front: Front, script: str) -> None:
+    assert deliver(front(shell(script)), ("x" * 76 + "\r\n") * 20_000).startswith("250")
+
+
+def test_a_large_message_arrives_whole(front: Front, tmp_path: Path) -> None:
+    body = ("x" * 76 + "\r\n") * 40_000
+    deliver(front(shell(f"wc -c >{tmp_path}/size"), trace=False), body)
+    assert int((tmp_path / "size").read_text()) == len(body)
+
+
+def test_in_lmtp_each_recipient_has_its_own_run_and_reply(front: Front) -> None:
+    command = [*shell('case "$0" in bob@*) exit 67; esac'), "{recipient}"]
+    with dial(front(command, lmtp=True)) as peer:
+        peer.line("LHLO client.example")
+        peer.expect("220", "250")
+        peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "RCPT TO:<cyd@example.org>", "DATA")
+        peer.expect("250", "250", "250", "354")
+        peer.send(b"Hi.\r\n.\r\n")
+        peer.expect("550", "250")
+
+
+def test_an_address_cannot_be_an_option(front: Front) -> None:
+    with dial(front(["/bin/true", "{sender}", "{recipient}"])) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<-rf@example.net>")
+        peer.expect("553")
+        peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<-rf@example.org>", "RCPT TO:<bob@example.org>")
+        peer.expect("250", "553", "250")
+
+
+def test_a_client_name_cannot_be_an_option(front: Front) -> None:
+    with dial(front(["/bin/true", "{hello}"])) as peer:
+        peer.expect("220")
+        peer.line("EHLO -rf")
+        peer.expect("250")
+        assert peer.deliver("Hi.\r\n").startswith("553")
+
+
+def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
+    script = f"echo $$ >{tmp_path}/pid; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    server = front(shell(script), connections=1, wait=0.1)
+    with dial(server) as first, dial(server) as second:
+        first.hello()
+        first.line("MAIL FROM:<>", "RCPT TO:<bob@example.org>", "DATA")
+        first.expect("250", "250", "354")
+        first.send(b"Hi.\r\n.\r\n")
+        until((tmp_path / "pid").exists, "the first command runs")
+        second.hello()
+        assert second.deliver("Hi.\r\n") == "451 4.3.2 Too many messages are being delivered, try again later"
+        (tmp_path / "go").touch()
+        first.expect("250")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"command": []}, "command: expected a list"),
+        ({"command": "/bin/true"}, "command: expected a list"),
+        ({"command": ["{sender}"]}, "command: expected the path of a program first"),
+        ({"command": ["/bin/true", "{to}"]}, r"command: expected \{sender\}, .* in an argument; got \{to\}"),
+        ({"command": ["/bin/true", "-r{recipient}"]}, r"command: expected \{recipient\} as an argument by itself"),
+        ({"command": ["/bin/true"], "timeout": 0}, "timeout: expected a number above 0"),
+    ],
+)
+def test_wrong_arguments_are_errors_that_show_how(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ArgumentError, match=text):
+        Pipe(**arguments)
