@@ -22,11 +22,15 @@ from greensmtp.delivery.trace import received_field
 from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
+from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.server_info import ServerInfo
 
 logger = logging.getLogger("greensmtp")
+
+#: Replies of LMTP that one line of the log has.
+_LOGGED = 10
 
 #: Bytes of a file that are read at once.
 _READ = 256 * 1024
@@ -341,9 +345,11 @@ class _Collected(SpooledTransfer):
             result = outcome(self.envelope, hop)
         finally:
             hop.close()
-        if isinstance(result, dict):
-            return result | refusals
-        return refusals if refusals and isinstance(result, Reply) and result.is_positive else result
+        if isinstance(result, Reply):
+            if not refusals or not result.is_positive:
+                return result
+            result = dict.fromkeys(recipients, result)
+        return {**(result or {}), **refusals}
 
 
 def outcome(envelope: Envelope, hop: Hop) -> Result:
@@ -351,10 +357,14 @@ def outcome(envelope: Envelope, hop: Hop) -> Result:
     accepted = hop.accepted
     replies = hop.finish()
     hop.close()
-    logger.info("%s: next hop: %s", envelope.session.log_id, replies[0])
+    logger.info("%s: next hop: %s", envelope.session.log_id, " / ".join(_shown(reply) for reply in replies[:_LOGGED]))
     if len(replies) < len(accepted) or len(replies) == 1:
         return replies[0]
     return dict(zip(accepted, replies, strict=True))
+
+
+def _shown(reply: Reply) -> str:
+    return f"{reply.code} {reply_text(reply)}"
 
 
 class Hops:

@@ -1,14 +1,14 @@
 """The next hop of mail that is passed on: where it is, and one transaction with it.
 
 A ``Hop`` is one transaction, on a connection that it borrows from the pool of its ``NextHop``. Its methods return
-replies that the client may be given: 421 is 451, and whatever goes wrong with the connection is a 451, since that is
-nothing that the client could mend.
+replies that the client may be given: their codes are those that such a command may have, their length is bounded, and
+whatever goes wrong with the connection is a 451, since that is nothing that the client could mend.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
@@ -27,7 +27,8 @@ from greensmtp.errors import (
 )
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.log_text import shown
+from greensmtp.protocol.reply import MAX_TEXT, Reply
 from greensmtp.protocol.xclient import Missing
 from greensmtp.session import Session
 
@@ -45,6 +46,34 @@ _NOT_OFFERED = {
     "REQUIRETLS": Reply(550, "5.7.30 The next hop does not support REQUIRETLS"),
 }
 _NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
+
+
+#: Lines of a next hop's reply that the client gets, and characters of all of them.
+_MOST_LINES = 8
+_MOST_TEXT = 4 * MAX_TEXT
+
+#: Positive replies to RCPT (RFC 5321 section 4.3.2; 252 is some servers' 250). All else has 250 alone.
+_RCPT_CODES = frozenset({250, 251, 252})
+_OK_CODES = frozenset({250})
+
+
+def for_client(reply: Reply, positive: Collection[int] = _OK_CODES) -> Reply:
+    """Return a reply of the next hop as the client may have it, with its enhanced code.
+
+    421 is 451, and 221 is 250, since either would end a connection that has done nothing wrong.
+
+    :param positive: the codes that accept the command; another 2xx is 250.
+    """
+    code, lines = reply.code, reply.lines
+    if code < 300 and code not in positive:
+        code = 250
+    elif code == 421:
+        code = 451
+    if len(lines) > _MOST_LINES or sum(map(len, lines)) > _MOST_TEXT:
+        lines = tuple("\n".join(lines[:_MOST_LINES])[:_MOST_TEXT].split("\n"))
+    elif code == reply.code:
+        return reply
+    return Reply(code, *lines, enhanced=reply.enhanced)
 
 
 def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:
@@ -200,7 +229,7 @@ class Hop:
             elif not reply.is_positive:
                 self.close()
             self.may_begin_again = False
-            return reply.handed_on()
+            return for_client(reply)
         raise AssertionError("unreachable")
 
     def rcpt(self, recipient: Address, address: str) -> Reply:
@@ -208,7 +237,7 @@ class Hop:
 
         :param address: what the next hop calls it.
         """
-        reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters))
+        reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters), _RCPT_CODES)
         if reply.is_positive:
             self.accepted.append(recipient)
         return reply
@@ -253,7 +282,7 @@ class Hop:
         replies: Sequence[Reply] = (reply,)
         if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == count:
             replies = self._client.replies
-        return [each.handed_on() for each in replies]
+        return [for_client(each) for each in replies]
 
     def close(self) -> None:
         """End the transaction, and give the connection back. A message that has not ended is not delivered."""
@@ -265,9 +294,12 @@ class Hop:
         lease, self._lease = self._lease, ExitStack()
         lease.close()
 
-    def _ask(self, command: Callable[[SMTPClient], Reply], *, ends: bool = False) -> Reply:
+    def _ask(
+        self, command: Callable[[SMTPClient], Reply], positive: Collection[int] = _OK_CODES, *, ends: bool = False
+    ) -> Reply:
         """Send a command, and return the reply for the client.
 
+        :param positive: the codes that accept it.
         :param ends: it ends the message, so its 421 is the answer to that.
         """
         if self._client is None:
@@ -283,7 +315,7 @@ class Hop:
             return self._answer(error)
         if reply.code == 421 and not ends:
             self._leave(reply)
-        return reply.handed_on()
+        return for_client(reply, positive)
 
     def _leave(self, reply: Reply) -> None:
         """End the transaction after a 421: the next hop, or this host of it, takes no more for now."""
@@ -301,7 +333,7 @@ class Hop:
     def _answer(self, error: ClientError) -> Reply:
         """Return the reply for the client, and log what it does not say."""
         if not isinstance(error, NotOffered):
-            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], error)
+            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], shown(error))
         return answer_to(error)
 
 
@@ -314,13 +346,13 @@ def answer_to(error: ClientError) -> Reply:
     if isinstance(error, CannotConnect):
         return NO_ANSWER
     if error.reply is not None and error.reply.is_transient_failure:
-        return error.reply.handed_on()
+        return for_client(error.reply)
     return _LOST if error.transient else _MISCONFIGURED
 
 
 def _final(replies: Sequence[Reply]) -> list[Reply]:
     """Return the replies to a message; none, if one of them cannot be that."""
-    return [] if any(reply.is_intermediate for reply in replies) else [reply.handed_on() for reply in replies]
+    return [] if any(reply.is_intermediate for reply in replies) else [for_client(reply) for reply in replies]
 
 
 def xforward(client: SMTPClient, session: Session) -> None:

@@ -101,7 +101,9 @@ class Replier(Supervised):
         staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
-                change(*arguments)
+                said = change(*arguments)
+                if isinstance(said, Reply) and reply == canned.queued_as(session.transaction_id):
+                    reply = said  # of a next hop
             except ENDINGS:
                 raise
             except BaseException as error:
