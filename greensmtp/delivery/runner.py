@@ -9,8 +9,8 @@ Rules of this file:
 - What is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to`` are
   connected only if a delivery asks for them, or does not take all recipients.
 - The delivery that ``answers`` commits first. Behind the first commit nothing is refused any more.
-- Which delivery that is (in LMTP, which ones), and its ``group``, is fixed by recipients that were accepted by the whole
-  stack: it is staged. ``tap`` checks it again, since a predicate may have changed its mind.
+- Which delivery that is (in LMTP, which ones), and its ``group``, is fixed by recipients that the whole stack has
+  accepted: it is staged. ``tap`` checks it again, since a predicate may return something else the second time.
 - What fails once has failed: a transfer is not prepared or committed a second time for LMTP's other recipients.
 """
 
