@@ -20,6 +20,7 @@ from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.contract import Delivery
+from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.routing import Predicate, Route
 from greensmtp.delivery.runner import Deliveries
@@ -416,6 +417,8 @@ class _Assembly:
                 self._try((*path, "path"), probe_maildir, Maildir.fixed_part(arguments["path"]))
                 if self.dry or self.problems:
                     factory, arguments = Delivery, {}  # a Maildir would make its folders
+            elif factory is Forward and is_predicate(arguments.get("identity_by") or ""):
+                arguments = {**arguments, "identity_by": recipient_predicate(arguments["identity_by"])}
             delivery = factory(**arguments)
         except FAILURES as error:
             key, text = _explain(error, arguments)

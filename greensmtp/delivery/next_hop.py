@@ -12,11 +12,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
 
+from gevent import joinall, spawn
+
 from greensmtp._hostport import parse_url
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message_writer import BodyWriter, ChunkWriter
 from greensmtp.client.options import ConnectOptions
 from greensmtp.client.pool import Pool
+from greensmtp.delivery._identity import Identity
 from greensmtp.errors import (
     ArgumentError,
     CannotConnect,
@@ -108,17 +111,20 @@ def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], C
 class NextHop:
     """Hosts that are tried in order, over kept connections.
 
+    :param identities: as whom connections are made. Each has a pool of its own, so none is used under another name.
     :param options: of ``Pool``.
     """
 
-    def __init__(self, to: str | Iterable[str], **options: Any) -> None:
+    def __init__(self, to: str | Iterable[str], *, identities: Iterable[Identity] = (), **options: Any) -> None:
         places, scheme = read_places(to)
+        self._identities = (Identity(), *identities)
         self._set(places, {**scheme, **options})
 
     @classmethod
     def of(cls, places: Sequence[str | tuple[str, int]], **options: Any) -> NextHop:
         """Return the next hop at these places."""
         made = cls.__new__(cls)
+        made._identities = (Identity(),)
         made._set(places, options)
         return made
 
@@ -126,15 +132,19 @@ class NextHop:
         self.places = list(places)
         self.lmtp = bool(options.get("lmtp"))
         self._options = options
-        self._pool: Pool | None = None
-        self._make_pool("check.invalid").close()  # so that wrong options are found now
+        self._pools: dict[Identity, Pool] = {}
+        self._make_pool("check.invalid", Identity()).close()  # so that wrong options are found now
 
     def next_hops(self, recipients: Sequence[Address]) -> list[tuple[NextHop | Reply, list[Address]]]:
         """Return the next hop of each group of recipients: this one, for all of them."""
         return [(self, list(recipients))]
 
-    def _make_pool(self, hostname: str) -> Pool:
+    def _make_pool(self, hostname: str, identity: Identity) -> Pool:
         options = dict(self._options)
+        if identity.source_address is not None:
+            options["source_address"] = (identity.source_address, 0)
+        if identity.local_hostname is not None:
+            options["local_hostname"] = identity.local_hostname
         if options.get("local_hostname") is None:
             options["local_hostname"] = hostname
         return Pool(self.places, **options)
@@ -144,8 +154,8 @@ class NextHop:
 
         :param hostname: the name for EHLO, unless another was given.
         """
-        if self._pool is None:
-            self._pool = self._make_pool(hostname)
+        if not self._pools:
+            self._pools = {each: self._make_pool(hostname, each) for each in self._identities}
 
     @property
     def tries(self) -> int:
@@ -154,19 +164,25 @@ class NextHop:
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the connections."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close(timeout)
+        pools, self._pools = self._pools, {}
+        joinall([spawn(pool.close, timeout) for pool in pools.values()])
 
     @property
     def pool(self) -> Pool:
-        """The connections.
+        """The connections of the default identity.
 
         :raises RuntimeError: it is not open.
         """
-        if self._pool is None:
+        return self.pool_of(Identity())
+
+    def pool_of(self, identity: Identity) -> Pool:
+        """Return the connections of an identity.
+
+        :raises RuntimeError: it is not open.
+        """
+        if not self._pools:
             raise RuntimeError("this delivery has not started, or has stopped")
-        return self._pool
+        return self._pools[identity]
 
 
 class Named(Protocol):
@@ -181,11 +197,17 @@ class Hop:
     """One transaction with the next hop.
 
     :param begin: called with the client before MAIL: XFORWARD, for example.
+    :param identity: as whom.
     """
 
     def __init__(
-        self, next_hop: NextHop, subject: Named, begin: Callable[[SMTPClient], object] = lambda client: None
+        self,
+        next_hop: NextHop,
+        subject: Named,
+        begin: Callable[[SMTPClient], object] = lambda client: None,
+        identity: Identity = Identity(),  # noqa: B008  (it is immutable)
     ) -> None:
+        self.identity = identity
         self._next_hop = next_hop
         self._subject = subject
         self._begin = begin
@@ -211,7 +233,7 @@ class Hop:
         """Begin the transaction, on another connection if the first one is lost."""
         for left in reversed(range(self._next_hop.tries)):
             try:
-                self._client = self._lease.enter_context(self._next_hop.pool.connection())
+                self._client = self._lease.enter_context(self._next_hop.pool_of(self.identity).connection())
                 self._waits = True
                 self._begin(self._client)
                 reply = self._client.from_(sender, relayed=parameters)
