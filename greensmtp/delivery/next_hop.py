@@ -29,6 +29,7 @@ from greensmtp.errors import (
     PoolTimeout,
 )
 from greensmtp.protocol.address import Address
+from greensmtp.protocol.enhanced_status import default_for
 from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import MAX_TEXT, Reply
@@ -61,7 +62,7 @@ _OK_CODES = frozenset({250})
 
 
 def for_client(reply: Reply, positive: Collection[int] = _OK_CODES) -> Reply:
-    """Return a reply of the next hop as the client may have it, with its enhanced code.
+    """Return a reply of the next hop as the client may have it, with its enhanced code, or the usual one.
 
     421 is 451, and 221 is 250, since either would end a connection that has done nothing wrong.
 
@@ -74,9 +75,9 @@ def for_client(reply: Reply, positive: Collection[int] = _OK_CODES) -> Reply:
         code = 451
     if len(lines) > _MOST_LINES or sum(map(len, lines)) > _MOST_TEXT:
         lines = tuple("\n".join(lines[:_MOST_LINES])[:_MOST_TEXT].split("\n"))
-    elif code == reply.code:
+    elif code == reply.code and reply.enhanced is not None:
         return reply
-    return Reply(code, *lines, enhanced=reply.enhanced)
+    return Reply(code, *lines, enhanced=reply.enhanced or default_for(code))
 
 
 def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:

@@ -160,7 +160,10 @@ def test_a_refused_sender_is_the_reply_to_the_recipient(
         ({"identities": {"a.example": {}}}, "identities: expected source_address and local_hostname for 'a.example'"),
         ({"identities": {"a.example": {"source": "127.0.0.2"}}}, "identities: expected source_address and local_"),
         ({"identities": {"a.example": {"source_address": "x"}}}, "identities 'x' does not appear to be"),
-        ({"identities": {"a.example": {"local_hostname": "x y"}}}, "identities: expected a host name or an address literal"),
+        (
+            {"identities": {"a.example": {"local_hostname": "x y"}}},
+            "identities: expected a host name or an address literal",
+        ),
         ({"identity_by": "client"}, "identity_by: expected 'sender', 'recipient' or 'module:function'"),
     ],
 )
