@@ -208,6 +208,8 @@ class Forward(Delivery):
             # A middleware has refused what the next hop has accepted, or has changed the recipients.
             hop = self._renew(session, self.identity(envelope))
             self.name(hop, envelope, envelope.recipients)
+            if not hop.is_open:
+                raise Reject(_OTHERS_REFUSED)
         refusal = hop.begin_body(binary=is_binary(session))
         if refusal is not None:
             raise Reject(refusal)
@@ -229,9 +231,9 @@ class Forward(Delivery):
         return Hop(self.next_hop, session, begin, identity)
 
     def name(self, hop: Hop, envelope: Envelope, recipients: Sequence[Address]) -> dict[str, Reply | None]:
-        """Name the sender and the recipients to the next hop; return the refusals.
+        """Name the sender and the recipients to the next hop; return the refusals. If all are refused, close it.
 
-        :raises Reject: the sender is refused, or all recipients; in SMTP, one of them.
+        :raises Reject: the sender is refused; in SMTP, a recipient; or the next hop is lost, and has accepted none.
         """
         session = envelope.session
         reply = hop.mail(self.sender(session, envelope.sender), envelope.sender.parameters)
@@ -243,9 +245,11 @@ class Forward(Delivery):
             if reply.is_positive:
                 continue
             refusals[recipient] = reply
-            if not session.server.lmtp or len(refusals) == len(recipients):
+            if not session.server.lmtp or not hop.is_open:
                 hop.close()
                 raise Reject(reply)
+        if not hop.accepted:
+            hop.close()
         return refusals
 
     def sender(self, session: Session, sender: Address) -> str:
@@ -364,6 +368,8 @@ class _Collected(SpooledTransfer):
     def _send(self, hop: Hop, recipients: Sequence[Address]) -> Result:
         try:
             refusals = self._delivery.name(hop, self.envelope, recipients)
+            if not hop.is_open:
+                return refusals
             refusal = hop.begin_body(binary=is_binary(self.envelope.session))
             data = self._delivery.received_field(self.envelope)
             section = HeaderSection() if data else None

@@ -334,7 +334,11 @@ class Hop:
         except ClientError as error:
             if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
                 self._said = _final(error.replies)
+            in_body = self._body is not None and isinstance(error, Disconnected) and not error.after_content
             self._fail(error)
+            if in_body and error.reply is not None and error.reply.is_permanent_failure:
+                # It has refused the message before its end, and closed the connection: that is its answer.
+                return for_client(error.reply)
             return self._answer(error)
         if reply.code == 421 and not ends:
             self._leave(reply)

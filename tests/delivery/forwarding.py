@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -32,23 +33,34 @@ def send(peer: Peer, *recipients: str, body: bytes = BODY, end: str = "250") -> 
 
 
 class Script:
-    """A server that answers verbs from a table: a reply; ``close``; ``hang``; ``garbage``."""
+    """A server that answers verbs from a table: a reply; ``close``; ``hang``; ``garbage``; ``drip``, a byte at a time.
+
+    ``by_line`` is another table: what stands in the line. ``in_body`` is called behind 354, and then it closes.
+    """
 
     EHLO = "250-hop.example\r\n250 PIPELINING\r\n"
 
     def __init__(self, **does: str) -> None:
         self.does = does
+        self.by_line: dict[bytes, str] = {}
+        self.in_body: Callable[[Any], object] | None = None
         self.ended = 0
+        #: The command that is answered.
+        self.line = b""
         self.server = StreamServer(("127.0.0.1", 0), self._serve)
         self.server.start()
 
     def _do(self, connection: Any, what: str, usual: str) -> bool:
-        does = self.does.get(what, usual)
+        does = next((does for text, does in self.by_line.items() if text in self.line), self.does.get(what, usual))
         if does == "hang":
             gevent.sleep(60)
         if does in ("close", "hang"):
             connection.shutdown(socket.SHUT_RDWR)
             return False
+        if does == "drip":
+            for _ in range(600):
+                connection.sendall(b"2")
+                gevent.sleep(0.1)
         text = {"garbage": "what?"}.get(does, does)
         connection.sendall((text if text.endswith("\n") else f"{text}\r\n").encode())
         return True
@@ -60,15 +72,21 @@ class Script:
             pass
 
     def _talk(self, connection: Any) -> None:
+        self.line = b""
         lines = connection.makefile("rb")
         if not self._do(connection, "banner", "220 hop.example ESMTP"):
             return
         while line := lines.readline():
+            self.line = line
             verb = line.split()[0].upper().decode()
             usual = {"EHLO": self.EHLO, "DATA": "354 go", "QUIT": "221 2.0.0 bye"}.get(verb, "250 2.0.0 ok")
             if not self._do(connection, verb, usual) or verb == "QUIT":
                 return
             if verb == "DATA" and self.does.get("DATA", "354").startswith("354"):
+                if self.in_body is not None:
+                    self.in_body(connection)
+                    connection.shutdown(socket.SHUT_RDWR)
+                    return
                 if self.does.get("body") == "close":
                     connection.shutdown(socket.SHUT_RDWR)
                     return
