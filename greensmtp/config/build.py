@@ -418,7 +418,7 @@ class _Assembly:
                 if self.dry or self.problems:
                     factory, arguments = Delivery, {}  # a Maildir would make its folders
             elif factory is Forward and is_predicate(arguments.get("identity_by") or ""):
-                arguments = {**arguments, "identity_by": recipient_predicate(arguments["identity_by"])}
+                arguments = {**arguments, "identity_by": self._function("identity_by", arguments)}
             delivery = factory(**arguments)
         except FAILURES as error:
             key, text = _explain(error, arguments)
@@ -429,6 +429,13 @@ class _Assembly:
         except (PluginError, TypeError, ValueError) as error:
             self.problems.append(Problem((*path, "for"), str(error), name))
         return None
+
+    @staticmethod
+    def _function(key: str, arguments: dict[str, Any]) -> Callable[..., object]:
+        try:
+            return recipient_predicate(arguments[key])
+        except PluginError as error:
+            raise ArgumentError(key, str(error)) from error
 
     @staticmethod
     def _wanted(entry: DeliveriesSection) -> list[str | Predicate] | None:

@@ -38,7 +38,7 @@ def send(peer: Peer) -> str:
 def test_as_the_next_hop(smtp_server: MakeServer, name: str, mode: Any) -> None:
     mx = smtp_server()
     got = helpers.Deliveries(mx)
-    with next_hop(name, mx.address[1]) as port:
+    with next_hop(name, int(mx.address[1])) as port:
         server = smtp_server(start=False, hostname="front.example.com")
         Deliveries([Forward(f"smtp://127.0.0.1:{port}", mode=mode)]).attach(server)
         server.start()
@@ -80,7 +80,7 @@ def test_both_in_one_server(smtp_server: MakeServer, mode: Any, *, lmtp: bool) -
         for name in TAKEN:
             mx = smtp_server()
             got[name] = helpers.Deliveries(mx)
-            port = stack.enter_context(next_hop(name, mx.address[1]))
+            port = stack.enter_context(next_hop(name, int(mx.address[1])))
             routes.append(Route(Forward(f"smtp://127.0.0.1:{port}", mode=mode), f"*@{name}.example"))
         server = smtp_server(start=False, lmtp=lmtp)
         Deliveries(routes).attach(server)
