@@ -140,8 +140,21 @@ def test_controls_in_a_reply_reach_neither_the_client_nor_the_log(
         assert offer(peer)[-1] == "250-2.0.0 one\n250 2.0.0 ?[2J? two?three"
         hop.does["MAIL"] = "421-4.3.2 one\r\n421 4.3.2 forged line"
         offer(peer)
+        hop.does = {"banner": "554-one\r\n554 \x1b[2J forged line", "RSET": "close"}
+        assert offer(peer)[-1].startswith("451")
     assert "next hop: 250 2.0.0 one | " in caplog.text
+    assert "forged line" in caplog.text
     assert not [each for each in caplog.messages if "\n" in each or "\x1b" in each]
+
+
+@MODES
+def test_a_refusal_without_an_enhanced_code_gets_the_usual_one(
+    relay: Callable[..., SMTPServer], script: Callable[..., Script], mode: str
+) -> None:
+    hop = script(RCPT="550 no such user")
+    with dial(relay(to(hop), mode=mode)) as peer:
+        greet(peer)
+        assert offer(peer)[-1] == "550 5.0.0 no such user"
 
 
 # Recipients
@@ -160,7 +173,7 @@ def test_after_body_in_lmtp_each_refused_recipient_has_its_own_reply(
         assert [line[:3] for line in offer(peer, bob, ann, lmtp=True)[3:]] == ["550", "450"]
         assert [line[:3] for line in offer(peer, ann, ann, lmtp=True)[3:]] == ["450", "450"]
         assert hop.ended == 0
-        assert [line[:3] for line in offer(peer, ann, cyd, bob, lmtp=True)[4:]] == ["450", "250", "550"]
+        assert offer(peer, ann, cyd, bob, lmtp=True)[4:] == ["450 4.2.1 later", "250 2.0.0 ok", "550 5.1.1 none"]
         assert hop.ended == 1
 
 

@@ -147,6 +147,11 @@ def test_a_refused_sender_is_the_reply_to_the_recipient(
 
     with dial(relay(url(mx), identities=IDENTITIES, identity_by="recipient")) as peer:
         peer.hello()
+        peer.line("MAIL FROM:<bob@x.example>")
+        peer.expect("250")
+        assert not mx.connections  # it cannot be known yet as whom to connect
+        peer.line("RSET")
+        peer.expect("250")
         peer.line("MAIL FROM:<ann@x.example>", "RCPT TO:<one@a.example>", "RCPT TO:<two@b.example>", "RSET")
         peer.expect("250", "550 5.1.8", "550 5.1.8", "250")
         pass_on(peer, "bob@x.example", "one@a.example")
