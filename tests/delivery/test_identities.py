@@ -73,6 +73,13 @@ def test_by_the_recipients_domain_with_a_transaction_for_each(
 ) -> None:
     mx = smtp_server()
     seen = Seen(mx)
+    connections: list[str] = []
+
+    @mx.on("greeting")
+    def greet(session: Session, greeting: Any, ack: Ack) -> None:
+        connections.append(greeting.hostname)
+        ack.accept()
+
     with dial(relay(url(mx), mode=mode, identities=IDENTITIES, identity_by="recipient", **DEFAULT)) as peer:
         peer.hello()
         for first, second in ("ab", "bc", "ca"):
@@ -81,6 +88,7 @@ def test_by_the_recipients_domain_with_a_transaction_for_each(
             peer.line("DATA", "", ".")
             peer.expect("354", "250")
     assert seen.messages == [A, B, REST]
+    assert connections == [name for _, name in seen.messages]  # none as another one before the recipient was known
 
 
 @pytest.mark.parametrize("by", ["sender", "recipient"])
