@@ -20,6 +20,7 @@ from greensmtp.config.problems import Problem
 from greensmtp.config.secret_file import keep_secret
 from greensmtp.config.urls import Listen
 from greensmtp.delivery.contract import Delivery
+from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.routing import Predicate, Route
 from greensmtp.delivery.runner import Deliveries
@@ -416,6 +417,8 @@ class _Assembly:
                 self._try((*path, "path"), probe_maildir, Maildir.fixed_part(arguments["path"]))
                 if self.dry or self.problems:
                     factory, arguments = Delivery, {}  # a Maildir would make its folders
+            elif factory is Forward and is_predicate(arguments.get("identity_by") or ""):
+                arguments = {**arguments, "identity_by": self._function("identity_by", arguments)}
             delivery = factory(**arguments)
         except FAILURES as error:
             key, text = _explain(error, arguments)
@@ -426,6 +429,13 @@ class _Assembly:
         except (PluginError, TypeError, ValueError) as error:
             self.problems.append(Problem((*path, "for"), str(error), name))
         return None
+
+    @staticmethod
+    def _function(key: str, arguments: dict[str, Any]) -> Callable[..., object]:
+        try:
+            return recipient_predicate(arguments[key])
+        except PluginError as error:
+            raise ArgumentError(key, str(error)) from error
 
     @staticmethod
     def _wanted(entry: DeliveriesSection) -> list[str | Predicate] | None:

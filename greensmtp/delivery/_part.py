@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gevent import GreenletExit, get_hub, getcurrent, spawn
@@ -33,6 +33,8 @@ class Part:
         self._prepared = False
         #: Refusals of single recipients.
         self._refusals: dict[str, Reply] = {}
+        #: Positive replies of the delivery, by recipient.
+        self._accepted: dict[str, Reply] = {}
         #: The recipients for whom it is delivered.
         self._committed: set[str] = set()
         #: True: a commit has failed when it was too late to refuse, so the content is kept.
@@ -60,7 +62,7 @@ class Part:
         if self.failure is None and not self._prepared:
             assert self._transfer is not None
             self._prepared = True
-            self._take(self._step("prepare", self._transfer.prepare))
+            self._take(self._step("prepare", self._transfer.prepare), ())
 
     def commit(self, recipient: Address | None) -> None:
         """Commit the transfer: for a recipient, if the delivery does so; else, once, for all that are not refused.
@@ -82,7 +84,7 @@ class Part:
         result = self._step("commit", uninterrupted if shielded else _call, transfer.commit, recipients)
         if self.failure is None:
             self._committed.update(recipients)
-            self._take(result)
+            self._take(result, recipients)
 
     def commit_late(self, recipient: Address | None) -> None:
         """Commit the transfer behind another one's commit. A failure is logged: it is too late to refuse."""
@@ -117,12 +119,36 @@ class Part:
             return self.failure
         return self._refusals.get(recipient) if recipient is not None else next(iter(self._refusals.values()))
 
-    def _take(self, result: Result) -> None:
+    def positive_reply(self, recipient: Address | None) -> Reply | None:
+        """Return what the delivery has said to a message that it has taken; None if it has said nothing.
+
+        Without a recipient it is what it has said to all of them: None if that differs.
+        """
+        if recipient is not None:
+            said = self._accepted.get(recipient)
+        else:
+            replies = {self._accepted.get(each) for each in self.envelope.recipients}
+            said = replies.pop() if len(replies) == 1 else None
+        if said is None:
+            return None
+        # RFC 5321 section 4.3.2: 250 is the only positive one. A 221, for example, would end the client's connection.
+        return Reply(250, *said.lines, enhanced=said.enhanced or "2.0.0")
+
+    def _take(self, result: Result, recipients: Sequence[Address]) -> None:
+        """Note the result of a step.
+
+        :param recipients: those that are delivered to, if the result does not refuse them.
+        """
         if isinstance(result, Reply):
             if result.code >= 400:
                 self.failure = result
-        elif isinstance(result, Mapping):
-            self._refusals |= {each: reply for each, reply in result.items() if reply is not None and reply.code >= 400}
+                return
+            result = dict.fromkeys(recipients, result)
+        for each, reply in result.items() if isinstance(result, Mapping) else ():
+            if reply is not None and reply.code >= 400:
+                self._refusals[each] = reply
+            elif reply is not None and each in recipients:
+                self._accepted[each] = reply
 
     def _step(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """Call a step; note its failure."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from greensmtp.chain.validate import check_callable
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.options import StartTLS
+from greensmtp.delivery._identity import Identities, Identity
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.next_hop import Hop, NextHop, xforward
 from greensmtp.delivery.srs import SRS
@@ -22,11 +23,15 @@ from greensmtp.delivery.trace import received_field
 from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
+from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.server_info import ServerInfo
 
 logger = logging.getLogger("greensmtp")
+
+#: Replies of LMTP that one line of the log has.
+_LOGGED = 10
 
 #: Bytes of a file that are read at once.
 _READ = 256 * 1024
@@ -57,6 +62,10 @@ class Forward(Delivery):
     :param timeout: seconds for each reply of the next hop but the last, for which it has ten minutes.
     :param source_address: the address to connect from.
     :param local_hostname: the name for EHLO; by default that of the server.
+    :param identities: other addresses and names, by domain: ``{"a.example": {"source_address": "192.0.2.1",
+        "local_hostname": "mail.a.example"}}``. ``connections`` and ``rate`` hold for each of them.
+    :param identity_by: ``"sender"`` or ``"recipient"``: whose domain chooses one of ``identities``; or
+        ``(session, sender) -> str | None``, which returns a key of it.
     :param received: write a Received field; False only for a filter that must change nothing.
     :param max_hops: refuse a message with as many Received fields: it goes round in circles.
     :param xforward: tell the next hop of the client, if it offers XFORWARD.
@@ -85,6 +94,8 @@ class Forward(Delivery):
         timeout: float = 60.0,
         source_address: str | None = None,
         local_hostname: str | None = None,
+        identities: Mapping[str, Mapping[str, str]] | None = None,
+        identity_by: str | Callable[[Session, Address], str | None] = "sender",
         received: bool = True,
         max_hops: int = 100,
         xforward: bool = True,
@@ -103,8 +114,10 @@ class Forward(Delivery):
         self.received = received
         self.max_hops = max_hops
         self.xforward = xforward
+        self._identities = Identities(identities, identity_by, Identity(source_address, local_hostname))
         self.next_hop = NextHop(
             to,
+            identities=self._identities.all,
             size=connections,
             acquire_timeout=wait,
             rate=rate,
@@ -114,8 +127,6 @@ class Forward(Delivery):
             username=username,
             password=password,
             token=token,
-            source_address=None if source_address is None else (source_address, 0),
-            local_hostname=local_hostname,
         )
         self._srs = SRS(srs_domain, srs_secret) if srs_domain is not None and srs_secret is not None else None
         for name, function in (("rewrite_sender", rewrite_sender), ("rewrite_recipient", rewrite_recipient)):
@@ -126,6 +137,8 @@ class Forward(Delivery):
         self._servers = 0
         if mode == "lock-step":  # only then, the runner asks at MAIL and RCPT
             vars(self).update(mail=self._ask_mail, rcpt=self._ask_rcpt, reset=self._forget)
+        if self._identities.by_recipient:
+            vars(self).update(group=self._group)
 
     def __repr__(self) -> str:
         return f"<Forward to {self.next_hop.places[0]}>"
@@ -141,20 +154,38 @@ class Forward(Delivery):
         if not self._servers:
             self.next_hop.close()
 
+    def _group(self, session: Session, recipient: Address) -> object:
+        return self._identities.of_recipient(recipient)
+
     # In lock-step
 
-    def _ask_mail(self, session: Session, sender: Address) -> Reply:
-        hop = self._renew(session)
+    def _ask_mail(self, session: Session, sender: Address) -> Reply | None:
+        self._forget(session)
+        if self._identities.by_recipient:
+            return None  # it is asked with the first recipient
+        return self._begin(session, sender, self._identities.of_sender(session, sender))
+
+    def _begin(self, session: Session, sender: Address, identity: Identity) -> Reply:
+        hop = self._renew(session, identity)
         return hop.mail(self.sender(session, sender), sender.parameters)
 
     def _ask_rcpt(self, session: Session, recipient: Address) -> Reply:
-        hop: Hop = session.notes[self]
+        hop: Hop | None = session.notes.get(self)
+        if self._identities.by_recipient:
+            identity = self._identities.of_recipient(recipient)
+            if hop is None or hop.identity != identity:  # the first one, or those before it were refused
+                reply = self._begin(session, session.from_ or Address("", "", ""), identity)
+                if not reply.is_positive:
+                    self._forget(session)
+                    return reply
+                hop = session.notes[self]
+        assert hop is not None
         return hop.rcpt(recipient, self.recipient(session, recipient))
 
-    def _renew(self, session: Session) -> Hop:
+    def _renew(self, session: Session, identity: Identity) -> Hop:
         """Return a new transaction with the next hop, in the place of the one before."""
         self._forget(session)
-        hop = session.notes[self] = self.hop(session)
+        hop = session.notes[self] = self.hop(session, identity)
         return hop
 
     def _forget(self, session: Session) -> None:
@@ -175,26 +206,34 @@ class Forward(Delivery):
         hop: Hop | None = session.notes.get(self)
         if hop is None or not hop.is_open or hop.accepted != list(envelope.recipients):
             # A middleware has refused what the next hop has accepted, or has changed the recipients.
-            hop = self._renew(session)
+            hop = self._renew(session, self.identity(envelope))
             self.name(hop, envelope, envelope.recipients)
+            if not hop.is_open:
+                raise Reject(_OTHERS_REFUSED)
         refusal = hop.begin_body(binary=is_binary(session))
         if refusal is not None:
             raise Reject(refusal)
         return _Passing(self, envelope, hop)
 
-    def hop(self, session: Session) -> Hop:
+    def identity(self, envelope: Envelope) -> Identity:
+        """Return as whom a message is passed on. Its recipients have the same identity (``group``)."""
+        if self._identities.by_recipient:
+            return self._identities.of_recipient(envelope.recipients[0])
+        return self._identities.of_sender(envelope.session, envelope.sender)
+
+    def hop(self, session: Session, identity: Identity) -> Hop:
         """Return a transaction with the next hop, which has not begun."""
 
         def begin(client: SMTPClient) -> None:
             if self.xforward:
                 xforward(client, session)
 
-        return Hop(self.next_hop, session, begin)
+        return Hop(self.next_hop, session, begin, identity)
 
     def name(self, hop: Hop, envelope: Envelope, recipients: Sequence[Address]) -> dict[str, Reply | None]:
-        """Name the sender and the recipients to the next hop; return the refusals.
+        """Name the sender and the recipients to the next hop; return the refusals. If all are refused, close it.
 
-        :raises Reject: the sender is refused, or all recipients; in SMTP, one of them.
+        :raises Reject: the sender is refused; in SMTP, a recipient; or the next hop is lost, and has accepted none.
         """
         session = envelope.session
         reply = hop.mail(self.sender(session, envelope.sender), envelope.sender.parameters)
@@ -206,9 +245,11 @@ class Forward(Delivery):
             if reply.is_positive:
                 continue
             refusals[recipient] = reply
-            if not session.server.lmtp or len(refusals) == len(recipients):
+            if not session.server.lmtp or not hop.is_open:
                 hop.close()
                 raise Reject(reply)
+        if not hop.accepted:
+            hop.close()
         return refusals
 
     def sender(self, session: Session, sender: Address) -> str:
@@ -314,8 +355,9 @@ class _Collected(SpooledTransfer):
 
         If the connection is lost early, or the host says 421, send it again, and let another host have its turn.
         """
+        identity = self._delivery.identity(self.envelope)
         for left in reversed(range(self._delivery.next_hop.tries)):
-            hop = self._delivery.hop(self.envelope.session)
+            hop = self._delivery.hop(self.envelope.session, identity)
             try:
                 return self._send(hop, recipients)
             except Reject:
@@ -326,6 +368,8 @@ class _Collected(SpooledTransfer):
     def _send(self, hop: Hop, recipients: Sequence[Address]) -> Result:
         try:
             refusals = self._delivery.name(hop, self.envelope, recipients)
+            if not hop.is_open:
+                return refusals
             refusal = hop.begin_body(binary=is_binary(self.envelope.session))
             data = self._delivery.received_field(self.envelope)
             section = HeaderSection() if data else None
@@ -341,9 +385,11 @@ class _Collected(SpooledTransfer):
             result = outcome(self.envelope, hop)
         finally:
             hop.close()
-        if isinstance(result, dict):
-            return result | refusals
-        return refusals if refusals and isinstance(result, Reply) and result.is_positive else result
+        if isinstance(result, Reply):
+            if not refusals or not result.is_positive:
+                return result
+            result = dict.fromkeys(recipients, result)
+        return {**(result or {}), **refusals}
 
 
 def outcome(envelope: Envelope, hop: Hop) -> Result:
@@ -351,10 +397,14 @@ def outcome(envelope: Envelope, hop: Hop) -> Result:
     accepted = hop.accepted
     replies = hop.finish()
     hop.close()
-    logger.info("%s: next hop: %s", envelope.session.log_id, replies[0])
+    logger.info("%s: next hop: %s", envelope.session.log_id, " / ".join(_shown(reply) for reply in replies[:_LOGGED]))
     if len(replies) < len(accepted) or len(replies) == 1:
         return replies[0]
     return dict(zip(accepted, replies, strict=True))
+
+
+def _shown(reply: Reply) -> str:
+    return f"{reply.code} {reply_text(reply)}"
 
 
 class Hops:

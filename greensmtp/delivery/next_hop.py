@@ -1,22 +1,25 @@
 """The next hop of mail that is passed on: where it is, and one transaction with it.
 
 A ``Hop`` is one transaction, on a connection that it borrows from the pool of its ``NextHop``. Its methods return
-replies that the client may be given: 421 is 451, and whatever goes wrong with the connection is a 451, since that is
-nothing that the client could mend.
+replies that the client may be given: their codes are those that such a command may have, their length is bounded, and
+whatever goes wrong with the connection is a 451, since that is nothing that the client could mend.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
+
+from gevent import joinall, spawn
 
 from greensmtp._hostport import parse_url
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message_writer import BodyWriter, ChunkWriter
 from greensmtp.client.options import ConnectOptions
 from greensmtp.client.pool import Pool
+from greensmtp.delivery._identity import Identity
 from greensmtp.errors import (
     ArgumentError,
     CannotConnect,
@@ -26,8 +29,10 @@ from greensmtp.errors import (
     PoolTimeout,
 )
 from greensmtp.protocol.address import Address
+from greensmtp.protocol.enhanced_status import default_for
 from greensmtp.protocol.errors import ProtocolError
-from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.log_text import shown
+from greensmtp.protocol.reply import MAX_TEXT, Reply
 from greensmtp.protocol.xclient import Missing
 from greensmtp.session import Session
 
@@ -45,6 +50,34 @@ _NOT_OFFERED = {
     "REQUIRETLS": Reply(550, "5.7.30 The next hop does not support REQUIRETLS"),
 }
 _NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
+
+
+#: Lines of a next hop's reply that the client gets, and characters of all of them.
+_MOST_LINES = 8
+_MOST_TEXT = 4 * MAX_TEXT
+
+#: Positive replies to RCPT (RFC 5321 section 4.3.2; 252 is some servers' 250). All else has 250 alone.
+_RCPT_CODES = frozenset({250, 251, 252})
+_OK_CODES = frozenset({250})
+
+
+def for_client(reply: Reply, positive: Collection[int] = _OK_CODES) -> Reply:
+    """Return a reply of the next hop as the client may have it, with its enhanced code, or the usual one.
+
+    421 is 451, and 221 is 250, since either would end a connection that has done nothing wrong.
+
+    :param positive: the codes that accept the command; another 2xx is 250.
+    """
+    code, lines = reply.code, reply.lines
+    if code < 300 and code not in positive:
+        code = 250
+    elif code == 421:
+        code = 451
+    if len(lines) > _MOST_LINES or sum(map(len, lines)) > _MOST_TEXT:
+        lines = tuple("\n".join(lines[:_MOST_LINES])[:_MOST_TEXT].split("\n"))
+    elif code == reply.code and reply.enhanced is not None:
+        return reply
+    return Reply(code, *lines, enhanced=reply.enhanced or default_for(code))
 
 
 def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], ConnectOptions]:
@@ -79,17 +112,20 @@ def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], C
 class NextHop:
     """Hosts that are tried in order, over kept connections.
 
+    :param identities: as whom connections are made. Each has a pool of its own, so none is used under another name.
     :param options: of ``Pool``.
     """
 
-    def __init__(self, to: str | Iterable[str], **options: Any) -> None:
+    def __init__(self, to: str | Iterable[str], *, identities: Iterable[Identity] = (), **options: Any) -> None:
         places, scheme = read_places(to)
+        self._identities = (Identity(), *identities)
         self._set(places, {**scheme, **options})
 
     @classmethod
     def of(cls, places: Sequence[str | tuple[str, int]], **options: Any) -> NextHop:
         """Return the next hop at these places."""
         made = cls.__new__(cls)
+        made._identities = (Identity(),)
         made._set(places, options)
         return made
 
@@ -97,15 +133,19 @@ class NextHop:
         self.places = list(places)
         self.lmtp = bool(options.get("lmtp"))
         self._options = options
-        self._pool: Pool | None = None
-        self._make_pool("check.invalid").close()  # so that wrong options are found now
+        self._pools: dict[Identity, Pool] = {}
+        self._make_pool("check.invalid", Identity()).close()  # so that wrong options are found now
 
     def next_hops(self, recipients: Sequence[Address]) -> list[tuple[NextHop | Reply, list[Address]]]:
         """Return the next hop of each group of recipients: this one, for all of them."""
         return [(self, list(recipients))]
 
-    def _make_pool(self, hostname: str) -> Pool:
+    def _make_pool(self, hostname: str, identity: Identity) -> Pool:
         options = dict(self._options)
+        if identity.source_address is not None:
+            options["source_address"] = (identity.source_address, 0)
+        if identity.local_hostname is not None:
+            options["local_hostname"] = identity.local_hostname
         if options.get("local_hostname") is None:
             options["local_hostname"] = hostname
         return Pool(self.places, **options)
@@ -115,8 +155,8 @@ class NextHop:
 
         :param hostname: the name for EHLO, unless another was given.
         """
-        if self._pool is None:
-            self._pool = self._make_pool(hostname)
+        if not self._pools:
+            self._pools = {each: self._make_pool(hostname, each) for each in self._identities}
 
     @property
     def tries(self) -> int:
@@ -125,19 +165,25 @@ class NextHop:
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the connections."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close(timeout)
+        pools, self._pools = self._pools, {}
+        joinall([spawn(pool.close, timeout) for pool in pools.values()])
 
     @property
     def pool(self) -> Pool:
-        """The connections.
+        """The connections of the default identity.
 
         :raises RuntimeError: it is not open.
         """
-        if self._pool is None:
+        return self.pool_of(Identity())
+
+    def pool_of(self, identity: Identity) -> Pool:
+        """Return the connections of an identity.
+
+        :raises RuntimeError: it is not open.
+        """
+        if not self._pools:
             raise RuntimeError("this delivery has not started, or has stopped")
-        return self._pool
+        return self._pools[identity]
 
 
 class Named(Protocol):
@@ -152,11 +198,17 @@ class Hop:
     """One transaction with the next hop.
 
     :param begin: called with the client before MAIL: XFORWARD, for example.
+    :param identity: as whom.
     """
 
     def __init__(
-        self, next_hop: NextHop, subject: Named, begin: Callable[[SMTPClient], object] = lambda client: None
+        self,
+        next_hop: NextHop,
+        subject: Named,
+        begin: Callable[[SMTPClient], object] = lambda client: None,
+        identity: Identity = Identity(),  # noqa: B008  (it is immutable)
     ) -> None:
+        self.identity = identity
         self._next_hop = next_hop
         self._subject = subject
         self._begin = begin
@@ -182,7 +234,7 @@ class Hop:
         """Begin the transaction, on another connection if the first one is lost."""
         for left in reversed(range(self._next_hop.tries)):
             try:
-                self._client = self._lease.enter_context(self._next_hop.pool.connection())
+                self._client = self._lease.enter_context(self._next_hop.pool_of(self.identity).connection())
                 self._waits = True
                 self._begin(self._client)
                 reply = self._client.from_(sender, relayed=parameters)
@@ -200,7 +252,7 @@ class Hop:
             elif not reply.is_positive:
                 self.close()
             self.may_begin_again = False
-            return reply.handed_on()
+            return for_client(reply)
         raise AssertionError("unreachable")
 
     def rcpt(self, recipient: Address, address: str) -> Reply:
@@ -208,7 +260,7 @@ class Hop:
 
         :param address: what the next hop calls it.
         """
-        reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters))
+        reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters), _RCPT_CODES)
         if reply.is_positive:
             self.accepted.append(recipient)
         return reply
@@ -253,7 +305,7 @@ class Hop:
         replies: Sequence[Reply] = (reply,)
         if self._client is not None and self._next_hop.lmtp and len(self._client.replies) == count:
             replies = self._client.replies
-        return [each.handed_on() for each in replies]
+        return [for_client(each) for each in replies]
 
     def close(self) -> None:
         """End the transaction, and give the connection back. A message that has not ended is not delivered."""
@@ -265,9 +317,12 @@ class Hop:
         lease, self._lease = self._lease, ExitStack()
         lease.close()
 
-    def _ask(self, command: Callable[[SMTPClient], Reply], *, ends: bool = False) -> Reply:
+    def _ask(
+        self, command: Callable[[SMTPClient], Reply], positive: Collection[int] = _OK_CODES, *, ends: bool = False
+    ) -> Reply:
         """Send a command, and return the reply for the client.
 
+        :param positive: the codes that accept it.
         :param ends: it ends the message, so its 421 is the answer to that.
         """
         if self._client is None:
@@ -279,11 +334,15 @@ class Hop:
         except ClientError as error:
             if ends and self._next_hop.lmtp and isinstance(error, Disconnected) and error.after_content:
                 self._said = _final(error.replies)
+            in_body = self._body is not None and isinstance(error, Disconnected) and not error.after_content
             self._fail(error)
+            if in_body and error.reply is not None and error.reply.is_permanent_failure:
+                # It has refused the message before its end, and closed the connection: that is its answer.
+                return for_client(error.reply)
             return self._answer(error)
         if reply.code == 421 and not ends:
             self._leave(reply)
-        return reply.handed_on()
+        return for_client(reply, positive)
 
     def _leave(self, reply: Reply) -> None:
         """End the transaction after a 421: the next hop, or this host of it, takes no more for now."""
@@ -301,7 +360,7 @@ class Hop:
     def _answer(self, error: ClientError) -> Reply:
         """Return the reply for the client, and log what it does not say."""
         if not isinstance(error, NotOffered):
-            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], error)
+            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], shown(error))
         return answer_to(error)
 
 
@@ -314,13 +373,13 @@ def answer_to(error: ClientError) -> Reply:
     if isinstance(error, CannotConnect):
         return NO_ANSWER
     if error.reply is not None and error.reply.is_transient_failure:
-        return error.reply.handed_on()
+        return for_client(error.reply)
     return _LOST if error.transient else _MISCONFIGURED
 
 
 def _final(replies: Sequence[Reply]) -> list[Reply]:
     """Return the replies to a message; none, if one of them cannot be that."""
-    return [] if any(reply.is_intermediate for reply in replies) else [reply.handed_on() for reply in replies]
+    return [] if any(reply.is_intermediate for reply in replies) else [for_client(reply) for reply in replies]
 
 
 def xforward(client: SMTPClient, session: Session) -> None:

@@ -99,6 +99,17 @@ class Route:
             return True
         return any(test(session, address) for test in self._others)
 
+    def overlaps(self, other: Route) -> bool:
+        """Return whether there is certainly a recipient that both take. Of predicates and ``*`` it cannot be known."""
+        if self.for_all or other.for_all or (self.for_others and other.for_others):
+            return True
+        return any(
+            one._domains & two._domains
+            or one._addresses & two._addresses
+            or any(address.rpartition("@")[2] in two._domains for address in one._addresses)
+            for one, two in ((self, other), (other, self))
+        )
+
     def __repr__(self) -> str:
         return f"<Route to {type(self.delivery).__name__}>"
 
@@ -110,15 +121,31 @@ def _key(local_part: str, domain: str) -> str:
 class Routing:
     """The routes of a server."""
 
-    def __init__(self, routes: Sequence[Route]) -> None:
-        self._routes = routes
-        #: Each delivery once, in the order of the routes.
+    def __init__(self, given: Sequence[Route]) -> None:
+        self._first = given[0].delivery
+        routes = self._routes = sorted(given, key=lambda route: not route.delivery.answers)
+        #: Each delivery once, in the order of the routes; those that ``answers`` come first.
         self.deliveries: tuple[Delivery, ...] = tuple(dict.fromkeys(route.delivery for route in routes))
         #: Those that take every recipient.
         self.for_all: frozenset[Delivery] = frozenset(route.delivery for route in routes if route.for_all)
         #: True if no recipient is refused.
         self.takes_all = bool(self.for_all) or any(route.for_others for route in routes)
         self._is_plain = len(self.for_all) == len(self.deliveries)
+
+    def check(self) -> None:
+        """Check that no recipient has two deliveries that are answered by other systems, as far as that can be seen.
+
+        :raises ValueError: one has.
+        """
+        answering = [route for route in self._routes if route.delivery.answers]
+        for number, one in enumerate(answering):
+            for two in answering[:number]:
+                if one.delivery is not two.delivery and one.overlaps(two):
+                    raise ValueError(
+                        f"{type(two.delivery).__name__} and {type(one.delivery).__name__}: a recipient may have only "
+                        "one delivery that is answered by another system: if one accepts a message and the next one "
+                        "refuses it, it can neither be accepted nor taken back. Give them different recipients"
+                    )
 
     def choose(self, session: Session, address: Address) -> tuple[Delivery, ...]:
         """Return the deliveries that take a recipient."""
@@ -127,7 +154,7 @@ class Routing:
         if not address.domain:
             hostname = session.server.hostname
             address = Address(f"{address.local_part}@{hostname}", address.local_part, hostname, address.parameters)
-            return self._choose(session, address) or self.deliveries[:1]
+            return self._choose(session, address) or (self._first,)
         return self._choose(session, address)
 
     def _choose(self, session: Session, address: Address) -> tuple[Delivery, ...]:

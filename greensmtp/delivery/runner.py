@@ -9,12 +9,15 @@ Rules of this file:
 - What is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to`` are
   connected only if a delivery asks for them, or does not take all recipients.
 - The delivery that ``answers`` commits first. Behind the first commit nothing is refused any more.
+- Which delivery that is (in LMTP, which ones), and its ``group``, is fixed by recipients that the whole stack has
+  accepted: it is staged. ``tap`` checks it again, since a predicate may return something else the second time.
 - What fails once has failed: a transfer is not prepared or committed a second time for LMTP's other recipients.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from greensmtp.delivery._part import Part
@@ -23,6 +26,7 @@ from greensmtp.delivery.routing import Route, Routing
 from greensmtp.errors import Reject, reply_of
 from greensmtp.protocol import canned
 from greensmtp.protocol.address import Address
+from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 from greensmtp.session.ack import Ack
@@ -33,8 +37,14 @@ if TYPE_CHECKING:
     from greensmtp.chain.chain import Proceed
     from greensmtp.protocol.command import Command
 
+logger = logging.getLogger("greensmtp")
+
 #: RFC 5321 section 3.6.2, RFC 3463 section 3.2
 _NO_SUCH_MAILBOX = Reply(550, "5.1.1 No such mailbox here")
+#: RFC 5321 section 4.5.3.1.10, RFC 3463 section 3.6
+_ANOTHER_TRANSACTION = Reply(452, "4.5.3 This recipient takes another way: send it in another transaction")
+#: RFC 3463 section 3.4
+_TWO_ANSWERS = Reply(451, "4.3.5 This recipient cannot be served")
 
 
 class Server(ServerInfo, Protocol):
@@ -50,28 +60,31 @@ class Deliveries:
     A recipient that none of them takes is refused with 550.
 
     :param routes: the deliveries; ``Route(delivery, "*@inbox.example")`` for one that takes only some recipients.
-    :raises ValueError: there is none, or more than one of them ``answers``.
+    :raises ValueError: there is none, or a recipient would have two that ``answers``.
     """
 
     def __init__(self, routes: Iterable[Route | Delivery]) -> None:
         given = [each if isinstance(each, Route) else Route(each) for each in routes]
         if not given:
             raise ValueError("expected at least one delivery")
-        self._routing = Routing(sorted(given, key=lambda route: not route.delivery.answers))
+        self._routing = Routing(given)
+        self._routing.check()
         deliveries = self._routing.deliveries
-        answering = [type(each).__name__ for each in deliveries if each.answers]
-        if len(answering) > 1:
-            raise ValueError(
-                f"{' and '.join(answering)}: only one delivery may be answered by another system: if one accepts a "
-                "message and the next one refuses it, it can neither be accepted nor taken back"
-            )
+        answering = [each for each in deliveries if each.answers]
+        grouping = [each for each in answering if _defines(each, "group")]
+        #: True if not every recipient may be in one transaction with every other.
+        self._keeps_apart = len(answering) > 1 or bool(grouping)
+        #: Key in the transaction's notes: the deliveries that answer, and their groups.
+        self._fixed = object()
         self._asks_mail = [each for each in deliveries if _defines(each, "mail")]
         self._asks_rcpt = [each for each in deliveries if _defines(each, "rcpt")]
         self._lives = [each for each in deliveries if _defines(each, "start") or _defines(each, "stop")]
         #: Key in the transaction's notes.
         self._asked = object()
         #: Those that are asked at MAIL already, since they take every recipient.
-        self._asks_at_mail = [each for each in self._asks_mail if each in self._routing.for_all]
+        self._asks_at_mail = [
+            each for each in self._asks_mail if each in self._routing.for_all and each not in grouping
+        ]
 
     def attach(self, server: Server) -> None:
         """Deliver the mail of this server, which has not started.
@@ -87,7 +100,7 @@ class Deliveries:
         signals = server.signals
         if self._asks_at_mail:
             signals.on("from", self.mail)
-        if self._asks_mail or self._asks_rcpt or not self._routing.takes_all:
+        if self._asks_mail or self._asks_rcpt or self._keeps_apart or not self._routing.takes_all:
             signals.on("to", self.rcpt)
         signals.on("message", self.accept)
         signals.on("received", self.store)
@@ -116,6 +129,8 @@ class Deliveries:
         chosen = self._routing.choose(session, address)
         if not chosen:
             raise Reject(_NO_SUCH_MAILBOX)
+        if self._keeps_apart:
+            self._keep_apart(session, address, chosen)
         for delivery in chosen:
             if delivery in self._asks_mail:
                 self._check_mail(delivery, session)
@@ -123,6 +138,39 @@ class Deliveries:
                 _decide(ack, delivery.rcpt(session, address))
         if not ack.decided:
             ack.accept()
+
+    def _keep_apart(self, session: Session, address: Address, chosen: Sequence[Delivery]) -> None:
+        """Refuse a recipient that cannot be in one transaction with those before it; stage what it fixes.
+
+        :raises Reject: it needs another transaction, or has two deliveries that answer.
+        """
+        answering = [each for each in chosen if each.answers]
+        if not answering:
+            return
+        if len(answering) > 1:
+            raise _two_answers(session, address, answering)
+        (delivery,) = answering
+        group = delivery.group(session, address)
+        fixed: dict[Delivery, object] = session.transaction_notes.get(self._fixed) or {}
+        if fixed.get(delivery, group) != group or (fixed and delivery not in fixed and not session.server.lmtp):
+            raise Reject(_ANOTHER_TRANSACTION)
+        session.stage(self._fix, session, address, delivery, group)
+
+    def _fix(self, session: Session, address: Address, delivery: Delivery, group: object) -> None:
+        """Fix the delivery that answers, in LMTP one of them; the recipient is accepted.
+
+        :raises Reject: another one is fixed: a middleware has made two recipients of one RCPT.
+        """
+        fixed: dict[Delivery, object] = session.transaction_notes.setdefault(self._fixed, {})
+        if delivery in fixed and fixed[delivery] == group:
+            return
+        if delivery in fixed or (fixed and not session.server.lmtp):
+            raise _two_answers(session, address, [*fixed, delivery])
+        fixed[delivery] = group
+        asked: _Asked | None = session.transaction_notes.get(self._asked)
+        if asked is not None and not session.server.lmtp:
+            # Those whose recipients were all refused: they would hold a connection until the end.
+            asked.reset(each for each in asked.replies if each.answers and each is not delivery)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """Begin the transfers, and have the body flow into them; a handler of ``message``.
@@ -135,6 +183,8 @@ class Deliveries:
         by_delivery, untaken = self._routing.by_delivery(session)
         if not by_delivery or (untaken and not session.server.lmtp):
             raise Reject(_NO_SUCH_MAILBOX)
+        if self._keeps_apart:
+            self._check_apart(session, by_delivery)
         message = session.transaction_notes[self] = _Message()
         stream.at_end(message.end)
         for delivery, recipients in by_delivery.items():
@@ -150,6 +200,14 @@ class Deliveries:
         failures = [part.failure for part in message.parts]
         if failures[0] is not None and all(failures):
             raise Reject(failures[0])
+
+    def _check_apart(self, session: Session, by_delivery: Mapping[Delivery, Sequence[Address]]) -> None:
+        """Check that every recipient, in SMTP the whole message, has at most one delivery that answers."""
+        answering = [each for each in by_delivery if each.answers]
+        if len(answering) > 1:
+            addresses = [address for each in answering for address in by_delivery[each]]
+            if not session.server.lmtp or len(set(addresses)) < sum(len(set(by_delivery[each])) for each in answering):
+                raise _two_answers(session, addresses[0], answering)
 
     def accept(self, session: Session, stream: MessageStream, ack: Ack) -> None:
         """Accept, unless another handler has decided; a handler of ``message``."""
@@ -190,6 +248,18 @@ class Deliveries:
             raise Reject(reply)
 
 
+def _two_answers(session: Session, address: Address, deliveries: Iterable[Delivery]) -> Reject:
+    """Log that a recipient would have two deliveries that answer, and return its refusal."""
+    names = " and ".join(type(each).__name__ for each in deliveries)
+    logger.error(
+        "%s: %s would be delivered by %s, but only one of them can decide on the reply; replying 451",
+        session.log_id,
+        shown(address) or "a recipient",
+        names,
+    )
+    return Reject(_TWO_ANSWERS)
+
+
 def _defines(delivery: Delivery, method: str) -> bool:
     return getattr(getattr(delivery, method), "__func__", None) is not getattr(Delivery, method)
 
@@ -219,10 +289,10 @@ class _Asked:
         self._session = session
         self.replies: dict[Delivery, Reply | None] = {}
 
-    def reset(self) -> None:
-        """Have the deliveries forget the transaction, once."""
-        asked, self.replies = self.replies, {}
-        for delivery in asked:
+    def reset(self, deliveries: Iterable[Delivery] | None = None) -> None:
+        """Have deliveries forget the transaction, once each: these, or all."""
+        for delivery in list(self.replies if deliveries is None else deliveries):
+            del self.replies[delivery]
             delivery.reset(self._session)
 
 
@@ -249,9 +319,10 @@ class _Message:
             part.prepare()
             _check(part, recipient)
 
-    def commit(self, recipient: Address | None) -> None:
+    def commit(self, recipient: Address | None) -> Reply | None:
         """Commit what has been prepared. It is staged, so that 250 is the next thing that happens.
 
+        :return: the reply of the next hop, if no other delivery has the message.
         :raises Reject: the first one refuses, so that nothing is delivered.
         """
         first, *others = self._parts_of(recipient)
@@ -259,6 +330,7 @@ class _Message:
         _check(first, recipient)
         for part in others:
             part.commit_late(recipient)
+        return first.positive_reply(recipient) if first.delivery.answers and not others else None
 
     def end(self) -> None:
         """Discard what was not delivered."""

@@ -19,7 +19,7 @@ from greensmtp._callables import handler_name
 from greensmtp._log import logger
 from greensmtp.errors import ConnectionLost, Reject, reply_of
 from greensmtp.protocol import canned
-from greensmtp.protocol.command import Command
+from greensmtp.protocol.command import Command, EndOfData
 from greensmtp.protocol.reply import Reply
 from greensmtp.server.supervised import UNSEEN, Supervised
 from greensmtp.session import Session
@@ -101,7 +101,9 @@ class Replier(Supervised):
         staged, session._staged = session._staged, ()
         for change, arguments in staged:
             try:
-                change(*arguments)
+                said = change(*arguments)
+                if isinstance(said, Reply) and isinstance(reply, canned.QueuedAs):
+                    reply = said  # of a next hop
             except ENDINGS:
                 raise
             except BaseException as error:
@@ -119,7 +121,9 @@ class Replier(Supervised):
                     reply = canned.LOCAL_ERROR
                 session.greeting, session.hostname = greeting
                 self.forget_changes()
-                self._drop_transaction(reply)
+                if not (isinstance(command, EndOfData) and command.recipient is not None):
+                    # (In LMTP, what cannot be delivered to one recipient may be delivered to the others.)
+                    self._drop_transaction(reply)
                 return reply
         if self.routes.lmtp and len(session.to) > recipients + 1:
             # A middleware has made several recipients of one RCPT, to which the client expects one reply.

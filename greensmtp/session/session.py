@@ -347,8 +347,9 @@ class Session(ConnectsHandlers):
         Whatever a command changes is staged, in the dispatcher and in middleware, such as
         ``session.stage(setattr, session, "identity", identity)``. The calls are made in order when the whole stack has
         answered, in the connection's greenlet, before the next command is read. If one raises a
-        Reject, that is the reply; anything else is logged, and the client gets 451. A change that is staged after its
-        command has been answered is dropped.
+        Reject, that is the reply; anything else is logged, and the client gets 451. If one returns a Reply, with 250,
+        that takes the place of the usual ``queued as ID``. A change that is staged after its command has been answered
+        is dropped.
         """
         self._staged = (*self._staged, (change, arguments))
 

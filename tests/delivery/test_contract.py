@@ -190,8 +190,38 @@ def test_the_next_hops_reply_is_ours(smtp_server: MakeServer) -> None:
         assert message(peer, "bob@b.example") == "451 4.3.2 closing"
         hop.do["commit"] = lambda: Reply(554, "5.6.0 virus")
         assert message(peer, "bob@b.example") == "554 5.6.0 virus"
-        hop.do["commit"] = lambda: Reply(250, "2.0.0 fine")
-        assert message(peer, "bob@b.example").startswith("250 2.0.0")
+        hop.do["commit"] = lambda: Reply(250, "2.6.0 fine")
+        assert message(peer, "bob@b.example") == "250 2.6.0 fine"
+        hop.do["commit"] = lambda: Reply(221, "fine", enhanced=None)  # which would end the connection
+        assert message(peer, "bob@b.example") == "250 2.0.0 fine"
+        hop.do["commit"] = lambda: {"bob@b.example": Reply(250, "2.6.0 for bob"), "ann@b.example": None}
+        assert message(peer, "bob@b.example") == "250 2.6.0 for bob"
+        assert "queued as" in message(peer, "bob@b.example", "ann@b.example")
+        hop.answers = False
+        assert "queued as" in message(peer, "bob@b.example")
+
+
+class GroupingBox(AskingBox):
+    def group(self, session: Session, recipient: Address) -> object:
+        self.step(f"group {recipient}")
+        return recipient.domain
+
+
+@pytest.mark.parametrize("lmtp_server", [False, True])
+def test_recipients_of_another_group_come_in_another_transaction(smtp_server: MakeServer, *, lmtp_server: bool) -> None:
+    hop = GroupingBox(answers=True)
+    server = smtp_server(start=False, lmtp=lmtp_server)
+    Deliveries([hop]).attach(server)
+    with dial(server) as peer:
+        hello(peer) if lmtp_server else peer.hello()
+        hop.steps.clear()
+        peer.line("MAIL FROM:<>")
+        peer.expect("250")
+        assert hop.steps == []  # it is asked with the first recipient
+        peer.line("RCPT TO:<one@a.example>", "RCPT TO:<two@b.example>", "RCPT TO:<three@a.example>", "DATA", "x", ".")
+        peer.expect("250", "452 4.5.3", "250", "354", *["250"] * (1 + lmtp_server))
+    assert [recipients for recipients, _ in hop.stored] == [["one@a.example", "three@a.example"]]
+    assert "rcpt two@b.example" not in hop.steps
 
 
 def test_a_failure_behind_the_first_commit_is_logged_and_kept(
@@ -226,7 +256,9 @@ def test_what_a_middleware_refuses_is_not_committed(smtp_server: MakeServer) -> 
 
 
 def test_two_deliveries_that_answer_are_refused() -> None:
-    with pytest.raises(ValueError, match="Box and Box: only one delivery may be answered by another system"):
+    with pytest.raises(
+        ValueError, match="Box and Box: a recipient may have only one delivery that is answered by another system"
+    ):
         Deliveries([Box(answers=True), Box(answers=True)])
     with pytest.raises(ValueError, match="expected at least one delivery"):
         Deliveries([])

@@ -3,62 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import gevent
 import pytest
-from gevent import socket
-from gevent.server import StreamServer
 
 from greensmtp import Ack, Address, Command, MessageStream, Reject, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
 from greensmtp.delivery import SRS, Deliveries, Forward, Maildir
 from greensmtp.delivery.forward import Hops
 from greensmtp.middleware import Auth
-from greensmtp.testing import Peer, dial
+from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import helpers
+from tests.delivery.forwarding import BODY, MODES, Script, send, url
 from tests.delivery.helpers import files
 from tests.helpers import free_port, until
 
 if TYPE_CHECKING:
     from tests.conftest import Certificate
-
-MODES = pytest.mark.parametrize("mode", ["lock-step", "after-body"])
-
-BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
-
-
-@pytest.fixture
-def relay(smtp_server: MakeServer) -> Iterator[Callable[..., SMTPServer]]:
-    """Return a function that makes a server which forwards: ``relay(to, mode=...)``."""
-    running: list[SMTPServer] = []
-
-    def make(to: Any, *, server: dict[str, Any] | None = None, **options: Any) -> SMTPServer:
-        made = smtp_server(start=False, hostname="relay.example.com", **(server or {}))
-        Deliveries([Forward(to, timeout=10, **options)]).attach(made)
-        made.start()
-        running.append(made)
-        return made
-
-    yield make
-    for each in running:  # before the next hops, which would wait for its connections
-        each.stop(timeout=1)
-
-
-def url(server: SMTPServer, scheme: str = "smtp") -> str:
-    return f"{scheme}://127.0.0.1:{server.address[1]}"
-
-
-def send(peer: Peer, *recipients: str, body: bytes = BODY, end: str = "250") -> str:
-    """Send a message after EHLO; return the final reply."""
-    peer.line("MAIL FROM:<ann@example.net>", *(f"RCPT TO:<{each}>" for each in recipients or ("bob@example.org",)))
-    peer.expect("250", *["250"] * max(1, len(recipients)))
-    peer.line("DATA")
-    peer.expect("354")
-    peer.send(body.replace(b"\r\n.", b"\r\n..") + b".\r\n")
-    return peer.expect(end)
 
 
 @MODES
@@ -300,71 +263,6 @@ def test_in_lock_step_a_late_refusal_of_one_recipient_delivers_to_none(
 
 
 # A next hop that misbehaves
-
-
-class Script:
-    """A server that answers verbs from a table: a reply; ``close``; ``hang``; ``garbage``."""
-
-    EHLO = "250-hop.example\r\n250 PIPELINING\r\n"
-
-    def __init__(self, **does: str) -> None:
-        self.does = does
-        self.ended = 0
-        self.server = StreamServer(("127.0.0.1", 0), self._serve)
-        self.server.start()
-
-    def _do(self, connection: Any, what: str, usual: str) -> bool:
-        does = self.does.get(what, usual)
-        if does == "hang":
-            gevent.sleep(60)
-        if does in ("close", "hang"):
-            connection.shutdown(socket.SHUT_RDWR)
-            return False
-        text = {"garbage": "what?"}.get(does, does)
-        connection.sendall((text if text.endswith("\n") else f"{text}\r\n").encode())
-        return True
-
-    def _serve(self, connection: Any, address: Any) -> None:
-        try:
-            self._talk(connection)
-        except OSError:
-            pass
-
-    def _talk(self, connection: Any) -> None:
-        lines = connection.makefile("rb")
-        if not self._do(connection, "banner", "220 hop.example ESMTP"):
-            return
-        while line := lines.readline():
-            verb = line.split()[0].upper().decode()
-            usual = {"EHLO": self.EHLO, "DATA": "354 go", "QUIT": "221 2.0.0 bye"}.get(verb, "250 2.0.0 ok")
-            if not self._do(connection, verb, usual) or verb == "QUIT":
-                return
-            if verb == "DATA" and self.does.get("DATA", "354").startswith("354"):
-                if self.does.get("body") == "close":
-                    connection.shutdown(socket.SHUT_RDWR)
-                    return
-                while (line := lines.readline()) != b".\r\n":
-                    if not line:
-                        return
-                self.ended += 1
-                if not self._do(connection, "end", "250 2.0.0 ok"):
-                    return
-                if self.does.get("after") == "close":
-                    connection.shutdown(socket.SHUT_RDWR)
-                    return
-
-
-@pytest.fixture
-def script() -> Iterator[Callable[..., Script]]:
-    running: list[Script] = []
-
-    def start(**does: str) -> Script:
-        running.append(Script(**does))
-        return running[-1]
-
-    yield start
-    for each in running:
-        each.server.stop(timeout=0)
 
 
 @MODES
