@@ -29,7 +29,7 @@ from gevent.lock import BoundedSemaphore
 
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.trace import received_field, return_path
-from greensmtp.errors import ArgumentError, Reject
+from greensmtp.errors import ArgumentError
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
@@ -136,10 +136,7 @@ class Pipe(Delivery):
         return _Piped(self, envelope)
 
     def run(self, envelope: Envelope, recipients: Sequence[Address], transfer: SpooledTransfer) -> Reply | None:
-        """Run the command, and return a refusal, or None.
-
-        :raises Reject: it cannot be run now.
-        """
+        """Run the command, and return a refusal, or None."""
         session = envelope.session
         values = {
             "sender": str(envelope.sender),
@@ -159,15 +156,15 @@ class Pipe(Delivery):
             "CLIENT_HELO": values["hello"],
         }
         if not self._free.acquire(timeout=self._wait):
-            raise Reject(_BUSY)
+            return _BUSY
         try:
             status, output = self._execute(arguments, environment, transfer)
         except _TookTooLong:
             logger.error("%s: %s took more than %g s; killed", session.log_id, arguments[0], self._timeout)
-            raise Reject(_TOO_LONG) from None
+            return _TOO_LONG
         except (OSError, ValueError) as error:  # no such program; a NUL in an argument
             logger.error("%s: %s cannot be run: %s", session.log_id, arguments[0], error)
-            raise Reject(_NOT_NOW) from None
+            return _NOT_NOW
         finally:
             self._free.release()
         if status == 0:
@@ -248,7 +245,8 @@ class _Piped(SpooledTransfer):
 
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Run the command."""
-        return self._delivery.run(self.envelope, recipients, self)
+        # By recipient, since in LMTP the next one has a run of its own.
+        return dict.fromkeys(recipients, self._delivery.run(self.envelope, recipients, self))
 
 
 def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:
