@@ -90,6 +90,10 @@ class Client:
             self._socket.close()
             raise
 
+    def fileno(self) -> int:
+        """Return the socket's descriptor, to wait for a reply."""
+        return self._socket.fileno()
+
     def replies(self, *codes: str) -> None:
         """Read one reply for each code, and check the codes.
 

@@ -35,7 +35,9 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "newcomer": ("a new client", seconds),
     "grown": ("grows by", size),
     "p50": ("p50", seconds),
+    "p95": ("p95", seconds),
     "p99": ("p99", seconds),
+    "max": ("longest", seconds),
     "p50_without": ("p50 without", seconds),
     "p99_without": ("p99 without", seconds),
 }

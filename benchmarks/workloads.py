@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import load, machine, measure
+from benchmarks import latency, load, machine, measure
 from benchmarks.contenders import CONTENDERS, Running
 
 Sample = dict[str, float]
@@ -219,6 +219,22 @@ def slow_handler(server: Running, count: int) -> Sample:
     }
 
 
+def half_loaded(server: Running, count: int) -> Sample:
+    """Send messages at half of the rate that 32 connections reach, and measure their latency."""
+    body = load.message(1_000)
+    with load.clients(server.port, latency.CONNECTIONS) as those:
+        rounds = max(2, count // latency.CONNECTIONS)
+        most = counted(server, lambda: load.in_step(those, rounds, body))["rate"]
+    taken = latency.at_rate(server.port, most / 2, count, body)
+    return {
+        "p50": percentile(taken, 50),
+        "p95": percentile(taken, 95),
+        "p99": percentile(taken, 99),
+        "max": max(taken),
+        "rate": most / 2,
+    }
+
+
 def percentile(values: Sequence[float], percent: int) -> float:
     """Return the percentile of the values."""
     return sorted(values)[min(len(values) - 1, len(values) * percent // 100)]
@@ -330,6 +346,9 @@ WORKLOADS: Mapping[str, Workload] = {
         count=3_000,
         quick=300,
         servers=("storing", "storing_dovecot", "storing_postfix", "storing_aiosmtpd"),
+    ),
+    "latency": Workload(
+        title="latency at half load", run=half_loaded, count=6_000, quick=600, servers=tuple(CONTENDERS)
     ),
     "idle": Workload(title="3,500 idle connections", run=idle, count=3_500, quick=200, fresh=True, rounds=2),
     "idle_10k": Workload(
