@@ -46,7 +46,7 @@ KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "
 _FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True, serializable=True)  # serializable: copy and pickle
 class Command:
     """A command of the client: a verb and its argument.
 
@@ -91,6 +91,7 @@ class Command:
         return f"<{type(self).__name__} {str(self)!r}>"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HelloCommand(Command):
     """HELO, EHLO or LHLO, with the name that the client gives itself."""
 
@@ -105,6 +106,7 @@ class HelloCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PathCommand(Command):
     """MAIL or RCPT, with its path; ``address`` is the null path where ``error`` says that it is malformed."""
 
@@ -119,6 +121,7 @@ class PathCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ChunkCommand(Command):
     """BDAT (RFC 3030): ``size`` bytes follow it; the ``last`` chunk ends the message."""
 
@@ -135,6 +138,7 @@ class ChunkCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LookupCommand(Command):
     """VRFY or EXPN, with what it asks for; ``lookup`` is empty where ``error`` says that it is malformed."""
 
@@ -147,6 +151,7 @@ class LookupCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class QueueCommand(Command):
     """ETRN (RFC 1985), with the queue that is to be started; empty where ``error`` says that it is malformed."""
 
@@ -159,6 +164,7 @@ class QueueCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class EndOfData(Command):
     """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
 
