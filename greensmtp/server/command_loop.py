@@ -23,6 +23,10 @@ from greensmtp.session import Change
 #: Lines that need no parsing.
 _LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
 
+#: What makes a request of HTTP of a line. (``find`` takes half the time of ``in``, which first tries whether
+#: bytes are an int: CPython raises and drops a TypeError.)
+_HTTP = b" HTTP/"
+
 _NOTHING: tuple[Change, ...] = ()
 
 #: Changes of the dispatcher's that raise nothing.
@@ -51,7 +55,7 @@ class CommandLoop(Replier):
                 try:
                     line = read_line()
                     command = _LONE.get(line) or parse(line)
-                    if (command.verb not in routes or b" HTTP/" in line) and is_foreign(line):
+                    if (command.verb not in routes or line.find(_HTTP) >= 0) and is_foreign(line):
                         raise ConnectionLost("foreign")
                 except BadLine as bad:
                     command = _refused(bad)
@@ -104,7 +108,7 @@ class CommandLoop(Replier):
         except BadLine as bad:
             return _refused(bad)
         command = self.routes.parse(line)
-        if (command.verb not in self.routes.routes or b" HTTP/" in line) and is_foreign(line):
+        if (command.verb not in self.routes.routes or line.find(_HTTP) >= 0) and is_foreign(line):
             raise ConnectionLost("foreign")
         return command
 
