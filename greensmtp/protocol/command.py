@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from greensmtp._compiled import mypyc_attr
 from greensmtp.protocol import canned
@@ -29,14 +29,14 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.verb_arguments import Lookup, QueueRequest, parse_etrn, parse_lookup
 
 #: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
-ACCEPT = "ACCEPT"
-CONNECT = "CONNECT"
-END_OF_DATA = "END-OF-DATA"
-DISCONNECT = "DISCONNECT"
-PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
+ACCEPT: Final = "ACCEPT"
+CONNECT: Final = "CONNECT"
+END_OF_DATA: Final = "END-OF-DATA"
+DISCONNECT: Final = "DISCONNECT"
+PSEUDO_COMMANDS: Final = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
 
 #: The verb of a line that has none, or that of a pseudo-command.
-UNKNOWN = "UNKNOWN"
+UNKNOWN: Final = "UNKNOWN"
 
 #: Verbs of RFCs that get 502 rather than 500 where no middleware implements them (RFC 5321 section 4.2.4).
 KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"})
@@ -179,9 +179,9 @@ class EndOfData(Command):
         self.recipient = recipient
 
 
-NO_ADDRESS = Address("", "", "")
+NO_ADDRESS: Final = Address("", "", "")
 
-_new_str = str.__new__
+_new_str: Final = str.__new__
 
 #: ``FROM:<local@domain> parameters``, as nearly every client writes it, matched in one step. What it does not match, or
 #: what has a dot beside a dot or a hyphen, ``_parse_any_path`` parses. The pattern has only runs of one class, and
