@@ -74,12 +74,11 @@ class DotDecoder:
                 data = data[:line] + data[line + 1 :]
             else:
                 start = 1
-        # Most messages are one piece whose only CRLF with a dot is the end. (Searching backwards for two bytes is the
-        # fastest way to learn that, and ``in`` is slow: it first tries whether bytes are an int.)
-        if data.endswith(_END) and data.rfind(b"\n.", start, len(data) - 3) < 0:
+        # Most messages are one piece whose only CRLF with a dot is the end.
+        if data.endswith(_END) and _search_dot(data, start, len(data) - 3) is None:
             self.complete = True
             return data[start:-3]
-        # base64 has no dots, so one memchr is all that most pieces cost.
+        # base64 has no dots, so one memchr is all that most pieces cost. (``in`` is slow: see command_loop.)
         found = _search_dot(data, start) if data.find(b".") >= 0 else None
         dot, end = -1, len(data)
         if found is not None:
