@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from pathlib import Path
 
 from setuptools import setup
 
@@ -44,6 +45,9 @@ def compiled() -> dict[str, object]:
         from mypyc.build import mypycify
     except ImportError:
         return {"setup_requires": REQUIREMENTS}  # the installer asks for them first, and then runs this again
+    link = Path("greensmtp/middleware")
+    if not link.exists():  # a source distribution has no links
+        link.symlink_to("../middleware")
     paths = [f"greensmtp/{room}/{name}.py" for room, names in MODULES.items() for name in names.split()]
     options = ["--config-file=pyproject.toml", "--no-warn-unused-configs", *paths]
     return {"ext_modules": mypycify(options, opt_level="3", debug_level="0", group_name="greensmtp")}

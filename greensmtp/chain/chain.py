@@ -87,38 +87,6 @@ def check_middleware(middleware: Any) -> None:
             check_callable(hook, f"{name} of {handler_name(middleware)}", ("server",), "None")
 
 
-def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware]:
-    """Call ``start(server)`` of each middleware that has it, outermost first; return those to stop later.
-
-    If one raises, those already started are stopped, and the exception goes on.
-    """
-    told: list[Middleware] = []
-    try:
-        for each in middleware:
-            start = getattr(each, "start", None)
-            if start is not None:
-                try:
-                    start(server)
-                except SystemExit as error:  # it would end the program without a message
-                    raise RuntimeError(f"start of {handler_name(each)} called sys.exit({error.code!r})") from error
-            told.append(each)
-    except BaseException:
-        stop_each(told, server)
-        raise
-    return told
-
-
-def stop_each(middleware: Iterable[Middleware], server: Any) -> None:
-    """Call ``stop(server)`` of each middleware that has it, innermost first. Exceptions are logged, and end nothing."""
-    for each in reversed(tuple(middleware)):
-        try:
-            stop = getattr(each, "stop", None)
-            if stop is not None:
-                stop(server)
-        except (Exception, SystemExit):
-            logger.exception("stop of middleware %s raised", handler_name(each))
-
-
 class Chain:
     """The stack of one server, frozen."""
 

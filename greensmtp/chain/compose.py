@@ -17,10 +17,9 @@ from greensmtp.chain.chain import (
     Proceed,
     check_middleware,
     flatten,
-    start_each,
-    stop_each,
     wanted_verbs,
 )
+from greensmtp.chain.start import start_each, stop_each
 from greensmtp.chain.validate import check_callable, describe
 from greensmtp.errors import Reject
 from greensmtp.protocol import canned

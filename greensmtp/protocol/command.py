@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from greensmtp._compiled import mypyc_attr
 from greensmtp.protocol import canned
@@ -29,14 +29,14 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.verb_arguments import Lookup, QueueRequest, parse_etrn, parse_lookup
 
 #: Pseudo-commands: the middleware chain handles the life of a connection as these. No client can send them.
-ACCEPT = "ACCEPT"
-CONNECT = "CONNECT"
-END_OF_DATA = "END-OF-DATA"
-DISCONNECT = "DISCONNECT"
-PSEUDO_COMMANDS = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
+ACCEPT: Final = "ACCEPT"
+CONNECT: Final = "CONNECT"
+END_OF_DATA: Final = "END-OF-DATA"
+DISCONNECT: Final = "DISCONNECT"
+PSEUDO_COMMANDS: Final = frozenset({ACCEPT, CONNECT, END_OF_DATA, DISCONNECT})
 
 #: The verb of a line that has none, or that of a pseudo-command.
-UNKNOWN = "UNKNOWN"
+UNKNOWN: Final = "UNKNOWN"
 
 #: Verbs of RFCs that get 502 rather than 500 where no middleware implements them (RFC 5321 section 4.2.4).
 KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "SOML", "TURN", "XCLIENT", "XFORWARD"})
@@ -46,7 +46,7 @@ KNOWN_BUT_NOT_IMPLEMENTED = frozenset({"AUTH", "ATRN", "BURL", "SAML", "SEND", "
 _FOREIGN = rb"(?:GET|HEAD|POST|PUT|DELETE|CONNECT|OPTIONS|TRACE|PATCH|PRI) |\x16\x03|[^ ]* [^ ]* HTTP/\d"
 
 
-@mypyc_attr(allow_interpreted_subclasses=True)
+@mypyc_attr(allow_interpreted_subclasses=True, serializable=True)  # serializable: copy and pickle
 class Command:
     """A command of the client: a verb and its argument.
 
@@ -91,6 +91,7 @@ class Command:
         return f"<{type(self).__name__} {str(self)!r}>"
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class HelloCommand(Command):
     """HELO, EHLO or LHLO, with the name that the client gives itself."""
 
@@ -105,6 +106,7 @@ class HelloCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class PathCommand(Command):
     """MAIL or RCPT, with its path; ``address`` is the null path where ``error`` says that it is malformed."""
 
@@ -119,6 +121,7 @@ class PathCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ChunkCommand(Command):
     """BDAT (RFC 3030): ``size`` bytes follow it; the ``last`` chunk ends the message."""
 
@@ -135,6 +138,7 @@ class ChunkCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LookupCommand(Command):
     """VRFY or EXPN, with what it asks for; ``lookup`` is empty where ``error`` says that it is malformed."""
 
@@ -147,6 +151,7 @@ class LookupCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class QueueCommand(Command):
     """ETRN (RFC 1985), with the queue that is to be started; empty where ``error`` says that it is malformed."""
 
@@ -159,6 +164,7 @@ class QueueCommand(Command):
         self.error = error
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class EndOfData(Command):
     """The pseudo-command ``END-OF-DATA``: the body is complete. In LMTP there is one for each ``recipient``."""
 
@@ -173,9 +179,9 @@ class EndOfData(Command):
         self.recipient = recipient
 
 
-NO_ADDRESS = Address("", "", "")
+NO_ADDRESS: Final = Address("", "", "")
 
-_new_str = str.__new__
+_new_str: Final = str.__new__
 
 #: ``FROM:<local@domain> parameters``, as nearly every client writes it, matched in one step. What it does not match, or
 #: what has a dot beside a dot or a hyphen, ``_parse_any_path`` parses. The pattern has only runs of one class, and

@@ -9,13 +9,14 @@ scanner takes text if it has no decoder.)
 from __future__ import annotations
 
 import io
+from typing import Final
 
 from greensmtp.protocol import canned
 from greensmtp.protocol.reply import Reply
 
 #: How many CRs directly before an LF belong to its line end: CR CR LF is what a second conversion makes of CRLF.
 #: More would have to be held back without a bound where the input is cut.
-_MAX_CRS = 3
+_MAX_CRS: Final = 3
 
 
 class NoBareNewlines:

@@ -32,19 +32,20 @@ The server's transport inherits from LineReader: a call for each line and each r
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import is_foreign
 from greensmtp.protocol.reply import Reply
 
 #: The first bytes of a TLS ClientHello.
-TLS_HANDSHAKE = b"\x16\x03"
+TLS_HANDSHAKE: Final = b"\x16\x03"
 
 #: Bytes of a bad line that are dropped in search of its CRLF.
-MAX_SKIPPED = 1024 * 1024
+MAX_SKIPPED: Final = 1024 * 1024
 
 #: Bytes below which no line is too long, whatever its verb, so that short lines need no look at theirs.
-ALWAYS_ALLOWED = 64
+ALWAYS_ALLOWED: Final = 64
 
 
 class BadLine(Exception):

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from greensmtp.protocol.reply import Reply
 
 #: Characters of one value. (RFC 5321 section 4.5.3.1: a path has at most 256, a command line 512.)
-MAX_LENGTH = 512
+MAX_LENGTH: Final = 512
 
 #: Recipients that are named in one record, beside their number.
-LISTED = 100
+LISTED: Final = 100
 
 #: The names of fields in log lines of ours. In a value, their ``=`` is escaped, so that a search does not find it.
 _FIELDS = (
@@ -23,10 +24,10 @@ _FIELDS = (
 )
 #: What has just been matched is the ``=`` of a field. (Looking back is slow, so both patterns begin with a character.)
 _OF_FIELD = "|".join(f"(?<={name}=)" for name in _FIELDS)
-_FIELD = re.compile(f"=(?:{_OF_FIELD})")
+_FIELD: Final = re.compile(f"=(?:{_OF_FIELD})")
 
 #: Characters that are escaped in a word: those that end a word, and the ``=`` of a field.
-_APART = re.compile(f"[ <>;=](?:(?<!=)|{_OF_FIELD})")
+_APART: Final = re.compile(f"[ <>;=](?:(?<!=)|{_OF_FIELD})")
 
 
 def printable(text: str) -> str:

@@ -12,6 +12,8 @@ The rules of this file:
 
 from __future__ import annotations
 
+from typing import Final
+
 from greensmtp.errors import ConnectionLost
 from greensmtp.protocol.command import UNKNOWN, Command, is_foreign
 from greensmtp.protocol.line_reader import BadLine
@@ -21,12 +23,16 @@ from greensmtp.server.supervised import UNSEEN
 from greensmtp.session import Change
 
 #: Lines that need no parsing.
-_LONE = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
+_LONE: Final = {verb.encode(): Command(verb) for verb in ("DATA", "RSET", "NOOP", "QUIT")}
 
-_NOTHING: tuple[Change, ...] = ()
+#: What makes a request of HTTP of a line. (``find`` takes half the time of ``in``, which first tries whether
+#: bytes are an int: CPython raises and drops a TypeError.)
+_HTTP: Final = b" HTTP/"
+
+_NOTHING: Final[tuple[Change, ...]] = ()
 
 #: Changes of the dispatcher's that raise nothing.
-_CANNOT_FAIL = frozenset({begin, add_recipient, hello})
+_CANNOT_FAIL: Final = frozenset({begin, add_recipient, hello})
 
 
 class CommandLoop(Replier):
@@ -39,8 +45,7 @@ class CommandLoop(Replier):
 
         :raises ConnectionLost: the client is gone or late, it speaks another protocol, or the server is draining.
         """
-        session, registry = self.session, self.registry
-        read_line, write = self.transport.read_line, self.transport.write
+        session, registry, transport = self.session, self.registry, self.transport
         routes, unknown, parse = self.routes.routes, self.routes.unknown, self.routes.parse
         while True:
             self.current = None
@@ -49,9 +54,9 @@ class CommandLoop(Replier):
             else:
                 # As in read_command:
                 try:
-                    line = read_line()
+                    line = transport.read_line()
                     command = _LONE.get(line) or parse(line)
-                    if (command.verb not in routes or b" HTTP/" in line) and is_foreign(line):
+                    if (command.verb not in routes or line.find(_HTTP) >= 0) and is_foreign(line):
                         raise ConnectionLost("foreign")
                 except BadLine as bad:
                     command = _refused(bad)
@@ -82,7 +87,7 @@ class CommandLoop(Replier):
                     change(*arguments)
                 elif staged or command.verb in PROMISES:
                     reply = self.take_effect(reply)
-                write(reply.wire or reply.encode())
+                transport.write(reply.wire or reply.encode())
             elif not self.answer(command, reply):
                 return
             if idle and not self.count_idle():
@@ -104,7 +109,7 @@ class CommandLoop(Replier):
         except BadLine as bad:
             return _refused(bad)
         command = self.routes.parse(line)
-        if (command.verb not in self.routes.routes or b" HTTP/" in line) and is_foreign(line):
+        if (command.verb not in self.routes.routes or line.find(_HTTP) >= 0) and is_foreign(line):
             raise ConnectionLost("foreign")
         return command
 

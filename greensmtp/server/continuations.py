@@ -15,6 +15,7 @@ The rules of this file:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import before_banner
@@ -36,7 +37,7 @@ from greensmtp.session.ack_state import ENDINGS
 from greensmtp.session.stream import MessageStream
 
 #: That of SMTP, which has one reply to a message; LMTP has one for each recipient.
-_END = EndOfData()
+_END: Final = EndOfData()
 
 
 def after_hello(handler: ConnectionHandler, command: Command, reply: Reply) -> bool:

@@ -20,7 +20,7 @@ sent, since part of a reply may be on the wire. ``close_error`` is set once the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from gevent import get_hub, getcurrent
 from gevent import ssl as gevent_ssl
@@ -31,16 +31,16 @@ from greensmtp.server.limits import Limits
 from greensmtp.session.ack_state import Expired
 
 #: Bytes for one ``recv``: a batch of pipelined commands, a piece of a body.
-COMMAND_PIECE = 16 * 1024
-BODY_PIECE = 128 * 1024
+COMMAND_PIECE: Final = 16 * 1024
+BODY_PIECE: Final = 128 * 1024
 #: Under TLS, bytes that are read from a fast client without waiting, before other connections get a turn.
-TURN = 128 * 1024
+TURN: Final = 128 * 1024
 
 #: Command lines of one pipelined batch that are answered before other connections get a turn.
-BATCH = 50
+BATCH: Final = 50
 
 #: Seconds until a line with a bare LF must end in CRLF. A client that ends its lines with LF never sends one.
-CRLF_SECONDS = 1.0
+CRLF_SECONDS: Final = 1.0
 
 
 class LineTransport(LineReader):

@@ -12,6 +12,7 @@ The rules of this file:
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 from gevent import Timeout
 
@@ -26,12 +27,12 @@ from greensmtp.session import Session
 from greensmtp.session.ack_state import ENDINGS
 
 #: Verbs whose positive reply tells the client that its greeting or its transaction has changed.
-PROMISES = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
+PROMISES: Final = frozenset({"HELO", "EHLO", "LHLO", "MAIL", "RCPT", "RSET"})
 
 
 #: Key in the transaction's notes (LMTP): the indexes in ``session.to`` of recipients that a middleware has added to a
 #: RCPT.
-_FURTHER = object()
+_FURTHER: Final = object()
 
 
 def further_recipients(session: Session) -> Collection[int]:

@@ -13,7 +13,8 @@ from gevent import get_hub, spawn_raw
 from gevent import socket as gevent_socket
 
 from greensmtp._log import logger
-from greensmtp.chain.chain import Chain, Middleware, check_middleware, start_each, stop_each
+from greensmtp.chain.chain import Chain, Middleware, check_middleware
+from greensmtp.chain.start import start_each, stop_each
 from greensmtp.protocol import canned
 from greensmtp.protocol.command import parse_command
 from greensmtp.protocol.esmtp import Extension, line_room

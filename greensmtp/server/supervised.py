@@ -17,7 +17,7 @@ elsewhere, which has ``ack_timeout``.
 from __future__ import annotations
 
 import traceback
-from typing import Any
+from typing import Any, Final
 
 from gevent import GreenletExit, spawn_raw
 
@@ -40,11 +40,11 @@ FAREWELLS = {
 }
 
 #: ``spent`` before a check has seen the command.
-UNSEEN = -1.0
+UNSEEN: Final = -1.0
 
 #: Seconds from one HandlerTimeout to the next for a handler that goes on, and how many it gets.
-GRACE = 5.0
-THROWS = 3
+GRACE: Final = 5.0
+THROWS: Final = 3
 
 
 class Supervised:

@@ -17,7 +17,8 @@ from gevent import Greenlet, joinall, spawn
 from greensmtp import _notify, health
 from greensmtp._hostport import address
 from greensmtp._log import logger
-from greensmtp.chain.chain import Middleware, start_each
+from greensmtp.chain.chain import Middleware
+from greensmtp.chain.start import start_each
 from greensmtp.config.build import Assembled, ConfiguredServer, assemble
 from greensmtp.config.load import Loaded
 from greensmtp.config.problems import ConfigError

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from gevent import GreenletExit, get_hub
 from gevent.hub import Waiter
@@ -34,7 +34,7 @@ from greensmtp.session.ack_rules import AckRules
 
 #: Guards the step from undecided to decided. It is never held across a switch. It is the real lock also in a patched
 #: process: gevent's does not exclude the hubs of other threads.
-_deciding = native("_thread", "allocate_lock")()
+_deciding: Final = native("_thread", "allocate_lock")()
 
 
 class HandlerTimeout(BaseException):
@@ -60,7 +60,7 @@ class Expired(BaseException):
 
 
 #: What ends a connection, or the program, and is no error of a handler's.
-ENDINGS = (GreenletExit, KeyboardInterrupt, Expired)
+ENDINGS: Final = (GreenletExit, KeyboardInterrupt, Expired)
 
 
 class AckState:

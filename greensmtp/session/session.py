@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from time import time_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from greensmtp._callables import handler_name
 from greensmtp._compiled import mypyc_attr, weakly_referable
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 SocketAddress = tuple[str, int] | tuple[str, int, int, int] | str
 
 #: Numbers the sessions of this process.
-_numbers = itertools.count(1)
+_numbers: Final = itertools.count(1)
 
 
 # Looking up a name of the module is faster than a member of an Enum.

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from operator import attrgetter
 from time import perf_counter
+from typing import Final
 
 from greensmtp._compiled import mypyc_attr
 from greensmtp.chain.chain import Proceed
@@ -33,7 +34,7 @@ from greensmtp.session import Session
 Hook = Callable[[Session, Command, Proceed], Reply]
 
 #: These have no line of their own: the lines of transaction and session say the same.
-_WITHOUT_LINE = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
+_WITHOUT_LINE: Final = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from greensmtp.middleware._message_replies import Replies
 from greensmtp.protocol.log_text import LISTED, reply_text, shown
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 Facts = dict[str, Any]
 
 #: Refused recipients that are kept for the transaction's line. All are counted.
-_MAX_REFUSED = 20
+_MAX_REFUSED: Final = 20
 
 #: Characters of a queue ID that are logged.
-_MAX_QUEUE_ID = 128
+_MAX_QUEUE_ID: Final = 128
 
 
 class SessionRecord:
