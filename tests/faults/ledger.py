@@ -81,10 +81,10 @@ class Audit:
     confused: list[str] = field(default_factory=list)
 
 
-def audit(ledger: Ledger, maildir: Path, *, forwarded: bool = False) -> Audit:
+def audit(ledger: Ledger, maildir: Path) -> Audit:
     """Read all files of a Maildir, and compare them with what was acknowledged.
 
-    :param forwarded: it was acknowledged by a relay before this server, whose ID is in the lowest Received field.
+    The ID is that of the highest Received field: a relay before this server passes its reply on.
     """
     result = Audit()
     numbers: Counter[int] = Counter()
@@ -97,8 +97,8 @@ def audit(ledger: Ledger, maildir: Path, *, forwarded: bool = False) -> Audit:
         if match is None or not received or sha256(content[match.end() :]).hexdigest() != match[2].decode():
             result.torn.append(path.name)
             continue
-        queue_id = received[-1].decode()
-        if queue_id in found or not (forwarded or queue_id in path.name):
+        queue_id = received[0].decode()
+        if queue_id in found or queue_id not in path.name:
             result.confused.append(path.name)
         found[queue_id] = number = int(match[1])
         numbers[number] += 1
