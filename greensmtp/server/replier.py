@@ -102,7 +102,7 @@ class Replier(Supervised):
         for change, arguments in staged:
             try:
                 said = change(*arguments)
-                if isinstance(said, Reply) and isinstance(reply, canned.QueuedAs):
+                if isinstance(said, Reply) and said.code == 250 and isinstance(reply, canned.QueuedAs):
                     reply = said  # of a next hop
             except ENDINGS:
                 raise

@@ -125,6 +125,22 @@ def test_in_lmtp_both_take_part_and_each_recipient_has_its_next_hops_reply(two: 
     assert made.recipients() == [[["one@a.example", "three@a.example"]], [["two@b.example"]]]
 
 
+@MODES
+def test_in_lmtp_both_take_part_by_chunks_in_one_packet(two: Callable[..., Two], mode: str) -> None:
+    made = two(mode, lmtp=True)
+    for name, hop in made.hops.items():
+        hop.on("received", lambda session, ack, name=name: ack.accept(250, f"2.6.0 {name}"))
+    with dial(made.server) as peer:
+        talk(peer, "LHLO client.example")
+        peer.expect("250")
+        for _ in range(2):
+            lines = "MAIL FROM:<>", *(f"RCPT TO:<{each}.example>" for each in ("one@b", "two@a", "three@b"))
+            commands = "".join(f"{line}\r\n" for line in lines).encode()
+            peer.send(commands + helpers.chunk(BODY[:9]) + helpers.chunk(BODY[9:], last=True))
+            peer.expect("250", "250", "250", "250", "250", "250 2.6.0 b", "250 2.6.0 a", "250 2.6.0 b")
+    assert made.recipients() == [[["two@a.example"]] * 2, [["one@b.example", "three@b.example"]] * 2]
+
+
 @pytest.mark.parametrize("lmtp", [False, True])
 @MODES
 def test_a_next_hop_that_is_gone_harms_its_own_recipients_only(

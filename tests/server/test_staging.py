@@ -328,6 +328,39 @@ def test_a_staged_change_that_fails_is_a_451_and_drops_the_transaction(
     assert "broken, staged at RCPT, raised" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("returned", "wanted"),
+    [
+        (Reply(250, "2.6.0 taken"), "250 2.6.0 taken"),
+        (Reply(221, "2.0.0 bye"), "250 2.0.0 Ok: queued as "),
+        (Reply(550, "5.7.1 no"), "250 2.0.0 Ok: queued as "),
+        ("250 text", "250 2.0.0 Ok: queued as "),
+    ],
+)
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_250_that_a_staged_change_returns_takes_the_place_of_the_usual_reply_to_a_message(
+    smtp_server: MakeServer, returned: object, wanted: str, *, lmtp: bool
+) -> None:
+    def stages(session: Session, command: Command, proceed: Proceed) -> Reply:
+        reply = proceed(session, command)
+        session.stage(lambda: returned)
+        return reply
+
+    server = smtp_server(start=False, middleware=[stages], lmtp=lmtp)
+    server.on("message", lambda session, stream, ack: ack.accept())
+    with dial(server) as peer:
+        peer.expect("220")
+        peer.line("LHLO x" if lmtp else "EHLO x")
+        peer.expect("250")
+        play(
+            peer,
+            ("MAIL FROM:<a@example.org>", "250 2.1.0 Ok"),
+            ("RCPT TO:<b@example.com>", "250 2.1.5 Ok"),
+            ("DATA", "354"),
+            (".", wanted),
+        )
+
+
 def test_what_is_staged_too_late_is_forgotten(smtp_server: MakeServer) -> None:
     sessions: list[Session] = []
     made: list[str] = []
