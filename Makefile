@@ -26,10 +26,12 @@ test-all: .venv/.dev ## run every test, those marked exhaustive too; options for
 	$(BIN)/pytest $(PARALLEL) -m "" --hypothesis-profile=long $(ARGS)
 
 # The compiled package comes before the checkout, which editable installs put at the end of sys.path.
-COMPILED := PYTHONPATH=$(CURDIR)/.compiled GREENSMTP_EXPECT_COMPILED=1
+# (PYTHONSAFEPATH: else "python -m greensmtp" would run the sources.)
+COMPILED := PYTHONPATH=$(CURDIR)/.compiled PYTHONSAFEPATH=1 GREENSMTP_EXPECT_COMPILED=1
 
-test-compiled: .compiled/.stamp ## run the tests on the compiled build, those that start no process; options for pytest in ARGS
+test-compiled: .compiled/.stamp ## run the tests on the compiled build: those that start no process, and those of serve; options in ARGS
 	$(COMPILED) $(BIN)/pytest $(PARALLEL) -m "not exhaustive and not peer and not subprocess" $(ARGS)
+	$(COMPILED) $(BIN)/pytest $(PARALLEL) tests/config/test_serve.py tests/service tests/test_compiled.py $(ARGS)
 
 fast: .venv/.dev ## run the tests that start no process; options for pytest in ARGS
 	$(BIN)/pytest $(PARALLEL) -m "not exhaustive and not peer and not subprocess" $(ARGS)
