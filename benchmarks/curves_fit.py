@@ -9,19 +9,20 @@ from collections.abc import Mapping
 #: next, since memory that no longer fits the caches is slower.
 LINEAR = 1.1
 
-#: Sizes, the largest ones, to which the exponent is fitted. What is constant hides the growth at small sizes.
-POINTS = 3
+#: The exponent is fitted to the largest sizes, those within this factor: what is constant hides the growth at others.
+DECADE = 10
 
 
 def exponent(costs: Mapping[int, float]) -> float:
     """Return the slope of the regression line of log(cost) over log(size): 1 is linear, 2 quadratic.
 
     :param costs: size -> cost.
-    :raises ValueError: there are fewer than two sizes.
+    :raises ValueError: there are fewer than two sizes within a factor of ten, or a cost is not positive.
     """
-    points = [(math.log(size), math.log(max(cost, 1e-12))) for size, cost in sorted(costs.items())][-POINTS:]
+    largest = max(costs, default=0)
+    points = [(math.log(size), math.log(cost)) for size, cost in costs.items() if size * DECADE >= largest]
     if len(points) < 2:
-        raise ValueError(f"expected costs at two sizes or more; got {len(points)}")
+        raise ValueError(f"expected costs at two sizes within a factor of ten; got {len(points)}")
     mean_x = sum(x for x, _ in points) / len(points)
     mean_y = sum(y for _, y in points) / len(points)
     spread = sum((x - mean_x) ** 2 for x, _ in points)

@@ -22,6 +22,9 @@ ROUNDS = 5
 #: Seconds until a server must say that it serves, and until it must have ended.
 START_SECONDS, STOP_SECONDS = 60.0, 20.0
 
+#: The least memory that is measured.
+PAGE = 4_096
+
 #: Bytes that are sent at once.
 CHUNK = (b"x" * 76 + b"\r\n") * 1_600
 
@@ -120,7 +123,7 @@ def connections(sizes: Sequence[int]) -> Points:
             base, began = measure.memory(server.pid), server.cpu
             with load.clients(server.port, size, far=True):
                 yield "connect", size, server.cpu - began
-                yield "memory", size, max(measure.memory(server.pid) - base, 0)
+                yield "memory", size, max(measure.memory(server.pid) - base, PAGE)
                 yield "beside", size, message_cost(server)
                 yield "top", size, _snapshot_cost(server)
 
@@ -204,7 +207,7 @@ def sizes(sizes: Sequence[int]) -> Points:
                 began = server.cpu
                 deliver()
                 yield "size", size, server.cpu - began
-            yield "size_memory", size, max(measure.peak_memory(server.pid) - before, 4_096)
+            yield "size_memory", size, max(measure.peak_memory(server.pid) - before, PAGE)
 
 
 def keys(sizes: Sequence[int]) -> Points:

@@ -49,8 +49,8 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 def make(**options: Any) -> SMTPServer:
     """Return a server without the bounds that a curve would reach."""
-    options = {"max_connections": None, "max_message_size": None, "max_recipients": 1_000} | options
-    return SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", **options)
+    bounds = {"max_connections": None, "max_message_size": None, "max_recipients": 1_000, "max_idle_commands": 10**9}
+    return SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", **bounds, **options)
 
 
 def stack() -> list[Any]:
@@ -85,7 +85,7 @@ def middleware(count: int) -> SMTPServer:
 
 def keys(count: int) -> SMTPServer:
     """Return a server that counts messages by sender, with the default strategy."""
-    server = make(middleware=[RateLimit("1000/hour", by="sender")])
+    server = make(middleware=[RateLimit("100000/hour", by="sender")])
     server.on("message", take)
     return server
 
