@@ -133,12 +133,19 @@ class Check:
             os.kill(self._pid, signal.SIGKILL)
             self._answer = b""
         os.close(self._read)
-        if not self._answer:
+        try:
+            found: dict[str, Any] = json.loads(self._answer)
+        except ValueError:  # nothing, or a part: it was killed, for its memory perhaps
             return ConfigError(["the process that checks the configuration has ended without an answer"])
-        found: dict[str, Any] = json.loads(self._answer)
         if "lines" in found:
             return ConfigError(found["lines"], options=found["options"])
         return Plan(**found)
+
+    def cancel(self) -> None:
+        """End the child, if it has not ended."""
+        if self.result() is None:  # it holds the other end of the pipe, so its ID is still its own
+            os.kill(self._pid, signal.SIGKILL)
+            os.close(self._read)
 
     def wait(self) -> Plan:
         """Wait for the result.

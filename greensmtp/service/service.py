@@ -162,7 +162,7 @@ class Service:
         assembled = assemble(loaded, self._outermost, previous=None if before is None else before.assembled)
         generation = _Generation(assembled, [])
         old = {} if before is None else dict(zip(before.keys, before.servers, strict=True))
-        running: list[SMTPServer] = []
+        replaced: list[tuple[SMTPServer, SMTPServer]] = []
         try:
             generation.http = self._open_http(loaded, generation, before)
             opened = self._open(loaded)
@@ -171,21 +171,23 @@ class Service:
                 server = each.server
                 server.stop_timeout = loaded.config.service.stop_timeout
                 # A duplicate of the descriptor: the server closes what it has, and the socket goes on.
-                server.set_listener(socket.dup())
+                try:
+                    server.set_listener(socket.dup())
+                except OSError as error:  # no descriptor is left
+                    raise StartError(_cannot_listen(error, loaded, len(generation.keys) - 1)) from error
                 if key in old:
                     server.replace(old[key])
+                    replaced.append((old[key], server))
                 try:
                     server.start()
                 except FAILURES as error:
                     logger.debug("cannot start", exc_info=error)
                     raise StartError(_explain(error, each, loaded)) from error
-                running.append(server)
                 if before is not None and key not in old:
                     logger.info("listening on %s", each.listen.url(server.address))
         except BaseException:
-            for key, server in zip(generation.keys, running, strict=False):
-                if key in old:
-                    old[key].replace(server)
+            for former, server in replaced:
+                former.replace(server)
             # What they have accepted meanwhile is served.
             self._let_go(generation, loaded.config.service.reload_grace if before else 0.0)
             raise
