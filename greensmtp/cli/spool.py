@@ -59,7 +59,7 @@ def _configured(config: Path | None) -> Path:
         raise click.UsageError("there is no greensmtp.toml here; name the spool by --config or --path") from None
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{file}: {error}") from error
-    for each in deliveries:
+    for each in deliveries if isinstance(deliveries, list) else ():
         if isinstance(each, dict) and each.get("use") == "Spool" and isinstance(each.get("path"), str):
             return Path(file.absolute().parent, str(each["path"]))
     raise click.UsageError(f'{file} has no [[deliveries]] with use = "Spool"; name the spool by --path')
