@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from benchmarks import curves_chart, curves_load, machine
@@ -105,6 +106,15 @@ def shown_size(curve: str, size: int) -> str:
     return octets(size).removesuffix("B").rstrip() if CURVES[curve][1] == "B" else f"{size:,}"
 
 
+def panels(results: Results) -> list[curves_chart.Panel]:
+    """Return the panels of the chart."""
+    return [
+        curves_chart.Panel(title, unit, results[curve], partial(shown, curve), partial(shown_size, curve))
+        for curve, (title, unit, _) in CURVES.items()
+        if curve in results
+    ]
+
+
 def report(results: Results) -> tuple[str, list[str]]:
     """Return a table, and the titles of the curves that grow faster than linearly."""
     lines, worse = [], []
@@ -141,8 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         file.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps({"machine": about, "costs": results}, indent=1) + "\n")
     note = f"One core for the server, the load on another. {about['cpu']}, Python {about['python']}; medians."
-    titles = {curve: row[:2] for curve, row in CURVES.items()}
-    options.chart.write_text(curves_chart.draw(results, titles, shown, shown_size, note))
+    options.chart.write_text(curves_chart.draw(panels(results), note))
     print(f"Chart: {options.chart}")
     for each in worse:
         print(f"grows faster than linearly: {each}")

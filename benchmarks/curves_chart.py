@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 from benchmarks.curves_fit import exponent
@@ -28,23 +29,28 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 """
 
 
-def draw(
-    curves: Mapping[str, Mapping[int, float]],
-    titles: Mapping[str, tuple[str, str]],
-    shown: Callable[[str, float], str],
-    shown_size: Callable[[str, int], str],
-    note: str,
-) -> str:
+@dataclass(frozen=True)
+class Panel:
+    """A curve.
+
+    :param unit: what the sizes are.
+    :param costs: size -> cost.
+    :param show_cost: returns a cost as text; ``show_size``: a size.
+    """
+
+    title: str
+    unit: str
+    costs: Mapping[int, float]
+    show_cost: Callable[[float], str]
+    show_size: Callable[[int], str]
+
+
+def draw(panels: Sequence[Panel], note: str) -> str:
     """Return the chart.
 
-    :param curves: name -> size -> cost.
-    :param titles: name -> title of the panel, and of its x axis.
-    :param shown: ``(name, cost)`` -> text.
-    :param shown_size: ``(name, size)`` -> text.
     :param note: the last line.
     """
-    drawn = [name for name in titles if len(curves.get(name, ())) > 1]
-    rows = -(-len(drawn) // _COLUMNS)
+    rows = -(-len(panels) // _COLUMNS)
     width, height = _COLUMNS * _PANEL_WIDTH + 8, _HEAD + rows * _PANEL_HEIGHT + _FOOT + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
@@ -54,23 +60,16 @@ def draw(
         '<text class="note" x="8" y="36">Both axes are logarithmic. The dashed line, through the largest size, is'
         " linear growth: a curve that is flatter grows more slowly. The exponent is that of the largest sizes.</text>",
     ]
-    for number, name in enumerate(drawn):
+    for number, panel in enumerate(panels):
         x, y = 8 + number % _COLUMNS * _PANEL_WIDTH, _HEAD + number // _COLUMNS * _PANEL_HEIGHT
-        parts += _panel(name, curves[name], titles[name], shown, shown_size, x, y)
+        parts += _draw_panel(panel, x, y)
     parts.append(f'<text class="note" x="8" y="{height - 8}">{escape(note)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(
-    name: str,
-    costs: Mapping[int, float],
-    title: tuple[str, str],
-    shown: Callable[[str, float], str],
-    shown_size: Callable[[str, int], str],
-    x: int,
-    y: int,
-) -> list[str]:
+def _draw_panel(panel: Panel, x: int, y: int) -> list[str]:
     """Draw a curve. Both axes have the same number of decades, so that linear growth is the diagonal."""
+    costs = panel.costs
     points = [(math.log10(size), math.log10(cost)) for size, cost in sorted(costs.items())]
     span = max(points[-1][0] - points[0][0], max(b for _, b in points) - min(b for _, b in points))
     bottom = min(b for _, b in points)
@@ -90,15 +89,15 @@ def _panel(
     sizes = sorted(costs)
     base = y + _TOP + _HEIGHT
     return [
-        f'<text class="title" x="{x + _LEFT}" y="{y + 14}">{escape(title[0])}</text>',
+        f'<text class="title" x="{x + _LEFT}" y="{y + 14}">{escape(panel.title)}</text>',
         f'<text class="note" x="{x + _LEFT}" y="{y + 30}">exponent {max(exponent(costs), 0):.2f}</text>',
         f'<rect class="frame" x="{x + _LEFT}" y="{y + _TOP}" width="{_WIDTH}" height="{_HEIGHT}"/>',
         f'<line class="linear" x1="{from_x}" y1="{from_y}" x2="{to_x}" y2="{to_y}"/>',
         f'<polyline class="curve" points="{" ".join(f"{a},{b}" for a, b in places)}"/>',
         *(f'<circle class="dot" cx="{a}" cy="{b}" r="2.5"/>' for a, b in places),
-        f'<text x="{to_x + 6}" y="{to_y + 4}">{escape(shown(name, costs[sizes[-1]]))}</text>',
-        f'<text class="note" x="{x + _LEFT + 4}" y="{places[0][1] - 7}">{escape(shown(name, costs[sizes[0]]))}</text>',
-        f'<text class="note" x="{x + _LEFT}" y="{base + 14}">{escape(shown_size(name, sizes[0]))}</text>',
+        f'<text x="{to_x + 6}" y="{to_y + 4}">{escape(panel.show_cost(costs[sizes[-1]]))}</text>',
+        f'<text class="note" x="{x + _LEFT + 4}" y="{places[0][1] - 7}">{escape(panel.show_cost(costs[sizes[0]]))}</text>',
+        f'<text class="note" x="{x + _LEFT}" y="{base + 14}">{escape(panel.show_size(sizes[0]))}</text>',
         f'<text class="note" x="{x + _LEFT + _WIDTH}" y="{base + 14}" text-anchor="end">'
-        f"{escape(f'{shown_size(name, sizes[-1])} {title[1]}')}</text>",
+        f"{escape(f'{panel.show_size(sizes[-1])} {panel.unit}')}</text>",
     ]

@@ -226,4 +226,3 @@ def keys(sizes: Sequence[int]) -> Points:
             total += server.cpu - began
             yield "keys", size, total
             yield "with_keys", size, message_cost(server)
-

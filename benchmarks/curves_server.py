@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gevent import spawn
 from gevent.fileobject import FileObjectThread
 
 from benchmarks import measure
@@ -49,7 +48,12 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 def make(**options: Any) -> SMTPServer:
     """Return a server without the bounds that a curve would reach."""
-    bounds = {"max_connections": None, "max_message_size": None, "max_recipients": 1_000, "max_idle_commands": 10**9}
+    bounds: dict[str, Any] = {
+        "max_connections": None,
+        "max_message_size": None,
+        "max_recipients": 1_000,
+        "max_idle_commands": 10**9,
+    }
     return SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", **bounds, **options)
 
 
@@ -206,8 +210,7 @@ def main() -> None:
                 context.callback(control.stop)
         said = {"port": port, "cpu": time.process_time() - began, "memory": measure.memory(os.getpid()) - before}
         print(json.dumps(said), flush=True)
-        waiting = spawn(FileObjectThread(sys.stdin).read)
-        waiting.join()
+        FileObjectThread(sys.stdin.fileno()).read()
         server.stop(0.0)
 
 

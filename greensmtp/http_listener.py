@@ -64,7 +64,7 @@ class HTTPListener:
     ) -> HTTPListener:
         """Return the listener at this address, opened if it is not open, with these routes.
 
-        :param user: who uses it; the same object for ``leave``.
+        :param user: any object; the same one for ``leave``.
         :param reuse_port: set SO_REUSEPORT, so that several processes can answer at one address.
         :param listener: a listening socket that is there already.
         :raises OSError: the address cannot be bound, or another user answers differently at one of the paths.
@@ -125,7 +125,7 @@ class _Connections:
         self._open: dict[Any, Any] = {}
 
     def add(self, sock: Any) -> None:
-        """Add a connection. If there are too many, close the oldest one that waits for a request, or else the oldest."""
+        """Add a connection. If there are too many, close the oldest that waits for a request, or else the oldest."""
         if len(self._open) >= MAX_CONNECTIONS:
             oldest = next((each for each, timer in self._open.items() if timer is not None), next(iter(self._open)))
             self.remove(oldest)

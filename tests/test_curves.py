@@ -19,7 +19,7 @@ from xml.etree import ElementTree
 import greenlet
 import pytest
 
-from benchmarks.curves import CURVES, GROUPS, report, shown, shown_size
+from benchmarks.curves import CURVES, GROUPS, panels, report
 from benchmarks.curves_chart import draw
 from benchmarks.curves_fit import exponent
 from greensmtp import Ack, Reply, Session, SMTPServer
@@ -331,20 +331,19 @@ def test_the_exponent_is_that_of_the_largest_sizes() -> None:
 
 def test_the_report_names_the_curves_that_are_worse() -> None:
     sizes = GROUPS["routes"].sizes
-    text, worse = report({"routes": {size: 1e-6 * size**2 for size in sizes}, "top": {size: 1e-6 for size in sizes}})
+    text, worse = report({"routes": {size: 1e-6 * size**2 for size in sizes}, "top": dict.fromkeys(sizes, 1e-06)})
     assert "WORSE than linear" in text.splitlines()[0]
     assert "linear or better" in text.splitlines()[1]
     assert worse == ["A message by deliveries (by domains): exponent 2.00"]
 
 
 def test_the_chart_has_a_panel_for_each_curve_and_both_color_schemes() -> None:
-    titles = {name: row[:2] for name, row in CURVES.items()}
     costs = {name: {1: 1e-3, 10: 2e-3, 100: 0.1} for name in CURVES}
-    text = draw(costs, titles, shown, shown_size, "a note & more")
+    text = draw(panels(costs), "a note & more")
     assert "prefers-color-scheme: dark" in text
     drawn = ElementTree.fromstring(text)
     assert len(drawn.findall("{*}polyline")) == len(CURVES)
-    assert {title for title, _ in titles.values()} <= {each.text for each in drawn.findall("{*}text")}
+    assert {title for title, _, _ in CURVES.values()} <= {each.text for each in drawn.findall("{*}text")}
 
 
 @pytest.mark.subprocess

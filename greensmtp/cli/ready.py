@@ -8,7 +8,6 @@ import socket
 import ssl
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import click
 
@@ -132,7 +131,7 @@ def _ask_listener(listen: Listen) -> str | None:
             connection.connect(listen.address)
         if listen.implicit_tls:
             context = ssl.create_default_context()
-            # Whether it answers is the question, not who it is.
+            # The question is whether the server answers; its identity does not matter.
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             connection = context.wrap_socket(connection)
         with connection:

@@ -66,7 +66,7 @@ def server_context(
             except (OSError, ValueError) as error:
                 raise ArgumentError(name, f"{str(path)!r} cannot be read: {_reason(error)}") from error
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
-    if not isinstance(minimum, str) or minimum not in _VERSIONS:
+    if minimum not in [*_VERSIONS]:  # a list, since what is given may not be hashable
         raise ArgumentError("minimum", f"takes {' or '.join(map(repr, _VERSIONS))}, not {minimum!r}")
     context.minimum_version = _VERSIONS[minimum]
     context.options |= ssl.OP_NO_RENEGOTIATION

@@ -5,11 +5,13 @@ The rules of this file:
 - The arbiter opens the listening sockets and keeps them, so they outlive workers, and no client is refused. It never
   accepts.
 - Workers belong to a *generation*: those of one reading of the configuration. A reload checks the new configuration
-  in a forked child, then starts a generation beside the one that serves. If all of it serve, the old one is told to
-  retire (SIGUSR2). If one cannot start, the new generation is ended, and the old one goes on.
-- A worker that dies is replaced by one of the same generation. One that is told to retire is not.
-- The arbiter keeps the rights that it was started with, so that it can open further sockets. Workers, and the child
-  that checks a configuration, become the service's user.
+  in a forked child, then starts a generation beside the one that serves. When all of its workers serve, those of the
+  old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one goes on.
+- Until then, the sockets of both are open. A reload that fails closes only those that it has opened.
+- A worker that dies is replaced by one of the same generation, unless it is retiring.
+- Nothing that goes wrong in a reload ends the service.
+- The arbiter keeps its privileges, so that it can open further sockets. Workers, and the child that checks a
+  configuration, become the service's user.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ PAUSE = 1.0
 #: Seconds beyond ``stop_timeout`` for connections that are cut off, and handlers that do not end.
 RESERVE = 10.0
 
-#: Seconds between two looks at workers that start, and at a configuration that is checked.
+#: Seconds of a wait for signals while workers start or a configuration is checked.
 LOOK = 0.05
 
 #: A file system in memory, on Linux.
@@ -100,14 +102,14 @@ class ServiceWorker(BaseWorker):
     opened: dict[Key, Any]
     #: The listening socket of HTTP, which all workers share.
     http: Any
-    #: Lets go of what is the arbiter's alone.
+    #: Releases what only the arbiter needs.
     release: Callable[[], object]
     retiring = False
     service: Service
 
     @property
     def is_ready(self) -> bool:
-        """True once it serves. Known in both processes: the file of the heartbeat has a byte then."""
+        """True once it serves. Both processes know it: the file of the heartbeat has a byte then."""
         return os.fstat(self.tmp.fileno()).st_size > 0
 
     def init_process(self) -> None:

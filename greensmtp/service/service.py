@@ -3,6 +3,11 @@
 Each reload makes a *generation* of servers on the same listening sockets. The connections of the one before go on with
 what they began with, until they end or ``reload_grace`` is over; then they drain, as at a stop. The listening sockets
 are never closed in between, so no client is refused.
+
+Rules of this file:
+
+- A reload that fails changes nothing: the servers before it go on, with their own limits.
+- What fails at the start of a server is a StartError that names the place in the configuration.
 """
 
 from __future__ import annotations
@@ -188,7 +193,7 @@ class Service:
         except BaseException:
             for former, server in replaced:
                 former.replace(server)
-            # What they have accepted meanwhile is served.
+            # The connections that they have accepted already are served.
             self._let_go(generation, loaded.config.service.reload_grace if before else 0.0)
             raise
         return generation

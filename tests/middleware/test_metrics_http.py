@@ -234,7 +234,8 @@ def test_clients_that_do_not_read_are_closed_for_new_ones(
         start_response("200 OK", [])
         return iter(large)
 
-    listener = http_listener.HTTPListener.use(told, *metrics.address or (), {"/large": answer})
+    assert metrics.address is not None
+    listener = http_listener.HTTPListener.use(told, *metrics.address, {"/large": answer})
     try:
         with ExitStack() as stack, Timeout(10):
             for _ in range(http_listener.MAX_CONNECTIONS):
@@ -269,7 +270,8 @@ def test_a_check_may_take_longer_than_headers(
         start_response("200 OK", [])
         return [b"well"]
 
-    listener = http_listener.HTTPListener.use(told, *metrics.address or (), {"/slow": answer})
+    assert metrics.address is not None
+    listener = http_listener.HTTPListener.use(told, *metrics.address, {"/slow": answer})
     assert get(metrics, "/slow") == (b"HTTP/1.1 200 OK", b"well")
     listener.leave(told)
 
