@@ -50,7 +50,7 @@ GROUPS: Mapping[str, Group] = {
     "routes": Group(run=curves_load.messages("routes", "routes"), sizes=(1, 10, 100, 300, 1_000), quick=(10, 100)),
 }
 
-#: curve -> its title, what its sizes are, and the unit of its cost
+#: curve -> its title, what its sizes are (nothing: bytes), and the unit of its cost
 CURVES: Mapping[str, tuple[str, str, str]] = {
     "connect": ("Connecting, with EHLO", "connections", "s"),
     "memory": ("Memory of idle connections", "connections", "B"),
@@ -64,8 +64,8 @@ CURVES: Mapping[str, tuple[str, str, str]] = {
     "recipients": ("A message by recipients", "recipients", "s"),
     "lmtp": ("The same by LMTP", "recipients", "s"),
     "routes": ("A message by deliveries", "domains", "s"),
-    "size": ("A message by size", "B", "s"),
-    "size_memory": ("Memory for it", "B", "B"),
+    "size": ("A message by size", "", "s"),
+    "size_memory": ("Memory for it", "", "B"),
     "keys": ("Counting keys of a RateLimit", "keys", "s"),
     "with_keys": ("A message beside them", "keys", "s"),
 }
@@ -90,7 +90,9 @@ def run(groups: Sequence[str], *, quick: bool) -> tuple[Results, list[str]]:
 
 def shown(curve: str, cost: float) -> str:
     """Return a cost as text."""
-    return seconds(cost) if CURVES[curve][2] == "s" else octets(cost)
+    if CURVES[curve][2] == "B":
+        return octets(cost)
+    return seconds(cost) if cost < 1 else f"{cost:.2f} s"
 
 
 def octets(number: float) -> str:
@@ -102,8 +104,8 @@ def octets(number: float) -> str:
 
 
 def shown_size(curve: str, size: int) -> str:
-    """Return a size as text; one in bytes with its unit, but for the letter that follows in the chart."""
-    return octets(size).removesuffix("B").rstrip() if CURVES[curve][1] == "B" else f"{size:,}"
+    """Return a size as text."""
+    return f"{size:,}" if CURVES[curve][1] else octets(size)
 
 
 def panels(results: Results) -> list[curves_chart.Panel]:
@@ -123,7 +125,7 @@ def report(results: Results) -> tuple[str, list[str]]:
         slope = exponent(costs)
         verdict = "linear or better" if slope <= LINEAR else "WORSE than linear"
         if slope > LINEAR:
-            worse.append(f"{title} (by {unit}): exponent {slope:.2f}")
+            worse.append(f"{title} (by {unit or 'bytes'}): exponent {slope:.2f}")
         points = "  ".join(f"{shown_size(curve, size)}: {shown(curve, cost)}" for size, cost in costs.items())
         lines.append(f"{title:<30} {slope:5.2f}  {verdict:<17}  {points}")
     return "\n".join(lines), worse

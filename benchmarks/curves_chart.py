@@ -51,14 +51,14 @@ def draw(panels: Sequence[Panel], note: str) -> str:
     :param note: the last line.
     """
     rows = -(-len(panels) // _COLUMNS)
-    width, height = _COLUMNS * _PANEL_WIDTH + 8, _HEAD + rows * _PANEL_HEIGHT + _FOOT + 16
+    width, height = _COLUMNS * _PANEL_WIDTH + 16, _HEAD + rows * _PANEL_HEIGHT + _FOOT + 16
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}"'
         f' viewBox="0 0 {width} {height}" role="img" aria-label="Cost by size, one panel for each curve">',
         f"<style>{_STYLE}</style>",
         '<text class="title" x="8" y="18">Cost by size</text>',
-        '<text class="note" x="8" y="36">Both axes are logarithmic. The dashed line, through the largest size, is'
-        " linear growth: a curve that is flatter grows more slowly. The exponent is that of the largest sizes.</text>",
+        '<text class="note" x="8" y="36">Both axes are logarithmic. The dashed line is linear growth; a flatter curve'
+        " grows more slowly. The exponent is that of the largest sizes.</text>",
     ]
     for number, panel in enumerate(panels):
         x, y = 8 + number % _COLUMNS * _PANEL_WIDTH, _HEAD + number // _COLUMNS * _PANEL_HEIGHT
@@ -96,8 +96,10 @@ def _draw_panel(panel: Panel, x: int, y: int) -> list[str]:
         f'<polyline class="curve" points="{" ".join(f"{a},{b}" for a, b in places)}"/>',
         *(f'<circle class="dot" cx="{a}" cy="{b}" r="2.5"/>' for a, b in places),
         f'<text x="{to_x + 6}" y="{to_y + 4}">{escape(panel.show_cost(costs[sizes[-1]]))}</text>',
-        f'<text class="note" x="{x + _LEFT + 4}" y="{places[0][1] - 7}">{escape(panel.show_cost(costs[sizes[0]]))}</text>',
+        # In the corner of the frame, where hardly a curve comes.
+        f'<text class="note" x="{x + _LEFT + 5}" y="{y + _TOP + 14}">'
+        f"from {escape(panel.show_cost(costs[sizes[0]]))}</text>",
         f'<text class="note" x="{x + _LEFT}" y="{base + 14}">{escape(panel.show_size(sizes[0]))}</text>',
         f'<text class="note" x="{x + _LEFT + _WIDTH}" y="{base + 14}" text-anchor="end">'
-        f"{escape(f'{panel.show_size(sizes[-1])} {panel.unit}')}</text>",
+        f"{escape(f'{panel.show_size(sizes[-1])} {panel.unit}'.rstrip())}</text>",
     ]
