@@ -397,6 +397,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._continue_reload()
         except Exception:  # gunicorn would end the service
             logger.exception("the reload failed")
+            self._check = None
             self._drop_next()
             self._refuse([])
         for generation in filter(None, (self._generation, self._next)):

@@ -147,7 +147,8 @@ class Control:
         action = request.get("do")
         if action == "stats":
             interval = request.get("interval", 1.0)
-            if not isinstance(interval, int | float) or not MIN_INTERVAL <= interval <= MAX_INTERVAL:
+            is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
+            if not is_number or not MIN_INTERVAL <= interval <= MAX_INTERVAL:
                 raise ValueError(f"interval takes {MIN_INTERVAL} to {MAX_INTERVAL:g} seconds, not {interval!r}")
             self._send_stats(client, interval)
         elif action == "trace":

@@ -11,6 +11,7 @@ from gevent import get_hub, socket
 
 from greensmtp import _notify
 from greensmtp._log import logger
+from greensmtp.server.run import notifications_retried
 from greensmtp.service.errors import StartError
 
 #: The first descriptor of those that are passed (``sd_listen_fds(3)``).
@@ -55,17 +56,8 @@ def _adopt(descriptor: int) -> socket.socket:
 @contextmanager
 def notifying() -> Iterator[None]:
     """Send notifications again that systemd had no room for, and tell its watchdog that the hub runs."""
-    if not _notify.is_managed():
+    with notifications_retried(), _watchdog():
         yield
-        return
-    timer = get_hub().loop.timer(_notify.RETRY_SECONDS, repeat=_notify.RETRY_SECONDS)
-    timer.start(_notify.retry)
-    try:
-        with _watchdog():
-            yield
-    finally:
-        timer.stop()
-        timer.close()
 
 
 @contextmanager

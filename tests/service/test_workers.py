@@ -12,11 +12,14 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from greensmtp.config.problems import ConfigError
 from greensmtp.service import plan
+from greensmtp.service.arbiter import ServiceArbiter
 from greensmtp.testing import Peer
 from tests.helpers import free_port, refused, replace_text, until
 from tests.serve_process import ServeProcess
@@ -219,6 +222,28 @@ def test_a_check_that_ends_without_its_answer_is_refused(monkeypatch: pytest.Mon
     monkeypatch.setattr(plan, "_report", report)
     with pytest.raises(ConfigError, match="has ended without an answer"):
         plan.Check(lambda: pytest.fail("it is not called here")).wait()
+
+
+def test_a_reload_that_raises_ends_no_service(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """gunicorn ends all workers when something raises in its main loop."""
+
+    class Broken:
+        def result(self) -> None:
+            raise OSError("no such descriptor")
+
+    served: Any = SimpleNamespace(failed=False, plan=SimpleNamespace(urls=[], workers=0))
+    arbiter: Any = ServiceArbiter.__new__(ServiceArbiter)
+    arbiter._generation, arbiter._next, arbiter._check = served, None, Broken()
+    arbiter._is_announced, arbiter._check_again, arbiter._keep = True, False, lambda plan: None
+    arbiter.WORKERS, arbiter.num_workers = {}, 0
+    for _ in range(2):
+        arbiter.manage_workers()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the reload failed",
+        "the configuration was not reloaded; the one before is still served",
+    ]
 
 
 def test_a_check_may_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
