@@ -224,9 +224,7 @@ def test_a_check_that_ends_without_its_answer_is_refused(monkeypatch: pytest.Mon
         plan.Check(lambda: pytest.fail("it is not called here")).wait()
 
 
-def test_a_reload_that_raises_ends_no_service(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reload_that_raises_ends_no_service(caplog: pytest.LogCaptureFixture) -> None:
     """gunicorn ends all workers when something raises in its main loop."""
 
     class Broken:
@@ -237,7 +235,7 @@ def test_a_reload_that_raises_ends_no_service(
     arbiter: Any = ServiceArbiter.__new__(ServiceArbiter)
     arbiter._generation, arbiter._next, arbiter._check = served, None, Broken()
     arbiter._is_announced, arbiter._check_again, arbiter._keep = True, False, lambda plan: None
-    arbiter.WORKERS, arbiter.num_workers = {}, 0
+    arbiter.WORKERS, arbiter._num_workers = {}, 0
     for _ in range(2):
         arbiter.manage_workers()
     assert [record.getMessage() for record in caplog.records] == [
