@@ -270,6 +270,27 @@ def test_a_recipient_costs_the_same_with_any_number_of_domains(smtp_server: Make
     assert costs[1] <= 1.02 * costs[0]
 
 
+def test_routes_are_not_compared_with_each_other_at_the_start() -> None:
+    """Whether two deliveries that are answered by other systems have recipients in common is looked up."""
+
+    class Answered(Drop):
+        answers = True
+
+    def make(count: int) -> Deliveries:
+        patterns = [
+            [f"*@d{number}.example", f"jo@e{number}.example", f"al@e{number}.example"] for number in range(count)
+        ]
+        return Deliveries([Route(Answered(), each) for each in patterns])
+
+    few, many = (bytecodes(partial(make, count)) for count in (SMALL, LARGE))
+    assert many <= LINEAR * few
+    for clash in ("*@d7.example", "jo@e7.example", "jo@d7.example", "*@e7.example"):
+        with pytest.raises(ValueError, match="Answered and Answered: a recipient may have only one"):
+            Deliveries([*(Route(Answered(), f"*@d{number}.example") for number in range(SMALL)),
+                        *(Route(Answered(), f"jo@e{number}.example") for number in range(SMALL)),
+                        Route(Answered(), clash)])  # fmt: skip
+
+
 @pytest.mark.parametrize("strategy", ["moving-window", "fixed-window", "sliding-window-counter"])
 def test_a_message_costs_the_same_with_any_number_of_keys(smtp_server: MakeServer, strategy: Any) -> None:
     limit = RateLimit("1000/hour", by="sender", strategy=strategy)
