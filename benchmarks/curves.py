@@ -71,8 +71,8 @@ CURVES: Mapping[str, tuple[str, str, str]] = {
 }
 
 #: curve -> an exponent that is allowed beyond LINEAR. Python's garbage collector passes over all objects whenever a
-#: quarter of them is new: nearly never at 1,000 connections, five times on the way to 10,000. With the collector off, a
-#: connection costs 60 us at both; the passes add up to a constant for each object, so the growth ends.
+#: quarter of them is new. Measured in one run, CPU of a connection with 1,000 and with 10,000: 66 and 77 us; with the
+#: collector off 60 and 60 us.
 ALLOWED: Mapping[str, float] = {"connect": 1.2}
 
 Results = dict[str, dict[int, float]]
