@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 PIP    := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help serve test test-all test-compiled fast mutants wheel coverage lint format types imports check bench lock clean
+.PHONY: help serve test test-all test-compiled fast mutants wheel coverage lint format types imports check bench curves lock clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -62,6 +62,9 @@ check: test lint types imports ## test, lint, types and imports; CI runs test-al
 
 bench: .venv/.dev ## measure the server beside a bare loop and its peers; options in ARGS (--help)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+curves: .venv/.dev ## measure how costs grow with connections, recipients, bytes ...; options in ARGS (--help)
+	$(BIN)/python -m benchmarks curves $(ARGS)
 
 docs: .venv/.docs ## build the documentation into docs/_build/html; a warning is an error
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -b html docs docs/_build/html $(ARGS)

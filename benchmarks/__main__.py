@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks import chart, machine, report
+from benchmarks import chart, curves, machine, report
 from benchmarks.contenders import CONTENDERS, SPECIAL, add_before
 from benchmarks.results import Results
 from benchmarks.workloads import WORKLOADS, Subject, Workload
@@ -103,7 +103,13 @@ def progress(text: str) -> None:
 
 def main() -> int:
     """Run the benchmark; return the exit status: 1 if ``--check`` is given and a target is missed."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    if sys.argv[1:2] == ["curves"]:
+        return curves.main(sys.argv[2:])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__.splitlines()[0],
+        epilog="`python -m benchmarks curves` measures how costs grow instead.",
+    )
     parser.add_argument("--only", type=names(tuple(WORKLOADS)), metavar="WORK,...", help=", ".join(WORKLOADS))
     parser.add_argument("--servers", type=names(tuple(CONTENDERS)), metavar="NAME,...", help=", ".join(CONTENDERS))
     parser.add_argument("--rounds", type=int, help="counted rounds of each workload (5; 1 when quick)")

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import os
 import socket as native
+from collections import deque
 from time import clock_gettime_ns
+
+#: Seconds between two attempts to send a state that the manager had no room for.
+RETRY_SECONDS = 1.0
+
+#: States that could not be sent, the oldest first. A start fails without READY=1, so that one is not given up.
+_unsent: deque[str] = deque(maxlen=8)
+os.register_at_fork(after_in_child=_unsent.clear)
 
 
 def notify(state: str) -> bool:
-    """Send a state to the service manager that started this process; return whether there is one.
+    """Send a state to the service manager that started this process; return whether it has been sent.
 
     It never waits and never raises: a manager that does not read must not hold up a server.
 
-    :param state: lines like ``READY=1``.
+    :param state: lines like ``WATCHDOG=1``.
     """
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path.startswith(("/", "@")):
@@ -27,22 +35,40 @@ def notify(state: str) -> bool:
     return True
 
 
+def retry() -> None:
+    """Send again what could not be sent, in its order. Call it every ``RETRY_SECONDS``."""
+    while _unsent and notify(_unsent[0]):
+        _unsent.popleft()
+
+
+def _tell(state: str) -> None:
+    """Send a state that must arrive, behind those that are still to be sent."""
+    if is_managed():
+        _unsent.append(state)
+        retry()
+
+
+def is_managed() -> bool:
+    """Return whether a service manager wants to be told."""
+    return bool(os.environ.get("NOTIFY_SOCKET"))
+
+
 def ready(status: str) -> None:
     """The service is up, for the first time or after a reload.
 
     :param status: a line for ``systemctl status``.
     """
-    notify(f"READY=1\nSTATUS={status}")
+    _tell(f"READY=1\nSTATUS={status}")
 
 
 def reloading() -> None:
     """A reload begins; ``ready`` ends it. (``Type=notify-reload`` needs the time.)"""
-    notify(f"RELOADING=1\nMONOTONIC_USEC={clock_gettime_ns(_MONOTONIC) // 1000}\nSTATUS=reloading")
+    _tell(f"RELOADING=1\nMONOTONIC_USEC={clock_gettime_ns(_MONOTONIC) // 1000}\nSTATUS=reloading")
 
 
 def stopping(status: str = "letting transactions in progress finish") -> None:
     """The service drains."""
-    notify(f"STOPPING=1\nSTATUS={status}")
+    _tell(f"STOPPING=1\nSTATUS={status}")
 
 
 _MONOTONIC = 1  # CLOCK_MONOTONIC, which time has on POSIX systems alone

@@ -1,4 +1,11 @@
-"""A small HTTP listener for operators: metrics and health, by gevent's pywsgi. It is open while somebody uses it."""
+"""A small HTTP listener for operators: metrics and health, by gevent's pywsgi. It is open while it has users.
+
+Clients that are slow must not keep the others from asking ``/readyz``:
+
+- The headers of a request have ``HEADER_SECONDS``, and a connection has ``CONNECTION_SECONDS`` in all.
+- Beyond ``MAX_CONNECTIONS`` the oldest connection is closed for a new one: of those that wait for a request, if there
+  are any. A client that has something to ask sends it at once, so it is not among them for long.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +19,15 @@ from gevent import get_hub, socket
 #: Seconds that a connection may last, with any number of requests: pywsgi itself has no timeout.
 CONNECTION_SECONDS = 15.0
 
-#: Open connections; more wait to be accepted.
+#: Seconds until the headers of a request must have arrived, from the connection's begin or the response before.
+HEADER_SECONDS = 3.0
+
+#: Open connections; for another one, the oldest is closed.
 MAX_CONNECTIONS = 10
+
+#: Greenlets: those of open connections, and of closed ones whose checks have not come back. More connections wait to be
+#: accepted.
+MAX_GREENLETS = 30
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -50,7 +64,7 @@ class HTTPListener:
     ) -> HTTPListener:
         """Return the listener at this address, opened if it is not open, with these routes.
 
-        :param user: who uses it; the same object for ``leave``.
+        :param user: any object; the same one for ``leave``.
         :param reuse_port: set SO_REUSEPORT, so that several processes can answer at one address.
         :param listener: a listening socket that is there already.
         :raises OSError: the address cannot be bound, or another user answers differently at one of the paths.
@@ -103,11 +117,56 @@ def open_socket(host: str, port: int, *, reuse_port: bool = False) -> Any:
     return listener
 
 
+class _Connections:
+    """The open connections of a listener, the oldest first."""
+
+    def __init__(self) -> None:
+        #: Socket -> the timer of its request's headers; None while a request is handled.
+        self._open: dict[Any, Any] = {}
+
+    def add(self, sock: Any) -> None:
+        """Add a connection. If there are too many, close the oldest that waits for a request, or else the oldest."""
+        if len(self._open) >= MAX_CONNECTIONS:
+            oldest = next((each for each, timer in self._open.items() if timer is not None), next(iter(self._open)))
+            self.remove(oldest)
+            _hang_up(oldest)
+        self._open[sock] = None
+
+    def expect_request(self, sock: Any) -> None:
+        """Close a connection unless ``handle_request`` is called in time."""
+        if sock in self._open:
+            timer = self._open[sock] = get_hub().loop.timer(HEADER_SECONDS)
+            timer.start(_hang_up, sock)
+
+    def handle_request(self, sock: Any) -> None:
+        """Note that the headers of a request have arrived."""
+        timer = self._open.get(sock)
+        if timer is not None:
+            self._open[sock] = None
+            timer.stop()
+            timer.close()
+
+    def remove(self, sock: Any) -> None:
+        """Forget a connection."""
+        self.handle_request(sock)
+        self._open.pop(sock, None)
+
+
 def _serve(app: App, listener: Any) -> Any:
     from gevent.pywsgi import WSGIHandler, WSGIServer
 
+    connections = _Connections()
+
     class Handler(WSGIHandler):
-        """A handler that prints nothing when a request is malformed."""
+        """A handler that prints nothing when a request is malformed, and waits for its headers for a limited time."""
+
+        def handle_one_request(self) -> Any:
+            connections.expect_request(self.socket)
+            return super().handle_one_request()
+
+        def handle_one_response(self) -> None:
+            connections.handle_request(self.socket)
+            super().handle_one_response()
 
         def read_request(self, raw_requestline: str) -> Any:
             try:
@@ -121,9 +180,11 @@ def _serve(app: App, listener: Any) -> Any:
         def handle(self, sock: Any, address: Any) -> None:
             timer = get_hub().loop.timer(CONNECTION_SECONDS)
             timer.start(_hang_up, sock)
+            connections.add(sock)
             try:
                 super().handle(sock, address)
             finally:
+                connections.remove(sock)
                 timer.stop()
                 timer.close()
 
@@ -134,7 +195,7 @@ def _serve(app: App, listener: Any) -> Any:
         log=None,
         error_log=None,
         handler_class=Handler,
-        spawn=MAX_CONNECTIONS,
+        spawn=MAX_GREENLETS,
         environ={"SERVER_NAME": "localhost"},
     )
     server.start()

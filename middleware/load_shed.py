@@ -1,9 +1,22 @@
-"""LoadShed: turn mail away before it is accepted, while the server cannot take it."""
+"""LoadShed: refuse mail before it is accepted, while the server cannot take it.
+
+How it works. One sampler for each hub measures for all LoadSheds of its servers, with a timer: the hub's lag every
+``INTERVAL``, memory and stores every ``SLOW_INTERVAL`` in the thread pool. A LoadShed keeps what is wrong in
+``reasons``. A command only tests whether there are any.
+
+Rules of this file:
+
+- No reason begins or ends by one measurement at its limit. The hub must be late twice within ``LATE_SECONDS``, and then
+  in time for ``QUIET_SECONDS``. Memory and space must recover by 5 % more than they lacked.
+- What cannot be measured is a reason, too: a store whose file system fails or does not answer stores nothing.
+- Each change of what is wrong is one line in the log.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any, ClassVar
 
@@ -19,11 +32,23 @@ from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
 
-#: Seconds between two looks at the hub.
+#: Seconds between two measurements of the hub's lag.
 INTERVAL = 0.25
 
-#: Seconds between two looks at memory and disk.
+#: Seconds between two measurements of memory and stores.
 SLOW_INTERVAL = 2.0
+
+#: Seconds within which the hub must be late twice: a single handler that computes for long is no overload.
+LATE_SECONDS = 10.0
+
+#: Seconds for which the hub must not be late by more than half of the limit, until mail is taken again.
+QUIET_SECONDS = 5.0
+
+#: Seconds after which a measurement that has not come back is a reason.
+STALLED_SECONDS = 15.0
+
+#: A store: its free bytes and inodes, or why they are not known.
+Space = tuple[int, int] | str
 
 #: Share of a container's memory limit at which mail is turned away, if ``max_memory`` is not given.
 SHARE_OF_LIMIT = 0.9
@@ -37,16 +62,16 @@ _NO_SPACE = Reply(452, "4.3.1 No space for mail at the moment, try again later")
 
 
 class LoadShed:
-    """Refuses connections and mail while the hub is late, memory is short, or the stores are full.
+    """Refuses connections and mail while the hub is late, memory is short, or a store is full or fails.
 
-    While the hub lags or memory is short, new connections get 421 4.3.2, and MAIL of open ones gets 452 4.3.1. While a
-    store lacks space or inodes, MAIL gets 452 4.3.1, also if the message's SIZE would not leave enough. It begins and
-    ends with a line in the log each. What is measured, is measured once for a process, by a timer; a command costs the
-    look at one attribute.
+    While the hub is late or memory is short, new connections get 421 4.3.2, and MAIL on open ones gets 452 4.3.1.
+    While a store lacks space or inodes, or cannot be examined, MAIL gets 452 4.3.1; so does a message whose SIZE would
+    not leave enough. A line is logged when a reason is added, and when one is gone.
 
     The stores are those of deliveries (``greensmtp.health.add_store``).
 
-    :param max_lag: seconds by which the hub may be late; None: any. It ends at half of that.
+    :param max_lag: seconds by which the hub may be late; None: any. Mail is refused when it has been late twice within
+        ten seconds, until it has been late by no more than half of that for five seconds.
     :param max_memory: bytes of the process; None: 90 % of the container's limit, if there is one.
     :param min_free: bytes that must be free in each store; None: any.
     :param min_inodes: the same for inodes.
@@ -75,6 +100,8 @@ class LoadShed:
         self.room: int | None = None
         self._began = 0.0
         self._refused_before = 0
+        #: When the hub was late the last time: by the limit, and by half of it.
+        self._late = self._half_late = float("-inf")
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
         """Refuse a connection or a sender, or pass the command on."""
@@ -105,14 +132,26 @@ class LoadShed:
 
     # Called by the sampler
 
-    def note_lag(self, seconds: float) -> None:
+    def note_lag(self, seconds: float, now: float | None = None) -> None:
         """Take note of how late the hub is."""
-        if self.max_lag is not None:
-            limit = self.max_lag / 2 if "hub" in self.reasons else self.max_lag
-            self._note("hub", f"the hub is late by {seconds:.1f} s" if seconds >= limit else None)
+        if self.max_lag is None:
+            return
+        now = monotonic() if now is None else now
+        if seconds >= self.max_lag / 2:
+            self._half_late = now
+        if seconds >= self.max_lag:
+            if "hub" in self.reasons or now - self._late <= LATE_SECONDS:
+                self._note("hub", f"the hub is late by {seconds:.1f} s")
+            self._late = now
+        elif now - self._half_late >= QUIET_SECONDS:
+            self._note("hub", None)
 
-    def note_resources(self, memory: int, limit: int | None, stores: dict[str, tuple[int, int]]) -> None:
-        """Take note of the process's memory, the container's limit, and the free bytes and inodes of each store."""
+    def note_stalled(self, seconds: float) -> None:
+        """Take note that memory and stores have been measured for so long, without a result."""
+        self._note("store", f"a store has not answered for {seconds:.0f} s")
+
+    def note_resources(self, memory: int, limit: int | None, stores: Mapping[str, Space]) -> None:
+        """Take note of the process's memory, the container's limit, and the space of each store."""
         most = self.max_memory
         if most is None and limit is not None:
             most = int(limit * SHARE_OF_LIMIT)
@@ -120,11 +159,13 @@ class LoadShed:
             limit = int(most * 0.95) if "memory" in self.reasons else most
             self._note("memory", f"the process has {_mib(memory)} MiB" if memory >= limit else None)
         self._note("store", next(filter(None, (self._lack(*each) for each in stores.items())), None))
-        least = min((free for free, _ in stores.values()), default=None)
+        least = min((space[0] for space in stores.values() if not isinstance(space, str)), default=None)
         is_near = least is not None and self.min_free is not None and least - self.min_free < NEAR
         self.room = max(least - self.min_free, 0) if is_near else None  # type: ignore[operator]
 
-    def _lack(self, folder: str, space: tuple[int, int]) -> str | None:
+    def _lack(self, folder: str, space: Space) -> str | None:
+        if isinstance(space, str):
+            return f"{folder} cannot be examined: {space}"
         factor = 1.05 if "store" in self.reasons else 1.0
         free, inodes = space
         if self.min_free is not None and free < self.min_free * factor:
@@ -134,17 +175,20 @@ class LoadShed:
         return None
 
     def _note(self, name: str, reason: str | None) -> None:
-        before = bool(self.reasons)
-        if reason is None:
-            self.reasons.pop(name, None)
-        else:
+        """Add, change or remove a reason, and log it if it is new or gone."""
+        if reason is not None:
+            if not self.reasons:
+                self._began, self._refused_before = monotonic(), self.refused
+            if name not in self.reasons:
+                logger.warning("refusing mail: %s", "; ".join([*self.reasons.values(), reason]))
             self.reasons[name] = reason
-        if reason is not None and not before:
-            self._began, self._refused_before = monotonic(), self.refused
-            logger.warning("turning mail away: %s", reason)
-        elif before and not self.reasons:
+        elif self.reasons.pop(name, None) is None:
+            return
+        elif self.reasons:
+            logger.warning("still refusing mail: %s", "; ".join(self.reasons.values()))
+        else:
             logger.warning(
-                "taking mail again after %.1f s; %d connections and messages were refused",
+                "accepting mail again after %.1f s; %d connections and messages were refused",
                 monotonic() - self._began,
                 self.refused - self._refused_before,
             )
@@ -169,7 +213,8 @@ class _Sampler:
         self._loop = get_hub().loop
         self._timer = self._loop.timer(INTERVAL, repeat=INTERVAL)
         self._last = self._slow_last = monotonic()
-        self._measuring = False
+        #: When a measurement of memory and stores began; None: there is none under way.
+        self._measuring: float | None = None
         self._timer.start(self._tick)
         spawn(self._measure)
 
@@ -199,31 +244,36 @@ class _Sampler:
         lag, self._last = now - self._last - INTERVAL, now
         for shed in self._sheds():
             shed.note_lag(lag)
-        if now - self._slow_last >= SLOW_INTERVAL and not self._measuring:
-            self._slow_last = now
+        if now - self._slow_last < SLOW_INTERVAL:
+            return
+        self._slow_last = now
+        if self._measuring is None:
             spawn(self._measure)
+        elif now - self._measuring >= STALLED_SECONDS:
+            for shed in self._sheds():
+                shed.note_stalled(now - self._measuring)
 
     def _measure(self) -> None:
-        self._measuring = True
+        if self._measuring is not None:
+            return
+        self._measuring = monotonic()
         try:
             memory, limit, stores = in_thread_pool(_measure, health.stores())
-        except OSError as error:
-            logger.debug("cannot measure memory and space: %s", error)
-            return
         finally:
-            self._measuring = False
+            self._measuring = None
         for shed in self._sheds():
             shed.note_resources(memory, limit, stores)
 
 
-def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, tuple[int, int]]]:
-    """Return this process's memory, its limit, and the free bytes and inodes of each folder. In a thread."""
-    stores = {}
+def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, Space]]:
+    """Return this process's memory, its limit, and the space of each folder. In a thread."""
+    stores: dict[str, Space] = {}
     for folder in folders:
         try:
             found = os.statvfs(folder)
-        except OSError:
-            continue  # a health check says so
+        except OSError as error:
+            stores[folder] = error.strerror or str(error)
+            continue
         # Some file systems count no inodes.
         stores[folder] = (found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62)
     return _resident(), _memory_limit(), stores
@@ -231,7 +281,7 @@ def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, tuple[int, 
 
 def _resident() -> int:
     try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - small and often
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - cheaper than Path
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:  # not on Linux
         return 0

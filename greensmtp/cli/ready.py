@@ -8,7 +8,6 @@ import socket
 import ssl
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any
 
 import click
 
@@ -18,17 +17,31 @@ from greensmtp.config.defaults import DEFAULT_URL
 from greensmtp.config.urls import HELP, Listen
 from greensmtp.protocol.log_text import printable
 
-#: Seconds that one question may take.
+#: Seconds for a connection and its answer.
 QUESTION_SECONDS = 10.0
 
-#: Seconds between two questions.
+#: Seconds between two attempts.
 PAUSE = 0.2
+
+#: The longest answer.
+MAX_ANSWER = 65536
+
+
+def _read_seconds(text: str) -> float:
+    """Read the value of --wait."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise ValueError(f"expected a number of seconds; got {text!r}")
+    return seconds
 
 
 @click.command()
 @click.argument("target", required=False)
 @click.option("-c", "--config", type=FileType(), metavar="FILE", help="The server's configuration: where to ask.")
-@click.option("-w", "--wait", type=ParsedType("SECONDS", float), default=0.0, help="Ask again for so long.")
+@click.option("-w", "--wait", type=ParsedType("SECONDS", _read_seconds), default=0.0, help="Ask again for so long.")
 def ready(target: str | None, config: Path | None, wait: float) -> None:
     """Ask a running server whether it takes mail.
 
@@ -94,13 +107,16 @@ def _ask_http(host: str, port: int) -> str | None:
     try:
         connection.request("GET", "/readyz")
         response = connection.getresponse()
-        body = response.read(65536)
+        body = response.read(MAX_ANSWER)
     finally:
         connection.close()
     if response.status == 200:
         return None
-    found: Any = json.loads(body)
-    return "; ".join(printable(f"{name}: {text}") for name, text in found["failures"].items())
+    try:
+        failures = json.loads(body)["failures"].items()
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"the answer is {response.status} {printable(response.reason)}; is this the [http] address of greensmtp?"
+    return "; ".join(printable(f"{name}: {text}") for name, text in failures)
 
 
 def _ask_listener(listen: Listen) -> str | None:
@@ -115,13 +131,16 @@ def _ask_listener(listen: Listen) -> str | None:
             connection.connect(listen.address)
         if listen.implicit_tls:
             context = ssl.create_default_context()
-            # Whether it answers is the question, not who it is.
+            # The question is whether the server answers; its identity does not matter.
             context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
             connection = context.wrap_socket(connection)
         with connection:
             line = b""
+            deadline = monotonic() + QUESTION_SECONDS
             while b"\n" not in line and len(line) < 1000 and (piece := connection.recv(1000)):
                 line += piece
+                if monotonic() > deadline:
+                    raise TimeoutError(f"no banner within {QUESTION_SECONDS:g} s")
             if line.startswith(b"220"):
                 connection.sendall(b"QUIT\r\n")
                 return None

@@ -108,7 +108,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
 
 def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
     from greensmtp.service.blocked_hub import blocking_reported
-    from greensmtp.service.systemd import watchdog
+    from greensmtp.service.systemd import notifying
 
     stopping, hangup = Event(), Event()
 
@@ -119,7 +119,7 @@ def _run(service: Service, loaded: Loaded, stdout: LineWriter) -> None:
             service.reload()
 
     blocked = loaded.config.service.report_blocked
-    with signals_handled(stopping, hangup.set), watchdog(), blocking_reported(blocked):
+    with signals_handled(stopping, hangup.set), notifying(), blocking_reported(blocked):
         service.start(loaded)
         urls = [each.listen.url(each.server.address) for each in service.serving]
         say_places(stdout, loaded.maildirs(), urls, service.http_address)

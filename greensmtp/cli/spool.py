@@ -28,7 +28,7 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
     """Show and change the messages that wait in a spool.
 
     The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. The server
-    may run meanwhile. A message that it is sending just now is left alone, and named.
+    may run meanwhile. A message that it is sending at that moment is not changed, and is named.
 
     \b
     What waits, and why:
@@ -41,7 +41,7 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
       greensmtp spool hold 6447ef957f640-5c1f0a-1f
       greensmtp spool release 6447ef957f640-5c1f0a-1f
       greensmtp spool drop 6447ef957f640-5c1f0a-1f
-    Dead letters, of which nobody was told:
+    Dead letters, which no report was sent for:
       greensmtp spool list --dead
 
     Exit status 1: a message is not there, or is being sent.
@@ -59,7 +59,7 @@ def _configured(config: Path | None) -> Path:
         raise click.UsageError("there is no greensmtp.toml here; name the spool by --config or --path") from None
     except (OSError, ValueError) as error:
         raise click.ClickException(f"{file}: {error}") from error
-    for each in deliveries:
+    for each in deliveries if isinstance(deliveries, list) else ():
         if isinstance(each, dict) and each.get("use") == "Spool" and isinstance(each.get("path"), str):
             return Path(file.absolute().parent, str(each["path"]))
     raise click.UsageError(f'{file} has no [[deliveries]] with use = "Spool"; name the spool by --path')
@@ -166,9 +166,9 @@ def release(folder: Any, names: Sequence[str]) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def drop(folder: Any, names: Sequence[str], yes: bool) -> None:
-    """Delete messages. Nobody is told."""
+    """Delete messages, without a report to their senders."""
     if not yes:
-        click.confirm(f"Delete {len(names)} message{'s' * (len(names) > 1)}? Nobody is told", abort=True)
+        click.confirm(f"Delete {len(names)} message{'s' * (len(names) > 1)}? No report is sent", abort=True)
     _change(folder, names, lambda entry: entry.remove(), "deleted")
 
 

@@ -36,8 +36,8 @@ def top(interval: float, once: bool, as_json: bool, control: Path | None, config
     """Show what a running server does.
 
     You see connections, rates, senders, and why mail is rejected. All worker processes of the server are added up.
-    Counting begins when you start this command, and ends with it: a server counts nothing that nobody looks at. q or
-    Ctrl-C ends it. Where standard output is no terminal, it prints one picture, as with --once.
+    Counting begins when you start this command, and ends with it: otherwise a server counts nothing. q or Ctrl-C ends
+    it. Where standard output is no terminal, it prints one picture, as with --once.
 
     \b
     connections  open now; in the line below, those that came in a second
@@ -47,8 +47,8 @@ def top(interval: float, once: bool, as_json: bool, control: Path | None, config
     AT           the command that was rejected; "message" is the reply to the
                  whole message
     STATE        "handles RCPT": handlers and middleware are at work, for so
-                 many SECONDS; else the client is waited for: "sending" its
-                 message, "in a transaction", "idle"
+                 many SECONDS; else the server waits for the client: "sending"
+                 its message, "in a transaction", "idle"
 
     \b
     Try it:

@@ -136,7 +136,7 @@ def _peers(rows: Iterable[Sequence[Any]]) -> RenderableType:
 
 
 def _sessions(sessions: Iterable[Mapping[str, Any]], count: int, rows: int) -> RenderableType:
-    # First those that need an eye: handlers that are slow, then transactions, then the rest.
+    # Slow handlers first, then transactions, then the rest.
     order = sorted(sessions, key=lambda each: (each["doing"] in _WAITING, each["sender"] is None, -each["seconds"]))
     shown = order[:rows]
     more = f" ({len(shown)} of {count})" if count > len(shown) else ""
@@ -197,7 +197,7 @@ def curve(values: Iterable[float]) -> str:
 
 
 def size(octets: float) -> str:
-    """Return a number of bytes for people: ``1.2 MB``."""
+    """Return a number of bytes as text: ``1.2 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if octets < 1000:
             return f"{octets:.0f} {unit}" if unit == "B" or octets >= 100 else f"{octets:.1f} {unit}"
@@ -206,7 +206,7 @@ def size(octets: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time for people: ``45 s``, ``12 min``, ``3.5 h``."""
+    """Return a time as text: ``45 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

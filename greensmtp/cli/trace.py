@@ -26,8 +26,8 @@ _SIGNS = {
     "end": ("* ended:", "blue"),
 }
 
-#: Seconds between two looks for processes that are new, after a worker has been replaced.
-_LOOK = 2.0
+#: Seconds between two searches for new processes, which replace workers.
+_SEARCH_SECONDS = 2.0
 
 
 def _check_peer(context: click.Context, parameter: click.Parameter, peer: str | None) -> str | None:
@@ -102,7 +102,7 @@ def trace(
     looked = monotonic()
     try:
         while client.pids:
-            for pid, line in client.lines(_LOOK):
+            for pid, line in client.lines(_SEARCH_SECONDS):
                 if "error" in line:
                     raise click.ClickException(f"process {pid} says: {line['error']}")
                 if "tracing" in line:
@@ -111,7 +111,7 @@ def trace(
                 printed += 1
                 if printed == limit:
                     return
-                if monotonic() - looked > _LOOK:
+                if monotonic() - looked > _SEARCH_SECONDS:
                     break
             looked = monotonic()
             client.find_more()

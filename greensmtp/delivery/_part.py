@@ -77,8 +77,9 @@ class Part:
         assert transfer is not None
         recipients = self.envelope.recipients
         if recipient is not None:
-            rest = recipients[recipients.index(recipient) :]
-            recipients = rest[:1] if self.delivery.per_recipient else rest
+            # The search, and the copy, are for the first of them alone: each would be as long as the list.
+            one_by_one = self.delivery.per_recipient
+            recipients = (recipient,) if one_by_one else recipients[recipients.index(recipient) :]
         recipients = tuple(each for each in recipients if each not in self._refusals)
         shielded = not (transfer.settles or self.delivery.answers)
         result = self._step("commit", uninterrupted if shielded else _call, transfer.commit, recipients)
@@ -144,10 +145,11 @@ class Part:
                 self.failure = result
                 return
             result = dict.fromkeys(recipients, result)
+        delivered = set(recipients)
         for each, reply in result.items() if isinstance(result, Mapping) else ():
             if reply is not None and reply.code >= 400:
                 self._refusals[each] = reply
-            elif reply is not None and each in recipients:
+            elif reply is not None and each in delivered:
                 self._accepted[each] = reply
 
     def _step(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:

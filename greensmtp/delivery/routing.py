@@ -92,23 +92,19 @@ class Route:
         match = re.compile(text, re.DOTALL).fullmatch
         self._others.append(lambda session, address: match(_key(address.local_part, address.ascii_domain)))
 
-    def takes(self, session: Session, address: Address) -> bool:
-        """Return whether a pattern or predicate takes a recipient."""
-        domain = address.ascii_domain
-        if domain in self._domains or (self._addresses and _key(address.local_part, domain) in self._addresses):
-            return True
-        return any(test(session, address) for test in self._others)
+    @property
+    def names(self) -> Iterable[str]:
+        """What it takes, to be looked up: ``jo@example.com``, and ``@example.com`` for a domain."""
+        return self._addresses | {f"@{domain}" for domain in self._domains}
 
-    def overlaps(self, other: Route) -> bool:
-        """Return whether there is certainly a recipient that both take. Of predicates and ``*`` it cannot be known."""
-        if self.for_all or other.for_all or (self.for_others and other.for_others):
-            return True
-        return any(
-            one._domains & two._domains
-            or one._addresses & two._addresses
-            or any(address.rpartition("@")[2] in two._domains for address in one._addresses)
-            for one, two in ((self, other), (other, self))
-        )
+    @property
+    def has_tests(self) -> bool:
+        """True if it has predicates, or patterns that can only be tried."""
+        return bool(self._others)
+
+    def tests(self, session: Session, address: Address) -> bool:
+        """Return whether a predicate, or such a pattern, takes a recipient."""
+        return any(test(session, address) for test in self._others)
 
     def __repr__(self) -> str:
         return f"<Route to {type(self.delivery).__name__}>"
@@ -131,6 +127,15 @@ class Routing:
         #: True if no recipient is refused.
         self.takes_all = bool(self.for_all) or any(route.for_others for route in routes)
         self._is_plain = len(self.for_all) == len(self.deliveries)
+        # There may be hundreds of routes, each for a domain: they are not tried one by one for each recipient.
+        self._order = {delivery: number for number, delivery in enumerate(self.deliveries)}
+        self._for_others = {route.delivery for route in routes if route.for_others}
+        #: Address, or domain behind an ``@`` -> the deliveries that take it.
+        self._by_name: dict[str, set[Delivery]] = {}
+        for route in routes:
+            for name in () if route.for_all else route.names:
+                self._by_name.setdefault(name, set()).add(route.delivery)
+        self._trying = [route for route in routes if route.has_tests]
 
     def check(self) -> None:
         """Check that no recipient has two deliveries that are answered by other systems, as far as that can be seen.
@@ -138,14 +143,30 @@ class Routing:
         :raises ValueError: one has.
         """
         answering = [route for route in self._routes if route.delivery.answers]
-        for number, one in enumerate(answering):
-            for two in answering[:number]:
-                if one.delivery is not two.delivery and one.overlaps(two):
-                    raise ValueError(
-                        f"{type(two.delivery).__name__} and {type(one.delivery).__name__}: a recipient may have only "
-                        "one delivery that is answered by another system: if one accepts a message and the next one "
-                        "refuses it, it can neither be accepted nor taken back. Give them different recipients"
-                    )
+        for whole in (route.delivery for route in answering if route.for_all):
+            others = [route.delivery for route in answering if route.delivery is not whole]
+            if others:
+                raise self._two_answer(whole, others[0])
+        first: dict[str, Delivery] = {}
+        # Looked up rather than compared with each other, since there may be hundreds of routes.
+        for route in answering:
+            for name in [*route.names, *([OTHERS] if route.for_others else ())]:
+                found = first.setdefault(name, route.delivery)
+                if found is not route.delivery:
+                    raise self._two_answer(found, route.delivery)
+        for route in answering:
+            for name in route.names:
+                found = first.get(f"@{name.rpartition('@')[2]}", route.delivery)
+                if found is not route.delivery:
+                    raise self._two_answer(found, route.delivery)
+
+    def _two_answer(self, *deliveries: Delivery) -> ValueError:
+        names = " and ".join(type(each).__name__ for each in sorted(deliveries, key=self._order.__getitem__))
+        return ValueError(
+            f"{names}: a recipient may have only one delivery that is answered by another system: if one accepts a "
+            "message and the next one refuses it, it can neither be accepted nor taken back. Give them different "
+            "recipients"
+        )
 
     def choose(self, session: Session, address: Address) -> tuple[Delivery, ...]:
         """Return the deliveries that take a recipient."""
@@ -158,22 +179,25 @@ class Routing:
         return self._choose(session, address)
 
     def _choose(self, session: Session, address: Address) -> tuple[Delivery, ...]:
-        chosen = {route.delivery for route in self._routes if not route.for_all and route.takes(session, address)}
-        if not chosen:
-            chosen = {route.delivery for route in self._routes if route.for_others}
-        chosen |= self.for_all
-        return tuple(each for each in self.deliveries if each in chosen)
+        domain = address.ascii_domain
+        by_name = self._by_name
+        chosen = {*by_name.get(f"@{domain}", ()), *by_name.get(_key(address.local_part, domain), ())}
+        for route in self._trying:
+            # A predicate is not called for what its delivery takes anyhow.
+            if route.delivery not in chosen and route.tests(session, address):
+                chosen.add(route.delivery)
+        return tuple(sorted((chosen or self._for_others) | self.for_all, key=self._order.__getitem__))
 
     def by_delivery(self, session: Session) -> tuple[dict[Delivery, list[Address]], list[Address]]:
         """Return the transaction's recipients by their deliveries, and those that no delivery takes."""
         if self._is_plain:
             return dict.fromkeys(self.deliveries, session.to), []
-        found: dict[Delivery, list[Address]] = {each: [] for each in self.deliveries}
+        found: dict[Delivery, list[Address]] = {}
         untaken = []
         for address in session.to:
             chosen = self.choose(session, address)
             for delivery in chosen:
-                found[delivery].append(address)
+                found.setdefault(delivery, []).append(address)
             if not chosen:
                 untaken.append(address)
-        return {delivery: addresses for delivery, addresses in found.items() if addresses}, untaken
+        return {each: found[each] for each in sorted(found, key=self._order.__getitem__)}, untaken

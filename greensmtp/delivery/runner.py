@@ -76,14 +76,16 @@ class Deliveries:
         self._keeps_apart = len(answering) > 1 or bool(grouping)
         #: Key in the transaction's notes: the deliveries that answer, and their groups.
         self._fixed = object()
-        self._asks_mail = [each for each in deliveries if _defines(each, "mail")]
-        self._asks_rcpt = [each for each in deliveries if _defines(each, "rcpt")]
+        self._asks_mail = frozenset(each for each in deliveries if _defines(each, "mail"))
+        self._asks_rcpt = frozenset(each for each in deliveries if _defines(each, "rcpt"))
         self._lives = [each for each in deliveries if _defines(each, "start") or _defines(each, "stop")]
         #: Key in the transaction's notes.
         self._asked = object()
         #: Those that are asked at MAIL already, since they take every recipient.
         self._asks_at_mail = [
-            each for each in self._asks_mail if each in self._routing.for_all and each not in grouping
+            each
+            for each in deliveries
+            if each in self._asks_mail and each in self._routing.for_all and each not in grouping
         ]
 
     def attach(self, server: Server) -> None:
@@ -301,11 +303,18 @@ class _Message:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
+        #: Recipient -> its parts; made once, since LMTP asks for each recipient.
+        self._by_recipient: dict[str, list[Part]] | None = None
 
     def _parts_of(self, recipient: Address | None) -> list[Part]:
         if recipient is None:
             return self.parts
-        return [part for part in self.parts if recipient in part.envelope.recipients]
+        if self._by_recipient is None:
+            self._by_recipient = {}
+            for part in self.parts:
+                for each in dict.fromkeys(part.envelope.recipients):
+                    self._by_recipient.setdefault(each, []).append(part)
+        return self._by_recipient.get(recipient, [])
 
     def prepare(self, recipient: Address | None) -> None:
         """Prepare all transfers; in LMTP, those of a recipient.
@@ -334,7 +343,7 @@ class _Message:
 
     def end(self) -> None:
         """Discard what was not delivered."""
-        parts, self.parts = self.parts, []
+        parts, self.parts, self._by_recipient = self.parts, [], None
         for part in parts:
             part.end()
 

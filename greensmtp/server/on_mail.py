@@ -106,7 +106,8 @@ class _MailReceiver:
         :raises ValueError, TypeError: it is not valid.
         """
         if isinstance(verdict, Mapping):
-            unknown = [str(key) for key in verdict if key not in session.to]
+            known = set(session.to)
+            unknown = [str(key) for key in verdict if key not in known]
             if unknown:
                 raise ValueError(f"{handler_name(self._handler)} replied for {unknown}, not among the recipients")
             for reply in verdict.values():

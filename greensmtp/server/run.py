@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
-from gevent import joinall, signal_handler, spawn, wait
+from gevent import get_hub, joinall, signal_handler, spawn, wait
 from gevent.baseserver import BaseServer
 from gevent.event import Event
 
@@ -50,7 +50,7 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
         raise TypeError(f"started must be callable with a server, not {started!r}")
     stopping = Event()
     running: list[Server] = []
-    with signals_handled(stopping):
+    with signals_handled(stopping), notifications_retried():
         try:
             for server in dict.fromkeys(servers):
                 server.start()
@@ -62,6 +62,21 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
         finally:
             _notify.stopping()
             joinall([spawn(server.stop) for server in running])
+
+
+@contextmanager
+def notifications_retried() -> Iterator[None]:
+    """Send notifications of systemd again that it had no room for, while the block runs."""
+    if not _notify.is_managed():
+        yield
+        return
+    timer = get_hub().loop.timer(_notify.RETRY_SECONDS, repeat=_notify.RETRY_SECONDS)
+    timer.start(_notify.retry)
+    try:
+        yield
+    finally:
+        timer.stop()
+        timer.close()
 
 
 def wait_for_stop(stopping: Event, servers: Sequence[GeventServer]) -> None:

@@ -21,6 +21,18 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {False: ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
+#: OpenSSL's reason -> what it means
+_REASONS = {
+    "KEY_VALUES_MISMATCH": "the key belongs to another certificate",
+    "KEY_TYPE_MISMATCH": "the key is of another type than that of the certificate",
+    "NO_START_LINE": "there is no PEM block that can be read",
+    "BAD_END_LINE": "a PEM block has no end; is the file complete?",
+    "BAD_BASE64_DECODE": "a PEM block is damaged",
+    "EE_KEY_TOO_SMALL": "the key is too short for OpenSSL's security level; use RSA of 2048 bits or more",
+    "CA_MD_TOO_WEAK": "the certificate has a signature that OpenSSL's security level forbids, such as SHA-1",
+}
+
+
 class ServerContext(gevent_ssl.SSLContext):
     """A context of a server, with its certificate."""
 
@@ -51,10 +63,10 @@ def server_context(
             try:
                 with Path(path).open("rb"):
                     pass
-            except OSError as error:
-                raise ArgumentError(name, f"{str(path)!r} cannot be read: {error.strerror}") from error
+            except (OSError, ValueError) as error:
+                raise ArgumentError(name, f"{str(path)!r} cannot be read: {_reason(error)}") from error
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
-    if minimum not in _VERSIONS:
+    if minimum not in [*_VERSIONS]:  # a list, since what is given may not be hashable
         raise ArgumentError("minimum", f"takes {' or '.join(map(repr, _VERSIONS))}, not {minimum!r}")
     context.minimum_version = _VERSIONS[minimum]
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -64,7 +76,7 @@ def server_context(
     if ciphers is not None:
         try:
             context.set_ciphers(ciphers)
-        except ssl.SSLError as error:
+        except (ssl.SSLError, TypeError, ValueError) as error:
             raise ArgumentError("ciphers", f"{ciphers!r} names no cipher that OpenSSL has") from error
     _ask_clients(context, client_ca, client_auth)
     locked = False
@@ -92,10 +104,19 @@ def server_context(
         raise ArgumentError(
             "certfile",
             f"{str(certfile)!r} and {str(keyfile or certfile)!r} must be a certificate and its private key, both PEM: "
-            f"{error}",
+            f"{_reason(error)}",
         ) from error
     context.certificate = own_certificate(certfile)
     return context
+
+
+def _reason(error: Exception) -> str:
+    """Return what is wrong with a PEM file: OpenSSL's error without its names and line numbers."""
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or str(error)
+    # OpenSSL gives no reason where it finds no PEM block at all: "PEM lib (_ssl.c:4149)".
+    found = getattr(error, "reason", None) or ""
+    return _REASONS.get(found) or found.replace("_", " ").lower() or "there is no PEM block that can be read"
 
 
 def _ask_clients(context: ssl.SSLContext, client_ca: str | Path | None, client_auth: object) -> None:
@@ -104,8 +125,8 @@ def _ask_clients(context: ssl.SSLContext, client_ca: str | Path | None, client_a
     if client_ca is not None:
         try:
             context.load_verify_locations(str(client_ca))
-        except (ssl.SSLError, OSError) as error:
-            reason = error.strerror if not isinstance(error, ssl.SSLError) else "no certificates in PEM"
+        except (ssl.SSLError, OSError, ValueError) as error:
+            reason = "no certificates in PEM" if isinstance(error, ssl.SSLError) else _reason(error)
             raise ArgumentError("client_ca", f"{str(client_ca)!r} cannot be used: {reason}") from error
     context.verify_mode = _CLIENT_AUTH[client_auth]
 
@@ -114,7 +135,7 @@ def _decode(certfile: str | Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = ssl._ssl._test_decode_cert(str(certfile))  # type: ignore[attr-defined]
     except (ssl.SSLError, OSError) as error:
-        raise ArgumentError("certfile", f"{str(certfile)!r} is no certificate: {error}") from error
+        raise ArgumentError("certfile", f"{str(certfile)!r} is no certificate: {_reason(error)}") from error
     return found
 
 

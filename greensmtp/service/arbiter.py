@@ -5,11 +5,13 @@ The rules of this file:
 - The arbiter opens the listening sockets and keeps them, so they outlive workers, and no client is refused. It never
   accepts.
 - Workers belong to a *generation*: those of one reading of the configuration. A reload checks the new configuration
-  in a forked child, then starts a generation beside the one that serves. If all of it serve, the old one is told to
-  retire (SIGUSR2). If one cannot start, the new generation is ended, and the old one goes on.
-- A worker that dies is replaced by one of the same generation. One that is told to retire is not.
-- The arbiter keeps the rights that it was started with, so that it can open further sockets. Workers, and the child
-  that checks a configuration, become the service's user.
+  in a forked child, then starts a generation beside the one that serves. When all of its workers serve, those of the
+  old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one goes on.
+- Until then, the sockets of both are open. A reload that fails closes only those that it has opened.
+- A worker that dies is replaced by one of the same generation, unless it is retiring.
+- Nothing that goes wrong in a reload ends the service.
+- The arbiter keeps its privileges, so that it can open further sockets. Workers, and the child that checks a
+  configuration, become the service's user.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ PAUSE = 1.0
 #: Seconds beyond ``stop_timeout`` for connections that are cut off, and handlers that do not end.
 RESERVE = 10.0
 
-#: Seconds between two looks at workers that start, and at a configuration that is checked.
+#: Seconds of a wait for signals while workers start or a configuration is checked.
 LOOK = 0.05
 
 #: A file system in memory, on Linux.
@@ -100,14 +102,14 @@ class ServiceWorker(BaseWorker):
     opened: dict[Key, Any]
     #: The listening socket of HTTP, which all workers share.
     http: Any
-    #: Lets go of what is the arbiter's alone.
+    #: Releases what only the arbiter needs.
     release: Callable[[], object]
     retiring = False
     service: Service
 
     @property
     def is_ready(self) -> bool:
-        """True once it serves. Known in both processes: the file of the heartbeat has a byte then."""
+        """True once it serves. Both processes know it: the file of the heartbeat has a byte then."""
         return os.fstat(self.tmp.fileno()).st_size > 0
 
     def init_process(self) -> None:
@@ -126,8 +128,12 @@ class ServiceWorker(BaseWorker):
     def load_wsgi(self) -> None:
         """Start the service."""
         # Those of its own configuration: in a reload the arbiter has others as well, and closes them later.
-        kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
-        http = None if self.http is None else self.http.dup()
+        try:
+            kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
+            http = None if self.http is None else self.http.dup()
+        except OSError as error:  # no descriptor is left
+            logger.error("cannot duplicate the listening sockets: %s", error.strerror)
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
         for each in self.sockets:  # those of other workers, too
             each.close()
         self.sockets = []
@@ -224,9 +230,8 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._sockets = Sockets(inherited_sockets(), reuse_port=plan.reuse_port)
         #: With SO_REUSEPORT, the sockets of the second worker and those after it.
         self._more: dict[int, dict[Key, Any]] = {}
-        #: The socket of HTTP, and the address that the configuration names.
-        self._http: Any = None
-        self._http_text: str | None = None
+        #: ``[http] listen`` -> its socket. In a reload there may be two, until the new configuration is served.
+        self._http: dict[str, Any] = {}
         super().__init__(_Application())
         self.num_workers = plan.workers
         self.worker_class = self._make_worker
@@ -320,23 +325,22 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._list_sockets()
 
     def _open_http(self, plan: Plan) -> None:
-        if plan.http == self._http_text:
-            return
         where = address(plan.http)
+        if plan.http is None or where is None or plan.http in self._http:
+            return
         try:
-            opened = None if where is None else open_socket(*where)
+            self._http[plan.http] = open_socket(*where)
         except OSError as error:
             raise StartError(f"http.listen: {error.strerror}") from error
-        if self._http is not None:
-            self._http.close()
-        self._http, self._http_text = opened, plan.http
+
+    def _http_of(self, plan: Plan) -> Any:
+        """Return the socket of HTTP; None if there is none."""
+        return None if plan.http is None else self._http.get(plan.http)
 
     def _list_sockets(self) -> None:
         """Tell gunicorn, and with it each worker, what is open."""
         every = [self._sockets.opened, *self._more.values()]
-        self.LISTENERS = [each for opened in every for each in opened.values()]
-        if self._http is not None:
-            self.LISTENERS.append(self._http)
+        self.LISTENERS = [each for opened in every for each in opened.values()] + [*self._http.values()]
 
     def _open_more(self, workers: int, key: Key, first: Any, backlog: int | None) -> None:
         for slot in range(1, workers):
@@ -353,6 +357,9 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             for key in [*opened]:
                 if key not in keys or slot >= plan.workers:
                     opened.pop(key).close()
+        for text in [*self._http]:
+            if text != plan.http:
+                self._http.pop(text).close()
         self._list_sockets()
 
     # Workers
@@ -363,7 +370,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         worker.generation = generation = self._spawning
         taken = {each.slot for each in self._workers(generation)}
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        worker.http = self._http
+        worker.http = self._http_of(generation.plan)
         worker.release = self._context.close
         worker.start_service = self._start_service
         worker.opened = self._sockets.opened | self._more.get(worker.slot, {})
@@ -386,7 +393,13 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     def manage_workers(self) -> None:
         """Replace workers that are missing, and go on with a reload. The main loop calls it after each wait."""
-        self._continue_reload()
+        try:
+            self._continue_reload()
+        except Exception:  # gunicorn would end the service
+            logger.exception("the reload failed")
+            self._check = None
+            self._drop_next()
+            self._refuse([])
         for generation in filter(None, (self._generation, self._next)):
             wanted = self.num_workers if generation is self._generation else generation.plan.workers
             self._spawning = generation
@@ -403,8 +416,15 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
                 Listen.parse(url).url(self._sockets.opened[key].getsockname())
                 for url, key in zip(plan.urls, plan.keys, strict=True)
             ]
-            self._announce(plan, urls, None if self._http is None else self._http.getsockname()[:2])
+            http = self._http_of(plan)
+            self._announce(plan, urls, None if http is None else http.getsockname()[:2])
             self._tell_ready()
+        self._notify_again()
+
+    @staticmethod
+    def _notify_again() -> None:
+        """Tell systemd that this process runs, and what it had no room for before."""
+        _notify.retry()
         if os.environ.get("WATCHDOG_USEC"):
             _notify.notify("WATCHDOG=1")
 
@@ -464,13 +484,18 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         elif self._next is not None:
             workers = self._workers(self._next)
             if self._next.failed or monotonic() > self._next.deadline:
-                for worker in workers:
-                    worker.retiring = True
-                    self.kill_worker(worker.pid, signal.SIGTERM)
-                self._next = None
+                self._drop_next()
                 self._refuse(["the workers of the new configuration could not start"])
             elif len(workers) >= self._next.plan.workers and all(each.is_ready for each in workers):
                 self._promote(self._next)
+
+    def _drop_next(self) -> None:
+        """End the workers of a new configuration."""
+        if self._next is not None:
+            for worker in self._workers(self._next):
+                worker.retiring = True
+                self.kill_worker(worker.pid, signal.SIGTERM)
+            self._next = None
 
     def _begin(self, found: Plan | ConfigError) -> None:
         """Start workers of a new configuration beside those that serve."""
@@ -541,6 +566,9 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     def stop(self, graceful: bool = True) -> None:
         """End the workers: let transactions finish, up to ``stop_timeout``. A second signal ends them at once."""
         _notify.stopping()
+        if self._check is not None:
+            self._check.cancel()
+            self._check = None
         for each in self.LISTENERS:
             each.close()
         self._sockets.close()
@@ -550,6 +578,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         status = None
         while self.WORKERS and monotonic() < deadline:
             signals = super().wait_for_signals(LOOK)
+            self._notify_again()
             if status is None and graceful and {signal.SIGTERM, signal.SIGINT, signal.SIGQUIT} & {*signals}:
                 status = 1
                 break

@@ -1,17 +1,18 @@
-"""The control socket of a process, on which `greensmtp top` and `greensmtp trace` look inside.
+"""The control socket of a process: the server's side of `greensmtp top` and `greensmtp trace`.
 
-The rules of this file:
+The protocol. A client sends one request, a line of JSON, and gets lines of JSON until it closes the connection:
 
-- A client sends one request, a line of JSON, and gets lines of JSON until it closes:
+    {"do": "stats", "interval": 1.0}          a snapshot at once, and one after each interval
+    {"do": "trace", "peer": "192.0.2.0/24",   the dialogues of the SMTP clients that match; each condition may be
+     "from": "@example.com",                  left out
+     "session": "5c1f0a-1f"}
 
-  ``{"do": "stats", "interval": 1.0}``: a snapshot now, and one after each interval.
-  ``{"do": "trace", "peer": "192.0.2.0/24", "from": "@example.com", "session": "5c1f0a-1f"}``: the lines of the
-  dialogues of clients that match; each condition may be left out.
+Rules of this file:
 
 - Everything is bounded: connections, the size of a request and the time for it, the lines that wait for a client. A
-  client that reads too slowly loses lines and is told how many: ``{"lost": 12}``.
-- Nothing waits for a client but the greenlet that sends to it, and nobody pays while nobody looks: the observers are
-  with the servers only as long as there is a client.
+  client that reads too slowly loses lines, and gets their number: ``{"lost": 12}``.
+- Only the greenlet that sends to a client waits for that client.
+- Without clients it costs nothing: the servers have observers only while a client is connected.
 - Only this user and root can connect: the socket has mode 0600 before it listens.
 """
 
@@ -47,7 +48,7 @@ MAX_CLIENTS = 8
 MAX_REQUEST = 4096
 REQUEST_SECONDS = 5.0
 
-#: Lines of a dialogue, and snapshots, that wait for a client; and seconds until it has taken some of them.
+#: Lines of a dialogue, and snapshots, that may be queued for a client; and the timeout of sending.
 MAX_BACKLOG = 2000
 MAX_SNAPSHOTS = 2
 SEND_SECONDS = 60.0
@@ -55,7 +56,8 @@ SEND_SECONDS = 60.0
 #: Seconds between two snapshots: the least that a client may ask for, and the most.
 MIN_INTERVAL, MAX_INTERVAL = 0.1, 3600.0
 
-#: Seconds between two looks at the hub's lag and at the list of servers, and how long the highest lag is kept.
+#: Seconds between two measurements of the hub's lag, at which new servers get observers, too; and how long the highest
+#: lag is kept.
 BEAT = 0.1
 LAG_SECONDS = 5.0
 
@@ -120,7 +122,7 @@ class Control:
     # Clients
 
     def _serve(self, connection: Any, _: Any) -> None:
-        """Serve one client. In a greenlet of its own."""
+        """Serve one client. Runs in a greenlet of its own."""
         client = _Client(connection)
         try:
             if len(self._clients) >= MAX_CLIENTS:
@@ -134,7 +136,7 @@ class Control:
             finally:
                 self._clients.discard(client)
         except OSError:
-            pass  # it is gone
+            pass  # the client has disconnected
         except Exception:
             logger.exception("a client of the control socket was dropped")
         finally:
@@ -145,7 +147,8 @@ class Control:
         action = request.get("do")
         if action == "stats":
             interval = request.get("interval", 1.0)
-            if not isinstance(interval, int | float) or not MIN_INTERVAL <= interval <= MAX_INTERVAL:
+            is_number = isinstance(interval, int | float) and not isinstance(interval, bool)
+            if not is_number or not MIN_INTERVAL <= interval <= MAX_INTERVAL:
                 raise ValueError(f"interval takes {MIN_INTERVAL} to {MAX_INTERVAL:g} seconds, not {interval!r}")
             self._send_stats(client, interval)
         elif action == "trace":
@@ -237,14 +240,14 @@ class _Client:
         self._socket = connection
         self._lines: deque[dict[str, Any]] = deque()
         self._has_lines = Event()
-        #: Lines that it was too slow for, and has not been told of.
+        #: Lines that were dropped, and are not reported to the client yet.
         self._lost = 0
         self.is_closed = False
 
     def read_request(self) -> dict[str, Any]:
         """Return the request.
 
-        :raises ValueError: it is no JSON object in one line, too long or too late.
+        :raises ValueError: it is too long or too late, or not a JSON object in one line.
         """
         data = b""
         with Timeout(REQUEST_SECONDS, ValueError(f"no request within {REQUEST_SECONDS:g} s")):
@@ -262,12 +265,12 @@ class _Client:
         return request
 
     def refuse(self, reason: str) -> None:
-        """Say what is wrong, without waiting."""
+        """Send an error, without waiting for the client."""
         self._socket.settimeout(0.0)
         self._socket.send(json.dumps({"error": shown(reason)}).encode() + b"\n")
 
     def put(self, line: dict[str, Any]) -> None:
-        """Send a line when the client takes it. If too many wait already, it is lost, and counted."""
+        """Queue a line. If too many are queued already, drop it, and count it as lost."""
         if len(self._lines) >= self.max_backlog:
             self._lost += 1
             return
@@ -278,7 +281,10 @@ class _Client:
         self._has_lines.set()
 
     def send_lines(self) -> None:
-        """Send what is put, until the client is gone or takes nothing for too long. In a greenlet."""
+        """Send the queued lines until the client disconnects, or reads nothing for ``SEND_SECONDS``.
+
+        Runs in a greenlet of its own.
+        """
         try:
             self._socket.settimeout(SEND_SECONDS)
             while True:
@@ -314,7 +320,7 @@ class _Client:
 
 
 def choose_folder(configured: str | None, owner: tuple[int, int] | None = None) -> Path | None:
-    """Return the folder for the control socket, made if it was missing; None: there is to be no socket.
+    """Return the folder for the control socket, created if it is missing; None if there is to be no socket.
 
     Call it before privileges are dropped.
 
@@ -350,7 +356,7 @@ def _fail(folder: Path, error: Exception, configured: str | None) -> None:
 def controlled(
     folder: Path | None, servers: Callable[[], Sequence[SMTPServer]], configured: str | None = AUTO
 ) -> Iterator[None]:
-    """Have a control socket while the block runs.
+    """Serve a control socket while the block runs.
 
     :param folder: from ``choose_folder``, whose ``configured`` this takes as well.
     :raises StartError: as ``choose_folder`` does.

@@ -1,6 +1,6 @@
 """The folder of control sockets: one socket for each process, ``greensmtp-PID.sock``.
 
-A server makes its socket in the first folder that fits, and `greensmtp top` and `greensmtp trace` look into all of
+A server makes its socket in the first folder that fits, and `greensmtp top` and `greensmtp trace` search all of
 them. A socket that a killed process has left is skipped and removed.
 """
 

@@ -1,7 +1,7 @@
 """What the arbiter must know of a configuration, as a forked child reports it.
 
-The arbiter itself reads no configuration: that would import middleware and plugins, and its workers would have them as
-they were then, for good.
+The arbiter itself reads no configuration: that would import middleware and plugins, and all later workers would inherit
+these imports, even if the files have changed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from greensmtp.config.urls import Listen
 from greensmtp.service.privileges import become, find_identity
 from greensmtp.service.sockets import Key, keys_of
 
-#: Seconds that a child has to read and check a configuration.
-PATIENCE = 60.0
+#: Timeout of the child that reads and checks a configuration.
+CHECK_SECONDS = 60.0
 
 #: The middleware that counts in memory, unless its storage is elsewhere.
 _COUNTS = ("RateLimit", "ConnectionLimit", "Auth")
@@ -106,13 +106,13 @@ def _counted(loaded: Loaded) -> list[str]:
 
 
 class Check:
-    """A forked child that reads a configuration and checks it, as its user, and reports what it has found.
+    """A forked child that reads and checks a configuration as the service's user, and reports the result.
 
     :param load: reads the configuration; called in the child. It returns the text of the file, too.
     """
 
     def __init__(self, load: Callable[[], tuple[Loaded, str | None]]) -> None:
-        self._deadline = monotonic() + PATIENCE
+        self._deadline = monotonic() + CHECK_SECONDS
         self._read, write = os.pipe()
         self._answer = b""
         self._pid = os.fork()
@@ -123,7 +123,7 @@ class Check:
         os.set_blocking(self._read, False)
 
     def result(self) -> Plan | ConfigError | None:
-        """Return what was found, None if the child is at work."""
+        """Return the plan, or what is wrong; None while the child is at work."""
         try:
             while piece := os.read(self._read, 65536):
                 self._answer += piece
@@ -133,12 +133,19 @@ class Check:
             os.kill(self._pid, signal.SIGKILL)
             self._answer = b""
         os.close(self._read)
-        if not self._answer:
+        try:
+            found: dict[str, Any] = json.loads(self._answer)
+        except ValueError:  # nothing, or a part: it was killed, for its memory perhaps
             return ConfigError(["the process that checks the configuration has ended without an answer"])
-        found: dict[str, Any] = json.loads(self._answer)
         if "lines" in found:
             return ConfigError(found["lines"], options=found["options"])
         return Plan(**found)
+
+    def cancel(self) -> None:
+        """End the child, if it has not ended."""
+        if self.result() is None:  # it holds the other end of the pipe, so its ID is still its own
+            os.kill(self._pid, signal.SIGKILL)
+            os.close(self._read)
 
     def wait(self) -> Plan:
         """Wait for the result.

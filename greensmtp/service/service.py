@@ -3,6 +3,11 @@
 Each reload makes a *generation* of servers on the same listening sockets. The connections of the one before go on with
 what they began with, until they end or ``reload_grace`` is over; then they drain, as at a stop. The listening sockets
 are never closed in between, so no client is refused.
+
+Rules of this file:
+
+- A reload that fails changes nothing: the servers before it go on, with their own limits.
+- What fails at the start of a server is a StartError that names the place in the configuration.
 """
 
 from __future__ import annotations
@@ -162,7 +167,7 @@ class Service:
         assembled = assemble(loaded, self._outermost, previous=None if before is None else before.assembled)
         generation = _Generation(assembled, [])
         old = {} if before is None else dict(zip(before.keys, before.servers, strict=True))
-        running: list[SMTPServer] = []
+        replaced: list[tuple[SMTPServer, SMTPServer]] = []
         try:
             generation.http = self._open_http(loaded, generation, before)
             opened = self._open(loaded)
@@ -171,22 +176,24 @@ class Service:
                 server = each.server
                 server.stop_timeout = loaded.config.service.stop_timeout
                 # A duplicate of the descriptor: the server closes what it has, and the socket goes on.
-                server.set_listener(socket.dup())
+                try:
+                    server.set_listener(socket.dup())
+                except OSError as error:  # no descriptor is left
+                    raise StartError(_cannot_listen(error, loaded, len(generation.keys) - 1)) from error
                 if key in old:
                     server.replace(old[key])
+                    replaced.append((old[key], server))
                 try:
                     server.start()
                 except FAILURES as error:
                     logger.debug("cannot start", exc_info=error)
                     raise StartError(_explain(error, each, loaded)) from error
-                running.append(server)
                 if before is not None and key not in old:
                     logger.info("listening on %s", each.listen.url(server.address))
         except BaseException:
-            for key, server in zip(generation.keys, running, strict=False):
-                if key in old:
-                    old[key].replace(server)
-            # What they have accepted meanwhile is served.
+            for former, server in replaced:
+                former.replace(server)
+            # The connections that they have accepted already are served.
             self._let_go(generation, loaded.config.service.reload_grace if before else 0.0)
             raise
         return generation

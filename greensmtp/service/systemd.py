@@ -9,8 +9,9 @@ from contextlib import contextmanager
 
 from gevent import get_hub, socket
 
+from greensmtp import _notify
 from greensmtp._log import logger
-from greensmtp._notify import notify
+from greensmtp.server.run import notifications_retried
 from greensmtp.service.errors import StartError
 
 #: The first descriptor of those that are passed (``sd_listen_fds(3)``).
@@ -20,11 +21,18 @@ FIRST = 3
 def inherited_sockets() -> list[socket.socket]:
     """Return the listening sockets that systemd has passed to this process, and forget them in the environment.
 
+    As in ``sd_listen_fds(3)``, they are for the process that ``LISTEN_PID`` names alone: a program that systemd has
+    activated, and that starts this one, may leave its variables in the environment, but not its sockets.
+
     :raises StartError: ``LISTEN_FDS`` is no number, or a descriptor is no listening stream socket.
     """
     number, pid = os.environ.pop("LISTEN_FDS", None), os.environ.pop("LISTEN_PID", None)
     os.environ.pop("LISTEN_FDNAMES", None)
-    if number is None or (pid is not None and pid != str(os.getpid())):
+    if number is None:
+        return []
+    if pid != str(os.getpid()):
+        given = "there is no LISTEN_PID" if pid is None else f"LISTEN_PID is {pid!r}"
+        logger.warning("LISTEN_FDS ignored: %s, but the ID of this process is %d", given, os.getpid())
         return []
     if not number.isdecimal():
         raise StartError(f"expected a number of sockets in LISTEN_FDS; got {number!r}")
@@ -46,7 +54,14 @@ def _adopt(descriptor: int) -> socket.socket:
 
 
 @contextmanager
-def watchdog() -> Iterator[None]:
+def notifying() -> Iterator[None]:
+    """Send notifications again that systemd had no room for, and tell its watchdog that the hub runs."""
+    with notifications_retried(), _watchdog():
+        yield
+
+
+@contextmanager
+def _watchdog() -> Iterator[None]:
     """Tell systemd's watchdog that the hub runs, if the unit has ``WatchdogSec=``. A blocked hub does not."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
     if not microseconds.isdecimal() or not int(microseconds) or (pid is not None and pid != str(os.getpid())):
@@ -54,7 +69,7 @@ def watchdog() -> Iterator[None]:
         return
     seconds = int(microseconds) / 1e6 / 2
     timer = get_hub().loop.timer(seconds, repeat=seconds)
-    timer.start(notify, "WATCHDOG=1")
+    timer.start(_notify.notify, "WATCHDOG=1")
     logger.debug("telling the watchdog every %g s that the hub runs", seconds)
     try:
         yield

@@ -1,6 +1,6 @@
-"""What `greensmtp top` shows of one process: counts since somebody looks, and the connections of this moment.
+"""What `greensmtp top` shows of one process: counts since the first client asked, and the current connections.
 
-The tally is an observer of the servers (``Routes.observe``) while somebody looks, and costs nothing otherwise. All of
+The tally is an observer of the servers (``Routes.observe``) while a client asks, and costs nothing otherwise. All of
 it is bounded: clients choose senders and texts, so only those that count most are kept.
 """
 

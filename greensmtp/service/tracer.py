@@ -1,11 +1,15 @@
 """What `greensmtp trace` shows of one process: the dialogues of some clients, without secrets and without content.
 
-Commands are taken as the middleware chain sees them, parsed, and shown as Logging shows them. So no byte of a body and
-no password can be mistaken for a command. Replies are taken from the bytes that are sent: those that no middleware
-sees are among them, and each has the time at which it was sent.
+How it works. The tracer is an observer of the servers (``Routes.observe``), and a tap on each connection that a client
+of the control socket has asked for (``server/tap.py``).
 
-While nobody looks, nothing of it is there. When somebody begins to look, it stands around the chains of the servers
-(``Routes.observe``), and the connections that are followed get a tap (``server/tap.py``).
+Rules of this file:
+
+- Commands are shown as the middleware chain gets them, parsed, and with the redaction of Logging. So no part of a body
+  and no password is ever shown as a command.
+- Replies are read from the bytes that are sent. So replies that no middleware sees are included, and each has the time
+  at which it was sent.
+- Without a client that traces, there is no observer and no tap, and nothing is spent.
 """
 
 from __future__ import annotations
@@ -117,7 +121,7 @@ class Tracer:
                 self._drop(followed)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Show a command to those who follow its client."""
+        """Send a command to the clients that trace its session."""
         verb = command.verb
         followed = self._followed.get(session)
         if followed is None or len(followed.watchers) < len(self.watchers):

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from types import MethodType
 from typing import Any
 
 from blinker import ANY
@@ -81,8 +82,10 @@ class Emitter:
                 these = list(signal.receivers_for(session))
                 if len(these) > 1:
                     # blinker keeps them in a dict, in order, but returns them through a set.
-                    refs = list(signal.receivers.values())
-                    these.sort(key=[ref() if isinstance(ref, weakref.ref) else ref for ref in refs].index)
+                    places: dict[object, int] = {}
+                    for ref in list(signal.receivers.values()):
+                        places[_identity(ref() if isinstance(ref, weakref.ref) else ref)] = len(places)
+                    these.sort(key=lambda receiver: places.get(_identity(receiver), 0))
                 found += these
         return found
 
@@ -222,6 +225,13 @@ class Emitter:
 
 class _BadResult(Exception):
     """A handler returned something that is not a decision."""
+
+
+def _identity(receiver: object) -> object:
+    """Return what is the same for the same receiver: a method is another object each time that it is asked for."""
+    if isinstance(receiver, MethodType):
+        return id(receiver.__self__), id(receiver.__func__)
+    return id(receiver)
 
 
 def _is_for_all(signal: Signal) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import urllib.request
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gevent import Timeout, get_hub, socket
+from gevent import Timeout, get_hub, sleep, socket
 from prometheus_client import CollectorRegistry
 
 from greensmtp import SMTPServer, http_listener
@@ -195,6 +196,84 @@ def test_a_connection_is_over_in_time_whatever_it_does(
     with Timeout(10):
         get(metrics, send=sent or b"\r\n")
     assert capfd.readouterr() == ("", "")
+
+
+def dialled(metrics: Metrics) -> Any:
+    assert metrics.address is not None
+    return socket.create_connection(metrics.address, timeout=10)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_slow_clients_are_closed_for_new_ones(told: tuple[SMTPServer, Metrics], sent: bytes) -> None:
+    """More than there is room for, which send nothing, a part of a request, or one request."""
+    _, metrics = told
+    with ExitStack() as stack, Timeout(5):
+        slow = []
+        for _ in range(2 * http_listener.MAX_CONNECTIONS):
+            slow.append(stack.enter_context(closing(dialled(metrics))))
+            slow[-1].sendall(sent)
+        for _ in range(3):
+            assert get(metrics)[0] == b"HTTP/1.1 200 OK"
+        if sent.endswith(b"\r\n\r\n"):
+            assert slow[0].recv(65536).startswith(b"HTTP/1.1 404 ")
+        assert slow[0].recv(100) == b""  # the oldest
+        slow[-1].setblocking(False)
+        if not sent.endswith(b"\r\n\r\n"):
+            with pytest.raises(BlockingIOError):
+                slow[-1].recv(100)
+
+
+def test_clients_that_do_not_read_are_closed_for_new_ones(
+    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their requests are handled, so that none of them waits for a request."""
+    _, metrics = told
+    large = [b"x" * 65536] * 1000
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return iter(large)
+
+    assert metrics.address is not None
+    listener = http_listener.HTTPListener.use(told, *metrics.address, {"/large": answer})
+    try:
+        with ExitStack() as stack, Timeout(10):
+            for _ in range(http_listener.MAX_CONNECTIONS):
+                each = stack.enter_context(closing(dialled(metrics)))
+                each.sendall(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+                assert each.recv(10)
+            assert get(metrics)[0] == b"HTTP/1.1 200 OK"
+    finally:
+        listener.leave(told)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /metr", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_the_headers_of_each_request_must_arrive_in_time(
+    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(http_listener, "HEADER_SECONDS", 0.05)
+    _, metrics = told
+    with Timeout(5), closing(dialled(metrics)) as slow:
+        slow.sendall(sent)
+        while slow.recv(65536):
+            pass
+
+
+def test_a_check_may_take_longer_than_headers(
+    told: tuple[SMTPServer, Metrics], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_listener, "HEADER_SECONDS", 0.05)
+    _, metrics = told
+
+    def answer(environ: Any, start_response: Any) -> Any:
+        sleep(0.2)
+        start_response("200 OK", [])
+        return [b"well"]
+
+    assert metrics.address is not None
+    listener = http_listener.HTTPListener.use(told, *metrics.address, {"/slow": answer})
+    assert get(metrics, "/slow") == (b"HTTP/1.1 200 OK", b"well")
+    listener.leave(told)
 
 
 #: Greets a server of its own, says where the metrics are, and goes on until its standard input is closed.

@@ -349,6 +349,8 @@ def test_names_in_a_certificate(tmp_path: Path) -> None:
     ("options", "complaint"),
     [
         ({"minimum": "1.1"}, "minimum takes '1.2' or '1.3', not '1.1'"),
+        ({"minimum": ["1.2"]}, r"minimum takes '1.2' or '1.3', not \['1.2'\]"),
+        ({"ciphers": 5}, "ciphers 5 names no cipher that OpenSSL has"),
         ({"ciphers": "nonsense"}, "ciphers 'nonsense' names no cipher"),
         ({"client_ca": "/nonexistent"}, "client_ca '/nonexistent' cannot be used: No such file"),
         ({"client_ca": __file__}, "client_ca .* cannot be used: no certificates in PEM"),

@@ -145,6 +145,7 @@ def test_only_this_user_may_connect(look: LookIn, folder: Path) -> None:
         ({"do": "shell"}, "'do' takes 'stats' or 'trace', not 'shell'"),
         ({"do": "stats", "interval": 0}, "interval takes 0.1 to 3600 seconds, not 0"),
         ({"do": "stats", "interval": "1"}, "interval takes"),
+        ({"do": "stats", "interval": True}, "interval takes"),
         ({"do": "trace", "peer": "example.com"}, "'example.com' does not appear to be"),
         ({"do": "trace", "from": 7}, "peer, from and session take strings"),
     ],

@@ -175,6 +175,49 @@ def test_a_wrong_target_is_explained(target: str) -> None:
     assert "expected a URL like http://127.0.0.1:9100" in run.output
 
 
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"failures": 1}', b'{"detail": "no"}', b"7"])
+def test_another_http_server_is_not_ready(body: bytes) -> None:
+    def answer(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.0 503 Not\x1b now\r\n\r\n" + body)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        answering = gevent.get_hub().threadpool.spawn(answer, listening)
+        run = CliRunner().invoke(cli, ["ready", f"http://127.0.0.1:{listening.getsockname()[1]}"])
+        answering.get(timeout=10)
+    assert run.exit_code == 1
+    assert "not ready: the answer is 503 Not" in run.output
+    assert "\x1b" not in run.output
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "soon"])
+def test_a_wrong_time_to_wait_is_a_usage_error(seconds: str) -> None:
+    run = CliRunner().invoke(cli, ["ready", "--wait", seconds, "127.0.0.1:1"])
+    assert run.exit_code == 2
+    assert f"expected a number of seconds; got '{seconds}'" in run.output
+
+
+def test_a_banner_that_drips_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("greensmtp.cli.ready.QUESTION_SECONDS", 0.2)
+    over = native("threading", "Event")()
+
+    def drip(listening: socket.socket) -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while not over.wait(0.05):
+                connection.sendall(b"2")
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        dripping = gevent.get_hub().threadpool.spawn(drip, listening)
+        run = CliRunner().invoke(cli, ["ready", f"127.0.0.1:{listening.getsockname()[1]}"])
+        over.set()
+        dripping.get(timeout=10)
+    assert run.exit_code == 1
+    assert "no banner within 0.2 s" in run.output
+
+
 def busy_wait(seconds: float) -> None:
     time.sleep(seconds)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import pytest
 
 from greensmtp import SMTPServer
 from greensmtp.config.load import load
+from greensmtp.service.errors import StartError
 from greensmtp.service.service import Service
 from greensmtp.testing import Peer
 from tests.helpers import replace_text, until
@@ -250,4 +253,53 @@ def test_reloads_keep_no_old_servers(tmp_path: Path) -> None:
             assert service.reload()
         until(lambda: servers() == 1, "the old servers to be forgotten")
     finally:
+        service.stop()
+
+
+@pytest.mark.parametrize("failure", ["dup", "start"])
+def test_a_server_that_cannot_start_leaves_everything_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, failure: str
+) -> None:
+    """No descriptor may be left to duplicate a socket, at the start and at a reload."""
+    path = tmp_path / "greensmtp.toml"
+
+    def write(limit: int) -> None:
+        path.write_text(
+            'middleware = []\n[[listeners]]\nurl = "127.0.0.1:0"\n'
+            f'[delivery]\nmaildir = "{tmp_path}/mail"\n[limits]\nmax_connections = {limit}\n'
+        )
+
+    class Full:
+        """A socket that cannot be duplicated."""
+
+        def dup(self) -> None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def start(server: SMTPServer) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    write(5)
+    service = Service(lambda: load(path, [], {}, None))
+    service.start()
+    (server,) = service.servers
+    try:
+        with monkeypatch.context() as patch:
+            if failure == "dup":
+                patch.setattr(service.sockets, "open", lambda key, backlog: Full())
+                complaint = "cannot listen on smtp://127.0.0.1:0: Too many open files"
+            else:
+                patch.setattr(SMTPServer, "start", start)
+                complaint = "cannot start: OSError: [Errno 24] Too many open files"
+            write(7)
+            assert not service.reload()
+            assert complaint in caplog.text
+            other = Service(lambda: load(path, [], {}, None), sockets=service.sockets)
+            if failure == "dup":
+                monkeypatch.setattr(service.sockets, "close", lambda: None)
+                with pytest.raises(StartError, match=complaint):
+                    other.start()
+        assert service.servers == [server]
+        assert server._registry.places.limit == 5
+    finally:
+        monkeypatch.undo()
         service.stop()

@@ -14,11 +14,12 @@ from pathlib import Path
 import gevent
 import pytest
 
+from greensmtp import _notify
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.privileges import find_identity
 from greensmtp.service.sockets import Sockets, keys_of
-from greensmtp.service.systemd import inherited_sockets
+from greensmtp.service.systemd import inherited_sockets, notifying
 from greensmtp.testing import Peer
 from tests.helpers import until
 from tests.serve_process import ServeProcess
@@ -124,16 +125,53 @@ def test_a_socket_of_systemd_is_used(serve: Serve, tmp_path: Path) -> None:
 )
 def test_wrong_sockets_are_an_error(monkeypatch: pytest.MonkeyPatch, number: str, complaint: str) -> None:
     monkeypatch.setenv("LISTEN_FDS", number)
+    monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
     monkeypatch.setattr("greensmtp.service.systemd.FIRST", 100_000)
     with pytest.raises(StartError, match=complaint):
         inherited_sockets()
     assert "LISTEN_FDS" not in os.environ
 
 
-def test_sockets_for_another_process_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("pid", "why"), [("1", "LISTEN_PID is '1'"), (None, "there is no LISTEN_PID")])
+def test_sockets_for_another_process_are_left_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, pid: str | None, why: str
+) -> None:
+    """sd_listen_fds(3): without this process's own ID in LISTEN_PID, descriptor 3 is something else."""
     monkeypatch.setenv("LISTEN_FDS", "1")
-    monkeypatch.setenv("LISTEN_PID", "1")
+    monkeypatch.delenv("LISTEN_PID", raising=False)
+    if pid is not None:
+        monkeypatch.setenv("LISTEN_PID", pid)
     assert inherited_sockets() == []
+    assert "LISTEN_FDS" not in os.environ
+    (record,) = caplog.records
+    assert record.getMessage() == f"LISTEN_FDS ignored: {why}, but the ID of this process is {os.getpid()}"
+
+
+def test_what_systemd_had_no_room_for_is_sent_again(
+    tmp_path: Path, manager: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the order in which it happened, and watchdog messages are not kept."""
+    monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
+    monkeypatch.setattr(_notify, "RETRY_SECONDS", 0.02)
+    sent = 0
+    while _notify.notify("WATCHDOG=1"):  # until the queue is full
+        sent += 1
+    with notifying():
+        _notify.ready("one")
+        _notify.reloading()
+        _notify.ready("two")
+        for _ in range(sent):
+            assert manager.recv(100) == b"WATCHDOG=1"
+        manager.setblocking(False)
+        found: list[str] = []
+        with gevent.Timeout(10):
+            while len(found) < 3:
+                try:
+                    found.append(manager.recv(4096).decode())
+                except BlockingIOError:
+                    gevent.sleep(0.01)
+    assert [each.partition("\n")[0] for each in found] == ["READY=1", "RELOADING=1", "READY=1"]
+    assert found[-1].endswith("two")
 
 
 def test_an_inherited_socket_is_found_by_its_address(tmp_path: Path) -> None:

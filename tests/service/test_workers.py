@@ -12,9 +12,14 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from greensmtp.config.problems import ConfigError
+from greensmtp.service import plan
+from greensmtp.service.arbiter import ServiceArbiter
 from greensmtp.testing import Peer
 from tests.helpers import free_port, refused, replace_text, until
 from tests.serve_process import ServeProcess
@@ -170,6 +175,81 @@ def test_what_only_workers_find_wrong_is_refused_too(served: Callable[..., Serve
     mx.write("three.example.com")
     mx.hang_up("configuration reloaded")
     assert mx.server.stop() == 0
+
+
+def test_a_refused_reload_keeps_the_address_of_http(served: Callable[..., Served], tmp_path: Path) -> None:
+    (tmp_path / "late.py").write_text(
+        "class Late:\n def __call__(self, s, c, p): return p(s, c)\n"
+        " def start(self, server): raise OSError('no start')\n"
+    )
+    first, second = free_port(), free_port()
+
+    def http_at(port: int) -> str:
+        return f'[http]\nlisten = "127.0.0.1:{port}"'
+
+    def is_ready() -> bool:
+        with closing(http.client.HTTPConnection("127.0.0.1", first, timeout=20)) as connection:
+            connection.request("GET", "/readyz")
+            return connection.getresponse().status == 200
+
+    mx = served(service=http_at(first))
+    mx.write("two.example.com", top='[[middleware]]\nuse = "late:Late"', service=http_at(second))
+    mx.hang_up("was not reloaded")
+    until(lambda: refused(("127.0.0.1", second)), "the new address to be closed")
+    before = mx.workers
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(mx.workers - before) == 2 and not mx.workers & before, "other workers")
+    assert is_ready()
+    mx.write("three.example.com", service=http_at(first))
+    mx.hang_up("configuration reloaded")
+    assert is_ready()
+    mx.write("four.example.com", service=http_at(second))
+    mx.hang_up("configuration reloaded")
+    until(lambda: refused(("127.0.0.1", first)), "the old address to be closed")
+    assert not refused(("127.0.0.1", second))
+    assert mx.server.stop() == 0
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"lines": ["a'])
+def test_a_check_that_ends_without_its_answer_is_refused(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    """The kernel may end the child for its memory, in the middle of a write too."""
+
+    def report(load: object, write: int) -> None:
+        os.write(write, answer)
+        os._exit(0)
+
+    monkeypatch.setattr(plan, "_report", report)
+    with pytest.raises(ConfigError, match="has ended without an answer"):
+        plan.Check(lambda: pytest.fail("it is not called here")).wait()
+
+
+def test_a_reload_that_raises_ends_no_service(caplog: pytest.LogCaptureFixture) -> None:
+    """gunicorn ends all workers when something raises in its main loop."""
+
+    class Broken:
+        def result(self) -> None:
+            raise OSError("no such descriptor")
+
+    served: Any = SimpleNamespace(failed=False, plan=SimpleNamespace(urls=[], workers=0))
+    arbiter: Any = ServiceArbiter.__new__(ServiceArbiter)
+    arbiter._generation, arbiter._next, arbiter._check = served, None, Broken()
+    arbiter._is_announced, arbiter._check_again, arbiter._keep = True, False, lambda plan: None
+    arbiter.WORKERS, arbiter._num_workers = {}, 0
+    for _ in range(2):
+        arbiter.manage_workers()
+    assert [record.getMessage() for record in caplog.records] == [
+        "the reload failed",
+        "the configuration was not reloaded; the one before is still served",
+    ]
+
+
+def test_a_check_may_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_report", lambda load, write: signal.pause())
+    check = plan.Check(lambda: pytest.fail("it is not called here"))
+    assert check.result() is None
+    check.cancel()
+    assert os.waitstatus_to_exitcode(os.waitpid(check._pid, 0)[1]) == -signal.SIGKILL
 
 
 def test_new_listeners_are_opened_and_old_ones_closed(served: Callable[..., Served], tmp_path: Path) -> None:
