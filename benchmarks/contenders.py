@@ -96,12 +96,17 @@ CONTENDERS: dict[str, Contender] = {
 
 def _storing(name: str) -> Callable[[], Start]:
     def command() -> Start:
+        extra = {"STORING_OPENSMTPD": environments.unpacked("opensmtpd")} if name == "opensmtpd" else {}
+        if name == "compiled":
+            if not machine.COMPILED.exists():
+                raise machine.Missing("make .compiled/.stamp makes the compiled build")
+            extra = {"STORING_COMPILED": str(machine.COMPILED.parent)}
         if name in ("postfix", "dovecot"):
             machine.find(name)
-            if os.geteuid() != 0:
-                raise machine.Missing(f"only root can start {name}")
-        python = environments.python("aiosmtpd") if name == "aiosmtpd" else sys.executable
-        return [python, "-m", "benchmarks.servers.storing", name], {}
+        if name in ("postfix", "dovecot", "opensmtpd") and os.geteuid() != 0:
+            raise machine.Missing(f"only root can start {name}")
+        python = environments.python("aiosmtpd") if name.startswith("aiosmtpd") else sys.executable
+        return [python, "-m", "benchmarks.servers.storing", name], extra
 
     return command
 
@@ -109,9 +114,13 @@ def _storing(name: str) -> Callable[[], Start]:
 #: Servers that only workloads that name them use.
 SPECIAL: dict[str, Contender] = {
     "storing": Contender("greensmtp serve", _storing("greensmtp"), _NO_TLS),
+    "storing_compiled": Contender("the same, compiled", _storing("compiled"), _NO_TLS),
     "storing_dovecot": Contender("Dovecot's LMTP server", _storing("dovecot"), _NO_TLS),
     "storing_postfix": Contender("Postfix's local", _storing("postfix"), _NO_TLS),
+    "storing_opensmtpd": Contender("OpenSMTPD's mail.maildir", _storing("opensmtpd"), _NO_TLS),
     "storing_aiosmtpd": Contender("aiosmtpd's Mailbox", _storing("aiosmtpd"), _NO_TLS),
+    "storing_aiosmtpd_folder": Contender("the same, folder flushed too", _storing("aiosmtpd_folder"), _NO_TLS),
+    "storing_aiosmtpd_unsafe": Contender("the same, nothing flushed", _storing("aiosmtpd_unsafe"), _NO_TLS),
     "slow": Contender("greensmtp, a slow receiver", _ours("slow"), _NO_TLS),
     "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
 }

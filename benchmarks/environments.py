@@ -98,6 +98,22 @@ def certificate() -> Certificate:
     return files
 
 
+@functools.cache
+def unpacked(package: str) -> str:
+    """Return the folder with what a Debian package holds; nothing is installed, so no daemon of it starts.
+
+    :raises Missing: it cannot be downloaded.
+    """
+    folder = machine.WORK / "debian"
+    root = folder / package
+    if not root.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _run(f"a folder for {package}", [machine.find("apt-get"), "--quiet", "download", package], cwd=folder)
+        file = next(folder.glob(f"{package}_*.deb"))
+        _run(f"a folder for {package}", [machine.find("dpkg"), "-x", str(file), str(root)])
+    return str(root)
+
+
 def _run(what: str, command: list[str], cwd: Path | None = None, env: Mapping[str, str] | None = None) -> None:
     print(f"creating {what} ...", file=sys.stderr)
     try:

@@ -102,8 +102,9 @@ TARGETS: tuple[Target, ...] = (
     Target("TLS: plain to a bare TLS loop", _ratio("tls", "plain", "bare"), 1.2),
     Target("STARTTLS: plain to a bare TLS loop", _ratio("starttls", "plain", "bare"), 1.2),
     Target("a slow handler: the others' p99", _within("slow", "slow", "p99", "p99_without"), 1.5),
-    Target("stored: aiosmtpd's Mailbox", _ratio("store", "storing", "storing_aiosmtpd", "rate"), 6, at_least=True),
-    Target("stored: Dovecot's LMTP", _ratio("store", "storing", "storing_dovecot", "rate"), 1, at_least=True),
-    Target("stored: Postfix's local", _ratio("store", "storing", "storing_postfix", "rate"), 1, at_least=True),
+    Target("stored: aiosmtpd's Mailbox", _ratio("main", "storing", "storing_aiosmtpd", "rate"), 6, at_least=True),
+    Target("stored: Dovecot's LMTP", _ratio("main", "storing", "storing_dovecot", "rate"), 1, at_least=True),
+    Target("stored: Postfix's local", _ratio("main", "storing", "storing_postfix", "rate"), 1, at_least=True),
+    Target("stored: OpenSMTPD", _ratio("main", "storing", "storing_opensmtpd", "rate"), 1, at_least=True),
     Target("import greensmtp to gevent and blinker", _ratio("import", "greensmtp", "gevent"), 1.3),
 )

@@ -15,10 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from benchmarks import latency, load, machine, measure
+from benchmarks import latency, load, machine, main_job, measure
 from benchmarks.contenders import CONTENDERS, Running
 
 Sample = dict[str, float]
@@ -84,32 +83,6 @@ def source(
         )
 
     return run
-
-
-def storing(server: Running, count: int) -> Sample:
-    """Send messages over 20 connections, and wait until all are in a Maildir; Postfix delivers from its queue."""
-    folder = machine.WORK / f"storing-{server.name.partition('_')[2] or 'greensmtp'}-{server.port}"
-    before = _stored(folder)
-    began = time.perf_counter()
-    load.smtp_source(
-        server.port,
-        sessions=20,
-        messages=count,
-        size=1_000,
-        kept=True,
-        lmtp="dovecot" in server.name,
-        recipient="mail@example.com",
-    )
-    accepted = time.perf_counter() - began
-    while _stored(folder) < before + count:
-        if time.perf_counter() - began > load.TIMEOUT:
-            raise RuntimeError(f"{_stored(folder) - before} of {count} messages are stored")
-        time.sleep(0.01)
-    return {"rate": count / (time.perf_counter() - began), "rate_accepted": count / accepted}
-
-
-def _stored(folder: Path) -> int:
-    return sum(1 for new in folder.glob("mail/**/new") for _ in os.scandir(new))
 
 
 #: Concurrent connections of the loads in ``load``.
@@ -340,12 +313,12 @@ WORKLOADS: Mapping[str, Workload] = {
         servers=_TLS,
         tls="implicit",
     ),
-    "store": Workload(
-        title="1 kB, stored in a Maildir and flushed, 20 connections",
-        run=storing,
+    "main": Workload(
+        title="1 kB, stored in a Maildir and flushed, 20 connections (1, 100)",
+        run=main_job.main_job,
         count=3_000,
         quick=300,
-        servers=("storing", "storing_dovecot", "storing_postfix", "storing_aiosmtpd"),
+        servers=main_job.SERVERS,
     ),
     "latency": Workload(
         title="latency at half load", run=half_loaded, count=6_000, quick=600, servers=tuple(CONTENDERS)

@@ -40,11 +40,39 @@ strategy = "fixed-window"
 """)
     os.chdir(folder)
     python = os.environ.get("STORING_PYTHON", sys.executable)
-    os.execv(python, [python, "-m", "greensmtp", "serve", "--config", "greensmtp.toml"])
+    # The environment may have another checkout's package: this one, or that of --before, comes first.
+    checkout = Path(python).parents[2] if "STORING_PYTHON" in os.environ else Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": os.environ.get("STORING_COMPILED", str(checkout))}
+    os.execve(python, [python, "-m", "greensmtp", "serve", "--config", "greensmtp.toml"], environment)
+
+
+def aiosmtpd_folder(folder: Path, port: int) -> None:
+    """Run it with a flush of ``new/`` after each message, without which a crash may lose the file's name."""
+    import mailbox
+
+    add = mailbox.Maildir.add
+
+    def add_and_flush(self: mailbox.Maildir, message: mailbox._MessageData) -> str:
+        key = add(self, message)
+        descriptor = os.open(folder / "mail" / "new", os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        return key
+
+    mailbox.Maildir.add = add_and_flush  # type: ignore[method-assign]
+    aiosmtpd(folder, port)
+
+
+def aiosmtpd_unsafe(folder: Path, port: int) -> None:
+    """Run it without any flush, so that a crash loses messages: a bound on what a faster disk could bring."""
+    import mailbox
+
+    mailbox._sync_flush = lambda file: file.flush()  # type: ignore[attr-defined]
+    aiosmtpd(folder, port)
 
 
 def aiosmtpd(folder: Path, port: int) -> None:
-    """Run aiosmtpd with its Mailbox handler, which writes and flushes in the event loop."""
+    """Run aiosmtpd with its Mailbox handler, which writes and flushes in the event loop; it does not flush folders."""
     from aiosmtpd.handlers import Mailbox
     from aiosmtpd.smtp import SMTP
 
@@ -137,11 +165,52 @@ service lmtp {{
     os.execv("/usr/sbin/dovecot", ["dovecot", "-F", "-c", str(folder / "dovecot.conf")])
 
 
+#: Mounts what OpenSMTPD's program expects at fixed paths, where only its own processes see it.
+_OPENSMTPD = """
+set -e
+mount --bind "$FOLDER/passwd" /etc/passwd
+mount --bind "$FOLDER/group" /etc/group
+mount --bind "$UNPACKED/usr/libexec" /usr/libexec
+mount --bind "$FOLDER/lib" /var/lib
+mount --bind "$FOLDER/spool" /var/spool
+mount -t tmpfs tmpfs /run
+exec "$UNPACKED/usr/sbin/smtpd" -d -f "$FOLDER/smtpd.conf"
+"""
+
+
+def opensmtpd(folder: Path, port: int) -> None:
+    """Run OpenSMTPD, which delivers from its queue, with a process for each message."""
+    for name in ("mail", "lib/opensmtpd/empty", "spool/smtpd"):
+        (folder / name).mkdir(parents=True)
+    (folder / "spool" / "smtpd").chmod(0o711)
+    for name in ("passwd", "group"):
+        lines = Path("/etc", name).read_text()
+        for number, user in enumerate(("opensmtpd", "opensmtpq"), 64990):
+            rest = f":{number}:{user}:/var/lib/opensmtpd/empty:/bin/false" if name == "passwd" else ":"
+            lines += f"{user}:x:{number}{rest}\n"
+        (folder / name).write_text(lines)
+    shutil.chown(folder / "mail", USER, USER)
+    # Its sessions come from one address.
+    (folder / "smtpd.conf").write_text(f"""
+smtp max-message-size 100M
+listen on 127.0.0.1 port {port} hostname mx.example.com
+action "local" maildir "{folder}/mail/mail" user {USER}
+match from any for any action "local"
+""")
+    environment = os.environ | {"FOLDER": str(folder), "UNPACKED": os.environ["STORING_OPENSMTPD"]}
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", _OPENSMTPD]
+    os.execvpe("unshare", command, environment)
+
+
 SERVERS: dict[str, Callable[[Path, int], None]] = {
     "greensmtp": greensmtp,
+    "compiled": greensmtp,
     "aiosmtpd": aiosmtpd,
+    "aiosmtpd_folder": aiosmtpd_folder,
+    "aiosmtpd_unsafe": aiosmtpd_unsafe,
     "postfix": postfix,
     "dovecot": dovecot,
+    "opensmtpd": opensmtpd,
 }
 
 

@@ -1,15 +1,16 @@
 """Group commit: one thread that writes, flushes and moves the files of many messages at once.
 
-How it works. A connection submits a ``Job`` and waits. The thread takes all jobs that are there. It writes their files,
-flushes them together, moves them to their places, flushes the folders, and wakes the connections. Meanwhile the next
-jobs come in. So a flush, which takes a millisecond, serves as many messages as there are, and so does a switch between
-threads.
+How it works. A connection submits a ``Job`` and waits. At the end of the hub's round, the thread is given all jobs of
+that round at once. It takes all that are there, writes their files, flushes them together, moves them to their places,
+flushes the folders, and wakes the connections. Meanwhile the next jobs come in. So a flush, which takes a millisecond,
+serves as many messages as there are, and so does a switch between threads.
 
 Rules of this file:
 
 - A job fails alone, except where what is flushed together fails: then each file is flushed by itself.
 - A connection whose wait is interrupted abandons its job, until the thread has claimed it for its move. Then it waits
   for the end. So there is a file and 250, or neither.
+- A job that has failed is undone before its connection goes on.
 - The thread starts with the first job, and ends when there has been none for a while. After a fork there is a new one.
 """
 
@@ -20,6 +21,7 @@ import errno
 import logging
 import os
 import re
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -33,6 +35,8 @@ logger = logging.getLogger("greensmtp")
 
 _allocate_lock = get_original("_thread", "allocate_lock")
 _start_new_thread = get_original("_thread", "start_new_thread")
+#: Where gevent has patched it, ``os.close`` asks first whether the descriptor is a regular file: two system calls more.
+close = get_original("os", "close")
 
 #: Seconds without a job after which the thread ends.
 _IDLE = 10.0
@@ -93,15 +97,13 @@ class Job:
             return self._claimed
 
     def end(self) -> None:
-        """Undo the work if it has failed or was abandoned."""
-        with self._lock:
-            self._done = True
-            undo = self._abandoned
-        if undo or self.error is not None:
+        """Undo the work if it has failed or was abandoned; the connection goes on only behind that."""
+        if self._abandoned or self.error is not None:
             try:
                 self.undo()
             except OSError as error:
                 logger.error("maildir: %s", error)
+        self._done = True
 
     # In the connection's greenlet
 
@@ -136,32 +138,36 @@ class DiskThread:
     def __init__(self, *, whole: bool = True) -> None:
         self._whole = whole
         self._forget()
+        _threads.add(self)
 
     def _forget(self) -> None:
-        self._pid = os.getpid()
         self._lock = _allocate_lock()
         #: Held while the thread has nothing to do.
         self._idle = _allocate_lock()
         self._idle.acquire()
+        #: The jobs of each hub's present round; only that hub's thread uses its list.
+        self._round: dict[Any, list[Job]] = {}
         self._jobs: list[Job] = []
-        self._runs = self._sleeps = self._wakes = False
+        self._runs = self._sleeps = False
 
     def run(self, job: Job) -> None:
         """Have a job done, and wait for it; as ``Job.wait``."""
-        if self._pid != os.getpid():
-            self._forget()
-        with self._lock:
-            self._jobs.append(job)
-            wakes = not self._wakes
-            self._wakes = True
-        if wakes:
+        jobs = self._round.get(job.loop)
+        if jobs is None:
             # At the end of the hub's round, so that other connections of this round are served together with this one.
-            job.loop.run_callback(self._wake)
+            self._round[job.loop] = [job]
+            job.loop.run_callback(self._hand_over, job.loop)
+        else:
+            jobs.append(job)
         job.wait()
 
-    def _wake(self) -> None:
+    def _hand_over(self, loop: Any) -> None:
+        """Give the thread the jobs of a hub's round, and wake it if it sleeps."""
+        jobs = self._round.pop(loop, None)
+        if jobs is None:
+            return  # they were those of the parent process
         with self._lock:
-            self._wakes = False
+            self._jobs += jobs
             if not self._runs:
                 self._runs = True
                 _start_new_thread(self._work, ())
@@ -181,8 +187,9 @@ class DiskThread:
                     self._do(jobs)
                 except BaseException as error:  # a fault of this file: no connection must wait for ever
                     logger.exception("maildir: the disk thread failed")
+                    _fail(jobs, error)
                     for job in jobs:
-                        job.error = job.error or error
+                        job.end()
                 _wake(jobs)
                 del jobs
             elif not self._idle.acquire(timeout=_IDLE):
@@ -238,7 +245,21 @@ class DiskThread:
                     _fail(jobs, error)
         finally:
             for _, descriptor in descriptors:
-                os.close(descriptor)
+                close(descriptor)
+
+
+#: For ``_forget``.
+_threads: weakref.WeakSet[DiskThread] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    """Start anew in a process that was forked: it has none of its parent's threads."""
+    Job._lock = _allocate_lock()
+    for thread in _threads:
+        thread._forget()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _try(job: Job, call: Callable[..., Any], *arguments: Any) -> Any:
@@ -250,7 +271,7 @@ def _try(job: Job, call: Callable[..., Any], *arguments: Any) -> Any:
         return None
 
 
-def _fail(jobs: Iterable[Job], error: OSError) -> None:
+def _fail(jobs: Iterable[Job], error: BaseException) -> None:
     for job in jobs:
         job.error = job.error or error
 

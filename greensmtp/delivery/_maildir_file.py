@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from greensmtp.delivery import trace
-from greensmtp.delivery._disk import DiskThread, Job, move
+from greensmtp.delivery._disk import DiskThread, Job, close, move
 from greensmtp.delivery.contract import Envelope, Transfer
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
@@ -203,10 +203,14 @@ class MaildirFile(Transfer):
         """Close the file."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
-            os.close(descriptor)
+            close(descriptor)
 
     def move(self, folders: Sequence[Path]) -> list[str]:
         """Give the file its names in ``new/``; return these folders. If one fails, the others are taken back."""
+        if len(folders) == len(self._folders) == 1:
+            new = [f"{folders[0]}/new"]
+            move(self._partial, f"{new[0]}/{self.name}")
+            return new
         # Last, the folder that the file is in: it may be the only one in this file system.
         new = [f"{folder}/new" for folder in sorted(folders, key=self._folders[0].__eq__)]
         targets = [f"{folder}/{self.name}" for folder in new]
