@@ -23,6 +23,8 @@ _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/l
 
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
+#: True if two workers can have a core each beside the load.
+ROOM_FOR_TWO = len(_CORES) >= 3
 
 
 class Missing(Exception):
@@ -48,6 +50,16 @@ def settle() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextmanager
+def on_all_cores() -> Iterator[None]:
+    """Let processes that are started in this block use every core."""
+    os.sched_setaffinity(0, set(_CORES))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, {LOAD_CORE})
 
 
 @contextmanager

@@ -24,6 +24,30 @@ def _cpu_ticks(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def cpu_of_family(pid: int) -> float:
+    """Return the CPU time of a process and of all its descendants, also of those that have ended."""
+    parents: dict[int, list[int]] = {}
+    ended: dict[int, float] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        process = int(stat.parent.name)
+        parents.setdefault(int(fields[1]), []).append(process)
+        ended[process] = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")
+    family = [pid]
+    for each in family:
+        family += parents.get(each, ())
+    total = 0.0
+    for each in family:
+        try:
+            total += cpu_seconds(each) + ended[each]
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # it has ended since, which its parent's times show the next time
+    return total
+
+
 def memory(pid: int) -> int:
     """Return the bytes that belong to this process alone (USS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
