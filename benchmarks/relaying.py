@@ -44,7 +44,7 @@ class Sink:
         """Stop it."""
         self.process.kill()
         self.process.wait()
-        self._counts.unlink()
+        self._counts.unlink(missing_ok=True)  # a start that fails stops twice
 
 
 class Relay(Running):
@@ -79,8 +79,8 @@ def relayed(relay: Relay, count: int) -> dict[str, float]:
 def by_workers(server: Running, count: int) -> dict[str, float]:
     """Send messages over 40 kept connections. The load is smtp-source, in C, but it needs a core, too.
 
-    So on two cores the rate cannot show what two workers can do. ``capacity`` is an upper bound of what they can: messages
-    per second if each worker had a core of its own, from the CPU that a message takes with that many workers.
+    So on two cores the rate cannot show what two workers can do. ``capacity`` is an upper bound of it: messages per
+    second if each worker had a core of its own, from the CPU that a message takes with that many workers.
     """
     cpu, began = measure.cpu_of_family(server.pid), time.perf_counter()
     load.smtp_source(server.port, sessions=40, messages=count, size=1_000, kept=True)

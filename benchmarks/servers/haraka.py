@@ -1,4 +1,4 @@
-"""Haraka, which discards everything, or relays it to the port in $BENCH_NEXT_HOP: writes its configuration, and becomes node."""
+"""Haraka, which discards everything, or relays it to the port in $BENCH_NEXT_HOP: becomes node."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """``greensmtp serve`` with its default stack: ``serving relay|1|2 PORT``, where a number is that of workers.
 
-It runs in a new folder in $BENCH_FOLDER, ``serving-NAME-PORT``, and logs to a file there. A relay forwards in lock-step to
-the port in $BENCH_NEXT_HOP on 127.0.0.1; workers discard.
+It runs in a new folder in $BENCH_FOLDER, ``serving-NAME-PORT``, and logs to a file there. A relay forwards in lock-step
+to the port in $BENCH_NEXT_HOP on 127.0.0.1; workers discard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import machine
 
-#: The limits are above the load.
+#: Defaults, but for limits that are above the load.
 _COMMON = """
 [[listeners]]
 url = "127.0.0.1:{port}"
@@ -27,7 +27,7 @@ per_address = 500
 per_network = false
 [[middleware]]
 use = "RateLimit"
-limit = "60000000/minute"
+limit = "100000/minute"
 """
 
 _RELAY = """
