@@ -385,7 +385,7 @@ WORKLOADS: Mapping[str, Workload] = {
     "relay": Workload(
         title="1 kB, relayed to smtp-sink, 20 connections",
         run=relaying.relayed,
-        count=2_000,
+        count=1_000,
         quick=100,
         servers=relaying.RELAYS,
         start=relaying.Relay,
