@@ -21,6 +21,15 @@ COMPILED = ROOT / ".compiled" / "greensmtp"
 #: Where distributions install programs that are not for users.
 _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")
 
+#: Debian's packages of programs with another name.
+_PACKAGES = {
+    "dovecot": "dovecot-lmtpd",
+    "go": "golang-go",
+    "node": "nodejs",
+    "smtp-sink": "postfix",
+    "smtp-source": "postfix",
+}
+
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
 #: True if two workers can have a core each beside the load.
@@ -38,7 +47,7 @@ def find(name: str) -> str:
     """
     path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_PLACES)))
     if path is None:
-        raise Missing(f"{name} is not installed")
+        raise Missing(f"{name} is not installed: it is in Debian's {_PACKAGES.get(name, name)}")
     return path
 
 
