@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class Contender:
     :param tls: the supported modes, of ``starttls`` and ``implicit``.
     :param pipelining: True if it supports pipelining (RFC 2920).
     :param folder: the working directory.
+    :param pinned: False if it may use all cores, as several workers do.
     """
 
     title: str
@@ -37,6 +38,7 @@ class Contender:
     pipelining: bool = True
     arguments: Callable[[int], list[str]] = field(default=lambda port: [str(port)])
     folder: Path = machine.ROOT
+    pinned: bool = True
 
 
 def _ours(name: str, *options: str) -> Callable[[], Start]:
@@ -70,6 +72,13 @@ def _haraka() -> Start:
 def _sink() -> Start:
     # It refuses to run as root, and needs a user to switch to.
     return [machine.find("smtp-sink"), "-m", "20000", *(["-u", "nobody"] if os.geteuid() == 0 else [])], {}
+
+
+def _postfix_relay() -> Start:
+    machine.find("postfix")
+    if os.geteuid() != 0:
+        raise machine.Missing("only root can start postfix")
+    return [sys.executable, "-m", "benchmarks.servers.postfix_relay"], {}
 
 
 _NO_TLS: frozenset[str] = frozenset()
@@ -121,6 +130,11 @@ SPECIAL: dict[str, Contender] = {
     "storing_aiosmtpd": Contender("aiosmtpd's Mailbox", _storing("aiosmtpd"), _NO_TLS),
     "storing_aiosmtpd_folder": Contender("the same, folder flushed too", _storing("aiosmtpd_folder"), _NO_TLS),
     "storing_aiosmtpd_unsafe": Contender("the same, nothing flushed", _storing("aiosmtpd_unsafe"), _NO_TLS),
+    "relay": Contender("greensmtp serve, Forward", _ours("serving", "relay"), _NO_TLS),
+    "relay_postfix": Contender("Postfix", _postfix_relay, _NO_TLS),
+    "relay_haraka": Contender("Haraka", _haraka, _NO_TLS),
+    "workers_1": Contender("greensmtp serve", _ours("serving", "1"), _NO_TLS, pinned=False),
+    "workers_2": Contender("the same, two workers", _ours("serving", "2"), _NO_TLS, pinned=False),
     "slow": Contender("greensmtp, a slow receiver", _ours("slow"), _NO_TLS),
     "pipe": Contender("greensmtp, to a file", _ours("pipe"), _NO_TLS),
 }
@@ -162,7 +176,7 @@ class Running:
     :raises RuntimeError: it does not accept connections.
     """
 
-    def __init__(self, name: str, tls: str | None = None) -> None:
+    def __init__(self, name: str, tls: str | None = None, environment: Mapping[str, str] | None = None) -> None:
         self.name = name
         contender = find(name)
         command, extra = contender.command()
@@ -175,11 +189,11 @@ class Running:
             command += ["--tls", tls, "--cert", str(certificate.cert), "--key", str(certificate.key)]
         machine.WORK.mkdir(exist_ok=True)
         self._log = machine.WORK / f"{name}-{self.port}.log"
-        with self._log.open("wb") as log, machine.on_server_core():
+        with self._log.open("wb") as log, machine.on_server_core() if contender.pinned else machine.on_all_cores():
             self.process = subprocess.Popen(
                 command,
                 cwd=contender.folder,
-                env=os.environ | {"BENCH_FOLDER": str(machine.WORK)} | extra,
+                env=os.environ | {"BENCH_FOLDER": str(machine.WORK)} | extra | dict(environment or {}),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -225,5 +239,5 @@ class Running:
             self.process.wait()
         self._log.unlink()
         (machine.WORK / f"full-{self.port}.log").unlink(missing_ok=True)
-        for folder in (*machine.WORK.glob(f"storing-*-{self.port}"), machine.WORK / f"haraka-{self.port}"):
+        for folder in machine.WORK.glob(f"*-{self.port}"):
             shutil.rmtree(folder, ignore_errors=True)

@@ -21,8 +21,19 @@ COMPILED = ROOT / ".compiled" / "greensmtp"
 #: Where distributions install programs that are not for users.
 _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")
 
+#: Debian's packages of programs with another name.
+_PACKAGES = {
+    "dovecot": "dovecot-lmtpd",
+    "go": "golang-go",
+    "node": "nodejs",
+    "smtp-sink": "postfix",
+    "smtp-source": "postfix",
+}
+
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
+#: True if two workers can have a core each beside the load.
+ROOM_FOR_TWO = len(_CORES) >= 3
 
 
 class Missing(Exception):
@@ -36,7 +47,7 @@ def find(name: str) -> str:
     """
     path = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *_PLACES)))
     if path is None:
-        raise Missing(f"{name} is not installed")
+        raise Missing(f"{name} is not installed: it is in Debian's {_PACKAGES.get(name, name)}")
     return path
 
 
@@ -48,6 +59,16 @@ def settle() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextmanager
+def on_all_cores() -> Iterator[None]:
+    """Let processes that are started in this block use every core."""
+    os.sched_setaffinity(0, set(_CORES))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, {LOAD_CORE})
 
 
 @contextmanager

@@ -33,6 +33,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
     "rate_100": ("100: messages/s", "{:,.0f}".format),
     "cpu_100": ("100: CPU", seconds),
     "rate_single": ("one by one", "{:,.0f}".format),
+    "capacity": ("a core each", "{:,.0f}/s".format),
     "gain": ("gain", "{:.2f}x".format),
     "memory": ("memory each", size),
     "newcomer": ("a new client", seconds),
@@ -46,8 +47,8 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 }
 
 
-#: What a server in C takes; the second ratio is to this.
-_C_FLOOR = "sink"
+#: Servers with a column of ratios to them, beside the ratio to the first: what Python and C take at the least.
+_FLOORS = {"tuned": "to tuned", "sink": "to smtp-sink"}
 
 
 def title(server: str) -> str:
@@ -71,9 +72,8 @@ def table(results: Results, workload: str) -> str:
         head.insert(2, "ratio")
     lines = [head]
     base: float | None = None
-    floor = results.median(workload, _C_FLOOR, metrics[0]) if metrics else None
-    if floor:
-        head.insert(3, "to smtp-sink")
+    floors = {each: value for each in _FLOORS if metrics and (value := results.median(workload, each, metrics[0]))}
+    head[3:3] = [_FLOORS[each] for each in floors]
     for server in servers:
         values = [results.median(workload, server, name) for name in metrics]
         cells = [
@@ -83,8 +83,7 @@ def table(results: Results, workload: str) -> str:
         if len(servers) > 1:
             base = values[0] if base is None else base
             cells.insert(1, f"{values[0] / base:.2f}x" if base and values[0] is not None else "")
-        if floor:
-            cells.insert(2, f"{values[0] / floor:.2f}x" if values[0] is not None else "")
+        cells[2:2] = [f"{values[0] / floor:.2f}x" if values[0] is not None else "" for floor in floors.values()]
         lines.append([f"  {title(server)}", *cells])
     notes = [f"  {title(server)}: skipped: {why}" for server, why in results.skipped.get(workload, {}).items()]
     return "\n".join([*aligned(lines), *notes])

@@ -11,7 +11,7 @@ from pathlib import Path
 from benchmarks.workloads import Sample
 
 #: The servers that may not be skipped.
-OURS = frozenset({"plain", "full", "logging", "slow", "pipe", "storing"})
+OURS = frozenset({"plain", "full", "logging", "slow", "pipe", "storing", "relay", "workers_1", "workers_2"})
 
 
 @dataclass

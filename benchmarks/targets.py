@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from benchmarks import machine
 from benchmarks.results import Results
 
 PYTHON_AND_NODE = ("smtp_server", "smtp_protocol", "aiosmtpd", "aiosmtpd_uvloop", "slimta")
@@ -69,6 +70,11 @@ def _within(workload: str, server: str, metric: str, base: str) -> Measure:
     return measured
 
 
+def _two_workers(results: Results) -> float | None:
+    """Measure the gain of a second worker, where each has a core beside the load's."""
+    return _ratio("workers", "workers_2", "workers_1", "rate")(results) if machine.ROOM_FOR_TWO else None
+
+
 def _both(what: str, workload: str, server: str, other: str, bounds: tuple[float, float]) -> Iterator[Target]:
     """Yield the bounds of a ratio of CPU, for plain Python and for the compiled build."""
     for name, bound in zip((server, f"{server}_compiled"), bounds, strict=True):
@@ -106,5 +112,8 @@ TARGETS: tuple[Target, ...] = (
     Target("stored: Dovecot's LMTP", _ratio("main", "storing", "storing_dovecot", "rate"), 1, at_least=True),
     Target("stored: Postfix's local", _ratio("main", "storing", "storing_postfix", "rate"), 1, at_least=True),
     Target("stored: OpenSMTPD", _ratio("main", "storing", "storing_opensmtpd", "rate"), 1, at_least=True),
+    Target("client, one connection: smtplib", _ratio("client", "client", "smtplib", "rate"), 2.5, at_least=True),
+    Target("client, a pool of 10: smtplib", _ratio("client", "pool", "smtplib", "rate"), 6, at_least=True),
+    Target("2 workers to 1: messages/s, where cores are free", _two_workers, 1.8, at_least=True),
     Target("import greensmtp to gevent and blinker", _ratio("import", "greensmtp", "gevent"), 1.3),
 )

@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from benchmarks import latency, load, machine, main_job, measure
+from benchmarks import client, latency, load, machine, main_job, measure, relaying
 from benchmarks.contenders import CONTENDERS, Running
 
 Sample = dict[str, float]
@@ -253,6 +253,38 @@ def importing(importer: Importer, count: int) -> Sample:
     return {"cpu": statistics.median(times)}
 
 
+# The client
+
+
+class Sender:
+    """A client in the place of a server, with its own smtp-sink to send to."""
+
+    NAMES: Mapping[str, str] = {
+        "smtplib": client.BASE,
+        "client": "greensmtp, one connection",
+        "pool": "greensmtp, a pool of 10",
+        "client_floor": "a bare gevent loop",
+    }
+
+    def __init__(self, name: str, tls: str | None = None) -> None:
+        machine.find("smtp-sink")
+        self.name = name
+        self.last_words = ""
+        self.sink, self.port = client.start_sink()
+
+    def stop(self) -> None:
+        """Stop the sink."""
+        self.sink.terminate()
+        self.sink.wait()
+
+
+def sending(sender: Sender, count: int) -> Sample:
+    """Let a client send messages of 1 kB for ``count`` milliseconds, on the core of the servers."""
+    with machine.on_server_core():
+        rate, cpu = client.run(Sender.NAMES[sender.name], sender.port, 1_000, count / 1_000)
+    return {"cpu": cpu / 1e6, "rate": rate}
+
+
 # Linearity
 
 
@@ -322,6 +354,29 @@ WORKLOADS: Mapping[str, Workload] = {
     ),
     "latency": Workload(
         title="latency at half load", run=half_loaded, count=6_000, quick=600, servers=tuple(CONTENDERS)
+    ),
+    "relay": Workload(
+        title="1 kB, relayed to smtp-sink, 20 connections",
+        run=relaying.relayed,
+        count=1_000,
+        quick=100,
+        servers=relaying.RELAYS,
+        start=relaying.Relay,
+    ),
+    "workers": Workload(
+        title="1 kB, kept connections, all cores, load too",
+        run=relaying.by_workers,
+        count=10_000,
+        quick=500,
+        servers=relaying.WORKERS,
+    ),
+    "client": Workload(
+        title="1 kB, sent by a client to smtp-sink",
+        run=sending,
+        count=1_000,
+        quick=100,
+        servers=tuple(Sender.NAMES),
+        start=Sender,
     ),
     "idle": Workload(title="3,500 idle connections", run=idle, count=3_500, quick=200, fresh=True, rounds=2),
     "idle_10k": Workload(
