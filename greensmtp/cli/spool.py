@@ -27,8 +27,9 @@ _ADDRESS, _WIDTH = 40, 240
 def spool(context: click.Context, config: Path | None, path: Path | None) -> None:
     """Show and change the messages that wait in a spool.
 
-    The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. The server
-    may run meanwhile. A message that it is sending just now is left alone, and named.
+    The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. These two
+    options come before the command: greensmtp spool --path /var/spool/mail list. The server may run meanwhile. A
+    message that it is sending just now is left alone, and named.
 
     \b
     What waits, and why:
@@ -44,7 +45,11 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
     Dead letters, of which nobody was told:
       greensmtp spool list --dead
 
-    Exit status 1: a message is not there, or is being sent.
+    Send a dead letter again, to those who have not got it:
+      greensmtp spool retry --dead 6447ef957f640-5c1f0a-1f
+
+    Exit status 0: done. 1: a message is not there, is damaged or is being sent, or the folder cannot be read. 2: an
+    option or argument is wrong, or no spool is named.
     """
     from greensmtp.delivery.spool_folder import Folder
 
@@ -54,15 +59,23 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
 def _configured(config: Path | None) -> Path:
     file = config or Path("greensmtp.toml")
     try:
-        deliveries = tomllib.loads(file.read_text("utf-8")).get("deliveries", [])
+        read = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise click.UsageError("there is no greensmtp.toml here; name the spool by --config or --path") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from error
+    except ValueError as error:
         raise click.ClickException(f"{file}: {error}") from error
-    for each in deliveries:
-        if isinstance(each, dict) and each.get("use") == "Spool" and isinstance(each.get("path"), str):
-            return Path(file.absolute().parent, str(each["path"]))
+    for table in (read, *_tables(read.get("listeners"))):
+        for each in _tables(table.get("deliveries")):
+            if each.get("use") == "Spool" and isinstance(each.get("path"), str):
+                return Path(file.absolute().parent, str(each["path"]))
     raise click.UsageError(f'{file} has no [[deliveries]] with use = "Spool"; name the spool by --path')
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    """Return the tables of an array: the file is not checked here."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 @spool.command("list")
@@ -114,8 +127,12 @@ def show(folder: Any, name: str, message: bool) -> None:
     for within in ("new", "dead"):
         try:
             row, begin, path = read_message(folder, within, name)
-        except (OSError, ValueError):
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            raise click.ClickException(f"{printable(name)}: {error.strerror}") from error
+        except ValueError as error:
+            raise click.ClickException(f"{printable(name)}: {error}") from error
         if message:
             with path.open("rb") as file:
                 file.seek(begin)
@@ -129,20 +146,25 @@ def show(folder: Any, name: str, message: bool) -> None:
             what = "waits" if recipient in row["waiting"] else "lost" if recipient in row["lost"] else "done"
             click.echo(f"{what:7} {printable(recipient)}  {printable(row['replies'].get(recipient, ''))}")
         return
-    raise click.ClickException(f"there is no message {printable(name)!r}")
+    raise click.ClickException(f"there is no message {printable(name)}; greensmtp spool list shows those that wait")
 
 
 @spool.command()
 @click.argument("names", metavar="[ID]...", nargs=-1)
+@click.option("--dead", is_flag=True, help="Send dead letters again, to those who have not got them.")
 @click.pass_obj
-def retry(folder: Any, names: Sequence[str]) -> None:
-    """Send messages now: these, or all."""
+def retry(folder: Any, names: Sequence[str], dead: bool) -> None:
+    """Send messages now: these, or all. One that is held stays held."""
 
-    def now(entry: Any) -> None:
-        entry.state.due = 0.0
-        entry.save()
+    def now(entry: Any) -> str:
+        if dead:
+            entry.revive()
+        elif entry.state.due:
+            entry.state.due = 0.0
+            entry.save()
+        return "is held; release sends it" if entry.state.held else "due now"
 
-    _change(folder, names or folder.names(), now, "due now")
+    _change(folder, names or _names(folder, "dead" if dead else "new"), now, within="dead" if dead else "new")
 
 
 @spool.command()
@@ -150,7 +172,7 @@ def retry(folder: Any, names: Sequence[str]) -> None:
 @click.pass_obj
 def hold(folder: Any, names: Sequence[str]) -> None:
     """Keep messages from being sent until they are released."""
-    _change(folder, names, lambda entry: _set_held(entry, held=True), "held")
+    _change(folder, names, lambda entry: _set_held(entry, held=True))
 
 
 @spool.command()
@@ -158,45 +180,70 @@ def hold(folder: Any, names: Sequence[str]) -> None:
 @click.pass_obj
 def release(folder: Any, names: Sequence[str]) -> None:
     """Send messages that were held."""
-    _change(folder, names, lambda entry: _set_held(entry, held=False), "released")
+    _change(folder, names, lambda entry: _set_held(entry, held=False))
 
 
 @spool.command()
 @click.argument("names", metavar="ID...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dead", is_flag=True, help="Dead letters instead.")
 @click.pass_obj
-def drop(folder: Any, names: Sequence[str], yes: bool) -> None:
-    """Delete messages. Nobody is told."""
+def drop(folder: Any, names: Sequence[str], yes: bool, dead: bool) -> None:
+    """Delete messages. The senders are not told."""
     if not yes:
-        click.confirm(f"Delete {len(names)} message{'s' * (len(names) > 1)}? Nobody is told", abort=True)
-    _change(folder, names, lambda entry: entry.remove(), "deleted")
+        count = f"{len(names)} message{'s' * (len(names) > 1)}"
+        click.confirm(f"Delete {count}? The sender is not told", abort=True)
+
+    def delete(entry: Any) -> str:
+        entry.remove()
+        return "deleted"
+
+    _change(folder, names, delete, within="dead" if dead else "new")
 
 
-def _set_held(entry: Any, *, held: bool) -> None:
+def _set_held(entry: Any, *, held: bool) -> str:
     entry.state.held = held
     entry.state.due = 0.0
     entry.save()
+    return "held" if held else "released"
 
 
-def _change(folder: Any, names: Sequence[str], change: Callable[[Any], None], done: str) -> None:
+def _names(folder: Any, within: str) -> list[str]:
+    try:
+        names: list[str] = folder.names(within)
+    except FileNotFoundError:
+        raise click.ClickException(f"{folder.path} is no spool: it has no folder {within!r}") from None
+    except OSError as error:
+        raise click.ClickException(f"{folder.path}: {error.strerror}") from error
+    return names
+
+
+def _change(folder: Any, names: Sequence[str], change: Callable[[Any], str], within: str = "new") -> None:
     from greensmtp.delivery.spool_folder import Busy, Gone
 
     failed = False
     for name in names:
         try:
-            with folder.open(name) as entry:
-                change(entry)
+            with folder.open(name, within) as entry:
+                done = change(entry)
         except Busy:
             click.echo(f"{printable(name)}: it is being sent just now", err=True)
-        except (Gone, ValueError):
-            click.echo(f"{printable(name)}: there is no such message", err=True)
+        except Gone:
+            click.echo(
+                f"{printable(name)}: there is no such {'message' if within == 'new' else 'dead letter'}", err=True
+            )
+        except ValueError:
+            click.echo(f"{printable(name)}: it is damaged: not a message of a spool", err=True)
         except OSError as error:
             click.echo(f"{printable(name)}: {error.strerror}", err=True)
         else:
             click.echo(f"{name} {done}")
             continue
         failed = True
-    folder.wake()
+    try:
+        folder.wake()
+    except OSError as error:
+        raise click.ClickException(f"{folder.path}/wake: {error.strerror}; the server is not told") from error
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -204,16 +251,14 @@ def _change(folder: Any, names: Sequence[str], change: Callable[[Any], None], do
 def _rows(folder: Any, within: str) -> Iterator[dict[str, Any]]:
     from greensmtp.delivery.spool_folder import read_message
 
-    try:
-        names = folder.names(within)
-    except OSError as error:
-        raise click.ClickException(f"{folder.path}: {error.strerror}") from error
-    for name in names:
+    for name in _names(folder, within):
         try:
             yield read_message(folder, within, name)[0]
         except FileNotFoundError:
             continue  # it was sent
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            click.echo(f"{name}: {error.strerror}", err=True)
+        except ValueError as error:
             click.echo(f"{name}: {error}", err=True)
 
 

@@ -31,7 +31,7 @@ def parse_schedule(text: str) -> tuple[float, ...]:
     return tuple(pauses)
 
 
-def parse_duration(name: str, text: str) -> float:
+def parse_duration(name: str, text: object) -> float:
     """Return the seconds of one time, like ``4h``.
 
     :param name: that of the argument, for the error.

@@ -85,7 +85,8 @@ class Spool(Delivery):
 
     The client gets 250 when the message is on the disk. It is sent at once, then by ``schedule``. A recipient that the
     next hop refuses for good (5xx), or that is still refused when the schedule is over, is reported to the sender
-    (RFC 3464), unless DSN's NOTIFY says otherwise. So are a delay and, where NOTIFY wants it, success. ``greensmtp spool`` shows and changes what waits.
+    (RFC 3464), unless DSN's NOTIFY says otherwise. So are a delay and, where NOTIFY wants it, success.
+    ``greensmtp spool`` shows and changes what waits.
 
     :param path: the folder. Several processes may share it, on one machine.
     :param to: as of ``Forward``; so are ``starttls``, ``username``, ``password``, ``token``, ``rate``, ``timeout``,
@@ -148,7 +149,7 @@ class Spool(Delivery):
         if mx and (username is not None or nameservers == []):
             raise ArgumentError("mx", "cannot be used with a username, or without a name server")
         options: dict[str, Any] = {
-            "size": concurrency if domain_concurrency is None or not mx else domain_concurrency,
+            "size": concurrency,
             "rate": rate,
             "timeout": timeout,
             "source_address": None if source_address is None else (source_address, 0),
@@ -283,7 +284,8 @@ class Sender:
         self._parked: dict[str, deque[str]] = {}
         #: Messages that were tried, but whose state could not be written. They are locked.
         self._unsettled: dict[str, tuple[Entry, Tried]] = {}
-        #: When each known message is due, on the monotonic clock, which is never set back: ``(time, name)``, and the names.
+        #: When each known message is due, ``(time, name)``, and the names. On the monotonic clock, which is never set
+        #: back.
         self._due: list[tuple[float, str]] = []
         self._known: set[str] = set()
         self._changed = Event()
@@ -325,6 +327,7 @@ class Sender:
                     waiting, self._due = self._due, []
                     self._known.difference_update(name for _, name in waiting)
                 self._settle_late()
+                self._unpark()
                 names = in_thread_pool(self._folder.names)
                 for name in names:
                     self.add(name)
@@ -394,15 +397,19 @@ class Sender:
         """Let the next message to each of these domains be tried."""
         self._busy.subtract(domains)
         for each in domains:
-            if self._busy[each] <= 0:
+            if not self._busy[each]:
                 del self._busy[each]
-            waiting = self._parked.get(each)
-            if waiting:
-                name = waiting.popleft()
+        self._unpark()
+
+    def _unpark(self) -> None:
+        """Let as many messages be tried as their domains have room for."""
+        for domain, names in list(self._parked.items()):
+            for _ in range(min(len(names), self._per_domain - self._busy[domain])):
+                name = names.popleft()
                 self._known.discard(name)
                 self.add(name)
-            if not waiting:
-                self._parked.pop(each, None)
+            if not names:
+                del self._parked[domain]
 
     def _try_all(self, entry: Entry) -> Tried:
         """Send a message to all recipients that wait, and return what has become of it."""
@@ -443,8 +450,8 @@ class Sender:
             self._metrics.count(result, count)
         return tried
 
-    def _groups(self, entry: Entry, waiting: list[Address]) -> Iterator[tuple[NextHop | MX | Reply, list[Address]]]:
-        """Yield each next hop and its recipients; whatever raises is a refusal for now, so that the schedule ends it."""
+    def _groups(self, entry: Entry, waiting: list[Address]) -> Iterator[tuple[NextHop | Reply, list[Address]]]:
+        """Yield each next hop and its recipients; an error is a refusal for now, so that the schedule ends it."""
         left = set(waiting)
         try:
             for next_hop, recipients in self.next_hop.next_hops(waiting):

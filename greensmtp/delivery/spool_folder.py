@@ -119,13 +119,14 @@ class Folder:
         """Return the names of the messages, the oldest first: names begin with the time."""
         return sorted(entry.name for entry in os.scandir(self.path / within) if _NAME.fullmatch(entry.name))
 
-    def open(self, name: str) -> Entry:
+    def open(self, name: str, within: str = "new") -> Entry:
         """Open and lock a message.
 
+        :param within: ``new``, or ``dead`` for a dead letter.
         :raises Busy, Gone: see there.
         :raises ValueError: the file is no message of a spool.
         """
-        path = self.path / "new" / name
+        path = self.path / within / name
         if not _NAME.fullmatch(name):
             raise Gone(name)
         try:
@@ -136,13 +137,17 @@ class Folder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_same(file, path):
                 raise Gone(name)
-            return Entry(self, name, file)
+            return Entry(self, name, file, within)
         except BlockingIOError:
             file.close()
             raise Busy(name) from None
         except BaseException:
             file.close()
             raise
+
+    def state_path(self, name: str, within: str = "new") -> Path:
+        """Return the file of a message's state."""
+        return self.path / "dead" / f"{name}.state" if within == "dead" else self.path / "state" / name
 
     def state(self, name: str) -> State:
         """Return the state of a message, whether or not it is locked."""
@@ -187,8 +192,10 @@ class Folder:
 class Entry:
     """A message, locked until it is closed."""
 
-    def __init__(self, folder: Folder, name: str, file: BinaryIO) -> None:
+    def __init__(self, folder: Folder, name: str, file: BinaryIO, within: str = "new") -> None:
         self._folder = folder
+        self._path = folder.path / within / name
+        self._state_path = folder.state_path(name, within)
         self.name = name
         self._file = file
         line = file.readline(MAX_ENVELOPE)
@@ -203,7 +210,7 @@ class Entry:
         self._begin = len(line)
         #: The message, if it is small: then nothing more is read.
         self._content = file.read(_SMALL + 1) if self.size <= _SMALL else None
-        self.state = folder.state(name)
+        self.state = _read_state(self._state_path)
 
     @property
     def log_id(self) -> str:
@@ -250,8 +257,20 @@ class Entry:
 
     def remove(self) -> None:
         """Remove the message: it is done."""
-        (self._folder.path / "new" / self.name).unlink(missing_ok=True)
-        (self._folder.path / "state" / self.name).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
+
+    def revive(self) -> None:
+        """Move a dead letter back among those that wait, for the recipients that were given up."""
+        lost = set(self.state.lost)
+        self.state = replace(
+            self.state, attempts=0, due=0.0, lost=[], done=[each for each in self.state.done if each not in lost]
+        )
+        self.save()  # first, so that nobody gets it who has it
+        new = self._folder.path / "new"
+        self._path.replace(new / self.name)
+        flush_folder(new)
+        self._state_path.unlink(missing_ok=True)
 
     def bury(self) -> None:
         """Move the message to the dead letters.
@@ -295,8 +314,7 @@ def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any]
         to = [str(text) for text, _ in envelope["to"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError("not a message of a spool") from None
-    state_file = path.with_name(f"{name}.state") if within == "dead" else folder.path / "state" / name
-    state = _read_state(state_file)
+    state = _read_state(folder.state_path(name, within))
     known = {"id": name, "time": about["time"], "size": size, "from": about["from"], "to": to}
     waiting = [each for each in to if each not in state.done]
     return known | {"waiting": waiting} | asdict(state), len(line), path

@@ -1,7 +1,8 @@
 """What the sender of a message in a spool is told: failure, delay, success (RFC 3461 sections 4 and 5, RFC 3464).
 
-A report is a message of the same spool, with the null sender. Its name is made of the message's name, the kind of report
-and the number of the try. So a process that was killed after it had added a report replaces it, and adds no second one.
+A report is a message of the same spool, with the null sender. Its name is made of the message's name, the kind of
+report and the number of the try. So a process that was killed after it had added a report replaces it,
+and adds no second one.
 """
 
 from __future__ import annotations
