@@ -37,7 +37,7 @@ def send(server: SMTPServer, to: dict[str, str], *, mail: str = "", sender: str 
 def actions(report: bytes) -> dict[str, str]:
     """Return recipient -> action of a report."""
     status = email.message_from_bytes(report).get_payload()[1].get_payload()  # type: ignore[union-attr, index]
-    return {each["Final-Recipient"].partition(";")[2]: each["Action"] for each in status[1:]}  # type: ignore[union-attr, index]
+    return {each["Final-Recipient"].partition(";")[2]: each["Action"] for each in status[1:]}  # type: ignore[index]
 
 
 def reports(got: helpers.Deliveries) -> list[bytes]:
@@ -70,7 +70,7 @@ def test_success_is_reported_where_the_next_hop_has_no_dsn(
 def test_a_next_hop_with_dsn_is_told_all_and_reports_by_itself(
     smtp_server: MakeServer, front: Callable[..., SMTPServer], folder: Folder
 ) -> None:
-    mx = smtp_server(**DSN)
+    mx = smtp_server(extensions={"DSN": True})
     seen: list[Any] = []
 
     @mx.on_mail
@@ -196,7 +196,7 @@ def test_two_messages_of_one_transaction_have_reports_of_their_own(tmp_path: Pat
         with folder.open(name) as entry:
             outcomes = [Outcome(entry.recipients[0], Reply(550, "5.1.1 no"))]
             names |= {
-                add_report(folder, entry, action, outcomes, hostname="h.example")  # type: ignore[arg-type]
+                add_report(folder, entry, action, outcomes, hostname="h.example")
                 for action in ("failed", "delayed", "relayed", "delivered")
             }
     assert len(names) == 12
