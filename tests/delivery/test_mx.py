@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import ssl as gevent_ssl
 
 from greensmtp import Reply
 from greensmtp.client import dial as client_dial
@@ -408,6 +409,57 @@ def test_mail_is_sent_to_the_hosts_of_each_domain(
     until(lambda: folder.names("dead") != [], "the domains that cannot be reached")
     assert [recipients for _, recipients, _ in got_one.mail] == [["a@one.example", "c@one.example"]]
     assert [recipients for _, recipients, _ in got_two.mail] == [["b@two.example"]]
+    server.stop(timeout=1)
+
+
+@pytest.mark.parametrize("mode", ["enforce", "testing"])
+def test_a_policy_in_force_keeps_mail_from_hosts_with_the_wrong_certificate_or_without_tls(
+    smtp_server: MakeServer,
+    tmp_path: Path,
+    name_server: DNSServer,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: Any,
+    mode: str,
+) -> None:
+    monkeypatch.setattr(spool_module, "SCAN_SECONDS", 0.05)
+    trusted = gevent_ssl.create_default_context(cafile=certificate.authority)
+    monkeypatch.setattr("greensmtp.client.tls._default_context", trusted)
+    files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
+    wrong = smtp_server(**files)  # the certificate is for mx.example.com
+    port = int(wrong.address[1])
+    plain = smtp_server(listener=("127.0.0.2", port))
+    right = smtp_server(listener=("127.0.0.3", port), **files)
+    got = {name: helpers.Deliveries(each) for name, each in (("wrong", wrong), ("plain", plain), ("right", right))}
+    places = {"wrong.example.com": "127.0.0.1", "plain.example.com": "127.0.0.2", "mx.example.com": "127.0.0.3"}
+    known: Callable[..., Any] = client_dial._look_up
+    monkeypatch.setattr(client_dial, "_look_up", lambda host, port: known(places.get(host, host), port))
+    name_server.records |= {
+        ("all.example", "MX"): ["10 wrong.example.com.", "20 plain.example.com.", "30 mx.example.com."],
+        ("bad.example", "MX"): ["10 wrong.example.com.", "20 plain.example.com."],
+        ("_mta-sts.all.example", "TXT"): ['"v=STSv1; id=1"'],
+        ("_mta-sts.bad.example", "TXT"): ['"v=STSv1; id=1"'],
+    }
+    text = f"version: STSv1\nmode: {mode}\nmx: *.example.com\nmax_age: 86400\n"
+    init = Policies.__init__
+    monkeypatch.setattr(Policies, "__init__", lambda self, resolver: init(self, resolver, lambda domain: text))
+    server = smtp_server(start=False, hostname="us.example")
+    spool = Spool(tmp_path / "spool", mx=True, nameservers=[name_server.address], port=port, schedule="0.1s, 500s")
+    Deliveries([spool]).attach(server)
+    server.start()
+    with dial(server) as peer:
+        peer.hello()
+        peer.deliver("Subject: x\r\n\r\ny\r\n", sender="", to=["a@all.example", "b@bad.example"])
+    folder = Folder(tmp_path / "spool")
+    if mode == "testing":
+        until(lambda: not folder.names(), "the message to be sent")
+        assert sum(len(each.mail) for each in got.values()) == 2
+        assert got["right"].mail == []
+    else:
+        (name,) = folder.names()
+        until(lambda: folder.state(name).attempts == 2, "two tries")
+        assert [recipients for _, recipients, _ in got["right"].mail] == [["a@all.example"]]
+        assert got["wrong"].mail == got["plain"].mail == []
+        assert folder.state(name).replies["b@bad.example"].startswith("451 ")
     server.stop(timeout=1)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent.event import Event
 
 from greensmtp import Reply, SMTPServer
 from greensmtp.delivery import spool as module
@@ -169,6 +170,7 @@ class Hops:
     def __init__(self) -> None:
         self.tried: list[str] = []
         self.hanging = self.most = 0
+        self.gate = Event()
 
     def __call__(self, hostname: str) -> Hops:
         return self
@@ -184,7 +186,8 @@ class Hops:
         if waiting[0].domain == "slow.example":
             self.hanging += 1
             self.most = max(self.most, self.hanging)
-            gevent.sleep(0.3)
+            assert self.gate.wait(20)
+            gevent.sleep(0.01)
             self.hanging -= 1
         return [(Reply(550, "5.1.1 no"), waiting)]
 
@@ -199,10 +202,12 @@ def test_a_slow_domain_leaves_room_for_others(smtp_server: MakeServer, folder: F
     server: Any = smtp_server(start=False)
     spool.start(server)
     until(lambda: "cyd@quick.example" in hops.tried, "the quick domain")
+    until(lambda: hops.hanging == 2, "the slow domain")
     assert hops.tried.count("bob@slow.example") == 2
     # One that is removed while it waits for its turn holds up none behind it.
     with folder.open("6447ef957f643-5c1f0a-1f") as entry:
         entry.remove()
+    hops.gate.set()
     until(lambda: not folder.names(), "all of them")
     assert hops.most == 2
     assert hops.tried.count("bob@slow.example") == 5
