@@ -413,7 +413,7 @@ def test_mail_is_sent_to_the_hosts_of_each_domain(
 
 
 @pytest.mark.parametrize("mode", ["enforce", "testing"])
-def test_a_policy_in_force_keeps_mail_from_hosts_with_the_wrong_certificate_or_without_tls(
+def test_a_policy_in_force_keeps_mail_from_hosts_with_the_wrong_certificate_or_without_tls(  # noqa: PLR0917
     smtp_server: MakeServer,
     tmp_path: Path,
     name_server: DNSServer,
