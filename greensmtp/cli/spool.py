@@ -19,6 +19,9 @@ from greensmtp.protocol.log_text import printable
 #: The width of a column for addresses; and of the table where there is no terminal.
 _ADDRESS, _WIDTH = 40, 240
 
+#: Columns of numbers.
+_RIGHT = frozenset({"AGE", "SIZE", "TRIES"})
+
 
 @click.group()
 @click.option("-c", "--config", type=FileType(), metavar="FILE", help="The configuration, which names the spool.")
@@ -27,8 +30,9 @@ _ADDRESS, _WIDTH = 40, 240
 def spool(context: click.Context, config: Path | None, path: Path | None) -> None:
     """Show and change the messages that wait in a spool.
 
-    The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. The server
-    may run meanwhile. A message that it is sending at that moment is not changed, and is named.
+    The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. These two
+    options come before the command: greensmtp spool --path /var/spool/mail list. The server may run meanwhile. A
+    message that it is sending at that moment is not changed, and is named.
 
     \b
     What waits, and why:
@@ -43,8 +47,14 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
       greensmtp spool drop 6447ef957f640-5c1f0a-1f
     Dead letters, which no report was sent for:
       greensmtp spool list --dead
+    Send a dead letter again, to those who have not got it:
+      greensmtp spool retry --dead 6447ef957f640-5c1f0a-1f
 
-    Exit status 1: a message is not there, or is being sent.
+    \b
+    Exit status:
+      0   done
+      1   a message is not there, is damaged or is being sent, or the folder cannot be read
+      2   an option or argument is wrong, or no spool is named
     """
     from greensmtp.delivery.spool_folder import Folder
 
@@ -54,15 +64,23 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
 def _configured(config: Path | None) -> Path:
     file = config or Path("greensmtp.toml")
     try:
-        deliveries = tomllib.loads(file.read_text("utf-8")).get("deliveries", [])
+        read = tomllib.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         raise click.UsageError("there is no greensmtp.toml here; name the spool by --config or --path") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise click.ClickException(f"{file}: {error.strerror}") from error
+    except ValueError as error:
         raise click.ClickException(f"{file}: {error}") from error
-    for each in deliveries if isinstance(deliveries, list) else ():
-        if isinstance(each, dict) and each.get("use") == "Spool" and isinstance(each.get("path"), str):
-            return Path(file.absolute().parent, str(each["path"]))
+    for table in (read, *_tables(read.get("listeners"))):
+        for each in _tables(table.get("deliveries")):
+            if each.get("use") == "Spool" and isinstance(each.get("path"), str):
+                return Path(file.absolute().parent, str(each["path"]))
     raise click.UsageError(f'{file} has no [[deliveries]] with use = "Spool"; name the spool by --path')
+
+
+def _tables(value: object) -> list[dict[str, Any]]:
+    """Return the tables of an array: the file is not checked here."""
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
 @spool.command("list")
@@ -79,28 +97,35 @@ def list_messages(folder: Any, dead: bool, as_json: bool) -> None:
     if not rows:
         click.echo("nothing waits" if not dead else "there are no dead letters")
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("ID", "AGE", "SIZE", "TRIES", "NEXT", "FROM", "FOR", "LAST REPLY"):
-        table.add_column(title, justify="right" if title in ("AGE", "SIZE", "TRIES") else "left", no_wrap=True)
-    for row in rows:
-        waiting = row["waiting"]
-        more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-        first = waiting[0] if waiting else "-"
-        table.add_row(
-            row["id"],
-            _duration(time.time() - row["time"]),
-            _size(row["size"]),
-            str(row["attempts"]),
-            "held" if row["held"] else "-" if dead else _due(row["due"]),
-            printable(f"<{row['from']}>")[:_ADDRESS],
-            printable(first)[:_ADDRESS] + more,
-            printable(row["replies"].get(str(first), ""))[:80],
+    # Not rich: its tables cost half a millisecond for each row, and a spool may have tens of thousands.
+    table = [
+        ("ID", "AGE", "SIZE", "TRIES", "NEXT", "FROM", "FOR", "LAST REPLY"),
+        *(_columns(row, dead) for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+    for each in table:
+        cells = (
+            text.rjust(size) if title in _RIGHT else text.ljust(size)
+            for title, text, size in zip(table[0], each, widths, strict=True)
         )
-    width = None if sys.stdout.isatty() else _WIDTH
-    Console(width=width, highlight=False, markup=False).print(table)
+        click.echo("  ".join(cells).rstrip()[:width])
+
+
+def _columns(row: dict[str, Any], dead: bool) -> tuple[str, ...]:
+    waiting = row["lost"] if dead else row["waiting"]
+    more = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+    first = str(waiting[0]) if waiting else "-"
+    return (
+        row["id"],
+        _duration(time.time() - row["time"]),
+        _size(row["size"]),
+        str(row["attempts"]),
+        "held" if row["held"] else "-" if dead else _due(row["due"]),
+        printable(f"<{row['from']}>")[:_ADDRESS],
+        printable(first)[:_ADDRESS] + more,
+        printable(str(row["replies"].get(first, "")))[:80],
+    )
 
 
 @spool.command()
@@ -108,14 +133,18 @@ def list_messages(folder: Any, dead: bool, as_json: bool) -> None:
 @click.option("--message", is_flag=True, help="Print the message alone.")
 @click.pass_obj
 def show(folder: Any, name: str, message: bool) -> None:
-    """Show a message: its envelope, and the last reply to each recipient."""
+    """Show the envelope of a message, and each last reply."""
     from greensmtp.delivery.spool_folder import read_message
 
     for within in ("new", "dead"):
         try:
             row, begin, path = read_message(folder, within, name)
-        except (OSError, ValueError):
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            raise click.ClickException(f"{printable(name)}: {error.strerror}") from error
+        except ValueError as error:
+            raise click.ClickException(f"{printable(name)}: {error}") from error
         if message:
             with path.open("rb") as file:
                 file.seek(begin)
@@ -129,20 +158,25 @@ def show(folder: Any, name: str, message: bool) -> None:
             what = "waits" if recipient in row["waiting"] else "lost" if recipient in row["lost"] else "done"
             click.echo(f"{what:7} {printable(recipient)}  {printable(row['replies'].get(recipient, ''))}")
         return
-    raise click.ClickException(f"there is no message {printable(name)!r}")
+    raise click.ClickException(f"there is no message {printable(name)}; greensmtp spool list shows those that wait")
 
 
 @spool.command()
 @click.argument("names", metavar="[ID]...", nargs=-1)
+@click.option("--dead", is_flag=True, help="Send dead letters again, to those who have not got them.")
 @click.pass_obj
-def retry(folder: Any, names: Sequence[str]) -> None:
-    """Send messages now: these, or all."""
+def retry(folder: Any, names: Sequence[str], dead: bool) -> None:
+    """Send messages now: these, or all. One that is held stays held."""
 
-    def now(entry: Any) -> None:
-        entry.state.due = 0.0
-        entry.save()
+    def now(entry: Any) -> str:
+        if dead:
+            entry.revive()
+        elif entry.state.due:
+            entry.state.due = 0.0
+            entry.save()
+        return "is held; release sends it" if entry.state.held else "due now"
 
-    _change(folder, names or folder.names(), now, "due now")
+    _change(folder, names or _names(folder, "dead" if dead else "new"), now, within="dead" if dead else "new")
 
 
 @spool.command()
@@ -150,7 +184,7 @@ def retry(folder: Any, names: Sequence[str]) -> None:
 @click.pass_obj
 def hold(folder: Any, names: Sequence[str]) -> None:
     """Keep messages from being sent until they are released."""
-    _change(folder, names, lambda entry: _set_held(entry, held=True), "held")
+    _change(folder, names, lambda entry: _set_held(entry, held=True))
 
 
 @spool.command()
@@ -158,45 +192,72 @@ def hold(folder: Any, names: Sequence[str]) -> None:
 @click.pass_obj
 def release(folder: Any, names: Sequence[str]) -> None:
     """Send messages that were held."""
-    _change(folder, names, lambda entry: _set_held(entry, held=False), "released")
+    _change(folder, names, lambda entry: _set_held(entry, held=False))
 
 
 @spool.command()
 @click.argument("names", metavar="ID...", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dead", is_flag=True, help="Dead letters instead.")
 @click.pass_obj
-def drop(folder: Any, names: Sequence[str], yes: bool) -> None:
+def drop(folder: Any, names: Sequence[str], yes: bool, dead: bool) -> None:
     """Delete messages, without a report to their senders."""
     if not yes:
-        click.confirm(f"Delete {len(names)} message{'s' * (len(names) > 1)}? No report is sent", abort=True)
-    _change(folder, names, lambda entry: entry.remove(), "deleted")
+        count = f"{len(names)} message{'s' * (len(names) > 1)}"
+        click.confirm(f"Delete {count}? No report is sent", abort=True)
+
+    def delete(entry: Any) -> str:
+        entry.remove()
+        return "deleted"
+
+    _change(folder, names, delete, within="dead" if dead else "new")
 
 
-def _set_held(entry: Any, *, held: bool) -> None:
+def _set_held(entry: Any, *, held: bool) -> str:
     entry.state.held = held
     entry.state.due = 0.0
     entry.save()
+    return "held" if held else "released"
 
 
-def _change(folder: Any, names: Sequence[str], change: Callable[[Any], None], done: str) -> None:
+def _names(folder: Any, within: str) -> list[str]:
+    try:
+        names: list[str] = folder.names(within)
+    except FileNotFoundError:
+        raise click.ClickException(
+            f"{folder.path} is no spool: it has no folder {within!r}. A server makes it when it starts"
+        ) from None
+    except OSError as error:
+        raise click.ClickException(f"{folder.path}: {error.strerror}") from error
+    return names
+
+
+def _change(folder: Any, names: Sequence[str], change: Callable[[Any], str], within: str = "new") -> None:
     from greensmtp.delivery.spool_folder import Busy, Gone
 
     failed = False
     for name in names:
         try:
-            with folder.open(name) as entry:
-                change(entry)
+            with folder.open(name, within) as entry:
+                done = change(entry)
         except Busy:
             click.echo(f"{printable(name)}: it is being sent just now", err=True)
-        except (Gone, ValueError):
-            click.echo(f"{printable(name)}: there is no such message", err=True)
+        except Gone:
+            click.echo(
+                f"{printable(name)}: there is no such {'message' if within == 'new' else 'dead letter'}", err=True
+            )
+        except ValueError:
+            click.echo(f"{printable(name)}: it is damaged: not a message of a spool", err=True)
         except OSError as error:
             click.echo(f"{printable(name)}: {error.strerror}", err=True)
         else:
             click.echo(f"{name} {done}")
             continue
         failed = True
-    folder.wake()
+    try:
+        folder.wake()
+    except OSError as error:
+        raise click.ClickException(f"{folder.path}/wake: {error.strerror}; the server is not told") from error
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -204,16 +265,14 @@ def _change(folder: Any, names: Sequence[str], change: Callable[[Any], None], do
 def _rows(folder: Any, within: str) -> Iterator[dict[str, Any]]:
     from greensmtp.delivery.spool_folder import read_message
 
-    try:
-        names = folder.names(within)
-    except OSError as error:
-        raise click.ClickException(f"{folder.path}: {error.strerror}") from error
-    for name in names:
+    for name in _names(folder, within):
         try:
             yield read_message(folder, within, name)[0]
         except FileNotFoundError:
             continue  # it was sent
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            click.echo(f"{name}: {error.strerror}", err=True)
+        except ValueError as error:
             click.echo(f"{name}: {error}", err=True)
 
 

@@ -181,7 +181,7 @@ def _result(
         reply = next((each for each in replies if each.is_positive), representative(replies))
     if reply.code >= 300:
         raise DataRefused("the message was refused", reply, recipients)
-    return SendResult(prepared.sender, recipients, reply)
+    return SendResult(prepared.sender, recipients, reply, dsn="DSN" in exchange.extensions)
 
 
 def _by_recipient(recipients: dict[str, Reply], replies: Sequence[Reply]) -> dict[str, Reply]:

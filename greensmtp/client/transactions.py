@@ -149,6 +149,7 @@ class Transactions:
                 self._in_order(),
                 sent.reply,
                 further_replies=tuple(result.reply for result in self._results[1:]),
+                dsn=all(result.dsn for result in self._results),
             )
         if raise_on_partial and sent.refused:
             raise _partial(sent)

@@ -1,7 +1,8 @@
 """MTA-STS (RFC 8461): domains that want mail over verified TLS alone, to hosts that they name.
 
 A policy is fetched over HTTPS when the TXT record at ``_mta-sts.DOMAIN`` has another ID, and holds until it is
-``max_age`` seconds old, whatever DNS says meanwhile. Policies are kept in memory, by each process for itself.
+``max_age`` seconds old, whatever DNS says meanwhile. It is fetched again when it has expired, and once a day before
+that. Policies are kept in memory, by each process for itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from time import monotonic
 
 from greensmtp.delivery.resolver import LookupFailed, NoSuchDomain, Resolver
 from greensmtp.errors import ArgumentError
-from greensmtp.http_poster import HTTPFailed, HTTPPoster
+from greensmtp.http_poster import MAX_RESPONSE, HTTPFailed, HTTPPoster
 
 logger = logging.getLogger("greensmtp")
 
@@ -25,12 +26,16 @@ FETCH_SECONDS = 15.0
 #: Seconds after a fetch that failed until the next one (section 3.3).
 RETRY_SECONDS = 300.0
 
+#: Seconds after which a policy is fetched again although its record is the same (section 3.3).
+REFRESH_SECONDS = 86_400.0
+
 #: Policies that are kept.
 KEPT = 10_000
 
 #: Section 3.2: a year.
 MAX_AGE = 31_557_600
 
+_VERSION = re.compile(r"v=STSv1\s*;")
 _RECORD = re.compile(r"v=STSv1\s*;(?:.*;)?\s*id=([A-Za-z0-9]{1,32})\s*(?:;.*)?", re.DOTALL)
 
 
@@ -83,7 +88,7 @@ class _Kept:
     identifier: str
     #: On the monotonic clock: when the policy ends, and when it may be fetched again.
     ends: float
-    again: float = 0.0
+    again: float
 
 
 def fetch(domain: str) -> str:
@@ -99,9 +104,12 @@ def fetch(domain: str) -> str:
         response = poster.get({"User-Agent": "greensmtp"})
     finally:
         poster.close()
-    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    types = (value for name, value in response.headers.items() if name.lower() == "content-type")
+    kind = next(types, "").partition(";")[0].strip().lower()
     if response.status != 200 or kind != "text/plain":
         raise HTTPFailed(f"mta-sts.{domain}: status {response.status}, {kind or 'no type'}")
+    if len(response.body) >= MAX_RESPONSE:  # a policy that is cut off would name other hosts
+        raise HTTPFailed(f"mta-sts.{domain}: the policy has {MAX_RESPONSE} bytes or more")
     return response.body.decode("utf-8", "replace")
 
 
@@ -124,7 +132,9 @@ class Policies:
             self._kept.move_to_end(domain)
         valid = kept.policy if kept is not None and now < kept.ends else None
         identifier = self._identifier(domain)
-        if identifier is None or (kept is not None and (kept.identifier == identifier or now < kept.again)):
+        if kept is not None and now < kept.again and kept.identifier in (identifier, ""):  # "": the last fetch failed
+            return valid
+        if identifier is None:
             return valid
         try:
             policy = parse_policy(self._get(domain))
@@ -132,12 +142,12 @@ class Policies:
             logger.warning("MTA-STS: the policy of %s cannot be used: %s", domain, error)
             self._keep(domain, _Kept(valid, "", now if kept is None else kept.ends, now + RETRY_SECONDS))
             return valid
-        self._keep(domain, _Kept(policy, identifier, now + policy.max_age))
+        self._keep(domain, _Kept(policy, identifier, now + policy.max_age, now + min(policy.max_age, REFRESH_SECONDS)))
         return policy
 
     def _identifier(self, domain: str) -> str | None:
         try:
-            records = [each for each in self._resolver.txt(f"_mta-sts.{domain}") if each.startswith("v=STSv1")]
+            records = [each for each in self._resolver.txt(f"_mta-sts.{domain}") if _VERSION.match(each)]
         except (NoSuchDomain, LookupFailed):
             return None
         found = _RECORD.fullmatch(records[0].strip()) if len(records) == 1 else None

@@ -6,13 +6,15 @@ import logging
 import random
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from greensmtp.delivery.mta_sts import Policies
 from greensmtp.delivery.next_hop import NextHop
 from greensmtp.delivery.resolver import DNSResolver, LookupFailed, NoSuchDomain, Resolver
+from greensmtp.protocol import hosts as host_names
 from greensmtp.protocol.address import Address
+from greensmtp.protocol.errors import ProtocolError
 from greensmtp.protocol.reply import Reply
 
 logger = logging.getLogger("greensmtp")
@@ -55,14 +57,19 @@ class MX:
         self.policies = Policies(self._resolver) if sts else None
         self._port = port
         self._options = options
-        self._kept: OrderedDict[tuple[tuple[str, ...], bool], NextHop] = OrderedDict()
+        #: By hosts, those of one preference as a set, and whether they are verified.
+        self._kept: OrderedDict[tuple[tuple[frozenset[str], ...], bool], NextHop] = OrderedDict()
 
-    def next_hops(self, recipients: Sequence[Address]) -> list[tuple[NextHop | Reply, list[Address]]]:
-        """Return the next hop of each group of recipients; a Reply, where there is none."""
+    def next_hops(self, recipients: Sequence[Address]) -> Iterator[tuple[NextHop | Reply, list[Address]]]:
+        """Yield the next hop of each group of recipients; a Reply, where there is none.
+
+        A domain is looked up when its turn has come, so that a slow name server does not hold up the domains before it.
+        """
         groups: dict[str, list[Address]] = {}
         for each in recipients:
             groups.setdefault(each.ascii_domain.lower(), []).append(each)
-        return [(self.next_hop(domain), group) for domain, group in groups.items()]
+        for domain, group in groups.items():
+            yield self.next_hop(domain), group
 
     def next_hop(self, domain: str) -> NextHop | Reply:
         """Return the next hop for a domain; a Reply, where there is none.
@@ -70,24 +77,24 @@ class MX:
         :param domain: with A-labels, or an address literal.
         """
         if literal := _LITERAL.fullmatch(domain):
-            return self._to((literal[1],), verified=False)
+            return self._to(((literal[1],),), verified=False) if _is_host(literal[1]) else _NO_DOMAIN
         try:
-            hosts = self.hosts(domain)
+            tiers = self._tiers(domain)
         except NoSuchDomain:
             return _NO_DOMAIN
         except LookupFailed as error:
             logger.warning("MX: %s", error)
             return _NO_ANSWER
-        if isinstance(hosts, Reply):
-            return hosts
+        if isinstance(tiers, Reply):
+            return tiers
         policy = None if self.policies is None else self.policies.find(domain)
         if policy is None or policy.mode == "none":
-            return self._to(hosts, verified=False)
-        allowed = tuple(each for each in hosts if policy.allows(each))
+            return self._to(tiers, verified=False)
+        allowed = tuple(filter(None, (tuple(filter(policy.allows, tier)) for tier in tiers)))
         if policy.mode == "testing":
-            if len(allowed) < len(hosts):
+            if allowed != tiers:
                 logger.info("MTA-STS: the policy of %s, which is tested, does not allow all its hosts", domain)
-            return self._to(hosts, verified=False)
+            return self._to(tiers, verified=False)
         return self._to(allowed, verified=True) if allowed else _NOT_ALLOWED
 
     def hosts(self, domain: str) -> tuple[str, ...] | Reply:
@@ -95,24 +102,44 @@ class MX:
 
         :raises NoSuchDomain, LookupFailed: see there.
         """
+        tiers = self._tiers(domain)
+        return tiers if isinstance(tiers, Reply) else tuple(host for tier in tiers for host in tier)
+
+    def _tiers(self, domain: str) -> tuple[tuple[str, ...], ...] | Reply:
+        """Return the hosts of each preference, in random order; at most ``MAX_HOSTS`` of all."""
         found = list(self._resolver.mx(domain))
         if not found:
-            return (domain,) if self._resolver.has_address(domain) else _NO_HOST
+            if domain == self._hostname:
+                return _LOOP
+            return ((domain,),) if _is_host(domain) and self._resolver.has_address(domain) else _NO_HOST
         named = [each for each in found if each.host]
         if not named:
             return _NULL_MX
         random.shuffle(named)
         named.sort(key=lambda each: each.preference)  # stable: the order within a preference is random
         own = [each.preference for each in named if each.host == self._hostname]
-        hosts = [each.host for each in named if not own or each.preference < min(own)]
-        return tuple(dict.fromkeys(hosts))[:MAX_HOSTS] if hosts else _LOOP
+        better = [each for each in named if not own or each.preference < min(own)]
+        if not better:
+            return _LOOP
+        usable: dict[str, int] = {}
+        for each in better:
+            if _is_host(each.host):
+                usable.setdefault(each.host, each.preference)
+        if not usable:
+            return _NO_HOST
+        tiers: dict[int, list[str]] = {}
+        for host in list(usable)[:MAX_HOSTS]:
+            tiers.setdefault(usable[host], []).append(host)
+        return tuple(map(tuple, tiers.values()))
 
-    def _to(self, hosts: tuple[str, ...], *, verified: bool) -> NextHop:
-        key = (tuple(sorted(hosts)), verified)
+    def _to(self, tiers: tuple[tuple[str, ...], ...], *, verified: bool) -> NextHop:
+        key = (tuple(map(frozenset, tiers)), verified)
         kept = self._kept.get(key)
         if kept is None:
-            policy = "require" if verified else "opportunistic"
-            kept = NextHop.of([(host, self._port) for host in hosts], **{"starttls": policy, **self._options})
+            options = {"starttls": "opportunistic", **self._options}
+            if verified:  # a policy in force is stronger than the options
+                options["starttls"] = "require"
+            kept = NextHop.of([(host, self._port) for tier in tiers for host in tier], **options)
             kept.open(self._hostname)
             self._kept[key] = kept
             if len(self._kept) > KEPT:
@@ -127,3 +154,12 @@ class MX:
         """Close the connections."""
         while self._kept:
             self._kept.popitem()[1].close(timeout)
+
+
+def _is_host(name: str) -> bool:
+    """Return True if a connection can be opened to a name: DNS may have any bytes in it."""
+    try:
+        host_names.fit(name)
+    except (ValueError, ProtocolError):
+        return False
+    return True

@@ -85,10 +85,15 @@ class DNSResolver:
 
     def _ask(self, name: str, kind: str) -> list[Any]:
         import dns.exception
+        import dns.name
         import dns.resolver
 
+        try:
+            wanted = dns.name.from_text(name.rstrip(".") + ".")
+        except dns.exception.DNSException as error:  # a label that is empty or too long: no later try can succeed
+            raise NoSuchDomain(f"{name}: {str(error) or type(error).__name__}") from None
         question = self._resolver.resolve(
-            name.rstrip(".") + ".", kind, lifetime=self._lifetime, raise_on_no_answer=False, backend=self._backend
+            wanted, kind, lifetime=self._lifetime, raise_on_no_answer=False, backend=self._backend
         )
         try:
             return list(_finish(question).rrset or ())

@@ -29,3 +29,15 @@ def parse_schedule(text: str) -> tuple[float, ...]:
     if not 0 < len(pauses) <= MAX_TRIES:
         raise ArgumentError("schedule", f"expected 1 to {MAX_TRIES} tries; got {len(pauses)}")
     return tuple(pauses)
+
+
+def parse_duration(name: str, text: object) -> float:
+    """Return the seconds of one time, like ``4h``.
+
+    :param name: that of the argument, for the error.
+    :raises ArgumentError: it is none.
+    """
+    found = _PART.fullmatch(text.strip()) if isinstance(text, str) else None
+    if found is None or found[3] or not float(found[1]):
+        raise ArgumentError(name, f"expected a time like '4h', or False for none; got {text!r}")
+    return float(found[1]) * _UNITS[found[2]]

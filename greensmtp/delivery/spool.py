@@ -18,10 +18,13 @@ import heapq
 import logging
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from datetime import datetime
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 from gevent import Greenlet, spawn
@@ -36,11 +39,12 @@ from greensmtp.delivery._maildir_file import MaildirFile
 from greensmtp.delivery.contract import Delivery, Envelope
 from greensmtp.delivery.mx import MX
 from greensmtp.delivery.next_hop import NextHop, answer_to
-from greensmtp.delivery.report import RecipientStatus, delivery_report
+from greensmtp.delivery.report import Action
 from greensmtp.delivery.resolver import DNSResolver
-from greensmtp.delivery.schedule import parse_schedule
+from greensmtp.delivery.schedule import parse_duration, parse_schedule
 from greensmtp.delivery.spool_folder import Busy, Entry, Folder, Gone, arrival, describe, envelope_line
 from greensmtp.delivery.spool_metrics import SpoolMetrics
+from greensmtp.delivery.spool_reports import Outcome, add_report, is_wanted
 from greensmtp.errors import ArgumentError, ClientError, Disconnected, ProtocolError, Refused
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.header_section import HeaderSection
@@ -63,10 +67,17 @@ STOP_SECONDS = 10.0
 #: gevent's threads that large messages may take.
 _THREADS = 4
 
-#: Bytes of a message that a report returns.
-_RETURNED = 1024 * 1024
+#: Seconds after which the state of a message that goes to several next hops is written between two of them.
+SAVE_SECONDS = 5.0
+
+#: Messages whose state cannot be written, since the disk is full for example. With as many, no others are sent.
+MAX_UNSETTLED = 100
 
 _CANNOT_BE_SENT = Reply(554, "5.6.0 The message cannot be sent as it is")
+_FAILED = Reply(451, "4.3.0 The message could not be sent now")
+
+#: How a message was delivered, where this spool has to report that; None: the next hop does.
+Success = Literal["delivered", "relayed"] | None
 
 
 class Spool(Delivery):
@@ -74,7 +85,8 @@ class Spool(Delivery):
 
     The client gets 250 when the message is on the disk. It is sent at once, then by ``schedule``. A recipient that the
     next hop refuses for good (5xx), or that is still refused when the schedule is over, is reported to the sender
-    (RFC 3464), unless DSN's NOTIFY says otherwise. ``greensmtp spool`` shows and changes what waits.
+    (RFC 3464), unless DSN's NOTIFY says otherwise. So are a delay and, where NOTIFY wants it, success.
+    ``greensmtp spool`` shows and changes what waits.
 
     :param path: the folder. Several processes may share it, on one machine.
     :param to: as of ``Forward``; so are ``starttls``, ``username``, ``password``, ``token``, ``rate``, ``timeout``,
@@ -87,6 +99,10 @@ class Spool(Delivery):
     :param schedule: the times between tries: ``"1m, 5m*2, 1h*3"``; by default about five days.
     :param at_the_end: ``"report"`` to the sender, or keep a ``"dead-letter"``.
     :param concurrency: messages that are sent at once, in each process.
+    :param domain_concurrency: with ``mx``, how many of them may go to one domain, so that a slow one leaves room for
+        others. None: a quarter of ``concurrency``.
+    :param delay_report: tell the sender at the first try after this time that the message still waits: ``"4h"``;
+        False: never.
     :raises ArgumentError, ValueError: an argument is wrong, or the folder cannot be made.
     """
 
@@ -105,6 +121,8 @@ class Spool(Delivery):
         schedule: str = SCHEDULE,
         at_the_end: Literal["report", "dead-letter"] = "report",
         concurrency: int = 20,
+        domain_concurrency: int | None = None,
+        delay_report: str | Literal[False] = "4h",
         starttls: StartTLS | None = None,
         username: str | None = None,
         password: str | Callable[[], str] | None = None,
@@ -118,10 +136,14 @@ class Spool(Delivery):
             raise ArgumentError("at_the_end", f"expected 'report' or 'dead-letter'; got {at_the_end!r}")
         if concurrency < 1:
             raise ArgumentError("concurrency", f"expected at least 1; got {concurrency!r}")
+        if domain_concurrency is not None and domain_concurrency < 1:
+            raise ArgumentError("domain_concurrency", f"expected at least 1; got {domain_concurrency!r}")
         if not str(path):
             raise ArgumentError("path", "expected the name of a folder; got an empty one")
         self.schedule = parse_schedule(schedule)
         self.at_the_end = at_the_end
+        #: Seconds; None: no report.
+        self.delay_after = None if delay_report is False else parse_duration("delay_report", delay_report)
         if (to is None) != mx:
             raise ArgumentError("to", "or mx=True must be given, and not both")
         if mx and (username is not None or nameservers == []):
@@ -145,6 +167,8 @@ class Spool(Delivery):
         self.path = Path(path).absolute()
         self.folder = Folder(self.path)
         self.concurrency = concurrency
+        #: 0: no bound.
+        self.domain_concurrency = (domain_concurrency or max(1, concurrency // 4)) if mx else 0
         self.pool = BoundedPool(_THREADS)
         self.disk = DiskThread()
         self._device = 0
@@ -232,6 +256,18 @@ class SpoolFile(MaildirFile):
         self._spool.folder.write_state(self.name, state)
 
 
+@dataclass
+class Tried:
+    """What has become of the recipients of one try."""
+
+    sent: int = 0
+    failed: list[Outcome] = field(default_factory=list)
+    deferred: list[Outcome] = field(default_factory=list)
+    #: Those that were sent and whose success is to be reported.
+    relayed: list[Outcome] = field(default_factory=list)
+    delivered: list[Outcome] = field(default_factory=list)
+
+
 class Sender:
     """Sends the messages of a spool, in this process."""
 
@@ -242,7 +278,14 @@ class Sender:
         self._hostname = hostname
         self._longest = max(spool.schedule) + 60.0
         self._metrics = SpoolMetrics(str(spool.path))
-        #: When each known message is due: ``(time, name)``, and the names.
+        self._per_domain = spool.domain_concurrency
+        #: Domains -> messages that are being sent to them; and the messages that wait for that to be less.
+        self._busy: Counter[str] = Counter()
+        self._parked: dict[str, deque[str]] = {}
+        #: Messages that were tried, but whose state could not be written. They are locked.
+        self._unsettled: dict[str, tuple[Entry, Tried]] = {}
+        #: When each known message is due, ``(time, name)``, and the names. On the monotonic clock, which is never set
+        #: back.
         self._due: list[tuple[float, str]] = []
         self._known: set[str] = set()
         self._changed = Event()
@@ -253,7 +296,10 @@ class Sender:
         self._runner: Greenlet[..., None] = spawn(self._run)
 
     def add(self, name: str, due: float = 0.0) -> None:
-        """Have a message sent when it is due."""
+        """Have a message sent when it is due.
+
+        :param due: on the monotonic clock.
+        """
         if name not in self._known and not self._stops:
             self._known.add(name)
             heapq.heappush(self._due, (due, name))
@@ -266,6 +312,9 @@ class Sender:
             each.kill()
         self._sending.join(timeout=STOP_SECONDS)
         self._sending.kill()
+        for name, (entry, _) in self._unsettled.items():
+            logger.error("%s: spool: its state could not be written; the next start sends it again", name)
+            entry.close()
 
     def _scan(self) -> None:
         """Look for messages of other processes, and of those that have ended."""
@@ -277,6 +326,8 @@ class Sender:
                     self._woken = woken
                     waiting, self._due = self._due, []
                     self._known.difference_update(name for _, name in waiting)
+                self._settle_late()
+                self._unpark()
                 names = in_thread_pool(self._folder.names)
                 for name in names:
                     self.add(name)
@@ -287,13 +338,14 @@ class Sender:
 
     def _run(self) -> None:
         while True:
-            now = time.time()
-            while self._due and self._due[0][0] <= now:
+            now = monotonic()
+            while self._due and self._due[0][0] <= now and len(self._unsettled) < MAX_UNSETTLED:
                 _, name = heapq.heappop(self._due)
                 self._sending.spawn(self._try, name)  # waits while all are busy
-                now = time.time()
+                now = monotonic()
             self._changed.clear()
-            self._changed.wait(max(0.05, self._due[0][0] - now) if self._due else None)
+            pause = 1.0 if len(self._unsettled) >= MAX_UNSETTLED else 0.05
+            self._changed.wait(max(pause, self._due[0][0] - now) if self._due else None)
 
     def _try(self, name: str) -> None:
         """Send a message, if it is due, and nobody else does."""
@@ -304,93 +356,177 @@ class Sender:
             pass  # the next look tells
         except Exception:
             logger.exception("spool: %s failed; it stays", name)
-            due = time.time() + self._spool.schedule[0]
-        finally:
+            due = monotonic() + self._spool.schedule[0]
+        if not any(name in each for each in self._parked.values()):
             self._known.discard(name)
         if due is not None:
             self.add(name, due)
 
     def _send(self, name: str) -> float | None:
-        """Return when to look at the message again; None: it is gone."""
-        with in_thread_pool(self._folder.open, name) as entry:
+        """Return when to look at the message again, on the monotonic clock; None: not before somebody says so."""
+        entry = in_thread_pool(self._folder.open, name)
+        try:
             state = entry.state
             if state.held:
-                return time.time() + 3600.0  # until the folder's ``wake``
+                return monotonic() + 3600.0  # until the folder's ``wake``
             now = time.time()
             if now < state.due <= now + self._longest:  # later only if the clock was set back
-                return state.due
-            waiting = entry.waiting
-            replies: dict[str, Reply] = {}
-            for next_hop, recipients in self.next_hop.next_hops(waiting):
-                if isinstance(next_hop, Reply):
-                    replies.update(dict.fromkeys(recipients, next_hop))
-                else:
-                    replies.update(_pass_on(entry, next_hop, recipients))
-            state.attempts += 1
-            failed: list[tuple[Address, Reply]] = []
-            is_last = state.attempts > len(self._spool.schedule)
-            for recipient in waiting:
-                reply = replies[recipient]
-                state.replies[recipient] = str(reply)
-                if reply.is_positive:
-                    state.done.append(recipient)
-                elif reply.code >= 500 or is_last:
-                    failed.append((recipient, reply))
-            sent, waits = sum(each.is_positive for each in replies.values()), len(entry.waiting) - len(failed)
-            text = "%s: spool: try %d: %d sent, %d failed, %d wait"
-            logger.info(text, entry.log_id, state.attempts, sent, len(failed), waits)
-            for result, count in (("sent", sent), ("failed", len(failed)), ("deferred", waits)):
-                self._metrics.count(result, count)
-            if failed:
-                self._give_up(entry, failed)
-            if not entry.waiting:
-                in_thread_pool(entry.bury if state.lost else entry.remove)
+                return monotonic() + state.due - now
+            domains = {each.ascii_domain for each in entry.waiting} if self._per_domain else set()
+            full = next((each for each in domains if self._busy[each] >= self._per_domain), None)
+            if full is not None:
+                self._parked.setdefault(full, deque()).append(name)
                 return None
-            state.due = time.time() + self._spool.schedule[state.attempts - 1]
-            in_thread_pool(entry.save)
-            return state.due
+            self._busy.update(domains)
+            try:
+                tried = self._try_all(entry)
+            finally:
+                self._release(domains)
+            try:
+                return self._settle(entry, tried)
+            except OSError as error:
+                # Sent again, its recipients would get it twice. So it stays locked until its state can be written.
+                logger.error("%s: spool: cannot write what has become of it: %s; retrying", name, error)
+                self._unsettled[name] = entry, tried
+                return None
+        finally:
+            if name not in self._unsettled:
+                entry.close()
 
-    def _give_up(self, entry: Entry, failed: Sequence[tuple[Address, Reply]]) -> None:
+    def _release(self, domains: Collection[str]) -> None:
+        """Let the next message to each of these domains be tried."""
+        self._busy.subtract(domains)
+        for each in domains:
+            if not self._busy[each]:
+                del self._busy[each]
+        self._unpark()
+
+    def _unpark(self) -> None:
+        """Let as many messages be tried as their domains have room for."""
+        for domain, names in list(self._parked.items()):
+            for _ in range(min(len(names), self._per_domain - self._busy[domain])):
+                name = names.popleft()
+                self._known.discard(name)
+                self.add(name)
+            if not names:
+                del self._parked[domain]
+
+    def _try_all(self, entry: Entry) -> Tried:
+        """Send a message to all recipients that wait, and return what has become of it."""
+        state, waiting = entry.state, entry.waiting
+        tried = Tried()
+        if not waiting:  # the process was killed before it removed the message
+            return tried
+        state.attempts += 1
+        is_last = state.attempts > len(self._spool.schedule)
+        saved = monotonic()
+        for next_hop, recipients in self._groups(entry, waiting):
+            if saved + SAVE_SECONDS < monotonic():
+                with suppress(OSError):  # it is tried again at the end
+                    in_thread_pool(entry.save, without=[recipient for recipient, _ in tried.relayed + tried.delivered])
+                saved = monotonic()
+            replies, success = (
+                (dict.fromkeys(map(str, recipients), next_hop), None)
+                if isinstance(next_hop, Reply)
+                else _pass_on(entry, next_hop, recipients)
+            )
+            for recipient in recipients:
+                reply = replies[recipient]
+                state.replies[str(recipient)] = str(reply)
+                outcome = Outcome(recipient, reply)
+                if reply.is_positive:
+                    tried.sent += 1
+                    state.done.append(str(recipient))
+                    if success is not None and is_wanted("SUCCESS", recipient):
+                        (tried.relayed if success == "relayed" else tried.delivered).append(outcome)
+                elif reply.code >= 500 or is_last:
+                    tried.failed.append(outcome)
+                else:
+                    tried.deferred.append(outcome)
+        text = "%s: spool: try %d: %d sent, %d failed, %d wait"
+        counts = {"sent": tried.sent, "failed": len(tried.failed), "deferred": len(tried.deferred)}
+        logger.info(text, entry.log_id, state.attempts, *counts.values())
+        for result, count in counts.items():
+            self._metrics.count(result, count)
+        return tried
+
+    def _groups(self, entry: Entry, waiting: list[Address]) -> Iterator[tuple[NextHop | Reply, list[Address]]]:
+        """Yield each next hop and its recipients; an error is a refusal for now, so that the schedule ends it."""
+        left = set(waiting)
+        try:
+            for next_hop, recipients in self.next_hop.next_hops(waiting):
+                left.difference_update(recipients)
+                yield next_hop, recipients
+        except Exception:
+            logger.exception("%s: spool: cannot find the next hop; replying 451", entry.log_id)
+            yield _FAILED, [each for each in waiting if each in left]
+
+    def _settle(self, entry: Entry, tried: Tried) -> float | None:
+        """Write what has become of a message, reports first; return when it is due, None: it is gone.
+
+        :raises OSError: it cannot be written. Call it again later: what was done is not done twice.
+        """
+        state = entry.state
+        if tried.failed:
+            self._give_up(entry, tried)
+        self._report(entry, "relayed", tried.relayed)
+        self._report(entry, "delivered", tried.delivered)
+        if not entry.waiting:
+            in_thread_pool(entry.bury if state.lost else entry.remove)
+            return None
+        left = sum(self._spool.schedule[state.attempts - 1 :])
+        if self._spool.delay_after is not None and time.time() - entry.arrived >= self._spool.delay_after:
+            late = [
+                each for each in tried.deferred if str(each[0]) not in state.delayed and is_wanted("DELAY", each[0])
+            ]
+            names = [str(recipient) for recipient, _ in late]
+            self._report(entry, "delayed", late, will_retry_until=time.time() + left)
+            state.delayed += names
+        pause = self._spool.schedule[state.attempts - 1]
+        state.due = time.time() + pause
+        in_thread_pool(entry.save)
+        return monotonic() + pause
+
+    def _give_up(self, entry: Entry, tried: Tried) -> None:
         """Count the recipients as done, after a report to the sender; without one, the message is a dead letter."""
-        addresses = [str(recipient) for recipient, _ in failed]
+        addresses = [str(recipient) for recipient, _ in tried.failed]
         if self._spool.at_the_end == "dead-letter" or not entry.sender:
             logger.error("%s: spool: given up for %s; see %s/dead", entry.log_id, addresses, self._spool.path)
             entry.state.lost += addresses
-            entry.state.done += addresses
-            return
-        told = [
-            (recipient, reply)
-            for recipient, reply in failed
-            if "FAILURE" in str(recipient.parameters.get("NOTIFY") or "FAILURE").upper()
-        ]
-        if told:
-            self.add(in_thread_pool(self._report, entry, told))
+        else:
+            self._report(entry, "failed", [each for each in tried.failed if is_wanted("FAILURE", each[0])])
         entry.state.done += addresses
+        tried.failed.clear()
 
-    def _report(self, entry: Entry, failed: Sequence[tuple[Address, Reply]]) -> str:
-        """Put a report into the spool; return its name. In a native thread."""
-        parameters = entry.sender.parameters
-        content = delivery_report(
-            [RecipientStatus(recipient=str(each), action="failed", reply=reply) for each, reply in failed],
-            sender=str(entry.sender),
-            hostname=self._hostname,
-            message=entry.read(0, _RETURNED),
-            headers_only=str(parameters.get("RET") or "").upper() != "FULL" or entry.size > _RETURNED,
-            envelope_id=parameters.get("ENVID"),
-            arrival=datetime.fromtimestamp(entry.arrived).astimezone(),
-        )
-        needs: dict[str, str | None] = {} if content.isascii() else {"BODY": "8BITMIME"}
-        if not str(entry.sender).isascii():
-            needs["SMTPUTF8"] = None
-        # The same name for the same try: a process that was killed behind it makes no second one.
-        name = f"{entry.name.partition('_')[0]}_{1000 + entry.state.attempts}"
-        to = Address(str(entry.sender), entry.sender.local_part, entry.sender.domain)
-        self._folder.add(name, describe(Address("", "", "", needs), [to]), content)
-        return name
+    def _report(
+        self, entry: Entry, action: Action, outcomes: list[Outcome], *, will_retry_until: float | None = None
+    ) -> None:
+        """Put a report into the spool, unless there is nothing or nobody to tell. Afterwards ``outcomes`` is empty."""
+        if not outcomes or not entry.sender or self._spool.at_the_end == "dead-letter":
+            return
+        call = partial(add_report, hostname=self._hostname, will_retry_until=will_retry_until)
+        self.add(in_thread_pool(call, self._folder, entry, action, outcomes))
+        self._metrics.count_report(action)
+        outcomes.clear()
+
+    def _settle_late(self) -> None:
+        """Write what could not be written before."""
+        for name, (entry, tried) in list(self._unsettled.items()):
+            try:
+                due = self._settle(entry, tried)
+            except OSError:
+                return  # not the others either
+            del self._unsettled[name]
+            entry.close()
+            logger.warning("%s: spool: what has become of it is written now", name)
+            self._known.discard(name)
+            if due is not None:
+                self.add(name, due)
 
 
-def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> dict[str, Reply]:
-    """Send a message, and return the reply to each recipient."""
+def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> tuple[Mapping[str, Reply], Success]:
+    """Send a message; return the reply to each recipient, and what a success is, if this spool has to report it."""
+    success: Success = "delivered" if next_hop.lmtp else "relayed"
     try:
         with entry.source() as source:
             sent = next_hop.pool.send(
@@ -401,14 +537,19 @@ def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> 
                 to_ext=[each.parameters for each in recipients],
                 add_fields=False,
             )
-        return dict(sent.recipients)
+        # RFC 3461 section 5.2.1: a next hop with DSN was told what to report.
+        return dict(sent.recipients), None if sent.dsn else success
     except ClientError as error:
         logger.info("%s: spool: %s: %s", entry.log_id, next_hop.places[0], error)
         usual = error.reply.handed_on() if isinstance(error, Refused) and error.reply is not None else answer_to(error)
         # In LMTP, some of the replies to the message may have come before the connection was lost.
         is_final = isinstance(error, Disconnected) and error.after_content
         known = {each: reply for each, reply in error.recipients.items() if is_final or not reply.is_positive}
-        return {str(each): known.get(each, usual) for each in recipients}
+        return {str(each): known.get(each, usual) for each in recipients}, success
     except (ProtocolError, ValueError) as error:  # an address, or a header section, that cannot be sent
         logger.warning("%s: spool: cannot be sent: %s", entry.log_id, error)
-        return dict.fromkeys(map(str, recipients), _CANNOT_BE_SENT)
+        reply = _CANNOT_BE_SENT
+    except Exception:
+        logger.exception("%s: spool: sending it failed; replying 451", entry.log_id)
+        reply = _FAILED
+    return dict.fromkeys(map(str, recipients), reply), None

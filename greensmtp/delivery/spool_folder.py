@@ -20,18 +20,21 @@ from __future__ import annotations
 import fcntl
 import io
 import json
+import logging
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
 
 from greensmtp.delivery._disk import flush_folder
 from greensmtp.protocol.address import Address
+
+logger = logging.getLogger("greensmtp")
 
 #: Bytes of the line with the envelope, at most: a thousand recipients with long addresses.
 MAX_ENVELOPE = 4 * 1024 * 1024
@@ -69,6 +72,20 @@ class State:
     done: list[str] = field(default_factory=list)
     #: Those of them that are given up without a report.
     lost: list[str] = field(default_factory=list)
+    #: Recipients of which the sender was told that they wait.
+    delayed: list[str] = field(default_factory=list)
+
+
+#: The types of the fields in a state's file.
+_KEYS: dict[str, Any] = {
+    "attempts": int,
+    "due": (int, float),
+    "held": bool,
+    "replies": dict,
+    "done": list,
+    "lost": list,
+    "delayed": list,
+}
 
 
 class Folder:
@@ -94,7 +111,7 @@ class Folder:
         messages = set(self.names())
         for within in ("tmp", "state"):
             for entry in os.scandir(self.path / within):
-                with suppress(FileNotFoundError):
+                with suppress(OSError):  # a folder, for example: it is none of ours
                     if entry.name not in messages and entry.stat().st_mtime < now - STALE:
                         Path(entry.path).unlink()
 
@@ -102,13 +119,14 @@ class Folder:
         """Return the names of the messages, the oldest first: names begin with the time."""
         return sorted(entry.name for entry in os.scandir(self.path / within) if _NAME.fullmatch(entry.name))
 
-    def open(self, name: str) -> Entry:
+    def open(self, name: str, within: str = "new") -> Entry:
         """Open and lock a message.
 
+        :param within: ``new``, or ``dead`` for a dead letter.
         :raises Busy, Gone: see there.
         :raises ValueError: the file is no message of a spool.
         """
-        path = self.path / "new" / name
+        path = self.path / within / name
         if not _NAME.fullmatch(name):
             raise Gone(name)
         try:
@@ -119,7 +137,7 @@ class Folder:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_same(file, path):
                 raise Gone(name)
-            return Entry(self, name, file)
+            return Entry(self, name, file, within)
         except BlockingIOError:
             file.close()
             raise Busy(name) from None
@@ -127,19 +145,27 @@ class Folder:
             file.close()
             raise
 
+    def state_path(self, name: str, within: str = "new") -> Path:
+        """Return the file of a message's state."""
+        return self.path / "dead" / f"{name}.state" if within == "dead" else self.path / "state" / name
+
     def state(self, name: str) -> State:
         """Return the state of a message, whether or not it is locked."""
         return _read_state(self.path / "state" / name)
 
-    def write_state(self, name: str, state: State) -> None:
-        """Replace the state of a message, which is locked, or not yet in ``new/``."""
+    def write_state(self, name: str, state: State, target: Path | None = None) -> None:
+        """Replace the state of a message, which is locked, or not yet in ``new/``.
+
+        :param target: its file; None: that in ``state/``.
+        """
+        target = self.path / "state" / name if target is None else target
         partial = self.path / "tmp" / f"{name}.state"
         with partial.open("wb") as file:
             file.write(json.dumps(asdict(state)).encode())
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path / "state" / name)
-        flush_folder(self.path / "state")
+        partial.replace(target)
+        flush_folder(target.parent)
 
     def add(self, name: str, envelope: Mapping[str, Any], content: bytes) -> None:
         """Add a message, durably. One that has the same name is replaced."""
@@ -166,8 +192,10 @@ class Folder:
 class Entry:
     """A message, locked until it is closed."""
 
-    def __init__(self, folder: Folder, name: str, file: BinaryIO) -> None:
+    def __init__(self, folder: Folder, name: str, file: BinaryIO, within: str = "new") -> None:
         self._folder = folder
+        self._path = folder.path / within / name
+        self._state_path = folder.state_path(name, within)
         self.name = name
         self._file = file
         line = file.readline(MAX_ENVELOPE)
@@ -175,12 +203,14 @@ class Entry:
             self.envelope: dict[str, Any] = json.loads(line)
             self.sender = _address(self.envelope["from"], self.envelope["from_ext"])
             self.recipients = [_address(text, ext) for text, ext in self.envelope["to"]]
-        except (ValueError, KeyError, TypeError):
+            if not isinstance(self.envelope.get("time", 0.0), int | float):
+                raise TypeError
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ValueError(f"{name}: not a message of a spool") from None
         self._begin = len(line)
         #: The message, if it is small: then nothing more is read.
         self._content = file.read(_SMALL + 1) if self.size <= _SMALL else None
-        self.state = folder.state(name)
+        self.state = _read_state(self._state_path)
 
     @property
     def log_id(self) -> str:
@@ -215,21 +245,44 @@ class Entry:
         """Return bytes of the message."""
         return os.pread(self._file.fileno(), size, self._begin + position)
 
-    def save(self) -> None:
-        """Replace the state."""
-        self._folder.write_state(self.name, self.state)
+    def save(self, without: Sequence[str] = ()) -> None:
+        """Replace the state.
+
+        :param without: recipients that are not yet done, since a report is still to be written.
+        """
+        state = self.state
+        if without:
+            state = replace(state, done=[each for each in state.done if each not in without])
+        self._folder.write_state(self.name, state)
 
     def remove(self) -> None:
         """Remove the message: it is done."""
-        (self._folder.path / "new" / self.name).unlink(missing_ok=True)
-        (self._folder.path / "state" / self.name).unlink(missing_ok=True)
+        self._path.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
+
+    def revive(self) -> None:
+        """Move a dead letter back among those that wait, for the recipients that were given up."""
+        lost = set(self.state.lost)
+        self.state = replace(
+            self.state, attempts=0, due=0.0, lost=[], done=[each for each in self.state.done if each not in lost]
+        )
+        self.save()  # first, so that nobody gets it who has it
+        new = self._folder.path / "new"
+        self._path.replace(new / self.name)
+        flush_folder(new)
+        self._state_path.unlink(missing_ok=True)
 
     def bury(self) -> None:
-        """Move the message to the dead letters."""
+        """Move the message to the dead letters.
+
+        It has a state at every moment, so that it is not sent to those again who have it.
+        """
         self.save()
-        (self._folder.path / "state" / self.name).replace(self._folder.path / "dead" / f"{self.name}.state")
-        (self._folder.path / "new" / self.name).replace(self._folder.path / "dead" / self.name)
-        flush_folder(self._folder.path / "dead")
+        dead = self._folder.path / "dead"
+        self._folder.write_state(self.name, self.state, dead / f"{self.name}.state")
+        (self._folder.path / "new" / self.name).replace(dead / self.name)
+        flush_folder(dead)
+        (self._folder.path / "state" / self.name).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -255,20 +308,33 @@ def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any]
     with path.open("rb") as file:
         line = file.readline(MAX_ENVELOPE)
         size = os.fstat(file.fileno()).st_size - len(line)
-    envelope = json.loads(line)
-    state_file = path.with_name(f"{name}.state") if within == "dead" else folder.path / "state" / name
-    state = _read_state(state_file)
-    to = [text for text, _ in envelope["to"]]
-    known = {"id": name, "time": envelope["time"], "size": size, "from": envelope["from"], "to": to}
+    try:
+        envelope = json.loads(line)
+        about = {"time": float(envelope["time"]), "from": str(envelope["from"])}
+        to = [str(text) for text, _ in envelope["to"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError("not a message of a spool") from None
+    state = _read_state(folder.state_path(name, within))
+    known = {"id": name, "time": about["time"], "size": size, "from": about["from"], "to": to}
     waiting = [each for each in to if each not in state.done]
     return known | {"waiting": waiting} | asdict(state), len(line), path
 
 
 def _read_state(path: Path) -> State:
+    """Return the state of a message; that of a new one, if there is none. Keys of other versions are ignored."""
     try:
-        return State(**json.loads(path.read_bytes()))
-    except (FileNotFoundError, ValueError, TypeError):
+        content = path.read_bytes()
+    except FileNotFoundError:
         return State()
+    try:
+        read = {name: value for name, value in json.loads(content).items() if name in _KEYS}
+        new = State()
+        if all(isinstance(value, _KEYS[name]) for name, value in read.items()):
+            return replace(new, **read)
+    except (ValueError, AttributeError, RecursionError):
+        pass
+    logger.error("spool: %s is damaged; the message is taken for a new one", path)
+    return State()
 
 
 def arrival(name: str) -> float:
@@ -293,6 +359,7 @@ def describe(sender: Address, recipients: Iterator[Address] | list[Address]) -> 
 
 def _address(text: str, parameters: Mapping[str, str | None]) -> Address:
     # Not parsed again: the server may be more lenient than the parser is by default.
+    parameters = {**parameters}  # a TypeError, if the file has something else
     local_part, at, domain = text.rpartition("@")
     return Address(text, local_part if at else domain, domain if at else "", parameters)
 

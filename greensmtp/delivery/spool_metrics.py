@@ -31,6 +31,14 @@ class SpoolMetrics:
         if self._kept is not None and recipients:
             self._kept["recipients"].labels(self._path, result).inc(recipients)
 
+    def count_report(self, kind: str) -> None:
+        """Count a report to a sender.
+
+        :param kind: ``failed``, ``delayed``, ``relayed`` or ``delivered``.
+        """
+        if self._kept is not None:
+            self._kept["reports"].labels(self._path, kind).inc()
+
 
 @cache
 def _metrics() -> dict[str, Any] | None:
@@ -48,5 +56,10 @@ def _metrics() -> dict[str, Any] | None:
         ),
         "recipients": Counter(
             "greensmtp_spool_recipients", "Recipients that were tried: sent, failed or deferred.", ["spool", "result"]
+        ),
+        "reports": Counter(
+            "greensmtp_spool_reports",
+            "Reports to senders: failed, delayed, relayed or delivered.",
+            ["spool", "kind"],
         ),
     }

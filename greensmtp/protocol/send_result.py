@@ -22,6 +22,8 @@ class SendResult:
     reply: Reply
     #: The replies to the message in further transactions, where the server's limits made them necessary.
     further_replies: tuple[Reply, ...] = ()
+    #: True if the server offers DSN: it was told of RET, ENVID, NOTIFY and ORCPT, and reports by itself.
+    dsn: bool = field(default=False, repr=False, compare=False)
 
     @property
     def accepted(self) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def test_show(folder: Folder) -> None:
     assert "done    bob@example.org" in text
     assert "waits   cyd@example.org  450 later" in text
     assert run("show", ONE, "--message").stdout_bytes == b"Subject: x\r\n\r\nbody\r\n"
-    for wrong in ("6447ef957f642-5c1f0a-20", "../../etc/passwd"):
-        assert "there is no message" in run("show", wrong, status=1).stderr
+    assert "there is no message 6447ef957f642-5c1f0a-20" in run("show", "6447ef957f642-5c1f0a-20", status=1).stderr
+    assert "is no ID" in run("show", "../../etc/passwd", status=1).stderr
 
 
 def test_hold_release_and_retry(folder: Folder) -> None:
@@ -122,7 +122,65 @@ def test_where_it_looks(folder: Folder, tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "there is no greensmtp.toml here" in run("list", status=2).stderr
-    assert "No such file or directory" in run("--path", str(tmp_path / "elsewhere"), "list", status=1).stderr
+    for command in ("list", "retry"):
+        assert "elsewhere is no spool" in run("--path", str(tmp_path / "elsewhere"), command, status=1).stderr
+    (tmp_path / "elsewhere" / "greensmtp.toml").write_text(
+        '[[listeners]]\nurl = "smtp://:25"\n[[listeners.deliveries]]\nuse = "Spool"\npath = "../spool"\n'
+    )
+    assert ONE in run("list").stdout
+
+
+DAMAGED = [
+    "",
+    "[]",
+    "{}",
+    '{"time":1,"from":"a@x.example","from_ext":{}}',
+    '{"time":1,"from":1,"from_ext":{},"to":[1]}',
+    "[" * 9000,
+]
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_message_is_named_and_hides_no_other(folder: Folder, line: str) -> None:
+    (folder.path / "new" / TWO).write_text(line + "\n")
+    result = run("list")
+    assert ONE in result.stdout
+    assert result.stderr == f"{TWO}: not a message of a spool\n"
+    assert "not a message of a spool" in run("show", TWO, status=1).stderr
+    assert "damaged" in run("hold", TWO, status=1).stderr
+
+
+def test_a_damaged_state_is_that_of_a_new_message(folder: Folder) -> None:
+    for text in ("", "[]", '{"due": "soon"}', '{"attempts": null}', "[" * 9000):
+        (folder.path / "state" / ONE).write_text(text)
+        assert folder.state(ONE) == State()
+    (folder.path / "state" / ONE).write_text('{"attempts": 2, "of_a_later_version": 1}')
+    assert folder.state(ONE) == State(attempts=2)
+
+
+def test_a_dead_letter_is_sent_again_to_those_who_have_not_got_it(folder: Folder) -> None:
+    with folder.open(ONE) as entry:
+        entry.state.lost = ["cyd@example.org"]
+        entry.state.done.append("cyd@example.org")
+        entry.bury()
+    assert run("retry", "--dead", ONE).stdout == f"{ONE} due now\n"
+    assert [*(folder.path / "dead").iterdir()] == []
+    with folder.open(ONE) as entry:
+        assert entry.waiting == ["cyd@example.org"]
+        assert (entry.state.attempts, entry.state.lost) == (0, [])
+    assert "no such dead letter" in run("retry", "--dead", ONE, status=1).stderr
+
+
+def test_a_dead_letter_is_dropped(folder: Folder) -> None:
+    with folder.open(ONE) as entry:
+        entry.bury()
+    run("drop", "--dead", "--yes", ONE)
+    assert [*(folder.path / "dead").iterdir()] == []
+
+
+def test_retry_says_what_is_held(folder: Folder) -> None:
+    run("hold", ONE)
+    assert run("retry", ONE).stdout == f"{ONE} is held; release sends it\n"
 
 
 def test_the_help_explains_it(folder: Folder) -> None:

@@ -20,6 +20,8 @@ class DNSServer:
         self.records = records
         #: Names -> ``SERVFAIL``, ``silent``, ``truncate``.
         self.does: dict[str, str] = {}
+        #: Names -> the records of an answer with aliases, as in a zone file.
+        self.chains: dict[str, list[str]] = {}
         self.asked: list[tuple[str, str]] = []
         self.tcp_questions = 0
         # A number that is free for both: TCP's are scarce, so that one is chosen first.
@@ -44,6 +46,10 @@ class DNSServer:
             reply.set_rcode(dns.rcode.SERVFAIL)
         elif does == "truncate" and not over_tcp:
             reply.flags |= dns.flags.TC
+        elif name in self.chains:
+            for each in self.chains[name]:
+                owner, ttl, _, of, data = each.split(" ", 4)
+                reply.answer.append(dns.rrset.from_text(owner, int(ttl), "IN", of, data))
         elif found:
             reply.answer.append(dns.rrset.from_text(name + ".", 300, "IN", kind, *found))
         elif not any(each == name for each, _ in self.records):

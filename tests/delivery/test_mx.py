@@ -9,16 +9,18 @@ from typing import Any
 
 import gevent
 import pytest
+from gevent import ssl as gevent_ssl
 
 from greensmtp import Reply
 from greensmtp.client import dial as client_dial
 from greensmtp.delivery import MX, Deliveries, Spool
 from greensmtp.delivery import spool as spool_module
-from greensmtp.delivery.mta_sts import Policies, Policy, parse_policy
+from greensmtp.delivery.mta_sts import Policies, Policy, fetch, parse_policy
 from greensmtp.delivery.next_hop import NextHop
 from greensmtp.delivery.resolver import DNSResolver, LookupFailed, MailExchanger, NoSuchDomain
 from greensmtp.delivery.spool_folder import Folder
-from greensmtp.http_poster import HTTPFailed
+from greensmtp.http_poster import MAX_RESPONSE, HTTPFailed
+from greensmtp.http_poster import Response as HTTPResponse
 from greensmtp.protocol.address import Address
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -93,9 +95,27 @@ def test_no_answer_fails_in_time_and_blocks_nobody(name_server: DNSServer) -> No
 
 def test_a_name_that_is_none_is_no_domain(name_server: DNSServer) -> None:
     resolver = DNSResolver([name_server.address])
-    for name in ("x" * 64 + ".example", ".".join(["abcdefgh"] * 40)):
-        with pytest.raises((NoSuchDomain, LookupFailed)):
+    for name in ("x" * 64 + ".example", ".".join(["abcdefgh"] * 40), "a..example"):
+        with pytest.raises(NoSuchDomain):
             resolver.mx(name)
+
+
+def test_an_alias_is_followed_and_a_loop_of_aliases_fails_for_now(name_server: DNSServer) -> None:
+    name_server.chains = {
+        "alias.example": ["alias.example. 300 IN CNAME example.com.", "example.com. 300 IN MX 10 mx.example.com."],
+        "loop.example": ["loop.example. 300 IN CNAME pool.example.", "pool.example. 300 IN CNAME loop.example."],
+    }
+    resolver = DNSResolver([name_server.address], lifetime=0.5)
+    assert resolver.mx("alias.example") == [MailExchanger(10, "mx.example.com")]
+    with pytest.raises(LookupFailed):
+        resolver.mx("loop.example")
+
+
+def test_a_huge_answer_is_cut_to_ten_hosts(name_server: DNSServer) -> None:
+    name_server.records["huge.example", "MX"] = [f"{1 + number} mx{number}.example." for number in range(1500)]
+    name_server.does["huge.example"] = "truncate"
+    found = MX("us.example", DNSResolver([name_server.address]), sts=False).hosts("huge.example")
+    assert found == tuple(f"mx{number}.example" for number in range(10))
 
 
 class Table:
@@ -134,6 +154,11 @@ class Table:
         ("ours.example", "554 5.4.6"),
         ("backup.example", ("a.example",)),
         ("twice.example", ("a.example",)),
+        ("us.example", "554 5.4.6"),
+        ("wild.example", ("a.example",)),
+        ("wilder.example", "550 5.4.4"),
+        ("[::::]", "550 5.1.2"),
+        ("[192.0.2]", ("192.0.2",)),
     ],
 )
 def test_the_hosts_of_a_domain(domain: str, wanted: Any) -> None:
@@ -146,8 +171,10 @@ def test_the_hosts_of_a_domain(domain: str, wanted: Any) -> None:
             "ours.example": [(10, "us.example"), (20, "b.example")],
             "backup.example": [(10, "a.example"), (20, "us.example"), (20, "b.example"), (30, "c.example")],
             "twice.example": [(10, "a.example"), (20, "a.example")],
+            "wild.example": [(10, "a\\032b.example"), (20, "a.example"), (30, "x" * 64 + ".example")],
+            "wilder.example": [(10, "*.example")],
         },
-        hosts={"plain.example"},
+        hosts={"plain.example", "us.example"},
     )
     found = MX("us.example", table, sts=False).next_hop(domain)
     if isinstance(wanted, str):
@@ -164,15 +191,30 @@ def test_hosts_of_one_preference_come_in_random_order() -> None:
     assert orders == {("c.example", "a.example", "b.example"), ("c.example", "b.example", "a.example")}
 
 
+def test_two_domains_with_the_same_hosts_keep_their_own_preferences() -> None:
+    table = Table(
+        mx={"x.example": [(10, "a.example"), (20, "b.example")], "y.example": [(20, "a.example"), (10, "b.example")]}
+    )
+    mx = MX("us.example", table, sts=False)
+    places = [each.places for each in map(mx.next_hop, ("x.example", "y.example")) if isinstance(each, NextHop)]
+    assert places == [[("a.example", 25), ("b.example", 25)], [("b.example", 25), ("a.example", 25)]]
+
+
+def test_a_domain_is_looked_up_when_its_turn_has_come() -> None:
+    table = Table(mx={"x.example": [(10, "a.example")], "y.example": AssertionError("too early")})
+    groups = MX("us.example", table, sts=False).next_hops([Address.parse("a@x.example"), Address.parse("a@y.example")])
+    assert isinstance(next(groups)[0], NextHop)
+
+
 def test_recipients_are_grouped_by_domain() -> None:
     table = Table(mx={"x.example": [(10, "a.example")], "xn--bcher-kva.example": [(10, "b.example")]})
     mx = MX("us.example", table, sts=False)
     addresses = [Address.parse(each) for each in ("a@x.example", "b@bücher.example", "c@X.example", "d@[192.0.2.7]")]
-    groups = mx.next_hops(addresses)
+    groups = list(mx.next_hops(addresses))
     assert [group for _, group in groups] == [[addresses[0], addresses[2]], [addresses[1]], [addresses[3]]]
     places = [each.places for each, _ in groups if isinstance(each, NextHop)]
     assert places == [[("a.example", 25)], [("b.example", 25)], [("192.0.2.7", 25)]]
-    assert mx.next_hops(addresses[:1])[0][0] is groups[0][0]  # the connections are kept
+    assert next(mx.next_hops(addresses[:1]))[0] is groups[0][0]  # the connections are kept
 
 
 # MTA-STS
@@ -263,6 +305,79 @@ def test_mail_goes_where_the_policy_allows() -> None:
     assert found._options["starttls"] == "opportunistic"
 
 
+def test_a_policy_in_force_is_stronger_than_the_option_starttls() -> None:
+    table = Table(mx={"example.com": [(10, "mx.example.com")]}, txt={"_mta-sts.example.com": ["v=STSv1; id=1"]})
+    for option in ("off", "offered", "opportunistic"):
+        mx = MX("us.example", table, starttls=option)
+        mx.policies = Policies(table, lambda domain: POLICY)
+        found = mx.next_hop("example.com")
+        assert isinstance(found, NextHop)
+        assert found._options["starttls"] == "require"
+
+
+def test_a_policy_that_has_expired_is_fetched_again_under_the_same_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("greensmtp.delivery.mta_sts.monotonic", lambda: now[0])
+    fetched: list[float] = []
+
+    def get(domain: str) -> str:
+        fetched.append(now[0])
+        if len(fetched) == 3:
+            raise HTTPFailed("no answer")
+        return POLICY
+
+    policies = Policies(Table(txt={"_mta-sts.example.com": ["v=STSv1; id=1"]}), get)
+    for seconds in (0, 80_000, 86_500, 86_600, 173_100, 173_200, 173_500, 900_000):
+        now[0] = seconds
+        policy = policies.find("example.com")
+        assert policy is not None
+        assert policy.mode == "enforce"
+    assert fetched == [0, 86_500, 173_100, 173_500, 900_000]
+
+
+def test_records_of_another_version_do_not_count() -> None:
+    table = Table(txt={"_mta-sts.example.com": ["v=STSv1; id=1", "v=STSv12; id=2", "v=spf1 -all"]})
+    assert Policies(table, lambda domain: POLICY).find("example.com") is not None
+
+
+class Response:
+    """An HTTPS server for one policy, in memory."""
+
+    def __init__(self, *response: Any) -> None:
+        self._response = HTTPResponse(*response)
+
+    def __call__(self, url: str, **options: Any) -> Response:
+        assert url == "https://mta-sts.example.com/.well-known/mta-sts.txt"
+        return self
+
+    def get(self, headers: Any) -> HTTPResponse:
+        return self._response
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        ((200, {"content-type": "text/plain; charset=utf-8"}, POLICY.encode()), POLICY),
+        ((200, {"Content-Type": "Text/Plain"}, POLICY.encode()), POLICY),
+        ((200, {"Content-Type": "text/html"}, POLICY.encode()), None),
+        ((200, {}, POLICY.encode()), None),
+        ((301, {"Content-Type": "text/plain", "Location": "https://x.example/"}, POLICY.encode()), None),
+        ((404, {"Content-Type": "text/plain"}, POLICY.encode()), None),
+        ((200, {"Content-Type": "text/plain"}, (POLICY.encode() * 1000)[:MAX_RESPONSE]), None),
+    ],
+)
+def test_what_is_taken_for_a_policy(monkeypatch: pytest.MonkeyPatch, response: Any, text: str | None) -> None:
+    monkeypatch.setattr("greensmtp.delivery.mta_sts.HTTPPoster", Response(*response))
+    if text is None:
+        with pytest.raises(HTTPFailed):
+            fetch("example.com")
+    else:
+        assert fetch("example.com") == text
+
+
 # All of it
 
 
@@ -294,6 +409,57 @@ def test_mail_is_sent_to_the_hosts_of_each_domain(
     until(lambda: folder.names("dead") != [], "the domains that cannot be reached")
     assert [recipients for _, recipients, _ in got_one.mail] == [["a@one.example", "c@one.example"]]
     assert [recipients for _, recipients, _ in got_two.mail] == [["b@two.example"]]
+    server.stop(timeout=1)
+
+
+@pytest.mark.parametrize("mode", ["enforce", "testing"])
+def test_a_policy_in_force_keeps_mail_from_hosts_with_the_wrong_certificate_or_without_tls(  # noqa: PLR0917
+    smtp_server: MakeServer,
+    tmp_path: Path,
+    name_server: DNSServer,
+    monkeypatch: pytest.MonkeyPatch,
+    certificate: Any,
+    mode: str,
+) -> None:
+    monkeypatch.setattr(spool_module, "SCAN_SECONDS", 0.05)
+    trusted = gevent_ssl.create_default_context(cafile=certificate.authority)
+    monkeypatch.setattr("greensmtp.client.tls._default_context", trusted)
+    files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}
+    wrong = smtp_server(**files)  # the certificate is for mx.example.com
+    port = int(wrong.address[1])
+    plain = smtp_server(listener=("127.0.0.2", port))
+    right = smtp_server(listener=("127.0.0.3", port), **files)
+    got = {name: helpers.Deliveries(each) for name, each in (("wrong", wrong), ("plain", plain), ("right", right))}
+    places = {"wrong.example.com": "127.0.0.1", "plain.example.com": "127.0.0.2", "mx.example.com": "127.0.0.3"}
+    known: Callable[..., Any] = client_dial._look_up
+    monkeypatch.setattr(client_dial, "_look_up", lambda host, port: known(places.get(host, host), port))
+    name_server.records |= {
+        ("all.example", "MX"): ["10 wrong.example.com.", "20 plain.example.com.", "30 mx.example.com."],
+        ("bad.example", "MX"): ["10 wrong.example.com.", "20 plain.example.com."],
+        ("_mta-sts.all.example", "TXT"): ['"v=STSv1; id=1"'],
+        ("_mta-sts.bad.example", "TXT"): ['"v=STSv1; id=1"'],
+    }
+    text = f"version: STSv1\nmode: {mode}\nmx: *.example.com\nmax_age: 86400\n"
+    init = Policies.__init__
+    monkeypatch.setattr(Policies, "__init__", lambda self, resolver: init(self, resolver, lambda domain: text))
+    server = smtp_server(start=False, hostname="us.example")
+    spool = Spool(tmp_path / "spool", mx=True, nameservers=[name_server.address], port=port, schedule="0.1s, 500s")
+    Deliveries([spool]).attach(server)
+    server.start()
+    with dial(server) as peer:
+        peer.hello()
+        peer.deliver("Subject: x\r\n\r\ny\r\n", sender="", to=["a@all.example", "b@bad.example"])
+    folder = Folder(tmp_path / "spool")
+    if mode == "testing":
+        until(lambda: not folder.names(), "the message to be sent")
+        assert sum(len(each.mail) for each in got.values()) == 2
+        assert got["right"].mail == []
+    else:
+        (name,) = folder.names()
+        until(lambda: folder.state(name).attempts == 2, "two tries")
+        assert [recipients for _, recipients, _ in got["right"].mail] == [["a@all.example"]]
+        assert got["wrong"].mail == got["plain"].mail == []
+        assert folder.state(name).replies["b@bad.example"].startswith("451 ")
     server.stop(timeout=1)
 
 
