@@ -58,6 +58,21 @@ class MailEnvelope(NamedTuple):
     #: When, in seconds since 1970.
     time: float
 
+    @classmethod
+    def of(cls, envelope: Envelope, recipients: Sequence[Address]) -> MailEnvelope:
+        """Return that of a message which is delivered now."""
+        session = envelope.session
+        return cls(
+            id=envelope.id,
+            sender=str(envelope.sender),
+            recipients=tuple(map(str, recipients)),
+            peer=session.peer_host,
+            hello=session.hostname,
+            identity=None if session.identity is None else str(session.identity),
+            server=session.server.hostname,
+            time=datetime.now(UTC).timestamp(),
+        )
+
 
 class MailContent:
     """The content of a message, in a task: in the task itself, or in the store."""
@@ -188,16 +203,7 @@ class CeleryTask(Delivery):
         :raises Reject: there is no answer.
         """
         session = envelope.session
-        about = MailEnvelope(
-            id=envelope.id,
-            sender=str(envelope.sender),
-            recipients=tuple(map(str, recipients)),
-            peer=session.peer_host,
-            hello=session.hostname,
-            identity=None if session.identity is None else str(session.identity),
-            server=session.server.hostname,
-            time=datetime.now(UTC).timestamp(),
-        )
+        about = MailEnvelope.of(envelope, recipients)
         arguments = [about._asdict(), dict(content)]
         try:
             self._publish(envelope.id, arguments)
