@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from gevent import socket, subprocess
 
-from tests.helpers import free_port, until
+from tests.helpers import until
 from tests.programs import missing
 
 #: Debian's wrapper in PATH changes to the user rabbitmq and to its folder; this is the script behind it.
@@ -25,7 +25,7 @@ class RabbitMQ:
             missing("rabbitmq-server is not installed")
         folder.mkdir()
         (folder / "plugins").write_text("[].\n")
-        self.port, mapper = free_port(), free_port()
+        self.port, mapper, nodes = _free_ports(3)
         self._folder = folder
         self._environment = {
             "PATH": os.environ["PATH"],
@@ -36,7 +36,7 @@ class RabbitMQ:
             "RABBITMQ_NODENAME": f"test{self.port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(self.port),
-            "RABBITMQ_DIST_PORT": str(free_port()),
+            "RABBITMQ_DIST_PORT": str(nodes),
             "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
             "RABBITMQ_LOG_BASE": str(folder / "log"),
             "RABBITMQ_LOGS": str(folder / "log" / "rabbit.log"),
@@ -77,6 +77,15 @@ class RabbitMQ:
         self.kill()
         self._mapper.kill()
         self._mapper.wait(20)
+
+
+def _free_ports(number: int) -> list[int]:
+    """Return ports that differ: one that was found free is found again once it is released."""
+    with ExitStack() as probes:
+        found = [probes.enter_context(socket.socket()) for _ in range(number)]
+        for probe in found:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in found]
 
 
 def _listens(port: int) -> bool:
