@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import gevent
 import pytest
 from gevent import socket, subprocess
-from gevent.server import StreamServer
 from kombu.connection import Connection
 
 from greensmtp import SMTPServer
@@ -20,6 +18,7 @@ from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from greensmtp.thread_pool import in_thread_pool
 from tests.helpers import until
+from tests.peers.answers import AnswerProxy
 from tests.peers.rabbitmq import RabbitMQ
 
 # In the group of the tests that measure: a broker that starts takes a processor for itself for some seconds.
@@ -152,30 +151,8 @@ def test_a_patched_frontend_loses_nothing_when_the_broker_is_killed_under_load(b
     assert len(set(found) - acknowledged) <= 3
 
 
-class Proxy:
-    """Passes bytes on to the broker, and back unless it is told to hold them."""
-
-    def __init__(self, port: int) -> None:
-        self.holds = False
-        self._port = port
-        self.server = StreamServer(("127.0.0.1", 0), self._serve)
-        self.server.start()
-
-    def _serve(self, near: Any, address: Any) -> None:
-        with socket.create_connection(("127.0.0.1", self._port), 30) as far:
-            back = gevent.spawn(self._pump, far, near, True)
-            self._pump(near, far, False)
-            back.kill()
-
-    def _pump(self, source: Any, target: Any, back: bool) -> None:
-        with suppress(OSError):
-            while data := source.recv(65536):
-                if not (back and self.holds):
-                    target.sendall(data)
-
-
 def test_250_waits_for_the_confirmation(broker: RabbitMQ, front: Callable[..., SMTPServer]) -> None:
-    proxy = Proxy(broker.port)
+    proxy = AnswerProxy(broker.port)
     try:
         port = proxy.server.server_port
         with dial(front(f"amqp://guest:guest@127.0.0.1:{port}//")) as peer:

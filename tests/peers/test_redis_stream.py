@@ -21,6 +21,7 @@ from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from greensmtp.thread_pool import in_thread_pool
 from tests.helpers import free_port, until
+from tests.peers.answers import AnswerProxy
 
 pytestmark = [pytest.mark.peer, pytest.mark.subprocess]
 
@@ -159,6 +160,20 @@ def test_a_redis_that_hangs_is_451_in_time_and_holds_up_nobody(front: Callable[.
                 other.line("NOOP")
                 other.expect("250")
                 sending.get()
+
+
+def test_without_an_answer_it_is_451_and_nothing_is_sent_twice(front: Callable[..., SMTPServer], redis: Server) -> None:
+    proxy = AnswerProxy(redis.port)
+    try:
+        with dial(front(f"redis://127.0.0.1:{proxy.server.server_port}/0", timeout=2)) as peer:
+            peer.hello()
+            send(peer)
+            proxy.cuts = True
+            send(peer, end="451 4.4.1")
+            send(peer)
+    finally:
+        proxy.server.stop(1)
+    assert len(redis.entries()) == 3
 
 
 def test_no_password_is_logged(front: Callable[..., SMTPServer], caplog: pytest.LogCaptureFixture) -> None:
