@@ -6,6 +6,7 @@ from greensmtp.delivery.forward import Forward
 from greensmtp.delivery.maildir import Maildir
 from greensmtp.delivery.mx import MX
 from greensmtp.delivery.pipe import Pipe
+from greensmtp.delivery.redis_stream import RedisStream
 from greensmtp.delivery.report import RecipientStatus, delivery_report
 from greensmtp.delivery.routing import Route
 from greensmtp.delivery.runner import Deliveries
@@ -25,6 +26,7 @@ __all__ = [
     "Maildir",
     "Pipe",
     "RecipientStatus",
+    "RedisStream",
     "Result",
     "Route",
     "Spool",

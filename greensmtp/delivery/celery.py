@@ -19,7 +19,7 @@ from email.message import EmailMessage
 from email.parser import BytesParser
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, ClassVar, NamedTuple, Protocol
 
 import gevent
 from gevent import Timeout
@@ -57,6 +57,21 @@ class MailEnvelope(NamedTuple):
     server: str
     #: When, in seconds since 1970.
     time: float
+
+    @classmethod
+    def of(cls, envelope: Envelope, recipients: Sequence[Address]) -> MailEnvelope:
+        """Return that of a message which is delivered now."""
+        session = envelope.session
+        return cls(
+            id=envelope.id,
+            sender=str(envelope.sender),
+            recipients=tuple(map(str, recipients)),
+            peer=session.peer_host,
+            hello=session.hostname,
+            identity=None if session.identity is None else str(session.identity),
+            server=session.server.hostname,
+            time=datetime.now(UTC).timestamp(),
+        )
 
 
 class MailContent:
@@ -188,16 +203,7 @@ class CeleryTask(Delivery):
         :raises Reject: there is no answer.
         """
         session = envelope.session
-        about = MailEnvelope(
-            id=envelope.id,
-            sender=str(envelope.sender),
-            recipients=tuple(map(str, recipients)),
-            peer=session.peer_host,
-            hello=session.hostname,
-            identity=None if session.identity is None else str(session.identity),
-            server=session.server.hostname,
-            time=datetime.now(UTC).timestamp(),
-        )
+        about = MailEnvelope.of(envelope, recipients)
         arguments = [about._asdict(), dict(content)]
         try:
             self._publish(envelope.id, arguments)
@@ -375,12 +381,38 @@ def read_content(data: Mapping[str, str]) -> MailContent:
 
 
 def _make_base() -> Any:
+    from billiard.exceptions import TimeLimitExceeded
     from celery import Task
+    from celery.worker.request import Request
+
+    class MailRequest(Request):  # type: ignore[misc]
+        """Has a task that its hard ``time_limit`` has ended settled like one that has failed.
+
+        Celery 5.7 calls ``on_failure`` then, and 5.4 does not. Ours is called before the task is acknowledged.
+        """
+
+        def on_timeout(self, soft: bool, timeout: float) -> None:
+            """Settle the message; the worker's main process calls it."""
+            if soft:
+                super().on_timeout(soft, timeout)
+                return
+            try:
+                self.task.on_failure(TimeLimitExceeded(timeout), self.id, self.args, self.kwargs, None)
+            except Exception:
+                logger.exception("%s: its time limit is over, and it cannot be settled", self.id)
+            self.task.settled.add(self.id)
+            try:
+                super().on_timeout(soft, timeout)
+            finally:
+                self.task.settled.discard(self.id)
 
     class MailTask(Task):  # type: ignore[misc]
         """Settles what becomes of a message in the end."""
 
         abstract = True
+        Request = MailRequest
+        #: IDs of tasks that ``MailRequest`` has settled.
+        settled: ClassVar[set[str]] = set()
         report: Callable[[bytes, str], object] | None = None
         dead_letters: Path | None = None
 
@@ -390,6 +422,8 @@ def _make_base() -> Any:
 
         def on_failure(self, error: Exception, task_id: str, arguments: Any, keywords: Any, info: Any) -> None:
             """Report the message to its sender, and keep it as a dead letter."""
+            if task_id in self.settled:
+                return
             envelope, content = read_envelope(arguments[0]), read_content(arguments[1])
             try:
                 message = content.read()

@@ -1,0 +1,239 @@
+"""``RedisStream``: add each message to a stream of Redis, from which any number of programs read in a group.
+
+The client gets 250 when Redis has answered. What that is worth is Redis' configuration: see docs/howto/redis-stream.md.
+
+Rules of this file:
+
+- A command is sent once. If its answer is lost, the message may be in the stream all the same, and the client's next
+  try adds it again, under another ID.
+- Nothing is trimmed: entries that no program has read yet would be lost. A stream that is full refuses mail instead.
+- redis-py blocks. In a process that gevent has patched it waits in the hub; elsewhere it works in the thread pool.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gevent import Timeout
+from gevent.monkey import is_module_patched
+
+from greensmtp.delivery._store import open_store, stored_message
+from greensmtp.delivery.celery import MailContent, MailEnvelope, read_envelope
+from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.errors import ArgumentError, Reject
+from greensmtp.protocol.address import Address
+from greensmtp.protocol.reply import Reply
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.thread_pool import BoundedPool, in_thread_pool
+
+logger = logging.getLogger("greensmtp")
+
+_NO_REDIS = Reply(451, "4.4.1 The queue does not answer")
+_FULL = Reply(452, "4.3.1 The queue is full")
+_TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
+
+#: Adds an entry unless there are ``ARGV[1]`` of them.
+_ADD = """
+if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
+return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
+"""
+
+
+class RedisStream(Delivery):
+    """Adds an entry for each message: ``RedisStream("redis://127.0.0.1:6379/0", stream="mail")``.
+
+    An entry has ``envelope``, a JSON object, and ``content``, the message as it came; or, for a large one, ``path``:
+    that of a file, or a URL of S3. ``read_entry`` reads it. If Redis is gone, the reply is 451.
+
+    :param url: ``redis://``, ``rediss://`` or ``unix://``.
+    :param stream: the key of the stream.
+    :param maxlen: entries in the stream; beyond it mail is refused with 452. None: any number.
+    :param replicas: replicas that must have the entry as well (WAIT); else 451.
+    :param store: a folder for the messages that are larger than ``inline``, shared with the programs that read, or a
+        bucket: ``s3://bucket/prefix``; None: larger messages are refused.
+    :param inline: bytes of a message that goes within the entry.
+    :param timeout: seconds for Redis to answer.
+    :param connections: entries that are added at once.
+    :raises ArgumentError: an argument is wrong.
+    :raises ModuleNotFoundError: redis is not installed.
+    """
+
+    answers = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream: str,
+        maxlen: int | None = None,
+        replicas: int = 0,
+        store: str | Path | None = None,
+        inline: int = 256 * 1024,
+        timeout: float = 10.0,
+        connections: int = 10,
+    ) -> None:
+        if not stream:
+            raise ArgumentError("stream", "expected the key of a stream; got an empty one")
+        numbers = (("maxlen", maxlen), ("inline", inline), ("timeout", timeout), ("connections", connections))
+        for name, value in numbers:
+            if value is not None and not value > 0:
+                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
+        if replicas < 0:
+            raise ArgumentError("replicas", f"expected a number of 0 or more; got {replicas!r}")
+        self._client = _connect(url, timeout, connections)
+        self._stream = stream
+        self._maxlen = maxlen
+        self._replicas = replicas
+        self._store = None if store is None else open_store(store)
+        self._inline = inline
+        self._timeout = timeout
+        self._pool = BoundedPool(connections)
+
+    def __repr__(self) -> str:
+        return f"<RedisStream {self._stream}>"
+
+    def start(self, server: ServerInfo) -> None:
+        """Make the folder for large messages, and remove what no program has fetched in a week."""
+        if self._store is not None:
+            self._store.start()
+
+    def stop(self, server: ServerInfo) -> None:
+        """Close the connections."""
+        self._client.connection_pool.disconnect()
+
+    def begin(self, envelope: Envelope) -> Transfer:
+        """Collect a message."""
+        return _Added(self, envelope)
+
+    def prepare(self, transfer: SpooledTransfer) -> dict[str, bytes]:
+        """Return what an entry has of a message: its content, or its place in the store.
+
+        :raises Reject: it is too large.
+        """
+        with transfer.open() as source:
+            content = source.read(self._inline + 1)
+            if len(content) <= self._inline:
+                return {"content": content}
+            if self._store is None:
+                raise Reject(_TOO_LARGE)
+            return {"path": self._store.write(transfer.envelope.id, content, source).encode()}
+
+    def add(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, bytes]) -> Result:
+        """Add an entry, and return what refuses it.
+
+        :raises Reject: Redis does not answer.
+        """
+        about = json.dumps(MailEnvelope.of(envelope, recipients)._asdict())
+        log_id = envelope.session.log_id
+        try:
+            added, copies = self._call(lambda: self._add({"envelope": about, **content}))
+        except Exception as error:  # of redis-py, and timeouts; their texts have no password
+            logger.warning("%s: redis: %s", log_id, str(error) or type(error).__name__)
+            raise Reject(_NO_REDIS) from None
+        if not added:
+            logger.warning("%s: redis: the stream %s has %d entries; replying 452", log_id, self._stream, self._maxlen)
+            return _FULL
+        if copies < self._replicas:
+            logger.warning("%s: redis: %d of %d replicas have the entry", log_id, copies, self._replicas)
+            raise Reject(_NO_REDIS)
+        return None
+
+    def _call(self, function: Callable[[], tuple[Any, int]]) -> tuple[Any, int]:
+        # The pool's threads cannot be interrupted; they end by the timeouts of their sockets.
+        with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
+            return function() if is_module_patched("socket") else self._pool.call(function)
+
+    def _add(self, fields: Mapping[str, str | bytes]) -> tuple[Any, int]:
+        """Add an entry; return its ID, and how many replicas have it. If too few have it, remove it."""
+        flat = [part for field in fields.items() for part in field]
+        with self._client.pipeline(transaction=False) as commands:  # on one connection, as WAIT needs it
+            if self._maxlen is None:
+                commands.execute_command("XADD", self._stream, "*", *flat)
+            else:
+                commands.execute_command("EVAL", _ADD, 1, self._stream, self._maxlen, *flat)
+            if self._replicas:
+                # Redis must give up before we do, since its answer tells whether to remove the entry.
+                commands.execute_command("WAIT", self._replicas, max(1, int(self._timeout * 500)))
+            added, *rest = commands.execute()
+        copies = rest[0] if rest else 0
+        if added and copies < self._replicas:
+            self._client.execute_command("XDEL", self._stream, added)
+        return added, copies
+
+
+class _Added(SpooledTransfer):
+    """A message that is added to the stream when it is complete."""
+
+    def __init__(self, delivery: RedisStream, envelope: Envelope) -> None:
+        super().__init__(envelope)
+        self._delivery = delivery
+        self._content: dict[str, bytes] = {}
+
+    def prepare(self) -> Result:
+        """Store a large message."""
+        self._content = self._delivery.prepare(self)
+        return None
+
+    def commit(self, recipients: Sequence[Address]) -> Result:
+        """Add the entry."""
+        # If Redis does not answer, it may have the entry all the same, so the file stays from here on.
+        content, self._content = self._content, {}
+        result = self._delivery.add(self.envelope, recipients, content)
+        if result is not None:
+            self._content = content
+            self.discard()
+        return result
+
+    def discard(self) -> None:
+        """Remove the stored message, if no entry has its place."""
+        content, self._content = self._content, {}
+        if "path" in content:
+            in_thread_pool(stored_message(content["path"].decode()).remove)
+
+
+def _connect(url: str, timeout: float, connections: int) -> Any:
+    try:
+        from redis import BlockingConnectionPool, Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("RedisStream needs redis: pip install 'greensmtp[redis]'") from None
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=timeout,
+            socket_timeout=timeout,
+            socket_connect_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),  # a command that is sent again would add the message twice
+        )
+        pool.connection_class(**pool.connection_kwargs)  # reads the options, and does not connect
+    except (TypeError, ValueError):  # not its text, which may quote the password
+        raise ArgumentError("url", "expected a URL like 'redis://127.0.0.1:6379/0'") from None
+    return Redis(connection_pool=pool)
+
+
+def read_entry(fields: Mapping[bytes, bytes] | Mapping[str, bytes]) -> tuple[MailEnvelope, MailContent]:
+    """Return the envelope and the content of an entry, in the program that reads the stream.
+
+    :param fields: those of the entry, as redis-py returns them without ``decode_responses``.
+    """
+    given = {name.decode() if isinstance(name, bytes) else name: value for name, value in fields.items()}
+    path = given.get("path")
+    content = MailContent(given.get("content"), None if path is None else path.decode())
+    return read_envelope(json.loads(given["envelope"])), content
+
+
+def settle_entry(client: Any, stream: str, group: str, entry: bytes | str, content: MailContent) -> None:
+    """Acknowledge an entry that is done, delete it, and remove its stored message.
+
+    :param client: a ``redis.Redis``.
+    """
+    client.xack(stream, group, entry)
+    client.xdel(stream, entry)
+    if content.location is not None:
+        stored_message(content.location).remove()
