@@ -37,7 +37,7 @@ import gevent
 from greensmtp import SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries
 server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
-Deliveries([CeleryTask("tasks.receive", broker=sys.argv[1], queue="mail", timeout=5)]).attach(server)
+Deliveries([CeleryTask("tasks.receive", broker=sys.argv[1], queue="mail", timeout=3)]).attach(server)
 server.start()
 print(server.address[1], flush=True)
 gevent.get_hub().threadpool.apply(sys.stdin.read)
@@ -59,7 +59,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 def front(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
     def make(url: str, **options: Any) -> SMTPServer:
         made = smtp_server(start=False)
-        Deliveries([CeleryTask("tasks.receive", broker=url, queue="mail", timeout=5, **options)]).attach(made)
+        Deliveries([CeleryTask("tasks.receive", broker=url, queue="mail", timeout=3, **options)]).attach(made)
         made.start()
         return made
 
@@ -114,7 +114,7 @@ def test_a_patched_frontend_loses_nothing_when_the_broker_is_killed_under_load(b
 
     def client() -> None:
         nonlocal refused
-        with Peer(socket.create_connection(("127.0.0.1", port), 30)) as peer:
+        with Peer(socket.create_connection(("127.0.0.1", port), 30), timeout=30) as peer:
             peer.hello()
             while not ended:
                 peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "DATA")
