@@ -126,14 +126,14 @@ def test_a_patched_frontend_loses_nothing_when_the_broker_is_killed_under_load(b
                 else:
                     assert reply.startswith("451 4.4.1")
                     refused += 1
-                    gevent.sleep(0.05)
+                    gevent.sleep(0.5)  # a server says 421 to a client that gets many refusals in a row
 
     try:
         port = int(process.stdout.readline())
         clients = [gevent.spawn(client) for _ in range(3)]
         until(lambda: len(acknowledged) > 50, "mail")
         broker.kill()
-        until(lambda: refused > 3, "refusals")
+        until(lambda: refused > 2, "refusals")
         before = len(acknowledged)
         broker.start()
         until(lambda: len(acknowledged) > before + 50, "mail again")
@@ -154,6 +154,7 @@ def test_a_patched_frontend_loses_nothing_when_the_broker_is_killed_under_load(b
 def test_250_waits_for_the_confirmation(broker: RabbitMQ, front: Callable[..., SMTPServer]) -> None:
     proxy = AnswerProxy(broker.port)
     try:
+        in_thread_pool(take_all, broker.url)  # what a test before this one has left
         port = proxy.server.server_port
         with dial(front(f"amqp://guest:guest@127.0.0.1:{port}//")) as peer:
             peer.hello()
