@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,9 @@ from greensmtp.server.deadlines import DeadlineMonitor
 from tests.cuts import interesting_cuts
 from tests.serve_process import ServeProcess, serving
 from tests.virtual_clock import VirtualClock
+
+# For tests of benchmarks/. At the end, since the package that is installed, or compiled, comes first.
+sys.path.append(str(Path(__file__).parents[1]))
 
 # (The second comes by its entry point, too, where this checkout is installed.)
 pytest_plugins = ["greensmtp.testing.fixtures", "pytest_greensmtp"]
