@@ -107,7 +107,7 @@ class Model:
         self.say(b"NOOP\nMAIL FROM:<evil@example.net>\nRSET", 500)
 
     def no_text(self) -> None:
-        self.say(b"NOOP \0\rMAIL FROM:<evil@example.net>\xff", 500)
+        self.say(b"NOOP \0\rMAIL FROM:<evil@example.net>\xff", 501)
 
     def data(self, body: bytes) -> None:
         if self.state != "recipients":
