@@ -97,8 +97,8 @@ class Model:
         self.say(b"ETRN x", 502)
 
     def starttls(self) -> None:
-        # There is no key: whatever the state, it is not implemented, or out of sequence.
-        self.say(b"STARTTLS", 503 if self.state in ("connected", "chunks") else 502)
+        # There is no certificate: it is not implemented, or between two chunks out of sequence.
+        self.say(b"STARTTLS", 503 if self.state == "chunks" else 502)
 
     def too_long(self) -> None:
         self.say(b"MAIL FROM:<" + b"x" * 700 + b"\nMAIL FROM:<evil@example.net>", 500)
