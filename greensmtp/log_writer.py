@@ -83,8 +83,14 @@ class LogHandler(logging.Handler):
             self.handleError(logging.makeLogRecord({"name": logger, "pathname": __file__}))
 
     def is_as_made(self, level: int) -> bool:
-        """Return True if it writes every record of this level, in its own way."""
-        return level >= self.level and not self.filters and self.formatter is self._own_formatter
+        """Return True if it writes every record of this level, in its own way: no subclass or filter has a say."""
+        kind = type(self)
+        return (
+            level >= self.level
+            and not self.filters
+            and self.formatter is self._own_formatter
+            and (kind.handle, kind.emit, kind.format) == (LogHandler.handle, LogHandler.emit, LogHandler.format)
+        )
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Log that a record cannot be formatted. The method of ``logging`` would block on standard error."""

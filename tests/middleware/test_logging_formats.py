@@ -6,13 +6,16 @@ import fcntl
 import json
 import logging
 import os
+import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from gevent import sleep
 from gevent.event import Event
 
+from greensmtp.log_writer import LogHandler, sole_handler
 from greensmtp.middleware import Logging
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
@@ -105,6 +108,7 @@ def test_what_has_been_logged_is_written_before_the_program_ends(end: str) -> No
     program = f"""
 import sys
 from greensmtp import SMTPServer
+from greensmtp.log_writer import LogHandler, sole_handler
 from greensmtp.middleware import Logging
 from greensmtp.testing import dial
 server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com", middleware=[Logging(level="DEBUG", format="text")])
@@ -148,3 +152,75 @@ def test_a_level_below_debug_is_kept_apart_from_commands(
     facts = [record.__dict__ for record in caplog.records if "event" in record.__dict__]
     assert {each["event"] for each in facts} == {"command"}
     assert [each["verb"] for each in facts] == ["CONNECT", "EHLO", "MAIL", "RCPT", "DATA", "QUIT"]
+
+
+def _without_times(line: str) -> str:
+    line = re.sub(r"\d{4}-\d\d-\d\d[ T][\d:.,+]+", "TIME", line)
+    line = re.sub(r"\([\d.]+ ms\)|\"seconds\": [\d.e-]+", "SECONDS", line)
+    return re.sub(r"[0-9a-f]{13}-[0-9a-f]{6}-[0-9a-f]+|[0-9a-f]{6}-[0-9a-f]+", "ID", line)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("lmtp", [False, True])
+def test_a_line_without_a_record_is_what_its_record_would_be(
+    smtp_server: MakeServer, own_logger: logging.Logger, tmp_path: Path, form: str, lmtp: bool
+) -> None:
+    """A filter, that lets all pass, has the ordinary records made."""
+    own_logger.propagate = False
+    own_logger.setLevel(logging.DEBUG)
+    texts = []
+    for filtered in (False, True):
+        path = tmp_path / f"{filtered}.log"
+        handler = LogHandler(form, str(path))
+        if filtered:
+            handler.addFilter(lambda record: True)
+        own_logger.handlers[:] = [handler]
+        assert (sole_handler(own_logger, logging.INFO) is None) == filtered
+        server = smtp_server(start=False, lmtp=lmtp, middleware=[Logging(own_logger)])
+        server.on("message", lambda session, stream, ack: ack.accept())
+        over = Event()
+        server.on("disconnect", lambda session, reason, over=over: over.set())
+        with dial(server, source=SOURCE) as peer:
+            peer.line("LHLO two words size=1" if lmtp else "EHLO two words size=1")
+            peer.expect("220", "250")
+            peer.line("MAIL FROM:<jos\u00e9@example.org> SMTPUTF8", "RCPT TO:<a@example.com>", "RCPT TO:<@>", "DATA")
+            peer.expect("250", "250", "501", "354")
+            peer.send(b"Hi.\r\n.\r\n")
+            peer.expect("250")
+            peer.line("MAIL FROM:<>", 'RCPT TO:<"x size=9 -> 250"@example.com>', "RSET", "VRFY two\x01\x02", "QUIT")
+            peer.rest()
+        assert over.wait(5)
+        sleep(0)
+        handler.close()
+        texts.append([_without_times(line) for line in path.read_text().splitlines()])
+    assert texts[0] == texts[1]
+    assert len(texts[0]) > 10
+
+
+@pytest.mark.parametrize("method", ["emit", "format", "handle"])
+def test_a_subclass_of_the_handler_is_not_passed_over(own_logger: logging.Logger, method: str) -> None:
+    own_logger.propagate = False
+    kind = type("Own", (LogHandler,), {method: lambda self, record: None})
+    own_logger.handlers[:] = [kind("text")]
+    assert sole_handler(own_logger, logging.INFO) is None
+    own_logger.handlers[:] = [LogHandler("text")]
+    assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
+    own_logger.addHandler(logging.NullHandler())
+    assert sole_handler(own_logger, logging.INFO) is None
+
+
+def test_a_formatter_or_a_record_factory_of_the_program_is_used(
+    own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_logger.propagate = False
+    handler = LogHandler("text")
+    own_logger.handlers[:] = [handler]
+    monkeypatch.setattr(logging, "_logRecordFactory", type("Own", (logging.LogRecord,), {}))
+    assert sole_handler(own_logger, logging.INFO) is None
+    monkeypatch.undo()
+    assert sole_handler(own_logger, logging.INFO) is handler
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    assert sole_handler(own_logger, logging.INFO) is None
+    own_logger.handlers[:] = [LogHandler("text")]
+    own_logger.handlers[0].setLevel(logging.WARNING)
+    assert sole_handler(own_logger, logging.INFO) is None
