@@ -89,7 +89,9 @@ class LogHandler(logging.Handler):
             level >= self.level
             and not self.filters
             and self.formatter is self._own_formatter
-            and (kind.handle, kind.emit, kind.format) == (LogHandler.handle, LogHandler.emit, LogHandler.format)
+            and (self.log_format == "json" or _writes_usual_times(self._own_formatter))
+            and all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS)
+            and _METHODS.isdisjoint(vars(self))
         )
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -156,6 +158,20 @@ def reopen_logs() -> None:
 _PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
 
 
+#: What a record of a handler passes through.
+_METHODS = frozenset({"handle", "filter", "emit", "format", "acquire"})
+
+
+def _writes_usual_times(formatter: logging.Formatter) -> bool:
+    """Return True unless the program writes other times: ``logging.Formatter.converter = time.gmtime``, for example."""
+    return (
+        formatter.converter is time.localtime
+        and formatter.datefmt is None
+        and formatter.default_time_format == "%Y-%m-%d %H:%M:%S"
+        and formatter.default_msec_format == "%s,%03d"
+    )
+
+
 #: The format of a record in text.
 _TEXT = "%(asctime)s %(levelname)s %(message)s"
 
@@ -200,6 +216,11 @@ def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
     factory or formatter of the program's own. It takes half a microsecond, a record ten.
     """
     if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
+        return None
+    kind = type(logger)
+    if kind is not logging.Logger and any(
+        getattr(kind, name) is not getattr(logging.Logger, name) for name in ("handle", "makeRecord", "callHandlers")
+    ):
         return None
     found: LogHandler | None = None
     each: logging.Logger | None = logger

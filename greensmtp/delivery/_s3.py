@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -25,8 +26,10 @@ from urllib.parse import urlsplit
 from greensmtp.errors import ArgumentError
 from greensmtp.thread_pool import in_thread_pool
 
-#: Seconds for a connection, and for an answer. boto3 tries again by itself, three times.
+#: Seconds for a connection, and for an answer. boto3 tries three times in all.
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5.0, 30.0
+
+logger = logging.getLogger("greensmtp")
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -55,7 +58,7 @@ class S3Store:
 
         :raises OSError: it cannot.
         """
-        in_thread_pool(_call, _client().head_bucket, Bucket=self._bucket)
+        in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
 
     def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
         """Store a message, and return its URL. S3 has it then.
@@ -64,7 +67,7 @@ class S3Store:
         :raises OSError: it cannot be stored.
         """
         key = f"{self._prefix}{identifier}.eml"
-        in_thread_pool(_upload, self._bucket, key, _Joined(beginning, source))
+        in_thread_pool(_call, _upload, self._bucket, key, _Joined(beginning, source))
         return f"s3://{self._bucket}/{key}"
 
     def note(self, identifier: str, text: str) -> None:
@@ -73,7 +76,7 @@ class S3Store:
         :raises OSError: it cannot be noted.
         """
         key = f"{self._prefix}tasks/{identifier}"
-        in_thread_pool(_call, _client().put_object, Bucket=self._bucket, Key=key, Body=text.encode())
+        in_thread_pool(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
         """Return the notes of messages that are not done, and which nobody has taken up for so long.
@@ -87,17 +90,19 @@ class S3Store:
         in_thread_pool(S3Message(url).remove)
 
     def _overdue(self, before: float) -> list[str]:
-        client, found = _client(), []
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=f"{self._prefix}tasks/")
-        for page in _call(lambda: list(pages)):
-            for each in page.get("Contents", ()):
-                key = each["Key"]
-                message = S3Message(f"s3://{self._bucket}/{self._prefix}{key.rpartition('/')[2]}.eml")
-                if message.is_done():
-                    _call(client.delete_object, Bucket=self._bucket, Key=key)
-                elif each["LastModified"].timestamp() < before:
-                    text = _call(client.get_object, Bucket=self._bucket, Key=key)["Body"].read()
-                    _call(client.put_object, Bucket=self._bucket, Key=key, Body=text)
+        found = []
+        for each in _call(_list_all, self._bucket, f"{self._prefix}tasks/"):
+            key = each["Key"]
+            message = S3Message(f"s3://{self._bucket}/{self._prefix}{key.rpartition('/')[2]}.eml")
+            if message.is_done():
+                _ask("delete_object", Bucket=self._bucket, Key=key)
+            elif each["LastModified"].timestamp() < before:
+                try:
+                    text = _call(_read, self._bucket, key)
+                    _ask("put_object", Bucket=self._bucket, Key=key, Body=text)
+                except OSError as error:  # it is done meanwhile; or the next time, then
+                    logger.warning("%s: %s", key, error)
+                else:
                     found.append(text.decode())
         return found
 
@@ -116,19 +121,17 @@ class S3Message:
 
         :raises OSError: it cannot be read.
         """
-        content: bytes = _call(_client().get_object, Bucket=self._bucket, Key=self._key)["Body"].read()
-        return content
+        return _call(_read, self._bucket, self._key)
 
     def remove(self) -> None:
         """Remove it."""
-        _call(_client().delete_object, Bucket=self._bucket, Key=self._key)
+        _ask("delete_object", Bucket=self._bucket, Key=self._key)
 
     def settle(self) -> None:
         """Remove it, and leave a mark that it is done."""
-        client = _client()
-        _call(client.put_object, Bucket=self._bucket, Key=f"{self._prefix}done/{self._id}", Body=b"")
+        _ask("put_object", Bucket=self._bucket, Key=f"{self._prefix}done/{self._id}", Body=b"")
         self.remove()
-        _call(client.delete_object, Bucket=self._bucket, Key=f"{self._prefix}tasks/{self._id}")
+        _ask("delete_object", Bucket=self._bucket, Key=f"{self._prefix}tasks/{self._id}")
 
     def is_done(self) -> bool:
         """Return True if it has been settled."""
@@ -160,11 +163,29 @@ def _upload(bucket: str, key: str, source: _Joined) -> None:
     from boto3.s3.transfer import TransferConfig
 
     # In parts of 8 MB, one after the other: no threads beside those of the pool, and memory stays flat.
-    _call(_client().upload_fileobj, source, bucket, key, Config=TransferConfig(use_threads=False))
+    _client().upload_fileobj(source, bucket, key, Config=TransferConfig(use_threads=False))
+
+
+def _read(bucket: str, key: str) -> bytes:
+    content: bytes = _client().get_object(Bucket=bucket, Key=key)["Body"].read()
+    return content
+
+
+def _list_all(bucket: str, prefix: str) -> list[dict[str, Any]]:
+    pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+    return [each for page in pages for each in page.get("Contents", ())]
+
+
+def _ask(name: str, **arguments: Any) -> Any:
+    """Call a method of the client, which is made in the thread that calls it: it reads files, and may ask the network.
+
+    :raises OSError: it fails.
+    """
+    return _call(lambda: getattr(_client(), name)(**arguments))
 
 
 def _exists(bucket: str, key: str) -> bool:
-    found = _call(_client().list_objects_v2, Bucket=bucket, Prefix=key, MaxKeys=1)
+    found = _ask("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
     return any(each["Key"] == key for each in found.get("Contents", ()))
 
 
@@ -178,7 +199,9 @@ def _client_of(pid: int) -> Any:
     from botocore.config import Config
 
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
-    return boto3.client("s3", config=Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts))
+    config = Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts)
+    # A session of its own: the default one is shared by the threads that make a client at the same time.
+    return boto3.session.Session().client("s3", config=config)
 
 
 def _call(function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -100,9 +100,12 @@ class Pipe(Delivery):
     ) -> None:
         if isinstance(command, str) or not command or not all(isinstance(each, str) for each in command):
             raise ArgumentError("command", f'expected a list like ["/usr/bin/program", "-x"]; got {command!r}')
-        for name, value in (("timeout", timeout), ("connections", connections), ("wait", wait)):
-            if not value > 0:
+        numbers: dict[str, Any] = {"timeout": timeout, "connections": connections, "wait": wait}
+        for name, value in numbers.items():
+            if not isinstance(value, int | float) or not value > 0:
                 raise ArgumentError(name, f"expected a number above 0; got {value!r}")
+        if not all(isinstance(each, str) for pair in (environment or {}).items() for each in pair):
+            raise ArgumentError("environment", f"expected names and texts; got {environment!r}")
         self._command = [_Argument(each) for each in command]
         if self._command[0].fields:
             raise ArgumentError("command", f"expected the path of a program first; got {command[0]!r}")
@@ -144,9 +147,14 @@ class Pipe(Delivery):
             "peer": session.peer_host or "",
             "hello": session.hostname or "",
         }
-        if any(values[field].startswith("-") for field in self._guarded if field != "recipient"):
-            return _IS_OPTION  # the name in EHLO, or what a middleware has made of the sender
-        arguments = [part for each in self._command for part in each.expand(values, recipients)]
+        arguments: list[str] = []
+        for each in self._command:
+            parts = list(each.expand(values, recipients))
+            # Whatever is made of them: the name in EHLO, an empty sender before another field, a recipient that a
+            # middleware has rewritten.
+            if "--" not in arguments and not each.text.startswith("-") and any(part.startswith("-") for part in parts):
+                return _IS_OPTION
+            arguments += parts
         environment = {
             **self._environment,
             "SENDER": values["sender"],
@@ -189,6 +197,7 @@ class Pipe(Delivery):
             cwd=self._folder,
             start_new_session=True,
             close_fds=True,
+            bufsize=0,  # so that closing an end of a pipe writes nothing
         )
         output = bytearray()
         reader = gevent.spawn(_read, process.stdout, output)
@@ -200,11 +209,8 @@ class Pipe(Delivery):
             # Whatever it has started goes too, also if it has ended itself and left a child that holds its output.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            with suppress(OSError):
-                process.stdin.close()
-            reader.join(_LAST_OUTPUT)
-            reader.kill()
-            process.wait()
+            # In a greenlet of its own, which goes on if this one is killed once more.
+            gevent.spawn(_end, process, reader).join()
         return status, shown(output.decode("utf-8", "replace").strip().replace("\n", " | "), _LOGGED)
 
 
@@ -253,17 +259,27 @@ def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:
     """Write the message to the command; it need not read all of it."""
     with transfer.open() as message:
         try:
-            stdin.write(head)
-            while piece := in_thread_pool(message.read, _PIECE):
-                stdin.write(piece)
+            piece = head
+            while piece or (piece := in_thread_pool(message.read, _PIECE)):
+                piece = piece[stdin.write(piece) :]
             stdin.close()
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET):
                 raise
 
 
+def _end(process: Any, reader: Any) -> None:
+    """Collect what is left of a command whose process group has been killed."""
+    with suppress(OSError):
+        process.stdin.close()
+    reader.join(_LAST_OUTPUT)  # a child in another session may hold the output open
+    reader.kill()
+    if process.wait(timeout=_LAST_OUTPUT) is None:
+        logger.error("process %d cannot be killed: does it run as another user?", process.pid)
+
+
 def _read(stdout: Any, kept: bytearray) -> None:
     """Keep the beginning of what the command prints, and read the rest, so that it can go on."""
     with stdout, suppress(OSError):
-        while piece := stdout.read1(_PIECE):
+        while piece := stdout.read(_PIECE):
             kept += piece[: _LOGGED * 4 - len(kept)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -168,6 +169,25 @@ def test_a_client_name_cannot_be_an_option(front: Front) -> None:
         assert peer.deliver("Hi.\r\n").startswith("553")
 
 
+def test_fields_together_cannot_be_an_option_either(front: Front) -> None:
+    with dial(front(["/bin/true", "{sender}{hello}"])) as peer:
+        peer.expect("220")
+        peer.line("EHLO -rf")
+        peer.expect("250")
+        assert peer.deliver("Hi.\r\n", sender="").startswith("553")
+        assert peer.deliver("Hi.\r\n", sender="ann@example.net").startswith("250")
+
+
+def test_a_child_that_escapes_with_the_input_holds_up_nothing(front: Front, tmp_path: Path) -> None:
+    script = f"setsid sh -c 'echo $$ >{tmp_path}/pid; exec sleep 60' <&0 & sleep 60"
+    began = time.monotonic()
+    try:
+        assert deliver(front(shell(script), timeout=0.5), ("x" * 76 + "\r\n") * 5_000).startswith("451 4.4.7")
+        assert time.monotonic() - began < 20
+    finally:
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
 def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
     script = f"echo $$ >{tmp_path}/pid; while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
     server = front(shell(script), connections=1, wait=0.1)
@@ -192,6 +212,8 @@ def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
         ({"command": ["/bin/true", "{to}"]}, r"command: expected \{sender\}, .* in an argument; got \{to\}"),
         ({"command": ["/bin/true", "-r{recipient}"]}, r"command: expected \{recipient\} as an argument by itself"),
         ({"command": ["/bin/true"], "timeout": 0}, "timeout: expected a number above 0"),
+        ({"command": ["/bin/true"], "wait": "1"}, "wait: expected a number above 0"),
+        ({"command": ["/bin/true"], "environment": {"A": 1}}, "environment: expected names and texts"),
     ],
 )
 def test_wrong_arguments_are_errors_that_show_how(arguments: dict[str, Any], text: str) -> None:

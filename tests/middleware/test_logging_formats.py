@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_a_line_without_a_record_is_what_its_record_would_be(
     assert len(texts[0]) > 10
 
 
-@pytest.mark.parametrize("method", ["emit", "format", "handle"])
+@pytest.mark.parametrize("method", ["emit", "filter", "format", "handle"])
 def test_a_subclass_of_the_handler_is_not_passed_over(own_logger: logging.Logger, method: str) -> None:
     own_logger.propagate = False
     kind = type("Own", (LogHandler,), {method: lambda self, record: None})
@@ -222,5 +223,20 @@ def test_a_formatter_or_a_record_factory_of_the_program_is_used(
     handler.setFormatter(logging.Formatter("%(message)s"))
     assert sole_handler(own_logger, logging.INFO) is None
     own_logger.handlers[:] = [LogHandler("text")]
+    monkeypatch.setattr(logging.Formatter, "converter", time.gmtime)
+    assert sole_handler(own_logger, logging.INFO) is None
+    monkeypatch.undo()
+    own_logger.handlers[0].emit = print  # type: ignore[method-assign, assignment]
+    assert sole_handler(own_logger, logging.INFO) is None
+    del own_logger.handlers[0].emit
+    assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
     own_logger.handlers[0].setLevel(logging.WARNING)
     assert sole_handler(own_logger, logging.INFO) is None
+
+
+def test_a_logger_of_the_programs_own_kind_gets_records() -> None:
+    kind = type("Own", (logging.Logger,), {"handle": lambda self, record: None})
+    logger = kind("greensmtp.tests.kind")
+    logger.propagate = False
+    logger.addHandler(LogHandler("text"))
+    assert sole_handler(logger, logging.INFO) is None
