@@ -5,7 +5,8 @@ from pathlib import Path
 
 from celery import Celery
 
-from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
+from greensmtp.delivery.handed_off import MailContent, MailEnvelope
+from greensmtp.delivery.mail_task import mail_task
 
 BROKER = os.environ.get("BROKER", "redis://127.0.0.1:6379/0")
 FOLDER = Path(os.environ.get("PIPELINE", "."))

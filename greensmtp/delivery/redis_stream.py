@@ -22,8 +22,8 @@ from gevent import Timeout
 from gevent.monkey import is_module_patched
 
 from greensmtp.delivery._store import open_store, stored_message
-from greensmtp.delivery.celery import MailContent, MailEnvelope, read_envelope
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
+from greensmtp.delivery.handed_off import MailContent, MailEnvelope, read_envelope
 from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply

@@ -19,7 +19,8 @@ from kombu.exceptions import OperationalError
 from greensmtp import Ack, Session, SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries
 from greensmtp.delivery._store import STALE
-from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
+from greensmtp.delivery.handed_off import MailContent, MailEnvelope
+from greensmtp.delivery.mail_task import mail_task
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import until

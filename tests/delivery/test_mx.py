@@ -13,8 +13,7 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp import Reply
 from greensmtp.client import dial as client_dial
-from greensmtp.delivery import MX, Deliveries, Spool
-from greensmtp.delivery import spool as spool_module
+from greensmtp.delivery import MX, Deliveries, Spool, spool_sender
 from greensmtp.delivery.mta_sts import Policies, Policy, fetch, parse_policy
 from greensmtp.delivery.next_hop import NextHop
 from greensmtp.delivery.resolver import DNSResolver, LookupFailed, MailExchanger, NoSuchDomain
@@ -384,7 +383,7 @@ def test_what_is_taken_for_a_policy(monkeypatch: pytest.MonkeyPatch, response: A
 def test_mail_is_sent_to_the_hosts_of_each_domain(
     smtp_server: MakeServer, tmp_path: Path, name_server: DNSServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "SCAN_SECONDS", 0.05)
+    monkeypatch.setattr(spool_sender, "SCAN_SECONDS", 0.05)
     one = smtp_server()
     port = int(one.address[1])
     two = smtp_server(listener=("127.0.0.2", port))
@@ -421,7 +420,7 @@ def test_a_policy_in_force_keeps_mail_from_hosts_with_the_wrong_certificate_or_w
     certificate: Any,
     mode: str,
 ) -> None:
-    monkeypatch.setattr(spool_module, "SCAN_SECONDS", 0.05)
+    monkeypatch.setattr(spool_sender, "SCAN_SECONDS", 0.05)
     trusted = gevent_ssl.create_default_context(cafile=certificate.authority)
     monkeypatch.setattr("greensmtp.client.tls._default_context", trusted)
     files = {"certfile": certificate.certfile, "keyfile": certificate.keyfile}

@@ -14,7 +14,8 @@ from moto.server import ThreadedMotoServer
 from greensmtp import Ack, ArgumentError, Reject, Session, SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries, _s3
 from greensmtp.delivery._store import open_store, stored_message
-from greensmtp.delivery.celery import MailContent, MailEnvelope, mail_task
+from greensmtp.delivery.handed_off import MailContent, MailEnvelope
+from greensmtp.delivery.mail_task import mail_task
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.delivery.test_celery import App

@@ -14,8 +14,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from greensmtp import Ack, Address, Session, SMTPServer
-from greensmtp.delivery import Deliveries, Spool
-from greensmtp.delivery import spool as module
+from greensmtp.delivery import Deliveries, Spool, spool_sender
 from greensmtp.delivery.schedule import parse_schedule
 from greensmtp.delivery.spool_folder import Busy, Folder, Gone, State
 from greensmtp.testing import Peer, dial
@@ -28,8 +27,8 @@ BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SCAN_SECONDS", 0.05)
-    monkeypatch.setattr(module, "STOP_SECONDS", 0.5)
+    monkeypatch.setattr(spool_sender, "SCAN_SECONDS", 0.05)
+    monkeypatch.setattr(spool_sender, "STOP_SECONDS", 0.5)
 
 
 @pytest.fixture

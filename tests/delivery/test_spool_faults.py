@@ -13,7 +13,7 @@ import pytest
 from gevent.event import Event
 
 from greensmtp import Reply, SMTPServer
-from greensmtp.delivery import spool as module
+from greensmtp.delivery.spool import Spool
 from greensmtp.delivery.spool_folder import Busy, Entry, Folder, State
 from greensmtp.testing.fixtures import MakeServer
 from tests import helpers
@@ -194,7 +194,7 @@ class Hops:
 
 
 def test_a_slow_domain_leaves_room_for_others(smtp_server: MakeServer, folder: Folder) -> None:
-    spool = module.Spool(folder.path, mx=True, concurrency=4, domain_concurrency=2)
+    spool = Spool(folder.path, mx=True, concurrency=4, domain_concurrency=2)
     hops = Hops()
     for number in range(6):
         add(folder, f"6447ef957f64{number}-5c1f0a-1f", "bob@slow.example")

@@ -22,7 +22,7 @@ TASKS = """
 import os, time
 from pathlib import Path
 from celery import Celery
-from greensmtp.delivery.celery import mail_task
+from greensmtp.delivery.mail_task import mail_task
 
 app = Celery("tasks", broker=os.environ["BROKER"])
 

@@ -13,7 +13,7 @@ from kombu.connection import Connection
 
 from greensmtp import SMTPServer
 from greensmtp.delivery import CeleryTask, Deliveries
-from greensmtp.delivery.celery import read_content, read_envelope
+from greensmtp.delivery.handed_off import read_content, read_envelope
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
 from greensmtp.thread_pool import in_thread_pool
