@@ -92,7 +92,7 @@ class Sender:
     """Sends the messages of a spool, in this process."""
 
     def __init__(self, options: Sending, next_hop: NextHop | MX, hostname: str) -> None:
-        self._options = spool
+        self._options = options
         self.next_hop = next_hop
         self._folder = options.folder
         self._hostname = hostname
