@@ -19,41 +19,35 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket as native
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from gevent import spawn
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 
 from greensmtp import _notify
-from greensmtp._hostport import address
 from greensmtp._log import logger
 from greensmtp.config.load import Loaded
 from greensmtp.config.problems import ConfigError
 from greensmtp.config.urls import Listen
-from greensmtp.http_listener import open_socket
 from greensmtp.log_writer import reopen_logs
-from greensmtp.server.acceptor import Acceptor
-from greensmtp.server.listener import listen
-from greensmtp.server.worker import WORKER_SIGNALS, BaseWorker
-from greensmtp.service.blocked_hub import blocking_reported
-from greensmtp.service.control import choose_folder, controlled
+from greensmtp.server.worker import WORKER_SIGNALS
+from greensmtp.service.control import choose_folder
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.plan import Check, Plan
-from greensmtp.service.privileges import Identity, become, find_identity
+from greensmtp.service.privileges import Identity, find_identity
 from greensmtp.service.service import Service
-from greensmtp.service.sockets import Key, Sockets
+from greensmtp.service.service_worker import Generation, ServiceWorker
+from greensmtp.service.sockets import Sockets
 from greensmtp.service.systemd import inherited_sockets
+from greensmtp.service.worker_sockets import WorkerSockets
 
 #: Seconds within which a worker must show that its hub runs; then it is killed and replaced.
 TIMEOUT = 30.0
@@ -75,97 +69,6 @@ MEMORY = "/dev/shm"
 
 #: Where prometheus-client keeps the numbers of all processes.
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
-
-
-@dataclass
-class _Generation:
-    number: int
-    plan: Plan
-    #: The user that its workers become.
-    identity: Identity | None
-    #: Where its workers have their control sockets.
-    control: Path | None
-    #: When its workers must have started.
-    deadline: float
-    #: True once one of its workers could not start.
-    failed: bool = False
-
-
-class ServiceWorker(BaseWorker):
-    """Serves a configuration on the sockets of the arbiter."""
-
-    generation: _Generation
-    #: Which of the workers of its generation: with SO_REUSEPORT, each has sockets of its own.
-    slot: int
-    #: ``(plan, sockets, http) -> Service``: makes and starts the service.
-    start_service: Callable[[Plan, Sockets, Any], Service]
-    opened: dict[Key, Any]
-    #: The listening socket of HTTP, which all workers share.
-    http: Any
-    #: Releases what only the arbiter needs.
-    release: Callable[[], object]
-    retiring = False
-    service: Service
-
-    @property
-    def is_ready(self) -> bool:
-        """True once it serves. Both processes know it: the file of the heartbeat has a byte then."""
-        return os.fstat(self.tmp.fileno()).st_size > 0
-
-    def init_process(self) -> None:
-        """Become the service's user, and serve."""
-        self.release()
-        if self.generation.identity is not None:
-            become(self.generation.identity)
-        super().init_process()
-
-    def init_signals(self) -> None:
-        """Leave SIGINT to the arbiter: in a terminal it comes to all processes."""
-        super().init_signals()
-        self.watchers.pop(signal.SIGINT).cancel()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def load_wsgi(self) -> None:
-        """Start the service."""
-        # Those of its own configuration: in a reload the arbiter has others as well, and closes them later.
-        try:
-            kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
-            http = None if self.http is None else self.http.dup()
-        except OSError as error:  # no descriptor is left
-            logger.error("cannot duplicate the listening sockets: %s", error.strerror)
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        for each in self.sockets:  # those of other workers, too
-            each.close()
-        self.sockets = []
-        self._reports = ExitStack()
-        try:
-            plan, folder = self.generation.plan, self.generation.control
-            self.service = self.start_service(plan, Sockets.of(kept), http)
-            self._reports.enter_context(controlled(folder, lambda: self.service.all_servers, plan.control))
-        except (ConfigError, StartError) as error:
-            for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
-                logger.error("%s", line)
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        self._reports.enter_context(blocking_reported(self.service.loaded.config.service.report_blocked))
-        if self.generation.plan.workers > 1:
-            for server in self.service.servers:
-                server.max_accept = 1  # the next connection is for a process that is not busy
-        os.ftruncate(self.tmp.fileno(), 1)
-
-    def retire(self) -> None:
-        """SIGUSR2: stop listening, and end when the connections have."""
-        if not self.retiring:
-            self.retiring = True
-            spawn(self._retire)
-
-    def _retire(self) -> None:
-        self.service.retire()
-        self.stopping.set()
-
-    def drain(self) -> None:
-        """Let transactions in progress finish."""
-        self.service.stop()
-        self._reports.close()
 
 
 class _Log:
@@ -221,29 +124,25 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self._announce = announce
         self._check: Check | None = None
         self._check_again = False
-        self._next: _Generation | None = None
+        self._next: Generation | None = None
         self._is_announced = False
         self._not_before = 0.0
         self._context = ExitStack()
         plan = Check(load).wait()
         self._generation = self._new_generation(plan, 1)
-        self._sockets = Sockets(inherited_sockets(), reuse_port=plan.reuse_port)
-        #: With SO_REUSEPORT, the sockets of the second worker and those after it.
-        self._more: dict[int, dict[Key, Any]] = {}
-        #: ``[http] listen`` -> its socket. In a reload there may be two, until the new configuration is served.
-        self._http: dict[str, Any] = {}
+        self._sockets = WorkerSockets(inherited_sockets(), reuse_port=plan.reuse_port)
         super().__init__(_Application())
         self.num_workers = plan.workers
         self.worker_class = self._make_worker
 
     @staticmethod
-    def _new_generation(plan: Plan, number: int) -> _Generation:
+    def _new_generation(plan: Plan, number: int) -> Generation:
         try:
             identity = find_identity(plan.user, plan.group)
         except ValueError as error:  # the child that has checked it could find the user
             raise StartError(str(error)) from error
         control = choose_folder(plan.control, None if identity is None else (identity.uid, identity.gid))
-        return _Generation(number, plan, identity, control, monotonic() + START_SECONDS)
+        return Generation(number, plan, identity, control, monotonic() + START_SECONDS)
 
     # Start
 
@@ -281,14 +180,14 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             os.seteuid(uid)
             os.setegid(gid)
 
-    def _start_log(self, generation: _Generation) -> None:
+    def _start_log(self, generation: Generation) -> None:
         try:
             with self._as_user(generation.identity):
                 self._set_up_log(*generation.plan.log)
         except OSError as error:
             raise StartError(f"logging.target: cannot write to {generation.plan.log[2]!r}: {error.strerror}") from error
 
-    def _share_metrics(self, generation: _Generation) -> None:
+    def _share_metrics(self, generation: Generation) -> None:
         """Give prometheus-client a folder, in which each worker finds the numbers of all."""
         if METRICS in os.environ or not generation.plan.metrics:
             return
@@ -308,59 +207,12 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         self.cfg.set("child_exit", _forget_gauges)
 
     def _open(self, plan: Plan) -> None:
-        """Open the listening sockets of a plan.
-
-        :raises StartError: an address cannot be bound.
-        """
-        for number, (key, backlog) in enumerate(zip(plan.keys, plan.backlogs, strict=True)):
-            try:
-                first = self._sockets.open(key, backlog)
-                if self._sockets.reuse_port and first.getsockopt(native.SOL_SOCKET, native.SO_REUSEPORT):
-                    self._open_more(plan.workers, key, first, backlog)
-            except OSError as error:
-                reason = (error.strerror or str(error)).partition(":")[0]
-                url = Listen.parse(plan.urls[number]).url()
-                raise StartError(f"{plan.places[number]}: cannot listen on {url}: {reason}") from error
-        self._open_http(plan)
-        self._list_sockets()
-
-    def _open_http(self, plan: Plan) -> None:
-        where = address(plan.http)
-        if plan.http is None or where is None or plan.http in self._http:
-            return
-        try:
-            self._http[plan.http] = open_socket(*where)
-        except OSError as error:
-            raise StartError(f"http.listen: {error.strerror}") from error
-
-    def _http_of(self, plan: Plan) -> Any:
-        """Return the socket of HTTP; None if there is none."""
-        return None if plan.http is None else self._http.get(plan.http)
-
-    def _list_sockets(self) -> None:
-        """Tell gunicorn, and with it each worker, what is open."""
-        every = [self._sockets.opened, *self._more.values()]
-        self.LISTENERS = [each for opened in every for each in opened.values()] + [*self._http.values()]
-
-    def _open_more(self, workers: int, key: Key, first: Any, backlog: int | None) -> None:
-        for slot in range(1, workers):
-            opened = self._more.setdefault(slot, {})
-            if key not in opened:
-                queue = Acceptor.backlog if backlog is None else backlog
-                opened[key] = listen(first.getsockname(), queue, first.family, reuse_port=True)
+        self._sockets.open(plan)
+        self.LISTENERS = self._sockets.all  # which gunicorn hands to each worker
 
     def _keep(self, plan: Plan) -> None:
-        """Close the sockets that a plan does not need."""
-        keys = plan.keys
-        self._sockets.keep(keys)
-        for slot, opened in [*self._more.items()]:
-            for key in [*opened]:
-                if key not in keys or slot >= plan.workers:
-                    opened.pop(key).close()
-        for text in [*self._http]:
-            if text != plan.http:
-                self._http.pop(text).close()
-        self._list_sockets()
+        self._sockets.keep(plan)
+        self.LISTENERS = self._sockets.all
 
     # Workers
 
@@ -370,10 +222,10 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         worker.generation = generation = self._spawning
         taken = {each.slot for each in self._workers(generation)}
         worker.slot = next(slot for slot in range(len(taken) + 1) if slot not in taken)
-        worker.http = self._http_of(generation.plan)
+        worker.http = self._sockets.http(generation.plan)
         worker.release = self._context.close
         worker.start_service = self._start_service
-        worker.opened = self._sockets.opened | self._more.get(worker.slot, {})
+        worker.opened = self._sockets.opened(worker.slot)
         if generation.identity is not None:
             os.fchown(worker.tmp.fileno(), generation.identity.uid, generation.identity.gid)
         return worker
@@ -387,7 +239,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
         return pid
 
-    def _workers(self, generation: _Generation) -> list[ServiceWorker]:
+    def _workers(self, generation: Generation) -> list[ServiceWorker]:
         """Return the workers of a generation that are not to retire."""
         return [each for each in self.WORKERS.values() if each.generation is generation and not each.retiring]
 
@@ -412,11 +264,11 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         if not self._is_announced and all(each.is_ready for each in self._workers(self._generation)):
             self._is_announced = True
             plan = self._generation.plan
+            opened = self._sockets.opened(0)
             urls = [
-                Listen.parse(url).url(self._sockets.opened[key].getsockname())
-                for url, key in zip(plan.urls, plan.keys, strict=True)
+                Listen.parse(url).url(opened[key].getsockname()) for url, key in zip(plan.urls, plan.keys, strict=True)
             ]
-            http = self._http_of(plan)
+            http = self._sockets.http(plan)
             self._announce(plan, urls, None if http is None else http.getsockname()[:2])
             self._tell_ready()
         self._notify_again()
@@ -511,7 +363,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             return
         self._next = generation
 
-    def _promote(self, generation: _Generation) -> None:
+    def _promote(self, generation: Generation) -> None:
         before, self._generation, self._next = self._generation, generation, None
         for worker in self._workers(before):
             self._let_go(worker)
@@ -569,8 +421,6 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         if self._check is not None:
             self._check.cancel()
             self._check = None
-        for each in self.LISTENERS:
-            each.close()
         self._sockets.close()
         self.LISTENERS = []
         self.kill_workers(signal.SIGTERM if graceful else signal.SIGQUIT)
