@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.servers.postfix import become_postfix
+
 #: A user whom Postfix and Dovecot deliver as.
 USER = "mail"
 
@@ -87,44 +89,15 @@ def aiosmtpd(folder: Path, port: int) -> None:
 
 def postfix(folder: Path, port: int) -> None:
     """Run Postfix, whose ``local`` delivers from its queue: a message is written twice."""
-    for name in ("conf", "queue", "data", "mail"):
-        (folder / name).mkdir()
-    os.chown(folder / "data", pwd.getpwnam("postfix").pw_uid, -1)
+    (folder / "mail").mkdir()
     os.chown(folder / "mail", pwd.getpwnam(USER).pw_uid, -1)
-    (folder / "conf" / "main.cf").write_text(f"""
-compatibility_level = 3.6
-queue_directory = {folder}/queue
-data_directory = {folder}/data
-maillog_file = /dev/stdout
-myhostname = mx.example.com
+    settings = f"""
 mydestination = example.com
-inet_interfaces = 127.0.0.1
-inet_protocols = ipv4
-mynetworks = 127.0.0.0/8
-smtp_dns_support_level = disabled
-alias_maps =
-alias_database =
 local_recipient_maps =
 mail_spool_directory = {folder}/mail/
 local_destination_concurrency_limit = 20
-in_flow_delay = 0
-""")
-    services = """
-postlog unix-dgram n - n - 1 postlogd
-cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
-rewrite unix - - n - - trivial-rewrite
-bounce unix - - n - 0 bounce
-defer unix - - n - 0 bounce
-trace unix - - n - 0 bounce
-error unix - - n - - error
-retry unix - - n - - error
-proxymap unix - - n - - proxymap
-anvil unix - - n - 1 anvil
-local unix - n n - - local
 """
-    (folder / "conf" / "master.cf").write_text(f"127.0.0.1:{port} inet n - n - - smtpd\n{services.lstrip()}")
-    os.execv("/usr/sbin/postfix", ["postfix", "-c", str(folder / "conf"), "start-fg"])
+    become_postfix(folder, port, settings, "local unix - n n - - local\n")
 
 
 def dovecot(folder: Path, port: int) -> None:

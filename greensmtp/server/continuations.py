@@ -181,7 +181,7 @@ def _end_of_data(handler: ConnectionHandler, stream: MessageStream, end: EndOfDa
             reply = handler.settle(reply)
         finally:
             handler.is_storing = False
-    stream.replies += (reply,)
+    stream.replies.append(reply)
     return reply
 
 

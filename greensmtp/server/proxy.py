@@ -15,7 +15,6 @@ The rules of this file:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from greensmtp._log import logger
 from greensmtp.errors import ConnectionLost
@@ -24,36 +23,19 @@ from greensmtp.protocol.proxy_header import ProxyHeader
 from greensmtp.protocol.proxy_tlv import ProxyHeaderError
 from greensmtp.server.handler import ConnectionHandler
 from greensmtp.server.places import client_key
-from greensmtp.server.registry import Registry
-from greensmtp.server.routes import Routes
-from greensmtp.session import ServerInfo, SocketAddress
+from greensmtp.session import SocketAddress
 
 #: What is noted for a connection that was closed without a byte.
 _HEALTH_CHECK = ProxyHeader(2, "UNKNOWN", is_local=True)
 
 
 class ProxiedHandler(ConnectionHandler):
-    """One connection from a trusted proxy.
+    """One connection from a trusted proxy."""
 
-    :param proxy_tls: TLS that the proxy has ended counts as the session's.
-    """
+    __slots__ = ("proxy_tls",)
 
-    __slots__ = ("_proxy_tls",)
-
-    def __init__(
-        self,
-        server: ServerInfo,
-        routes: Routes,
-        registry: Registry[Any],
-        socket: Any,
-        peer: Any,
-        *,
-        address: str,
-        tls_first: bool,
-        proxy_tls: bool,
-    ) -> None:
-        super().__init__(server, routes, registry, socket, peer, address=address, tls_first=tls_first)
-        self._proxy_tls = proxy_tls
+    #: True: TLS that the proxy has ended counts as the session's. The server sets it.
+    proxy_tls: bool
 
     def _open(self) -> bool:
         """Read the header, then go on as with any connection."""
@@ -92,7 +74,7 @@ class ProxiedHandler(ConnectionHandler):
             session.peer = named
             self.registry.readdress(self, client_key(named))
         session.proxy = header
-        session.tls = self._proxy_tls and header.ssl is not None and header.ssl.is_tls
+        session.tls = self.proxy_tls and header.ssl is not None and header.ssl.is_tls
 
 
 def _endpoint(peer: SocketAddress) -> tuple[str, int] | None:

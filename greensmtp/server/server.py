@@ -276,12 +276,12 @@ class SMTPServer(Acceptor, ConnectsHandlers):
         assert self._routes is not None
         try:
             socket.settimeout(None)  # whatever socket.setdefaulttimeout says: the deadline monitor sees to timeouts
-            make: Callable[..., ConnectionHandler] = ConnectionHandler
-            if self._proxies is not None and peer in self._proxies:
-                make = partial(ProxiedHandler, proxy_tls=self._proxy_tls)
-            handler = make(
+            is_proxied = self._proxies is not None and peer in self._proxies
+            handler = (ProxiedHandler if is_proxied else ConnectionHandler)(
                 self, self._routes, self._registry, socket, peer, address=address, tls_first=self.implicit_tls
             )
+            if isinstance(handler, ProxiedHandler):
+                handler.proxy_tls = self._proxy_tls
         except Exception:
             socket.close()
             raise

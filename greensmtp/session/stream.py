@@ -89,7 +89,7 @@ class MessageStream(BodyPipes):
         #: True while chunks can be read: it is open, and not complete, failed or closed.
         self._flowing = False
         #: What the client has been told of the message: one reply, in LMTP one for each recipient.
-        self.replies: tuple[Reply, ...] = ()
+        self.replies: list[Reply] = []
         #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
         self.size = 0
         #: True once the client may send: the ack was accepted.
