@@ -104,6 +104,19 @@ def test_a_large_message_goes_by_the_bucket(bucket: Any, front: Callable[..., SM
     assert len(got) == 1
 
 
+class Trickle(io.BytesIO):
+    """A file that returns less than it is asked for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(3 if size is None or size < 0 else min(size, 3))
+
+
+def test_what_is_uploaded_comes_in_pieces_as_large_as_asked_for() -> None:
+    """boto3 would take a short piece for the end, and read the rest into memory."""
+    source = _s3._Joined(b"Subject: ", Trickle(b"Tea\r\n\r\nAt four."))
+    assert [source.read(10) for _ in range(4)] == [b"Subject: T", b"ea\r\n\r\nAt f", b"our.", b""]
+
+
 def test_what_no_worker_has_finished_is_overdue(bucket: Any) -> None:
     store = open_store(PLACE)
     place = store.write("1-2", b"Subject: Tea\r\n", io.BytesIO(b"\r\nAt four.\r\n"))

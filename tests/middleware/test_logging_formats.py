@@ -240,3 +240,14 @@ def test_a_logger_of_the_programs_own_kind_gets_records() -> None:
     logger.propagate = False
     logger.addHandler(LogHandler("text"))
     assert sole_handler(logger, logging.INFO) is None
+
+
+def test_what_is_written_without_a_record_cannot_pass_for_another_record(tmp_path: Path) -> None:
+    handler = LogHandler("text", str(tmp_path / "log"))
+    record = logging.LogRecord("x", logging.INFO, "", 0, "one\n2026-01-01 two\x1b", (), None)
+    handler.emit(record)
+    handler.write("x", logging.INFO, "one\n2026-01-01 two\x1b", {})
+    handler.close()
+    ordinary, indented, ours, ours_indented = (tmp_path / "log").read_text().splitlines()
+    assert _without_times(ours) == _without_times(ordinary)
+    assert ours_indented == indented == "  2026-01-01 two\\x1b"
