@@ -9,7 +9,7 @@ The rules of this file:
   old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one goes on.
 - Until then, the sockets of both are open. A reload that fails closes only those that it has opened.
 - A worker that dies is replaced by one of the same generation, unless it is retiring.
-- Nothing that goes wrong in a reload ends the service.
+- An error in a reload never ends the service.
 - The arbiter keeps its privileges, so that it can open further sockets. Workers, and the child that checks a
   configuration, become the service's user.
 """
@@ -67,7 +67,7 @@ PAUSE = 1.0
 #: Seconds beyond ``stop_timeout`` for connections that are cut off, and handlers that do not end.
 RESERVE = 10.0
 
-#: Seconds of a wait for signals while workers start or a configuration is checked.
+#: Timeout of one wait for signals while workers start or a configuration is checked, in seconds.
 LOOK = 0.05
 
 #: A file system in memory, on Linux.
@@ -109,7 +109,7 @@ class ServiceWorker(BaseWorker):
 
     @property
     def is_ready(self) -> bool:
-        """True once it serves. Both processes know it: the file of the heartbeat has a byte then."""
+        """True once the worker serves. The byte in the heartbeat file tells it to both processes."""
         return os.fstat(self.tmp.fileno()).st_size > 0
 
     def init_process(self) -> None:
@@ -131,8 +131,8 @@ class ServiceWorker(BaseWorker):
         try:
             kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
             http = None if self.http is None else self.http.dup()
-        except OSError as error:  # no descriptor is left
-            logger.error("cannot duplicate the listening sockets: %s", error.strerror)
+        except OSError as error:  # out of descriptors
+            logger.error("cannot duplicate the listening sockets: %s; the worker exits", error.strerror)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         for each in self.sockets:  # those of other workers, too
             each.close()
@@ -334,7 +334,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             raise StartError(f"http.listen: {error.strerror}") from error
 
     def _http_of(self, plan: Plan) -> Any:
-        """Return the socket of HTTP; None if there is none."""
+        """Return the socket of the HTTP listener; None if there is none."""
         return None if plan.http is None else self._http.get(plan.http)
 
     def _list_sockets(self) -> None:
@@ -396,7 +396,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         try:
             self._continue_reload()
         except Exception:  # gunicorn would end the service
-            logger.exception("the reload failed")
+            logger.exception("unexpected error in the reload; dropping the new configuration")
             self._check = None
             self._drop_next()
             self._refuse([])
@@ -423,7 +423,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     @staticmethod
     def _notify_again() -> None:
-        """Tell systemd that this process runs, and what it had no room for before."""
+        """Tell systemd that this process runs, and retry earlier notifications."""
         _notify.retry()
         if os.environ.get("WATCHDOG_USEC"):
             _notify.notify("WATCHDOG=1")
