@@ -1,6 +1,6 @@
-"""The compiled build: ``GREENSMTP_COMPILE=1 pip install .``; without it, greensmtp is installed as plain Python.
+"""Build greensmtp: compiled with ``GREENSMTP_COMPILE=1 pip install .``, otherwise plain Python.
 
-mypyc (https://mypyc.readthedocs.io) makes C extensions of the modules below, from the same sources and their type
+mypyc (https://mypyc.readthedocs.io) compiles the modules below to C extensions, from the same sources and their type
 annotations. Everything else of the package is described in pyproject.toml.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-#: Room -> what runs for each command and each chunk of a body. A class that users derive from is marked there with
-#: ``mypyc_attr(allow_interpreted_subclasses=True)``. address.py is plain Python: mypyc knows no subclass of str.
+#: Folder -> the modules that run for each command and each chunk of a body. A class that users derive from is marked
+#: with ``mypyc_attr(allow_interpreted_subclasses=True)``. address.py is plain Python: mypyc cannot derive from str.
 MODULES = {
     "protocol": "chunking command content_checks dot_stuffing line_reader log_text",
     "session": "ack_state body_pipes chunk_reader emitter handlers session stream",
@@ -26,7 +26,7 @@ MODULES = {
     ),
 }
 
-#: mypyc comes with mypy; the others are what it reads the types of.
+#: mypyc comes with mypy, and reads the types of the others.
 REQUIREMENTS = ["mypy>=2.4", "gevent>=24.2", "blinker>=1.8", "idna>=3.7", "types-gevent"]
 
 
@@ -44,9 +44,9 @@ def compiled() -> dict[str, object]:
     try:
         from mypyc.build import mypycify
     except ImportError:
-        return {"setup_requires": REQUIREMENTS}  # the installer asks for them first, and then runs this again
+        return {"setup_requires": REQUIREMENTS}  # the installer installs them first, and then runs this again
     link = Path("greensmtp/middleware")
-    if not link.exists():  # a source distribution has no links
+    if not link.exists():  # a source distribution has no symbolic links
         link.symlink_to("../middleware")
     paths = [f"greensmtp/{room}/{name}.py" for room, names in MODULES.items() for name in names.split()]
     options = ["--config-file=pyproject.toml", "--no-warn-unused-configs", *paths]

@@ -1,7 +1,7 @@
-"""The compiled build (setup.py): whether this is one, and what its classes need.
+"""The compiled build (setup.py): detect it, and give its classes what mypyc leaves out.
 
-A class that mypyc compiles is native: its attributes are fields of a C struct. Unlike a class of Python, it has
-subclasses in plain Python only if it is marked, and no weak references.
+A class that mypyc compiles is native: its attributes are fields of a C struct. It allows subclasses in plain Python
+only if it is marked, and it has no weak references.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ import socket as native
 from collections import deque
 from time import clock_gettime_ns
 
-#: Seconds between two attempts to send a state that the manager had no room for.
+#: Seconds between two attempts to send a state while the manager's socket is full.
 RETRY_SECONDS = 1.0
 
-#: States that could not be sent, the oldest first. A start fails without READY=1, so that one is not given up.
+#: States that could not be sent, the oldest first. They are kept because a start fails without READY=1.
 _unsent: deque[str] = deque(maxlen=8)
 os.register_at_fork(after_in_child=_unsent.clear)
 
@@ -36,20 +36,20 @@ def notify(state: str) -> bool:
 
 
 def retry() -> None:
-    """Send again what could not be sent, in its order. Call it every ``RETRY_SECONDS``."""
+    """Send the states that could not be sent before, in order. Call it every ``RETRY_SECONDS``."""
     while _unsent and notify(_unsent[0]):
         _unsent.popleft()
 
 
 def _tell(state: str) -> None:
-    """Send a state that must arrive, behind those that are still to be sent."""
+    """Send a state that must arrive, after those that still wait to be sent."""
     if is_managed():
         _unsent.append(state)
         retry()
 
 
 def is_managed() -> bool:
-    """Return whether a service manager wants to be told."""
+    """Return True if a service manager expects notifications."""
     return bool(os.environ.get("NOTIFY_SOCKET"))
 
 

@@ -1,10 +1,10 @@
 """A small HTTP listener for operators: metrics and health, by gevent's pywsgi. It is open while it has users.
 
-Clients that are slow must not keep the others from asking ``/readyz``:
+Rules of this file, so that slow clients do not block ``/readyz`` for the others:
 
-- The headers of a request have ``HEADER_SECONDS``, and a connection has ``CONNECTION_SECONDS`` in all.
-- Beyond ``MAX_CONNECTIONS`` the oldest connection is closed for a new one: of those that wait for a request, if there
-  are any. A client that has something to ask sends it at once, so it is not among them for long.
+- The headers of a request must arrive within ``HEADER_SECONDS``; a connection lasts ``CONNECTION_SECONDS`` at most.
+- Beyond ``MAX_CONNECTIONS``, a new connection closes the oldest one that waits for a request, or else the oldest one. A
+  normal client sends its request at once, so it rarely waits.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gevent import get_hub, socket
 #: Seconds that a connection may last, with any number of requests: pywsgi itself has no timeout.
 CONNECTION_SECONDS = 15.0
 
-#: Seconds until the headers of a request must have arrived, from the connection's begin or the response before.
+#: Timeout of a request's headers in seconds, from the start of the connection or the end of the previous response.
 HEADER_SECONDS = 3.0
 
-#: Open connections; for another one, the oldest is closed.
+#: Maximum number of open connections; one more closes the oldest.
 MAX_CONNECTIONS = 10
 
-#: Greenlets: those of open connections, and of closed ones whose checks have not come back. More connections wait to be
-#: accepted.
+#: Maximum number of greenlets: of open connections, and of closed ones whose checks still run. Further connections wait
+#: to be accepted.
 MAX_GREENLETS = 30
 
 App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
@@ -118,10 +118,10 @@ def open_socket(host: str, port: int, *, reuse_port: bool = False) -> Any:
 
 
 class _Connections:
-    """The open connections of a listener, the oldest first."""
+    """The open connections of a listener, oldest first."""
 
     def __init__(self) -> None:
-        #: Socket -> the timer of its request's headers; None while a request is handled.
+        #: Socket -> the timer of its request's headers; None while a request is being handled.
         self._open: dict[Any, Any] = {}
 
     def add(self, sock: Any) -> None:

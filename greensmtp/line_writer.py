@@ -1,14 +1,14 @@
 """Write lines in a thread, so that a full pipe or a slow disk never blocks the hub.
 
-How it works. ``say`` appends a line to a deque, and wakes the thread if that is idle. The thread gathers lines for a
-few milliseconds, then takes all of them and writes them in one piece. So a line costs the caller an append, and neither
-a lock nor a wake-up.
+How it works. ``say`` appends a line to a deque, and wakes the thread if it is idle. The thread gathers lines for a few
+milliseconds, then takes all of them and writes them in one piece. So most lines cost the caller one append, without a
+lock or a wake-up.
 
 Rules of this file:
 
-- Nothing is formatted here: two threads that need the GIL would hinder each other.
-- The thread says that it is idle before it takes the lines. So whoever appends a line afterwards wakes it again, and no
-  line stays behind. A wake-up too many does no harm.
+- Nothing is formatted in the thread: it would compete with the hub for the GIL.
+- The thread marks itself idle before it takes the lines. So a caller that appends a line afterwards wakes it again, and
+  no line is left behind. A superfluous wake-up is harmless.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from greensmtp._native import native
 #: Maximum number of lines that wait to be written; further lines are dropped and counted.
 MAX_WAITING = 10_000
 
-#: Seconds from the first line to the write, for more lines to come. Each wake-up makes the thread and the hub wait for
-#: each other: with 5 ms, that took as long as all else that is done for a line.
+#: Seconds from the first line to the write, for more lines to come. At each wake-up, the thread and the hub wait for
+#: each other. With 5 ms, that cost as much as all other work for a line.
 GATHER = 0.02
 
 
@@ -51,7 +51,7 @@ class LineWriter:
         _writers.add(self)
 
     def forget(self) -> None:
-        """Drop all waiting lines and start anew: after a fork the thread is gone, and locks may be held."""
+        """Drop all waiting lines and reset the writer: after a fork the thread is gone, and locks may be held."""
         # Unpatched, since gevent's replacements belong to the hub of one thread.
         self._lines: deque[str] = deque()
         #: Wakes the thread, once for each item.
@@ -64,7 +64,7 @@ class LineWriter:
     def say(self, line: str) -> None:
         """Queue a line to be written. Never wait, and never raise."""
         lines = self._lines
-        if self._is_idle and self._started:  # the usual case first
+        if self._is_idle and self._started:  # the most common case
             self._is_idle = False
             lines.append(line)
             self._wake.put(None)
@@ -133,7 +133,7 @@ class LineWriter:
         self._at_work.release()
 
     def _write_waiting(self, descriptor: int, most: float) -> None:
-        """Write all lines that wait, and how many were dropped."""
+        """Write all waiting lines, and the number of dropped ones."""
         take = self._lines.popleft
         lines = [take() for _ in range(len(self._lines))]
         if self._dropped:
@@ -168,9 +168,9 @@ def _descriptor(stream: TextIO | None) -> int | None:
 
 
 def _most_at_once(descriptor: int) -> float:
-    """Return how many bytes one write keeps together when several processes write to the same place.
+    """Return how many bytes one write keeps together while several processes write to the same descriptor.
 
-    A file that is appended to takes a write of any size as a whole, a pipe ``PIPE_BUF`` bytes.
+    A write to a file in append mode is atomic at any size, to a pipe up to ``PIPE_BUF`` bytes.
     """
     try:
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
@@ -180,7 +180,7 @@ def _most_at_once(descriptor: int) -> float:
 
 
 def _pieces(lines: list[bytes], most: int) -> Iterator[bytes]:
-    """Yield lines joined to pieces of at most ``most`` bytes; a longer line is a piece of its own."""
+    """Yield the lines, joined into pieces of at most ``most`` bytes. A longer line is its own piece."""
     piece: list[bytes] = []
     size = 0
     for line in lines:

@@ -1,4 +1,4 @@
-"""Log records as lines of text or JSON, without blocking the hub."""
+"""Write log records as lines of text or JSON, without blocking the hub."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LogHandler(logging.Handler):
         self.log_format = log_format
         self.setFormatter(formatter)
         self._own_formatter = formatter
-        #: The second of the last record of ``write``, and how it is written.
+        #: The second of the last line of ``write``, and its text.
         self._second = -1
         self._shown_second = ""
         _handlers.add(self)
@@ -59,9 +59,9 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
     def write(self, logger: str, level: int, message: object, facts: Mapping[str, Any]) -> None:
-        """Write what a record with these attributes would be written as, without the record. Never wait.
+        """Write the line that a record with these attributes would give, without making the record. Never wait.
 
-        ``sole_handler`` says whether that is allowed.
+        Call it only on the handler that ``sole_handler`` has returned.
         """
         try:
             if self._file is not None and self._file.closed:
@@ -83,7 +83,7 @@ class LogHandler(logging.Handler):
             self.handleError(logging.makeLogRecord({"name": logger, "pathname": __file__}))
 
     def is_as_made(self, level: int) -> bool:
-        """Return True if it writes every record of this level, in its own way: no subclass or filter has a say."""
+        """Return True if it writes every record of this level in its own format, with no override and no filter."""
         kind = type(self)
         return (
             level >= self.level
@@ -158,12 +158,12 @@ def reopen_logs() -> None:
 _PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
 
 
-#: What a record of a handler passes through.
+#: The methods of a handler that a record passes through. An override of one of them needs the record.
 _METHODS = frozenset({"handle", "filter", "emit", "format", "acquire"})
 
 
 def _writes_usual_times(formatter: logging.Formatter) -> bool:
-    """Return True unless the program writes other times: ``logging.Formatter.converter = time.gmtime``, for example."""
+    """Return True unless the program has changed the format of times, as ``Formatter.converter = time.gmtime`` does."""
     return (
         formatter.converter is time.localtime
         and formatter.datefmt is None
@@ -185,9 +185,9 @@ class _TextFormatter(logging.Formatter):
 
 
 def one_record(text: str) -> str:
-    """Return a text in which no line but the first can pass for a record: those that begin like one are indented.
+    """Return the text with further lines indented if they begin like a record.
 
-    (fail2ban takes a line without a time for one of the same time, and a time that is cut out leaves a blank.)
+    (fail2ban assigns a line without a time to the previous time; it cuts the time out, which leaves a blank.)
     """
     first, *others = map(printable, text.split("\n"))
     return "\n".join((first, *(f"  {line}" if _PASSES_FOR_RECORD.match(line) else line for line in others)))
@@ -204,16 +204,16 @@ _encode = json.JSONEncoder(default=str).encode
 
 
 def _as_json(fields: dict[str, Any], now: float) -> str:
-    """Return an object as python-json-logger writes it."""
+    """Return the fields as JSON, in the format of python-json-logger."""
     fields["timestamp"] = datetime.fromtimestamp(now, UTC).isoformat()
     return _encode(fields)
 
 
 def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
-    """Return the handler if this logger's records of a level come to one LogHandler and to nothing else.
+    """Return the handler if this logger's records of a level reach one LogHandler and nothing else.
 
-    Then nothing but the line that it writes can be seen of them: there is no filter, no other handler, and no record
-    factory or formatter of the program's own. It takes half a microsecond, a record ten.
+    Then only the written line is observable: there is no filter, no other handler, and no custom record factory or
+    formatter. This check takes half a microsecond, making a record ten.
     """
     if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None

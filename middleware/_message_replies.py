@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-#: What the chain has said so far: one reply, or in LMTP one for each recipient. None stands for a 2xx that has not
-#: been told.
+#: The chain's replies so far: one, or in LMTP one for each recipient. None: a 2xx that the client has not got.
 Replies = list[Reply | None]
 
 

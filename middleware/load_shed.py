@@ -1,15 +1,15 @@
 """LoadShed: refuse mail before it is accepted, while the server cannot take it.
 
 How it works. One sampler for each hub measures for all LoadSheds of its servers, with a timer: the hub's lag every
-``INTERVAL``, memory and stores every ``SLOW_INTERVAL`` in the thread pool. A LoadShed keeps what is wrong in
-``reasons``. A command only tests whether there are any.
+``INTERVAL``, memory and stores every ``SLOW_INTERVAL`` in the thread pool. A LoadShed keeps the
+current problems in ``reasons``. A command only tests whether there are any.
 
 Rules of this file:
 
-- No reason begins or ends by one measurement at its limit. The hub must be late twice within ``LATE_SECONDS``, and then
-  in time for ``QUIET_SECONDS``. Memory and space must recover by 5 % more than they lacked.
-- What cannot be measured is a reason, too: a store whose file system fails or does not answer stores nothing.
-- Each change of what is wrong is one line in the log.
+- One measurement near a limit does not add or remove a reason. The hub must be late twice within ``LATE_SECONDS``, and
+  then on time for ``QUIET_SECONDS``. Memory and space must recover to 5 % beyond the limit.
+- A failed measurement is a reason too: a store whose file system fails or does not answer cannot store anything.
+- Each change of the reasons is one line in the log.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ INTERVAL = 0.25
 #: Seconds between two measurements of memory and stores.
 SLOW_INTERVAL = 2.0
 
-#: Seconds within which the hub must be late twice: a single handler that computes for long is no overload.
+#: Seconds within which the hub must be late twice: a single handler that computes for long is not an overload.
 LATE_SECONDS = 10.0
 
-#: Seconds for which the hub must not be late by more than half of the limit, until mail is taken again.
+#: Mail is accepted again after the hub has been late by less than half of the limit for so many seconds.
 QUIET_SECONDS = 5.0
 
-#: Seconds after which a measurement that has not come back is a reason.
+#: Seconds after which an unfinished measurement is a reason.
 STALLED_SECONDS = 15.0
 
-#: A store: its free bytes and inodes, or why they are not known.
+#: The free bytes and inodes of a store, or the error of the measurement.
 Space = tuple[int, int] | str
 
 #: Share of a container's memory limit at which mail is turned away, if ``max_memory`` is not given.
@@ -62,11 +62,11 @@ _NO_SPACE = Reply(452, "4.3.1 No space for mail at the moment, try again later")
 
 
 class LoadShed:
-    """Refuses connections and mail while the hub is late, memory is short, or a store is full or fails.
+    """Refuse connections and mail while the hub is late, memory is short, or a store is full or fails.
 
     While the hub is late or memory is short, new connections get 421 4.3.2, and MAIL on open ones gets 452 4.3.1.
     While a store lacks space or inodes, or cannot be examined, MAIL gets 452 4.3.1; so does a message whose SIZE would
-    not leave enough. A line is logged when a reason is added, and when one is gone.
+    not leave enough. A line is logged when a reason is added or removed.
 
     The stores are those of deliveries (``greensmtp.health.add_store``).
 
@@ -100,7 +100,7 @@ class LoadShed:
         self.room: int | None = None
         self._began = 0.0
         self._refused_before = 0
-        #: When the hub was late the last time: by the limit, and by half of it.
+        #: When the hub was last late: by the limit, and by half of it.
         self._late = self._half_late = float("-inf")
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -147,11 +147,11 @@ class LoadShed:
             self._note("hub", None)
 
     def note_stalled(self, seconds: float) -> None:
-        """Take note that memory and stores have been measured for so long, without a result."""
+        """Note that the measurement of memory and stores has run for ``seconds`` without a result."""
         self._note("store", f"a store has not answered for {seconds:.0f} s")
 
     def note_resources(self, memory: int, limit: int | None, stores: Mapping[str, Space]) -> None:
-        """Take note of the process's memory, the container's limit, and the space of each store."""
+        """Note the process's memory, the container's limit, and the space of each store."""
         most = self.max_memory
         if most is None and limit is not None:
             most = int(limit * SHARE_OF_LIMIT)
@@ -213,7 +213,7 @@ class _Sampler:
         self._loop = get_hub().loop
         self._timer = self._loop.timer(INTERVAL, repeat=INTERVAL)
         self._last = self._slow_last = monotonic()
-        #: When a measurement of memory and stores began; None: there is none under way.
+        #: When the current measurement of memory and stores began; None: none is running.
         self._measuring: float | None = None
         self._timer.start(self._tick)
         spawn(self._measure)
@@ -266,7 +266,7 @@ class _Sampler:
 
 
 def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, Space]]:
-    """Return this process's memory, its limit, and the space of each folder. In a thread."""
+    """Return this process's memory, its limit, and the space of each folder. Call it in a thread."""
     stores: dict[str, Space] = {}
     for folder in folders:
         try:

@@ -1,6 +1,7 @@
-"""The start and the stop of middleware, with the server.
+"""Start and stop middleware with the server.
 
-This file is plain Python in the compiled build too: ``service`` finds in the frame of ``start_each`` which one failed.
+This file is plain Python in the compiled build too: ``service`` reads the frame of ``start_each`` to name the
+middleware that failed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from greensmtp.chain.chain import Middleware
 def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware]:
     """Call ``start(server)`` of each middleware that has it, outermost first; return those to stop later.
 
-    If one raises, those already started are stopped, and the exception goes on.
+    If one raises, those already started are stopped, and the exception propagates.
     """
     told: list[Middleware] = []
     try:
@@ -25,7 +26,7 @@ def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware
             if start is not None:
                 try:
                     start(server)
-                except SystemExit as error:  # it would end the program without a message
+                except SystemExit as error:  # else it would end the program without a message
                     raise RuntimeError(f"start of {handler_name(each)} called sys.exit({error.code!r})") from error
             told.append(each)
     except BaseException:
@@ -35,7 +36,7 @@ def start_each(middleware: Iterable[Middleware], server: Any) -> list[Middleware
 
 
 def stop_each(middleware: Iterable[Middleware], server: Any) -> None:
-    """Call ``stop(server)`` of each middleware that has it, innermost first. Exceptions are logged, and end nothing."""
+    """Call ``stop(server)`` of each middleware that has it, innermost first. Log exceptions and go on."""
     for each in reversed(tuple(middleware)):
         try:
             stop = getattr(each, "stop", None)

@@ -28,7 +28,7 @@ MAX_ANSWER = 65536
 
 
 def _read_seconds(text: str) -> float:
-    """Read the value of --wait."""
+    """Parse the value of --wait."""
     try:
         seconds = float(text)
     except ValueError:
@@ -41,7 +41,9 @@ def _read_seconds(text: str) -> float:
 @click.command()
 @click.argument("target", required=False)
 @click.option("-c", "--config", type=FileType(), metavar="FILE", help="The server's configuration: where to ask.")
-@click.option("-w", "--wait", type=ParsedType("SECONDS", _read_seconds), default=0.0, help="Ask again for so long.")
+@click.option(
+    "-w", "--wait", type=ParsedType("SECONDS", _read_seconds), default=0.0, help="Ask again for up to SECONDS."
+)
 def ready(target: str | None, config: Path | None, wait: float) -> None:
     """Ask a running server whether it takes mail.
 

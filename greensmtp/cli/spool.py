@@ -31,8 +31,8 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
     """Show and change the messages that wait in a spool.
 
     The folder is --path, or that of the first Spool under [[deliveries]] in --config or ./greensmtp.toml. These two
-    options come before the command: greensmtp spool --path /var/spool/mail list. The server may run meanwhile. A
-    message that it is sending at that moment is not changed, and is named.
+    options come before the command: greensmtp spool --path /var/spool/mail list. The server may be running. A
+    message that it is sending at that moment is left unchanged, and its ID is printed.
 
     \b
     What waits, and why:
@@ -45,15 +45,15 @@ def spool(context: click.Context, config: Path | None, path: Path | None) -> Non
       greensmtp spool hold 6447ef957f640-5c1f0a-1f
       greensmtp spool release 6447ef957f640-5c1f0a-1f
       greensmtp spool drop 6447ef957f640-5c1f0a-1f
-    Dead letters, which no report was sent for:
+    List dead letters, for which no report was sent:
       greensmtp spool list --dead
-    Send a dead letter again, to those who have not got it:
+    Send a dead letter again, to the recipients that were given up:
       greensmtp spool retry --dead 6447ef957f640-5c1f0a-1f
 
     \b
     Exit status:
       0   done
-      1   a message is not there, is damaged or is being sent, or the folder cannot be read
+      1   a message is missing, damaged or being sent, or the folder cannot be read
       2   an option or argument is wrong, or no spool is named
     """
     from greensmtp.delivery.spool_folder import Folder
@@ -79,7 +79,7 @@ def _configured(config: Path | None) -> Path:
 
 
 def _tables(value: object) -> list[dict[str, Any]]:
-    """Return the tables of an array: the file is not checked here."""
+    """Return the tables of an array, and leave out anything else: the file is not checked here."""
     return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
 
 
@@ -133,7 +133,7 @@ def _columns(row: dict[str, Any], dead: bool) -> tuple[str, ...]:
 @click.option("--message", is_flag=True, help="Print the message alone.")
 @click.pass_obj
 def show(folder: Any, name: str, message: bool) -> None:
-    """Show the envelope of a message, and each last reply."""
+    """Show the envelope of a message, and the last reply to each recipient."""
     from greensmtp.delivery.spool_folder import read_message
 
     for within in ("new", "dead"):
@@ -158,15 +158,17 @@ def show(folder: Any, name: str, message: bool) -> None:
             what = "waits" if recipient in row["waiting"] else "lost" if recipient in row["lost"] else "done"
             click.echo(f"{what:7} {printable(recipient)}  {printable(row['replies'].get(recipient, ''))}")
         return
-    raise click.ClickException(f"there is no message {printable(name)}; greensmtp spool list shows those that wait")
+    raise click.ClickException(
+        f"expected the ID of a message in the spool; got {printable(name)}. 'greensmtp spool list' shows the IDs"
+    )
 
 
 @spool.command()
 @click.argument("names", metavar="[ID]...", nargs=-1)
-@click.option("--dead", is_flag=True, help="Send dead letters again, to those who have not got them.")
+@click.option("--dead", is_flag=True, help="Send dead letters again, to the recipients that were given up.")
 @click.pass_obj
 def retry(folder: Any, names: Sequence[str], dead: bool) -> None:
-    """Send messages now: these, or all. One that is held stays held."""
+    """Send messages now: these, or all. A held message stays held."""
 
     def now(entry: Any) -> str:
         if dead:
@@ -174,7 +176,7 @@ def retry(folder: Any, names: Sequence[str], dead: bool) -> None:
         elif entry.state.due:
             entry.state.due = 0.0
             entry.save()
-        return "is held; release sends it" if entry.state.held else "due now"
+        return "stays held; release sends it" if entry.state.held else "due now"
 
     _change(folder, names or _names(folder, "dead" if dead else "new"), now, within="dead" if dead else "new")
 
@@ -225,7 +227,7 @@ def _names(folder: Any, within: str) -> list[str]:
         names: list[str] = folder.names(within)
     except FileNotFoundError:
         raise click.ClickException(
-            f"{folder.path} is no spool: it has no folder {within!r}. A server makes it when it starts"
+            f"expected the folder of a spool; {folder.path} has no folder {within!r}. The server creates it"
         ) from None
     except OSError as error:
         raise click.ClickException(f"{folder.path}: {error.strerror}") from error
@@ -244,10 +246,10 @@ def _change(folder: Any, names: Sequence[str], change: Callable[[Any], str], wit
             click.echo(f"{printable(name)}: it is being sent just now", err=True)
         except Gone:
             click.echo(
-                f"{printable(name)}: there is no such {'message' if within == 'new' else 'dead letter'}", err=True
+                f"{printable(name)}: no such {'message' if within == 'new' else 'dead letter'} in the spool", err=True
             )
         except ValueError:
-            click.echo(f"{printable(name)}: it is damaged: not a message of a spool", err=True)
+            click.echo(f"{printable(name)}: the file is damaged, and is left unchanged", err=True)
         except OSError as error:
             click.echo(f"{printable(name)}: {error.strerror}", err=True)
         else:
@@ -257,7 +259,7 @@ def _change(folder: Any, names: Sequence[str], change: Callable[[Any], str], wit
     try:
         folder.wake()
     except OSError as error:
-        raise click.ClickException(f"{folder.path}/wake: {error.strerror}; the server is not told") from error
+        raise click.ClickException(f"{folder.path}/wake: {error.strerror}; the server was not notified") from error
     if failed:
         raise click.exceptions.Exit(1)
 

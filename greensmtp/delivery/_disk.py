@@ -2,15 +2,15 @@
 
 How it works. A connection submits a ``Job`` and waits. At the end of the hub's round, the thread is given all jobs of
 that round at once. It takes all that are there, writes their files, flushes them together, moves them to their places,
-flushes the folders, and wakes the connections. Meanwhile the next jobs come in. So a flush, which takes a millisecond,
-serves as many messages as there are, and so does a switch between threads.
+flushes the folders, and wakes the connections. Meanwhile the next jobs come in. So one flush, which takes a
+millisecond, serves all messages of a batch, and so does one switch between threads.
 
 Rules of this file:
 
 - A job fails alone, except where what is flushed together fails: then each file is flushed by itself.
 - A connection whose wait is interrupted abandons its job, until the thread has claimed it for its move. Then it waits
   for the end. So there is a file and 250, or neither.
-- A job that has failed is undone before its connection goes on.
+- A failed job is undone before its connection goes on.
 - The thread starts with the first job, and ends when there has been none for a while. After a fork there is a new one.
 """
 
@@ -35,7 +35,7 @@ logger = logging.getLogger("greensmtp")
 
 _allocate_lock = get_original("_thread", "allocate_lock")
 _start_new_thread = get_original("_thread", "start_new_thread")
-#: Where gevent has patched it, ``os.close`` asks first whether the descriptor is a regular file: two system calls more.
+#: gevent's ``os.close`` first asks whether the descriptor is a regular file, which takes two more system calls.
 close = get_original("os", "close")
 
 #: Seconds without a job after which the thread ends.
@@ -97,7 +97,7 @@ class Job:
             return self._claimed
 
     def end(self) -> None:
-        """Undo the work if it has failed or was abandoned; the connection goes on only behind that."""
+        """Undo the work if it has failed or was abandoned; the connection goes on only afterwards."""
         if self._abandoned or self.error is not None:
             try:
                 self.undo()
@@ -165,7 +165,7 @@ class DiskThread:
         """Give the thread the jobs of a hub's round, and wake it if it sleeps."""
         jobs = self._round.pop(loop, None)
         if jobs is None:
-            return  # they were those of the parent process
+            return  # the jobs belonged to the parent process
         with self._lock:
             self._jobs += jobs
             if not self._runs:
@@ -253,7 +253,7 @@ _threads: weakref.WeakSet[DiskThread] = weakref.WeakSet()
 
 
 def _forget_all() -> None:
-    """Start anew in a process that was forked: it has none of its parent's threads."""
+    """Reset all threads in a forked child, which has none of its parent's threads."""
     Job._lock = _allocate_lock()
     for thread in _threads:
         thread._forget()

@@ -77,7 +77,7 @@ class Part:
         assert transfer is not None
         recipients = self.envelope.recipients
         if recipient is not None:
-            # The search, and the copy, are for the first of them alone: each would be as long as the list.
+            # Search and copy the list for the first one only, else the cost is quadratic.
             one_by_one = self.delivery.per_recipient
             recipients = (recipient,) if one_by_one else recipients[recipients.index(recipient) :]
         recipients = tuple(each for each in recipients if each not in self._refusals)
@@ -121,9 +121,9 @@ class Part:
         return self._refusals.get(recipient) if recipient is not None else next(iter(self._refusals.values()))
 
     def positive_reply(self, recipient: Address | None) -> Reply | None:
-        """Return what the delivery has said to a message that it has taken; None if it has said nothing.
+        """Return the positive reply of the delivery to a message; None if it has given no reply.
 
-        Without a recipient it is what it has said to all of them: None if that differs.
+        Without a recipient, return the reply to all recipients; None if their replies differ.
         """
         if recipient is not None:
             said = self._accepted.get(recipient)
@@ -132,13 +132,13 @@ class Part:
             said = replies.pop() if len(replies) == 1 else None
         if said is None:
             return None
-        # RFC 5321 section 4.3.2: 250 is the only positive one. A 221, for example, would end the client's connection.
+        # RFC 5321 section 4.3.2 allows only 250. A 221, for example, would end the client's connection.
         return Reply(250, *said.lines, enhanced=said.enhanced or "2.0.0")
 
     def _take(self, result: Result, recipients: Sequence[Address]) -> None:
-        """Note the result of a step.
+        """Record the result of a step.
 
-        :param recipients: those that are delivered to, if the result does not refuse them.
+        :param recipients: the recipients of the step; those that the result does not refuse are delivered.
         """
         if isinstance(result, Reply):
             if result.code >= 400:

@@ -1,14 +1,14 @@
-"""A bucket of S3 in the place of the folder of _store.py: ``s3://bucket/prefix``, over boto3.
+"""Store large messages in an S3 bucket, ``s3://bucket/prefix``, with boto3; _store.py is the same for a folder.
 
 Rules of this file:
 
-- Endpoint, region and credentials are boto3's own: environment variables, ``~/.aws``, the role of the machine. None of
-  them is in a configuration of ours, in a URL, or in a log.
+- boto3 finds endpoint, region and credentials itself: environment variables, ``~/.aws``, the role of the machine. They
+  never appear in greensmtp.toml, in a URL or in a log.
 - boto3 blocks, so the store's methods work in the thread pool. A client may be used by many threads, but not in a child
   process, so each process makes its own.
-- Whatever boto3 raises becomes an OSError: a store that fails is a disk that fails.
+- Every exception of boto3 becomes an OSError, so a failing bucket is handled like a failing disk.
 - Objects: ``prefix/ID.eml``, and for ``resend`` ``prefix/tasks/ID`` (what to do with it) and ``prefix/done/ID``.
-- Old objects are the bucket's matter: a lifecycle rule removes them.
+- Old objects are not removed here: the bucket needs a lifecycle rule.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from greensmtp.errors import ArgumentError
 from greensmtp.thread_pool import in_thread_pool
 
-#: Seconds for a connection, and for an answer. boto3 tries three times in all.
+#: Timeouts of a connection and of a response, in seconds. boto3 makes three attempts in all.
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5.0, 30.0
 
 logger = logging.getLogger("greensmtp")
@@ -36,9 +36,9 @@ T = TypeVar("T")
 
 
 class S3Store:
-    """Messages in a bucket; its methods are called in the hub, and work in the thread pool.
+    """Messages in a bucket; its methods are called in the hub and run in the thread pool.
 
-    :raises ArgumentError: the URL names no bucket, or more than bucket and prefix.
+    :raises ArgumentError: the URL has no bucket, or parts besides bucket and prefix.
     :raises ModuleNotFoundError: boto3 is missing; the text says how to install it.
     """
 
@@ -56,14 +56,14 @@ class S3Store:
     def start(self) -> None:
         """Check that the bucket can be reached.
 
-        :raises OSError: it cannot.
+        :raises OSError: it cannot be reached.
         """
         in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
 
     def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
-        """Store a message, and return its URL. S3 has it then.
+        """Store a message, and return its URL. On return, S3 has the whole message.
 
-        :param beginning: what was read of it already.
+        :param beginning: the bytes that were already read from ``source``.
         :raises OSError: it cannot be stored.
         """
         key = f"{self._prefix}{identifier}.eml"
@@ -71,7 +71,7 @@ class S3Store:
         return f"s3://{self._bucket}/{key}"
 
     def note(self, identifier: str, text: str) -> None:
-        """Note what to do with a stored message, until it is done.
+        """Store what to do with a message, until the message is settled.
 
         :raises OSError: it cannot be noted.
         """
@@ -79,9 +79,9 @@ class S3Store:
         in_thread_pool(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
-        """Return the notes of messages that are not done, and which nobody has taken up for so long.
+        """Return the notes of unsettled messages whose notes are older than ``seconds``.
 
-        They count as taken up then.
+        Each note that is returned is written again, so that its age starts at 0.
         """
         return in_thread_pool(self._overdue, time.time() - seconds)
 
@@ -100,7 +100,7 @@ class S3Store:
                 try:
                     text = _call(_read, self._bucket, key)
                     _ask("put_object", Bucket=self._bucket, Key=key, Body=text)
-                except OSError as error:  # it is done meanwhile; or the next time, then
+                except OSError as error:  # settled in the meantime, or to be tried again at the next call
                     logger.warning("%s: %s", key, error)
                 else:
                     found.append(text.decode())
@@ -108,7 +108,7 @@ class S3Store:
 
 
 class S3Message:
-    """A stored message, by its URL, as the program that has got it sees it. Its methods block."""
+    """A stored message as the receiving program sees it, by its URL. Its methods block."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -117,18 +117,18 @@ class S3Message:
         self._prefix, self._id = f"{folder}/" if folder else "", name.removesuffix(".eml")
 
     def read(self) -> bytes:
-        """Return all of it.
+        """Return the content.
 
         :raises OSError: it cannot be read.
         """
         return _call(_read, self._bucket, self._key)
 
     def remove(self) -> None:
-        """Remove it."""
+        """Remove the message."""
         _ask("delete_object", Bucket=self._bucket, Key=self._key)
 
     def settle(self) -> None:
-        """Remove it, and leave a mark that it is done."""
+        """Remove the message, and leave a mark that it has been processed."""
         _ask("put_object", Bucket=self._bucket, Key=f"{self._prefix}done/{self._id}", Body=b"")
         self.remove()
         _ask("delete_object", Bucket=self._bucket, Key=f"{self._prefix}tasks/{self._id}")
@@ -139,7 +139,7 @@ class S3Message:
 
 
 class _Joined(io.RawIOBase):
-    """What was read of a file already, and the rest of it."""
+    """A stream of the bytes that were already read, and the rest of the file."""
 
     def __init__(self, beginning: bytes, rest: BinaryIO) -> None:
         self._beginning = io.BytesIO(beginning)
@@ -150,7 +150,7 @@ class _Joined(io.RawIOBase):
         return True
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return ``size`` bytes, fewer only at the end: boto3 takes fewer for the end."""
+        """Return ``size`` bytes, fewer only at the end: boto3 takes a short read for the end."""
         if size is None or size < 0:
             return self._beginning.read() + self._rest.read()
         data = self._beginning.read(size)
@@ -162,7 +162,7 @@ class _Joined(io.RawIOBase):
 def _upload(bucket: str, key: str, source: _Joined) -> None:
     from boto3.s3.transfer import TransferConfig
 
-    # In parts of 8 MB, one after the other: no threads beside those of the pool, and memory stays flat.
+    # In parts of 8 MB, one after the other, so that no further threads start and memory stays flat.
     _client().upload_fileobj(source, bucket, key, Config=TransferConfig(use_threads=False))
 
 
@@ -177,9 +177,9 @@ def _list_all(bucket: str, prefix: str) -> list[dict[str, Any]]:
 
 
 def _ask(name: str, **arguments: Any) -> Any:
-    """Call a method of the client, which is made in the thread that calls it: it reads files, and may ask the network.
+    """Call a method of the client. Call this in the thread pool: making the client reads files and may use the network.
 
-    :raises OSError: it fails.
+    :raises OSError: the call failed.
     """
     return _call(lambda: getattr(_client(), name)(**arguments))
 
@@ -200,14 +200,14 @@ def _client_of(pid: int) -> Any:
 
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
     config = Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts)
-    # A session of its own: the default one is shared by the threads that make a client at the same time.
+    # Its own session: boto3's default one is not safe if two threads make a client at the same time.
     return boto3.session.Session().client("s3", config=config)
 
 
 def _call(function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:
     """Call a function of boto3.
 
-    :raises OSError: it raised an error of its own.
+    :raises OSError: boto3 raised an error.
     """
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError

@@ -1,4 +1,4 @@
-"""Where large messages are kept that other programs get a reference to: a folder that all of them share, or S3."""
+"""Stores for large messages, of which other programs get a reference: a shared folder, or an S3 bucket."""
 
 from __future__ import annotations
 
@@ -33,24 +33,27 @@ def stored_message(location: str) -> StoredMessage | S3Message:
 
 
 class StoredMessage:
-    """A message in a file, as the program that has got its path sees it. Its methods block."""
+    """A stored message as the receiving program sees it, by its path. Its methods block."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def read(self) -> bytes:
-        """Return all of it.
+        """Return the content.
 
         :raises OSError: it cannot be read.
         """
         return self._path.read_bytes()
 
     def remove(self) -> None:
-        """Remove it, if it is still there."""
+        """Remove the message if it still exists."""
         self._path.unlink(missing_ok=True)
 
     def settle(self) -> None:
-        """Remove it, and leave a mark that it is done: a worker that is killed now gets the task again."""
+        """Remove the message, and leave a mark that it has been processed.
+
+        A worker that is killed before it acknowledges the task gets the task again, and finds the mark.
+        """
         self._path.with_suffix(".done").touch()
         self.remove()
         self._path.with_suffix(".task").unlink(missing_ok=True)

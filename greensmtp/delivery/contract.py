@@ -15,13 +15,13 @@ Rules of this contract:
 
 - All of it is called in the connection's greenlet. What waits for a disk goes through ``in_thread_pool``.
 - All transfers of a message are prepared before one is committed. So a refusal by one of them delivers nothing.
-- A delivery with ``answers`` has its commit answered by another system, the next hop for example, so it may fail. It
-  commits first, and its refusal discards the others.
+- With ``answers``, another system decides on the commit, such as the next hop, so the commit may fail. Such a
+  delivery commits first, and its refusal discards the others.
 - A recipient may have at most one delivery that ``answers``: of two, one could accept the message and the other refuse
-  it. In SMTP that holds for the whole message, which has one reply. So the first accepted recipient with such a
-  delivery fixes it for the transaction, and a recipient that needs another one gets 452 4.5.3: the client sends it in
-  another transaction (RFC 5321 section 4.5.3.1.10). In LMTP several take part, since each recipient has its own reply.
-- If only one delivery has a recipient, and it ``answers``, its positive reply is the client's.
+  it. In SMTP the whole message has one reply. So the first accepted recipient with such a delivery fixes it for the
+  transaction. A recipient that needs another one gets 452 4.5.3, and the client sends it in another transaction (RFC
+  5321 section 4.5.3.1.10). In LMTP several take part, since each recipient has its own reply.
+- If a recipient has one delivery only, and it ``answers``, its positive reply is passed to the client.
 - Any other commit must not fail once ``prepare`` has returned, unless the message is ``envelope.alone``. If one does
   behind another's commit, it is logged as an error and the client still gets 250, since a repeat would be a duplicate.
   Its content is not discarded.
@@ -153,7 +153,7 @@ class Delivery:
     Its constructor's arguments are the options of its ``[[deliveries]]`` table.
     """
 
-    #: True: another system answers ``commit``, so that it may refuse.
+    #: True: another system decides on ``commit``, so it may refuse.
     answers: bool = False
     #: True: in LMTP, ``commit`` is called for each recipient by itself.
     per_recipient: bool = False
@@ -176,17 +176,17 @@ class Delivery:
     def mail(self, session: Session, sender: Address) -> Reply | None:
         """Decide on a sender: a 4xx or 5xx reply refuses, and a 2xx is the client's reply.
 
-        It is called at MAIL, if this delivery takes all recipients and has no ``group``; else before the first
-        ``rcpt``, whose reply a refusal is then. If a middleware refuses the sender afterwards, ``reset`` comes before
-        the next ``mail``.
+        It is called at MAIL, if this delivery takes all recipients and has no ``group``. Otherwise it is called before
+        the first ``rcpt``, and a refusal is the reply to that RCPT. If a middleware refuses the sender
+        afterwards, ``reset`` comes before the next ``mail``.
         """
         return None
 
     def group(self, session: Session, recipient: Address) -> object:
         """Return what all recipients of one message must have in common, such as an address to connect from.
 
-        A recipient of another group than the first accepted one gets 452 4.5.3, as if it needed another delivery. Only
-        a delivery that ``answers`` is asked.
+        A recipient of another group than the first accepted one gets 452 4.5.3, as if it needed another delivery. This
+        is called only if the delivery ``answers``.
         """
         return None
 
@@ -198,4 +198,4 @@ class Delivery:
         return None
 
     def reset(self, session: Session) -> None:
-        """Forget what ``mail`` has begun: the transaction is over, or goes on without this delivery."""
+        """Undo what ``mail`` has begun: the transaction is over, or goes on without this delivery."""

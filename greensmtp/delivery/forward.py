@@ -30,7 +30,7 @@ from greensmtp.session.server_info import ServerInfo
 
 logger = logging.getLogger("greensmtp")
 
-#: Replies of LMTP that one line of the log has.
+#: Maximum number of LMTP replies in one log line.
 _LOGGED = 10
 
 #: Bytes of a file that are read at once.
@@ -63,8 +63,8 @@ class Forward(Delivery):
     :param source_address: the address to connect from.
     :param local_hostname: the name for EHLO; by default that of the server.
     :param identities: other addresses and names, by domain: ``{"a.example": {"source_address": "192.0.2.1",
-        "local_hostname": "mail.a.example"}}``. ``connections`` and ``rate`` hold for each of them.
-    :param identity_by: ``"sender"`` or ``"recipient"``: whose domain chooses one of ``identities``; or
+        "local_hostname": "mail.a.example"}}``. ``connections`` and ``rate`` apply to each of them separately.
+    :param identity_by: ``"sender"`` or ``"recipient"``: the address whose domain chooses an identity; or
         ``(session, sender) -> str | None``, which returns a key of it.
     :param received: write a Received field; False only for a filter that must change nothing.
     :param max_hops: refuse a message with as many Received fields: it goes round in circles.
@@ -162,7 +162,7 @@ class Forward(Delivery):
     def _ask_mail(self, session: Session, sender: Address) -> Reply | None:
         self._forget(session)
         if self._identities.by_recipient:
-            return None  # it is asked with the first recipient
+            return None  # MAIL is sent with the first recipient
         return self._begin(session, sender, self._identities.of_sender(session, sender))
 
     def _begin(self, session: Session, sender: Address, identity: Identity) -> Reply:
@@ -216,7 +216,7 @@ class Forward(Delivery):
         return _Passing(self, envelope, hop)
 
     def identity(self, envelope: Envelope) -> Identity:
-        """Return as whom a message is passed on. Its recipients have the same identity (``group``)."""
+        """Return the identity for a message. All its recipients have the same one (``group``)."""
         if self._identities.by_recipient:
             return self._identities.of_recipient(envelope.recipients[0])
         return self._identities.of_sender(envelope.session, envelope.sender)
@@ -231,9 +231,9 @@ class Forward(Delivery):
         return Hop(self.next_hop, session, begin, identity)
 
     def name(self, hop: Hop, envelope: Envelope, recipients: Sequence[Address]) -> dict[str, Reply | None]:
-        """Name the sender and the recipients to the next hop; return the refusals. If all are refused, close it.
+        """Send MAIL and RCPT to the next hop; return the refusals. If all recipients are refused, close the hop.
 
-        :raises Reject: the sender is refused; in SMTP, a recipient; or the next hop is lost, and has accepted none.
+        :raises Reject: the sender is refused; in SMTP, a recipient is; or the connection is lost with none accepted.
         """
         session = envelope.session
         reply = hop.mail(self.sender(session, envelope.sender), envelope.sender.parameters)

@@ -1,8 +1,8 @@
 """MTA-STS (RFC 8461): domains that want mail over verified TLS alone, to hosts that they name.
 
 A policy is fetched over HTTPS when the TXT record at ``_mta-sts.DOMAIN`` has another ID, and holds until it is
-``max_age`` seconds old, whatever DNS says meanwhile. It is fetched again when it has expired, and once a day before
-that. Policies are kept in memory, by each process for itself.
+``max_age`` seconds old, even if its DNS record disappears. It is fetched again once a day, and when it
+has expired. Each process keeps policies in its memory.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def fetch(domain: str) -> str:
     if response.status != 200 or kind != "text/plain":
         raise HTTPFailed(f"mta-sts.{domain}: status {response.status}, {kind or 'no type'}")
     if len(response.body) >= MAX_RESPONSE:  # a policy that is cut off would name other hosts
-        raise HTTPFailed(f"mta-sts.{domain}: the policy has {MAX_RESPONSE} bytes or more")
+        raise HTTPFailed(f"mta-sts.{domain}: expected a policy of less than {MAX_RESPONSE} bytes; got more")
     return response.body.decode("utf-8", "replace")
 
 
@@ -132,7 +132,9 @@ class Policies:
             self._kept.move_to_end(domain)
         valid = kept.policy if kept is not None and now < kept.ends else None
         identifier = self._identifier(domain)
-        if kept is not None and now < kept.again and kept.identifier in (identifier, ""):  # "": the last fetch failed
+        if (
+            kept is not None and now < kept.again and kept.identifier in (identifier, "")
+        ):  # "" means that the last fetch failed
             return valid
         if identifier is None:
             return valid

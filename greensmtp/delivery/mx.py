@@ -57,13 +57,13 @@ class MX:
         self.policies = Policies(self._resolver) if sts else None
         self._port = port
         self._options = options
-        #: By hosts, those of one preference as a set, and whether they are verified.
+        #: (a set of hosts for each preference, whether their certificates are verified) -> the next hop.
         self._kept: OrderedDict[tuple[tuple[frozenset[str], ...], bool], NextHop] = OrderedDict()
 
     def next_hops(self, recipients: Sequence[Address]) -> Iterator[tuple[NextHop | Reply, list[Address]]]:
-        """Yield the next hop of each group of recipients; a Reply, where there is none.
+        """Yield the next hop of each group of recipients, or a Reply if there is none.
 
-        A domain is looked up when its turn has come, so that a slow name server does not hold up the domains before it.
+        Each domain is looked up only when its turn comes, so a slow name server does not delay the domains before it.
         """
         groups: dict[str, list[Address]] = {}
         for each in recipients:
@@ -106,7 +106,7 @@ class MX:
         return tiers if isinstance(tiers, Reply) else tuple(host for tier in tiers for host in tier)
 
     def _tiers(self, domain: str) -> tuple[tuple[str, ...], ...] | Reply:
-        """Return the hosts of each preference, in random order; at most ``MAX_HOSTS`` of all."""
+        """Return the hosts of each preference, in random order; at most ``MAX_HOSTS`` in total."""
         found = list(self._resolver.mx(domain))
         if not found:
             if domain == self._hostname:
@@ -137,7 +137,7 @@ class MX:
         kept = self._kept.get(key)
         if kept is None:
             options = {"starttls": "opportunistic", **self._options}
-            if verified:  # a policy in force is stronger than the options
+            if verified:  # an enforced policy overrides the options
                 options["starttls"] = "require"
             kept = NextHop.of([(host, self._port) for tier in tiers for host in tier], **options)
             kept.open(self._hostname)
@@ -157,7 +157,7 @@ class MX:
 
 
 def _is_host(name: str) -> bool:
-    """Return True if a connection can be opened to a name: DNS may have any bytes in it."""
+    """Return True if the name is a valid host name: names in DNS may contain any bytes."""
     try:
         host_names.fit(name)
     except (ValueError, ProtocolError):

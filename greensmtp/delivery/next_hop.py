@@ -1,8 +1,8 @@
 """The next hop of mail that is passed on: where it is, and one transaction with it.
 
 A ``Hop`` is one transaction, on a connection that it borrows from the pool of its ``NextHop``. Its methods return
-replies that the client may be given: their codes are those that such a command may have, their length is bounded, and
-whatever goes wrong with the connection is a 451, since that is nothing that the client could mend.
+replies that the client may get. Their codes are limited to those that the command allows, and their length is bounded.
+Any failure of the connection is a 451, since the client is not the cause.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ _NOT_OFFERED = {
 _NOT_CONVERTED = Reply(554, "5.6.3 The next hop does not take such a message, and it cannot be converted")
 
 
-#: Lines of a next hop's reply that the client gets, and characters of all of them.
+#: Maximum number of lines of a next hop's reply that the client gets, and of characters in total.
 _MOST_LINES = 8
 _MOST_TEXT = 4 * MAX_TEXT
 
-#: Positive replies to RCPT (RFC 5321 section 4.3.2; 252 is some servers' 250). All else has 250 alone.
+#: Positive replies to RCPT (RFC 5321 section 4.3.2; some servers send 252 for 250). Other commands allow 250 only.
 _RCPT_CODES = frozenset({250, 251, 252})
 _OK_CODES = frozenset({250})
 
 
 def for_client(reply: Reply, positive: Collection[int] = _OK_CODES) -> Reply:
-    """Return a reply of the next hop as the client may have it, with its enhanced code, or the usual one.
+    """Return a reply of the next hop in the form that the client gets, with its enhanced code or the default one.
 
-    421 is 451, and 221 is 250, since either would end a connection that has done nothing wrong.
+    421 becomes 451, and 221 becomes 250, since either would end the connection of a client that is not at fault.
 
-    :param positive: the codes that accept the command; another 2xx is 250.
+    :param positive: the codes that accept the command; another 2xx becomes 250.
     """
     code, lines = reply.code, reply.lines
     if code < 300 and code not in positive:
@@ -112,7 +112,7 @@ def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], C
 class NextHop:
     """Hosts that are tried in order, over kept connections.
 
-    :param identities: as whom connections are made. Each has a pool of its own, so none is used under another name.
+    :param identities: the identities of connections. Each has its own pool, so no connection is used for another one.
     :param options: of ``Pool``.
     """
 
@@ -170,14 +170,14 @@ class NextHop:
 
     @property
     def pool(self) -> Pool:
-        """The connections of the default identity.
+        """The pool of connections of the default identity.
 
-        :raises RuntimeError: it is not open.
+        :raises RuntimeError: the next hop is not open.
         """
         return self.pool_of(Identity())
 
     def pool_of(self, identity: Identity) -> Pool:
-        """Return the connections of an identity.
+        """Return the pool of connections of an identity.
 
         :raises RuntimeError: it is not open.
         """
@@ -198,7 +198,7 @@ class Hop:
     """One transaction with the next hop.
 
     :param begin: called with the client before MAIL: XFORWARD, for example.
-    :param identity: as whom.
+    :param identity: the source address and EHLO name to connect with.
     """
 
     def __init__(
@@ -322,7 +322,7 @@ class Hop:
     ) -> Reply:
         """Send a command, and return the reply for the client.
 
-        :param positive: the codes that accept it.
+        :param positive: the codes that accept the command.
         :param ends: it ends the message, so its 421 is the answer to that.
         """
         if self._client is None:
@@ -337,7 +337,7 @@ class Hop:
             in_body = self._body is not None and isinstance(error, Disconnected) and not error.after_content
             self._fail(error)
             if in_body and error.reply is not None and error.reply.is_permanent_failure:
-                # It has refused the message before its end, and closed the connection: that is its answer.
+                # A 5xx before the end of the body, and the connection closed: the message is refused for good.
                 return for_client(error.reply)
             return self._answer(error)
         if reply.code == 421 and not ends:

@@ -1,15 +1,15 @@
-"""``Pipe``: give mail to a command on its standard input; its exit status is the reply.
+"""``Pipe``: pass mail to a command on its standard input; its exit status becomes the reply.
 
-How it works. The command runs when the message is complete, and the client waits for it. It is started without a shell,
-in a session of its own, by ``gevent.subprocess``, so the hub goes on. If it takes too long, or the connection ends,
-its whole process group is killed.
+How it works. The command runs when the message is complete, and the client waits for it. ``gevent.subprocess``
+starts it without a shell and in its own session, so the hub is not blocked. If the command takes too long, or the
+connection ends, its whole process group is killed.
 
 Rules of this file:
 
-- What a client has sent becomes a whole argument or a variable, never a part of a program's text. At the beginning of
-  an argument it may not be an option, unless ``--`` stands before it.
-- Only exit statuses that speak of this message or its recipients are permanent. All else is the operator's business,
-  and is a 451: a wrong path, a missing library or a full disk must not bounce mail.
+- What a client has sent becomes a part of an argument or a variable, never of a program's text. It must not turn an
+  argument into an option, unless ``--`` comes before.
+- Only exit statuses about the message or its recipients are permanent errors. All others are 451: a wrong path, a
+  missing library or a full disk must not bounce mail.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BUSY = Reply(451, "4.3.2 Too many messages are being delivered, try again later
 _TOO_LONG = Reply(451, "4.4.7 The delivery took too long")
 _IS_OPTION = Reply(553, "5.1.3 This address begins with a hyphen, which is not allowed here")
 
-#: Exit statuses of sysexits.h that refuse a message for good -> the reply.
+#: Exit statuses of sysexits.h that refuse a message permanently -> the reply.
 STATUSES: Mapping[int, Reply] = {
     os.EX_DATAERR: Reply(554, "5.6.0 The message is malformed"),
     os.EX_NOUSER: Reply(550, "5.1.1 No such mailbox here"),
@@ -56,7 +56,7 @@ _LOGGED = 500
 #: Bytes for one write to the command.
 _PIECE = 64 * 1024
 
-#: Seconds for what the command has printed to arrive, when it has ended.
+#: Seconds to wait for the last output of a command that has ended.
 _LAST_OUTPUT = 1.0
 
 _FIELDS = ("sender", "recipient", "id", "peer", "hello")
@@ -64,21 +64,21 @@ _PLACEHOLDER = re.compile(r"\{(\w*)\}")
 
 
 class Pipe(Delivery):
-    """Runs a command for each message: ``Pipe(["/usr/local/bin/file-mail", "--from={sender}", "--", "{recipient}"])``.
+    """Run a command for each message: ``Pipe(["/usr/local/bin/file-mail", "--from={sender}", "--", "{recipient}"])``.
 
-    In an argument, ``{sender}``, ``{id}``, ``{peer}`` and ``{hello}`` stand for those of the message. An argument
-    ``{recipient}`` becomes one argument for each recipient; in LMTP the command runs for each recipient by itself. Its
+    In an argument, ``{sender}``, ``{id}``, ``{peer}`` and ``{hello}`` are replaced by the values of the message. An
+    argument ``{recipient}`` becomes one argument for each recipient; in LMTP the command runs once for each. Its
     environment is ``PATH``, ``LANG``, ``environment``, and ``SENDER``, ``RECIPIENTS`` (one a line), ``MESSAGE_ID``,
     ``CLIENT_ADDRESS`` and ``CLIENT_HELO``.
 
-    Exit status 0 is 250; 65, 67, 68 and 77 of sysexits.h are 554 and 550; all others are 451. What the command prints
-    is logged.
+    Exit status 0 is 250; 65 of sysexits.h is 554; 67, 68 and 77 are 550; all others are 451. If the status is not 0,
+    the beginning of the command's output is logged.
 
     :param command: the program and its arguments. There is no shell.
-    :param timeout: seconds until the command, and all that it has started, is killed; then 451.
-    :param connections: commands at once.
-    :param wait: seconds that a message waits for its turn; then 451.
-    :param environment: more variables.
+    :param timeout: seconds until the command and its process group are killed; the reply is 451.
+    :param connections: maximum number of commands at once.
+    :param wait: seconds that a message waits for a free slot; after that the reply is 451.
+    :param environment: further variables.
     :param folder: the working directory; None: that of the server.
     :param trace: put Return-Path and Received before the message.
     :raises ArgumentError: an argument is wrong.
@@ -105,11 +105,13 @@ class Pipe(Delivery):
             if not isinstance(value, int | float) or not value > 0:
                 raise ArgumentError(name, f"expected a number above 0; got {value!r}")
         if not all(isinstance(each, str) for pair in (environment or {}).items() for each in pair):
-            raise ArgumentError("environment", f"expected names and texts; got {environment!r}")
+            raise ArgumentError(
+                "environment", f'expected a table of strings, like {{"NAME": "value"}}; got {environment!r}'
+            )
         self._command = [_Argument(each) for each in command]
         if self._command[0].fields:
             raise ArgumentError("command", f"expected the path of a program first; got {command[0]!r}")
-        #: What must not begin with a hyphen: fields that stand at the beginning of an argument, with no ``--`` before.
+        #: Fields at the beginning of an argument, with no ``--`` before. Their values must not begin with a hyphen.
         options = command[: command.index("--")] if "--" in command else command
         self._guarded = {field for text in options for field in _FIELDS if text.startswith(f"{{{field}}}")}
         self._timeout = timeout
@@ -127,11 +129,11 @@ class Pipe(Delivery):
         return f"<Pipe to {self._command[0].text}>"
 
     def mail(self, session: Session, sender: Address) -> Reply | None:
-        """Refuse a sender that would be taken for an option."""
+        """Refuse a sender that the command would read as an option."""
         return _IS_OPTION if "sender" in self._guarded and sender.startswith("-") else None
 
     def rcpt(self, session: Session, recipient: Address) -> Reply | None:
-        """Refuse a recipient that would be taken for an option."""
+        """Refuse a recipient that the command would read as an option."""
         return _IS_OPTION if "recipient" in self._guarded and recipient.startswith("-") else None
 
     def begin(self, envelope: Envelope) -> Transfer:
@@ -139,7 +141,7 @@ class Pipe(Delivery):
         return _Piped(self, envelope)
 
     def run(self, envelope: Envelope, recipients: Sequence[Address], transfer: SpooledTransfer) -> Reply | None:
-        """Run the command, and return a refusal, or None."""
+        """Run the command, and return the refusal; None if it accepts the message."""
         session = envelope.session
         values = {
             "sender": str(envelope.sender),
@@ -150,8 +152,8 @@ class Pipe(Delivery):
         arguments: list[str] = []
         for each in self._command:
             parts = list(each.expand(values, recipients))
-            # Whatever is made of them: the name in EHLO, an empty sender before another field, a recipient that a
-            # middleware has rewritten.
+            # ``mail`` and ``rcpt`` cannot find all of these: the name in EHLO, an empty sender before another field, a
+            # recipient that a middleware has rewritten.
             if "--" not in arguments and not each.text.startswith("-") and any(part.startswith("-") for part in parts):
                 return _IS_OPTION
             arguments += parts
@@ -168,10 +170,15 @@ class Pipe(Delivery):
         try:
             status, output = self._execute(arguments, environment, transfer)
         except _TookTooLong:
-            logger.error("%s: %s took more than %g s; killed", session.log_id, arguments[0], self._timeout)
+            logger.error(
+                "%s: command %s exceeded its timeout of %g s; killed it, replying 451",
+                session.log_id,
+                arguments[0],
+                self._timeout,
+            )
             return _TOO_LONG
         except (OSError, ValueError) as error:  # no such program; a NUL in an argument
-            logger.error("%s: %s cannot be run: %s", session.log_id, arguments[0], error)
+            logger.error("%s: command %s cannot be run: %s; replying 451", session.log_id, arguments[0], error)
             return _NOT_NOW
         finally:
             self._free.release()
@@ -206,16 +213,16 @@ class Pipe(Delivery):
                 _feed(process.stdin, self._head(transfer.envelope.session), transfer)
                 status: int = process.wait()
         finally:
-            # Whatever it has started goes too, also if it has ended itself and left a child that holds its output.
+            # Also after a normal exit: a child may still hold its output open.
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
-            # In a greenlet of its own, which goes on if this one is killed once more.
+            # In its own greenlet, which survives if this one is killed again.
             gevent.spawn(_end, process, reader).join()
         return status, shown(output.decode("utf-8", "replace").strip().replace("\n", " | "), _LOGGED)
 
 
 class _TookTooLong(Exception):
-    """The command has not ended in time."""
+    """The command has exceeded its timeout."""
 
 
 class _Argument:
@@ -231,11 +238,11 @@ class _Argument:
         if "recipient" in self.fields and text != "{recipient}":
             raise ArgumentError(
                 "command",
-                f"expected {{recipient}} as an argument by itself, which becomes one for each recipient; got {text!r}",
+                f"expected {{recipient}} as a whole argument, which becomes one for each recipient; got {text!r}",
             )
 
     def expand(self, values: Mapping[str, str], recipients: Sequence[str]) -> Iterator[str]:
-        """Yield what the argument becomes."""
+        """Yield the arguments that this one expands to."""
         if self.text == "{recipient}":
             yield from recipients
         else:
@@ -243,7 +250,7 @@ class _Argument:
 
 
 class _Piped(SpooledTransfer):
-    """A message that is given to the command when it is complete."""
+    """A message that is passed to the command when it is complete."""
 
     def __init__(self, delivery: Pipe, envelope: Envelope) -> None:
         super().__init__(envelope)
@@ -251,12 +258,12 @@ class _Piped(SpooledTransfer):
 
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Run the command."""
-        # By recipient, since in LMTP the next one has a run of its own.
+        # By recipient, since in LMTP the command runs again for the next one.
         return dict.fromkeys(recipients, self._delivery.run(self.envelope, recipients, self))
 
 
 def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:
-    """Write the message to the command; it need not read all of it."""
+    """Write the message to the command. The command may stop reading early."""
     with transfer.open() as message:
         try:
             piece = head
@@ -269,17 +276,17 @@ def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:
 
 
 def _end(process: Any, reader: Any) -> None:
-    """Collect what is left of a command whose process group has been killed."""
+    """Close the pipes of a command whose process group has been killed, and wait for its end."""
     with suppress(OSError):
         process.stdin.close()
     reader.join(_LAST_OUTPUT)  # a child in another session may hold the output open
     reader.kill()
     if process.wait(timeout=_LAST_OUTPUT) is None:
-        logger.error("process %d cannot be killed: does it run as another user?", process.pid)
+        logger.error("process %d cannot be killed; does it run as another user? Leaving it running", process.pid)
 
 
 def _read(stdout: Any, kept: bytearray) -> None:
-    """Keep the beginning of what the command prints, and read the rest, so that it can go on."""
+    """Keep the beginning of the command's output, and discard the rest so that the command does not block."""
     with stdout, suppress(OSError):
         while piece := stdout.read(_PIECE):
             kept += piece[: _LOGGED * 4 - len(kept)]

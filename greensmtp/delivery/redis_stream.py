@@ -1,13 +1,13 @@
-"""``RedisStream``: add each message to a stream of Redis, from which any number of programs read in a group.
+"""``RedisStream``: add each message to a Redis stream, which any number of programs read in a consumer group.
 
-The client gets 250 when Redis has answered. What that is worth is Redis' configuration: see docs/howto/redis-stream.md.
+The client gets 250 when Redis has answered. How durable that is depends on Redis: see docs/howto/redis-stream.md.
 
 Rules of this file:
 
-- A command is sent once. If its answer is lost, the message may be in the stream all the same, and the client's next
-  try adds it again, under another ID.
-- Nothing is trimmed: entries that no program has read yet would be lost. A stream that is full refuses mail instead.
-- redis-py blocks. In a process that gevent has patched it waits in the hub; elsewhere it works in the thread pool.
+- A command is sent once. If its answer is lost, the message may still be in the stream, and the client's next try
+  adds it again, under another ID.
+- Nothing is trimmed, since that would lose unread entries. If the stream is full, mail is refused instead.
+- redis-py blocks. In a process that gevent has patched, only the greenlet blocks; otherwise it runs in the thread pool.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _NO_REDIS = Reply(451, "4.4.1 The queue does not answer")
 _FULL = Reply(452, "4.3.1 The queue is full")
 _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
 
-#: Adds an entry unless there are ``ARGV[1]`` of them.
+#: Add an entry unless the stream has ``ARGV[1]`` entries already.
 _ADD = """
 if redis.call('XLEN', KEYS[1]) >= tonumber(ARGV[1]) then return false end
 return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
@@ -44,20 +44,20 @@ return redis.call('XADD', KEYS[1], '*', unpack(ARGV, 2))
 
 
 class RedisStream(Delivery):
-    """Adds an entry for each message: ``RedisStream("redis://127.0.0.1:6379/0", stream="mail")``.
+    """Add an entry for each message: ``RedisStream("redis://127.0.0.1:6379/0", stream="mail")``.
 
-    An entry has ``envelope``, a JSON object, and ``content``, the message as it came; or, for a large one, ``path``:
-    that of a file, or a URL of S3. ``read_entry`` reads it. If Redis is gone, the reply is 451.
+    An entry has ``envelope``, a JSON object, and ``content``, the message. A large message has ``path`` instead, a file
+    name or an S3 URL. ``read_entry`` reads an entry. If Redis does not answer, the reply is 451.
 
     :param url: ``redis://``, ``rediss://`` or ``unix://``.
     :param stream: the key of the stream.
-    :param maxlen: entries in the stream; beyond it mail is refused with 452. None: any number.
-    :param replicas: replicas that must have the entry as well (WAIT); else 451.
+    :param maxlen: maximum number of entries in the stream; beyond it mail is refused with 452. None: no limit.
+    :param replicas: number of replicas that must have the entry too (WAIT); else the reply is 451.
     :param store: a folder for the messages that are larger than ``inline``, shared with the programs that read, or a
         bucket: ``s3://bucket/prefix``; None: larger messages are refused.
-    :param inline: bytes of a message that goes within the entry.
-    :param timeout: seconds for Redis to answer.
-    :param connections: entries that are added at once.
+    :param inline: maximum number of bytes of a message that is put into the entry itself.
+    :param timeout: seconds to wait for an answer of Redis.
+    :param connections: maximum number of connections to Redis, and of entries added at once.
     :raises ArgumentError: an argument is wrong.
     :raises ModuleNotFoundError: redis is not installed.
     """
@@ -110,9 +110,9 @@ class RedisStream(Delivery):
         return _Added(self, envelope)
 
     def prepare(self, transfer: SpooledTransfer) -> dict[str, bytes]:
-        """Return what an entry has of a message: its content, or its place in the store.
+        """Return the fields of an entry for a message: its content, or its path in the store.
 
-        :raises Reject: it is too large.
+        :raises Reject: the message is too large.
         """
         with transfer.open() as source:
             content = source.read(self._inline + 1)
@@ -123,7 +123,7 @@ class RedisStream(Delivery):
             return {"path": self._store.write(transfer.envelope.id, content, source).encode()}
 
     def add(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, bytes]) -> Result:
-        """Add an entry, and return what refuses it.
+        """Add an entry, and return the refusal; None if the message is accepted.
 
         :raises Reject: Redis does not answer.
         """
@@ -131,32 +131,32 @@ class RedisStream(Delivery):
         log_id = envelope.session.log_id
         try:
             added, copies = self._call(lambda: self._add({"envelope": about, **content}))
-        except Exception as error:  # of redis-py, and timeouts; their texts have no password
-            logger.warning("%s: redis: %s", log_id, str(error) or type(error).__name__)
+        except Exception as error:  # redis-py's errors, whose texts have no password, and timeouts
+            logger.warning("%s: redis: %s; replying 451", log_id, str(error) or type(error).__name__)
             raise Reject(_NO_REDIS) from None
         if not added:
             logger.warning("%s: redis: the stream %s has %d entries; replying 452", log_id, self._stream, self._maxlen)
             return _FULL
         if copies < self._replicas:
-            logger.warning("%s: redis: %d of %d replicas have the entry", log_id, copies, self._replicas)
+            logger.warning("%s: redis: %d of %d replicas have the entry; replying 451", log_id, copies, self._replicas)
             raise Reject(_NO_REDIS)
         return None
 
     def _call(self, function: Callable[[], tuple[Any, int]]) -> tuple[Any, int]:
-        # The pool's threads cannot be interrupted; they end by the timeouts of their sockets.
+        # The pool's threads cannot be interrupted; their socket timeouts end them.
         with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
             return function() if is_module_patched("socket") else self._pool.call(function)
 
     def _add(self, fields: Mapping[str, str | bytes]) -> tuple[Any, int]:
         """Add an entry; return its ID, and how many replicas have it. If too few have it, remove it."""
         flat = [part for field in fields.items() for part in field]
-        with self._client.pipeline(transaction=False) as commands:  # on one connection, as WAIT needs it
+        with self._client.pipeline(transaction=False) as commands:  # on one connection, as WAIT requires
             if self._maxlen is None:
                 commands.execute_command("XADD", self._stream, "*", *flat)
             else:
                 commands.execute_command("EVAL", _ADD, 1, self._stream, self._maxlen, *flat)
             if self._replicas:
-                # Redis must give up before we do, since its answer tells whether to remove the entry.
+                # WAIT must end before our timeout, since its answer decides whether to remove the entry.
                 commands.execute_command("WAIT", self._replicas, max(1, int(self._timeout * 500)))
             added, *rest = commands.execute()
         copies = rest[0] if rest else 0
@@ -180,7 +180,7 @@ class _Added(SpooledTransfer):
 
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Add the entry."""
-        # If Redis does not answer, it may have the entry all the same, so the file stays from here on.
+        # If Redis does not answer, it may still have the entry, so the file must stay from here on.
         content, self._content = self._content, {}
         result = self._delivery.add(self.envelope, recipients, content)
         if result is not None:
@@ -189,7 +189,7 @@ class _Added(SpooledTransfer):
         return result
 
     def discard(self) -> None:
-        """Remove the stored message, if no entry has its place."""
+        """Remove the stored message, if no entry refers to it."""
         content, self._content = self._content, {}
         if "path" in content:
             in_thread_pool(stored_message(content["path"].decode()).remove)
@@ -209,18 +209,22 @@ def _connect(url: str, timeout: float, connections: int) -> Any:
             timeout=timeout,
             socket_timeout=timeout,
             socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),  # a command that is sent again would add the message twice
+            retry=Retry(NoBackoff(), 0),  # a retry could add the message twice
         )
-        pool.connection_class(**pool.connection_kwargs)  # reads the options, and does not connect
-    except (TypeError, ValueError):  # not its text, which may quote the password
-        raise ArgumentError("url", "expected a URL like 'redis://127.0.0.1:6379/0'") from None
+        pool.connection_class(**pool.connection_kwargs)  # parses the options without connecting
+    except (TypeError, ValueError):  # its text is left out: it may quote the password
+        raise ArgumentError(
+            "url",
+            "expected a URL like 'redis://127.0.0.1:6379/0'; got one that redis-py cannot parse (not shown: it may "
+            "have a password)",
+        ) from None
     return Redis(connection_pool=pool)
 
 
 def read_entry(fields: Mapping[bytes, bytes] | Mapping[str, bytes]) -> tuple[MailEnvelope, MailContent]:
-    """Return the envelope and the content of an entry, in the program that reads the stream.
+    """Return the envelope and the content of an entry. Call it in the program that reads the stream.
 
-    :param fields: those of the entry, as redis-py returns them without ``decode_responses``.
+    :param fields: the fields of the entry, as redis-py returns them without ``decode_responses``.
     """
     given = {name.decode() if isinstance(name, bytes) else name: value for name, value in fields.items()}
     path = given.get("path")
@@ -229,7 +233,7 @@ def read_entry(fields: Mapping[bytes, bytes] | Mapping[str, bytes]) -> tuple[Mai
 
 
 def settle_entry(client: Any, stream: str, group: str, entry: bytes | str, content: MailContent) -> None:
-    """Acknowledge an entry that is done, delete it, and remove its stored message.
+    """Acknowledge an entry that has been processed, delete it, and remove its stored message.
 
     :param client: a ``redis.Redis``.
     """

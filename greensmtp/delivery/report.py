@@ -141,7 +141,9 @@ def delivery_report(
     )
     status = b"\r\n".join((about, *(each.fields() for each in reported)))
     if all(each.recipient.isascii() for each in reported) and sender.isascii():
-        status = status.decode().encode("ascii", "backslashreplace")  # the text of a reply alone needs no SMTPUTF8
+        status = status.decode().encode(
+            "ascii", "backslashreplace"
+        )  # non-ASCII in a reply text alone must not require SMTPUTF8
     # RFC 6533 section 3: addresses in UTF-8 have a type of their own.
     status_type = f"message/{'' if status.isascii() else 'global-'}delivery-status"
     parts = [("text/plain; charset=utf-8", _explanation(reported, hostname)), (status_type, status)]
@@ -151,7 +153,7 @@ def delivery_report(
     pieces = [head]
     for kind, content in parts:
         encoding = "7bit" if content.isascii() else "8bit"
-        if encoding == "8bit" and kind.startswith("text/"):  # RFC 6522 section 4, so that 8BITMIME is not needed
+        if encoding == "8bit" and kind.startswith("text/"):  # RFC 6522 section 4: avoids the need for 8BITMIME
             encoding, content = "quoted-printable", b2a_qp(content)  # noqa: PLW2901
         about_part = _fields(("Content-Type", kind), ("Content-Transfer-Encoding", encoding))
         pieces.append(b"\r\n--%b\r\n%b\r\n%b" % (boundary.encode(), about_part, content))

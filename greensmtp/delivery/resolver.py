@@ -90,7 +90,7 @@ class DNSResolver:
 
         try:
             wanted = dns.name.from_text(name.rstrip(".") + ".")
-        except dns.exception.DNSException as error:  # a label that is empty or too long: no later try can succeed
+        except dns.exception.DNSException as error:  # an empty or too long label, for example; retrying cannot help
             raise NoSuchDomain(f"{name}: {str(error) or type(error).__name__}") from None
         question = self._resolver.resolve(
             wanted, kind, lifetime=self._lifetime, raise_on_no_answer=False, backend=self._backend

@@ -94,16 +94,16 @@ class Route:
 
     @property
     def names(self) -> Iterable[str]:
-        """What it takes, to be looked up: ``jo@example.com``, and ``@example.com`` for a domain."""
+        """The addresses and domains that it takes, as lookup keys: ``jo@example.com``, ``@example.com``."""
         return self._addresses | {f"@{domain}" for domain in self._domains}
 
     @property
     def has_tests(self) -> bool:
-        """True if it has predicates, or patterns that can only be tried."""
+        """True if it has predicates, or patterns that cannot be looked up."""
         return bool(self._others)
 
     def tests(self, session: Session, address: Address) -> bool:
-        """Return whether a predicate, or such a pattern, takes a recipient."""
+        """Return True if a predicate, or a pattern that cannot be looked up, takes a recipient."""
         return any(test(session, address) for test in self._others)
 
     def __repr__(self) -> str:
@@ -127,10 +127,10 @@ class Routing:
         #: True if no recipient is refused.
         self.takes_all = bool(self.for_all) or any(route.for_others for route in routes)
         self._is_plain = len(self.for_all) == len(self.deliveries)
-        # There may be hundreds of routes, each for a domain: they are not tried one by one for each recipient.
+        # There may be hundreds of routes, each for a domain, so names are looked up instead of trying each route.
         self._order = {delivery: number for number, delivery in enumerate(self.deliveries)}
         self._for_others = {route.delivery for route in routes if route.for_others}
-        #: Address, or domain behind an ``@`` -> the deliveries that take it.
+        #: Address, or ``@`` and a domain -> the deliveries that take it.
         self._by_name: dict[str, set[Delivery]] = {}
         for route in routes:
             for name in () if route.for_all else route.names:
@@ -138,9 +138,9 @@ class Routing:
         self._trying = [route for route in routes if route.has_tests]
 
     def check(self) -> None:
-        """Check that no recipient has two deliveries that are answered by other systems, as far as that can be seen.
+        """Check that no recipient has two deliveries that ``answers``. Predicates and wildcards cannot be checked here.
 
-        :raises ValueError: one has.
+        :raises ValueError: a recipient has two.
         """
         answering = [route for route in self._routes if route.delivery.answers]
         for whole in (route.delivery for route in answering if route.for_all):
@@ -148,7 +148,7 @@ class Routing:
             if others:
                 raise self._two_answer(whole, others[0])
         first: dict[str, Delivery] = {}
-        # Looked up rather than compared with each other, since there may be hundreds of routes.
+        # A lookup, since comparing each route with each other is quadratic.
         for route in answering:
             for name in [*route.names, *([OTHERS] if route.for_others else ())]:
                 found = first.setdefault(name, route.delivery)
@@ -163,9 +163,8 @@ class Routing:
     def _two_answer(self, *deliveries: Delivery) -> ValueError:
         names = " and ".join(type(each).__name__ for each in sorted(deliveries, key=self._order.__getitem__))
         return ValueError(
-            f"{names}: a recipient may have only one delivery that is answered by another system: if one accepts a "
-            "message and the next one refuses it, it can neither be accepted nor taken back. Give them different "
-            "recipients"
+            f"expected at most one delivery per recipient that another system answers; got {names}. If one accepted a "
+            "message and the other refused it, no reply would be right. Give them different recipients"
         )
 
     def choose(self, session: Session, address: Address) -> tuple[Delivery, ...]:
@@ -183,7 +182,7 @@ class Routing:
         by_name = self._by_name
         chosen = {*by_name.get(f"@{domain}", ()), *by_name.get(_key(address.local_part, domain), ())}
         for route in self._trying:
-            # A predicate is not called for what its delivery takes anyhow.
+            # Predicates are not called if their delivery is chosen already.
             if route.delivery not in chosen and route.tests(session, address):
                 chosen.add(route.delivery)
         return tuple(sorted((chosen or self._for_others) | self.for_all, key=self._order.__getitem__))

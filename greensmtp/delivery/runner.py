@@ -9,8 +9,8 @@ Rules of this file:
 - What is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to`` are
   connected only if a delivery asks for them, or does not take all recipients.
 - The delivery that ``answers`` commits first. Behind the first commit nothing is refused any more.
-- Which delivery that is (in LMTP, which ones), and its ``group``, is fixed by recipients that the whole stack has
-  accepted: it is staged. ``tap`` checks it again, since a predicate may return something else the second time.
+- Only a recipient that the whole stack has accepted fixes that delivery (in LMTP, those deliveries) and its ``group``,
+  so the change is staged. ``tap`` checks again, since a predicate may return another result the second time.
 - What fails once has failed: a transfer is not prepared or committed a second time for LMTP's other recipients.
 """
 
@@ -42,7 +42,7 @@ logger = logging.getLogger("greensmtp")
 #: RFC 5321 section 3.6.2, RFC 3463 section 3.2
 _NO_SUCH_MAILBOX = Reply(550, "5.1.1 No such mailbox here")
 #: RFC 5321 section 4.5.3.1.10, RFC 3463 section 3.6
-_ANOTHER_TRANSACTION = Reply(452, "4.5.3 This recipient takes another way: send it in another transaction")
+_ANOTHER_TRANSACTION = Reply(452, "4.5.3 This recipient needs another transaction")
 #: RFC 3463 section 3.4
 _TWO_ANSWERS = Reply(451, "4.3.5 This recipient cannot be served")
 
@@ -60,7 +60,7 @@ class Deliveries:
     A recipient that none of them takes is refused with 550.
 
     :param routes: the deliveries; ``Route(delivery, "*@inbox.example")`` for one that takes only some recipients.
-    :raises ValueError: there is none, or a recipient would have two that ``answers``.
+    :raises ValueError: there is no delivery, or a recipient would have two that ``answers``.
     """
 
     def __init__(self, routes: Iterable[Route | Delivery]) -> None:
@@ -142,9 +142,9 @@ class Deliveries:
             ack.accept()
 
     def _keep_apart(self, session: Session, address: Address, chosen: Sequence[Delivery]) -> None:
-        """Refuse a recipient that cannot be in one transaction with those before it; stage what it fixes.
+        """Refuse a recipient that cannot share the transaction with those before it; stage what it fixes.
 
-        :raises Reject: it needs another transaction, or has two deliveries that answer.
+        :raises Reject: the recipient needs another transaction, or has two deliveries that answer.
         """
         answering = [each for each in chosen if each.answers]
         if not answering:
@@ -159,9 +159,9 @@ class Deliveries:
         session.stage(self._fix, session, address, delivery, group)
 
     def _fix(self, session: Session, address: Address, delivery: Delivery, group: object) -> None:
-        """Fix the delivery that answers, in LMTP one of them; the recipient is accepted.
+        """Fix the delivery that answers for the transaction (in LMTP, one of them), since a recipient was accepted.
 
-        :raises Reject: another one is fixed: a middleware has made two recipients of one RCPT.
+        :raises Reject: another one is fixed already, since a middleware has turned one RCPT into two recipients.
         """
         fixed: dict[Delivery, object] = session.transaction_notes.setdefault(self._fixed, {})
         if delivery in fixed and fixed[delivery] == group:
@@ -171,7 +171,7 @@ class Deliveries:
         fixed[delivery] = group
         asked: _Asked | None = session.transaction_notes.get(self._asked)
         if asked is not None and not session.server.lmtp:
-            # Those whose recipients were all refused: they would hold a connection until the end.
+            # Reset deliveries without accepted recipients, which would hold a connection until the end.
             asked.reset(each for each in asked.replies if each.answers and each is not delivery)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
@@ -204,7 +204,7 @@ class Deliveries:
             raise Reject(failures[0])
 
     def _check_apart(self, session: Session, by_delivery: Mapping[Delivery, Sequence[Address]]) -> None:
-        """Check that every recipient, in SMTP the whole message, has at most one delivery that answers."""
+        """Check that each recipient has at most one delivery that answers; in SMTP, the whole message."""
         answering = [each for each in by_delivery if each.answers]
         if len(answering) > 1:
             addresses = [address for each in answering for address in by_delivery[each]]
@@ -251,7 +251,7 @@ class Deliveries:
 
 
 def _two_answers(session: Session, address: Address, deliveries: Iterable[Delivery]) -> Reject:
-    """Log that a recipient would have two deliveries that answer, and return its refusal."""
+    """Log that a recipient has two deliveries that answer, and return the refusal."""
     names = " and ".join(type(each).__name__ for each in deliveries)
     logger.error(
         "%s: %s would be delivered by %s, but only one of them can decide on the reply; replying 451",
@@ -292,7 +292,7 @@ class _Asked:
         self.replies: dict[Delivery, Reply | None] = {}
 
     def reset(self, deliveries: Iterable[Delivery] | None = None) -> None:
-        """Have deliveries forget the transaction, once each: these, or all."""
+        """Reset deliveries, these or all, each once."""
         for delivery in list(self.replies if deliveries is None else deliveries):
             del self.replies[delivery]
             delivery.reset(self._session)
@@ -303,7 +303,7 @@ class _Message:
 
     def __init__(self) -> None:
         self.parts: list[Part] = []
-        #: Recipient -> its parts; made once, since LMTP asks for each recipient.
+        #: Recipient -> its parts; built once, since LMTP looks up each recipient.
         self._by_recipient: dict[str, list[Part]] | None = None
 
     def _parts_of(self, recipient: Address | None) -> list[Part]:

@@ -32,12 +32,12 @@ def parse_schedule(text: str) -> tuple[float, ...]:
 
 
 def parse_duration(name: str, text: object) -> float:
-    """Return the seconds of one time, like ``4h``.
+    """Parse a duration like ``4h``, and return its seconds.
 
-    :param name: that of the argument, for the error.
-    :raises ArgumentError: it is none.
+    :param name: the argument's name, for the error.
+    :raises ArgumentError: the text is not a duration.
     """
     found = _PART.fullmatch(text.strip()) if isinstance(text, str) else None
     if found is None or found[3] or not float(found[1]):
-        raise ArgumentError(name, f"expected a time like '4h', or False for none; got {text!r}")
+        raise ArgumentError(name, f"expected a duration like '4h', or False to disable; got {text!r}")
     return float(found[1]) * _UNITS[found[2]]

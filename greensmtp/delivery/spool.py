@@ -55,7 +55,7 @@ class Spool(Delivery):
 
     The client gets 250 when the message is on the disk. It is sent at once, then by ``schedule``. A recipient that the
     next hop refuses for good (5xx), or that is still refused when the schedule is over, is reported to the sender
-    (RFC 3464), unless DSN's NOTIFY says otherwise. So are a delay and, where NOTIFY wants it, success.
+    (RFC 3464), unless DSN's NOTIFY says otherwise. Delays are reported too, and success if NOTIFY asks for it.
     ``greensmtp spool`` shows and changes what waits.
 
     :param path: the folder. Several processes may share it, on one machine.
@@ -69,10 +69,10 @@ class Spool(Delivery):
     :param schedule: the times between tries: ``"1m, 5m*2, 1h*3"``; by default about five days.
     :param at_the_end: ``"report"`` to the sender, or keep a ``"dead-letter"``.
     :param concurrency: messages that are sent at once, in each process.
-    :param domain_concurrency: with ``mx``, how many of them may go to one domain, so that a slow one leaves room for
-        others. None: a quarter of ``concurrency``.
-    :param delay_report: tell the sender at the first try after this time that the message still waits: ``"4h"``;
-        False: never.
+    :param domain_concurrency: with ``mx``, maximum number of messages sent to one domain at once, so that a slow domain
+        does not block the others. None: a quarter of ``concurrency``.
+    :param delay_report: age of a message, like ``"4h"``, after which the next failed try is reported to the sender as
+        a delay; False: never.
     :raises ArgumentError, ValueError: an argument is wrong, or the folder cannot be made.
     """
 

@@ -72,7 +72,7 @@ class State:
     done: list[str] = field(default_factory=list)
     #: Those of them that are given up without a report.
     lost: list[str] = field(default_factory=list)
-    #: Recipients of which the sender was told that they wait.
+    #: Recipients whose delay was reported to the sender.
     delayed: list[str] = field(default_factory=list)
 
 
@@ -111,7 +111,7 @@ class Folder:
         messages = set(self.names())
         for within in ("tmp", "state"):
             for entry in os.scandir(self.path / within):
-                with suppress(OSError):  # a folder, for example: it is none of ours
+                with suppress(OSError):  # not created by the spool: a folder, for example
                     if entry.name not in messages and entry.stat().st_mtime < now - STALE:
                         Path(entry.path).unlink()
 
@@ -248,7 +248,7 @@ class Entry:
     def save(self, without: Sequence[str] = ()) -> None:
         """Replace the state.
 
-        :param without: recipients that are not yet done, since a report is still to be written.
+        :param without: recipients to leave out of ``done``, since their report is still to be written.
         """
         state = self.state
         if without:
@@ -261,12 +261,12 @@ class Entry:
         self._state_path.unlink(missing_ok=True)
 
     def revive(self) -> None:
-        """Move a dead letter back among those that wait, for the recipients that were given up."""
+        """Move a dead letter back to the waiting messages, for the recipients that were given up."""
         lost = set(self.state.lost)
         self.state = replace(
             self.state, attempts=0, due=0.0, lost=[], done=[each for each in self.state.done if each not in lost]
         )
-        self.save()  # first, so that nobody gets it who has it
+        self.save()  # first, so that recipients in ``done`` do not get it again
         new = self._folder.path / "new"
         self._path.replace(new / self.name)
         flush_folder(new)
@@ -275,7 +275,7 @@ class Entry:
     def bury(self) -> None:
         """Move the message to the dead letters.
 
-        It has a state at every moment, so that it is not sent to those again who have it.
+        It has a state at every moment, so recipients in ``done`` never get it again.
         """
         self.save()
         dead = self._folder.path / "dead"
@@ -303,7 +303,7 @@ def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any]
     :raises ValueError: it is no message of a spool.
     """
     if not _NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no ID")
+        raise ValueError(f"expected the ID of a message; got {name!r}")
     path = folder.path / within / name
     with path.open("rb") as file:
         line = file.readline(MAX_ENVELOPE)
@@ -321,7 +321,7 @@ def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any]
 
 
 def _read_state(path: Path) -> State:
-    """Return the state of a message; that of a new one, if there is none. Keys of other versions are ignored."""
+    """Return the state of a message, or a new state if the file is missing. Unknown keys are ignored."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -333,7 +333,7 @@ def _read_state(path: Path) -> State:
             return replace(new, **read)
     except (ValueError, AttributeError, RecursionError):
         pass
-    logger.error("spool: %s is damaged; the message is taken for a new one", path)
+    logger.error("spool: state file %s is damaged; treating the message as new, so recipients may get it twice", path)
     return State()
 
 
@@ -359,7 +359,7 @@ def describe(sender: Address, recipients: Iterator[Address] | list[Address]) -> 
 
 def _address(text: str, parameters: Mapping[str, str | None]) -> Address:
     # Not parsed again: the server may be more lenient than the parser is by default.
-    parameters = {**parameters}  # a TypeError, if the file has something else
+    parameters = {**parameters}  # raises TypeError if the file has something else
     local_part, at, domain = text.rpartition("@")
     return Address(text, local_part if at else domain, domain if at else "", parameters)
 

@@ -1,8 +1,8 @@
-"""What the sender of a message in a spool is told: failure, delay, success (RFC 3461 sections 4 and 5, RFC 3464).
+"""Reports to the sender of a spooled message: failure, delay, success (RFC 3461 sections 4 and 5, RFC 3464).
 
 A report is a message of the same spool, with the null sender. Its name is made of the message's name, the kind of
-report and the number of the try. So a process that was killed after it had added a report replaces it,
-and adds no second one.
+report and the number of the try. If a process is killed after it has added a report, the next process
+replaces that report and does not add a second one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
 
 def is_wanted(event: Literal["SUCCESS", "FAILURE", "DELAY"], recipient: Address) -> bool:
-    """Return True if the sender wants to be told of an event: what NOTIFY says; without it, failure and delay.
+    """Return True if NOTIFY asks for a report of an event. Without NOTIFY, failure and delay are reported.
 
     RFC 3461 section 4.1.
     """
@@ -93,5 +93,5 @@ def _time(seconds: float | None) -> datetime | None:
         return None
     try:
         return datetime.fromtimestamp(seconds).astimezone()
-    except (ValueError, OverflowError, OSError):  # what a damaged file says
+    except (ValueError, OverflowError, OSError):  # an impossible time, from a damaged file
         return None

@@ -64,9 +64,9 @@ class Webhook(Delivery):
     :param connections: requests at once.
     :param wait: seconds that a message waits for its turn; then 451.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
-    :param store: a folder for the messages that are larger than ``inline``, which the application reads as well, or a
-        bucket: ``s3://bucket/prefix``. Such a request has no body; ``path`` in the envelope names the file, or the
-        object. None: all messages are posted.
+    :param store: a folder for messages that are larger than ``inline``, shared with the application, or a bucket:
+        ``s3://bucket/prefix``. The request for such a message has no body; ``path`` in the envelope is the file name or
+        the S3 URL. None: all messages are posted.
     :param inline: bytes of a message that is posted although there is a store.
     :raises ArgumentError: an argument is wrong.
     """

@@ -74,7 +74,7 @@ class DotDecoder:
                 data = data[:line] + data[line + 1 :]
             else:
                 start = 1
-        # Most messages are one piece whose only CRLF with a dot is the end.
+        # Most messages are one piece, and its only CRLF before a dot is the end.
         if data.endswith(_END) and _search_dot(data, start, len(data) - 3) is None:
             self.complete = True
             return data[start:-3]

@@ -22,7 +22,7 @@ class SendResult:
     reply: Reply
     #: The replies to the message in further transactions, where the server's limits made them necessary.
     further_replies: tuple[Reply, ...] = ()
-    #: True if the server offers DSN: it was told of RET, ENVID, NOTIFY and ORCPT, and reports by itself.
+    #: True if the server offers DSN: RET, ENVID, NOTIFY and ORCPT were passed on, and the server sends the reports.
     dsn: bool = field(default=False, repr=False, compare=False)
 
     @property

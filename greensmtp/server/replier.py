@@ -104,7 +104,7 @@ class Replier(Supervised):
             try:
                 said = change(*arguments)
                 if isinstance(said, Reply) and said.code == 250 and isinstance(reply, canned.QueuedAs):
-                    reply = said  # of a next hop
+                    reply = said  # the next hop's reply
             except ENDINGS:
                 raise
             except BaseException as error:
@@ -123,7 +123,7 @@ class Replier(Supervised):
                 session.greeting, session.hostname = greeting
                 self.forget_changes()
                 if not (isinstance(command, EndOfData) and command.recipient is not None):
-                    # (In LMTP, what cannot be delivered to one recipient may be delivered to the others.)
+                    # (In LMTP, the transaction goes on for the other recipients.)
                     self._drop_transaction(reply)
                 return reply
         if self.routes.lmtp and len(session.to) > recipients + 1:

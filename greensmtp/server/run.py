@@ -66,7 +66,7 @@ def run(*servers: Server, started: Callable[[Server], object] | None = None) -> 
 
 @contextmanager
 def notifications_retried() -> Iterator[None]:
-    """Send notifications of systemd again that it had no room for, while the block runs."""
+    """Retry notifications that systemd's full socket did not take, while the block runs."""
     if not _notify.is_managed():
         yield
         return

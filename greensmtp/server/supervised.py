@@ -72,7 +72,7 @@ class Supervised:
 
     session: Session
 
-    #: For the compiled build: ``del`` works on native attributes that are named here.
+    #: For the compiled build: ``del`` works only on the native attributes that are named here.
     __deletable__ = ("session",)
 
     # (The fields of the layers above are set here too: a call of __init__ for each layer costs as much as all fields.)

@@ -21,7 +21,7 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {False: ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 
 
-#: OpenSSL's reason -> what it means
+#: OpenSSL's reason -> the text for an error
 _REASONS = {
     "KEY_VALUES_MISMATCH": "the key belongs to another certificate",
     "KEY_TYPE_MISMATCH": "the key is of another type than that of the certificate",
@@ -66,7 +66,7 @@ def server_context(
             except (OSError, ValueError) as error:
                 raise ArgumentError(name, f"{str(path)!r} cannot be read: {_reason(error)}") from error
     context = ServerContext(ssl.PROTOCOL_TLS_SERVER)
-    if minimum not in [*_VERSIONS]:  # a list, since what is given may not be hashable
+    if minimum not in [*_VERSIONS]:  # a list, since the given value may not be hashable
         raise ArgumentError("minimum", f"takes {' or '.join(map(repr, _VERSIONS))}, not {minimum!r}")
     context.minimum_version = _VERSIONS[minimum]
     context.options |= ssl.OP_NO_RENEGOTIATION
@@ -111,7 +111,7 @@ def server_context(
 
 
 def _reason(error: Exception) -> str:
-    """Return what is wrong with a PEM file: OpenSSL's error without its names and line numbers."""
+    """Return the cause of an error with a PEM file, without OpenSSL's names and line numbers."""
     if not isinstance(error, ssl.SSLError):
         return getattr(error, "strerror", None) or str(error)
     # OpenSSL gives no reason where it finds no PEM block at all: "PEM lib (_ssl.c:4149)".

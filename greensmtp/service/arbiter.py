@@ -9,7 +9,7 @@ The rules of this file:
   old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one goes on.
 - Until then, the sockets of both are open. A reload that fails closes only those that it has opened.
 - A worker that dies is replaced by one of the same generation, unless it is retiring.
-- Nothing that goes wrong in a reload ends the service.
+- An error in a reload never ends the service.
 - The arbiter keeps its privileges, so that it can open further sockets. Workers, and the child that checks a
   configuration, become the service's user.
 """
@@ -61,7 +61,7 @@ PAUSE = 1.0
 #: Seconds beyond ``stop_timeout`` for connections that are cut off, and handlers that do not end.
 RESERVE = 10.0
 
-#: Seconds of a wait for signals while workers start or a configuration is checked.
+#: Timeout of one wait for signals while workers start or a configuration is checked, in seconds.
 LOOK = 0.05
 
 #: A file system in memory, on Linux.
@@ -248,7 +248,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         try:
             self._continue_reload()
         except Exception:  # gunicorn would end the service
-            logger.exception("the reload failed")
+            logger.exception("unexpected error in the reload; dropping the new configuration")
             self._check = None
             self._drop_next()
             self._refuse([])
@@ -275,7 +275,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     @staticmethod
     def _notify_again() -> None:
-        """Tell systemd that this process runs, and what it had no room for before."""
+        """Tell systemd that this process runs, and retry earlier notifications."""
         _notify.retry()
         if os.environ.get("WATCHDOG_USEC"):
             _notify.notify("WATCHDOG=1")

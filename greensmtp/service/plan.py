@@ -123,7 +123,7 @@ class Check:
         os.set_blocking(self._read, False)
 
     def result(self) -> Plan | ConfigError | None:
-        """Return the plan, or what is wrong; None while the child is at work."""
+        """Return the plan or the errors; None while the child still runs."""
         try:
             while piece := os.read(self._read, 65536):
                 self._answer += piece
@@ -135,15 +135,15 @@ class Check:
         os.close(self._read)
         try:
             found: dict[str, Any] = json.loads(self._answer)
-        except ValueError:  # nothing, or a part: it was killed, for its memory perhaps
+        except ValueError:  # no answer or a partial one: the child was killed, by the OOM killer perhaps
             return ConfigError(["the process that checks the configuration has ended without an answer"])
         if "lines" in found:
             return ConfigError(found["lines"], options=found["options"])
         return Plan(**found)
 
     def cancel(self) -> None:
-        """End the child, if it has not ended."""
-        if self.result() is None:  # it holds the other end of the pipe, so its ID is still its own
+        """Kill the child if it still runs."""
+        if self.result() is None:  # the pipe is still open, so the process ID is still the child's
             os.kill(self._pid, signal.SIGKILL)
             os.close(self._read)
 

@@ -6,8 +6,8 @@ are never closed in between, so no client is refused.
 
 Rules of this file:
 
-- A reload that fails changes nothing: the servers before it go on, with their own limits.
-- What fails at the start of a server is a StartError that names the place in the configuration.
+- A reload that fails changes nothing: the former servers go on, with their own limits.
+- If a server cannot start, the StartError names the place in the configuration.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class Service:
                 # A duplicate of the descriptor: the server closes what it has, and the socket goes on.
                 try:
                     server.set_listener(socket.dup())
-                except OSError as error:  # no descriptor is left
+                except OSError as error:  # out of descriptors
                     raise StartError(_cannot_listen(error, loaded, len(generation.keys) - 1)) from error
                 if key in old:
                     server.replace(old[key])

@@ -21,8 +21,8 @@ FIRST = 3
 def inherited_sockets() -> list[socket.socket]:
     """Return the listening sockets that systemd has passed to this process, and forget them in the environment.
 
-    As in ``sd_listen_fds(3)``, they are for the process that ``LISTEN_PID`` names alone: a program that systemd has
-    activated, and that starts this one, may leave its variables in the environment, but not its sockets.
+    As in ``sd_listen_fds(3)``, they belong only to the process with the ID in ``LISTEN_PID``. If another program that
+    systemd has activated starts this one, its variables may be inherited, but not its sockets.
 
     :raises StartError: ``LISTEN_FDS`` is no number, or a descriptor is no listening stream socket.
     """
@@ -32,7 +32,7 @@ def inherited_sockets() -> list[socket.socket]:
         return []
     if pid != str(os.getpid()):
         given = "there is no LISTEN_PID" if pid is None else f"LISTEN_PID is {pid!r}"
-        logger.warning("LISTEN_FDS ignored: %s, but the ID of this process is %d", given, os.getpid())
+        logger.warning("ignoring LISTEN_FDS: %s, but the ID of this process is %d", given, os.getpid())
         return []
     if not number.isdecimal():
         raise StartError(f"expected a number of sockets in LISTEN_FDS; got {number!r}")
@@ -55,7 +55,7 @@ def _adopt(descriptor: int) -> socket.socket:
 
 @contextmanager
 def notifying() -> Iterator[None]:
-    """Send notifications again that systemd had no room for, and tell its watchdog that the hub runs."""
+    """Retry notifications to systemd, and tell its watchdog that the hub runs, while the block runs."""
     with notifications_retried(), _watchdog():
         yield
 

@@ -9,7 +9,7 @@ Rules of this file:
   and no password is ever shown as a command.
 - Replies are read from the bytes that are sent. So replies that no middleware sees are included, and each has the time
   at which it was sent.
-- Without a client that traces, there is no observer and no tap, and nothing is spent.
+- Without a client that traces, there is no observer and no tap, and no cost.
 """
 
 from __future__ import annotations

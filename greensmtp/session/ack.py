@@ -1,7 +1,7 @@
-"""Acks: what the receivers of a signal decide with, at once or later. How it works stands in ack_state.py.
+"""Acks: the objects with which receivers of a signal accept or reject, at once or later. See ack_state.py.
 
-This file is plain Python in the compiled build too: handlers call these methods with arguments of their own, and the
-emitter refers to an ack weakly.
+This file is plain Python in the compiled build too: handlers may pass arguments of any type, and the emitter needs weak
+references to acks.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class Expired(BaseException):
         self.reason = reason
 
 
-#: What ends a connection, or the program, and is no error of a handler's.
+#: Exceptions that end a connection or the program, and are not errors of a handler.
 ENDINGS: Final = (GreenletExit, KeyboardInterrupt, Expired)
 
 
@@ -91,7 +91,7 @@ class AckState:
         return self._waiter is not None
 
     def is_late(self, now: float, seconds: float) -> bool:
-        """Return whether it has been undecided for so many seconds, counted from the first such call."""
+        """Return True if it has been undecided for more than ``seconds``, counted from the first such call."""
         if self.reply is not None:
             return False
         if not self.since:

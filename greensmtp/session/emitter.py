@@ -228,7 +228,7 @@ class _BadResult(Exception):
 
 
 def _identity(receiver: object) -> object:
-    """Return what is the same for the same receiver: a method is another object each time that it is asked for."""
+    """Return a key that is equal for the same receiver: each access to a method makes a new object."""
     if isinstance(receiver, MethodType):
         return id(receiver.__self__), id(receiver.__func__)
     return id(receiver)

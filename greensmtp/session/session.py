@@ -347,8 +347,8 @@ class Session(ConnectsHandlers):
         Whatever a command changes is staged, in the dispatcher and in middleware, such as
         ``session.stage(setattr, session, "identity", identity)``. The calls are made in order when the whole stack has
         answered, in the connection's greenlet, before the next command is read. If one raises a
-        Reject, that is the reply; anything else is logged, and the client gets 451. If one returns a Reply, with 250,
-        that takes the place of the usual ``queued as ID``. A change that is staged after its command has been answered
+        Reject, that is the reply; anything else is logged, and the client gets 451. If one returns a Reply with
+        250, it replaces the usual ``queued as ID``. A change that is staged after its command has been answered
         is dropped.
         """
         self._staged = (*self._staged, (change, arguments))
@@ -411,5 +411,5 @@ class Session(ConnectsHandlers):
         return f"<Session {self.id} {self.peer!r} {self.state.name.lower()}>"
 
 
-#: The class of the sessions that handlers get. Blinker refers to senders weakly, and users may keep them so.
+#: The class of the sessions that handlers get. It allows weak references, which blinker needs.
 ServedSession = weakly_referable(Session)

@@ -11,7 +11,7 @@ from greensmtp.signals import shared
 if TYPE_CHECKING:
     from greensmtp.chain.chain import StackInfo
 
-#: Middleware of the catalogue that sees MAIL or RCPT, and lets every recipient pass (Recorder is Logging).
+#: Middleware of the catalogue that handles MAIL or RCPT, and accepts every recipient (Recorder is Logging).
 _WITHOUT_POLICY = frozenset({"Chaos", "EarlyTalker", "Metrics", "RateLimit", "Recorder", "Tarpit"})
 
 

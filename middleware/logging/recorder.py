@@ -1,4 +1,4 @@
-"""What Logging does: it keeps a record of each session and each transaction, and writes it when that is over."""
+"""Recorder, the base class of Logging: keep a record of each session and transaction, and log it at its end."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
-#: What a verb changes in a session's record: called as a middleware is.
+#: Handles one verb and updates the session's record; called like a middleware.
 Hook = Callable[[Session, Command, Proceed], Reply]
 
-#: These have no line of their own: the lines of transaction and session say the same.
+#: Verbs without their own line: the lines of transaction and session have the same facts.
 _WITHOUT_LINE: Final = frozenset({ACCEPT, END_OF_DATA, DISCONNECT})
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
 class Recorder:
-    """What Logging does with each command. The arguments have been checked."""
+    """The middleware behind Logging. Its arguments must be checked already."""
 
     def __init__(self, logger: logging.Logger, level: int) -> None:
         self.logger = logger
@@ -64,7 +64,7 @@ class Recorder:
         }
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Pass the command on, and log it, or what it ends."""
+        """Pass the command on; log it, and the transaction or session that it ends."""
         hook = self._hooks.get(command.verb, _other)
         if hook is not _other and not self._is_enabled(self._highest):
             return proceed(session, command) if command.verb != "AUTH" else _other(session, command, proceed)
@@ -122,7 +122,7 @@ class Recorder:
         return reply
 
     def _begin(self, session: Session, began: float) -> None:
-        """Begin a transaction, unless a middleware has answered MAIL by itself."""
+        """Begin a transaction, unless a middleware has answered MAIL without the server."""
         if session.from_ is None:
             return
         record = self._record(session)

@@ -61,8 +61,8 @@ def test_show(folder: Folder) -> None:
     assert "done    bob@example.org" in text
     assert "waits   cyd@example.org  450 later" in text
     assert run("show", ONE, "--message").stdout_bytes == b"Subject: x\r\n\r\nbody\r\n"
-    assert "there is no message 6447ef957f642-5c1f0a-20" in run("show", "6447ef957f642-5c1f0a-20", status=1).stderr
-    assert "is no ID" in run("show", "../../etc/passwd", status=1).stderr
+    assert "got 6447ef957f642-5c1f0a-20" in run("show", "6447ef957f642-5c1f0a-20", status=1).stderr
+    assert "expected the ID of a message" in run("show", "../../etc/passwd", status=1).stderr
 
 
 def test_hold_release_and_retry(folder: Folder) -> None:
@@ -91,7 +91,7 @@ def test_what_is_being_sent_is_left_alone(folder: Folder) -> None:
     with folder.open(ONE):
         result = run("drop", "--yes", ONE, TWO, "nothing", status=1)
     assert result.stdout == f"{TWO} deleted\n"
-    assert result.stderr.splitlines() == [f"{ONE}: it is being sent just now", "nothing: there is no such message"]
+    assert result.stderr.splitlines() == [f"{ONE}: it is being sent just now", "nothing: no such message in the spool"]
     assert folder.names() == [ONE]
 
 
@@ -123,7 +123,7 @@ def test_where_it_looks(folder: Folder, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert "there is no greensmtp.toml here" in run("list", status=2).stderr
     for command in ("list", "retry"):
-        assert "elsewhere is no spool" in run("--path", str(tmp_path / "elsewhere"), command, status=1).stderr
+        assert "elsewhere has no folder " in run("--path", str(tmp_path / "elsewhere"), command, status=1).stderr
     (tmp_path / "elsewhere" / "greensmtp.toml").write_text(
         '[[listeners]]\nurl = "smtp://:25"\n[[listeners.deliveries]]\nuse = "Spool"\npath = "../spool"\n'
     )
@@ -180,7 +180,7 @@ def test_a_dead_letter_is_dropped(folder: Folder) -> None:
 
 def test_retry_says_what_is_held(folder: Folder) -> None:
     run("hold", ONE)
-    assert run("retry", ONE).stdout == f"{ONE} is held; release sends it\n"
+    assert run("retry", ONE).stdout == f"{ONE} stays held; release sends it\n"
 
 
 def test_the_help_explains_it(folder: Folder) -> None:

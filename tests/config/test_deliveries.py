@@ -90,7 +90,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], P
         ),
         (
             "[[deliveries]]\nuse = 'own_delivery:Answers'\n[[deliveries]]\nuse = 'own_delivery:Answers'",
-            "1: deliveries: Answers and Answers: a recipient may have only one delivery",
+            "1: deliveries: expected at most one delivery per recipient that another system answers; got Answers",
         ),
         (
             "[delivery]\nmaildir = 'x'\n[[deliveries]]\nuse = 'Maildir'\npath = 'y'",

@@ -91,13 +91,16 @@ HOP = "[[deliveries]]\nuse = 'Forward'\nto = 'smtp://127.0.0.1:9'\n"
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        (HOP + HOP, "1: deliveries: Forward and Forward: a recipient may have only one delivery that is answered"),
-        (HOP + "for = '*@a.example'\n" + HOP, "1: deliveries: Forward and Forward: a recipient may have only one"),
+        (
+            HOP + HOP,
+            "1: deliveries: expected at most one delivery per recipient that another system answers; got Forward",
+        ),
+        (HOP + "for = '*@a.example'\n" + HOP, "1: deliveries: expected at most one delivery per recipient"),
         (HOP + "identity_by = 'client'", "4: deliveries.identity_by: Forward: expected 'sender', 'recipient' or"),
         (HOP + "identity_by = 'own_tariff:nix'", "4: deliveries.identity_by: Forward: predicate 'own_tariff:nix'"),
         (HOP + "identity_by = 'own_tariff:nothing'", "4: deliveries.identity_by: Forward: predicate 'own_tariff:no"),
         (HOP + "identities = { x = { source = 'y' } }", "4: deliveries.identities: Forward: expected source_address"),
-        (HOP + "source_address = 'eth0'", "4: deliveries.source_address: Forward: 'eth0' does not appear to be"),
+        (HOP + "source_address = 'eth0'", "4: deliveries.source_address: Forward: expected an IP address; got 'eth0'"),
     ],
 )
 def test_an_error_names_the_line_and_the_key(

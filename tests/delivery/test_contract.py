@@ -257,7 +257,7 @@ def test_what_a_middleware_refuses_is_not_committed(smtp_server: MakeServer) -> 
 
 def test_two_deliveries_that_answer_are_refused() -> None:
     with pytest.raises(
-        ValueError, match="Box and Box: a recipient may have only one delivery that is answered by another system"
+        ValueError, match="at most one delivery per recipient that another system answers; got Box and Box"
     ):
         Deliveries([Box(answers=True), Box(answers=True)])
     with pytest.raises(ValueError, match="expected at least one delivery"):

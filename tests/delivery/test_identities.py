@@ -1,4 +1,4 @@
-"""As whom Forward connects: by the domain of a sender or recipient, or by a function; connections are not mixed."""
+"""Identities of Forward: by the domain of a sender or recipient, or by a function; connections are not mixed."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def test_a_refused_sender_is_the_reply_to_the_recipient(
         peer.hello()
         peer.line("MAIL FROM:<bob@x.example>")
         peer.expect("250")
-        assert not mx.connections  # it cannot be known yet as whom to connect
+        assert not mx.connections  # the identity is not known yet
         peer.line("RSET")
         peer.expect("250")
         peer.line("MAIL FROM:<ann@x.example>", "RCPT TO:<one@a.example>", "RCPT TO:<two@b.example>", "RSET")
@@ -169,10 +169,13 @@ def test_a_refused_sender_is_the_reply_to_the_recipient(
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"source_address": "here"}, "source_address 'here' does not appear to be an IPv4 or IPv6 address"),
-        ({"identities": {"a.example": {}}}, "identities: expected source_address and local_hostname for 'a.example'"),
-        ({"identities": {"a.example": {"source": "127.0.0.2"}}}, "identities: expected source_address and local_"),
-        ({"identities": {"a.example": {"source_address": "x"}}}, "identities 'x' does not appear to be"),
+        ({"source_address": "here"}, "source_address: expected an IP address; got 'here'"),
+        (
+            {"identities": {"a.example": {}}},
+            "identities: expected source_address or local_hostname, or both, for 'a.example'",
+        ),
+        ({"identities": {"a.example": {"source": "127.0.0.2"}}}, "identities: expected source_address or local_"),
+        ({"identities": {"a.example": {"source_address": "x"}}}, "identities: expected an IP address; got 'x'"),
         (
             {"identities": {"a.example": {"local_hostname": "x y"}}},
             "identities: expected a host name or an address literal",

@@ -105,7 +105,7 @@ def test_a_signal_is_a_451_and_the_output_is_logged(front: Front, caplog: pytest
 def test_a_missing_program_is_a_451_and_an_error(front: Front, caplog: pytest.LogCaptureFixture) -> None:
     assert deliver(front(["/no/such/program"])).startswith("451 4.3.0")
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert "/no/such/program cannot be run: " in record.getMessage()
+    assert "command /no/such/program cannot be run: " in record.getMessage()
 
 
 @pytest.mark.parametrize("script", ["exec sleep 60", "sleep 60 & echo $! >>{pids}; wait", "trap '' TERM; sleep 60"])
@@ -210,10 +210,10 @@ def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
         ({"command": "/bin/true"}, "command: expected a list"),
         ({"command": ["{sender}"]}, "command: expected the path of a program first"),
         ({"command": ["/bin/true", "{to}"]}, r"command: expected \{sender\}, .* in an argument; got \{to\}"),
-        ({"command": ["/bin/true", "-r{recipient}"]}, r"command: expected \{recipient\} as an argument by itself"),
+        ({"command": ["/bin/true", "-r{recipient}"]}, r"command: expected \{recipient\} as a whole argument"),
         ({"command": ["/bin/true"], "timeout": 0}, "timeout: expected a number above 0"),
         ({"command": ["/bin/true"], "wait": "1"}, "wait: expected a number above 0"),
-        ({"command": ["/bin/true"], "environment": {"A": 1}}, "environment: expected names and texts"),
+        ({"command": ["/bin/true"], "environment": {"A": 1}}, "environment: expected a table of strings"),
     ],
 )
 def test_wrong_arguments_are_errors_that_show_how(arguments: dict[str, Any], text: str) -> None:

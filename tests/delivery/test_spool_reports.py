@@ -205,5 +205,5 @@ def test_two_messages_of_one_transaction_have_reports_of_their_own(tmp_path: Pat
 
 @pytest.mark.parametrize("value", ["often", "0s", "1m*2", "", True, 4])
 def test_what_is_no_delay(value: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="delay_report: expected a time"):
+    with pytest.raises(ValueError, match="delay_report: expected a duration"):
         Spool(tmp_path, to="smtp://x.example", delay_report=value)

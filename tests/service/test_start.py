@@ -144,7 +144,7 @@ def test_sockets_for_another_process_are_left_alone(
     assert inherited_sockets() == []
     assert "LISTEN_FDS" not in os.environ
     (record,) = caplog.records
-    assert record.getMessage() == f"LISTEN_FDS ignored: {why}, but the ID of this process is {os.getpid()}"
+    assert record.getMessage() == f"ignoring LISTEN_FDS: {why}, but the ID of this process is {os.getpid()}"
 
 
 def test_what_systemd_had_no_room_for_is_sent_again(

@@ -239,7 +239,7 @@ def test_a_reload_that_raises_ends_no_service(caplog: pytest.LogCaptureFixture) 
     for _ in range(2):
         arbiter.manage_workers()
     assert [record.getMessage() for record in caplog.records] == [
-        "the reload failed",
+        "unexpected error in the reload; dropping the new configuration",
         "the configuration was not reloaded; the one before is still served",
     ]
 
