@@ -67,7 +67,7 @@ class MailContent:
         return None if self.location is None or "://" in self.location else Path(self.location)
 
     def read(self) -> bytes:
-        """Return all of it.
+        """Return the content.
 
         :raises OSError: it cannot be read from the store.
         """

@@ -65,20 +65,21 @@ def _make_base() -> Any:
     from celery.worker.request import Request
 
     class MailRequest(Request):  # type: ignore[misc]
-        """Has a task that its hard ``time_limit`` has ended settled like one that has failed.
+        """Settle a task that exceeds its hard ``time_limit`` like one that has failed.
 
-        Celery 5.7 calls ``on_failure`` then, and 5.4 does not. Ours is called before the task is acknowledged.
+        Celery 5.7 calls ``on_failure`` in that case, Celery 5.4 does not. This class calls it before the task is
+        acknowledged.
         """
 
         def on_timeout(self, soft: bool, timeout: float) -> None:
-            """Settle the message; the worker's main process calls it."""
+            """Settle the message. Runs in the worker's main process."""
             if soft:
                 super().on_timeout(soft, timeout)
                 return
             try:
                 self.task.on_failure(TimeLimitExceeded(timeout), self.id, self.args, self.kwargs, None)
             except Exception:
-                logger.exception("%s: its time limit is over, and it cannot be settled", self.id)
+                logger.exception("%s: cannot settle the message of a task that exceeded its time limit", self.id)
             self.task.settled.add(self.id)
             try:
                 super().on_timeout(soft, timeout)
@@ -107,7 +108,7 @@ def _make_base() -> Any:
             try:
                 message = content.read()
             except OSError:
-                text = "%s: %s cannot be read; it stays, and nothing is reported"
+                text = "%s: cannot read %s; it stays in the store, and no report is sent"
                 logger.exception(text, envelope.id, content.location)
                 return
             if self.dead_letters is not None:
@@ -145,6 +146,6 @@ def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) ->
 
 
 def _settle(content: Mapping[str, str]) -> None:
-    """Remove a stored message, and leave a mark that it is done."""
+    """Remove a stored message, and leave a mark that it has been processed."""
     if "path" in content:
         stored_message(content["path"]).settle()

@@ -50,13 +50,14 @@ STOP_SECONDS = 10.0
 #: Seconds after which the state of a message that goes to several next hops is written between two of them.
 SAVE_SECONDS = 5.0
 
-#: Messages whose state cannot be written, since the disk is full for example. With as many, no others are sent.
+#: Maximum number of messages whose state cannot be written (a full disk, for example). At this number, no others are
+#: sent.
 MAX_UNSETTLED = 100
 
 _CANNOT_BE_SENT = Reply(554, "5.6.0 The message cannot be sent as it is")
 _FAILED = Reply(451, "4.3.0 The message could not be sent now")
 
-#: How a message was delivered, where this spool has to report that; None: the next hop does.
+#: How a message was delivered, if this spool must report that; None: the next hop reports it.
 Success = Literal["delivered", "relayed"] | None
 
 
@@ -78,12 +79,12 @@ class Sending:
 
 @dataclass
 class Tried:
-    """What has become of the recipients of one try."""
+    """The results of one try, by recipient."""
 
     sent: int = 0
     failed: list[Outcome] = field(default_factory=list)
     deferred: list[Outcome] = field(default_factory=list)
-    #: Those that were sent and whose success is to be reported.
+    #: Recipients that were sent, and whose success must be reported.
     relayed: list[Outcome] = field(default_factory=list)
     delivered: list[Outcome] = field(default_factory=list)
 
@@ -99,10 +100,10 @@ class Sender:
         self._longest = max(options.schedule) + 60.0
         self._metrics = SpoolMetrics(str(options.folder.path))
         self._per_domain = options.domain_concurrency
-        #: Domains -> messages that are being sent to them; and the messages that wait for that to be less.
+        #: Domain -> number of messages being sent to it; and domain -> messages that wait for a free slot.
         self._busy: Counter[str] = Counter()
         self._parked: dict[str, deque[str]] = {}
-        #: Messages that were tried, but whose state could not be written. They are locked.
+        #: Messages that were tried, but whose state could not be written. They stay locked.
         self._unsettled: dict[str, tuple[Entry, Tried]] = {}
         #: When each known message is due, ``(time, name)``, and the names. On the monotonic clock, which is never set
         #: back.
@@ -116,7 +117,7 @@ class Sender:
         self._runner: Greenlet[..., None] = spawn(self._run)
 
     def add(self, name: str, due: float = 0.0) -> None:
-        """Have a message sent when it is due.
+        """Schedule a message.
 
         :param due: on the monotonic clock.
         """
@@ -133,7 +134,7 @@ class Sender:
         self._sending.join(timeout=STOP_SECONDS)
         self._sending.kill()
         for name, (entry, _) in self._unsettled.items():
-            logger.error("%s: spool: its state could not be written; the next start sends it again", name)
+            logger.error("%s: spool: cannot write the state of the message; the next start sends it again", name)
             entry.close()
 
     def _scan(self) -> None:
@@ -183,7 +184,7 @@ class Sender:
             self.add(name, due)
 
     def _send(self, name: str) -> float | None:
-        """Return when to look at the message again, on the monotonic clock; None: not before somebody says so."""
+        """Try a message, and return its next due time on the monotonic clock; None: it is not due until added again."""
         entry = in_thread_pool(self._folder.open, name)
         try:
             state = entry.state
@@ -205,8 +206,8 @@ class Sender:
             try:
                 return self._settle(entry, tried)
             except OSError as error:
-                # Sent again, its recipients would get it twice. So it stays locked until its state can be written.
-                logger.error("%s: spool: cannot write what has become of it: %s; retrying", name, error)
+                # A second try would deliver it twice, so it stays locked until its state can be written.
+                logger.error("%s: spool: cannot write the result of the try: %s; retrying", name, error)
                 self._unsettled[name] = entry, tried
                 return None
         finally:
@@ -214,7 +215,7 @@ class Sender:
                 entry.close()
 
     def _release(self, domains: Collection[str]) -> None:
-        """Let the next message to each of these domains be tried."""
+        """Free a slot of each of these domains, and try the messages that wait for one."""
         self._busy.subtract(domains)
         for each in domains:
             if not self._busy[each]:
@@ -222,7 +223,7 @@ class Sender:
         self._unpark()
 
     def _unpark(self) -> None:
-        """Let as many messages be tried as their domains have room for."""
+        """Schedule waiting messages, as many as their domains have free slots for."""
         for domain, names in list(self._parked.items()):
             for _ in range(min(len(names), self._per_domain - self._busy[domain])):
                 name = names.popleft()
@@ -232,17 +233,17 @@ class Sender:
                 del self._parked[domain]
 
     def _try_all(self, entry: Entry) -> Tried:
-        """Send a message to all recipients that wait, and return what has become of it."""
+        """Send a message to all waiting recipients, and return the results."""
         state, waiting = entry.state, entry.waiting
         tried = Tried()
-        if not waiting:  # the process was killed before it removed the message
+        if not waiting:  # the process was killed before the message was removed
             return tried
         state.attempts += 1
         is_last = state.attempts > len(self._options.schedule)
         saved = monotonic()
         for next_hop, recipients in self._groups(entry, waiting):
             if saved + SAVE_SECONDS < monotonic():
-                with suppress(OSError):  # it is tried again at the end
+                with suppress(OSError):  # it is written again at the end
                     in_thread_pool(entry.save, without=[recipient for recipient, _ in tried.relayed + tried.delivered])
                 saved = monotonic()
             replies, success = (
@@ -271,20 +272,20 @@ class Sender:
         return tried
 
     def _groups(self, entry: Entry, waiting: list[Address]) -> Iterator[tuple[NextHop | Reply, list[Address]]]:
-        """Yield each next hop and its recipients; an error is a refusal for now, so that the schedule ends it."""
+        """Yield each next hop and its recipients. An error yields a temporary refusal, and counts as a try."""
         left = set(waiting)
         try:
             for next_hop, recipients in self.next_hop.next_hops(waiting):
                 left.difference_update(recipients)
                 yield next_hop, recipients
         except Exception:
-            logger.exception("%s: spool: cannot find the next hop; replying 451", entry.log_id)
+            logger.exception("%s: spool: cannot find the next hop; counting it as a temporary failure", entry.log_id)
             yield _FAILED, [each for each in waiting if each in left]
 
     def _settle(self, entry: Entry, tried: Tried) -> float | None:
-        """Write what has become of a message, reports first; return when it is due, None: it is gone.
+        """Write the results of a try, reports first; return when the message is due next, None: it is finished.
 
-        :raises OSError: it cannot be written. Call it again later: what was done is not done twice.
+        :raises OSError: something cannot be written. Call this again later; finished steps are not repeated.
         """
         state = entry.state
         if tried.failed:
@@ -321,7 +322,7 @@ class Sender:
     def _report(
         self, entry: Entry, action: Action, outcomes: list[Outcome], *, will_retry_until: float | None = None
     ) -> None:
-        """Put a report into the spool, unless there is nothing or nobody to tell. Afterwards ``outcomes`` is empty."""
+        """Add a report to the spool, if there are outcomes and a sender, and clear ``outcomes``."""
         if not outcomes or not entry.sender or self._options.at_the_end == "dead-letter":
             return
         call = partial(add_report, hostname=self._hostname, will_retry_until=will_retry_until)
@@ -330,22 +331,22 @@ class Sender:
         outcomes.clear()
 
     def _settle_late(self) -> None:
-        """Write what could not be written before."""
+        """Write the results that could not be written before."""
         for name, (entry, tried) in list(self._unsettled.items()):
             try:
                 due = self._settle(entry, tried)
             except OSError:
-                return  # not the others either
+                return  # the others would fail too
             del self._unsettled[name]
             entry.close()
-            logger.warning("%s: spool: what has become of it is written now", name)
+            logger.warning("%s: spool: the result of the try is written now; unlocking the message", name)
             self._known.discard(name)
             if due is not None:
                 self.add(name, due)
 
 
 def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> tuple[Mapping[str, Reply], Success]:
-    """Send a message; return the reply to each recipient, and what a success is, if this spool has to report it."""
+    """Send a message; return the reply for each recipient, and the kind of success if this spool must report it."""
     success: Success = "delivered" if next_hop.lmtp else "relayed"
     try:
         with entry.source() as source:
@@ -370,6 +371,6 @@ def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> 
         logger.warning("%s: spool: cannot be sent: %s", entry.log_id, error)
         reply = _CANNOT_BE_SENT
     except Exception:
-        logger.exception("%s: spool: sending it failed; replying 451", entry.log_id)
+        logger.exception("%s: spool: unexpected error while sending; counting it as a temporary failure", entry.log_id)
         reply = _FAILED
     return dict.fromkeys(map(str, recipients), reply), None

@@ -60,7 +60,7 @@ class ServiceWorker(BaseWorker):
 
     @property
     def is_ready(self) -> bool:
-        """True once it serves. Both processes know it: the file of the heartbeat has a byte then."""
+        """True once the worker serves. The byte in the heartbeat file tells it to both processes."""
         return os.fstat(self.tmp.fileno()).st_size > 0
 
     def init_process(self) -> None:
@@ -82,8 +82,8 @@ class ServiceWorker(BaseWorker):
         try:
             kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
             http = None if self.http is None else self.http.dup()
-        except OSError as error:  # no descriptor is left
-            logger.error("cannot duplicate the listening sockets: %s", error.strerror)
+        except OSError as error:  # out of descriptors
+            logger.error("cannot duplicate the listening sockets: %s; the worker exits", error.strerror)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         for each in self.sockets:  # those of other workers, too
             each.close()

@@ -41,7 +41,7 @@ class WorkerSockets:
         return self._first.opened | self._more.get(slot, {})
 
     def http(self, plan: Plan) -> Any:
-        """Return the socket of HTTP, which all workers share; None if there is none."""
+        """Return the socket of the HTTP listener, which all workers share; None if there is none."""
         return None if plan.http is None else self._http.get(plan.http)
 
     def open(self, plan: Plan) -> None:

@@ -88,7 +88,7 @@ class MessageStream(BodyPipes):
         self._at_end: tuple[Callable[[], object], ...] = ()
         #: True while chunks can be read: it is open, and not complete, failed or closed.
         self._flowing = False
-        #: What the client has been told of the message: one reply, in LMTP one for each recipient.
+        #: The replies that the client got to the message: one, in LMTP one for each recipient.
         self.replies: list[Reply] = []
         #: Bytes that the client has sent so far: dots unstuffed, newlines as they came, without added fields.
         self.size = 0
