@@ -120,6 +120,7 @@ def descriptors():
 
 pool = Pool("localhost", port, timeout=10)
 in_threads(1, lambda: pool.send(*MESSAGE))
+gevent.sleep(0)  # makes this thread's hub, which keeps descriptors too
 before = descriptors()
 for _ in range(20):
     assert in_threads(1, lambda: pool.send(*MESSAGE).reply.code) == [250]
