@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -61,7 +62,13 @@ class HTTPPoster:
     """
 
     def __init__(
-        self, url: str, *, timeout: float = 30.0, connections: int = 20, wait: float = 30.0, ca: str | None = None
+        self,
+        url: str,
+        *,
+        timeout: float = 30.0,
+        connections: int = 20,
+        wait: float = 30.0,
+        ca: str | Path | None = None,
     ) -> None:
         parts = urlsplit(url)
         try:
@@ -199,7 +206,7 @@ class _Bounded(io.RawIOBase):
 
 
 @cache
-def _make_context(ca: str | None) -> ssl.SSLContext:
+def _make_context(ca: str | Path | None) -> ssl.SSLContext:
     # Not create_default_context: where nothing is patched, that makes a context that blocks the hub.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from email.parser import BytesHeaderParser
 from email.policy import compat32
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from greensmtp.chain.chain import Proceed
@@ -73,7 +74,7 @@ class PolicyHook:
         connections: int = 50,
         wait: float = 5.0,
         fail_open: bool = False,
-        ca: str | None = None,
+        ca: str | Path | None = None,
     ) -> None:
         unknown = [each for each in stages if each not in _VERBS]
         if unknown or not stages:

@@ -285,7 +285,7 @@ def test_routes_are_not_compared_with_each_other_at_the_start() -> None:
     few, many = (bytecodes(partial(make, count)) for count in (SMALL, LARGE))
     assert many <= LINEAR * few
     for clash in ("*@d7.example", "jo@e7.example", "jo@d7.example", "*@e7.example"):
-        with pytest.raises(ValueError, match="at most one delivery per recipient .* got Answered and Answered"):
+        with pytest.raises(ValueError, match="got Answered and Answered"):
             Deliveries([*(Route(Answered(), f"*@d{number}.example") for number in range(SMALL)),
                         *(Route(Answered(), f"jo@e{number}.example") for number in range(SMALL)),
                         Route(Answered(), clash)])  # fmt: skip

@@ -87,7 +87,7 @@ def _parameters(factory: Callable[..., Any]) -> Iterable[inspect.Parameter]:
 def _field_type(annotation: Any, folder: Path) -> Any:
     kind = expressible(annotation)
     if kind is not NOT_IN_TOML:
-        return Annotated[kind, AfterValidator(lambda path: path and folder / path)] if _is_path(annotation) else kind
+        return Annotated[kind, AfterValidator(lambda path: _located(path, folder))] if is_path(annotation) else kind
 
     def refuse(value: Any) -> Any:
         raise ValueError(f"expected {inspect.formatannotation(annotation)}, which TOML cannot express")
@@ -95,7 +95,12 @@ def _field_type(annotation: Any, folder: Path) -> Any:
     return Annotated[Any, BeforeValidator(refuse)]
 
 
-def _is_path(annotation: Any) -> bool:
+def _located(path: str | Path | None, folder: Path) -> str | Path | None:
+    """Return a path that does not depend on the working directory; a URL, such as that of a store, as it is."""
+    return path if not path or "://" in str(path) else folder / path
+
+
+def is_path(annotation: Any) -> bool:
     """True if it accepts a path, as Path or str, and nothing else but None."""
     forms = {part for part in typing.get_args(annotation) or (annotation,) if part is not type(None)}
     return Path in forms and forms <= {str, Path}

@@ -10,6 +10,7 @@ import logging
 import re
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 
 from greensmtp.chain.validate import check_callable
@@ -84,7 +85,7 @@ class Forward(Delivery):
         *,
         mode: Literal["lock-step", "after-body"] = "lock-step",
         starttls: StartTLS | None = None,
-        ca: str | None = None,
+        ca: str | Path | None = None,
         username: str | None = None,
         password: str | Callable[[], str] | None = None,
         token: str | Callable[[], str] | None = None,
@@ -275,13 +276,13 @@ class Forward(Delivery):
         return received_field(envelope.session) if self.received else b""
 
 
-def _make_context(ca: str) -> ssl.SSLContext:
+def _make_context(ca: str | Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_verify_locations(ca)
     except OSError as error:  # ssl.SSLError is one
-        raise ArgumentError("ca", f"cannot read the authorities in {ca!r}: {error}") from None
+        raise ArgumentError("ca", f"cannot read the authorities in {str(ca)!r}: {error}") from None
     return context
 
 

@@ -21,6 +21,7 @@ import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -95,7 +96,7 @@ class Pipe(Delivery):
         connections: int = 10,
         wait: float = 30.0,
         environment: Mapping[str, str] | None = None,
-        folder: str | None = None,
+        folder: str | Path | None = None,
         trace: bool = True,
     ) -> None:
         if isinstance(command, str) or not command or not all(isinstance(each, str) for each in command):

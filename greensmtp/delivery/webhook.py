@@ -82,7 +82,7 @@ class Webhook(Delivery):
         timeout: float = 30.0,
         connections: int = 20,
         wait: float = 30.0,
-        ca: str | None = None,
+        ca: str | Path | None = None,
         store: str | Path | None = None,
         inline: int = 1024 * 1024,
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import Enum
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import pytest
 
 from greensmtp.config.load import load
-from greensmtp.config.options import NOT_IN_TOML, describe_options, expressible
+from greensmtp.config.options import NOT_IN_TOML, describe_options, expressible, is_path
 from greensmtp.config.problems import ConfigError
+from greensmtp.delivery import CeleryTask, Forward, Maildir, Pipe, RedisStream, Spool, Webhook
+from greensmtp.middleware import AccessList, PolicyHook
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -149,6 +152,33 @@ def test_a_relative_path_option_starts_from_the_files_folder(
 ) -> None:
     assert arguments("rate = '1'\nfile = 'sub/list'")["file"] == tmp_path / "sub" / "list"
     assert arguments("rate = '1'\nfile = '/etc/list'")["file"] == Path("/etc/list")
+
+
+def test_a_url_in_the_place_of_a_path_stays_a_url(arguments: Callable[..., dict[str, Any]]) -> None:
+    """The store of large messages is a folder, or a bucket."""
+    assert arguments("rate = '1'\nfile = 's3://bucket/prefix'")["file"] == "s3://bucket/prefix"
+
+
+@pytest.mark.parametrize(
+    ("factory", "option"),
+    [
+        (Pipe, "folder"),
+        (Forward, "ca"),
+        (Webhook, "ca"),
+        (Webhook, "store"),
+        (CeleryTask, "store"),
+        (RedisStream, "store"),
+        (Maildir, "path"),
+        (Spool, "path"),
+        (PolicyHook, "ca"),
+        (AccessList, "allow_file"),
+        (AccessList, "deny_file"),
+    ],
+)
+def test_options_of_the_catalogue_that_are_paths_start_from_the_files_folder(
+    factory: Callable[..., Any], option: str
+) -> None:
+    assert is_path(inspect.signature(factory, eval_str=True).parameters[option].annotation)
 
 
 @pytest.mark.parametrize(
