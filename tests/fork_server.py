@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from importlib import import_module
-from signal import SIGINT, default_int_handler, signal
+from signal import SIG_DFL, SIGHUP, SIGINT, default_int_handler, signal
 from socket import recv_fds, socket
 from typing import Any
 
@@ -89,6 +89,7 @@ def become(program: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(program["env"])
     signal(SIGINT, default_int_handler)  # a shell's background jobs ignore it, and so does what they start
+    signal(SIGHUP, SIG_DFL)  # what nohup starts ignores it
     for number in program["closed"]:
         os.close(number)
         name = ("stdin", "stdout", "stderr")[number]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -56,8 +57,8 @@ class Recorder:
         self._messages = {name: families.messages.labels(name).inc for name in (*OUTCOMES, "lost")}
         self._recipients = {name: families.recipients.labels(name).inc for name in OUTCOMES}
         self._ends = {end: families.sessions.labels(end).inc for end in ENDS}
-        #: When an accepted message was an exemplar last.
-        self._exemplar_seen = -EXEMPLAR_SECONDS
+        #: When an accepted message was last an exemplar. (The clock may have begun with the machine, seconds ago.)
+        self._exemplar_seen = -inf
         #: verb -> what counts it. A verb has no time series before a client has sent it.
         self.by_verb: dict[str, Record] = {}
 
