@@ -8,10 +8,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 from weakref import WeakSet
 
 from greensmtp.line_writer import LineWriter
@@ -19,6 +18,13 @@ from greensmtp.protocol.log_text import printable
 
 #: Targets of a log that are no files.
 STREAMS = ("stderr", "stdout")
+
+
+class Event(Protocol):
+    """What a line reports. As a str it is the message of its record."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the attributes of its record."""
 
 
 class LogHandler(logging.Handler):
@@ -58,24 +64,23 @@ class LogHandler(logging.Handler):
         except Exception:
             self.handleError(record)
 
-    def write(self, logger: str, level: int, message: object, facts: Mapping[str, Any]) -> None:
-        """Write the line that a record with these attributes would give, without making the record. Never wait.
+    def write(self, logger: str, level: int, event: Event) -> None:
+        """Write the line that a record of this event would give, without making the record. Never wait.
 
         Call it only on the handler that ``sole_handler`` has returned.
         """
         try:
             if self._file is not None and self._file.closed:
                 self._writer, self._file = self._open()
-            now = time.time()
-            name = logging.getLevelName(level)
+            now, name = time.time(), logging.getLevelName(level)
             if self.log_format == "json":
-                line = _as_json({"level": name, "logger": logger, "message": str(message), **facts}, now)
+                line = _as_json({"level": name, "logger": logger, "message": str(event), **event.facts()}, now)
             else:
                 second = int(now)
                 if second != self._second:
                     self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
                     self._second = second
-                line = f"{self._shown_second},{int((now - second) * 1000):03d} {name} {message}"
+                line = f"{self._shown_second},{int((now - second) * 1000):03d} {name} {event}"
                 if not line.isprintable():
                     line = one_record(line)
             self._writer.say(line)
@@ -90,7 +95,7 @@ class LogHandler(logging.Handler):
             and not self.filters
             and self.formatter is self._own_formatter
             and (self.log_format == "json" or _writes_usual_times(self._own_formatter))
-            and all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS)
+            and (kind is LogHandler or all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS))
             and _METHODS.isdisjoint(vars(self))
         )
 

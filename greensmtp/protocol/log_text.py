@@ -70,8 +70,10 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def address(value: str) -> str:
-    """Return an address in angle brackets."""
-    return f"<{_one_word(value)}>"
+    """Return an address in angle brackets, cut like ``shown``."""
+    if len(value) > MAX_LENGTH or not value.isprintable():
+        value = shown(value)
+    return f"<{value}>" if _APART.search(value) is None else f"<{_APART.sub(_escape, value)}>"
 
 
 def addresses(values: Sequence[str], count: int) -> str:
@@ -84,5 +86,7 @@ def addresses(values: Sequence[str], count: int) -> str:
 
 def reply_text(reply: Reply) -> str:
     """Return a reply's enhanced code and text on one line."""
-    text = f"{reply.enhanced} {reply.text}".rstrip(" ") if reply.enhanced else reply.text
-    return shown(text.replace("\n", " | ") if "\n" in text else text)
+    text = " | ".join(reply.lines)
+    if reply.enhanced:
+        text = f"{reply.enhanced} {text}".rstrip(" ")
+    return text if len(text) <= MAX_LENGTH and text.isprintable() else shown(text)

@@ -243,10 +243,16 @@ def test_a_logger_of_the_programs_own_kind_gets_records() -> None:
 
 
 def test_what_is_written_without_a_record_cannot_pass_for_another_record(tmp_path: Path) -> None:
+    class TwoLines:
+        def facts(self) -> dict[str, Any]:
+            return {}
+
+        def __str__(self) -> str:
+            return "one\n2026-01-01 two\x1b"
+
     handler = LogHandler("text", str(tmp_path / "log"))
-    record = logging.LogRecord("x", logging.INFO, "", 0, "one\n2026-01-01 two\x1b", (), None)
-    handler.emit(record)
-    handler.write("x", logging.INFO, "one\n2026-01-01 two\x1b", {})
+    handler.emit(logging.LogRecord("x", logging.INFO, "", 0, str(TwoLines()), (), None))
+    handler.write("x", logging.INFO, TwoLines())
     handler.close()
     ordinary, indented, ours, ours_indented = (tmp_path / "log").read_text().splitlines()
     assert _without_times(ours) == _without_times(ordinary)
