@@ -21,7 +21,7 @@ STREAMS = ("stderr", "stdout")
 
 
 class Event(Protocol):
-    """What a line reports. As a str it is the message of its record."""
+    """What a line reports. As a str it is the message of its record: printable, on one line."""
 
     def facts(self) -> dict[str, Any]:
         """Return the attributes of its record."""
@@ -46,9 +46,9 @@ class LogHandler(logging.Handler):
         self.log_format = log_format
         self.setFormatter(formatter)
         self._own_formatter = formatter
-        #: The second of the last line of ``write``, and its text.
-        self._second = -1
-        self._shown_second = ""
+        #: The second and the level of the last line of ``write``, and their text.
+        self._last = (-1, -1)
+        self._shown_second = self._shown_level = ""
         _handlers.add(self)
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
@@ -72,17 +72,17 @@ class LogHandler(logging.Handler):
         try:
             if self._file is not None and self._file.closed:
                 self._writer, self._file = self._open()
-            now, name = time.time(), logging.getLevelName(level)
+            now = time.time()
+            second = int(now)
+            if (second, level) != self._last:
+                self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+                self._shown_level = logging.getLevelName(level)
+                self._last = second, level
             if self.log_format == "json":
-                line = _as_json({"level": name, "logger": logger, "message": str(event), **event.facts()}, now)
+                fields = {"level": self._shown_level, "logger": logger, "message": str(event), **event.facts()}
+                line = _as_json(fields, now)
             else:
-                second = int(now)
-                if second != self._second:
-                    self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-                    self._second = second
-                line = f"{self._shown_second},{int((now - second) * 1000):03d} {name} {event}"
-                if not line.isprintable():
-                    line = one_record(line)
+                line = f"{self._shown_second},{int((now - second) * 1000):03d} {self._shown_level} {event!s}"
             self._writer.say(line)
         except Exception:
             self.handleError(logging.makeLogRecord({"name": logger, "pathname": __file__}))
@@ -227,12 +227,13 @@ def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
         getattr(kind, name) is not getattr(logging.Logger, name) for name in ("handle", "makeRecord", "callHandlers")
     ):
         return None
-    found: LogHandler | None = None
+    found: logging.Handler | None = None
     each: logging.Logger | None = logger
     while each is not None:
-        for handler in each.handlers:
-            if found is not None or not isinstance(handler, LogHandler):
+        handlers = each.handlers
+        if handlers:
+            if found is not None or len(handlers) > 1:
                 return None
-            found = handler
+            found = handlers[0]
         each = each.parent if each.propagate else None
-    return found if found is not None and found.is_as_made(level) else None
+    return found if isinstance(found, LogHandler) and found.is_as_made(level) else None

@@ -42,10 +42,13 @@ def shown(value: object, max_length: int = MAX_LENGTH) -> str:
     text = value if isinstance(value, str) else str(value)
     if len(text) <= max_length and text.isprintable():
         return text
-    rest = len(text) - max_length
     # (Cut first: an escaped character takes up to ten.)
-    text = printable(text[:max_length])
-    return f"{text}...({rest} more)" if rest > 0 else text
+    return printable(cut(text, max_length))
+
+
+def cut(text: str, max_length: int = MAX_LENGTH) -> str:
+    """Return at most ``max_length`` characters of a text, and how many more there were."""
+    return text if len(text) <= max_length else f"{text[:max_length]}...({len(text) - max_length} more)"
 
 
 def word(value: object) -> str:
@@ -70,14 +73,14 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def address(value: str) -> str:
-    """Return an address in angle brackets, cut like ``shown``."""
-    if len(value) > MAX_LENGTH or not value.isprintable():
-        value = shown(value)
+    """Return an address in angle brackets, cut. The caller escapes what is not printable."""
+    if len(value) > MAX_LENGTH:
+        value = cut(value)
     return f"<{value}>" if _APART.search(value) is None else f"<{_APART.sub(_escape, value)}>"
 
 
 def addresses(values: Sequence[str], count: int) -> str:
-    """Return addresses as a list, and how many of ``count`` are not in it."""
+    """Return addresses as a list, and how many of ``count`` are not in it. They are shown by ``address``."""
     if not values:
         return "-"
     rest = count - len(values)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from greensmtp.middleware.logging.facts import Facts
 from greensmtp.protocol.command import CONNECT
-from greensmtp.protocol.log_text import without_fields, word
+from greensmtp.protocol.log_text import printable, without_fields, word
 
 
 class Line:
@@ -26,7 +26,7 @@ class Line:
         facts = self._facts
         seconds = facts["seconds"]
         took = "-" if seconds is None else f"{seconds * 1000:.1f} ms"
-        return f"{facts.get('transaction') or facts['session']} {self._text(facts)} ({took})"
+        return printable(f"{facts.get('transaction') or facts['session']} {self._text(facts)} ({took})")
 
 
 def session_text(facts: Facts) -> str:

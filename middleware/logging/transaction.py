@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 from greensmtp.middleware._message_replies import Replies
 from greensmtp.middleware.logging.facts import Facts, identity_of, tls_of, to_microseconds
-from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown, without_fields, word
+from greensmtp.protocol.log_text import (
+    LISTED,
+    address,
+    addresses,
+    cut,
+    printable,
+    reply_text,
+    shown,
+    without_fields,
+    word,
+)
 from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import find_queue_id
 from greensmtp.session import Session
@@ -137,7 +147,7 @@ class TransactionRecord:
             rest = self.refused_count - len(self.refused)
             refused = f" refused={each}" + (f",...({rest} more)" if rest else "")
         if self.forwarded:
-            name, host = (word(shown(self.forwarded.get(key) or "")) for key in ("NAME", "ADDR"))
+            name, host = (word(cut(self.forwarded.get(key) or "")) for key in ("NAME", "ADDR"))
             client = f" client={name}[{host}]"
         if self._tls:
             tls = f" tls={word(self._tls)}"
@@ -154,11 +164,13 @@ class TransactionRecord:
             end = self._outcome
         if self._reason is not None:
             end = f"{end}, {self._reason}"
-        return (
+        took = f"{self._seconds * 1000:.1f}"  # (One format beside others makes mypyc format all parts in a slow way.)
+        line = (
             f"{self.id} message from={address(self.sender)} to={addresses(self.recipients, self._recipient_count)}"
-            f"{refused} size={self.size} peer={word(shown(self._peer or 'unix'))}{client}{tls}{identity} -> {end} "
-            f"({self._seconds * 1000:.1f} ms)"
+            f"{refused} size={self.size} peer={word(cut(self._peer or 'unix'))}{client}{tls}{identity} -> {end} "
+            f"({took} ms)"
         )
+        return line if line.isprintable() else printable(line)
 
     def _told(self) -> list[tuple[str, Reply]]:
         """Return the recipients with their replies (LMTP)."""
