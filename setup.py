@@ -19,7 +19,7 @@ MODULES = {
     "protocol": "chunking command content_checks dot_stuffing line_reader log_text",
     "session": "ack_state body_pipes chunk_reader emitter handlers session stream",
     "chain": "chain",
-    "middleware": "_message_replies logging/format logging/records logging/recorder",
+    "middleware": "_message_replies logging/format logging/records logging/recorder logging/transaction",
     "server": (
         "body command_loop continuations dispatcher handler line_transport message_actions proxy replier routes "
         "supervised transport"

@@ -8,10 +8,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 from weakref import WeakSet
 
 from greensmtp.line_writer import LineWriter
@@ -19,6 +18,13 @@ from greensmtp.protocol.log_text import printable
 
 #: Targets of a log that are no files.
 STREAMS = ("stderr", "stdout")
+
+
+class Event(Protocol):
+    """What a line reports. As a str it is the message of its record: printable, on one line."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return the attributes of its record."""
 
 
 class LogHandler(logging.Handler):
@@ -40,9 +46,9 @@ class LogHandler(logging.Handler):
         self.log_format = log_format
         self.setFormatter(formatter)
         self._own_formatter = formatter
-        #: The second of the last line of ``write``, and its text.
-        self._second = -1
-        self._shown_second = ""
+        #: The second and the level of the last line of ``write``, and their text.
+        self._last = (-1, -1)
+        self._shown_second = self._shown_level = ""
         _handlers.add(self)
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
@@ -58,8 +64,8 @@ class LogHandler(logging.Handler):
         except Exception:
             self.handleError(record)
 
-    def write(self, logger: str, level: int, message: object, facts: Mapping[str, Any]) -> None:
-        """Write the line that a record with these attributes would give, without making the record. Never wait.
+    def write(self, logger: str, level: int, event: Event) -> None:
+        """Write the line that a record of this event would give, without making the record. Never wait.
 
         Call it only on the handler that ``sole_handler`` has returned.
         """
@@ -67,17 +73,16 @@ class LogHandler(logging.Handler):
             if self._file is not None and self._file.closed:
                 self._writer, self._file = self._open()
             now = time.time()
-            name = logging.getLevelName(level)
+            second = int(now)
+            if (second, level) != self._last:
+                self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+                self._shown_level = logging.getLevelName(level)
+                self._last = second, level
             if self.log_format == "json":
-                line = _as_json({"level": name, "logger": logger, "message": str(message), **facts}, now)
+                fields = {"level": self._shown_level, "logger": logger, "message": str(event), **event.facts()}
+                line = _as_json(fields, now)
             else:
-                second = int(now)
-                if second != self._second:
-                    self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-                    self._second = second
-                line = f"{self._shown_second},{int((now - second) * 1000):03d} {name} {message}"
-                if not line.isprintable():
-                    line = one_record(line)
+                line = f"{self._shown_second},{int((now - second) * 1000):03d} {self._shown_level} {event!s}"
             self._writer.say(line)
         except Exception:
             self.handleError(logging.makeLogRecord({"name": logger, "pathname": __file__}))
@@ -90,7 +95,7 @@ class LogHandler(logging.Handler):
             and not self.filters
             and self.formatter is self._own_formatter
             and (self.log_format == "json" or _writes_usual_times(self._own_formatter))
-            and all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS)
+            and (kind is LogHandler or all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS))
             and _METHODS.isdisjoint(vars(self))
         )
 
@@ -222,12 +227,13 @@ def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
         getattr(kind, name) is not getattr(logging.Logger, name) for name in ("handle", "makeRecord", "callHandlers")
     ):
         return None
-    found: LogHandler | None = None
+    found: logging.Handler | None = None
     each: logging.Logger | None = logger
     while each is not None:
-        for handler in each.handlers:
-            if found is not None or not isinstance(handler, LogHandler):
+        handlers = each.handlers
+        if handlers:
+            if found is not None or len(handlers) > 1:
                 return None
-            found = handler
+            found = handlers[0]
         each = each.parent if each.propagate else None
-    return found if found is not None and found.is_as_made(level) else None
+    return found if isinstance(found, LogHandler) and found.is_as_made(level) else None

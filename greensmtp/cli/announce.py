@@ -8,7 +8,7 @@ from greensmtp.chain.chain import Proceed
 from greensmtp.line_writer import LineWriter
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import END_OF_DATA, Command, EndOfData
-from greensmtp.protocol.log_text import LISTED, address, addresses, reply_text, shown, without_fields
+from greensmtp.protocol.log_text import LISTED, address, addresses, printable, reply_text, without_fields
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
 
@@ -53,7 +53,7 @@ class Announce:
 
     def _print(self, session: Session, recipients: Sequence[Address], reply: Reply) -> None:
         size = session.message.size if session.message is not None else 0
-        to = addresses([shown(recipient) for recipient in recipients[:LISTED]], len(recipients))
-        sender = address(shown(session.from_ or ""))
+        to = addresses(recipients[:LISTED], len(recipients))
+        sender = address(session.from_ or "")
         end = without_fields(reply_text(reply))  # which may quote an address
-        self._stdout.say(f"message from={sender} to={to} size={size}: {reply.code} {end}")
+        self._stdout.say(printable(f"message from={sender} to={to} size={size}: {reply.code} {end}"))

@@ -42,10 +42,13 @@ def shown(value: object, max_length: int = MAX_LENGTH) -> str:
     text = value if isinstance(value, str) else str(value)
     if len(text) <= max_length and text.isprintable():
         return text
-    rest = len(text) - max_length
     # (Cut first: an escaped character takes up to ten.)
-    text = printable(text[:max_length])
-    return f"{text}...({rest} more)" if rest > 0 else text
+    return printable(cut(text, max_length))
+
+
+def cut(text: str, max_length: int = MAX_LENGTH) -> str:
+    """Return at most ``max_length`` characters of a text, and how many more there were."""
+    return text if len(text) <= max_length else f"{text[:max_length]}...({len(text) - max_length} more)"
 
 
 def word(value: object) -> str:
@@ -70,19 +73,28 @@ def _escape(match: re.Match[str]) -> str:
 
 
 def address(value: str) -> str:
-    """Return an address in angle brackets."""
-    return f"<{_one_word(value)}>"
+    """Return an address in angle brackets, cut. The caller escapes what is not printable."""
+    if len(value) > MAX_LENGTH:
+        value = cut(value)
+    # (A search with the pattern takes twice as long.)
+    if " " in value or "<" in value or ">" in value or ";" in value or "=" in value:
+        value = _APART.sub(_escape, value)
+    return f"<{value}>"
 
 
 def addresses(values: Sequence[str], count: int) -> str:
-    """Return addresses as a list, and how many of ``count`` are not in it."""
+    """Return addresses as a list, and how many of ``count`` are not in it. They are shown by ``address``."""
     if not values:
         return "-"
+    if count == 1:
+        return address(values[0])
     rest = count - len(values)
     return ",".join(map(address, values)) + (f",...({rest} more)" if rest else "")
 
 
 def reply_text(reply: Reply) -> str:
     """Return a reply's enhanced code and text on one line."""
-    text = f"{reply.enhanced} {reply.text}".rstrip(" ") if reply.enhanced else reply.text
-    return shown(text.replace("\n", " | ") if "\n" in text else text)
+    text = " | ".join(reply.lines)
+    if reply.enhanced:
+        text = f"{reply.enhanced} {text}".rstrip(" ")
+    return text if len(text) <= MAX_LENGTH and text.isprintable() else shown(text)

@@ -134,14 +134,15 @@ class Emitter:
         ack._state = state
         session._ack_state = state
         receiver = receivers[0]
+        fields["ack"] = ack
         try:
             for receiver in receivers:
-                given = receiver(session, ack=ack, **fields)
+                given = receiver(session, **fields)
                 if given is not None:
                     state.decide(self._reply_of(given))
             if state.reply is None and not rules.optional:
                 alive = state.watch(ack)
-                del ack  # from here on, only receivers hold it
+                del ack, fields["ack"]  # from here on, only receivers hold it
                 # Replies to earlier commands must not wait for this decision.
                 session._connection.flush()
                 state.since = 0.0

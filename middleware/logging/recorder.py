@@ -13,18 +13,11 @@ from greensmtp._compiled import mypyc_attr
 from greensmtp.chain.chain import Proceed
 from greensmtp.log_writer import sole_handler
 from greensmtp.middleware._message_replies import note_reply, outcome_of, told_replies
-from greensmtp.middleware.logging.format import Line, auth_text, command_text, session_text, transaction_text
-from greensmtp.middleware.logging.records import (
-    Facts,
-    SessionRecord,
-    TransactionRecord,
-    auth_facts,
-    peer_of,
-    seconds_since,
-    session_facts,
-    transaction_facts,
-)
+from greensmtp.middleware.logging.facts import peer_of, seconds_since
+from greensmtp.middleware.logging.format import Line, auth_text, command_text, session_text
+from greensmtp.middleware.logging.records import SessionRecord, auth_facts, session_facts
 from greensmtp.middleware.logging.redaction import note_secrets, shown_command
+from greensmtp.middleware.logging.transaction import TransactionRecord
 from greensmtp.protocol.command import ACCEPT, CONNECT, DISCONNECT, END_OF_DATA, Command
 from greensmtp.protocol.log_text import reply_text
 from greensmtp.protocol.reply import Reply
@@ -102,7 +95,7 @@ class Recorder:
             self._end(session, record, "abandoned" if reason == "quit" else "lost", reason)
         level = min(self.level, logging.DEBUG) if _is_of_proxy(session, record, reason) else self.level
         if self._is_enabled(level):
-            self._emit(level, session_text, session_facts(session, record, reason))
+            self._emit(level, Line(session_text, session_facts(session, record, reason)))
         session.notes.pop(self, None)
         return reply
 
@@ -208,14 +201,13 @@ class Recorder:
         transaction = record.transaction
         assert transaction is not None
         record.transaction = None
-        if transaction.message is not None:
-            record.size += transaction.message.size
         if reply is None and not transaction.recipients and transaction.refused:
             reply = transaction.refused[-1][1]  # given up: all recipients were refused
             outcome = outcome_of(reply)
+        transaction.end(session, outcome, reason, reply, tls=record.tls, cipher=record.cipher)
+        record.size += transaction.size
         if self._is_enabled(self.level):
-            facts = transaction_facts(session, record, transaction, outcome=outcome, reason=reason, reply=reply)
-            self._emit(self.level, transaction_text, facts)
+            self._emit(self.level, transaction)
 
     # The commands
 
@@ -223,7 +215,7 @@ class Recorder:
         began = perf_counter()
         reply = _other(session, command, proceed)
         if reply.code >= 400 and self._is_enabled(self.level):
-            self._emit(self.level, auth_text, auth_facts(session, began, reply))
+            self._emit(self.level, Line(auth_text, auth_facts(session, began, reply)))
         return reply
 
     def _command(self, session: Session, command: Command, proceed: Proceed, hook: Hook) -> Reply:
@@ -243,7 +235,7 @@ class Recorder:
             "reply": reply.code,
             "reply_text": reply_text(reply),
         }
-        self._emit(logging.DEBUG, command_text, facts)
+        self._emit(logging.DEBUG, Line(command_text, facts))
         return reply
 
     # Records
@@ -256,15 +248,15 @@ class Recorder:
             record = notes[self] = SessionRecord(None)
         return record
 
-    def _emit(self, level: int, text: Callable[[Facts], str], facts: Facts) -> None:
+    def _emit(self, level: int, event: Line | TransactionRecord) -> None:
         logger = self.logger
         handler = sole_handler(logger, level)
         if handler is not None:
-            handler.write(logger.name, level, Line(text, facts), facts)
+            handler.write(logger.name, level, event)
             return
         # As logger.log, without its search of the stack for this line.
-        record = logger.makeRecord(logger.name, level, __file__, 0, Line(text, facts), (), None, "Logging")
-        record.__dict__.update(facts)
+        record = logger.makeRecord(logger.name, level, __file__, 0, event, (), None, "Logging")
+        record.__dict__.update(event.facts())
         logger.handle(record)
 
 

@@ -82,11 +82,15 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     def acquire_entry(self, key: str, limit: int, expiry: int, amount: int = 1) -> bool:
         """Add hits, unless there would be more than ``limit`` in the last ``expiry`` seconds."""
         with self._lock:
-            window = self._window(key, expiry) or _Window()
-            if len(window.times) + amount > limit:
-                return False
             now = monotonic()
-            window.times.extend([now] * amount)
+            window = self._window(key, expiry, now) or _Window()
+            times = window.times
+            if len(times) + amount > limit:
+                return False
+            if amount == 1:
+                times.append(now)
+            else:
+                times.extend([now] * amount)
             window.ends = now + expiry
             self._records.keep(key, window, now, amount)
             return True
@@ -94,10 +98,11 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
     def get_moving_window(self, key: str, limit: int, expiry: int) -> tuple[float, int]:
         """Return the time of the first hit in the last ``expiry`` seconds, since the epoch, and the number of hits."""
         with self._lock:
-            window = self._window(key, expiry)
+            now = monotonic()
+            window = self._window(key, expiry, now)
             if window is None:
                 return time(), 0
-            return time() - (monotonic() - window.times[0]), len(window.times)
+            return time() - (now - window.times[0]), len(window.times)
 
     # The sliding counter: two fixed windows; the previous one counts by the share of it that is left
 
@@ -151,14 +156,13 @@ class MemoryStorage(Storage, MovingWindowSupport, SlidingWindowCounterSupport):
         counter.count += amount
         return counter.count
 
-    def _window(self, key: str, expiry: int) -> _Window | None:
+    def _window(self, key: str, expiry: int, now: float) -> _Window | None:
         """Return a window without the hits that have left it; None if no hit is left."""
-        now = monotonic()
         window = self._records.find(key, now)
         if not isinstance(window, _Window):
             return None
-        times = window.times
-        while times and times[0] <= now - expiry:
+        times, over = window.times, now - expiry
+        while times and times[0] <= over:
             times.popleft()
             self._records.weight -= 1
         if not times:

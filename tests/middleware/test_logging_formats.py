@@ -18,6 +18,7 @@ from gevent.event import Event
 
 from greensmtp.log_writer import LogHandler, sole_handler
 from greensmtp.middleware import Logging
+from greensmtp.middleware.logging.format import Line
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import forked
@@ -243,11 +244,12 @@ def test_a_logger_of_the_programs_own_kind_gets_records() -> None:
 
 
 def test_what_is_written_without_a_record_cannot_pass_for_another_record(tmp_path: Path) -> None:
+    text = "one\n2026-01-01 two\x1b"
     handler = LogHandler("text", str(tmp_path / "log"))
-    record = logging.LogRecord("x", logging.INFO, "", 0, "one\n2026-01-01 two\x1b", (), None)
-    handler.emit(record)
-    handler.write("x", logging.INFO, "one\n2026-01-01 two\x1b", {})
+    handler.emit(logging.LogRecord("x", logging.INFO, "", 0, text, (), None))
+    handler.write("x", logging.INFO, Line(lambda facts: text, {"session": "s", "seconds": None}))
     handler.close()
-    ordinary, indented, ours, ours_indented = (tmp_path / "log").read_text().splitlines()
-    assert _without_times(ours) == _without_times(ordinary)
-    assert ours_indented == indented == "  2026-01-01 two\\x1b"
+    ordinary, indented, ours = (tmp_path / "log").read_text().splitlines()
+    assert indented == "  2026-01-01 two\\x1b"
+    assert ordinary.endswith(" INFO one")
+    assert ours.endswith(r" INFO s one\n2026-01-01 two\x1b (-)")
