@@ -12,6 +12,7 @@ The rules of this file:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from greensmtp.protocol import enhanced_status
@@ -60,6 +61,18 @@ class ReplyParser:
         at = self._at
         self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
         self._at = 0
+
+    def read(self, data: bytes, count: int) -> Sequence[Reply]:
+        """Take bytes from the server; return the whole replies that have come, at most ``count``.
+
+        :raises ReplySyntaxError: the server has sent something else among them.
+        """
+        if len(data) <= MAX_BATCH and self._at >= len(self._buffer) and not self._texts and self.broken is None:
+            batch = _read_batch(data)
+            if batch is not None and len(batch) <= count:
+                return batch
+        self.feed(data)
+        return self.next_replies(count)
 
     def next_reply(self) -> Reply | None:
         """Return the next reply, or None if no whole reply has come.
