@@ -68,6 +68,9 @@ class PreparedMessage:
     #: Whether to add Date and Message-ID; None: to composed messages.
     _add_fields: bool | None = None
     _sign: Signer | None = None
+    #: The extensions for which ``mail_line`` was last called, and what it returned.
+    _line_extensions: Mapping[str, str] | None = None
+    _mail_line = b""
     #: The recipients whose addresses need SMTPUTF8.
     utf8_recipients: Sequence[str] = ()
 
@@ -186,6 +189,7 @@ class PreparedMessage:
         part.recipients = tuple(self.recipients[index] for index in kept)
         part._rcpt_given = [self._rcpt_given[index] for index in kept] if self._rcpt_given else ()
         part.rcpt_lines = [rcpt_line(recipient) for recipient in part.recipients]
+        part._line_extensions = None
         part._find_utf8()
         return part
 
@@ -246,6 +250,8 @@ class PreparedMessage:
 
         :raises NotOffered: the server lacks an extension that the message needs.
         """
+        if extensions is self._line_extensions:
+            return self._mail_line
         form = self._fitting(extensions)
         if self._sign is not None:
             form = signed(form, self._sign)
@@ -267,7 +273,9 @@ class PreparedMessage:
         elif self._utf8_given and "SMTPUTF8" in extensions:
             words.append("SMTPUTF8")  # for the header fields of its parts
         line = f"MAIL FROM:<{self._mailbox}>"
-        return " ".join([line, *words]).encode() + b"\r\n"
+        self._line_extensions = extensions
+        self._mail_line = " ".join([line, *words]).encode() + b"\r\n"
+        return self._mail_line
 
     def _fitting(self, extensions: Mapping[str, str]) -> Form:
         """Return the form that the server can accept; encode what needs an extension that it does not offer.

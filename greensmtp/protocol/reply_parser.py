@@ -39,11 +39,13 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u20
 class ReplyParser:
     """Cuts a server's bytes into replies, whatever the pieces in which they come."""
 
-    __slots__ = ("_at", "_buffer", "_code", "_size", "_texts", "broken")
+    __slots__ = ("_at", "_buffer", "_code", "_ready", "_size", "_texts", "broken")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._at = 0
+        #: Replies that were parsed and not asked for yet. They came before what is in the buffer.
+        self._ready: tuple[Reply, ...] = ()
         #: Of a reply of several lines that has begun: its code, the texts of its lines, and their bytes.
         self._code = b""
         self._texts: list[str] = []
@@ -54,12 +56,11 @@ class ReplyParser:
     @property
     def pending(self) -> bool:
         """True if bytes have come that have not been returned as a reply."""
-        return self._at < len(self._buffer) or bool(self._texts)
+        return bool(self._buffer or self._ready or self._texts)
 
     def feed(self, data: bytes) -> None:
         """Append bytes from the server."""
-        at = self._at
-        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
+        self._buffer = self._buffer[self._at :] + data
         self._at = 0
 
     def read(self, data: bytes, count: int) -> Sequence[Reply]:
@@ -67,10 +68,13 @@ class ReplyParser:
 
         :raises ReplySyntaxError: the server has sent something else among them.
         """
-        if len(data) <= MAX_BATCH and self._at >= len(self._buffer) and not self._texts and self.broken is None:
+        if len(data) <= MAX_BATCH and not (self._buffer or self._ready or self._texts or self.broken):
             batch = _read_batch(data)
-            if batch is not None and len(batch) <= count:
-                return batch
+            if batch is not None:
+                if len(batch) <= count:
+                    return batch
+                self._ready = batch[count:]
+                return batch[:count]
         self.feed(data)
         return self.next_replies(count)
 
@@ -89,14 +93,21 @@ class ReplyParser:
         """
         if self.broken is not None:
             raise self.broken
+        replies: list[Reply] = []
+        if self._ready:
+            replies += self._ready[:count]
+            self._ready = self._ready[count:]
+            count -= len(replies)
+            if not count:
+                return replies
         buffer = self._buffer
         at = self._at
         if not at and len(buffer) <= MAX_BATCH and not self._texts:
             batch = _read_batch(buffer)
-            if batch is not None and len(batch) <= count:
+            if batch is not None:
                 self._buffer = b""
-                return list(batch)
-        replies: list[Reply] = []
+                self._ready = batch[count:]
+                return [*replies, *batch[:count]]
         while count:
             end = buffer.find(b"\n", at)
             if end < 0:
@@ -119,7 +130,10 @@ class ReplyParser:
                 raise self._break("expected a reply line, got", line)
             replies.append(reply)
             count -= 1
-        self._at = at
+        if at < len(buffer):
+            self._at = at
+        else:
+            self._buffer, self._at = b"", 0
         return replies
 
     def _add_line(self, line: bytes) -> bool:
