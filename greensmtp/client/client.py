@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Unpack
 
 from greensmtp.client.auth import check_credential, log_in
@@ -106,7 +106,7 @@ class SMTPClient(ClientCommands):
         add_fields: bool | None = None,
         sign: Signer | None = None,
         **options: Unpack[SendKeywords],
-    ) -> Iterator[SendResult | ClientError]:
+    ) -> Generator[SendResult | ClientError, None, None]:
         """Send messages one after another, and yield the outcome of each: ``for outcome in mail.send_many(messages)``.
 
         With PIPELINING, the end of a message and the envelope of the next one go out in one write, and their replies
@@ -129,9 +129,7 @@ class SMTPClient(ClientCommands):
         def prepare() -> PreparedMessage | None:
             for item in items:
                 message, sender, recipients = item if isinstance(item, tuple) else (item, None, None)
-                return PreparedMessage(
-                    message, sender, recipients, add_fields=add_fields, sign=sign, options=options
-                )
+                return PreparedMessage(message, sender, recipients, add_fields=add_fields, sign=sign, options=options)
             return None
 
         prepared = prepare()

@@ -325,11 +325,17 @@ class CommandExchange:
             self.trace(f"> ({len(data)} bytes of the message)")
         self.transport.send(data, self.timeouts.data)
 
-    def end_message(self, data: bytes, following: list[bytes] | None = None) -> list[Reply]:
+    def end_message(
+        self,
+        data: bytes,
+        following: list[bytes] | None = None,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> list[Reply]:
         """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient.
 
         :param following: commands of the next transaction, to send in the same write (RFC 2920 section 3.1). They are
             ``in_flight`` afterwards.
+        :param while_waiting: called while the server works.
         """
         if self.trace is not None:
             self.trace(f"> ({len(data)} bytes of the message, and its end)")
@@ -347,6 +353,7 @@ class CommandExchange:
             seconds,
             ends_message=self.timeouts.data,
             followed_by=b"" if following is None else b"".join(following),
+            while_waiting=while_waiting,
         )
         self.in_flight = following
         return self.on_final_replies(replies)

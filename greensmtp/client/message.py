@@ -178,8 +178,10 @@ class PreparedMessage:
             lines = zip(self.recipients, self.rcpt_lines, strict=True)
             self.utf8_recipients = [recipient for recipient, line in lines if not line.isascii()]
             self._utf8_address = True
+        if not self._given and not self._rcpt_given:
+            return
         for parameters in (self._given, *self._rcpt_given):
-            if parameters and not all(value is None or value.isascii() for value in parameters.values()):
+            if not all(value is None or value.isascii() for value in parameters.values()):
                 self._utf8_address = True
 
     def part(self, recipients: Collection[str]) -> PreparedMessage:
@@ -341,15 +343,13 @@ class PreparedMessage:
     def prepare(self) -> None:
         """Do the dot-stuffing that ``data`` needs, unless the message is read from a file."""
         if self._form.rest is None:
-            self._stuff()
+            self.data()
 
     def data(self) -> Iterable[bytes]:
         """Return what is sent after 354, in pieces; the last one ends with the final dot."""
         form = self._form
-        return self._stuff() if form.rest is None else form.rest.stuffed(form.content)
-
-    def _stuff(self) -> tuple[bytes, ...]:
-        form = self._form
+        if form.rest is not None:
+            return form.rest.stuffed(form.content)
         if form.stuffed is None:
             data = stuffed(form.content)
             # Appending the final dot copies all of it, so large content is sent in two pieces.

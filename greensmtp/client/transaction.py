@@ -107,7 +107,12 @@ def _send_together(
             raise
         raise refusal from error
     data = None if chunked else replies.pop()
-    return replies[reset], dict(zip(prepared.recipients, replies[reset + 1 :], strict=True)), data
+    if reset:
+        del replies[0]
+    recipients = prepared.recipients
+    if len(replies) == 2:  # zip takes longer, and most messages have one recipient
+        return replies[0], {recipients[0]: replies[1]}, data
+    return replies[0], dict(zip(recipients, replies[1:], strict=True)), data
 
 
 def _send_one_by_one(
@@ -171,15 +176,16 @@ def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply
 # The message
 
 
-def _send_data(
-    exchange: CommandExchange, prepared: PreparedMessage, following: PreparedMessage | None
-) -> list[Reply]:
+def _send_data(exchange: CommandExchange, prepared: PreparedMessage, following: PreparedMessage | None) -> list[Reply]:
     last = b""
     for piece in prepared.data():
         if last:
             exchange.send_body(last)
         last = piece
-    return exchange.end_message(last, None if following is None else _envelope_ahead(exchange, prepared, following))
+    ahead = None if following is None else _envelope_ahead(exchange, prepared, following)
+    if following is None or ahead is None:
+        return exchange.end_message(last)
+    return exchange.end_message(last, ahead, following.prepare)
 
 
 def _envelope_ahead(

@@ -177,7 +177,7 @@ class ClientTransport(ClientEndpoint):
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            timer.clear()
+            timer.greenlet = None  # as ``clear`` does, without a call
         return replies
 
     def _send_rest(self, view: memoryview, seconds: float) -> None:
