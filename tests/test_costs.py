@@ -220,7 +220,7 @@ def script(smtp_server: MakeServer, name: str) -> Iterator[Script]:
 
 def holds(what: str, measured: float) -> None:
     """Assert that a bound holds, and that something was counted at all."""
-    print(what, measured); assert 0 < measured <= BOUNDS[what], what
+    assert 0 < measured <= BOUNDS[what], what
 
 
 # System calls

@@ -143,7 +143,7 @@ class PreparedMessage:
             raise ValueError("expected at least one recipient; got none")
         self.recipients = tuple(dict.fromkeys(recipients))
         #: RCPT for each recipient.
-        self.rcpt_lines: Sequence[bytes] = [rcpt_line(recipient) for recipient in self.recipients]
+        self.rcpt_lines: Sequence[bytes] = list(map(rcpt_line, self.recipients))
 
     def _set_parameters(
         self,

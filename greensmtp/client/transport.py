@@ -120,6 +120,8 @@ class ClientTransport(ClientEndpoint):
         if self.close_reason is not None:
             self._check_open()
         reader, watcher, timer = self._reader, self._watcher, self._timer
+        if not data and 0 < count <= len(reader.ready):
+            return reader.next_replies(count)  # they came with earlier ones
         replies: list[Reply] = []
         first_seconds = seconds if count > 1 else last_seconds
         timer.set(first_seconds)

@@ -39,13 +39,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u20
 class ReplyParser:
     """Cuts a server's bytes into replies, whatever the pieces in which they come."""
 
-    __slots__ = ("_at", "_buffer", "_code", "_ready", "_size", "_texts", "broken")
+    __slots__ = ("_at", "_buffer", "_code", "_size", "_texts", "broken", "pending", "ready")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._at = 0
         #: Replies that were parsed and not asked for yet. They came before what is in the buffer.
-        self._ready: tuple[Reply, ...] = ()
+        self.ready: tuple[Reply, ...] = ()
+        #: True if bytes have come that have not been returned as a reply.
+        self.pending = False
         #: Of a reply of several lines that has begun: its code, the texts of its lines, and their bytes.
         self._code = b""
         self._texts: list[str] = []
@@ -53,27 +55,24 @@ class ReplyParser:
         #: The error, once one was raised. Each later call raises it again.
         self.broken: ReplySyntaxError | None = None
 
-    @property
-    def pending(self) -> bool:
-        """True if bytes have come that have not been returned as a reply."""
-        return bool(self._buffer or self._ready or self._texts)
-
     def feed(self, data: bytes) -> None:
         """Append bytes from the server."""
         self._buffer = self._buffer[self._at :] + data
         self._at = 0
+        self.pending = self.pending or bool(data)
 
     def read(self, data: bytes, count: int) -> Sequence[Reply]:
-        """Take bytes from the server; return the whole replies that have come, at most ``count``.
+        """Do as ``feed`` and ``next_replies`` do, at once: the replies to a group of commands mostly come in one piece.
 
         :raises ReplySyntaxError: the server has sent something else among them.
         """
-        if len(data) <= MAX_BATCH and not (self._buffer or self._ready or self._texts or self.broken):
+        if not self.pending and len(data) <= MAX_BATCH and self.broken is None:
             batch = _read_batch(data)
             if batch is not None:
                 if len(batch) <= count:
                     return batch
-                self._ready = batch[count:]
+                self.ready = batch[count:]
+                self.pending = True
                 return batch[:count]
         self.feed(data)
         return self.next_replies(count)
@@ -94,20 +93,15 @@ class ReplyParser:
         if self.broken is not None:
             raise self.broken
         replies: list[Reply] = []
-        if self._ready:
-            replies += self._ready[:count]
-            self._ready = self._ready[count:]
+        if self.ready:
+            replies += self.ready[:count]
+            self.ready = self.ready[count:]
             count -= len(replies)
             if not count:
+                self.pending = bool(self.ready or self._buffer)
                 return replies
         buffer = self._buffer
         at = self._at
-        if not at and len(buffer) <= MAX_BATCH and not self._texts:
-            batch = _read_batch(buffer)
-            if batch is not None:
-                self._buffer = b""
-                self._ready = batch[count:]
-                return [*replies, *batch[:count]]
         while count:
             end = buffer.find(b"\n", at)
             if end < 0:
@@ -134,6 +128,7 @@ class ReplyParser:
             self._at = at
         else:
             self._buffer, self._at = b"", 0
+        self.pending = bool(self._buffer or self._texts)
         return replies
 
     def _add_line(self, line: bytes) -> bool:
