@@ -63,6 +63,11 @@ class PreparedMessage:
     _rcpt_given: Sequence[Parameters] = ()
     #: True if the message has header fields in UTF-8, as the caller says.
     _utf8_given = False
+    #: The message object, where it is one; and what follows the header section of a large message.
+    _message: Message[Any, Any] | None = None
+    _rest: MessageRest | None = None
+    #: True if the header section has raw UTF-8 (RFC 6532).
+    _utf8_head = False
     #: True if the message may only be sent over TLS, and only to servers that see to that (RFC 8689).
     requires_tls = False
     #: Whether to add Date and Message-ID; None: to composed messages.
@@ -97,28 +102,23 @@ class PreparedMessage:
             self._add_fields = add_fields
         if sign is not None:
             self._sign = check_signer(sign)
-        self._message: Message[Any, Any] | None = None
-        self._rest: MessageRest | None = None
         derived = recipients is None
-        derive = sender is None or recipients is None
         content = b""
-        fields: header_envelope.Fields = ()
         if isinstance(message, Message):
             self._message = message
-            if derive:
-                fields = rendering_fields.envelope_fields(message)
         else:
-            content, self._rest = read_message(message)
+            content, rest = read_message(message)
+            if rest is not None:
+                self._rest = rest
             content = header_envelope.without_mbox_line(content)
         try:
-            if derive and self._message is None:
-                head = content[: header_envelope.split(content)]
-                fields = offload(len(head), header_envelope.parse, head)
-            length = sum(len(text) for _, text in fields) if derive else 0
-            if sender is None:
-                sender = offload(length, header_envelope.sender, fields)
-            if recipients is None:
-                recipients = offload(length, header_envelope.recipients, fields)
+            if sender is None or recipients is None:
+                fields = self._fields(content)
+                length = sum(len(text) for _, text in fields)
+                if sender is None:
+                    sender = offload(length, header_envelope.sender, fields)
+                if recipients is None:
+                    recipients = offload(length, header_envelope.recipients, fields)
             self.sender = sender
             self._mailbox = sent_mailbox(sender)
             recipients = [recipients] if isinstance(recipients, str) else list(recipients)
@@ -137,6 +137,14 @@ class PreparedMessage:
             self._rest.close()
 
     # The envelope
+
+    def _fields(self, content: bytes) -> header_envelope.Fields:
+        """Return the header fields, from which the envelope is taken."""
+        if self._message is not None:
+            return rendering_fields.envelope_fields(self._message)
+        head = content[: header_envelope.split(content)]
+        fields: header_envelope.Fields = offload(len(head), header_envelope.parse, head)
+        return fields
 
     def _set_recipients(self, recipients: list[str]) -> None:
         if not recipients:
@@ -222,8 +230,8 @@ class PreparedMessage:
             if adds and (found := header_envelope.names(head)):
                 added = rendering_fields.missing_fields(found, self._mailbox)
                 head, content = added + head, added + content
-        #: True if the header section has raw UTF-8 (RFC 6532).
-        self._utf8_head = eight_bit and not head.isascii() and header_envelope.is_utf8(head)
+        if eight_bit:
+            self._utf8_head = not head.isascii() and header_envelope.is_utf8(head)
         self._head = content
         self._forms: dict[tuple[bool, bool], Form] = {}
         self._form = self._plain = self._rest.scan(content) if self._rest is not None else in_lines(content)

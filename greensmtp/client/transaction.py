@@ -79,7 +79,8 @@ def _send_envelope(
     exchange.open_transaction = True
     accepted = 0
     for reply in recipients.values():
-        accepted += reply.code < 300
+        if reply.code < 300:
+            accepted += 1
     exchange.accepted = accepted
     if data is not None and data.code == 354:
         exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
