@@ -55,9 +55,9 @@ BOUNDS: dict[str, float] = {
     "plain: objects an idle connection": 31.1,  # (a reply that is kept is one object, once)
     "full: objects an idle connection": 31.1,
     # calls of functions of ours, to send a message of 1 kB
-    "send: frames a message": 45,
-    "send_many: frames a message": 50,
-    "pool: frames a message": 60,
+    "send: frames a message": 38,
+    "send_many: frames a message": 40.1,  # (the first envelope is one more)
+    "pool: frames a message": 54,
     # the last, which ends with the message
     "DATA: chunks copied": 1,
     "BDAT: chunks copied": 1,
