@@ -90,6 +90,15 @@ def with_client(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
     return count
 
 
+def with_send_many(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
+    """Send over one kept connection, as many messages in one call as there is time for."""
+    from greensmtp import connect
+
+    messages = iter(lambda: (body, SENDER, [RECIPIENT]) if go_on() else None, None)
+    with connect("127.0.0.1", port) as mail:
+        return sum(not isinstance(outcome, Exception) for outcome in mail.send_many(messages))
+
+
 def with_pool(port: int, body: bytes, go_on: Callable[[], bool]) -> int:
     """Send from ten greenlets over ten connections."""
     import gevent
@@ -114,6 +123,7 @@ BASE = "smtplib"
 SENDERS = {
     BASE: with_smtplib,
     "greensmtp, one connection": with_client,
+    "greensmtp, send_many": with_send_many,
     "greensmtp, a pool of 10": with_pool,
     "a bare gevent loop": with_gevent_socket,
     "a bare blocking loop": with_blocking_socket,

@@ -113,6 +113,7 @@ TARGETS: tuple[Target, ...] = (
     Target("stored: Postfix's local", _ratio("main", "storing", "storing_postfix", "rate"), 1, at_least=True),
     Target("stored: OpenSMTPD", _ratio("main", "storing", "storing_opensmtpd", "rate"), 1, at_least=True),
     Target("client, one connection: smtplib", _ratio("client", "client", "smtplib", "rate"), 2.5, at_least=True),
+    Target("client, send_many: smtplib", _ratio("client", "send_many", "smtplib", "rate"), 2.5, at_least=True),
     Target("client, a pool of 10: smtplib", _ratio("client", "pool", "smtplib", "rate"), 6, at_least=True),
     Target("2 workers to 1: messages/s, where cores are free", _two_workers, 1.8, at_least=True),
     Target("import greensmtp to gevent and blinker", _ratio("import", "greensmtp", "gevent"), 1.3),

@@ -262,6 +262,7 @@ class Sender:
     NAMES: Mapping[str, str] = {
         "smtplib": client.BASE,
         "client": "greensmtp, one connection",
+        "send_many": "greensmtp, send_many",
         "pool": "greensmtp, a pool of 10",
         "client_floor": "a bare gevent loop",
     }

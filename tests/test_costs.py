@@ -13,7 +13,7 @@ import os
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -21,12 +21,13 @@ from typing import Any
 import blinker
 import greenlet
 import pytest
-from gevent import Timeout, idle
+from gevent import Timeout, idle, spawn
 from gevent import socket as gevent_socket
 from gevent.event import Event
+from gevent.server import StreamServer
 
 import greensmtp
-from greensmtp import Ack, MessageStream, Session, SMTPServer
+from greensmtp import Ack, MessageStream, Pool, Session, SMTPClient, SMTPServer, connect
 from greensmtp._compiled import is_compiled
 from greensmtp.log_writer import LogHandler
 from greensmtp.middleware import Auth, Logging, RateLimit
@@ -61,6 +62,10 @@ BOUNDS: dict[str, float] = {
     "plain: objects an idle connection": 31.1,  # (a reply that is kept is one object, once)
     "full: objects an idle connection": 31.1,
     "logged: objects an idle connection": 32.1,
+    # calls of functions of ours, to send a message of 1 kB
+    "send: frames a message": 38,
+    "send_many: frames a message": 40.1,  # (the first envelope is one more)
+    "pool: frames a message": 54,
     # the last, which ends with the message
     "DATA: chunks copied": 1,
     "BDAT: chunks copied": 1,
@@ -493,3 +498,112 @@ def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer, ve
         _, peak = memory()
     holds(f"{verb}: bytes at once", peak)
     script.close()
+
+
+# The client
+
+
+def answer(sock: Any) -> None:
+    """Serve a client at almost no cost: one reply a line, all replies to a batch in one write."""
+    with closing(sock):
+        sock.sendall(b"220 mx.example.com\r\n")
+        in_body = False
+        while data := sock.recv(65536):
+            replies = []
+            for line in data.splitlines():
+                if in_body:
+                    if line == b".":
+                        in_body = False
+                        replies.append(b"250 Ok\r\n")
+                elif line == b"DATA":
+                    in_body = True
+                    replies.append(b"354 go\r\n")
+                elif line.startswith(b"EHLO"):
+                    replies.append(b"250-mx.example.com\r\n250-SIZE 10000000\r\n250 PIPELINING\r\n")
+                else:
+                    replies.append(b"250 Ok\r\n")
+            sock.sendall(b"".join(replies))
+
+
+CONTENT = b"Subject: costs\r\n\r\n" + (b"x" * 76 + b"\r\n") * 13
+MAIL: Any = (CONTENT, "a@example.org", ["b@example.com"])
+
+
+@pytest.fixture
+def counted_client() -> Iterator[tuple[SMTPClient, Counted]]:
+    """Yield a client that has sent two messages, and its socket."""
+    ours, theirs = gevent_socket.socketpair()
+    serving = spawn(answer, theirs)
+    counted = Counted(ours)
+    with Timeout(20), connect(stream=counted, local_hostname="client.example") as mail:
+        for _ in range(2):
+            mail.send(*MAIL)
+        yield mail, counted
+    serving.join(10)
+
+
+@contextmanager
+def counted_switches() -> Iterator[collections.Counter[Any]]:
+    """Count how often this greenlet gives control to another one."""
+    counts: collections.Counter[Any] = collections.Counter()
+    own, before = greenlet.getcurrent(), greenlet.gettrace()
+
+    def switched(event: str, arguments: Any) -> None:
+        counts["away"] += arguments[0] is own
+
+    greenlet.settrace(switched)
+    try:
+        yield counts
+    finally:
+        greenlet.settrace(before)
+
+
+def test_a_sent_message_is_two_writes_and_two_reads(counted_client: tuple[SMTPClient, Counted]) -> None:
+    mail, sock = counted_client
+    sock.calls.clear()
+    with counted_switches() as switches:
+        for _ in range(MESSAGES):
+            mail.send(*MAIL)
+    assert sock.calls == {"send": 2 * MESSAGES, "recv": 2 * MESSAGES}
+    assert switches == {"away": 2 * MESSAGES}
+
+
+def test_one_of_many_messages_is_one_write_and_one_read(counted_client: tuple[SMTPClient, Counted]) -> None:
+    mail, sock = counted_client
+    sock.calls.clear()
+    with counted_switches() as switches:
+        assert len(list(mail.send_many([MAIL] * MESSAGES))) == MESSAGES
+    # and the first envelope
+    assert sock.calls == {"send": MESSAGES + 1, "recv": MESSAGES + 1}
+    assert switches == {"away": MESSAGES + 1}
+
+
+def test_frames_of_the_client_a_message(counted_client: tuple[SMTPClient, Counted]) -> None:
+    mail, _ = counted_client
+    with counted_frames() as counts:
+        for _ in range(MESSAGES):
+            mail.send(*MAIL)
+    holds("send: frames a message", frames_below(counts, *OURS) / MESSAGES)
+    with counted_frames() as counts:
+        list(mail.send_many([MAIL] * MESSAGES))
+    holds("send_many: frames a message", frames_below(counts, *OURS) / MESSAGES)
+
+
+def test_frames_of_a_pool_a_message() -> None:
+    server = StreamServer(("127.0.0.1", 0), lambda sock, _: answer(sock))
+    server.start()
+    address: Any = server.address
+    with Timeout(20), Pool(*address) as pool:
+        for _ in range(2):
+            pool.send(*MAIL)
+        with counted_frames() as counts:
+            for _ in range(MESSAGES):
+                pool.send(*MAIL)
+    holds("pool: frames a message", frames_below(counts, *OURS) / MESSAGES)
+    server.stop()
+
+
+def test_sent_messages_leave_nothing_and_no_cycles(counted_client: tuple[SMTPClient, Counted]) -> None:
+    mail, _ = counted_client
+    assert left_to_the_collector(lambda: mail.send(*MAIL)) == []
+    assert left_to_the_collector(lambda: list(mail.send_many([MAIL] * 3))) == []

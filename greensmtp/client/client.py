@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Unpack
 
 from greensmtp.client.auth import check_credential, log_in
@@ -95,20 +95,86 @@ class SMTPClient(ClientCommands):
             options=options,
         )
         try:
-            if not self._begun:
-                self.begin()
-            transactions = Transactions(prepared)
-            try:
-                while not transactions.send(self._exchange):
-                    if self._is_renewable:
-                        self._renew()
-                    else:
-                        transactions.send(self._exchange, beyond_limits=True)
-            except ClientError as error:
-                return transactions.result_after(error, raise_on_partial=raise_on_partial)
-            return transactions.result(raise_on_partial=raise_on_partial)
+            return self._send(prepared, raise_on_partial=raise_on_partial)
         finally:
             prepared.close()
+
+    def send_many(
+        self,
+        messages: Iterable[Sendable | tuple[Sendable, str | None, str | Iterable[str] | None]],
+        *,
+        add_fields: bool | None = None,
+        sign: Signer | None = None,
+        **options: Unpack[SendKeywords],
+    ) -> Generator[SendResult | ClientError, None, None]:
+        """Send messages one after another, and yield the outcome of each: ``for outcome in mail.send_many(messages)``.
+
+        With PIPELINING, the end of a message and the envelope of the next one go out in one write, and their replies
+        come together. So a message waits for the server once, not twice.
+
+        An outcome is a SendResult; or the error that ``send`` would raise, as long as the connection stays usable. An
+        error that ends the connection is raised, and so is one about an argument, after the outcomes of the messages
+        before.
+
+        Each message is sent when the next one has been taken from ``messages``. Until the loop has ended, the client
+        sends nothing else. If it is left early, and the envelope of the next message has been sent, the connection is
+        closed.
+
+        :param messages: messages; or tuples ``(message, sender, recipients)``, where None stands for what ``send``
+            takes from the message.
+        :param add_fields: this, ``sign`` and the options are for all messages; see ``send``.
+        """
+        items = iter(messages)
+
+        def prepare() -> PreparedMessage | None:
+            for item in items:
+                message, sender, recipients = item if isinstance(item, tuple) else (item, None, None)
+                return PreparedMessage(message, sender, recipients, add_fields=add_fields, sign=sign, options=options)
+            return None
+
+        prepared = prepare()
+        following: PreparedMessage | None = None
+        outcome: SendResult | ClientError
+        try:
+            while prepared is not None:
+                failure: Exception | None = None
+                try:
+                    following = prepare()
+                except Exception as error:
+                    failure = error
+                try:
+                    outcome = self._send(prepared, following=following)
+                except ClientError as error:
+                    if self.closed:
+                        raise
+                    outcome = error
+                prepared.close()
+                yield outcome
+                if failure is not None:
+                    raise failure
+                prepared, following = following, None
+        finally:
+            for each in (prepared, following):
+                if each is not None:
+                    each.close()
+            if self._exchange.in_flight is not None:
+                self.close()
+
+    def _send(
+        self, prepared: PreparedMessage, *, raise_on_partial: bool = False, following: PreparedMessage | None = None
+    ) -> SendResult:
+        if not self._begun:
+            self.begin()
+        transactions = Transactions(prepared)
+        try:
+            while not transactions.send(self._exchange, following=following):
+                if self._is_renewable:
+                    self._renew()
+                else:
+                    transactions.send(self._exchange, beyond_limits=True)
+        except ClientError as error:
+            return transactions.result_after(error, raise_on_partial=raise_on_partial)
+        return transactions.result(raise_on_partial=raise_on_partial)
 
     def _renew(self) -> None:
         """Send QUIT, connect to the same server again, and do what ``begin`` does; TLS is required if it was up."""

@@ -6,6 +6,8 @@
   the next reply would answer. So does 421, after which the server sends nothing.
 - Between 354 and the end of the message no command may be sent, since it would become text of the message.
   ``check_ready`` guards that.
+- The envelope of the next message may go out behind the end of a message (``end_message``). Its lines are ``in_flight``
+  until ``send_lines`` is called with the same ones, which then only reads their replies.
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ class CommandExchange:
         self.open_transaction = False
         #: Accepted recipients: LMTP answers a message with so many replies.
         self.accepted = 0
+        #: The lines that were sent behind the end of the last message, until their replies are read; None for none.
+        self.in_flight: list[bytes] | None = None
         #: The reply to DATA, until the message has been sent or skipped.
         self.data_reply: Reply | None = None
         #: True while a message is being written.
@@ -82,8 +86,8 @@ class CommandExchange:
 
     @property
     def message_expected(self) -> bool:
-        """True if the server expects a message: whatever is sent would become its text."""
-        return self.data_reply is not None and self.data_reply.code == 354
+        """True if the server expects a message, or soon will: whatever is sent would become its text."""
+        return self.in_flight is not None or (self.data_reply is not None and self.data_reply.code == 354)
 
     def check_ready(self) -> None:
         """Check that a command may be sent.
@@ -91,6 +95,8 @@ class CommandExchange:
         :raises ProtocolError: the server expects a message.
         """
         if self.message_expected and not self.transport.closed:
+            if self.in_flight is not None:
+                raise ProtocolError("send_many() has begun the next message: continue its loop, or close()")
             raise ProtocolError("the server expects a message: call message(), or close()")
 
     def send(self, line: bytes, seconds: float, expected_3xx: int = 0) -> Reply:
@@ -100,7 +106,7 @@ class CommandExchange:
         :param expected_3xx: the 3xx code that may answer it.
         :raises PeerProtocolError: another 3xx code answers it.
         """
-        if self.data_reply is not None:
+        if self.data_reply is not None or self.in_flight is not None:
             self.check_ready()
         transport = self.transport
         transport.check_no_pending_reply()
@@ -124,8 +130,8 @@ class CommandExchange:
         step.on_reply(reply)
         return reply
 
-    def send_lines(self, lines: Sequence[bytes], while_waiting: Callable[[], object] | None = None) -> list[Reply]:
-        """Send several commands in one write, and return their replies in order.
+    def send_lines(self, lines: list[bytes], while_waiting: Callable[[], object] | None = None) -> list[Reply]:
+        """Send several commands in one write, unless they are in flight; return their replies in order.
 
         A 421 also stands for the replies that it made the server omit.
 
@@ -133,16 +139,21 @@ class CommandExchange:
         :param while_waiting: called while the server works, unless the commands need more than one write.
         :raises Disconnected: the server is gone; ``replies`` are those to all these commands, as far as they came.
         """
-        if self.data_reply is not None:
-            self.check_ready()
         transport, timeouts = self.transport, self.timeouts
-        transport.check_no_pending_reply()
+        in_flight = self.in_flight is not None and self.in_flight == lines
+        if not in_flight:
+            if self.data_reply is not None or self.in_flight is not None:
+                self.check_ready()
+            transport.check_no_pending_reply()
+            if self.trace is not None:
+                show_commands(self.trace, lines)
         count = len(lines)
         with_data = lines[-1] == b"DATA\r\n"
-        if self.trace is not None:
-            show_commands(self.trace, lines)
         last_seconds = timeouts.data_start if with_data else timeouts.command
-        if count <= MAX_GROUP:
+        if in_flight:
+            self.in_flight = None
+            replies = transport.send_and_receive(b"", count, timeouts.command, last_seconds)
+        elif count <= MAX_GROUP:
             replies = transport.send_and_receive(
                 b"".join(lines), count, timeouts.command, last_seconds, while_waiting=while_waiting
             )
@@ -314,16 +325,37 @@ class CommandExchange:
             self.trace(f"> ({len(data)} bytes of the message)")
         self.transport.send(data, self.timeouts.data)
 
-    def end_message(self, data: bytes) -> list[Reply]:
-        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient."""
+    def end_message(
+        self,
+        data: bytes,
+        following: list[bytes] | None = None,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> list[Reply]:
+        """Send the last piece, and return the replies to the message: one; in LMTP one for each recipient.
+
+        :param following: commands of the next transaction, to send in the same write (RFC 2920 section 3.1). They are
+            ``in_flight`` afterwards.
+        :param while_waiting: called while the server works.
+        """
         if self.trace is not None:
             self.trace(f"> ({len(data)} bytes of the message, and its end)")
+            if following is not None:
+                show_commands(self.trace, following)
         if len(data) > SEND_BYTES:
             self.transport.send(data[:-SEND_BYTES], self.timeouts.data)
             data = data[-SEND_BYTES:]
         seconds = self.timeouts.final
         count = self.final_count() if self.lmtp else 1
-        replies = self.transport.send_and_receive(data, count, seconds, seconds, ends_message=self.timeouts.data)
+        replies = self.transport.send_and_receive(
+            data,
+            count,
+            seconds,
+            seconds,
+            ends_message=self.timeouts.data,
+            followed_by=b"" if following is None else b"".join(following),
+            while_waiting=while_waiting,
+        )
+        self.in_flight = following
         return self.on_final_replies(replies)
 
     def final_count(self) -> int:

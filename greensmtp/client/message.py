@@ -63,11 +63,19 @@ class PreparedMessage:
     _rcpt_given: Sequence[Parameters] = ()
     #: True if the message has header fields in UTF-8, as the caller says.
     _utf8_given = False
+    #: The message object, where it is one; and what follows the header section of a large message.
+    _message: Message[Any, Any] | None = None
+    _rest: MessageRest | None = None
+    #: True if the header section has raw UTF-8 (RFC 6532).
+    _utf8_head = False
     #: True if the message may only be sent over TLS, and only to servers that see to that (RFC 8689).
     requires_tls = False
     #: Whether to add Date and Message-ID; None: to composed messages.
     _add_fields: bool | None = None
     _sign: Signer | None = None
+    #: The extensions for which ``mail_line`` was last called, and what it returned.
+    _line_extensions: Mapping[str, str] | None = None
+    _mail_line = b""
     #: The recipients whose addresses need SMTPUTF8.
     utf8_recipients: Sequence[str] = ()
 
@@ -94,28 +102,23 @@ class PreparedMessage:
             self._add_fields = add_fields
         if sign is not None:
             self._sign = check_signer(sign)
-        self._message: Message[Any, Any] | None = None
-        self._rest: MessageRest | None = None
         derived = recipients is None
-        derive = sender is None or recipients is None
         content = b""
-        fields: header_envelope.Fields = ()
         if isinstance(message, Message):
             self._message = message
-            if derive:
-                fields = rendering_fields.envelope_fields(message)
         else:
-            content, self._rest = read_message(message)
+            content, rest = read_message(message)
+            if rest is not None:
+                self._rest = rest
             content = header_envelope.without_mbox_line(content)
         try:
-            if derive and self._message is None:
-                head = content[: header_envelope.split(content)]
-                fields = offload(len(head), header_envelope.parse, head)
-            length = sum(len(text) for _, text in fields) if derive else 0
-            if sender is None:
-                sender = offload(length, header_envelope.sender, fields)
-            if recipients is None:
-                recipients = offload(length, header_envelope.recipients, fields)
+            if sender is None or recipients is None:
+                fields = self._fields(content)
+                length = sum(len(text) for _, text in fields)
+                if sender is None:
+                    sender = offload(length, header_envelope.sender, fields)
+                if recipients is None:
+                    recipients = offload(length, header_envelope.recipients, fields)
             self.sender = sender
             self._mailbox = sent_mailbox(sender)
             recipients = [recipients] if isinstance(recipients, str) else list(recipients)
@@ -135,12 +138,20 @@ class PreparedMessage:
 
     # The envelope
 
+    def _fields(self, content: bytes) -> header_envelope.Fields:
+        """Return the header fields, from which the envelope is taken."""
+        if self._message is not None:
+            return rendering_fields.envelope_fields(self._message)
+        head = content[: header_envelope.split(content)]
+        fields: header_envelope.Fields = offload(len(head), header_envelope.parse, head)
+        return fields
+
     def _set_recipients(self, recipients: list[str]) -> None:
         if not recipients:
             raise ValueError("expected at least one recipient; got none")
         self.recipients = tuple(dict.fromkeys(recipients))
         #: RCPT for each recipient.
-        self.rcpt_lines: Sequence[bytes] = [rcpt_line(recipient) for recipient in self.recipients]
+        self.rcpt_lines: Sequence[bytes] = list(map(rcpt_line, self.recipients))
 
     def _set_parameters(
         self,
@@ -175,8 +186,10 @@ class PreparedMessage:
             lines = zip(self.recipients, self.rcpt_lines, strict=True)
             self.utf8_recipients = [recipient for recipient, line in lines if not line.isascii()]
             self._utf8_address = True
+        if not self._given and not self._rcpt_given:
+            return
         for parameters in (self._given, *self._rcpt_given):
-            if parameters and not all(value is None or value.isascii() for value in parameters.values()):
+            if not all(value is None or value.isascii() for value in parameters.values()):
                 self._utf8_address = True
 
     def part(self, recipients: Collection[str]) -> PreparedMessage:
@@ -186,6 +199,7 @@ class PreparedMessage:
         part.recipients = tuple(self.recipients[index] for index in kept)
         part._rcpt_given = [self._rcpt_given[index] for index in kept] if self._rcpt_given else ()
         part.rcpt_lines = [rcpt_line(recipient) for recipient in part.recipients]
+        part._line_extensions = None
         part._find_utf8()
         return part
 
@@ -216,8 +230,8 @@ class PreparedMessage:
             if adds and (found := header_envelope.names(head)):
                 added = rendering_fields.missing_fields(found, self._mailbox)
                 head, content = added + head, added + content
-        #: True if the header section has raw UTF-8 (RFC 6532).
-        self._utf8_head = eight_bit and not head.isascii() and header_envelope.is_utf8(head)
+        if eight_bit:
+            self._utf8_head = not head.isascii() and header_envelope.is_utf8(head)
         self._head = content
         self._forms: dict[tuple[bool, bool], Form] = {}
         self._form = self._plain = self._rest.scan(content) if self._rest is not None else in_lines(content)
@@ -246,6 +260,8 @@ class PreparedMessage:
 
         :raises NotOffered: the server lacks an extension that the message needs.
         """
+        if extensions is self._line_extensions:
+            return self._mail_line
         form = self._fitting(extensions)
         if self._sign is not None:
             form = signed(form, self._sign)
@@ -267,7 +283,9 @@ class PreparedMessage:
         elif self._utf8_given and "SMTPUTF8" in extensions:
             words.append("SMTPUTF8")  # for the header fields of its parts
         line = f"MAIL FROM:<{self._mailbox}>"
-        return " ".join([line, *words]).encode() + b"\r\n"
+        self._line_extensions = extensions
+        self._mail_line = " ".join([line, *words]).encode() + b"\r\n"
+        return self._mail_line
 
     def _fitting(self, extensions: Mapping[str, str]) -> Form:
         """Return the form that the server can accept; encode what needs an extension that it does not offer.
@@ -333,15 +351,13 @@ class PreparedMessage:
     def prepare(self) -> None:
         """Do the dot-stuffing that ``data`` needs, unless the message is read from a file."""
         if self._form.rest is None:
-            self._stuff()
+            self.data()
 
     def data(self) -> Iterable[bytes]:
         """Return what is sent after 354, in pieces; the last one ends with the final dot."""
         form = self._form
-        return self._stuff() if form.rest is None else form.rest.stuffed(form.content)
-
-    def _stuff(self) -> tuple[bytes, ...]:
-        form = self._form
+        if form.rest is not None:
+            return form.rest.stuffed(form.content)
         if form.stuffed is None:
             data = stuffed(form.content)
             # Appending the final dot copies all of it, so large content is sent in two pieces.

@@ -250,7 +250,10 @@ class ThreadConnections:
         """Wait for a slot, which the caller releases."""
         settings = self._settings
         settings.check_open()
-        if not self._slots.acquire(blocking=False):
+        free = self._slots.acquire(blocking=False)
+        if free and settings.rate is None:
+            return  # nothing has been waited for, so nothing has changed
+        if not free:
             current = getcurrent()
             self._waiting.add(current)
             try:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from greensmtp.client.chunks import send_in_chunks
-from greensmtp.client.exchange import CommandExchange
+from greensmtp.client.envelope_lines import takes_utf8
+from greensmtp.client.exchange import MAX_GROUP, CommandExchange
 from greensmtp.client.message import PreparedMessage
 from greensmtp.errors import (
     ClientError,
     DataRefused,
     Disconnected,
+    NotOffered,
     RecipientsRefused,
     Refused,
     SenderRefused,
@@ -23,10 +25,17 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.send_result import SendResult
 
 
-def transact(exchange: CommandExchange, prepared: PreparedMessage, *, reset_first: bool) -> SendResult:
+def transact(
+    exchange: CommandExchange,
+    prepared: PreparedMessage,
+    *,
+    reset_first: bool,
+    following: PreparedMessage | None = None,
+) -> SendResult:
     """Send the message; see ``SMTPClient.send`` for the errors. After a refusal but 421, the connection stays usable.
 
     :param reset_first: send RSET first.
+    :param following: the next message, whose envelope may be sent behind the end of this one.
     """
     extensions = exchange.extensions
     if prepared.requires_tls:
@@ -36,7 +45,10 @@ def transact(exchange: CommandExchange, prepared: PreparedMessage, *, reset_firs
     reset = reset_first or exchange.open_transaction
     recipients = _send_envelope(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     try:
-        replies = send_in_chunks(exchange, prepared.chunks()) if chunked else _send_data(exchange, prepared)
+        if chunked:
+            replies = send_in_chunks(exchange, prepared.chunks())
+        else:
+            replies = _send_data(exchange, prepared, following)
     except Disconnected as error:
         if error.after_content:
             error.recipients = _by_recipient(recipients, error.replies)
@@ -67,7 +79,8 @@ def _send_envelope(
     exchange.open_transaction = True
     accepted = 0
     for reply in recipients.values():
-        accepted += reply.code < 300
+        if reply.code < 300:
+            accepted += 1
     exchange.accepted = accepted
     if data is not None and data.code == 354:
         exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
@@ -95,7 +108,12 @@ def _send_together(
             raise
         raise refusal from error
     data = None if chunked else replies.pop()
-    return replies[reset], dict(zip(prepared.recipients, replies[reset + 1 :], strict=True)), data
+    if reset:
+        del replies[0]
+    recipients = prepared.recipients
+    if len(replies) == 2:  # zip takes longer, and most messages have one recipient
+        return replies[0], {recipients[0]: replies[1]}, data
+    return replies[0], dict(zip(recipients, replies[1:], strict=True)), data
 
 
 def _send_one_by_one(
@@ -159,13 +177,51 @@ def _refusal(prepared: PreparedMessage, mail: Reply, recipients: dict[str, Reply
 # The message
 
 
-def _send_data(exchange: CommandExchange, prepared: PreparedMessage) -> list[Reply]:
+def _send_data(exchange: CommandExchange, prepared: PreparedMessage, following: PreparedMessage | None) -> list[Reply]:
     last = b""
     for piece in prepared.data():
         if last:
             exchange.send_body(last)
         last = piece
-    return exchange.end_message(last)
+    ahead = None if following is None else _envelope_ahead(exchange, prepared, following)
+    if following is None or ahead is None:
+        return exchange.end_message(last)
+    return exchange.end_message(last, ahead, following.prepare)
+
+
+def _envelope_ahead(
+    exchange: CommandExchange, prepared: PreparedMessage, following: PreparedMessage
+) -> list[bytes] | None:
+    """Return the envelope of the next message, DATA included, if it may be sent before the reply to this one.
+
+    That is if this message needs no other transaction, and the next one begins with just these lines.
+    """
+    extensions, limits = exchange.extensions, exchange.limits
+    count = len(following.recipients)
+    if (
+        "PIPELINING" not in extensions
+        or exchange.accepted < len(prepared.recipients)
+        or (exchange.lmtp and exchange.accepted > 1)
+        or count > MAX_GROUP - 2
+        or following.requires_tls
+        or (following.utf8_recipients and not takes_utf8(extensions))
+        or (
+            limits is not None
+            and (
+                exchange.mails >= exchange.mail_max
+                or limits.rcpt_domain_max is not None
+                or (limits.rcpt_max is not None and count > limits.rcpt_max)
+            )
+        )
+    ):
+        return None
+    try:
+        mail_line = following.mail_line(extensions)
+    except NotOffered:
+        return None  # raised when it is that message's turn
+    if following.in_chunks(extensions):
+        return None
+    return [mail_line, *following.rcpt_lines, b"DATA\r\n"]
 
 
 # The outcome

@@ -50,11 +50,19 @@ class Transactions:
         #: The message for the recipients that are left; None when there are none.
         self._left: PreparedMessage | None = prepared
 
-    def send(self, exchange: CommandExchange, *, reset_first: bool = False, beyond_limits: bool = False) -> bool:
+    def send(
+        self,
+        exchange: CommandExchange,
+        *,
+        reset_first: bool = False,
+        beyond_limits: bool = False,
+        following: PreparedMessage | None = None,
+    ) -> bool:
         """Send what is left; return False if another session must go on, since this one may take no more.
 
         :param reset_first: send RSET first.
         :param beyond_limits: there will be no other session, so send it all the same; the server decides then.
+        :param following: the next message, whose envelope may be sent behind the end of this one.
         :raises Refused: the only transaction was refused; or the server ends the connection with that reply, 421.
         :raises ClientError: as ``SMTPClient.send``.
         """
@@ -69,7 +77,9 @@ class Transactions:
                     return False
                 group = allowed
             try:
-                result = transact(exchange, group, reset_first=reset_first)
+                result = transact(
+                    exchange, group, reset_first=reset_first, following=following if group is self._prepared else None
+                )
             except Refused as error:
                 if exchange.transport.closed or not (group is not left or self._replies):
                     raise

@@ -14,7 +14,7 @@ Rules of this file:
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from select import POLLIN
 
 from gevent import get_hub
@@ -102,6 +102,7 @@ class ClientTransport(ClientEndpoint):
         last_seconds: float,
         *,
         ends_message: float | None = None,
+        followed_by: bytes = b"",
         while_waiting: Callable[[], object] | None = None,
     ) -> list[Reply]:
         """Send bytes, and return the replies to them: ``count``, or fewer if the last one is 421.
@@ -110,6 +111,8 @@ class ClientTransport(ClientEndpoint):
         :param last_seconds: the timeout for the last reply.
         :param ends_message: seconds for sending, where the bytes are the end of a message. Once they are sent,
             ``message_sent`` is True.
+        :param followed_by: commands that are sent in the same write, behind the end of a message. Their replies are
+            left to the next call.
         :param while_waiting: called after the bytes are sent, while the server works.
         :raises Disconnected: the server is gone, or timed out; its ``replies`` are those that were read.
         :raises PeerProtocolError: what it sent is not a reply, or was sent before the command.
@@ -117,42 +120,56 @@ class ClientTransport(ClientEndpoint):
         if self.close_reason is not None:
             self._check_open()
         reader, watcher, timer = self._reader, self._watcher, self._timer
+        if not data and 0 < count <= len(reader.ready):
+            return reader.next_replies(count)  # they came with earlier ones
         replies: list[Reply] = []
-        timer.set(ends_message or seconds)
+        first_seconds = seconds if count > 1 else last_seconds
+        timer.set(first_seconds)
         try:
             if data:
                 if reader.pending:
                     raise self._unsolicited()
-                # Usually the kernel takes all of it at once.
-                sent = self.socket.send(data[:SEND_BYTES] if len(data) > SEND_BYTES else data)
+                whole = data + followed_by if followed_by else data
+                sent = 0
+                if watcher is not None:
+                    # Usually the kernel takes all of it at once. gevent's own socket would try no faster.
+                    try:
+                        sent = self.socket._sock.send(whole)
+                    except BlockingIOError:
+                        pass
                 if sent < len(data):
                     self._send_rest(memoryview(data)[sent:], ends_message or seconds)
                 if ends_message:
                     # Until the kernel has taken the last byte, the server cannot have the whole message.
                     self.message_sent = True
-                    timer.extend(seconds)
+                if sent < len(whole):
+                    self._send_rest(memoryview(whole)[max(sent, len(data)) :], seconds)
+                    timer.extend(first_seconds)
                 if while_waiting is not None:
                     while_waiting()
             elif reader.pending:
                 replies = reader.next_replies(count)
-            left = count - len(replies)
-            while left and not (replies and replies[-1].code == 421):
-                if left == 1 or replies:
+            while (left := count - len(replies)) > 0:
+                if replies:
+                    if replies[-1].code == 421:
+                        break
                     timer.extend(seconds if left > 1 else last_seconds)
-                while True:
+                more: Sequence[Reply] = ()
+                while not more:
                     # On a plain socket, wait before recv, since usually nothing has arrived yet. With TLS, try recv
                     # first: the SSL object may hold bytes that the socket no longer has.
-                    if watcher is not None:
+                    if watcher is None:
+                        received = self.socket.recv(RECV_BYTES)
+                    else:
                         self._hub.wait(watcher)
-                    data_in = self.socket.recv(RECV_BYTES)
-                    if not data_in:
+                        try:
+                            received = self.socket._sock.recv(RECV_BYTES)
+                        except BlockingIOError:  # the socket was not readable after all
+                            continue
+                    if not received:
                         raise Disconnected("closed")
-                    reader.feed(data_in)
-                    more = reader.next_replies(left)
-                    if more:
-                        break
+                    more = reader.read(received, left)
                 replies += more
-                left -= len(more)
         except BaseException as error:
             failure = self._fail(error, find_reason=True)
             if isinstance(failure, Disconnected) and replies:
@@ -162,17 +179,18 @@ class ClientTransport(ClientEndpoint):
                 raise
             raise failure from (error if isinstance(error, OSError) else None)
         finally:
-            timer.clear()
+            timer.greenlet = None  # as ``clear`` does, without a call
         return replies
 
     def _send_rest(self, view: memoryview, seconds: float) -> None:
+        """Send what the kernel has not taken at once, with a deadline for each piece."""
         while view:
+            self._timer.extend(seconds)
             left = SEND_BYTES
             while left > 0 and view:
                 sent = self.socket.send(view[:left])
                 view = view[sent:]
                 left -= sent
-            self._timer.extend(seconds)
 
     # Unsolicited replies
 

@@ -12,6 +12,7 @@ The rules of this file:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from greensmtp.protocol import enhanced_status
@@ -38,11 +39,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u20
 class ReplyParser:
     """Cuts a server's bytes into replies, whatever the pieces in which they come."""
 
-    __slots__ = ("_at", "_buffer", "_code", "_size", "_texts", "broken")
+    __slots__ = ("_at", "_buffer", "_code", "_size", "_texts", "broken", "pending", "ready")
 
     def __init__(self) -> None:
         self._buffer = b""
         self._at = 0
+        #: Replies that were parsed and not asked for yet. They came before what is in the buffer.
+        self.ready: tuple[Reply, ...] = ()
+        #: True if bytes have come that have not been returned as a reply.
+        self.pending = False
         #: Of a reply of several lines that has begun: its code, the texts of its lines, and their bytes.
         self._code = b""
         self._texts: list[str] = []
@@ -50,16 +55,27 @@ class ReplyParser:
         #: The error, once one was raised. Each later call raises it again.
         self.broken: ReplySyntaxError | None = None
 
-    @property
-    def pending(self) -> bool:
-        """True if bytes have come that have not been returned as a reply."""
-        return self._at < len(self._buffer) or bool(self._texts)
-
     def feed(self, data: bytes) -> None:
         """Append bytes from the server."""
-        at = self._at
-        self._buffer = self._buffer[at:] + data if at < len(self._buffer) else data
+        self._buffer = self._buffer[self._at :] + data
         self._at = 0
+        self.pending = self.pending or bool(data)
+
+    def read(self, data: bytes, count: int) -> Sequence[Reply]:
+        """Do as ``feed`` and ``next_replies`` do, at once: the replies to a group of commands mostly come in one piece.
+
+        :raises ReplySyntaxError: the server has sent something else among them.
+        """
+        if not self.pending and len(data) <= MAX_BATCH and self.broken is None:
+            batch = _read_batch(data)
+            if batch is not None:
+                if len(batch) <= count:
+                    return batch
+                self.ready = batch[count:]
+                self.pending = True
+                return batch[:count]
+        self.feed(data)
+        return self.next_replies(count)
 
     def next_reply(self) -> Reply | None:
         """Return the next reply, or None if no whole reply has come.
@@ -76,14 +92,16 @@ class ReplyParser:
         """
         if self.broken is not None:
             raise self.broken
+        replies: list[Reply] = []
+        if self.ready:
+            replies += self.ready[:count]
+            self.ready = self.ready[count:]
+            count -= len(replies)
+            if not count:
+                self.pending = bool(self.ready or self._buffer)
+                return replies
         buffer = self._buffer
         at = self._at
-        if not at and len(buffer) <= MAX_BATCH and not self._texts:
-            batch = _read_batch(buffer)
-            if batch is not None and len(batch) <= count:
-                self._buffer = b""
-                return list(batch)
-        replies: list[Reply] = []
         while count:
             end = buffer.find(b"\n", at)
             if end < 0:
@@ -106,7 +124,11 @@ class ReplyParser:
                 raise self._break("expected a reply line, got", line)
             replies.append(reply)
             count -= 1
-        self._at = at
+        if at < len(buffer):
+            self._at = at
+        else:
+            self._buffer, self._at = b"", 0
+        self.pending = bool(self._buffer or self._texts)
         return replies
 
     def _add_line(self, line: bytes) -> bool:

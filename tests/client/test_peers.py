@@ -178,6 +178,18 @@ def test_postfix_through_a_pool(postfix: int, arrived: Any) -> None:
         arrived[1].get(timeout=20)
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_postfix_takes_the_next_envelope_with_a_message(postfix: int, arrived: Any, context: Any, *, tls: bool) -> None:
+    policy: Any = "require" if tls else "never"
+    recipients = [TO, "no@example.com", TO, TO]
+    with connect("127.0.0.1", postfix, ssl_context=context, starttls=policy, timeout=20) as mail:
+        outcomes = list(mail.send_many((BODY, FROM, each) for each in recipients))
+        assert mail.noop().code == 250
+    assert [isinstance(outcome, RecipientsRefused) for outcome in outcomes] == [False, True, False, False]
+    for _ in range(3):
+        assert arrived[1].get(timeout=20)[2].endswith(b"\r\n\r\n.\r\n..\r\n.x\r\nend\r\n")
+
+
 # aiosmtpd
 
 
@@ -222,6 +234,8 @@ def test_node_smtp_server(node: int, context: Any, mechanism: str | None) -> Non
         sent = mail.send(BODY, FROM, [TO, "no@example.com"])
         assert str(len(BODY) + 2) in sent.reply.text
         assert list(sent.refused) == ["no@example.com"]
+        many = list(mail.send_many((BODY, FROM, each) for each in (TO, "no@example.com", TO, TO)))
+        assert [isinstance(outcome, RecipientsRefused) for outcome in many] == [False, True, False, False]
 
 
 def test_node_smtp_server_xoauth2(node: int, context: Any) -> None:
@@ -257,4 +271,6 @@ def test_dovecot_lmtp(dovecot: Path) -> None:
         assert sent.refused["nobody@example.com"].code == 550
         large = b"Subject: large\r\n\r\n" + (b"x" * 75 + b"\r\n") * 4000
         assert mail.send(large, FROM, ["jo@example.com"]).reply.code == 250
-    assert len(list((dovecot / "mail/jo/new").iterdir())) == 2
+        outcomes = list(mail.send_many([(BODY, FROM, "jo@example.com")] * 3))
+        assert [str(outcome.reply)[:3] for outcome in outcomes] == ["250"] * 3
+    assert len(list((dovecot / "mail/jo/new").iterdir())) == 5

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from greensmtp import SMTPServer
+from greensmtp import RecipientsRefused, SMTPServer, connect
 from greensmtp.delivery import Deliveries, Forward, Route
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -65,6 +65,19 @@ def test_as_the_next_hop(smtp_server: MakeServer, name: str, mode: Any) -> None:
     for _, _, body in got.mail:
         assert b"by front.example.com with ESMTP" in body
         assert body.partition(b"\r\n\r\n")[2] == b".At four.\r\n"
+
+
+@pytest.mark.parametrize("name", list(TAKEN))
+def test_the_client_sends_the_next_envelope_with_a_message(smtp_server: MakeServer, name: str) -> None:
+    mx = smtp_server()
+    got = helpers.Deliveries(mx)
+    to = ["one@example.org", "never@example.org", "two@example.org", "three@example.org"]
+    with next_hop(name, int(mx.address[1])) as port:
+        with connect("127.0.0.1", port, timeout=20) as mail:
+            outcomes = list(mail.send_many((BODY, "ann@example.com", each) for each in to))
+        assert [isinstance(outcome, RecipientsRefused) for outcome in outcomes] == [False, True, False, False]
+        helpers.until(lambda: len(got.mail) == 3, f"{name} to relay them")
+    assert sorted(recipients(got)) == sorted(set(to) - {"never@example.org"})
 
 
 def recipients(got: helpers.Deliveries) -> list[str]:

@@ -13,17 +13,44 @@ from greensmtp.protocol.reply_parser import MAX_BYTES, MAX_LINE, MAX_LINES, Repl
 
 
 def read(wire: bytes, *cuts: int) -> list[Reply]:
-    """Return all replies in the bytes, which come in pieces."""
+    """Return all replies in the bytes, which come in pieces; check that each way to read them gives the same."""
+    starts, ends = [0, *sorted(cuts)], [*sorted(cuts), len(wire)]
+    pieces = [wire[start:end] for start, end in zip(starts, ends, strict=True)]
+    fed = ReplyParser()
+    replies: list[Reply] = []
+    error: ReplySyntaxError | None = None
+    try:
+        for piece in pieces:
+            fed.feed(piece)
+            while (reply := fed.next_reply()) is not None:
+                replies.append(reply)
+    except ReplySyntaxError as caught:
+        error = caught
+    for count in (1, 2, 3):
+        at_once, failure = read_at_once(pieces, count)
+        assert failure == (str(error) if error else None)
+        assert at_once == replies[: len(at_once)]
+        assert error or len(at_once) == len(replies)  # an error hides the replies in its group
+    if error:
+        raise error
+    return replies
+
+
+def read_at_once(pieces: list[bytes], count: int) -> tuple[list[Reply], str | None]:
+    """Return all replies, asked for in groups, and the error behind them."""
     reader = ReplyParser()
     replies: list[Reply] = []
-    ends = [*sorted(cuts), len(wire)]
-    start = 0
-    for end in ends:
-        reader.feed(wire[start:end])
-        start = end
-        while (reply := reader.next_reply()) is not None:
-            replies.append(reply)
-    return replies
+    try:
+        for piece in pieces:
+            found = reader.read(piece, count)
+            while found:
+                replies += found
+                assert len(found) <= count
+                found = reader.next_replies(count)
+            assert not reader.ready
+    except ReplySyntaxError as error:
+        return replies, str(error)
+    return replies, None
 
 
 @pytest.mark.parametrize(
