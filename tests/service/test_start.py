@@ -17,7 +17,7 @@ import pytest
 from greensmtp import _notify
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
-from greensmtp.service.privileges import find_identity
+from greensmtp.service.privileges import find_identity, look_up, warn_of_unreadable_code
 from greensmtp.service.sockets import Sockets, keys_of
 from greensmtp.service.systemd import inherited_sockets, notifying
 from greensmtp.testing import Peer
@@ -257,6 +257,20 @@ def test_a_user_who_is_not_root_cannot_change(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(ValueError, match="only root can become"):
         find_identity("nobody", None)
+
+
+def test_code_that_the_new_user_cannot_read_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = look_up("nobody", None)
+    assert identity is not None
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    warn_of_unreadable_code(identity)
+    assert not caplog.records
+    monkeypatch.setattr("os.access", lambda path, mode: path != os.__file__)
+    warn_of_unreadable_code(identity)
+    (record,) = caplog.records
+    assert f"user 'nobody' cannot read the code in {Path(os.__file__).parent}, so" in record.getMessage()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
