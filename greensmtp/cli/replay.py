@@ -71,7 +71,9 @@ def replay(
     output: str,
     verbose: bool,
 ) -> None:
-    """Replay SMTP dialogues against a server, and report which it passes.
+    """Replay SMTP dialogues against a server.
+
+    Reports which of them the server passes.
 
     FILES are dialogues, or folders of them (*.smtp). A dialogue is plain text: what the client sends, and which replies
     are allowed. It sends mail to bob@example.com from ann@example.org, so use a server whose mail goes nowhere.

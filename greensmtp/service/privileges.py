@@ -6,8 +6,12 @@ import grp
 import logging
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
+
+from greensmtp.config.problems import ConfigError
 
 logger = logging.getLogger("greensmtp")
 
@@ -79,6 +83,18 @@ def become(identity: Identity) -> None:
     except PermissionError:
         return
     raise RuntimeError(f"still root after becoming {identity.name}")
+
+
+@contextmanager
+def naming_user(identity: Identity | None) -> Iterator[None]:
+    """Add to a ConfigError which user has met it: root has started the server, and could read everything."""
+    try:
+        yield
+    except ConfigError as error:
+        if identity is None:
+            raise
+        line = f"this was checked as user {identity.name!r}, which [service] names"
+        raise ConfigError([*error.lines, line], options=error.options) from error
 
 
 def warn_of_unreadable_code(identity: Identity) -> None:

@@ -188,10 +188,14 @@ def test_no_password_is_logged(front: Callable[..., SMTPServer], caplog: pytest.
     assert "pa55word" not in caplog.text
 
 
-def test_without_a_store_a_large_message_is_refused(front: Callable[..., SMTPServer], redis: Server) -> None:
+def test_without_a_store_a_large_message_is_refused(
+    front: Callable[..., SMTPServer], redis: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "greensmtp")
     with dial(front(redis.url, inline=10)) as peer:
         peer.hello()
         send(peer, end="552 5.3.4")
+    assert "bytes, and no store is set; replying 552" in caplog.text
     assert redis.entries() == []
 
 
