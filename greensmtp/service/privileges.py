@@ -42,7 +42,7 @@ def find_identity(user: str | None, group: str | None) -> Identity | None:
 
 
 def look_up(user: str | None, group: str | None) -> Identity | None:
-    """Look up a user and a group by name or number, whoever this process is; None if neither is given.
+    """Look up a user and a group by name or number; None if neither is given. Any process may do that.
 
     :param group: None: the user's own.
     :raises ValueError: there is none of that name; the text says which.
