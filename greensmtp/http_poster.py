@@ -85,6 +85,8 @@ class HTTPPoster:
         self.timeout = timeout
         self._wait = wait
         self._host, self._port = str(parts.hostname), port
+        #: For errors: ``host:port``, or the host alone where the port is the scheme's own.
+        self._place = parts.netloc
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._context = _make_context(ca) if parts.scheme == "https" else None
         self._slots = BoundedSemaphore(connections)
@@ -115,9 +117,9 @@ class HTTPPoster:
 
     def _send(self, method: str, body: _Body, headers: Mapping[str, str]) -> Response:
         if not self._slots.acquire(timeout=self._wait):
-            raise HTTPFailed(f"all connections to {self._host} have been busy for {self._wait:g} s")
+            raise HTTPFailed(f"all connections to {self._place} have been busy for {self._wait:g} s")
         try:
-            with Timeout(self.timeout, HTTPFailed(f"no answer of {self._host} within {self.timeout:g} s")):
+            with Timeout(self.timeout, HTTPFailed(f"no answer of {self._place} within {self.timeout:g} s")):
                 connection = self._kept()
                 if connection is not None:
                     try:
@@ -126,7 +128,8 @@ class HTTPPoster:
                         pass  # it was closed while it was idle
                 return self._ask(self._new(), method, body, headers)
         except (OSError, http.client.HTTPException) as error:
-            raise HTTPFailed(f"{self._host}: {str(error) or type(error).__name__}") from error
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise HTTPFailed(f"{self._place}: {reason}") from error
         finally:
             self._slots.release()
 

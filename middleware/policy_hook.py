@@ -17,6 +17,7 @@ from greensmtp.http_poster import HTTPFailed, HTTPPoster
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.command import CONNECT, END_OF_DATA, Command, EndOfData
 from greensmtp.protocol.reply import Reply
+from greensmtp.protocol.state import State
 from greensmtp.session import MessageStream, Session
 from greensmtp.session.ack import Ack
 from greensmtp.session.server_info import ServerInfo
@@ -28,6 +29,9 @@ Stage = Literal["connect", "from", "to", "message"]
 
 _VERBS: Mapping[Stage, str] = {"connect": CONNECT, "from": "MAIL", "to": "RCPT", "message": END_OF_DATA}
 _STAGES: Mapping[str, Stage] = {verb: stage for stage, verb in _VERBS.items()}
+
+#: The states in which MAIL and RCPT are in their place.
+_PLACES = {"from": frozenset({State.GREETED}), "to": frozenset({State.SENDER, State.RECIPIENTS})}
 
 #: Bytes of a header section that the program is told of.
 MAX_HEADER = 64 * 1024
@@ -114,7 +118,8 @@ class PolicyHook:
             return self._decide_on_message(session, command, proceed)
         about = self._describe(session, stage)
         if stage in ("from", "to"):
-            if command.error is not None:
+            # A command that is malformed or out of its place will be refused: there is nothing to ask.
+            if command.error is not None or session.state not in _PLACES[stage]:
                 return proceed(session, command)
             address: Address = command.address  # type: ignore[attr-defined]
             about["id"] = session.transaction_id
@@ -165,7 +170,8 @@ class PolicyHook:
                 assert session.message is not None
                 session.message.add_header(name, value)
         except (HTTPFailed, ValueError) as error:
-            logger.warning("%s: policy hook: %s; %s", session.log_id, error, "passed" if self.fail_open else "451")
+            action = "going on without an answer" if self.fail_open else "replying 451"
+            logger.warning("%s: policy hook: %s; %s", session.log_id, error, action)
             return None if self.fail_open else _FAILED
         return None
 

@@ -8,8 +8,10 @@ import os
 import pickle
 import subprocess
 import sys
+import sysconfig
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -23,13 +25,18 @@ from greensmtp.testing.fixtures import MakeServer
 ROOT = Path(__file__).parents[1]
 
 
+def constant(wanted: str) -> Any:
+    """Return the value of a constant of setup.py, which cannot be imported without building."""
+    for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == wanted:
+            return ast.literal_eval(node.value)
+    raise AssertionError(f"setup.py has no {wanted}")
+
+
 def modules() -> list[Path]:
     """Return the modules that setup.py names."""
-    for node in ast.parse((ROOT / "setup.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "MODULES":
-            rooms: dict[str, str] = ast.literal_eval(node.value)
-            return [ROOT / "greensmtp" / room / f"{name}.py" for room, names in rooms.items() for name in names.split()]
-    raise AssertionError("setup.py has no MODULES")
+    rooms: dict[str, str] = constant("MODULES")
+    return [ROOT / "greensmtp" / room / f"{name}.py" for room, names in rooms.items() for name in names.split()]
 
 
 def test_each_compiled_module_exists() -> None:
@@ -72,6 +79,25 @@ def test_without_a_compiler_the_build_says_what_to_do() -> None:
     assert ran.returncode == 1
     assert "there is no C compiler (no-such-compiler)" in ran.stderr
     assert "unset GREENSMTP_COMPILE" in ran.stderr
+
+
+@pytest.mark.subprocess
+def test_the_build_needs_no_package_of_an_extra(tmp_path: Path) -> None:
+    """An installer builds with the packages of REQUIREMENTS alone, and mypyc stops at any error that mypy reports."""
+    installed = Path(sysconfig.get_path("purelib"))
+    for name, folder in {"gevent": "gevent-stubs", "blinker": "blinker", "idna": "idna"}.items():
+        (tmp_path / name).symlink_to(installed / folder)
+    options = ["--no-site-packages", f"--cache-dir={tmp_path / 'cache'}", *constant("OPTIONS")]
+    ran = subprocess.run(
+        [sys.executable, "-m", "mypy", *options, *(str(path.relative_to(ROOT)) for path in modules())],
+        cwd=ROOT,
+        env={**os.environ, "MYPYPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"(checked {len(modules())} source files)" in ran.stdout, ran.stdout + ran.stderr
+    assert [line for line in ran.stdout.splitlines() if line.startswith("greensmtp/")] == []
 
 
 def test_users_may_derive_from_what_they_hold() -> None:

@@ -33,10 +33,16 @@ def check(context: click.Context, /, *, quiet: bool, **options: Any) -> None:
     """
     from greensmtp.config.build import assemble
     from greensmtp.config.dump import write
-    from greensmtp.config.problems import ConfigError
+    from greensmtp.config.problems import ConfigError, Problem
+    from greensmtp.service.privileges import look_up
 
     try:
         loaded = load_given(context)
+        service = loaded.config.service
+        try:
+            look_up(service.user, service.group)
+        except ValueError as error:
+            raise loaded.source.error([Problem(("service", "user"), str(error))]) from error
         assemble(loaded, dry=True)
     except ConfigError as error:
         refuse(error)

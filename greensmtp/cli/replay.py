@@ -71,7 +71,9 @@ def replay(
     output: str,
     verbose: bool,
 ) -> None:
-    """Replay SMTP dialogues against a server, and report which it passes.
+    """Replay SMTP dialogues against a server.
+
+    Reports which of them the server passes.
 
     FILES are dialogues, or folders of them (*.smtp). A dialogue is plain text: what the client sends, and which replies
     are allowed. It sends mail to bob@example.com from ann@example.org, so use a server whose mail goes nowhere.
@@ -120,7 +122,8 @@ def replay(
         try:
             result = tested.replay(dialogue)
         except (OSError, RuntimeError) as error:
-            raise Unusable(f"cannot replay against {server}: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise Unusable(f"cannot replay against {server}: {reason}") from error
         results.append(result)
         if output == "text":
             for line in _describe(result, verbose=verbose):
@@ -129,9 +132,9 @@ def replay(
         click.echo(json.dumps(_report(server, results), indent=2, ensure_ascii=False))
     else:
         counted = Counter(result.verdict for result in results)
+        tried = "1 dialogue" if len(results) == 1 else f"{len(results)} dialogues"
         click.echo(
-            f"{len(results)} dialogues: {counted['pass']} passed, {counted['fail']} failed, "
-            f"{counted['not applicable']} not applicable"
+            f"{tried}: {counted['pass']} passed, {counted['fail']} failed, {counted['not applicable']} not applicable"
         )
     sys.exit(FAILED if any(result.failed for result in results) else PASSED)
 

@@ -82,7 +82,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
     from greensmtp.config.problems import Problem
     from greensmtp.service.control import choose_folder, controlled
     from greensmtp.service.pid_file import pid_file
-    from greensmtp.service.privileges import become, find_identity
+    from greensmtp.service.privileges import become, find_identity, naming_user
     from greensmtp.service.service import Service
     from greensmtp.service.sockets import Sockets
     from greensmtp.service.systemd import inherited_sockets
@@ -102,7 +102,7 @@ def _serve(load: Callable[[], Loaded], stdout: LineWriter) -> None:
         if identity is not None:
             service.bind(loaded)
             become(identity)
-        with controlled(folder, lambda: service.all_servers, config.control):
+        with naming_user(identity), controlled(folder, lambda: service.all_servers, config.control):
             _run(service, loaded, stdout)
 
 

@@ -133,7 +133,10 @@ def _columns(row: dict[str, Any], dead: bool) -> tuple[str, ...]:
 @click.option("--message", is_flag=True, help="Print the message alone.")
 @click.pass_obj
 def show(folder: Any, name: str, message: bool) -> None:
-    """Show the envelope of a message, and the last reply to each recipient."""
+    """Show the envelope and last replies of a message.
+
+    Each recipient waits, was sent to, has failed for good, or is lost: given up, and its sender was not told.
+    """
     from greensmtp.delivery.spool_folder import read_message
 
     for within in ("new", "dead"):
@@ -155,8 +158,14 @@ def show(folder: Any, name: str, message: bool) -> None:
         click.echo(f"from    {printable('<' + row['from'] + '>')}")
         click.echo(f"tries   {row['attempts']}, next {'never: it is held' if row['held'] else _due(row['due'])}")
         for recipient in row["to"]:
-            what = "waits" if recipient in row["waiting"] else "lost" if recipient in row["lost"] else "done"
-            click.echo(f"{what:7} {printable(recipient)}  {printable(row['replies'].get(recipient, ''))}")
+            reply = row["replies"].get(recipient, "")
+            if recipient in row["waiting"]:
+                what = "waits"
+            elif recipient in row["lost"]:
+                what = "lost"
+            else:
+                what = "failed" if reply.startswith(("4", "5")) else "sent"
+            click.echo(f"{what:7} {printable(recipient)}  {printable(reply)}")
         return
     raise click.ClickException(
         f"expected the ID of a message in the spool; got {printable(name)}. 'greensmtp spool list' shows the IDs"

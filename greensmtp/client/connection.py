@@ -149,7 +149,12 @@ class ClientConnection:
         try:
             banner = self._transport.read_reply(self.timeouts.banner)
         except Disconnected as error:
-            raise CannotConnect(f"connected, but got no banner: {error}") from error
+            hint = (
+                ""
+                if self.tls or self.lmtp or self._unix
+                else "; a server that begins with TLS needs tls=True (smtps://)"
+            )
+            raise CannotConnect(f"connected, but got no banner: {error}{hint}") from error
         if banner.code != 220:
             raise CannotConnect(f"the banner refuses service: {banner}", banner)
         self.greeting = banner

@@ -96,6 +96,9 @@ class ClientEndpoint:
             if not isinstance(error, OSError) or is_callers_timeout(error):
                 self.close(error)
                 raise
+            if getattr(error, "reason", None) == "WRONG_VERSION_NUMBER":  # what OpenSSL makes of a plain text
+                text = "the server does not speak TLS at this port from the first byte: use STARTTLS, without tls=True"
+                raise self._fail(TLSFailed(f"the TLS handshake failed: {text} (smtp://, not smtps://)")) from error
             raise self._fail(TLSFailed(f"the TLS handshake failed: {error}")) from error
         finally:
             self._timer.clear()

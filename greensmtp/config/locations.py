@@ -62,6 +62,8 @@ class TomlText:
         if match is None:  # a number of too many digits
             return TomlError(str(error), 1)
         text = match[1][:1].lower() + match[1][1:]
+        if text == "invalid value":
+            text += ": strings need quotes, and booleans are true or false"
         return TomlError(text, int(match[2]) if match[2] else self._text.count("\n") + 1)
 
 

@@ -131,6 +131,8 @@ class CeleryTask(Delivery):
             if len(content) <= self._inline and self._resend is None:
                 return {"content": base64.b64encode(content).decode()}
             if self._store is None:
+                text = "%s: celery: the message has more than %d bytes, and no store is set; replying 552"
+                logger.warning(text, envelope.session.log_id, self._inline)
                 raise Reject(_TOO_LARGE)
             return {"path": self._store.write(envelope.id, content, source)}
 
@@ -145,7 +147,7 @@ class CeleryTask(Delivery):
         try:
             self._publish(envelope.id, arguments)
         except Exception as error:  # of kombu, or of the broker's own library
-            logger.warning("%s: celery: %s", session.log_id, str(error) or type(error).__name__)
+            logger.warning("%s: celery: %s; replying 451", session.log_id, str(error) or type(error).__name__)
             raise Reject(_NO_BROKER) from None
         if self._resend is not None and self._store is not None:
             # Only now: a message that the client was refused is not sent again.

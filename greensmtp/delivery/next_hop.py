@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from gevent import joinall, spawn
 
-from greensmtp._hostport import parse_url
+from greensmtp._hostport import join, parse_url
 from greensmtp.client.client import SMTPClient
 from greensmtp.client.message_writer import BodyWriter, ChunkWriter
 from greensmtp.client.options import ConnectOptions
@@ -135,6 +135,11 @@ class NextHop:
         self._options = options
         self._pools: dict[Identity, Pool] = {}
         self._make_pool("check.invalid", Identity()).close()  # so that wrong options are found now
+
+    @property
+    def name(self) -> str:
+        """Its hosts, for the log: ``mx.example.com:25, mx2.example.com:25``."""
+        return ", ".join(each if isinstance(each, str) else join(*each) for each in self.places)
 
     def next_hops(self, recipients: Sequence[Address]) -> list[tuple[NextHop | Reply, list[Address]]]:
         """Return the next hop of each group of recipients: this one, for all of them."""
@@ -360,7 +365,7 @@ class Hop:
     def _answer(self, error: ClientError) -> Reply:
         """Return the reply for the client, and log what it does not say."""
         if not isinstance(error, NotOffered):
-            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.places[0], shown(error))
+            logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.name, shown(error))
         return answer_to(error)
 
 

@@ -18,6 +18,7 @@ import errno
 import logging
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -125,6 +126,18 @@ class Pipe(Delivery):
         }
         self._folder = folder
         self._trace = trace
+        self._warn_if_missing(command[0])
+
+    def _warn_if_missing(self, program: str) -> None:
+        """Warn of a program that cannot be run: it may be installed later, and until then the client tries again."""
+        if "/" in program:
+            is_there = os.access(Path(self._folder or ".", program), os.X_OK)
+        else:
+            is_there = shutil.which(program, path=self._environment["PATH"]) is not None
+        if not is_there:
+            logger.warning(
+                "Pipe: there is no program %r that this user can run; until there is, the reply is 451", program
+            )
 
     def __repr__(self) -> str:
         return f"<Pipe to {self._command[0].text}>"

@@ -119,6 +119,8 @@ class RedisStream(Delivery):
             if len(content) <= self._inline:
                 return {"content": content}
             if self._store is None:
+                text = "%s: redis: the message has more than %d bytes, and no store is set; replying 552"
+                logger.warning(text, transfer.envelope.session.log_id, self._inline)
                 raise Reject(_TOO_LARGE)
             return {"path": self._store.write(transfer.envelope.id, content, source).encode()}
 

@@ -64,6 +64,8 @@ class Deliveries:
     """
 
     def __init__(self, routes: Iterable[Route | Delivery]) -> None:
+        if isinstance(routes, Delivery | Route):
+            raise TypeError(f"expected a list of deliveries and routes; got {routes!r} alone: write [...] around it")
         given = [each if isinstance(each, Route) else Route(each) for each in routes]
         if not given:
             raise ValueError("expected at least one delivery")

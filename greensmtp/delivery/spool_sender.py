@@ -361,7 +361,7 @@ def _pass_on(entry: Entry, next_hop: NextHop, recipients: Sequence[Address]) -> 
         # RFC 3461 section 5.2.1: a next hop with DSN was told what to report.
         return dict(sent.recipients), None if sent.dsn else success
     except ClientError as error:
-        logger.info("%s: spool: %s: %s", entry.log_id, next_hop.places[0], error)
+        logger.info("%s: spool: %s: %s", entry.log_id, next_hop.name, error)
         usual = error.reply.handed_on() if isinstance(error, Refused) and error.reply is not None else answer_to(error)
         # In LMTP, some of the replies to the message may have come before the connection was lost.
         is_final = isinstance(error, Disconnected) and error.after_content

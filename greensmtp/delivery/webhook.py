@@ -151,12 +151,15 @@ class Webhook(Delivery):
         try:
             response = self._poster.post(body, headers, size=size)
         except HTTPFailed as error:
-            logger.warning("%s: webhook: %s", session.log_id, error)
+            logger.warning("%s: webhook: %s; replying 451", session.log_id, error)
             raise Reject(_NO_ANSWER) from None
         if 200 <= response.status < 300:
             return None
-        logger.warning("%s: webhook: status %d", session.log_id, response.status)
-        return refusal(response) if response.status in _REFUSING else _NOT_NOW
+        if response.status in _REFUSING:
+            logger.info("%s: webhook: the application refused the message: status %d", session.log_id, response.status)
+            return refusal(response)
+        logger.warning("%s: webhook: status %d; replying 451", session.log_id, response.status)
+        return _NOT_NOW
 
 
 class _Posting(SpooledTransfer):

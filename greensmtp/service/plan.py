@@ -22,7 +22,7 @@ from greensmtp.config.build import assemble
 from greensmtp.config.load import Loaded
 from greensmtp.config.problems import ConfigError, Problem
 from greensmtp.config.urls import Listen
-from greensmtp.service.privileges import become, find_identity
+from greensmtp.service.privileges import become, find_identity, naming_user
 from greensmtp.service.sockets import Key, keys_of
 
 #: Timeout of the child that reads and checks a configuration.
@@ -189,5 +189,6 @@ def _examine(load: Callable[[], tuple[Loaded, str | None]]) -> dict[str, Any]:
         raise loaded.source.error([Problem(("service", "user"), str(error))]) from error
     if identity is not None:
         become(identity)
-    assemble(loaded, dry=True)
+    with naming_user(identity):
+        assemble(loaded, dry=True)
     return asdict(plan_of(loaded, text))

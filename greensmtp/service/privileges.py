@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import grp
+import logging
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
+
+from greensmtp.config.problems import ConfigError
+
+logger = logging.getLogger("greensmtp")
 
 
 class Identity(NamedTuple):
@@ -25,6 +33,20 @@ def find_identity(user: str | None, group: str | None) -> Identity | None:
     :param group: None: the user's own.
     :raises ValueError: there is none of that name, or this process may not become it; the text says which.
     """
+    identity = look_up(user, group)
+    if identity is None or (os.geteuid() == identity.uid and os.getegid() == identity.gid):
+        return None
+    if os.geteuid() != 0:
+        raise ValueError(f"only root can become {identity.name!r}: start as root, or as that user without this key")
+    return identity
+
+
+def look_up(user: str | None, group: str | None) -> Identity | None:
+    """Look up a user and a group by name or number; None if neither is given. Any process may do that.
+
+    :param group: None: the user's own.
+    :raises ValueError: there is none of that name; the text says which.
+    """
     if user is None and group is None:
         return None
     if user is None:
@@ -34,10 +56,6 @@ def find_identity(user: str | None, group: str | None) -> Identity | None:
     except (KeyError, OverflowError):
         raise ValueError(f"there is no user {user!r}") from None
     gid = entry.pw_gid if group is None else _gid(group)
-    if os.geteuid() == entry.pw_uid and os.getegid() == gid:
-        return None
-    if os.geteuid() != 0:
-        raise ValueError(f"only root can become {entry.pw_name!r}: start as root, or as that user without this key")
     return Identity(entry.pw_name, entry.pw_uid, gid, tuple(os.getgrouplist(entry.pw_name, gid)), entry.pw_dir)
 
 
@@ -59,8 +77,35 @@ def become(identity: Identity) -> None:
     os.environ.update(HOME=identity.home, USER=identity.name, LOGNAME=identity.name)
     if identity.uid == 0:
         return
+    warn_of_unreadable_code(identity)
     try:
         os.setuid(0)
     except PermissionError:
         return
     raise RuntimeError(f"still root after becoming {identity.name}")
+
+
+@contextmanager
+def naming_user(identity: Identity | None) -> Iterator[None]:
+    """Add to a ConfigError which user has met it: root has started the server, and could read everything."""
+    try:
+        yield
+    except ConfigError as error:
+        if identity is None:
+            raise
+        line = f"this was checked as user {identity.name!r}, which [service] names"
+        raise ConfigError([*error.lines, line], options=error.options) from error
+
+
+def warn_of_unreadable_code(identity: Identity) -> None:
+    """Warn if this process cannot read Python's library or greensmtp: a module that is imported later is missing then.
+
+    That is so if both are in root's home, as pyenv has them.
+    """
+    unreadable = [str(Path(file).parent) for file in (os.__file__, __file__) if not os.access(file, os.R_OK)]
+    if unreadable:
+        logger.warning(
+            "user %r cannot read the code in %s, so imports will fail; install Python and greensmtp where it can",
+            identity.name,
+            " and ".join(unreadable),
+        )

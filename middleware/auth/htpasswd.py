@@ -56,7 +56,7 @@ class Htpasswd:
         try:
             self._file = WatchedFile(Path(check_path("Htpasswd", path)), _read_users)
         except OSError as error:
-            raise ValueError(f"htpasswd: cannot read {str(path)!r}: {error.strerror}") from error
+            raise ValueError(f"htpasswd: cannot read {str(Path(path).absolute())!r}: {error.strerror}") from error
         #: The file contents that have been warned of: for many kinds of hashes, and for one that cannot be computed.
         self._warned_of: _Users | None = None
         self._broken: _Users | None = None

@@ -107,7 +107,7 @@ def test_lmtp_dialogues_are_for_lmtp_servers(smtp_server: MakeServer) -> None:
     where = f"127.0.0.1:{server.address[1]}"
     for options in (["--lmtp", "--server", where], ["--server", f"lmtp://{where}"]):
         result = CliRunner().invoke(cli, ["replay", *options, str(CORPUS / "lmtp-lhlo.smtp"), "-v"])
-        assert (result.exit_code, result.output.splitlines()[-1][:22]) == (0, "1 dialogues: 1 passed,")
+        assert (result.exit_code, result.output.splitlines()[-1][:21]) == (0, "1 dialogue: 1 passed,")
     result = CliRunner().invoke(cli, ["replay", "--server", f"lmtp://{where}", str(CORPUS / "order-helo.smtp")])
     assert "(it is for SMTP)" in result.output
 

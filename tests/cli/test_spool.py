@@ -58,7 +58,7 @@ def test_list_prints_json(folder: Folder) -> None:
 
 def test_show(folder: Folder) -> None:
     text = run("show", ONE).stdout
-    assert "done    bob@example.org" in text
+    assert "sent    bob@example.org" in text
     assert "waits   cyd@example.org  450 later" in text
     assert run("show", ONE, "--message").stdout_bytes == b"Subject: x\r\n\r\nbody\r\n"
     assert "got 6447ef957f642-5c1f0a-20" in run("show", "6447ef957f642-5c1f0a-20", status=1).stderr

@@ -12,6 +12,7 @@ from gevent import ssl as gevent_ssl
 
 from greensmtp import (
     Ack,
+    CannotConnect,
     ClientError,
     ProtocolError,
     SMTPClient,
@@ -384,3 +385,13 @@ def test_unsolicited_replies_in_tls(certificate: Certificate, context: ssl.SSLCo
     with pytest.raises(PeerProtocolError):
         mail.noop()
     greenlet.join(5)
+
+
+def test_tls_at_a_port_without_it_says_what_to_use(server: SMTPServer) -> None:
+    with pytest.raises(TLSFailed, match=r"use STARTTLS, without tls=True \(smtp://, not smtps://\)"):
+        connect(*server.address, tls=True, ssl_context=unverified(), timeout=5)
+
+
+def test_plain_text_at_a_port_that_begins_with_tls_says_what_to_use(implicit: SMTPServer) -> None:
+    with pytest.raises(CannotConnect, match=r"got no banner: .*needs tls=True \(smtps://\)"):
+        connect(*implicit.address, timeout=0.2)

@@ -547,3 +547,16 @@ def test_the_help_explains_the_command(check: Check) -> None:
     assert result.exit_code == 0
     for word in ("--config FILE", "--listen", "--plugin", "Exit status: 0", "greensmtp check > greensmtp.toml"):
         assert re.search(word, " ".join(result.stdout.split()))
+
+
+@pytest.mark.parametrize("text", ['user = "no-such-user"', 'user = "nobody"\ngroup = "no-such-group"'])
+def test_a_user_or_group_that_does_not_exist_is_found(check: Check, text: str) -> None:
+    (line,) = complaints(check(f"[service]\n{text}\n"))
+    assert line.startswith("greensmtp.toml:2: service.user: there is no ")
+
+
+def test_a_user_that_only_root_can_become_may_be_checked_by_others(
+    check: Check, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 12345)
+    assert printed(check('[service]\nuser = "nobody"\n'))["service"]["user"] == "nobody"

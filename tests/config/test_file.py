@@ -191,7 +191,8 @@ WRONG: list[tuple[str, str]] = [
     ),
     ("\nx = 0x" + "f" * 8000, "2: x: expected an integer of at most 64 bits; got a larger one"),
     # not TOML
-    ("a = 1\nb = ", "2: invalid value"),
+    ("a = 1\nb = ", "2: invalid value: strings need quotes, and booleans are true or false"),
+    ("hostname = mx.example.com", "1: invalid value: strings need quotes, and booleans are true or false"),
     ("\n[a]\n[a]", "3: cannot declare ('a',) twice"),
 ]
 

@@ -124,11 +124,15 @@ def test_a_large_message_goes_by_the_store(front: Callable[..., SMTPServer], tmp
         task.apply(args=app.sent[0]["args"], throw=True, retries=10)
 
 
-def test_without_a_store_a_large_message_is_refused(front: Callable[..., SMTPServer]) -> None:
+def test_without_a_store_a_large_message_is_refused(
+    front: Callable[..., SMTPServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "greensmtp")
     app = App()
     with dial(front(app, inline=20)) as peer:
         peer.hello()
         send(peer, end="552 5.3.4")
+    assert "bytes, and no store is set; replying 552" in caplog.text
     assert app.sent == []
 
 

@@ -415,6 +415,12 @@ def test_a_pattern_that_matches_no_address_is_refused(pattern: str) -> None:
         Route(Box(), pattern)
 
 
+@pytest.mark.parametrize("make", [Box, lambda: Route(Box())])
+def test_one_delivery_without_a_list_is_refused_and_the_error_says_so(make: Callable[[], Any]) -> None:
+    with pytest.raises(TypeError, match=r"expected a list of deliveries.*write \[\.\.\.\] around it"):
+        Deliveries(make())
+
+
 def test_a_route_without_patterns_is_refused() -> None:
     with pytest.raises(ValueError, match="expected at least one pattern"):
         Route(Box(), [])

@@ -11,6 +11,7 @@ import pytest
 from greensmtp import Ack, Address, Command, Reply, Session, SMTPServer
 from greensmtp.chain.chain import Proceed
 from greensmtp.delivery import Deliveries, Forward, Maildir, Route
+from greensmtp.delivery.next_hop import NextHop
 from greensmtp.protocol.command import PathCommand
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
@@ -433,3 +434,8 @@ def test_in_lmtp_a_refusal_of_the_first_recipient_is_not_that_of_the_others(
         assert end(peer, 3) == ["550 5.2.1 <ann> gone", "250 2.0.0 <bob> saved", "250 2.0.0 <cyd> saved"]
         assert talk(peer, "MAIL FROM:<x@x.example>")[0].startswith("250")
     assert hop.ended == 1
+
+
+def test_the_log_names_next_hops_as_people_write_them() -> None:
+    assert NextHop(["smtp://127.0.0.1:2525", "smtp://[::1]"]).name == "127.0.0.1:2525, [::1]:25"
+    assert NextHop("lmtp+unix:/run/lmtp.sock").name == "/run/lmtp.sock"

@@ -219,3 +219,18 @@ def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
 def test_wrong_arguments_are_errors_that_show_how(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ArgumentError, match=text):
         Pipe(**arguments)
+
+
+def test_a_program_that_is_not_there_is_a_warning(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("#!/bin/sh\n")
+    (tmp_path / "run").chmod(0o755)
+    Pipe(["cat"])
+    Pipe(["/bin/cat"])
+    Pipe(["./run"], folder=tmp_path)
+    Pipe(["run"], environment={"PATH": str(tmp_path)})
+    assert not caplog.records
+    for program in ("no-such-program", "./run", f"{tmp_path}/walk"):
+        caplog.clear()
+        Pipe([program])
+        (record,) = caplog.records
+        assert f"there is no program {program!r} that this user can run" in record.getMessage()

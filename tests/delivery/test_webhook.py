@@ -197,6 +197,36 @@ def test_its_status_is_the_reply(
         send(peer)
 
 
+@pytest.mark.parametrize(
+    ("status", "line"),
+    [
+        ("422 Unprocessable", "INFO webhook: the application refused the message: status 422"),
+        ("500 Oops", "WARNING webhook: status 500; replying 451"),
+    ],
+)
+def test_a_refusal_is_no_warning_and_a_failure_is_one(
+    front: Callable[..., SMTPServer], application: Application, caplog: pytest.LogCaptureFixture, status: str, line: str
+) -> None:
+    caplog.set_level("INFO", "greensmtp")
+    application.status = status
+    with dial(front(application.url)) as peer:
+        peer.hello()
+        send(peer, end="550" if status.startswith("422") else "451")
+    (record,) = [each for each in caplog.records if "webhook" in each.getMessage()]
+    assert f"{record.levelname} {record.getMessage().partition(': ')[2]}" == line
+
+
+def test_an_application_that_is_gone_is_named_with_its_port(
+    front: Callable[..., SMTPServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "greensmtp")
+    port = free_port()
+    with dial(front(f"http://127.0.0.1:{port}/")) as peer:
+        peer.hello()
+        send(peer, end="451 4.4.1")
+    assert f"webhook: 127.0.0.1:{port}: Connection refused; replying 451" in caplog.text
+
+
 def test_no_answer_is_451_and_does_not_last(front: Callable[..., SMTPServer], application: Application) -> None:
     with dial(front(f"http://127.0.0.1:{free_port()}/")) as peer:
         peer.hello()

@@ -335,6 +335,7 @@ def test_the_repr_shows_no_secret() -> None:
         (lambda auth: auth("jo:sesame"), ValueError, "htpasswd:"),
         (lambda auth: auth("htpasswd:"), ValueError, "dovecot:"),
         (lambda auth: auth("htpasswd:/nowhere/at/all"), ValueError, "cannot read"),
+        (lambda auth: auth("htpasswd:none"), ValueError, r"cannot read '/.+/none': No such file"),
         (lambda auth: auth(lambda: True), TypeError, r"\(credentials\) -> bool"),
         (lambda auth: auth({}, "PLAIN"), TypeError, r"\['PLAIN', 'LOGIN'\]"),
         (lambda auth: auth({}, ["PLANE"]), ValueError, "did you mean 'PLAIN'"),

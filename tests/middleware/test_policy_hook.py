@@ -167,13 +167,15 @@ MALFORMED = [
 def test_what_is_no_answer_refuses_unless_it_may_pass(
     asked: Callable[..., SMTPServer], policy: Policy, caplog: pytest.LogCaptureFixture, answer: Any
 ) -> None:
+    caplog.set_level("WARNING", "greensmtp")
     policy.answers["to"] = answer
     for fail_open, wanted in ((False, "451 4.3.0 The policy cannot be asked"), (True, "250")):
         with dial(asked(policy.url, fail_open=fail_open)) as peer:
             peer.hello()
             peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>")
             peer.expect("250", wanted)
-    assert sum("policy hook" in record.getMessage() for record in caplog.records) == 2
+    lines = [record.getMessage() for record in caplog.records if "policy hook" in record.getMessage()]
+    assert [line.rpartition("; ")[2] for line in lines] == ["replying 451", "going on without an answer"]
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "302 Found", "500 Oops"])
@@ -261,3 +263,26 @@ def test_a_message_that_another_handler_refuses_is_not_asked_for(smtp_server: Ma
 def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         PolicyHook(**options)
+
+
+def test_a_command_out_of_its_place_is_not_asked_about(asked: Callable[..., SMTPServer], policy: Policy) -> None:
+    policy.answers["from"] = {"action": "defer"}
+    server = asked(policy.url, stages=["from", "to"])
+    with dial(server) as peer:
+        peer.line("MAIL FROM:<early@example.net>")
+        peer.expect("220", "503")
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>")
+        peer.expect("451 4.7.1", "503")
+        policy.answers.clear()
+        peer.line("MAIL FROM:<ann@example.net>", "MAIL FROM:<cyd@example.net>", "RCPT TO:<bob@example.org>")
+        peer.expect("250", "503", "250")
+        peer.line("RCPT TO:<dot@example.org>")
+        peer.expect("250")
+    assert [each.get("recipient", each["from"]) for each in policy.questions] == [
+        "ann@example.net",
+        "ann@example.net",
+        "bob@example.org",
+        "dot@example.org",
+    ]

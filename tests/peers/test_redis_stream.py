@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ from tests.helpers import free_port, until
 from tests.peers.answers import AnswerProxy
 
 pytestmark = [pytest.mark.peer, pytest.mark.subprocess]
+
+ROOT = Path(__file__).resolve().parents[2]
 
 BODY = b"Subject: Tea\r\n\r\n.At four. \xc3\xa9\r\n"
 
@@ -184,10 +188,14 @@ def test_no_password_is_logged(front: Callable[..., SMTPServer], caplog: pytest.
     assert "pa55word" not in caplog.text
 
 
-def test_without_a_store_a_large_message_is_refused(front: Callable[..., SMTPServer], redis: Server) -> None:
+def test_without_a_store_a_large_message_is_refused(
+    front: Callable[..., SMTPServer], redis: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING", "greensmtp")
     with dial(front(redis.url, inline=10)) as peer:
         peer.hello()
         send(peer, end="552 5.3.4")
+    assert "bytes, and no store is set; replying 552" in caplog.text
     assert redis.entries() == []
 
 
@@ -228,3 +236,37 @@ gevent.joinall([gevent.spawn(send, each) for each in range(10)], raise_error=Tru
 def test_wrong_arguments_are_errors(url: str, options: dict[str, Any], wanted: str) -> None:
     with pytest.raises(ArgumentError, match=wanted):
         RedisStream(url, **options)
+
+
+def test_the_reader_of_the_guide_waits_and_starts_again(
+    front: Callable[..., SMTPServer], redis: Server, tmp_path: Path
+) -> None:
+    """It outlives the time without mail, and finds its group when it is started a second time."""
+    guide = (ROOT / "docs/howto/redis-stream.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(# reader\.py\n.*?)```", guide, re.DOTALL)
+    path = tmp_path / "reader.py"
+    path.write_text(program.replace("redis://127.0.0.1:6379/0", redis.url), "utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+    def reads() -> int:
+        return int(redis.client.info("commandstats").get("cmdstat_xreadgroup", {"calls": 0})["calls"])
+
+    def read_one(peer: Peer) -> None:
+        before = reads()
+        ran = subprocess.Popen([sys.executable, path], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            # A call is counted when it returns: that for what is left from before, and two without mail.
+            until(lambda: ran.poll() is not None or reads() >= before + 3, "two reads without mail")
+            identifier = send(peer)
+            until(lambda: ran.poll() is not None or not redis.entries(), "the entry to be settled")
+            is_alive = ran.poll() is None
+        finally:
+            ran.kill()
+            said = ran.communicate()[0].decode()
+        assert is_alive, said
+        assert said == f"{identifier} ann@example.net ('bob@example.org', 'cyd@example.org') Tea\n"
+
+    with dial(front(redis.url)) as peer:
+        peer.hello()
+        read_one(peer)
+        read_one(peer)

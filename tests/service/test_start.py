@@ -15,9 +15,10 @@ import gevent
 import pytest
 
 from greensmtp import _notify
+from greensmtp.config.problems import ConfigError
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
-from greensmtp.service.privileges import find_identity
+from greensmtp.service.privileges import find_identity, look_up, naming_user, warn_of_unreadable_code
 from greensmtp.service.sockets import Sockets, keys_of
 from greensmtp.service.systemd import inherited_sockets, notifying
 from greensmtp.testing import Peer
@@ -257,6 +258,41 @@ def test_a_user_who_is_not_root_cannot_change(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(ValueError, match="only root can become"):
         find_identity("nobody", None)
+
+
+def test_code_that_the_new_user_cannot_read_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = look_up("nobody", None)
+    assert identity is not None
+    monkeypatch.setattr("os.access", lambda path, mode: True)
+    warn_of_unreadable_code(identity)
+    assert not caplog.records
+    monkeypatch.setattr("os.access", lambda path, mode: path != os.__file__)
+    warn_of_unreadable_code(identity)
+    (record,) = caplog.records
+    assert f"user 'nobody' cannot read the code in {Path(os.__file__).parent}, so" in record.getMessage()
+
+
+def test_an_error_after_the_change_names_the_user() -> None:
+    identity = look_up("nobody", None)
+    with pytest.raises(ConfigError) as raised, naming_user(identity):
+        raise ConfigError(["greensmtp.toml:2: tls_key: 'key.pem' cannot be read: Permission denied"])
+    assert raised.value.lines[1:] == ["this was checked as user 'nobody', which [service] names"]
+    with pytest.raises(ConfigError) as raised, naming_user(None):
+        raise ConfigError(["wrong"])
+    assert raised.value.lines == ["wrong"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_folder_that_the_new_user_cannot_write_names_the_user(serve: Serve, tmp_path: Path) -> None:
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
+            folder.chmod(0o755)
+    server = serve("--config", write(tmp_path, 0, 'user = "nobody"'), wait=False)  # root's folder
+    assert server.wait() == 2
+    assert "delivery.maildir: cannot write to" in server.log
+    assert "this was checked as user 'nobody', which [service] names" in server.log
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
