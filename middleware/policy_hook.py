@@ -43,8 +43,9 @@ class PolicyHook:
     """Ask a URL about connections, senders, recipients or messages: one POST with JSON, and a JSON response.
 
     The request has ``stage`` and the values that are known at this stage: ``session``, ``peer``, ``hello``, ``tls``,
-    ``protocol``, ``identity``, ``server``; from ``from`` on also ``id``, ``from``, and ``to``, the recipients so far; at
-    ``to`` also ``recipient``; at ``message`` also ``size`` and ``headers``, a list of names and values.
+    ``protocol``, ``identity``, ``server``; ``from``, the sender, and ``to``, the recipients so far; after
+    ``connect`` also ``id``; at ``to`` also ``recipient``; at ``message`` also ``size`` and ``headers``, a list of names
+    and values.
 
     The response has ``action``: ``"accept"``, ``"reject"`` or ``"defer"``; for a refusal, ``code`` (4xx or 5xx) and
     ``text``; for an acceptance at ``message``, ``add_headers``, a list of names and values.

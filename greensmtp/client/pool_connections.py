@@ -4,9 +4,9 @@
 - A connection is idle (in ``_idle``), in use (in ``_busy`` while a message or a block uses it), or retired: a greenlet
   is sending QUIT (``_retire``).
 - The connection used last is reused first, so that surplus ones reach ``max_idle``.
-- A message is sent again on another connection only where no server can have accepted it (``safe_to_retry``). A new
-  connection that fails makes the next host's turn; each host gets one new connection per message.
-- Everything but ``close_in_own_thread`` and ``abandon`` is called in the native thread whose hub made the connections.
+- A message is sent again on another connection only if no server can have accepted it (``safe_to_retry``). If a new
+  connection fails, the next host is tried; each host gets at most one new connection per message.
+- All methods except ``close_in_own_thread`` and ``abandon`` are called in the native thread of the connections' hub.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ThreadConnections:
         on_abandon: Callable[[ThreadConnections], object],
     ) -> None:
         """
-        :param on_abandon: called when these connections cannot be used any more.
+        :param on_abandon: called when these connections can no longer be used.
         """
         self._settings = settings
         self._opener = opener
@@ -75,7 +75,7 @@ class ThreadConnections:
         return self._settings.size - int(self._slots.counter)
 
     def is_current(self) -> bool:
-        """True if this is the native thread, the hub and the process that made these connections."""
+        """True in the native thread, the hub and the process of these connections."""
         return self.hub is get_hub() and self.pid == os.getpid()
 
     # Closing
@@ -143,7 +143,7 @@ class ThreadConnections:
                 self._sleep(seconds)
                 settings.check_open()
             except PoolClosed:
-                break  # what has been tried says more
+                break  # raise the more informative error of the last attempt
         if failure is not None:
             return transactions.result_after(failure, raise_on_partial=raise_on_partial)
         return transactions.result(raise_on_partial=raise_on_partial)
@@ -323,7 +323,7 @@ class ThreadConnections:
     # Retiring
 
     def _retire_idle(self) -> None:
-        """Retire connections that were idle for too long, and come back when the next one will be."""
+        """Retire connections that were idle for too long, and schedule the next check."""
         self._retirer = None
         now = monotonic()
         for connection in [connection for connection in self._idle if self._is_over(connection, now)]:
@@ -335,7 +335,7 @@ class ThreadConnections:
             self._retirer = spawn_later(max(due - monotonic(), 0.01), self._retire_idle)
 
     def _retire(self, connection: PooledConnection) -> None:
-        """Send QUIT and close the connection, in a greenlet of its own."""
+        """Send QUIT and close the connection, in a separate greenlet."""
         if connection.client.closed:
             return
         quitting = spawn(_quit, connection.client)
@@ -344,7 +344,7 @@ class ThreadConnections:
 
 
 def _end_transaction(client: SMTPClient) -> None:
-    """Send RSET if a transaction is open, so that the server keeps none for an idle connection."""
+    """Send RSET if a transaction is open, so that an idle connection has none."""
     if client.needs_reset and not client.closed:
         _within_quit_seconds(client.reset)
 
