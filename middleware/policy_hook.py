@@ -179,7 +179,7 @@ def read_answer(body: bytes, stage: Stage) -> Reply | list[tuple[str, str]]:
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError("the answer is no JSON") from None
+        raise ValueError("expected a JSON object; got malformed JSON") from None
     if not isinstance(answer, dict) or not answer.keys() <= _KEYS:
         raise ValueError(f"expected an object with {', '.join(sorted(_KEYS))} in the answer")
     action, code, text = answer.get("action"), answer.get("code"), answer.get("text")
@@ -200,12 +200,12 @@ def read_answer(body: bytes, stage: Stage) -> Reply | list[tuple[str, str]]:
             return Reply(number, *usual.lines, enhanced=usual.enhanced if number // 100 == usual.code // 100 else None)
         return Reply(number, text)
     except ProtocolError as error:
-        raise ValueError(f"the answer's code and text are no reply: {error}") from None
+        raise ValueError(f"code and text do not make a valid reply: {error}") from None
 
 
 def _read_fields(given: Any, stage: Stage) -> list[tuple[str, str]]:
     if given and stage != "message":
-        raise ValueError("add_headers is for the stage message")
+        raise ValueError("add_headers is allowed at the stage message only")
     if not isinstance(given, list) or not all(
         isinstance(each, list) and len(each) == 2 and all(isinstance(part, str) for part in each) for each in given
     ):

@@ -173,7 +173,7 @@ class ThreadConnections:
                     if not gone or not error.safe_to_retry:
                         raise
                     # The server may close a kept connection at any time, so that is no reason to give up. If it
-                    # closes a new one, it is the next host's turn.
+                    # closes a new one, try the next host.
                     if new:
                         connection.host.avoid()
                         failed.add(connection.host)
@@ -184,7 +184,7 @@ class ThreadConnections:
             self._slots.release()
 
     def _send(self, connection: PooledConnection, transactions: Transactions, *, new: bool) -> bool:
-        """Send what is left of a message on this connection; return False if another one must go on."""
+        """Send to the remaining recipients on this connection; return False if another connection must continue."""
         done = True
         client = connection.client
         self._busy.add(connection)
@@ -218,7 +218,7 @@ class ThreadConnections:
             raise
 
     def _is_usable(self, connection: PooledConnection) -> bool:
-        """Send RSET on a kept connection; return False if it is of no use, after closing it."""
+        """Send RSET on a kept connection; close it and return False if that fails."""
         usable = False
         try:
             usable = connection.client.reset().is_positive
@@ -231,13 +231,13 @@ class ThreadConnections:
         return usable
 
     def check_in(self, connection: PooledConnection, *, completed: bool) -> None:
-        """Take back a connection and its slot.
+        """Return a connection and its slot to the pool.
 
         :param completed: False if the block was killed or timed out, so that the connection may be out of step.
         """
         try:
             client = connection.client
-            # After XCLIENT, the server would take the next message for that other client's.
+            # After XCLIENT, the server would attribute the next message to that other client.
             if completed and not client.expects_message and not client._is_xclient:
                 _end_transaction(client)
             else:

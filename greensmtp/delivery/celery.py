@@ -182,7 +182,7 @@ class CeleryTask(Delivery):
                     logger.warning("%s: no worker has finished it in %g s; sent again", identifier, self._resend)
                     self._publish(identifier, arguments)
             except Exception as error:  # to be tried again at the next run
-                logger.warning("celery: cannot send again: %s", str(error) or type(error).__name__)
+                logger.warning("celery: cannot send unfinished tasks again: %s", str(error) or type(error).__name__)
 
 
 def _call_in_greenlet(function: Callable[[], object]) -> None:

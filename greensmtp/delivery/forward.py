@@ -111,7 +111,7 @@ class Forward(Delivery):
         if max_hops < 1:
             raise ArgumentError("max_hops", f"expected at least 1; got {max_hops!r}")
         if (srs_domain is None) != (srs_secret is None):
-            raise ArgumentError("srs_domain", "and srs_secret belong together; got one alone")
+            raise ArgumentError("srs_domain", "and srs_secret must be given together; got only one of them")
         self.mode = mode
         self.received = received
         self.max_hops = max_hops

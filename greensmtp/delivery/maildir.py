@@ -200,6 +200,6 @@ def _remove_if_older(entry: os.DirEntry[str], before: float) -> None:
     try:
         if entry.stat(follow_symlinks=False).st_mtime < before:
             os.unlink(entry.path)  # noqa: PTH108 - as it came
-            logger.info("maildir: removed %r, which a process had left unfinished", entry.path)
+            logger.info("maildir: removed %r, an unfinished file of a dead process", entry.path)
     except FileNotFoundError:
         pass  # another process has removed or moved it

@@ -93,7 +93,7 @@ class MX:
         allowed = tuple(filter(None, (tuple(filter(policy.allows, tier)) for tier in tiers)))
         if policy.mode == "testing":
             if allowed != tiers:
-                logger.info("MTA-STS: the policy of %s, which is tested, does not allow all its hosts", domain)
+                logger.info("MTA-STS: the policy of %s, in testing mode, does not allow all its hosts", domain)
             return self._to(tiers, verified=False)
         return self._to(allowed, verified=True) if allowed else _NOT_ALLOWED
 

@@ -155,7 +155,7 @@ class Sender:
                     self.add(name)
                 self._metrics.set_waiting(len(names), max(0.0, time.time() - arrival(names[0])) if names else 0.0)
             except OSError as error:
-                logger.error("spool: cannot look into %s: %s", self._folder.path, error)
+                logger.error("spool: cannot scan %s: %s", self._folder.path, error)
             pause.wait(SCAN_SECONDS)
 
     def _run(self) -> None:
@@ -313,7 +313,7 @@ class Sender:
         """Count the recipients as done, after a report to the sender; without one, the message is a dead letter."""
         addresses = [str(recipient) for recipient, _ in tried.failed]
         if self._options.at_the_end == "dead-letter" or not entry.sender:
-            logger.error("%s: spool: given up for %s; see %s/dead", entry.log_id, addresses, self._folder.path)
+            logger.error("%s: spool: failed for %s; kept in %s/dead", entry.log_id, addresses, self._folder.path)
             entry.state.lost += addresses
         else:
             self._report(entry, "failed", [each for each in tried.failed if is_wanted("FAILURE", each[0])])

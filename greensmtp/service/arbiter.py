@@ -375,7 +375,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             try:
                 self._start_log(generation)
             except StartError as error:
-                logger.error("the log of the arbiter goes on as before: %s", error)
+                logger.error("cannot change the log of the arbiter, keeping the old one: %s", error)
         logger.info("configuration reloaded")
         self._end_reload()
 

@@ -264,9 +264,9 @@ class Service:
             try:
                 self._accept(loaded)
             except ConfigError as error:
-                logger.error("the log goes on as before: %s", "; ".join(error.lines))
+                logger.error("cannot change the log, keeping the old one: %s", "; ".join(error.lines))
             except Exception:
-                logger.exception("the log goes on as before")
+                logger.exception("cannot change the log, keeping the old one")
         logger.info("configuration reloaded")
         return True
 
