@@ -1,7 +1,7 @@
 """Build greensmtp: compiled with ``GREENSMTP_COMPILE=1 pip install .``, otherwise plain Python.
 
 mypyc (https://mypyc.readthedocs.io) compiles the modules below to C extensions, from the same sources and their type
-annotations. Everything else of the package is described in pyproject.toml.
+annotations. All other metadata of the package is in pyproject.toml.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ MODULES = {
     ),
 }
 
-#: Of mypy. Errors count in these modules alone: the others import packages of extras, which need not be installed.
+#: Options of mypy. Only errors in these modules count: the others import packages of extras, which may be missing.
 OPTIONS = ["--config-file=pyproject.toml", "--no-warn-unused-configs", "--follow-imports=silent"]
 
-#: mypyc comes with mypy, and reads the types of the others.
+#: mypyc is part of mypy; the other packages are needed for their types.
 REQUIREMENTS = ["mypy>=2.4", "gevent>=24.2", "blinker>=1.8", "idna>=3.7", "types-gevent"]
 
 

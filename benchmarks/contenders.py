@@ -1,4 +1,4 @@
-"""The measured servers: a table of how each is started, and what it supports."""
+"""The measured servers: how each is started, and which features it supports."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from benchmarks import curves_chart, curves_load, machine
 from benchmarks.curves_fit import LINEAR, exponent
 from benchmarks.report import seconds
 
-#: Seconds after which no other group is begun.
+#: Seconds after which no further group is begun.
 MAX_SECONDS = 270.0
 
 
@@ -50,7 +50,7 @@ GROUPS: Mapping[str, Group] = {
     "routes": Group(run=curves_load.messages("routes", "routes"), sizes=(1, 10, 100, 300, 1_000), quick=(10, 100)),
 }
 
-#: curve -> its title, what its sizes are (nothing: bytes), and the unit of its cost
+#: curve -> its title, the unit of its sizes (empty: bytes), and the unit of its cost
 CURVES: Mapping[str, tuple[str, str, str]] = {
     "connect": ("Connecting, with EHLO", "connections", "s"),
     "memory": ("Memory of idle connections", "connections", "B"),
@@ -70,8 +70,8 @@ CURVES: Mapping[str, tuple[str, str, str]] = {
     "with_keys": ("A message beside them", "keys", "s"),
 }
 
-#: curve -> an exponent that is allowed beyond LINEAR. Python's garbage collector passes over all objects whenever a
-#: quarter of them is new. Measured in one run, CPU of a connection with 1,000 and with 10,000: 66 and 77 us; with the
+#: curve -> an allowed exponent above LINEAR. Python's garbage collector visits all objects whenever a quarter of them
+#: is new. Measured in one run, CPU of a connection with 1,000 and with 10,000: 66 and 77 us; with the
 #: collector off 60 and 60 us.
 ALLOWED: Mapping[str, float] = {"connect": 1.2}
 
@@ -79,7 +79,7 @@ Results = dict[str, dict[int, float]]
 
 
 def run(groups: Sequence[str], *, quick: bool) -> tuple[Results, list[str]]:
-    """Measure groups; return the results, and the groups that there was no time for."""
+    """Measure groups; return the results, and the groups that were skipped for lack of time."""
     results: Results = {}
     began = time.monotonic()
     left_out = []

@@ -33,7 +33,7 @@ text { font: 12px system-ui, sans-serif; fill: #24292f }
 class Panel:
     """A curve.
 
-    :param unit: what the sizes are.
+    :param unit: the unit of the sizes.
     :param costs: size -> cost.
     :param show_cost: returns a cost as text; ``show_size``: a size.
     """
@@ -96,7 +96,7 @@ def _draw_panel(panel: Panel, x: int, y: int) -> list[str]:
         f'<polyline class="curve" points="{" ".join(f"{a},{b}" for a, b in places)}"/>',
         *(f'<circle class="dot" cx="{a}" cy="{b}" r="2.5"/>' for a, b in places),
         f'<text x="{to_x + 6}" y="{to_y + 4}">{escape(panel.show_cost(costs[sizes[-1]]))}</text>',
-        # In the corner of the frame, where hardly a curve comes.
+        # In the corner of the frame that curves rarely reach.
         f'<text class="note" x="{x + _LEFT + 5}" y="{y + _TOP + 14}">'
         f"from {escape(panel.show_cost(costs[sizes[0]]))}</text>",
         f'<text class="note" x="{x + _LEFT}" y="{base + 14}">{escape(panel.show_size(sizes[0]))}</text>',

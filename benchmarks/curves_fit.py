@@ -1,15 +1,15 @@
-"""How a cost grows: the exponent of the power law that fits its largest sizes."""
+"""Determine how a cost grows: fit the exponent of a power law to its largest sizes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 
-#: An exponent up to which a cost counts as linear: it may grow by a quarter more than ten times, from one size to the
-#: next, since memory that no longer fits the caches is slower.
+#: The exponent up to which a cost counts as linear: for a size ten times larger, it may grow by a quarter more than ten
+#: times, since memory that no longer fits the caches is slower.
 LINEAR = 1.1
 
-#: The exponent is fitted to the largest sizes, those within this factor: what is constant hides the growth at others.
+#: The exponent is fitted to the sizes within this factor of the largest: at smaller ones, constant costs hide it.
 DECADE = 10
 
 

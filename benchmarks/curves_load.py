@@ -1,4 +1,4 @@
-"""What a cost curve measures: how much CPU and memory the server takes for what a client does."""
+"""The loads of the cost curves: measure the server's CPU and memory for the actions of clients."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Self
 
 from benchmarks import load, machine, measure
 
-#: Rounds of which the median counts.
+#: Number of rounds; the result is their median.
 ROUNDS = 5
 
 #: The same, where each round needs a new server.
 FRESH_ROUNDS = 3
 
-#: Seconds until a server must say that it serves, and until it must have ended.
+#: Timeouts of a server's start and of its end, in seconds.
 START_SECONDS, STOP_SECONDS = 60.0, 20.0
 
-#: The least memory that is measured.
+#: The minimum of measured memory, in bytes.
 PAGE = 4_096
 
 #: Bytes that are sent at once.
@@ -57,7 +57,7 @@ class Server:
             raise RuntimeError(f"the server {kind} {count} did not start")
         said = json.loads(line)
         self.port: int = said["port"]
-        #: CPU and memory that the start took.
+        #: CPU and memory of the start.
         self.start_cpu: float = said["cpu"]
         self.start_memory: int = said["memory"]
 
@@ -87,7 +87,7 @@ class Server:
 
 
 def cost(server: Server, act: Callable[[], object], count: int, *, rounds: int = ROUNDS) -> float:
-    """Return the CPU of an act: the median of rounds in each of which it is done ``count`` times."""
+    """Return the CPU of an action: the median of rounds, each of which repeats it ``count`` times."""
     act()
     costs = []
     for _ in range(rounds):
@@ -114,11 +114,11 @@ def message_cost(server: Server, count: int = 100) -> float:
         return cost(server, lambda: client.deliver(body), count)
 
 
-# What is measured. Each function yields (name of the curve, size, cost).
+# The measurements. Each function yields (name of the curve, size, cost).
 
 
 def connections(sizes: Sequence[int]) -> Points:
-    """Open connections that greet and wait: what they cost, and what a message and a snapshot cost beside them."""
+    """Open idle connections: measure their cost, and the cost of a message and a snapshot beside them."""
     for size in sizes:
         costs: list[float] = []
         while len(costs) < FRESH_ROUNDS:
@@ -155,7 +155,7 @@ def _snapshot_cost(server: Server, count: int = 8) -> float:
 
 
 def listeners(sizes: Sequence[int]) -> Points:
-    """Start a service with so many listeners, each with a stack of four."""
+    """Start a service with ``size`` listeners, each with a stack of four."""
     for size in sizes:
         with Server("listeners", size) as server:
             yield "listeners", size, server.start_cpu
@@ -174,7 +174,7 @@ def messages(curve: str, kind: str, count: int = 100) -> Callable[[Sequence[int]
 
 
 def recipients(sizes: Sequence[int]) -> Points:
-    """Send messages to so many recipients, by SMTP and by LMTP, pipelined."""
+    """Send messages to many recipients, by SMTP and by LMTP, pipelined."""
     body = load.message(1_000)
     for curve, kind, hello in (("recipients", "full", b"EHLO"), ("lmtp", "lmtp", b"LHLO")):
         with Server(kind) as server, closing(load.Client(server.port)) as client:
@@ -193,7 +193,7 @@ def recipients(sizes: Sequence[int]) -> Points:
 
 
 def sizes(sizes: Sequence[int]) -> Points:
-    """Send messages of so many bytes: their CPU, and by how much the memory grows."""
+    """Send messages of each size: measure their CPU and the growth of memory."""
     with Server("full") as server, a_client(server) as client:
         for size in sizes:
             head = min(size, len(CHUNK))
@@ -219,7 +219,7 @@ def sizes(sizes: Sequence[int]) -> Points:
 
 
 def keys(sizes: Sequence[int]) -> Points:
-    """Count so many senders in a RateLimit: what they cost in all, and a message then."""
+    """Count many senders in a RateLimit: measure their total cost, and the cost of a message afterwards."""
     with Server("keys") as server, a_client(server) as client:
         known, total = 0, 0.0
         for size in sizes:

@@ -1,7 +1,7 @@
 """The server of a cost curve: ``python -m benchmarks.curves_server KIND COUNT``.
 
-It prints one line of JSON when it serves: its port, and the CPU and memory that its start took. It ends when its
-standard input does.
+It prints one line of JSON when it serves: its port, and the CPU and memory of its start. It exits when its standard
+input ends.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def take(session: Session, stream: MessageStream, ack: Ack) -> None:
 
 
 def make(**options: Any) -> SMTPServer:
-    """Return a server without the bounds that a curve would reach."""
+    """Return a server without the limits that a curve would reach."""
     bounds: dict[str, Any] = {
         "max_connections": None,
         "max_message_size": None,
@@ -58,7 +58,7 @@ def make(**options: Any) -> SMTPServer:
 
 
 def stack() -> list[Any]:
-    """Return the middleware of a server as people run it."""
+    """Return the middleware of a typical server."""
     return [Logging(), ConnectionLimit(100_000, 100_000), RateLimit("100000/minute"), Auth({"beep": "boop"})]
 
 
@@ -101,7 +101,7 @@ def observe(number: int, session: Session, address: Address, ack: Ack) -> None:
 
 
 def handlers(count: int) -> SMTPServer:
-    """Return a server with so many handlers of ``to``."""
+    """Return a server with ``count`` handlers of ``to``."""
     server = make()
     for number in reversed(range(count)):
         server.on("to", partial(observe, number))
@@ -110,7 +110,7 @@ def handlers(count: int) -> SMTPServer:
 
 
 def session_handlers(count: int) -> SMTPServer:
-    """Return a server whose sessions have so many handlers of ``to`` each."""
+    """Return a server whose sessions have ``count`` handlers of ``to`` each."""
     server = make()
 
     def connect(session: Session, ack: Ack) -> None:
@@ -124,7 +124,7 @@ def session_handlers(count: int) -> SMTPServer:
 
 
 class Drop(Delivery):
-    """A delivery that keeps nothing."""
+    """A delivery that discards all messages."""
 
     class Dropped(Transfer):
         """A message that is discarded."""
@@ -141,7 +141,7 @@ class Drop(Delivery):
 
 
 def routes(count: int) -> SMTPServer:
-    """Return a server with so many deliveries, each for a domain; the load writes to the last one."""
+    """Return a server with ``count`` deliveries, each for a domain; the load writes to the last one."""
     server = make()
     domains = [f"d{number}.example" for number in range(1, count)] + ["example.com"]
     Deliveries([Route(Drop(), f"*@{domain}") for domain in domains]).attach(server)
@@ -173,7 +173,7 @@ control = false
 
 
 def listeners(count: int) -> Service:
-    """Return a service with so many listeners, each with a stack of its own."""
+    """Return a service with ``count`` listeners, each with its own stack."""
     folder = Path(tempfile.mkdtemp(dir=os.environ["BENCH_FOLDER"]))
     file = folder / "greensmtp.toml"
     file.write_text(CONFIGURATION + LISTENER * count)

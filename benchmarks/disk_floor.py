@@ -1,7 +1,7 @@
-"""The floor of the main job: the system calls of stored messages and nothing else, ``python -m benchmarks.disk_floor``.
+"""The floor of the main job: only the system calls of stored messages. ``python -m benchmarks.disk_floor``.
 
 Without server, client and threads: files of 1.4 kB are written in batches, flushed and moved, and their folder is
-flushed, as greensmtp's disk thread does it. Give it a folder on the disk to measure; a new one is made there.
+flushed, as greensmtp's disk thread does it. Pass a folder on the disk to measure; a new folder is created in it.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def flushed(folder: Path, batch: int, messages: int) -> None:
 
 
 def once(folder: Path, batch: int, messages: int) -> None:
-    """Store messages with one flush, of content and names together, behind the move.
+    """Store messages with one flush, of content and names together, after the move.
 
     A crash before that flush may leave the name of a file without its content, unless the file system writes both in
-    this order: ext4 with a journal does so behind ``sync_file_range``, ext4 without one does not.
+    this order: ext4 with a journal does so after ``sync_file_range``, ext4 without one does not.
     """
     new = os.open(folder / "new", os.O_RDONLY | os.O_DIRECTORY)
     for start in range(0, messages, batch):
@@ -108,7 +108,7 @@ def main() -> None:
                     used = (time.process_time() - cpu) / messages
                     samples.setdefault((store.__name__, batch), []).append((messages / seconds, used))
     finally:
-        shutil.rmtree(root, ignore_errors=True)  # at the end: ext4 looks long for inodes when some were just freed
+        shutil.rmtree(root, ignore_errors=True)  # at the end: ext4 searches long for inodes when some were just freed
     print(f"{'':10}{'batch':>6}{'messages/s':>12}{'CPU us':>8}")
     for (name, batch), those in samples.items():
         rate, cpu = (statistics.median(column) for column in zip(*those, strict=True))

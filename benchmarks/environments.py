@@ -1,4 +1,4 @@
-"""What the peers need, created on first use under ``.bench/``: virtual environments, node modules, a certificate.
+"""The environments of the peers, created on first use in ``.bench/``: virtualenvs, node modules, a certificate.
 
 Nothing is installed elsewhere. A peer that cannot be installed is named in the report and skipped.
 """
@@ -100,7 +100,7 @@ def certificate() -> Certificate:
 
 @functools.cache
 def unpacked(package: str) -> str:
-    """Return the folder with what a Debian package holds; nothing is installed, so no daemon of it starts.
+    """Return a folder with the unpacked content of a Debian package. It is not installed, so none of its daemons start.
 
     :raises Missing: it cannot be downloaded.
     """

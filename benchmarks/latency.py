@@ -1,7 +1,7 @@
 """Latency under load: messages come at a fixed rate, whether or not the server keeps up (an open loop).
 
-The time of a message counts from the moment when it was due. So a server that stalls is charged for every message that
-had to wait, not only for the one that it stalled on.
+The time of a message counts from the moment when it was due. So if a server stalls, the result includes the wait of
+every message behind it, not only of the first one.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class _Sender:
         self.due = 0.0
 
     def begin(self, due: float) -> None:
-        """Send the first command of a message that was due then."""
+        """Send the first command of a message that was due at this time."""
         self.due = due
         self._step = 0
         self.client.send(self._steps[0][0])
 
     def go_on(self) -> bool:
-        """Read a reply, and send what comes next; return True at the end of the message.
+        """Read a reply, and send the next command; return True at the end of the message.
 
-        :raises RuntimeError: the reply is another one.
+        :raises RuntimeError: the reply is not the expected one.
         """
         self.client.replies(self._steps[self._step][1].decode())
         self._step += 1

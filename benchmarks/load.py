@@ -1,4 +1,4 @@
-"""The load generators: Postfix's smtp-source, and blocking sockets for what it does not support."""
+"""The load generators: Postfix's smtp-source, and blocking sockets for loads that it does not support."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def message(size: int) -> bytes:
     return b"Subject: a benchmark\r\n\r\n" + line * (size // len(line)) + b".\r\n"
 
 
-#: Linux: the port is chosen by connect, which knows what is free towards this server. (``socket`` has no name for it.)
+#: Linux: connect chooses the port, since it knows which are free for this server. (``socket`` has no name for it.)
 _BIND_ADDRESS_NO_PORT = 24
 
 #: Clients that connect at once.
@@ -71,7 +71,7 @@ class Client:
     """A blocking connection that sends bytes and checks replies."""
 
     def __init__(self, port: int, *, source: str | None = None, tls: ssl.SSLContext | None = None) -> None:
-        #: Bytes read of the next reply.
+        #: The bytes of the next reply read so far.
         self._buffer = b""
         self._socket = socket.socket()
         try:
@@ -187,7 +187,7 @@ def _step_by_step(those: list[Client], body: bytes) -> None:
 
 
 def pipelined(those: list[Client], rounds: int, body: bytes) -> int:
-    """Do the same pipelined (RFC 2920 section 3.1): the body and the next message's commands are one write."""
+    """Send a message on each connection, pipelined (RFC 2920): a body and the next message's commands are one write."""
     envelope = MAIL + RCPT + DATA
     _all(those, envelope, "250", "250", "354")
     done = _repeat(partial(_all, those, body + envelope, "250", "250", "250", "354"), rounds - 1)
@@ -204,7 +204,7 @@ def _all(those: list[Client], data: bytes, *codes: str) -> None:
 
 
 def connecting_with_tls(port: int, context: ssl.SSLContext, count: int, body: bytes) -> int:
-    """Connect again and again: EHLO, STARTTLS, EHLO, one message, QUIT."""
+    """Connect repeatedly: EHLO, STARTTLS, EHLO, one message, QUIT."""
 
     def connect() -> None:
         with closing(Client(port)) as client:

@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: What is created on first use or by a run: the peers' environments, certificates, results.
+#: The folder of files that runs create: the peers' environments, certificates, results.
 WORK = ROOT / ".bench"
 #: The compiled build of greensmtp: make .compiled/.stamp.
 COMPILED = ROOT / ".compiled" / "greensmtp"
 
-#: Where distributions install programs that are not for users.
+#: Folders in which distributions install programs for administrators.
 _PLACES = ("/usr/sbin", "/usr/lib/postfix/sbin", "/usr/libexec/postfix", "/usr/local/sbin")
 
 #: Debian's packages of programs with another name.
@@ -32,7 +32,7 @@ _PACKAGES = {
 
 _CORES = sorted(os.sched_getaffinity(0))
 SERVER_CORE, LOAD_CORE = _CORES[0], _CORES[-1]
-#: True if two workers can have a core each beside the load.
+#: True if there are enough cores for two workers and the load.
 ROOM_FOR_TWO = len(_CORES) >= 3
 
 
@@ -82,7 +82,7 @@ def on_server_core() -> Iterator[None]:
 
 
 def free_port() -> int:
-    """Return a port that is free, and outside the range that the kernel gives to clients."""
+    """Return a free port outside the range that the kernel assigns to clients."""
     while True:
         port = random.randrange(10_000, 30_000)
         with socket.socket() as probe, suppress(OSError):

@@ -1,7 +1,7 @@
 """The main job: each message is in a Maildir before its reply, from 1, 20 and 100 connections.
 
-Postfix's ``local`` delivers from a queue. So the clock, and the CPU time, run until the last file is there. CPU time is
-that of the server's process and of all that it has started.
+Postfix's ``local`` delivers from a queue. So rate and CPU time are measured until the last file exists. CPU time is the
+sum over the server's process and its descendants.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import load, machine, measure
 from benchmarks.contenders import Running
 
-#: Connections, and the share of the messages that they send: one alone waits for the disk with each message.
+#: Numbers of connections, and their share of the messages: a single one waits for the disk with each message.
 CONNECTIONS = {20: 1.0, 1: 0.1, 100: 1.0}
 
 #: The servers to compare. All flush the file; only those named ``..._folder``, ours and Dovecot's flush the folder.

@@ -19,7 +19,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _cpu_ticks(pid: int) -> float:
-    """Return the same with a resolution of 10 ms, which every kernel has."""
+    """Return the CPU time with a resolution of 10 ms, which every kernel supports."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -44,12 +44,12 @@ def cpu_of_family(pid: int) -> float:
         try:
             total += cpu_seconds(each) + ended[each]
         except (FileNotFoundError, ProcessLookupError):
-            pass  # it has ended since, which its parent's times show the next time
+            pass  # it has just ended; its parent's times include it the next time
     return total
 
 
 def memory(pid: int) -> int:
-    """Return the bytes that belong to this process alone (USS)."""
+    """Return the bytes that only this process uses (USS)."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
 

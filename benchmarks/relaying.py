@@ -1,6 +1,6 @@
-"""Relays in front of the same smtp-sink, and workers: servers of more than one process, whose CPU is counted together.
+"""Relays in front of the same smtp-sink, and workers: servers of several processes, whose CPU is added up.
 
-Postfix answers when a message is in its queue. So the clock, and the CPU time, run until the sink has the last message.
+Postfix replies when a message is in its queue. So rate and CPU time are measured until the sink has the last message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from benchmarks.contenders import Running
 RELAYS = ("relay", "relay_postfix", "relay_haraka")
 WORKERS = ("workers_1", "workers_2")
 
-#: Timeout of the sink's start, and of the messages that are still under way at the end, in seconds.
+#: Timeout of the sink's start, and of the messages in transit at the end, in seconds.
 _TIMEOUT = 60.0
 
 
@@ -44,7 +44,7 @@ class Sink:
         """Stop it."""
         self.process.kill()
         self.process.wait()
-        self._counts.unlink(missing_ok=True)  # a start that fails stops twice
+        self._counts.unlink(missing_ok=True)  # called twice if the start fails
 
 
 class Relay(Running):
@@ -79,8 +79,8 @@ def relayed(relay: Relay, count: int) -> dict[str, float]:
 def by_workers(server: Running, count: int) -> dict[str, float]:
     """Send messages over 40 kept connections. The load is smtp-source, in C, but it needs a core, too.
 
-    So on two cores the rate cannot show what two workers can do. ``capacity`` is an upper bound of it: messages per
-    second if each worker had a core of its own, from the CPU that a message takes with that many workers.
+    So on two cores the measured rate is not that of two workers. ``capacity`` is an upper bound: messages per second if
+    each worker had its own core, computed from the CPU of a message with that many workers.
     """
     cpu, began = measure.cpu_of_family(server.pid), time.perf_counter()
     load.smtp_source(server.port, sessions=40, messages=count, size=1_000, kept=True)

@@ -47,7 +47,7 @@ COLUMNS: dict[str, tuple[str, Format]] = {
 }
 
 
-#: Servers with a column of ratios to them, beside the ratio to the first: what Python and C take at the least.
+#: Servers with a column of ratios to them, besides the ratio to the first: the minimum in Python and in C.
 _FLOORS = {"tuned": "to tuned", "sink": "to smtp-sink"}
 
 

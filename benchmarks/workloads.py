@@ -24,7 +24,7 @@ Sample = dict[str, float]
 
 
 class Subject(Protocol):
-    """What a workload is run against; usually a server."""
+    """The subject of a workload, usually a server."""
 
     name: str
 
@@ -41,7 +41,7 @@ class Workload:
     """A row of the table.
 
     :param run: ``(subject, count) -> Sample``.
-    :param count: how much to do; ``quick``: in a smoke run.
+    :param count: the amount of work; ``quick``: the amount in a smoke run.
     :param servers: the names of the servers to measure.
     :param tls: how the servers use TLS.
     :param fresh: start new processes in each round, because the process itself is measured.
@@ -118,9 +118,9 @@ def over_tls(server: Running, count: int) -> Sample:
 
 
 def idle(server: Running, count: int) -> Sample:
-    """Open connections that greet and then wait; measure their memory, and how fast a new client is served."""
+    """Open idle connections; measure their memory, and how fast a new client is served."""
     body = load.message(1_000)
-    with load.clients(server.port, 1) as (client,):  # what the first use creates does not count
+    with load.clients(server.port, 1) as (client,):  # memory allocated on first use does not count
         client.deliver(body)
     base = measure.memory(server.pid)
     with load.clients(server.port, count, far=True):
@@ -217,7 +217,7 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 
 class Importer:
-    """An import statement in the place of a server."""
+    """An import statement instead of a server."""
 
     STATEMENTS: Mapping[str, str] = {
         "gevent": "import gevent.server, gevent.ssl, blinker",
@@ -257,7 +257,7 @@ def importing(importer: Importer, count: int) -> Sample:
 
 
 class Sender:
-    """A client in the place of a server, with its own smtp-sink to send to."""
+    """A client instead of a server, with its own smtp-sink to send to."""
 
     NAMES: Mapping[str, str] = {
         "smtplib": client.BASE,

@@ -1,4 +1,4 @@
-"""Write the tables of docs/reference that the code itself knows: run by conf.py at each build, and by the tests.
+"""Generate the tables of docs/reference from the code: run by conf.py at each build, and by the tests.
 
 Each function returns one file's Markdown. Nothing here imports Sphinx, so the tests need no documentation tools.
 """
@@ -54,13 +54,13 @@ EXTENSIONS = (
     ("6152", "8BITMIME", "8-bit bodies"),
     ("6531", "SMTPUTF8", "Internationalized addresses and headers"),
     ("9422", "LIMITS", "Limits of a session and a transaction"),
-    ("1985", "ETRN", "Remote start of a queue"),
-    ("2852", "DELIVERBY", "Delivery within a time"),
+    ("1985", "ETRN", "Remote queue start"),
+    ("2852", "DELIVERBY", "Delivery by a deadline"),
     ("3461", "DSN", "Delivery status notifications"),
-    ("4865", "FUTURERELEASE", "Messages held until a time"),
-    ("6710", "MT-PRIORITY", "Priorities of messages"),
-    ("7293", "RRVS", "Recipients who own their mailbox since a time"),
-    ("8689", "REQUIRETLS", "TLS on each hop"),
+    ("4865", "FUTURERELEASE", "Messages held until a given time"),
+    ("6710", "MT-PRIORITY", "Message priorities"),
+    ("7293", "RRVS", "Mailboxes whose owner has not changed since a given time"),
+    ("8689", "REQUIRETLS", "Required TLS on each hop"),
 )
 
 #: RFCs of the SASL mechanisms.
@@ -75,7 +75,7 @@ MECHANISMS = {
     "LOGIN": "",
 }
 
-#: What no table of the code has: RFC, feature, server, client, LMTP.
+#: Features that are in no table of the code: RFC, feature, server, client, LMTP.
 OTHERS = (
     ("2033", "LMTP: one reply for each recipient", "yes", "yes", "yes"),
     ("4954", "AUTH", "with `Auth`", "yes", "with `Auth`"),
@@ -85,9 +85,9 @@ OTHERS = (
     ("8305", "Happy Eyeballs: several addresses tried in turn", "", "yes", ""),
     ("8314", "Implicit TLS", "yes", "yes", "yes"),
     ("", "Unix sockets", "yes", "yes", "yes"),
-    ("", "PROXY protocol, versions 1 and 2", "with `proxy_from`", "no", "with `proxy_from`"),
-    ("", "`XCLIENT`", "with `xclient_from`", "by `command`", "with `xclient_from`"),
-    ("", "`XFORWARD`", "with `xforward_from`", "by `command`", "with `xforward_from`"),
+    ("", "PROXY protocol, versions 1 and 2", "with `proxy_from`", "with `proxy`", "with `proxy_from`"),
+    ("", "`XCLIENT`", "with `xclient_from`", "yes", "with `xclient_from`"),
+    ("", "`XFORWARD`", "with `xforward_from`", "yes", "with `xforward_from`"),
 )
 
 
@@ -101,7 +101,7 @@ def features() -> str:
         "Commands": _commands(),
         "Extensions": _extensions(),
         "SASL mechanisms": _mechanisms(),
-        "Transport and the rest": OTHERS,
+        "Transport and other features": OTHERS,
     }
     return "\n".join(f"## {title}\n\n{_feature_table(rows)}" for title, rows in sections.items())
 
@@ -142,7 +142,7 @@ def _extensions() -> Iterable[FeatureRow]:
             client = "passes parameters on"
         server = "with a certificate" if keyword == "STARTTLS" else "yes"
         if extension in esmtp.OPTIONAL:
-            server = "switched on by `extensions`"
+            server = "enabled by `extensions`"
         yield rfc, f"{text} (`{keyword}`)", server, client, server
 
 
@@ -153,7 +153,7 @@ def _mechanisms() -> Iterable[FeatureRow]:
 
 
 def leniencies() -> str:
-    """Return what a server with ``lenient_addresses`` accepts."""
+    """Return the forms that a server with ``lenient_addresses`` accepts."""
     return table(("Accepted", "Sent by"), ((each.name, each.devices) for each in LENIENCIES))
 
 
@@ -161,7 +161,7 @@ def leniencies() -> str:
 
 
 def replies() -> str:
-    """Return every reply that the protocol itself gives."""
+    """Return every reply of the protocol itself."""
     names = {id(value): name for name, value in vars(canned).items() if isinstance(value, Reply)}
     found = [value for value in vars(canned).values() if isinstance(value, Reply)]
     found.sort(key=lambda reply: (reply.code, reply.enhanced or ""))
@@ -179,7 +179,7 @@ def _literal(text: str) -> str:
 
 
 def signal_table() -> str:
-    """Return each signal: what handlers get, and what its ack says by default."""
+    """Return each signal: the arguments of handlers, and the default replies of its ack."""
     rows = []
     for name, fields in signals.FIELDS.items():
         takes = ", ".join(("session", *fields))
@@ -223,7 +223,7 @@ def configuration() -> str:
 
 
 def limits() -> str:
-    """Return every key of ``[limits]``, with the comment that stands above its field."""
+    """Return every key of ``[limits]``, with the comment above its field."""
     comments = _comments(ROOT / "greensmtp" / "server" / "limits.py", "Limits")
     hints = typing.get_type_hints(Limits)
     made = Limits()
@@ -352,7 +352,7 @@ def conformance() -> str:
 
 
 def conformance_gaps() -> str:
-    """Return the requirements that are not met, or in part only."""
+    """Return the requirements that are not met, or only partly."""
     return table(
         ("RFC", "Side", "Level", "Requirement", "greensmtp"),
         (

@@ -1,8 +1,8 @@
-"""A small HTTP client for hooks: POST over kept connections, without blocking the hub, patched or not.
+"""A small HTTP client for hooks: POST over kept connections, without blocking the hub, monkey-patched or not.
 
-It is ``http.client`` over gevent's sockets. Everything is bounded: the time of a request as a whole, the requests at
-once, the time that one waits for its turn, and what is read of a response. Redirects are not followed: a hook is asked
-where the configuration says, and nowhere else.
+It is ``http.client`` over gevent's sockets. Everything is bounded: the time of a whole request, the number of
+simultaneous requests, the time that one waits for its turn, and the size of a response. Redirects are not followed:
+requests go to the configured URL only.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from gevent.lock import BoundedSemaphore
 
 from greensmtp.errors import ArgumentError
 
-#: Bytes of a response that are read.
+#: Maximum number of bytes that are read of a response's body.
 MAX_RESPONSE = 64 * 1024
 
-#: Bytes that are received for a response, with its header section and what HTTP wraps around its body.
+#: Maximum number of bytes received for a response, including its header section and transfer coding.
 MAX_RECEIVED = 512 * 1024
 
 #: Seconds for which an idle connection is kept.
 MAX_IDLE = 15.0
 
 
-#: Bytes; a function that returns an iterable of them, which is called for each try; or nothing.
+#: Bytes; or a function that returns an iterable of them, called for each attempt; or None.
 _Body = bytes | Callable[[], Iterable[bytes]] | None
 
 
 class Response(NamedTuple):
-    """What came back."""
+    """A response."""
 
     status: int
     headers: Mapping[str, str]
-    #: Its first ``MAX_RESPONSE`` bytes.
+    #: The first ``MAX_RESPONSE`` bytes of the body.
     body: bytes
 
 
 class HTTPFailed(Exception):
-    """There is no response: no connection, no answer in time, or no HTTP."""
+    """There is no response: no connection, a timeout, or not HTTP."""
 
 
 class HTTPPoster:
-    """Sends POST requests to one URL, from any number of greenlets.
+    """Send POST requests to one URL, from any number of greenlets.
 
     :param url: ``http://`` or ``https://``. Certificates are verified.
-    :param timeout: seconds for a request as a whole.
-    :param connections: requests at once.
-    :param wait: seconds that a request waits while as many are under way.
+    :param timeout: seconds for a whole request.
+    :param connections: maximum number of simultaneous requests.
+    :param wait: seconds that a request waits for its turn.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
-    :raises ArgumentError: an argument is wrong.
+    :raises ArgumentError: an argument is invalid.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class HTTPPoster:
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._context = _make_context(ca) if parts.scheme == "https" else None
         self._slots = BoundedSemaphore(connections)
-        #: Connections and since when they are idle.
+        #: Idle connections, each with the time since when it is idle.
         self._idle: deque[tuple[http.client.HTTPConnection, float]] = deque()
 
     def __repr__(self) -> str:
@@ -99,9 +99,9 @@ class HTTPPoster:
     def post(
         self, body: bytes | Callable[[], Iterable[bytes]], headers: Mapping[str, str], *, size: int | None = None
     ) -> Response:
-        """Send a request, and return the response, whatever its status is.
+        """Send a POST request, and return the response, whatever its status is.
 
-        :param body: bytes; or a function that returns an iterable of them, which is called for each try.
+        :param body: bytes; or a function that returns an iterable of them, called for each attempt.
         :param size: the length of the body, if it is an iterable.
         :raises HTTPFailed: there is no response.
         """
@@ -125,7 +125,7 @@ class HTTPPoster:
                     try:
                         return self._ask(connection, method, body, headers)
                     except (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
-                        pass  # it was closed while it was idle
+                        pass  # the idle connection was closed
                 return self._ask(self._new(), method, body, headers)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -153,7 +153,7 @@ class HTTPPoster:
         else:
             connection = http.client.HTTPSConnection(self._host, self._port, context=self._context)
         connection.response_class = _BoundedResponse
-        connection._create_connection = socket.create_connection  # gevent's, where nothing is patched
+        connection._create_connection = socket.create_connection  # gevent's, also in an unpatched process
         made: http.client.HTTPConnection = connection
         return made
 
@@ -167,7 +167,7 @@ class HTTPPoster:
             data = response.read(MAX_RESPONSE)
             if not response.headers or (len(data) < MAX_RESPONSE and response.length):
                 raise HTTPFailed(f"the response of {self._host} was cut off")
-            # A connection with an unread rest cannot be used again.
+            # A connection with unread data cannot be reused.
             is_done = not response.will_close and (response.isclosed() or not response.read(1))
             return Response(response.status, dict(response.headers), data)
         finally:
@@ -210,7 +210,7 @@ class _Bounded(io.RawIOBase):
 
 @cache
 def _make_context(ca: str | Path | None) -> ssl.SSLContext:
-    # Not create_default_context: where nothing is patched, that makes a context that blocks the hub.
+    # Not create_default_context: in an unpatched process, its context would block the hub.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:

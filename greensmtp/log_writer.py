@@ -155,7 +155,7 @@ def reopen_logs() -> None:
             handler.reopen()
         except OSError as error:
             logging.getLogger("greensmtp").error(
-                "the log cannot be opened again: %s; the file that is open is written to", error
+                "the log cannot be opened again: %s; still writing to the old file", error
             )
 
 

@@ -1,4 +1,4 @@
-"""LoadShed: refuse mail before it is accepted, while the server cannot take it.
+"""LoadShed: refuse new mail while the server is overloaded or out of disk space.
 
 How it works. One sampler for each hub measures for all LoadSheds of its servers, with a timer: the hub's lag every
 ``INTERVAL``, memory and stores every ``SLOW_INTERVAL`` in the thread pool. A LoadShed keeps the
@@ -7,7 +7,7 @@ current problems in ``reasons``. A command only tests whether there are any.
 Rules of this file:
 
 - One measurement near a limit does not add or remove a reason. The hub must be late twice within ``LATE_SECONDS``, and
-  then on time for ``QUIET_SECONDS``. Memory and space must recover to 5 % beyond the limit.
+  then on time for ``QUIET_SECONDS``. Memory and disk space must exceed the limit by 5 %.
 - A failed measurement is a reason too: a store whose file system fails or does not answer cannot store anything.
 - Each change of the reasons is one line in the log.
 """
@@ -50,10 +50,10 @@ STALLED_SECONDS = 15.0
 #: The free bytes and inodes of a store, or the error of the measurement.
 Space = tuple[int, int] | str
 
-#: Share of a container's memory limit at which mail is turned away, if ``max_memory`` is not given.
+#: Share of a container's memory limit at which mail is refused, if ``max_memory`` is not given.
 SHARE_OF_LIMIT = 0.9
 
-#: Free bytes beyond which no message is too large.
+#: Free bytes above which no message is too large.
 NEAR = 1 << 32
 
 _BUSY = Reply(421, "4.3.2 Too busy at the moment, try again later")
@@ -70,10 +70,10 @@ class LoadShed:
 
     The stores are those of deliveries (``greensmtp.health.add_store``).
 
-    :param max_lag: seconds by which the hub may be late; None: any. Mail is refused when it has been late twice within
-        ten seconds, until it has been late by no more than half of that for five seconds.
-    :param max_memory: bytes of the process; None: 90 % of the container's limit, if there is one.
-    :param min_free: bytes that must be free in each store; None: any.
+    :param max_lag: seconds by which the hub may be late; None: no limit. Mail is refused when it has been late twice
+        within ten seconds, until it has been late by no more than half of that for five seconds.
+    :param max_memory: maximum memory of the process in bytes; None: 90 % of the container's limit, if there is one.
+    :param min_free: bytes that must be free in each store; None: no limit.
     :param min_inodes: the same for inodes.
     :raises ValueError: an argument is out of range.
     """
@@ -92,15 +92,15 @@ class LoadShed:
         self.max_memory = None if max_memory is None else check_count("max_memory", max_memory)
         self.min_free = None if min_free is None else check_count("min_free", min_free)
         self.min_inodes = None if min_inodes is None else check_count("min_inodes", min_inodes)
-        #: What is wrong, by what is measured: ``{"hub": "late by 2.3 s"}``.
+        #: The current problems, by measurement: ``{"hub": "late by 2.3 s"}``.
         self.reasons: dict[str, str] = {}
-        #: How many connections and messages have been refused.
+        #: Number of refused connections and messages.
         self.refused = 0
-        #: Bytes that a message may have at most, for the fullest store; None: there is plenty.
+        #: Maximum size in bytes of a message, by the fullest store; None: there is plenty of space.
         self.room: int | None = None
         self._began = 0.0
         self._refused_before = 0
-        #: When the hub was last late: by the limit, and by half of it.
+        #: The times when the hub was last late by the limit, and by half of it.
         self._late = self._half_late = float("-inf")
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
@@ -123,17 +123,17 @@ class LoadShed:
         return _NO_SPACE if self.room is not None and _announced(command) > self.room else None
 
     def start(self, server: Any) -> None:
-        """Measure while a server runs."""
+        """Start measuring, for as long as a server runs."""
         _Sampler.start(self, server)
 
     def stop(self, server: Any) -> None:
-        """End with the last server."""
+        """Stop measuring, with the last server."""
         _Sampler.stop(self, server)
 
     # Called by the sampler
 
     def note_lag(self, seconds: float, now: float | None = None) -> None:
-        """Take note of how late the hub is."""
+        """Record the hub's lag."""
         if self.max_lag is None:
             return
         now = monotonic() if now is None else now
@@ -147,11 +147,11 @@ class LoadShed:
             self._note("hub", None)
 
     def note_stalled(self, seconds: float) -> None:
-        """Note that the measurement of memory and stores has run for ``seconds`` without a result."""
+        """Record that the measurement of memory and stores has run for ``seconds`` without a result."""
         self._note("store", f"a store has not answered for {seconds:.0f} s")
 
     def note_resources(self, memory: int, limit: int | None, stores: Mapping[str, Space]) -> None:
-        """Note the process's memory, the container's limit, and the space of each store."""
+        """Record the process's memory, the container's limit, and the free space of each store."""
         most = self.max_memory
         if most is None and limit is not None:
             most = int(limit * SHARE_OF_LIMIT)
@@ -204,7 +204,7 @@ def _announced(command: Command) -> int:
 
 
 class _Sampler:
-    """Measures for all LoadSheds of a hub."""
+    """Measure for all LoadSheds of a hub."""
 
     _running: ClassVar[dict[Any, _Sampler]] = {}
 
@@ -274,7 +274,7 @@ def _measure(folders: list[str]) -> tuple[int, int | None, dict[str, Space]]:
         except OSError as error:
             stores[folder] = error.strerror or str(error)
             continue
-        # Some file systems count no inodes.
+        # Some file systems do not count inodes.
         stores[folder] = (found.f_bavail * found.f_frsize, found.f_favail if found.f_files else 1 << 62)
     return _resident(), _memory_limit(), stores
 
@@ -288,7 +288,7 @@ def _resident() -> int:
 
 
 def _memory_limit() -> int | None:
-    """Return the memory limit of the control group (version 2), which a container has; None if there is none."""
+    """Return the memory limit of the container, from its control group (version 2); None if there is none."""
     try:
         with open("/sys/fs/cgroup/memory.max", "rb") as file:  # noqa: PTH123
             text = file.read().strip()

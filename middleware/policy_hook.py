@@ -1,4 +1,4 @@
-"""PolicyHook: decisions by a program of one's own, in any language, asked over HTTP."""
+"""PolicyHook: ask a program, in any language, for decisions over HTTP."""
 
 from __future__ import annotations
 
@@ -30,41 +30,42 @@ Stage = Literal["connect", "from", "to", "message"]
 _VERBS: Mapping[Stage, str] = {"connect": CONNECT, "from": "MAIL", "to": "RCPT", "message": END_OF_DATA}
 _STAGES: Mapping[str, Stage] = {verb: stage for stage, verb in _VERBS.items()}
 
-#: The states in which MAIL and RCPT are in their place.
+#: The states in which MAIL and RCPT are in sequence.
 _PLACES = {"from": frozenset({State.GREETED}), "to": frozenset({State.SENDER, State.RECIPIENTS})}
 
-#: Bytes of a header section that the program is told of.
+#: Maximum number of bytes of a header section that is sent to the program.
 MAX_HEADER = 64 * 1024
 
 _FAILED = Reply(451, "4.3.0 The policy cannot be asked, try again later")
 _REFUSED, _DEFERRED = Reply(550, "5.7.1 Refused by policy"), Reply(451, "4.7.1 Try again later")
 
-#: What an answer may contain.
+#: The keys of a response.
 _KEYS = frozenset({"action", "code", "text", "add_headers"})
 
 
 class PolicyHook:
-    """Asks a URL about connections, senders, recipients or messages: one POST with JSON, answered by JSON.
+    """Ask a URL about connections, senders, recipients or messages: one POST with JSON, and a JSON response.
 
-    The question has ``stage`` and what is known then: ``session``, ``peer``, ``hello``, ``tls``, ``protocol``,
-    ``identity``, ``server``; from ``from`` on ``id`` and ``from``; at ``to``, ``recipient``; and ``to``, the recipients
-    so far; at ``message``, ``size`` and ``headers``, a list of names and values.
+    The request has ``stage`` and the values that are known at this stage: ``session``, ``peer``, ``hello``, ``tls``,
+    ``protocol``, ``identity``, ``server``; ``from``, the sender, and ``to``, the recipients so far; after
+    ``connect`` also ``id``; at ``to`` also ``recipient``; at ``message`` also ``size`` and ``headers``, a list of names
+    and values.
 
-    The answer has ``action``: ``"accept"``, ``"reject"`` or ``"defer"``; with ``code`` (4xx or 5xx) and ``text`` for a
-    refusal; at ``message``, ``add_headers``, a list of names and values, for an acceptance.
+    The response has ``action``: ``"accept"``, ``"reject"`` or ``"defer"``; for a refusal, ``code`` (4xx or 5xx) and
+    ``text``; for an acceptance at ``message``, ``add_headers``, a list of names and values.
 
-    A question that is not answered, or not in this form, is a 451, unless ``fail_open``; so is a status other than 2xx.
+    Without a response, or with an invalid one or a status other than 2xx, the reply is 451, unless ``fail_open``.
 
     :param url: ``https://``, or ``http://``.
-    :param stages: when to ask.
+    :param stages: the stages at which to ask: ``connect``, ``from``, ``to``, ``message``.
     :param secret: signs the requests by Standard Webhooks; see ``Webhook``.
     :param headers: more headers, such as Authorization.
-    :param timeout: seconds for an answer.
-    :param connections: questions at once.
-    :param wait: seconds that a question waits for its turn.
-    :param fail_open: go on without an answer.
+    :param timeout: seconds for a response.
+    :param connections: maximum number of simultaneous requests.
+    :param wait: seconds that a request waits for its turn.
+    :param fail_open: accept if there is no valid response.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
-    :raises ArgumentError: an argument is wrong.
+    :raises ArgumentError: an argument is invalid.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class PolicyHook:
         self.fail_open = fail_open
         self._keys = read_secrets(secret)
         self._headers = {"Content-Type": "application/json", "User-Agent": "greensmtp", **check_headers(headers)}
-        #: So that each question has an ID of its own, also behind a recipient that was refused.
+        #: Makes the ID of each request unique, also after a refused recipient.
         self._count = count()
         self._poster = HTTPPoster(url, timeout=timeout, connections=connections, wait=wait, ca=ca)
 
@@ -97,7 +98,7 @@ class PolicyHook:
         return f"PolicyHook(stages={list(self.stages)})"
 
     def start(self, server: ServerInfo) -> None:
-        """Have the header section of each message kept, if it is asked for."""
+        """Keep the header section of each message, if the stage ``message`` is asked."""
         if "message" in self.stages:
             server.signals.on("message", self._keep_header)
 
@@ -112,7 +113,7 @@ class PolicyHook:
         stream.pipe(header, fields=False)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Ask, and refuse or go on."""
+        """Ask the program, and refuse or pass the command on."""
         stage = _STAGES[command.verb]
         if stage == "message":
             return self._decide_on_message(session, command, proceed)
@@ -128,7 +129,7 @@ class PolicyHook:
         return proceed(session, command) if refusal is None else refusal
 
     def _decide_on_message(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Ask once for each message, also in LMTP, where each recipient has an END-OF-DATA of its own."""
+        """Ask once for each message, also in LMTP, where each recipient has its own END-OF-DATA."""
         assert isinstance(command, EndOfData)
         key = (self, "decision")
         if key not in session.transaction_notes:
@@ -156,7 +157,7 @@ class PolicyHook:
         }
 
     def _ask(self, session: Session, about: dict[str, Any]) -> Reply | None:
-        """Return the refusal; None if the answer is to go on."""
+        """Return the refusal; None if the program accepts."""
         body = json.dumps(about, separators=(",", ":")).encode()
         identifier = f"{about.get('id', session.id)}.{about['stage']}.{next(self._count)}"
         try:
@@ -177,14 +178,14 @@ class PolicyHook:
 
 
 def read_answer(body: bytes, stage: Stage) -> Reply | list[tuple[str, str]]:
-    """Return the refusal of an answer, or the header fields to add.
+    """Return the refusal in a response, or the header fields to add.
 
-    :raises ValueError: it is malformed; the text says how.
+    :raises ValueError: the response is malformed; the text says how.
     """
     try:
         answer = json.loads(body)
     except (ValueError, RecursionError):
-        raise ValueError("the answer is no JSON") from None
+        raise ValueError("expected a JSON object; got malformed JSON") from None
     if not isinstance(answer, dict) or not answer.keys() <= _KEYS:
         raise ValueError(f"expected an object with {', '.join(sorted(_KEYS))} in the answer")
     action, code, text = answer.get("action"), answer.get("code"), answer.get("text")
@@ -201,16 +202,16 @@ def read_answer(body: bytes, stage: Stage) -> Reply | list[tuple[str, str]]:
     if not isinstance(number, int) or number // 100 not in ((4, 5) if action == "reject" else (4,)):
         raise ValueError("expected 4xx or 5xx as code, and 4xx to defer")
     try:
-        if text is None:  # the usual enhanced code, if it is of this class
+        if text is None:  # the default enhanced code, if it is of this class
             return Reply(number, *usual.lines, enhanced=usual.enhanced if number // 100 == usual.code // 100 else None)
         return Reply(number, text)
     except ProtocolError as error:
-        raise ValueError(f"the answer's code and text are no reply: {error}") from None
+        raise ValueError(f"code and text do not make a valid reply: {error}") from None
 
 
 def _read_fields(given: Any, stage: Stage) -> list[tuple[str, str]]:
     if given and stage != "message":
-        raise ValueError("add_headers is for the stage message")
+        raise ValueError("add_headers is allowed at the stage message only")
     if not isinstance(given, list) or not all(
         isinstance(each, list) and len(each) == 2 and all(isinstance(part, str) for part in each) for each in given
     ):
@@ -219,14 +220,14 @@ def _read_fields(given: Any, stage: Stage) -> list[tuple[str, str]]:
 
 
 class _Header:
-    """A pipe that keeps the header section, up to a bound."""
+    """A pipe that keeps the header section, up to a limit."""
 
     def __init__(self) -> None:
         self._data = b""
         self._is_over = False
 
     def write(self, data: bytes, /) -> None:
-        """Keep what belongs to it."""
+        """Keep the part that belongs to the header section."""
         if self._is_over:
             return
         self._data += data
@@ -236,7 +237,7 @@ class _Header:
             self._is_over = True
 
     def fields(self) -> list[tuple[str, str]]:
-        """Return names and values, unfolded; bytes that are no UTF-8 are replaced."""
+        """Return names and unfolded values; bytes that are not UTF-8 are replaced."""
         return [
             (name, "".join(value.splitlines()).encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
             for name, value in BytesHeaderParser(policy=compat32).parsebytes(self._data).raw_items()

@@ -1,6 +1,6 @@
 """AUTH on the client's side (RFC 4954 section 4): the choice of mechanisms, and one exchange.
 
-``exposes`` of a mechanism tells what an eavesdropper gets: 0, nothing of use (SCRAM); 1, a digest from which the
+``exposes`` of a mechanism grades what an eavesdropper learns: 0, nothing useful (SCRAM); 1, a digest from which the
 password can be guessed (CRAM-MD5); 2, the secret itself.
 """
 
@@ -18,9 +18,10 @@ from greensmtp.protocol.reply import Reply
 from greensmtp.protocol.sasl.client import MECHANISMS, Mechanism
 from greensmtp.thread_pool import in_thread_pool
 
-#: Bytes in a command line. A longer initial response is sent after the empty challenge (RFC 4954 section 4).
+#: Maximum length in bytes of a command line. A longer initial response is sent after an empty challenge (RFC 4954
+#: section 4).
 MAX_COMMAND_LINE = 512
-#: The most challenges in an exchange; no supported mechanism needs more.
+#: Maximum number of challenges in an exchange; no supported mechanism needs more.
 MAX_CHALLENGES = 5
 
 #: Replies after which another mechanism may succeed: 504, not implemented; 534, too weak for this user; 535, which
@@ -43,8 +44,8 @@ def log_in(
 ) -> Reply:
     """Try the offered mechanisms, the strongest first, until one is accepted or no other one can succeed.
 
-    Without TLS, an attacker between client and server could refuse each of them. So none is tried then that exposes
-    more than the first one does.
+    Without TLS, an attacker between client and server could refuse each of them. So no mechanism is tried that exposes
+    more than the first one.
 
     :param choose: returns the strongest of the given mechanisms.
     :param wanted: the only mechanism to try.
@@ -94,9 +95,9 @@ def log_in(
 def authenticate(exchange: CommandExchange, mechanism: Mechanism) -> Reply:
     """Run one exchange, and return the reply that ends it, 4xx and 5xx too.
 
-    :raises AuthenticationFailed: a challenge makes no sense, and the exchange was cancelled; or the server accepts, but
+    :raises AuthenticationFailed: a challenge is invalid, and the exchange was cancelled; or the server accepts, but
         could not prove that it knows the password, and the connection was closed.
-    :raises PeerProtocolError: a reply cannot answer the command.
+    :raises PeerProtocolError: a reply is not valid for AUTH.
     """
     try:
         return _run(exchange, mechanism)

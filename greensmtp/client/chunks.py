@@ -12,13 +12,13 @@ from greensmtp.protocol.reply import Reply
 
 #: Bytes up to which a chunk is sent in one write with its BDAT.
 SMALL_CHUNK = 16 * 1024
-#: Bytes in a chunk, and chunks that are sent before their replies are read.
+#: Bytes in a chunk, and maximum number of chunks that are sent before their replies are read.
 CHUNK = 512 * 1024
 CHUNKS_AHEAD = 16
 
 
 def send_in_chunks(exchange: CommandExchange, pieces: Iterable[bytes]) -> list[Reply]:
-    """Send a whole message, and return its replies; or the refusal of a chunk, which leaves the transaction open."""
+    """Send a whole message; return its replies, or the refusal of a chunk, which leaves the transaction open."""
     window: list[bytes] = []
     ahead = CHUNKS_AHEAD if "PIPELINING" in exchange.extensions else 1
     for chunk in _cut(pieces):
@@ -41,8 +41,7 @@ def send_chunks(exchange: CommandExchange, chunks: Sequence[bytes], *, last: boo
     """Send chunks by BDAT (RFC 3030), all of them before their replies are read.
 
     :param last: the last of these chunks ends the message.
-    :return: the first refusal alone; or the replies to the message, where it has ended; or the reply to the last
-        chunk.
+    :return: the first refusal; or the replies to the message, if it has ended; or the reply to the last chunk.
     """
     transport, timeouts = exchange.transport, exchange.timeouts
     final = len(chunks) - 1
@@ -87,7 +86,7 @@ def _read_replies_to_last_chunk(exchange: CommandExchange) -> list[Reply]:
     """Return the replies to BDAT LAST: one; in LMTP one for each recipient, or a single refusal for all of them.
 
     An LMTP server refuses a message with one reply for each recipient (RFC 2033 section 4.3), but may refuse the
-    command itself with a single one. So LHLO is sent behind a refusal that comes alone, to see where they end.
+    command itself with a single one. So after a single refusal, LHLO is sent, to find out whether more replies follow.
     """
     transport, seconds = exchange.transport, exchange.timeouts.final
     missing = exchange.final_count() - 1

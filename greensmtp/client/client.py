@@ -31,10 +31,10 @@ logger = logging.getLogger("greensmtp")
 
 
 class SMTPClient(ClientCommands):
-    """One connection, used by one greenlet at a time. ``connect`` makes one.
+    """A connection to a server, used by one greenlet at a time. ``connect`` returns one.
 
     Each command is a method that returns the Reply; 4xx and 5xx are returned like any other. A ClientError means that
-    the connection is closed: the server is gone, or its replies cannot be trusted any more. A ProtocolError about an
+    the connection is closed: it was lost, or the replies are out of step. A ProtocolError about an
     argument (CR or LF in it, not a mailbox) is raised before anything is sent.
 
     As a context manager, it sends QUIT at the end of the block.
@@ -55,34 +55,34 @@ class SMTPClient(ClientCommands):
         sign: Signer | None = None,
         **options: Unpack[SendKeywords],
     ) -> SendResult:
-        """Send a message. EHLO and STARTTLS go first, as ``starttls=`` says, if that has not happened yet.
+        """Send a message. EHLO is sent first if necessary, and STARTTLS as ``starttls=`` requires.
 
-        It takes several transactions where the server limits the recipients or messages that it accepts at once
-        (LIMITS, 452). Another connection is opened for that only if this one can be replaced by it: the client has
-        opened it itself, and has not sent AUTH or XCLIENT.
+        It takes several transactions if the server limits the recipients or messages that it accepts at once
+        (LIMITS, 452). Another connection is opened for that only if it can replace this one: the client must have
+        opened it itself, and must not have sent AUTH or XCLIENT.
 
         :param message: an EmailMessage, bytes, or a binary file, which is read from its current position. A parsed
             message is sent as it was read; a composed EmailMessage gets Date and Message-ID if it lacks them.
         :param sender: None: the message's Sender or From.
-        :param recipients: None: the message's To, Cc and Bcc. Bcc is removed then, and from an EmailMessage always.
+        :param recipients: None: the message's To, Cc and Bcc; then Bcc is removed. From an EmailMessage, it always is.
         :param from_ext: more parameters for MAIL, such as a session's ``from_ext``, or private ones. SIZE, BODY and
             SMTPUTF8 are always computed from the message.
         :param to_ext: more parameters for every RCPT; or a sequence of them, one for each recipient:
             ``[RcptOptions(orcpt=...), {}]``, or a session's ``to_ext``.
         :param raise_on_partial: raise PartiallyRefused when some recipients are refused; else the result has them.
-        :param add_fields: add Date and Message-ID where they are missing: True, to every message that is not signed;
+        :param add_fields: add missing Date and Message-ID fields: True, to every message that is not signed;
             False, to none; None, to a composed EmailMessage.
         :param sign: returns header fields to put before the message, such as DKIM-Signature. It is called in a native
-            thread with all of the message, as it is sent to this server, and so has a large file in memory too.
+            thread with the whole message as it is sent to this server, so even a large file is in memory.
         :param options: parameters of MAIL and of every RCPT, typed: ``ret``, ``envid``, ``notify``, ``require_tls``,
             ``priority``, ``deliver_by``, ``hold_for``, ``hold_until``, ``valid_since``, ``auth``; see ``from_`` and
-            ``to``. Those that a relay may leave out are left out where the server does not offer their extension.
+            ``to``. If the server lacks an extension, its parameters are left out if a relay may do so.
         :raises ProtocolError: an address, parameter or address field of the message is malformed.
         :raises SenderRefused, RecipientsRefused, DataRefused: no recipient got the message; their base is Refused.
         :raises NotOffered: the message needs an extension that the server does not offer.
         :raises TLSRefused, TLSUnverified: ``require_tls`` was given, and the connection is not secure enough for it.
-        :raises Disconnected: with ``safe_to_retry`` False where the server may have accepted the message.
-        :raises ClientError: the base of all of them but ProtocolError.
+        :raises Disconnected: with ``safe_to_retry`` False if the server may have accepted the message.
+        :raises ClientError: the base class of all of them except ProtocolError.
         """
         prepared = PreparedMessage(
             message,
@@ -177,7 +177,7 @@ class SMTPClient(ClientCommands):
         return transactions.result(raise_on_partial=raise_on_partial)
 
     def _renew(self) -> None:
-        """Send QUIT, connect to the same server again, and do what ``begin`` does; TLS is required if it was up."""
+        """Send QUIT, connect to the same server again, and call ``begin``; TLS is required if it was used before."""
         policy = self.starttls_policy
         if self.tls and policy not in UNVERIFIED:
             policy = "require"
@@ -186,9 +186,9 @@ class SMTPClient(ClientCommands):
         self._begin(policy)
 
     def begin(self) -> Reply:
-        """Do what ``send`` does before the first message: EHLO (HELO if that is refused; LHLO) and STARTTLS.
+        """Send EHLO (HELO if that is refused; LHLO for LMTP) and STARTTLS, as ``send`` does before the first message.
 
-        What has been done already is skipped.
+        Commands that have already been sent are skipped.
 
         :return: the reply to the last EHLO, HELO or LHLO.
         :raises HelloRefused: the server refused it.
@@ -205,18 +205,18 @@ class SMTPClient(ClientCommands):
         token: str | None = None,
         allow_plaintext: bool = False,
     ) -> Reply:
-        """Send AUTH; if EHLO has not been sent, do as ``begin`` first. The reply is 235 if the credentials are good.
+        """Send AUTH, after ``begin`` if EHLO has not been sent. The reply is 235 if the credentials are accepted.
 
         Credentials need TLS or a unix socket, unless ``starttls="offered"`` or ``"never"`` was passed to ``connect``,
         or the caller sent EHLO itself. Then SCRAM is used without TLS too, and CRAM-MD5 if ``mechanism`` names it.
 
         :param mechanism: SCRAM-SHA-256, CRAM-MD5, PLAIN, LOGIN, OAUTHBEARER or XOAUTH2; None: the strongest one offered
-            that the credentials fit. If the server refuses it (504, 534, 535), the next one is tried; without TLS,
-            never one that exposes more to eavesdroppers.
+            for which the credentials are suitable. If the server refuses it (504, 534, 535), the next one is tried;
+            without TLS, never one that exposes more to eavesdroppers.
         :param token: an OAuth access token, instead of a password.
-        :param allow_plaintext: without TLS, too, send what an eavesdropper could use: PLAIN, LOGIN, CRAM-MD5, tokens.
-        :raises AuthenticationFailed: no mechanism is usable, the server's challenges make no sense (the exchange was
-            cancelled with ``*``), or the server could not prove that it knows the password.
+        :param allow_plaintext: also without TLS, use mechanisms that expose the secret: PLAIN, LOGIN, CRAM-MD5, tokens.
+        :raises AuthenticationFailed: no mechanism is usable, a challenge is invalid (the exchange was cancelled
+            with ``*``), or the server could not prove that it knows the password.
         """
         check_credential(username, "username")
         for text, what in ((password, "password"), (token, "token")):
@@ -271,14 +271,14 @@ class SMTPClient(ClientCommands):
         return reply
 
     def _starttls_by_policy(self, policy: StartTLS, hello: Reply) -> Reply:
-        """Send STARTTLS as the policy says; return the reply to the last EHLO, HELO or LHLO."""
+        """Send STARTTLS as the policy requires; return the reply to the last EHLO, HELO or LHLO."""
         required = policy in ("require", "encrypt")
         if "STARTTLS" not in self.extensions:
             if required:
                 raise TLSRefused(f'the server does not offer STARTTLS, and starttls="{policy}"')
             return hello
         if self._unix and not required and not self._server_hostname and self._context().check_hostname:
-            # A unix socket leads to this machine, and there is no name that the certificate could be for.
+            # A unix socket connects to this machine, and has no name that a certificate could contain.
             return hello
         try:
             reply = self.starttls()
@@ -289,7 +289,7 @@ class SMTPClient(ClientCommands):
             if self.closed:
                 raise TLSRefused(f"the server refuses STARTTLS: {reply}", reply)
         except (TLSFailed, Disconnected) as error:
-            # RFC 7435: try for protection, and rather send the message without it than not at all.
+            # RFC 7435: prefer TLS, but send the message without it rather than not at all.
             if policy != "opportunistic" or self._dial is None or isinstance(error, TLSUnverified):
                 raise
             logger.debug("TLS with %r failed: %s; reconnecting without TLS", self, error)

@@ -19,7 +19,7 @@ from greensmtp.protocol.proxy_header import ProxyHeader
 #: A connected socket.
 Stream = StandardSocket | dial.Socket
 
-#: What ``connect`` tells apart by type, where it is given without a name.
+#: The types of positional arguments of ``connect``.
 Where = str | Path | int | tuple[str, int] | Stream | ssl.SSLContext | Timeouts | SecureHandler | Mapping[str, Any]
 
 
@@ -43,7 +43,7 @@ def connect(
 ) -> SMTPClient:
     """Connect, and read the banner: ``connect("localhost", 25)``.
 
-    Arguments without a name may be in any order, and are distinguished by their type: a host name, a port, a unix path
+    Positional arguments may be in any order, and are distinguished by their type: a host name, a port, a unix path
     (a str that begins with ``.`` or ``/``), ``(host, port)``, a connected socket, an SSLContext, Timeouts, a handler
     for ``secure``, or a mapping of the options below.
 
@@ -51,7 +51,7 @@ def connect(
         ``localhost`` by default.
     :param port: 25 by default; 465 with ``tls``, 24 with ``lmtp``.
     :param path: the path of a unix socket.
-    :param stream: a connected gevent socket; or one of the standard library's, which is taken over.
+    :param stream: a connected gevent socket; or one of the standard library's, which the client takes over.
     :param tls: TLS from the first byte (RFC 8314): True, or an SSLContext.
     :param ssl_context: for ``tls=True`` and STARTTLS. By default the server must have a certificate for its name, from
         an authority that the system trusts.
@@ -59,19 +59,19 @@ def connect(
     :param timeout: seconds for every wait, or Timeouts; the defaults are those of RFC 5321 section 4.5.3.2.
     :param source_address: ``(host, port)`` to connect from.
     :param local_hostname: the argument of EHLO; by default this machine's name if it has a domain, else its address.
-    :param on_secure: called with the client and an ack when TLS is up, to accept or reject the peer. The context has
-        verified the certificate before; to pin a self-signed one, pass a context with CERT_NONE.
-    :param starttls: what ``send`` does before the first message, and ``login`` before it sends credentials.
+    :param on_secure: called with the client and an ack after the handshake, to accept or reject the peer. The context
+        has already verified the certificate; to pin a self-signed one, pass a context with CERT_NONE.
+    :param starttls: when ``send``, before the first message, and ``login``, before it sends credentials, use STARTTLS:
         ``"require"`` TLS (the default of ``login``), use it if it is ``"offered"`` (the default of ``send``), or
         ``"never"``. ``"encrypt"`` requires TLS, but verifies no server. ``"opportunistic"`` is for delivery to an MX
         (RFC 7435): it verifies no server either, and reconnects without TLS if the handshake fails. With these two
-        ``login`` is refused. The low-level calls never send STARTTLS by themselves.
+        ``login`` is refused. The methods for single commands never send STARTTLS themselves.
     :param lmtp: use LMTP (RFC 2033): ``send`` sends LHLO and reads a reply for each recipient.
     :param ignore: extensions that the server offers but handles wrongly: ``("CHUNKING", "PIPELINING")``.
-    :param proxy: the header of the PROXY protocol that goes first, before TLS and the banner; for a server that expects
-        one from this host: ``ProxyHeader(2, "TCP4", ("192.0.2.1", 40000), ("198.51.100.2", 25))``.
+    :param proxy: a PROXY protocol header, which is sent before TLS and the banner; for a server that expects one from
+        this host: ``ProxyHeader(2, "TCP4", ("192.0.2.1", 40000), ("198.51.100.2", 25))``.
     :raises CannotConnect: there is no connection or no banner, or the banner refuses service.
-    :raises ValueError: no host can have that name, or an option is out of range.
+    :raises ValueError: the host name is invalid, or an option is out of range.
     :raises TLSFailed: with ``tls``.
     :raises PeerProtocolError: the server does not speak SMTP.
     :raises TypeError: arguments contradict each other.
@@ -86,9 +86,9 @@ def connect(
 
 
 def _parse_arguments(where: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    """Tell the positional arguments of ``connect`` apart by their type, and return them with its keywords.
+    """Distinguish the positional arguments of ``connect`` by their type; return them with the keyword arguments.
 
-    :raises TypeError: an argument has an unknown type, or sets what another one sets.
+    :raises TypeError: an argument has an unknown type, or sets the same option as another one.
     """
     given = {name: value for name, value in options.items() if value is not None}
     for argument in where:

@@ -1,4 +1,4 @@
-"""A client's connection: opening it, the banner, TLS, signals and the end. Commands are in the classes built on it."""
+"""A client's connection: opening it, the banner, TLS, signals and closing. Subclasses have the commands."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class ClientConnection:
         self._unix = path is not None
         #: True once the server has accepted XCLIENT.
         self._is_xclient = False
-        #: Returns another socket connected to the same server; None if the caller gave the stream.
+        #: Returns a new socket connected to the same server; None if the caller passed ``stream``.
         self._dial: Callable[[], dial.Socket] | None = None
         if stream is None:
             self._dial = partial(dial.dial, host, port, path, source_address, self.timeouts.connect)
@@ -138,7 +138,7 @@ class ClientConnection:
         return self._dial is not None and not self.authenticated and not self._is_xclient
 
     def _reconnect(self) -> None:
-        """Connect to the same server again, and read the banner; nothing is known about the session yet."""
+        """Connect to the same server again, read the banner, and reset the session's state."""
         assert self._dial is not None
         trace = self._exchange.trace
         self._begun = False
@@ -236,7 +236,7 @@ class ClientConnection:
         try:
             show(line)
         except BaseException as error:
-            # The reply that was to be shown has not changed the state yet, so client and server are out of step.
+            # The reply that failed to be shown has not changed the state yet, so client and server are out of step.
             self._transport.close(error)
             raise
 
@@ -328,7 +328,7 @@ class ClientConnection:
         self._transport.close()
 
     def _abandon(self) -> None:
-        """Close the descriptor without sending anything, in a native thread or process that is not the connection's."""
+        """Close the descriptor without sending anything, in a native thread or process other than the connection's."""
         self._transport.abandon("abandon()")
 
     def __enter__(self) -> Self:
@@ -336,14 +336,14 @@ class ClientConnection:
 
     def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
         try:
-            # Where a message is expected, QUIT would become its text.
+            # If a message is expected, QUIT would become part of it.
             if kind is None and not self.closed and not self._exchange.message_expected:
                 self._try_quit()
         finally:
             self.close()
 
     def _try_quit(self) -> None:
-        """Send QUIT, and close the connection; the server has answered all that matters."""
+        """Send QUIT, and close the connection; errors are ignored, since all replies have been read."""
         try:
             self._exchange.send(b"QUIT\r\n", min(QUIT_SECONDS, self.timeouts.command))
         except ClientError:

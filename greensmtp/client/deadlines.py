@@ -1,8 +1,8 @@
 """The deadline of one client connection, enforced by a single timer.
 
 At most one greenlet waits on a connection at a time, so one deadline is enough. Starting a wait assigns two attributes;
-it does not start a timer. The timer stays where it is when the deadline moves: if it fires early, it is set again,
-and if no wait is in progress, it is left off. So a timer is started about once per timeout, not once per wait.
+it does not start a timer. The timer is not moved when the deadline moves: if it fires early, it is started
+again, and if no wait is in progress, it stays off. So a timer is started about once per timeout, not once per wait.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class DeadlineTimer:
         self.greenlet: Greenlet | None = None
 
     def set(self, seconds: float) -> None:
-        """Start a wait of the current greenlet, of at most so many seconds.
+        """Start a wait of the current greenlet, of at most ``seconds``.
 
         :raises RuntimeError: another greenlet is waiting, or this is another native thread.
         """
@@ -49,7 +49,7 @@ class DeadlineTimer:
             self._start(seconds)
 
     def extend(self, seconds: float) -> None:
-        """Give the wait in progress so many seconds from now."""
+        """Set the deadline of the current wait to ``seconds`` from now."""
         self._deadline = deadline = monotonic() + seconds
         if deadline < self._fires_at:
             self._start(seconds)

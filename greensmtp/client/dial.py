@@ -1,4 +1,4 @@
-"""Open the socket: parse where to connect, look the host up, try its addresses."""
+"""Open the socket: parse host and port, look up the host, try its addresses."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from greensmtp.protocol import command_builder, hosts
 #: Default ports: implicit TLS (RFC 8314), LMTP by custom, SMTP.
 PORTS = {"smtps": 465, "lmtp": 24, "smtp": 25}
 
-#: Seconds without an answer after which the next address is tried at the same time (RFC 8305 section 5).
+#: Seconds after which the next address is tried in parallel (RFC 8305 section 5).
 STAGGER = 0.25
-#: Bytes in the path of a unix socket: ``sun_path`` has 108 on Linux, one of them the final NUL.
+#: Maximum length in bytes of the path of a unix socket: ``sun_path`` has 108 on Linux, including the final NUL.
 MAX_PATH = 107
-#: The most addresses of one host that are tried.
+#: Maximum number of addresses of one host that are tried.
 MAX_ADDRESSES = 16
 
-# The unpatched function: in a monkey-patched process, gevent's is found by that name.
+# The unpatched function: in a monkey-patched process, this name is gevent's.
 _getaddrinfo = native("socket", "getaddrinfo")
 
 _pid = os.getpid()
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
 
 def read_place(host: str, port: int | None) -> tuple[str, int | None]:
-    """Return the host, fit for ``dial``, and the port, which may be part of the host.
+    """Return the host in the form for ``dial``, and the port, which may be part of the host.
 
-    :raises ValueError: no host can have that name, or no port that number.
+    :raises ValueError: the host name or the port is invalid.
     :raises TypeError: two ports are given.
     """
     name, own_port = hosts.read(host)
@@ -86,10 +86,10 @@ def dial(
     """Return a connected gevent socket.
 
     A host's addresses are tried as in RFC 8305 ("Happy Eyeballs"): the next attempt starts when one has failed or has
-    taken ``STAGGER`` seconds, and the first that succeeds is used. So a dead address does not hide a live one.
+    taken ``STAGGER`` seconds, and the first that succeeds is used. So an unreachable address costs little time.
 
-    :param host: as ``protocol.hosts.fit`` makes it.
-    :param seconds: the timeout for everything together, name lookup included.
+    :param host: the result of ``protocol.hosts.fit``.
+    :param seconds: the total timeout, including the name lookup.
     :raises CannotConnect: no address accepts a connection in time.
     """
     _reinit_after_fork()
@@ -178,7 +178,7 @@ def _connect_to_any(addresses: list[_Address], source_address: tuple[str, int] |
 
 
 def _attempt(family: int, protocol: int, address: Any, source_address: tuple[str, int] | None) -> Socket | Exception:
-    """Return a socket, or the error, since gevent would print what a greenlet raises."""
+    """Return a socket or the error, since gevent would print an exception of a greenlet."""
     try:
         return _connected(family, protocol, address, source_address)
     except Exception as error:
@@ -194,7 +194,7 @@ def _connected(family: int, protocol: int, address: Any, source_address: tuple[s
     """Connect to one address. (``create_connection`` leaves the socket open if its greenlet is killed.)"""
     source: Any = None
     if source_address is not None:
-        # Look the name up here: bind() would block the hub for that.
+        # Look the name up here, since bind() would block the hub while it does so.
         host, port = source_address[:2]
         source = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, 0, socket.AI_PASSIVE)[0][4]
     sock = socket.socket(family, socket.SOCK_STREAM, protocol)
@@ -240,9 +240,9 @@ def own_name(sock: Socket) -> str:
 
 
 def hello_name(name: str, what: str) -> str:
-    """Return a name as EHLO sends it: in ASCII, with A-labels (RFC 5890) where it has other characters.
+    """Return a name in the form for EHLO: in ASCII, with A-labels (RFC 5890) for other characters.
 
-    :raises ProtocolError: it is empty, has a space or a control character in it, or has no A-label form.
+    :raises ProtocolError: it is empty, contains a space or a control character, or has no A-label form.
     """
     try:
         ascii_name = name if command_builder.check(name, what).isascii() else hosts.fit(name)

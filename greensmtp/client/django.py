@@ -1,4 +1,4 @@
-"""Django's ``EMAIL_BACKEND = "greensmtp.client.django.EmailBackend"``: mail over connections that are kept.
+"""Django's ``EMAIL_BACKEND = "greensmtp.client.django.EmailBackend"``: mail over pooled connections.
 
 The backends of a process share one ``Pool`` for each combination of settings. ``open`` and ``close`` keep Django's
 contract, but the connections stay open for the next backend.
@@ -23,7 +23,7 @@ from greensmtp.protocol import address_list
 
 
 class EmailBackend(BaseEmailBackend):  # type: ignore[misc]
-    """Sends as Django's SMTP backend does: the same settings and arguments, the same errors of smtplib.
+    """Send mail like Django's SMTP backend, with the same settings and arguments, and the same errors of smtplib.
 
     More options of ``Pool`` are in the setting ``GREENSMTP_POOL``, a mapping, or are given as keywords:
     ``GREENSMTP_POOL = {"size": 5, "retries": 2}``. ``EMAIL_USE_TLS`` stands for ``starttls="require"``; without it and
@@ -46,7 +46,7 @@ class EmailBackend(BaseEmailBackend):  # type: ignore[misc]
     ) -> None:
         """
         :param options: options of ``Pool`` that take precedence over ``GREENSMTP_POOL``.
-        :raises ImproperlyConfigured: an option is wrong.
+        :raises ImproperlyConfigured: an option is invalid.
         """
         super().__init__(fail_silently=fail_silently)
         use_tls = settings.EMAIL_USE_TLS if use_tls is None else use_tls
@@ -79,7 +79,7 @@ class EmailBackend(BaseEmailBackend):  # type: ignore[misc]
         self._is_open = False
 
     def open(self) -> bool | None:
-        """Check that there is a connection; return True, False if that was done before, None if it failed silently.
+        """Check that there is a connection; return True, False if it was already open, None if it failed silently.
 
         :raises SMTPException: there is no connection, and ``fail_silently`` is False.
         """
@@ -95,7 +95,7 @@ class EmailBackend(BaseEmailBackend):  # type: ignore[misc]
         return True
 
     def close(self) -> None:
-        """Forget that the backend was open. Its connections are kept for the next one."""
+        """Mark the backend as closed. Its connections are kept for the next one."""
         self._is_open = False
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
@@ -113,7 +113,7 @@ class EmailBackend(BaseEmailBackend):  # type: ignore[misc]
                 if not self.fail_silently:
                     raise smtplib_error(error, str(message.from_email)) from error
                 if isinstance(error, (CannotConnect, PoolClosed)):
-                    break  # the others would fail alike
+                    break  # the others would fail, too
         return sent
 
     def _send(self, message: EmailMessage) -> bool:

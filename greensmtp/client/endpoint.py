@@ -1,7 +1,7 @@
-"""One connected socket: the deadline of its waits, TLS, and every way in which it is closed.
+"""One connected socket: its deadline, TLS, and all ways to close it.
 
-- One greenlet at a time uses it, in the native thread and the process that made it. ``close`` alone may be called from
-  elsewhere.
+- One greenlet at a time uses it, in the native thread and the process that created it. Only ``close`` may be called
+  from elsewhere.
 - Every wait runs between ``self._timer.set`` and ``self._timer.clear``. The timer throws DeadlineExpired into the
   greenlet.
 - A child process must not use the connections of its parent, and must not hold them open. So it closes their
@@ -40,7 +40,7 @@ class ClientEndpoint:
         self.tls = isinstance(socket, gevent_ssl.SSLSocket)
         self._hub = get_hub()
         self._timer = DeadlineTimer(self._hub)
-        #: Tells when a plain socket is readable; None with TLS.
+        #: Waits until a plain socket is readable; None with TLS.
         self._watcher: Any = None if self.tls else self._hub.loop.io(socket.fileno(), 1)
         #: Why the connection was closed; None while it is open. (A text: an error would keep its frames alive.)
         self.close_reason: str | None = None
@@ -53,7 +53,7 @@ class ClientEndpoint:
         return self.close_reason is not None
 
     def with_deadline(self, seconds: float, call: Callable[[], object]) -> bool:
-        """Call a function that waits. Return False if it timed out; that and an error close the connection."""
+        """Call a function that waits; return False if it timed out. A timeout or an error closes the connection."""
         self._timer.set(seconds)
         try:
             call()
@@ -118,7 +118,7 @@ class ClientEndpoint:
         if get_hub() is not self._hub:
             self._close_in_own_thread()
             return
-        # The text of an error that is not greensmtp's may have secrets in it, so only its type is kept.
+        # The text of a foreign error may contain secrets, so only its type is kept.
         self.close_reason = (
             str(why) if isinstance(why, ClientError) else "close()" if why is None else type(why).__name__
         )
@@ -135,7 +135,7 @@ class ClientEndpoint:
         loop = self._hub.loop
         try:
             loop.run_callback_threadsafe(self.close)
-        except Exception:  # that thread has destroyed its hub, so nothing can run there
+        except Exception:  # that thread has destroyed its hub, so no callback can run there
             self.abandon("close()")
 
     def _send_close_notify(self) -> None:
@@ -149,7 +149,7 @@ class ClientEndpoint:
     def abandon(self, why: str) -> None:
         """Close the descriptor without sending anything.
 
-        This is for a process or thread in which the connection's hub does not run. A greenlet that was waiting when
+        Call this in a process or thread in which the connection's hub does not run. A greenlet that was waiting when
         the process was forked gets RuntimeError in the child.
         """
         if self.close_reason is not None:

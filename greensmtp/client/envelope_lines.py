@@ -1,4 +1,4 @@
-"""The lines of MAIL and RCPT: mailboxes as they are sent, and the parameters that a server understands."""
+"""Build the lines of MAIL and RCPT: mailboxes in their wire form, and the parameters that a server supports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from greensmtp.protocol.options import MailOptions, RcptOptions
 MailExt = Ext | MailOptions
 RcptExt = Ext | RcptOptions
 
-#: parameter -> its extension. Other parameters are private ones, which are sent as they are.
+#: parameter -> its extension. Other parameters are private ones, which are sent unchanged.
 _OWNERS: Mapping[str, Extension] = {
     keyword: extension for extension in (*STANDARD, *OPTIONAL, SUBMITTER) for keyword in extension.mail | extension.rcpt
 }
@@ -32,7 +32,7 @@ def parse_ext(ext: MailExt | RcptExt) -> Parameters:
 
 
 def offered(given: Parameters, extensions: Mapping[str, str]) -> list[str]:
-    """Return the parameters that a server with these extensions understands, as words of a command.
+    """Return the parameters that a server with these extensions supports, as words of a command.
 
     :raises NotOffered: a parameter cannot be left out, since it changes what happens to the message.
     """
@@ -69,9 +69,9 @@ def takes_utf8(extensions: Mapping[str, str]) -> bool:
 
 @lru_cache(maxsize=1024)
 def rcpt_line(address: str) -> bytes:
-    """Return RCPT without parameters. Cached, since programs send to the same recipients again and again."""
+    """Return RCPT without parameters. Cached, since programs often send to the same recipients."""
     return command_builder.rcpt(address)
 
 
-#: Returns the mailbox as it is sent.
+#: Returns the mailbox in its wire form.
 sent_mailbox = lru_cache(maxsize=1024)(command_builder.mailbox)

@@ -1,4 +1,4 @@
-"""The keywords with which ``from_``, ``to`` and ``send`` take the parameters of MAIL and RCPT, typed.
+"""The typed keywords of ``from_``, ``to`` and ``send`` for the parameters of MAIL and RCPT.
 
 Each has the name and the meaning of a field of ``MailOptions`` or ``RcptOptions``. A simpler form is allowed where it
 can mean only one thing: ``notify="NEVER"``, ``orcpt="jo@example.com"``, ``valid_since=time``. None stands for a keyword
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class MessageOptions(TypedDict, total=False):
-    """What MAIL can ask for a whole message."""
+    """The parameters of MAIL that apply to a whole message."""
 
     auth: str | None
     ret: Ret | None
@@ -50,7 +50,7 @@ class RcptKeywords(TypedDict, total=False):
 
 
 class SendKeywords(MessageOptions, total=False):
-    """The keywords of ``send``; those of RCPT hold for every recipient."""
+    """The keywords of ``send``; those of RCPT apply to every recipient."""
 
     notify: Notify | Iterable[Notify] | None
     valid_since: datetime | ValidSince | None
@@ -90,7 +90,7 @@ def rcpt_parameters(given: Mapping[str, Any], known: frozenset[str] = RCPT_KEYWO
 def merged(first: Parameters, second: Parameters) -> Parameters:
     """Return the parameters of both.
 
-    :raises ProtocolError: they have one in common.
+    :raises ProtocolError: a parameter is in both.
     """
     if not second:
         return first

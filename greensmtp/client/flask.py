@@ -1,4 +1,4 @@
-"""``Mail`` sends mail from Flask over connections that are kept. It reads the settings of Flask-Mail.
+"""``Mail``: send mail from Flask over pooled connections, with the settings of Flask-Mail.
 
 ``mail = Mail(app)``, then ``mail.send(Message("Hello", recipients=["jo@example.com"], body="It works."))``.
 """
@@ -61,9 +61,9 @@ class Message:
         self.attachments.append(Attachment(filename, kind, data, disposition))
 
     def as_email(self, default_sender: Address | None = None) -> EmailMessage:
-        """Return the message as the email package has it.
+        """Return the message as an ``EmailMessage``.
 
-        :raises ValueError: it has no sender, no recipients, or a line end in a header field.
+        :raises ValueError: it has no sender, no recipients, or a line break in a header field.
         """
         sender = self.sender or default_sender
         if not sender:
@@ -99,7 +99,7 @@ def _written(addresses: Iterable[Address]) -> str:
 
 
 class _State:
-    """What one application has of ``Mail``."""
+    """The state of ``Mail`` for one application."""
 
     def __init__(self, config: Mapping[str, Any], *, testing: bool) -> None:
         tls, ssl = bool(config.get("MAIL_USE_TLS")), bool(config.get("MAIL_USE_SSL"))
@@ -123,7 +123,7 @@ class _State:
 
 
 class Mail:
-    """Sends mail from Flask: ``Mail(app)``, or ``mail = Mail()`` and ``mail.init_app(app)`` for several applications.
+    """Send mail from Flask: ``Mail(app)``, or ``mail = Mail()`` and ``mail.init_app(app)`` for several applications.
 
     It reads ``MAIL_SERVER``, ``MAIL_PORT``, ``MAIL_USE_TLS`` (STARTTLS), ``MAIL_USE_SSL``, ``MAIL_USERNAME``,
     ``MAIL_PASSWORD``, ``MAIL_DEFAULT_SENDER``, ``MAIL_TIMEOUT``, ``MAIL_SUPPRESS_SEND`` (by default, the value of
@@ -138,13 +138,13 @@ class Mail:
     def init_app(self, app: Flask) -> None:
         """Read the settings of an application.
 
-        :raises TypeError, ValueError: one of them is wrong.
+        :raises TypeError, ValueError: a setting is invalid.
         """
         app.extensions["mail"] = _State(app.config, testing=app.testing)
 
     @property
     def pool(self) -> Pool:
-        """The connections of the current application."""
+        """The pool of the current application."""
         return self._state().pool
 
     def _state(self) -> _State:
@@ -170,12 +170,12 @@ class Mail:
         return sent
 
     def send_message(self, *args: Any, **fields: Any) -> SendResult | None:
-        """Send the ``Message`` of these arguments."""
+        """Send a ``Message`` with these arguments."""
         return self.send(Message(*args, **fields))
 
     @contextmanager
     def record_messages(self) -> Iterator[list[EmailMessage]]:
-        """``with mail.record_messages() as outbox:`` collects what is sent in the block, for tests."""
+        """``with mail.record_messages() as outbox:`` collects the messages sent in the block, for tests."""
         outboxes = self._state().outboxes
         outbox: list[EmailMessage] = []
         outboxes.append(outbox)

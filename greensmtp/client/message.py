@@ -1,9 +1,9 @@
 """``PreparedMessage``: a message and its envelope, ready to be sent once or several times.
 
-- The constructor finds everything that can be wrong without a server. It parses the envelope (``_set_recipients``) and
+- The constructor finds all errors that do not depend on the server. It parses the envelope (``_set_recipients``) and
   analyses the content (``_analyse``).
-- ``mail_line(extensions)`` picks the form of the message that this server can accept, and re-encodes the message if
-  necessary. ``data``, ``chunks``, ``size`` and ``rcpt_lines`` follow the last call of it.
+- ``mail_line(extensions)`` picks a form of the message that this server can accept, and re-encodes the message if
+  necessary. ``data``, ``chunks``, ``size`` and ``rcpt_lines`` belong to that form.
 - Of a large message, only the header section is kept in memory; a ``MessageRest`` reads the rest.
 """
 
@@ -43,7 +43,7 @@ from greensmtp.protocol.address import NO_PARAMETERS, Parameters
 from greensmtp.protocol.dot_stuffing import stuffed, with_crlf
 from greensmtp.protocol.options import RcptOptions
 
-#: Bytes from which on BDAT is faster than DATA: the content is not searched for dots, nor copied.
+#: Size in bytes from which BDAT is faster than DATA: the content is neither searched for dots nor copied.
 CHUNKING_PAYS = 128 * 1024
 
 #: Parameters that are computed from this message: a session's parameters describe another one.
@@ -56,19 +56,19 @@ Sendable = Union["Message[Any, Any]", bytes, bytearray, memoryview, Readable]  #
 class PreparedMessage:
     """A message and its envelope."""
 
-    # What most messages leave as it is.
+    # Defaults that most messages do not change.
 
     #: The caller's parameters for MAIL, and for each RCPT; empty for none.
     _given: Parameters = NO_PARAMETERS
     _rcpt_given: Sequence[Parameters] = ()
     #: True if the message has header fields in UTF-8, as the caller says.
     _utf8_given = False
-    #: The message object, where it is one; and what follows the header section of a large message.
+    #: The message object, if it is one; and what follows the header section of a large message.
     _message: Message[Any, Any] | None = None
     _rest: MessageRest | None = None
     #: True if the header section has raw UTF-8 (RFC 6532).
     _utf8_head = False
-    #: True if the message may only be sent over TLS, and only to servers that see to that (RFC 8689).
+    #: True if the message may be sent only over TLS, and only to servers with REQUIRETLS (RFC 8689).
     requires_tls = False
     #: Whether to add Date and Message-ID; None: to composed messages.
     _add_fields: bool | None = None
@@ -93,7 +93,7 @@ class PreparedMessage:
     ) -> None:
         """See ``SMTPClient.send``.
 
-        :param options: its other keywords.
+        :param options: the other keywords of ``send``.
         :raises ProtocolError: an address or parameter is malformed, an address field cannot be read, or the message
             names no sender or recipient.
         :raises TypeError: the message is of an unknown type.
@@ -162,7 +162,7 @@ class PreparedMessage:
     ) -> None:
         """Parse the parameters that the caller gave.
 
-        :param recipients: as they were given: the same one may be there twice.
+        :param recipients: as given by the caller; the same one may appear twice.
         """
         given = merged(parse_ext(from_ext), mail_parameters(options, SEND_KEYWORDS))
         self._given = {keyword: value for keyword, value in given.items() if keyword not in _COMPUTED}
@@ -178,8 +178,8 @@ class PreparedMessage:
             self._rcpt_given = [merged(parameters, for_all) for parameters in each.values()]
 
     def _find_utf8(self) -> None:
-        """Find out which addresses and parameters need SMTPUTF8."""
-        #: True if an address or parameter does.
+        """Determine which addresses and parameters need SMTPUTF8."""
+        #: True if an address or parameter needs SMTPUTF8.
         self._utf8_address = not self._mailbox.isascii()
         self.utf8_recipients = ()
         if not all(map(bytes.isascii, self.rcpt_lines)):
@@ -193,7 +193,7 @@ class PreparedMessage:
                 self._utf8_address = True
 
     def part(self, recipients: Collection[str]) -> PreparedMessage:
-        """Return the same message for some of its recipients. It must not be closed, nor outlive this one."""
+        """Return the same message for some of its recipients. Do not close it or keep it longer than this one."""
         part = copy.copy(self)
         kept = [index for index, recipient in enumerate(self.recipients) if recipient in recipients]
         part.recipients = tuple(self.recipients[index] for index in kept)
@@ -206,9 +206,9 @@ class PreparedMessage:
     # Analysis
 
     def _analyse(self, content: bytes, *, derived: bool) -> None:
-        """Find out which extensions the message needs.
+        """Determine which extensions the message needs.
 
-        :param content: all of it, or the header section of a file, the rest of which is read now.
+        :param content: the whole message, or the header section of a file, the rest of which is read now.
         :param derived: True if the recipients were taken from the header section, so that Bcc is removed.
         """
         if self._message is not None:
@@ -250,13 +250,13 @@ class PreparedMessage:
 
     @property
     def size(self) -> int:
-        """The bytes of the whole message, before dot-stuffing."""
+        """The size of the whole message in bytes, before dot-stuffing."""
         return self._form.size
 
     # The form that a server accepts
 
     def mail_line(self, extensions: Mapping[str, str]) -> bytes:
-        """Return MAIL, with the parameters that the message needs and the server offers; pick the form of the message.
+        """Pick a form of the message, and return MAIL with the parameters that it needs and the server offers.
 
         :raises NotOffered: the server lacks an extension that the message needs.
         """
@@ -288,7 +288,7 @@ class PreparedMessage:
         return self._mail_line
 
     def _fitting(self, extensions: Mapping[str, str]) -> Form:
-        """Return the form that the server can accept; encode what needs an extension that it does not offer.
+        """Return a form that the server can accept; encode the parts that need an extension that it does not offer.
 
         :raises NotOffered: that is impossible, or would break a signature.
         """
@@ -302,7 +302,7 @@ class PreparedMessage:
             form = self._encoded(head=True, body=False)
         missing = ""
         if form.binary:
-            # A server without CHUNKING would take the bytes after BDAT for commands.
+            # A server without CHUNKING would parse the bytes after BDAT as commands.
             missing = next((keyword for keyword in ("BINARYMIME", "CHUNKING") if keyword not in extensions), "")
         elif form.eight_bit and "8BITMIME" not in extensions:
             missing = "8BITMIME"
@@ -343,7 +343,7 @@ class PreparedMessage:
         return form
 
     def in_chunks(self, extensions: Mapping[str, str]) -> bool:
-        """Return True if the message is to be sent by BDAT: it must be, or that is faster."""
+        """Return True if the message is sent by BDAT, because it must be, or because that is faster."""
         return self._form.binary or ("CHUNKING" in extensions and self._form.size >= CHUNKING_PAYS)
 
     # The bytes to send
@@ -354,7 +354,7 @@ class PreparedMessage:
             self.data()
 
     def data(self) -> Iterable[bytes]:
-        """Return what is sent after 354, in pieces; the last one ends with the final dot."""
+        """Return the bytes to send after 354, in pieces; the last one ends with the final dot."""
         form = self._form
         if form.rest is not None:
             return form.rest.stuffed(form.content)
@@ -365,7 +365,7 @@ class PreparedMessage:
         return form.stuffed
 
     def chunks(self) -> Iterator[bytes]:
-        """Return what is sent by BDAT, in pieces."""
+        """Return the bytes to send by BDAT, in pieces."""
         yield self._form.content
         if self._form.rest is not None:
             yield from self._form.rest.in_lines(self._head)

@@ -1,8 +1,8 @@
-"""The content of a message: read, and brought into a form that a server can accept.
+"""Read the content of a message, and convert it to a form that a server can accept.
 
 Content of up to MAX_MEMORY is kept in memory. Of a larger file, only the header section is. The rest is read twice, to
-analyse it and to send it. Bytes that are larger are treated like a file: a step over all of them would hold up every
-other greenlet.
+analyse it and to send it. Larger bytes objects are treated like a file, since processing them in one step would block
+all other greenlets.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from greensmtp.thread_pool import in_thread_pool
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Bytes from which on a message is processed in the thread pool, since that takes milliseconds.
+#: Size in bytes from which a message is processed in the thread pool, since that takes milliseconds.
 LARGE = 64 * 1024
-#: Bytes up to which a message is kept in memory.
+#: Maximum size in bytes of a message that is kept in memory.
 MAX_MEMORY = 4 * 1024 * 1024
-#: The most bytes in a file's header section.
+#: Maximum size in bytes of a file's header section.
 MAX_HEAD = 1024 * 1024
 
 
 @dataclass(slots=True)
 class Form:
-    """The message as it is sent."""
+    """A form in which the message is sent."""
 
     #: Its bytes; of a large file, only those of the header section.
     content: bytes
-    #: Bytes of the whole message as SIZE counts them (RFC 1870): with CRLFs, before dot-stuffing.
+    #: Size of the whole message in bytes, as for the parameter SIZE (RFC 1870): with CRLFs, before dot-stuffing.
     size: int
     eight_bit: bool
-    #: True if it cannot be sent as lines, so that it needs BINARYMIME.
+    #: True if it needs BINARYMIME, since it cannot be sent as lines.
     binary: bool
-    #: Of a large message, what follows the header section.
+    #: The part after the header section of a large message.
     rest: MessageRest | None = None
     stuffed: tuple[bytes, ...] | None = None
     #: The same form with its signature, once it was signed.
@@ -47,7 +47,7 @@ class Form:
 
 
 def offload(length: int, function: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call a function, in the thread pool if this length, with which its work grows, is LARGE or more."""
+    """Call a function; in the thread pool if ``length``, which determines its run time, is LARGE or more."""
     return in_thread_pool(function, *arguments, **options) if length > LARGE else function(*arguments, **options)
 
 
@@ -74,11 +74,11 @@ def _mime_lines(content: bytes) -> tuple[bytes, bool]:
 
 
 class MessageRest:
-    """What follows the header section of a large message. It is read again each time that it is sent."""
+    """The part after the header section of a large message. It is read again each time it is sent."""
 
     def __init__(self, file: BinaryIO, start: int, *, is_copy: bool = False) -> None:
         """
-        :param start: where it begins in the file.
+        :param start: its offset in the file.
         :param is_copy: True if the file is a temporary copy, which ``close`` closes.
         """
         self._file = file
@@ -100,7 +100,7 @@ class MessageRest:
             yield piece
 
     def scan(self, head: bytes) -> Form:
-        """Read all of it, and return the form of the message with this header section."""
+        """Read it to the end, and return the form of the message with this header section."""
         nul, binary, size = b"\0" in head, may_be_binary(head), 0
         overlap = b""
         encoder = LineEncoder()
@@ -120,7 +120,7 @@ class MessageRest:
         return Form(content, len(content) + size, self.eight_bit or not head.isascii(), self._mime, rest=self)
 
     def in_lines(self, head: bytes) -> Iterator[bytes]:
-        """Yield it with CRLF at its line ends, except in binary parts, which the header section tells."""
+        """Yield it with CRLF at its line ends, except in binary parts, which the header section declares."""
         encoder: LineEncoder | MimeLines = LineEncoder()
         if self._mime:
             encoder = MimeLines()

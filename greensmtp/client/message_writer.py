@@ -19,8 +19,8 @@ class BodyWriter:
     """Write a message in pieces of any size: ``with mail.message() as body: body.write(...)``.
 
     Dots are stuffed, bare CRs and LFs become CRLF, and no empty line is added at the end. Leaving the block ends the
-    message and reads the reply; leaving it by an exception closes the connection, so that the server does not take part
-    of a message for all of it.
+    message and reads the reply; leaving it by an exception closes the connection, so that the server does not accept
+    part of a message as a whole one.
     """
 
     def __init__(self, exchange: CommandExchange, refusal: Reply | None) -> None:
@@ -30,8 +30,8 @@ class BodyWriter:
         self._encoder = DotEncoder()
         self._buffer: list[bytes] = []
         self._size = 0
-        #: The reply to the message, once the block is left; or the refusal of DATA. (Then nothing is sent, and what is
-        #: written is dropped.)
+        #: The reply to the message, once the block is left; or the refusal of DATA. (Then nothing is sent, and written
+        #: data is discarded.)
         self.reply: Reply | None = refusal
         self._refused = refusal is not None
         self._open = exchange.writing = refusal is None
@@ -39,7 +39,7 @@ class BodyWriter:
     def write(self, data: bytes | bytearray | memoryview, /) -> int:
         """Write the next bytes; return their number.
 
-        :raises Disconnected: the server is gone.
+        :raises Disconnected: the connection is lost.
         :raises TypeError: the data is not bytes.
         :raises ValueError: the message has ended.
         """
@@ -85,8 +85,8 @@ class BodyWriter:
 class ChunkWriter:
     """Write a message by BDAT (RFC 3030), in pieces of any size. They are sent unchanged, in chunks of 512 KiB.
 
-    If a chunk is refused, ``reply`` is the refusal, and what is written afterwards is dropped. Leaving the block by an
-    exception closes the connection, as of ``BodyWriter``.
+    If a chunk is refused, ``reply`` is the refusal, and data that is written afterwards is discarded. Leaving the block
+    by an exception closes the connection, as with ``BodyWriter``.
     """
 
     def __init__(self, exchange: CommandExchange) -> None:

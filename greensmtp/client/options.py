@@ -14,7 +14,7 @@ from greensmtp.errors import PoolClosed
 from greensmtp.protocol import esmtp, hosts
 from greensmtp.protocol.proxy_header import ProxyHeader
 
-#: What ``send`` does about TLS before the first message; see ``connect``.
+#: The policies for STARTTLS before the first message; see ``connect``.
 StartTLS = Literal["require", "encrypt", "offered", "opportunistic", "never"]
 
 #: The policies that verify no server, so that no credentials are sent to one.
@@ -41,16 +41,16 @@ class ConnectOptions(TypedDict, total=False):
 
 @dataclass(slots=True)
 class PoolSettings:
-    """What ``Pool`` was given, and whether it was closed; shared by all native threads. Times are in seconds."""
+    """The settings of a ``Pool``, and whether it is closed; shared by all native threads. Times are in seconds."""
 
     size: int
     max_age: float
     max_messages: int
     max_idle: float
     acquire_timeout: float | None
-    #: Messages in a second; None for no limit.
+    #: Messages per second; None for no limit.
     rate: float | None
-    #: How often a message is tried again, and seconds before the first of these tries.
+    #: Number of retries, and seconds before the first retry.
     retries: int
     retry_delay: float
     closed: bool = False
@@ -75,7 +75,7 @@ class PoolSettings:
 def check_options(options: Mapping[str, Any]) -> None:
     """Check the options of a pool as ``connect`` will check them later.
 
-    :raises TypeError: there is no such option, or it makes no sense for several connections.
+    :raises TypeError: the option is unknown, or cannot be used for several connections.
     :raises ValueError: a value is out of range, or contradicts another one.
     """
     for name in options:
@@ -97,7 +97,7 @@ def format_proxy(header: ProxyHeader | None) -> bytes:
     """Return the option ``proxy`` as bytes; empty for None.
 
     :raises TypeError: it is not a ProxyHeader.
-    :raises ValueError: its parts do not fit together.
+    :raises ValueError: its parts are inconsistent.
     """
     if header is None:
         return b""

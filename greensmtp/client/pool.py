@@ -1,8 +1,8 @@
-"""``Pool``: connections that are kept and shared by many greenlets.
+"""``Pool``: kept connections, shared by many greenlets.
 
 Each native thread has its own connections (``ThreadConnections``), since a gevent socket belongs to one hub. A
-thread-local variable holds them. The set of all of them is for ``close`` and for the counts; those of a parent process,
-which a fork leaves in it, are recognized by their process ID.
+thread-local variable holds them. A set of all of them is used by ``close`` and for the counts. After a fork it still
+contains those of the parent process, which are recognized by their process ID.
 """
 
 from __future__ import annotations
@@ -41,20 +41,19 @@ class Pool:
     Several native threads may use a pool; each has its own ``size`` connections. After a fork, the child opens new
     connections and leaves those of the parent alone.
 
-    Credentials that a server refuses (5xx) are tried on no other host. For five minutes, or until a callable returns
+    Credentials that a server refuses (5xx) are not tried on other hosts. For five minutes, or until a callable returns
     other credentials, every send that needs a new connection raises AuthenticationFailed at once.
 
     :param host: a host; or several, of which the first that accepts a connection is used. Each may have a port of its
         own (``"mx1.example.com:2525"``).
-    :param size: the most connections in each native thread.
+    :param size: maximum number of connections in each native thread.
     :param acquire_timeout: seconds that ``send`` waits for a connection while all are busy, and for its turn by
         ``rate``; None for no limit.
-    :param rate: messages in a second, at even intervals, of all native threads together; None for no limit.
-    :param retries: how often ``send`` tries again what failed with a 4xx, or with the connection, and where no server
-        can have accepted the message (``transient`` and ``safe_to_retry``). Only recipients that may still get it are
-        tried again.
-    :param retry_delay: seconds before the first of these tries, of which 50 to 100 % are waited; it doubles with each
-        try, up to 300 s. The wait holds no connection.
+    :param rate: messages per second, at even intervals, of all native threads together; None for no limit.
+    :param retries: how often ``send`` tries again after a 4xx or a connection error, if no server can have accepted
+        the message (``transient`` and ``safe_to_retry``). It is sent again only to recipients that may still get it.
+    :param retry_delay: seconds before the first retry; it doubles with each retry, up to 300 s, and a random 50 to
+        100 % of it is waited. No connection is held meanwhile.
     :param sign: signs every message, unless ``send`` is given another signer; see ``SMTPClient.send``.
     :param username: for ``login``, with ``password`` or ``token`` (a callable is called for each new connection),
         ``mechanism`` and ``allow_plaintext``. ``starttls`` is ``"require"`` by default then, except for unix sockets
@@ -108,7 +107,7 @@ class Pool:
                 for place in self._hosts:
                     place.options["starttls"] = None if "path" in place.options else "require"
         self._options = options
-        #: ``connections`` of this native thread.
+        #: Has the attribute ``connections`` in each native thread.
         self._local = native("threading", "local")()
         #: The connections of all native threads.
         self._all: set[ThreadConnections] = set()
@@ -145,7 +144,7 @@ class Pool:
 
         :raises PoolClosed: the pool is closed.
         :raises PoolTimeout: all connections have been busy for ``acquire_timeout`` seconds.
-        :raises CannotConnect: no host accepts a connection; this, or another ClientError, is that of the last host.
+        :raises CannotConnect: no host accepts a connection; the error raised is that of the last host.
         """
         prepared = PreparedMessage(
             message,
@@ -166,7 +165,7 @@ class Pool:
     def connection(self) -> Iterator[SMTPClient]:
         """``with pool.connection() as mail:`` lends a connection for the block, after EHLO, STARTTLS and login.
 
-        Afterwards it returns to the pool, with RSET where a transaction is open. It is closed instead if it is out of
+        Afterwards it returns to the pool, with RSET if a transaction is open. It is closed instead if it is out of
         step: in the middle of a message, or when the block was killed or timed out. If the block ends with
         Disconnected on a new connection, the host is avoided for a while.
 
@@ -220,7 +219,7 @@ class Pool:
 
     def _new_connections(self, before: ThreadConnections | None) -> ThreadConnections:
         self._settings.check_open()
-        if before is not None:  # of the parent process, or of a hub that was destroyed
+        if before is not None:  # they belong to the parent process, or to a destroyed hub
             before.abandon()
         # One by one, since another native thread may add its own at the same time.
         for connections in set(self._all).difference(self._of_this_process()):
@@ -239,4 +238,4 @@ class Pool:
 
 
 class _ThreadEnd:
-    """Is a local variable of a native thread, so that it is collected when the thread ends."""
+    """A thread-local variable, which is garbage-collected when its native thread ends."""

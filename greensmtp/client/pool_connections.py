@@ -4,9 +4,9 @@
 - A connection is idle (in ``_idle``), in use (in ``_busy`` while a message or a block uses it), or retired: a greenlet
   is sending QUIT (``_retire``).
 - The connection used last is reused first, so that surplus ones reach ``max_idle``.
-- A message is sent again on another connection only where no server can have accepted it (``safe_to_retry``). A new
-  connection that fails makes the next host's turn; each host gets one new connection per message.
-- Everything but ``close_in_own_thread`` and ``abandon`` is called in the native thread whose hub made the connections.
+- A message is sent again on another connection only if no server can have accepted it (``safe_to_retry``). If a new
+  connection fails, the next host is tried; each host gets at most one new connection per message.
+- All methods except ``close_in_own_thread`` and ``abandon`` are called in the native thread of the connections' hub.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ThreadConnections:
         on_abandon: Callable[[ThreadConnections], object],
     ) -> None:
         """
-        :param on_abandon: called when these connections cannot be used any more.
+        :param on_abandon: called when these connections can no longer be used.
         """
         self._settings = settings
         self._opener = opener
@@ -75,7 +75,7 @@ class ThreadConnections:
         return self._settings.size - int(self._slots.counter)
 
     def is_current(self) -> bool:
-        """True if this is the native thread, the hub and the process that made these connections."""
+        """True in the native thread, the hub and the process of these connections."""
         return self.hub is get_hub() and self.pid == os.getpid()
 
     # Closing
@@ -143,7 +143,7 @@ class ThreadConnections:
                 self._sleep(seconds)
                 settings.check_open()
             except PoolClosed:
-                break  # what has been tried says more
+                break  # raise the more informative error of the last attempt
         if failure is not None:
             return transactions.result_after(failure, raise_on_partial=raise_on_partial)
         return transactions.result(raise_on_partial=raise_on_partial)
@@ -173,7 +173,7 @@ class ThreadConnections:
                     if not gone or not error.safe_to_retry:
                         raise
                     # The server may close a kept connection at any time, so that is no reason to give up. If it
-                    # closes a new one, it is the next host's turn.
+                    # closes a new one, try the next host.
                     if new:
                         connection.host.avoid()
                         failed.add(connection.host)
@@ -184,7 +184,7 @@ class ThreadConnections:
             self._slots.release()
 
     def _send(self, connection: PooledConnection, transactions: Transactions, *, new: bool) -> bool:
-        """Send what is left of a message on this connection; return False if another one must go on."""
+        """Send to the remaining recipients on this connection; return False if another connection must continue."""
         done = True
         client = connection.client
         self._busy.add(connection)
@@ -218,7 +218,7 @@ class ThreadConnections:
             raise
 
     def _is_usable(self, connection: PooledConnection) -> bool:
-        """Send RSET on a kept connection; return False if it is of no use, after closing it."""
+        """Send RSET on a kept connection; close it and return False if that fails."""
         usable = False
         try:
             usable = connection.client.reset().is_positive
@@ -231,13 +231,13 @@ class ThreadConnections:
         return usable
 
     def check_in(self, connection: PooledConnection, *, completed: bool) -> None:
-        """Take back a connection and its slot.
+        """Return a connection and its slot to the pool.
 
         :param completed: False if the block was killed or timed out, so that the connection may be out of step.
         """
         try:
             client = connection.client
-            # After XCLIENT, the server would take the next message for that other client's.
+            # After XCLIENT, the server would attribute the next message to that other client.
             if completed and not client.expects_message and not client._is_xclient:
                 _end_transaction(client)
             else:
@@ -326,7 +326,7 @@ class ThreadConnections:
     # Retiring
 
     def _retire_idle(self) -> None:
-        """Retire connections that were idle for too long, and come back when the next one will be."""
+        """Retire connections that were idle for too long, and schedule the next check."""
         self._retirer = None
         now = monotonic()
         for connection in [connection for connection in self._idle if self._is_over(connection, now)]:
@@ -338,7 +338,7 @@ class ThreadConnections:
             self._retirer = spawn_later(max(due - monotonic(), 0.01), self._retire_idle)
 
     def _retire(self, connection: PooledConnection) -> None:
-        """Send QUIT and close the connection, in a greenlet of its own."""
+        """Send QUIT and close the connection, in a separate greenlet."""
         if connection.client.closed:
             return
         quitting = spawn(_quit, connection.client)
@@ -347,7 +347,7 @@ class ThreadConnections:
 
 
 def _end_transaction(client: SMTPClient) -> None:
-    """Send RSET if a transaction is open, so that the server keeps none for an idle connection."""
+    """Send RSET if a transaction is open, so that an idle connection has none."""
     if client.needs_reset and not client.closed:
         _within_quit_seconds(client.reset)
 

@@ -17,7 +17,7 @@ Secret = str | Callable[[], str | None] | None
 
 
 class PoolLogin:
-    """Logs in with a pool's credentials, and remembers a refusal.
+    """Log in with a pool's credentials, and remember a refusal.
 
     Refused credentials are not tried on another host or connection, since repeated failures lock accounts.
     """
@@ -32,7 +32,7 @@ class PoolLogin:
         self._allow_plaintext = allow_plaintext
         #: True once a server has accepted them. Until then they are tried on one connection at a time.
         self.proven = False
-        #: The reply that refused them, what it refused, and until when that is not tried again.
+        #: The refusal, the refused credentials, and the time until which they are not tried again.
         self._refusal: Reply | None = None
         self._refused: tuple[str | None, str | None] = (None, None)
         self._refused_until = 0.0

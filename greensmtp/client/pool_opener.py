@@ -27,13 +27,13 @@ Host = str | Path | tuple[str, int]
 
 
 class PoolHost:
-    """A host of a pool, and whether it failed of late."""
+    """A host of a pool, and whether it has failed recently."""
 
     __slots__ = ("avoid_until", "options")
 
     def __init__(self, host: Host, port: int | None) -> None:
         self.avoid_until = 0.0
-        #: The options of ``connect`` that are this host's own.
+        #: The options of ``connect`` for this host.
         self.options: dict[str, Any]
         if not isinstance(host, tuple) and is_unix_path(host):
             self.options = {"path": dial.check_path(host)}
@@ -61,7 +61,7 @@ class PooledConnection:
 
 
 class ConnectionOpener:
-    """Opens connections for one native thread."""
+    """Open connections for one native thread."""
 
     def __init__(self, hosts: Sequence[PoolHost], login: PoolLogin | None, options: ConnectOptions) -> None:
         self.hosts = hosts
@@ -74,7 +74,7 @@ class ConnectionOpener:
         """Return a new connection; one greenlet at a time tries while the credentials are unproven.
 
         :param failed: the hosts not to try.
-        :raises ClientError: that of the last host that was tried.
+        :raises ClientError: the error of the last host.
         """
         login = self._login
         if login is None:

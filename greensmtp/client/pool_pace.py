@@ -1,25 +1,25 @@
-"""When a pool may begin its next message (``rate``), and when it tries a message again (``retries``)."""
+"""Compute when a pool may begin its next message (``rate``), and when it tries a message again (``retries``)."""
 
 from __future__ import annotations
 
 import random
 from time import monotonic
 
-#: The most seconds between two tries.
+#: Maximum number of seconds between two attempts.
 MAX_RETRY_SECONDS = 300.0
 
 _random = random.SystemRandom()
 
 
 class Pace:
-    """Gives each message of a pool its turn, at even intervals. All native threads share it.
+    """Assign each message of a pool its turn, at even intervals. All native threads share it.
 
-    Two threads that ask at the same instant may get the same turn. That is not worth a lock.
+    Two threads that ask at the same instant may get the same turn; avoiding that is not worth a lock.
     """
 
     def __init__(self, rate: float | None) -> None:
         """
-        :param rate: messages in a second; None for no limit.
+        :param rate: messages per second; None for no limit.
         """
         self._interval = 0.0 if rate is None else 1 / rate
         self._next = 0.0
@@ -37,10 +37,10 @@ class Pace:
 
 
 def retry_seconds(tried: int, delay: float) -> float:
-    """Return the seconds to wait after a try: ``delay``, doubled for each earlier one, and 50 to 100 % of that.
+    """Return the seconds before a retry: a random 50 to 100 % of ``delay``, doubled for each earlier retry.
 
     The random part keeps programs that failed together from trying again together.
 
-    :param tried: earlier tries again.
+    :param tried: number of earlier retries.
     """
     return min(delay * 2.0 ** min(tried, 30), MAX_RETRY_SECONDS) * _random.uniform(0.5, 1.0)

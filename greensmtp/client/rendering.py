@@ -26,7 +26,7 @@ from greensmtp.protocol.dot_stuffing import with_crlf
 
 TOO_DEEP = "the message cannot be written: its parts are nested too deeply"
 
-#: The beginning of a body that cannot be taken for a header field.
+#: The beginning of a body that cannot be mistaken for a header field.
 _NOT_A_FIELD = re.compile(r"(?![!-9;-~]*[ \t]*:)[^\s]")
 
 
@@ -40,7 +40,7 @@ def is_signed(message: Message[Any, Any]) -> bool:
 
 
 def size(message: Message[Any, Any]) -> int:
-    """Return about how many characters the message has.
+    """Return the approximate number of characters of the message.
 
     :raises ProtocolError: the parts are nested too deeply.
     """
@@ -189,7 +189,7 @@ def _has_defect(part: Any, kind: type[Exception]) -> bool:
 
 
 def _lacks_empty_line(part: Any) -> bool:
-    """True if a part was read without an empty line after its header section, and its body does not begin like a field.
+    """True if a part was parsed without an empty line after its header section, and its body cannot be a field.
 
     (base64 in message/rfc822 is parsed like that.)
     """

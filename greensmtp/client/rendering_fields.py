@@ -20,10 +20,10 @@ from greensmtp.errors import ProtocolError
 from greensmtp.protocol import address_list, header_envelope
 from greensmtp.protocol.dot_stuffing import with_crlf
 
-#: Bytes in a line, without its end (RFC 5322 section 2.1.1).
+#: Maximum length of a line in bytes, without CRLF (RFC 5322 section 2.1.1).
 MAX_LINE_LENGTH = 998
 
-#: Characters of a text that was parsed from bytes that are not ASCII.
+#: Characters that stand for non-ASCII bytes in parsed text.
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 _ENVELOPE_FIELDS = header_envelope.ADDRESS_FIELDS | {"resent-date"}
 _NAME = re.compile(r"[!-9;-~]+")
@@ -77,7 +77,7 @@ def _own_name() -> str:
 
 
 def write_field(name: str, value: Any, policy: Any) -> bytes:
-    """Return a field as it is sent: as its source has it, or as the policy folds it.
+    """Return a field in its wire form: unchanged from its source, or folded by the policy.
 
     :raises ValueError: the result is not one field.
     """
@@ -135,13 +135,13 @@ def _text(value: Any) -> str:
             return text if "@" in text else str(value)
         defects = [str(defect) for defect in getattr(value, "defects", ())]
         if defects and _has_encoded_word(value):
-            # Its str() may lack what could not be parsed, and the field may be written decoded.
+            # Its str() may lack the parts that could not be parsed, and the field may be written decoded.
             if any("invalid" in defect for defect in defects):
                 raise ProtocolError(
                     f"the {value.name} field cannot be read as a list of addresses from {str(value)!r} on"
                 )
         elif defects:
-            # What could not be parsed is missing in its str(), but is written.
+            # Parts that could not be parsed are missing in its str(), but are written.
             folded: str = value.fold(policy=_RAW_UTF8)
             return folded.partition(":")[2].strip()
         return header_envelope.text_of(str(value).encode("utf-8", "surrogateescape"))

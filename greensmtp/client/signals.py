@@ -1,7 +1,8 @@
 """The client's signals. Those of this module are sent for every client in the process, ``mail.on(name)`` for one.
 
-The sender is the ``SMTPClient``. ``greeting`` (the banner was read) and ``tls`` (TLS is up) inform. ``secure`` asks:
-the TLS context has accepted the certificate, and the handler decides by an ack whether this is the intended server.
+The sender is the ``SMTPClient``. ``greeting`` (the banner was read) and ``tls`` (the handshake is complete) have no
+ack. With ``secure``, the TLS context has accepted the certificate, and the handler decides by an ack whether this is
+the intended server.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The errors of smtplib that stand for the client's, where a framework's contract names those."""
+"""Convert the client's errors to those of smtplib, which some frameworks expect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from greensmtp.protocol.reply import Reply
 
 
 def _words(reply: Reply | None, otherwise: int) -> tuple[int, bytes]:
-    """Return a reply as smtplib has it: the code and the text, with the enhanced status code."""
+    """Return a reply in smtplib's form: the code, and the text with the enhanced status code."""
     if reply is None:
         return otherwise, b""
     return reply.code, f"{reply.enhanced or ''} {reply.text}".strip().encode()
@@ -31,7 +31,7 @@ def _recipients(error: Refused, _sender: str) -> smtplib.SMTPException:
     return smtplib.SMTPRecipientsRefused({each: _words(reply, 550) for each, reply in error.recipients.items()})
 
 
-#: The client's error -> the one of smtplib for it, made from it and the sender. The first row that fits counts.
+#: The client's error -> a function of it and the sender that returns smtplib's. The first matching row applies.
 _ROWS: Mapping[type[GreenSMTPError], Callable[..., smtplib.SMTPException]] = {
     RecipientsRefused: _recipients,
     SenderRefused: lambda error, sender: smtplib.SMTPSenderRefused(*_words(error.reply, 550), sender),
@@ -49,7 +49,7 @@ _ROWS: Mapping[type[GreenSMTPError], Callable[..., smtplib.SMTPException]] = {
 
 
 def smtplib_error(error: GreenSMTPError, sender: str = "") -> smtplib.SMTPException:
-    """Return the error of smtplib that stands for this one; raise it ``from`` the original."""
+    """Return the corresponding error of smtplib; raise it ``from`` the original."""
     for kind, make in _ROWS.items():
         if isinstance(error, kind):
             return make(error, sender)

@@ -17,7 +17,7 @@ READ_BYTES = 256 * 1024
 #: Seconds to sleep. With 0, gevent would run other greenlets, but would not look at sockets and timers.
 _MOMENT = 1e-6
 
-#: The most objects that are searched for the file at the bottom.
+#: Maximum number of nested objects that are searched for the underlying file.
 _MAX_LAYERS = 64
 
 
@@ -28,7 +28,7 @@ class Readable(Protocol):
 
 
 class Source:
-    """Reads a file: gevent's own files and those in memory in this greenlet, others in the thread pool.
+    """Read a file: gevent's own files and those in memory in this greenlet, others in the thread pool.
 
     :raises TypeError: it is not a binary file.
     """
@@ -86,7 +86,7 @@ def check(file: Any) -> None:
 def rewindable(source: Source, seen: bytes) -> BinaryIO:
     """Return the file, positioned after what has been read; or a temporary copy, if the file cannot seek.
 
-    :param seen: what has been read of it.
+    :param seen: the bytes that have already been read.
     """
     file = source.file
     try:
@@ -119,7 +119,7 @@ def _needs_hub(file: Any) -> bool:
         for name in ("raw", "buffer", "_sock"):
             try:
                 below.append(getattr(layer, name, None))
-            except ValueError:  # a buffer whose file was taken away
+            except ValueError:  # a buffer whose file was detached
                 pass
         attributes = getattr(layer, "__dict__", None)
         if isinstance(attributes, dict):

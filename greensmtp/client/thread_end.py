@@ -3,8 +3,8 @@
 gevent does not destroy the hub: its two descriptors and its thread pool would stay. A web server that starts a thread
 for each request (Flask's and Django's development servers) would run out of descriptors after 500 messages.
 
-Python ends daemon threads when the process exits, wherever they are; in the middle of ``destroy`` that crashes the
-process. So the exit waits for those that are there, and the others leave their hubs alone.
+Python ends daemon threads at any point when the process exits; in the middle of ``destroy``, that crashes the process.
+So the exit waits for threads that are destroying their hubs, and other threads then do not destroy theirs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class _Endpoint(Protocol):
 
 
 class _ThreadEnd:
-    """Is a local variable of a native thread, so that it is collected when the thread ends."""
+    """A thread-local variable, which is garbage-collected when its native thread ends."""
 
     def __init__(self) -> None:
         self.endpoints: WeakSet[_Endpoint] = WeakSet()
@@ -41,7 +41,7 @@ _exiting = False
 
 
 def endpoints_of_this_thread() -> WeakSet[_Endpoint]:
-    """Return the connections to close at the end of this native thread; from now on, its hub will be destroyed then.
+    """Return the connections to close at the end of this native thread. From now on, its hub is destroyed then, too.
 
     The hub of the main thread is kept.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """How long the client waits for the server, in seconds. The defaults are those of RFC 5321 section 4.5.3.2."""
+    """The timeouts of the client, in seconds. The defaults are those of RFC 5321 section 4.5.3.2."""
 
     #: Name lookup and TCP handshake, for all addresses of a host together. (Not in RFC 5321.)
     connect: float = 60.0
@@ -32,9 +32,9 @@ class Timeouts:
 
     @classmethod
     def of(cls, timeout: float | Timeouts | None) -> Timeouts:
-        """Return the Timeouts that the argument ``timeout=`` stands for.
+        """Return the Timeouts for the argument ``timeout=``.
 
-        :param timeout: one number for every wait, or Timeouts; None stands for the defaults.
+        :param timeout: one number for every wait, or Timeouts; None for the defaults.
         :raises ValueError: the number is not above 0.
         """
         if timeout is None:

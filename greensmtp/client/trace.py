@@ -1,4 +1,4 @@
-"""The lines of a dialogue as ``SMTPClient.trace`` shows them: commands and replies, without secrets."""
+"""Format the lines of a dialogue for ``SMTPClient.trace``: commands and replies, without secrets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Show = Callable[[str], object]
 
 
 def show_commands(show: Show, lines: Sequence[bytes], *, secret: bool = False) -> None:
-    """Show commands, each behind ``> ``.
+    """Show commands, each after ``> ``.
 
     :param secret: of AUTH show only the mechanism, and nothing of a response.
     """
@@ -30,7 +30,7 @@ def show_commands(show: Show, lines: Sequence[bytes], *, secret: bool = False) -
 
 
 def show_replies(show: Show, replies: Sequence[Reply], *, secret: bool = False) -> None:
-    """Show replies, each line behind ``< ``.
+    """Show replies, each line after ``< ``.
 
     :param secret: of a challenge show only the code.
     """
@@ -40,7 +40,7 @@ def show_replies(show: Show, replies: Sequence[Reply], *, secret: bool = False) 
 
 
 def trace_lines(reply: Reply, *, secret: bool = False) -> list[str]:
-    """Return the lines of a reply as they were received, each behind ``< ``; of a secret challenge only the code."""
+    """Return the lines of a reply as they were received, each after ``< ``; of a secret challenge only the code."""
     if secret and reply.is_intermediate:
         return [f"< {reply.code} ***"]
     enhanced = f"{reply.enhanced} " if reply.enhanced else ""
@@ -49,7 +49,7 @@ def trace_lines(reply: Reply, *, secret: bool = False) -> list[str]:
 
 
 def without_echo(reply: Reply, line: bytes) -> Reply:
-    """Return the reply without what it repeats of a line of AUTH.
+    """Return the reply without any text that it repeats from a line of AUTH.
 
     Some servers quote a command that they do not know, and replies end up in logs.
     """

@@ -1,6 +1,6 @@
 """One transaction on a connection after EHLO: MAIL, RCPT, the message, and the outcome.
 
-With PIPELINING, the envelope and DATA go out in one write (``_send_together``); else each command waits for its reply
+With PIPELINING, the envelope and DATA are sent in one write (``_send_together``); else each command waits for its reply
 (``_send_one_by_one``).
 """
 
@@ -32,7 +32,7 @@ def transact(
     reset_first: bool,
     following: PreparedMessage | None = None,
 ) -> SendResult:
-    """Send the message; see ``SMTPClient.send`` for the errors. After a refusal but 421, the connection stays usable.
+    """Send the message; for the errors see ``SMTPClient.send``. After any refusal but 421 the connection is usable.
 
     :param reset_first: send RSET first.
     :param following: the next message, whose envelope may be sent behind the end of this one.
@@ -53,19 +53,19 @@ def transact(
         if error.after_content:
             error.recipients = _by_recipient(recipients, error.replies)
             raise
-        # A server that closes the connection in the middle of a message may send a reply first: that is its answer.
+        # A server that closes the connection in the middle of a message may send a reply first: it is the final one.
         if error.reply is None or error.reply.code < 400:
             raise
         replies = [error.reply]
     except BaseException:
-        exchange.transport.close()  # the server must not take part of a message for all of it
+        exchange.transport.close()  # the server must not accept part of a message as a whole one
         raise
     return _result(exchange, prepared, recipients, replies)
 
 
 # The envelope
 
-#: The replies to MAIL, to each recipient, and to DATA, where it was sent.
+#: The replies to MAIL, to each recipient, and to DATA if it was sent.
 _Envelope = tuple[Reply, dict[str, Reply], Reply | None]
 
 
@@ -83,7 +83,7 @@ def _send_envelope(
             accepted += 1
     exchange.accepted = accepted
     if data is not None and data.code == 354:
-        exchange.data_reply = data  # so that no other greenlet's command becomes text of the message
+        exchange.data_reply = data  # so that no other greenlet's command becomes part of the message
         if mail.code < 300 and accepted:
             return recipients
         _end_empty_message(exchange)
@@ -99,10 +99,10 @@ def _send_together(
     if not chunked:
         lines.append(b"DATA\r\n")
     try:
-        # The message is prepared while the server works.
+        # Prepare the message while waiting for the server.
         replies = exchange.send_lines(lines, None if chunked else prepared.prepare)
     except Disconnected as error:
-        # A kept connection may have been closed for its age: then try a new one, whatever the reply says.
+        # The server may have closed a kept connection because of its age: try a new one, whatever the reply says.
         refusal = None if reset else _permanent_refusal(prepared, error.replies)
         if refusal is None:
             raise
@@ -119,7 +119,7 @@ def _send_together(
 def _send_one_by_one(
     exchange: CommandExchange, prepared: PreparedMessage, mail_line: bytes, *, reset: bool, chunked: bool
 ) -> _Envelope:
-    """Send the envelope as far as it is accepted. After 421 nothing more is sent; it stands for the other replies."""
+    """Send the envelope as long as it is accepted. After 421 nothing more is sent; it counts as all further replies."""
     recipients: dict[str, Reply] = {}
     last = exchange.send_lines([b"RSET\r\n"])[0] if reset else None
     if last is None or last.code != 421:

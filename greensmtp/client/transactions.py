@@ -1,13 +1,13 @@
 """A message in as many transactions as the server's limits require, over one connection or several.
 
-Usually one transaction is enough, and its outcome is passed on unchanged. There are more where
+Usually one transaction is enough, and its outcome is passed on unchanged. There are more if
 
-- the server announces LIMITS (RFC 9422): at most so many recipients in a transaction, so many messages or so many
-  domains of recipients in a session;
+- the server announces LIMITS (RFC 9422): a maximum number of recipients in a transaction, of messages in a session, or
+  of recipients' domains in a session;
 - it announces nothing, but refuses recipients with 452 after it has accepted others (RFC 5321 section 4.5.3.1.10);
 - some recipients have addresses that need SMTPUTF8, which it does not offer: these are refused here.
 
-A recipient whose reply is known is never sent again, so that another connection can go on where one has ended.
+A recipient whose reply is known is never sent again, so another connection can continue after one has ended.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ NEEDS_SMTPUTF8 = Reply(553, "5.6.7 this address needs SMTPUTF8, which the server
 class Transactions:
     """The transactions of one message, and the outcome for each recipient."""
 
-    # Usually these stay as they are. So they are set here, and not for each message.
+    # These rarely change, so their defaults are set here, and not for each message.
     _results: tuple[SendResult, ...] = ()
     _refusals: tuple[Refused, ...] = ()
-    #: Each recipient's reply, as soon as there was a transaction for some of them alone.
+    #: Each recipient's reply, once there was a transaction for only some of them.
     _replies: Mapping[str, Reply] = MappingProxyType({})
 
     def __init__(self, prepared: PreparedMessage) -> None:
@@ -58,10 +58,10 @@ class Transactions:
         beyond_limits: bool = False,
         following: PreparedMessage | None = None,
     ) -> bool:
-        """Send what is left; return False if another session must go on, since this one may take no more.
+        """Send to the remaining recipients; return False if a limit of the session requires another one to continue.
 
         :param reset_first: send RSET first.
-        :param beyond_limits: there will be no other session, so send it all the same; the server decides then.
+        :param beyond_limits: True if there can be no other session: ignore the limits, and let the server decide.
         :param following: the next message, whose envelope may be sent behind the end of this one.
         :raises Refused: the only transaction was refused; or the server ends the connection with that reply, 421.
         :raises ClientError: as ``SMTPClient.send``.
@@ -107,7 +107,7 @@ class Transactions:
         return _part(left, set(left.recipients).difference(set(group.recipients) - again))
 
     def _keep_refusal(self, left: PreparedMessage, group: PreparedMessage, error: Refused) -> None:
-        """Note that a transaction for a part of the recipients was refused."""
+        """Record that a transaction for some of the recipients was refused."""
         self._refusals = (*self._refusals, error)
         # If the sender is refused, it will be in the next transaction too.
         concerned = left if isinstance(error, SenderRefused) else group
@@ -126,7 +126,7 @@ class Transactions:
     def try_again(self, error: ClientError | None) -> bool:
         """Prepare another ``send`` for the recipients that may still get the message; return False if there are none.
 
-        :param error: what the last ``send`` raised; None if it returned.
+        :param error: the error of the last ``send``; None if it returned.
         """
         left = self._left
         if error is None:
@@ -166,7 +166,7 @@ class Transactions:
         return sent
 
     def result_after(self, error: ClientError, *, raise_on_partial: bool) -> SendResult:
-        """Return the outcome where the transactions ended with an error, if every recipient has a reply; else raise it.
+        """Return the outcome after an error if every recipient has a reply; else raise the error.
 
         An error after a transaction that has succeeded leaves some recipients with the message, and others without.
         """
@@ -188,7 +188,7 @@ class Transactions:
         return {recipient: self._replies[recipient] for recipient in self._prepared.recipients}
 
     def _all_refused(self) -> Refused:
-        """Return the error that stands for the refusals of all transactions."""
+        """Return the error that represents the refusals of all transactions."""
         replies = self._in_order()
         for error in self._refusals:
             if not isinstance(error, RecipientsRefused):
@@ -213,7 +213,7 @@ def _part(prepared: PreparedMessage, recipients: set[str]) -> PreparedMessage | 
 def _allowed(
     left: PreparedMessage, exchange: CommandExchange, limits: OfferedLimits, *, beyond_limits: bool
 ) -> PreparedMessage | None:
-    """Return the message for the recipients that the next transaction may have; None if there may be no other one."""
+    """Return the message for the recipients of the next transaction; None if no other transaction is allowed."""
     recipients: Sequence[str] = left.recipients
     if not beyond_limits:
         if exchange.mails >= exchange.mail_max:
@@ -225,7 +225,7 @@ def _allowed(
 
 
 def _in_few_domains(recipients: Sequence[str], domains: set[str], most: int) -> list[str]:
-    """Return the recipients in the domains that the session has had, and in others while it may; note the domains."""
+    """Return the recipients in known domains of the session, and in new ones up to the limit; record these."""
     chosen = []
     for recipient in recipients:
         domain = recipient.rpartition("@")[2].lower()
@@ -236,9 +236,10 @@ def _in_few_domains(recipients: Sequence[str], domains: set[str], most: int) -> 
 
 
 def _is_too_many(reply: Reply, *, lmtp: bool) -> bool:
-    """True if the reply refuses a recipient since the transaction has had too many (RFC 5321 section 4.5.3.1.10).
+    """True if the reply refuses a recipient because the transaction has too many (RFC 5321 section 4.5.3.1.10).
 
-    Without an enhanced status code, 452 is taken for that; but in LMTP it may be the reply to the message.
+    A 452 without an enhanced status code is interpreted in this way, except in LMTP, where it may be the reply to the
+    message.
     """
     if reply.enhanced is None:
         return reply.code == 452 and not lmtp

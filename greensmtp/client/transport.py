@@ -2,11 +2,11 @@
 
 Rules of this file:
 
-- Any error closes the transport: after a partial command or reply there is no way back into step with the server.
-  ``_fail`` does that, and translates what was raised into the public error.
+- Any error closes the transport, since after a partial command or reply the client cannot get back into step with the
+  server. ``_fail`` closes it, and converts the exception to the public error.
 - A timeout of the caller's own (``gevent.Timeout``) closes the transport too, but is raised unchanged.
 - A reply may only follow a command. Before bytes are sent, the reader must be empty: an unsolicited reply would be
-  taken for the reply to the next command. ``check_no_pending_reply`` also looks at the socket.
+  mistaken for the reply to the next command. ``check_no_pending_reply`` also looks at the socket.
 - ``message_sent`` is True from the moment when the kernel has taken the last byte of a message until its reply is read.
   An error in that window has ``safe_to_retry`` False, since the server may have accepted the message.
 """
@@ -33,9 +33,9 @@ from greensmtp.protocol.reply_parser import ReplyParser
 RECV_BYTES = 16 * 1024
 #: Bytes of a body that are passed to the socket at once; ``Timeouts.data`` applies to each such piece.
 SEND_BYTES = 256 * 1024
-#: Replies that are searched for the reason why the server closed the connection.
+#: Maximum number of replies that are searched for the reason why the server closed the connection.
 MAX_FINAL_REPLIES = 64
-#: Seconds within which a server that announces the end of the connection closes it.
+#: Seconds within which a server closes the connection after announcing it.
 CLOSE_AFTER_REFUSAL_SECONDS = 0.1
 
 # The unpatched poll: in a monkey-patched process, gevent's would let other greenlets run.
@@ -84,7 +84,7 @@ class ClientTransport(ClientEndpoint):
         self._reader = ReplyParser()
 
     def send(self, data: bytes, seconds: float) -> None:
-        """Send bytes to which no reply is read now. See ``send_and_receive``."""
+        """Send bytes without reading a reply now. See ``send_and_receive``."""
         self.send_and_receive(data, 0, seconds, seconds)
 
     def read_reply(self, seconds: float) -> Reply:
@@ -109,13 +109,13 @@ class ClientTransport(ClientEndpoint):
 
         :param seconds: the timeout for sending each piece of up to 256 KiB, and for each reply but the last.
         :param last_seconds: the timeout for the last reply.
-        :param ends_message: seconds for sending, where the bytes are the end of a message. Once they are sent,
+        :param ends_message: the timeout for sending if the bytes end a message. Once they are sent,
             ``message_sent`` is True.
         :param followed_by: commands that are sent in the same write, behind the end of a message. Their replies are
             left to the next call.
         :param while_waiting: called after the bytes are sent, while the server works.
-        :raises Disconnected: the server is gone, or timed out; its ``replies`` are those that were read.
-        :raises PeerProtocolError: what it sent is not a reply, or was sent before the command.
+        :raises Disconnected: the connection is lost, or timed out; ``replies`` has those that were read.
+        :raises PeerProtocolError: the server sent something that is not a reply, or sent it before the command.
         """
         if self.close_reason is not None:
             self._check_open()
@@ -195,12 +195,12 @@ class ClientTransport(ClientEndpoint):
     # Unsolicited replies
 
     def check_no_pending_reply(self) -> None:
-        """Check that the server has sent nothing unsolicited. Call this before a command, when all have been answered.
+        """Check that the server has sent nothing unsolicited. Call it before a command, when all replies are read.
 
         :raises Disconnected: the server closed the connection, perhaps after a 421, which is the error's ``reply``.
-        :raises PeerProtocolError: the server sent something else, which would be taken for the reply to the command.
-        :raises RuntimeError: another greenlet is waiting for a reply; or this is not the native thread, or not the
-            process, that made the connection.
+        :raises PeerProtocolError: the server sent something else, which would be mistaken for the next reply.
+        :raises RuntimeError: another greenlet is waiting for a reply; or this is not the native thread or the process
+            of the connection.
         """
         if self.close_reason is not None:
             self._check_open()
@@ -271,14 +271,14 @@ class ClientTransport(ClientEndpoint):
     def _fail(self, error: BaseException, *, find_reason: bool = False) -> BaseException:
         """Close the transport, and return the error to raise.
 
-        :param find_reason: look for a reply that says why the server closed the connection.
+        :param find_reason: search for a reply that says why the server closed the connection.
         """
         if isinstance(error, DeadlineExpired):
             error = Disconnected("timeout")
         elif isinstance(error, ReplySyntaxError):
             error = PeerProtocolError(str(error))
         elif isinstance(error, OSError) and not isinstance(error, ClientError) and not is_callers_timeout(error):
-            # A server may refuse in the middle of a body and close the connection: its reply says more than the reset.
+            # A server may refuse in the middle of a body and close the connection: its reply is better than the reset.
             error = Disconnected("reset", reply=self._final_reply() if find_reason else None)
         if isinstance(error, (Disconnected, PeerProtocolError)):
             error.after_content = self.message_sent
@@ -286,7 +286,7 @@ class ClientTransport(ClientEndpoint):
         return super()._fail(error)
 
     def _final_reply(self) -> Reply | None:
-        """Return the reply that explains why the server closed the connection, where there is one."""
+        """Return the reply that explains why the server closed the connection, if there is one."""
         try:
             self.socket.settimeout(0.0)
             self._reader.feed(self.socket.recv(RECV_BYTES))

@@ -1,17 +1,17 @@
 """Group commit: one thread that writes, flushes and moves the files of many messages at once.
 
-How it works. A connection submits a ``Job`` and waits. At the end of the hub's round, the thread is given all jobs of
-that round at once. It takes all that are there, writes their files, flushes them together, moves them to their places,
-flushes the folders, and wakes the connections. Meanwhile the next jobs come in. So one flush, which takes a
-millisecond, serves all messages of a batch, and so does one switch between threads.
+How it works. A connection submits a ``Job`` and waits. At the end of each loop iteration of the hub, the thread gets
+all jobs of that iteration at once. It takes all waiting jobs, writes their files, flushes them together, moves them to
+their places, flushes the folders, and wakes the connections. Meanwhile, further jobs arrive. So one flush, which takes
+a millisecond, and one switch between threads serve all messages of a batch.
 
 Rules of this file:
 
-- A job fails alone, except where what is flushed together fails: then each file is flushed by itself.
-- A connection whose wait is interrupted abandons its job, until the thread has claimed it for its move. Then it waits
-  for the end. So there is a file and 250, or neither.
+- A job fails alone. If flushing several files together fails, each file is flushed separately.
+- If the wait of a connection is interrupted, it abandons its job. Once the thread has claimed the job for its move, it
+  is too late for that, and the connection waits for the end. So there is a file and 250, or neither.
 - A failed job is undone before its connection goes on.
-- The thread starts with the first job, and ends when there has been none for a while. After a fork there is a new one.
+- The thread starts with the first job, and ends after some seconds without a job. After a fork there is a new thread.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ close = get_original("os", "close")
 #: Seconds without a job after which the thread ends.
 _IDLE = 10.0
 
-#: Files from which on the file system is flushed as a whole. On ext4, 20 files take 4 times as long if each is flushed
-#: by itself.
+#: Number of files from which the whole file system is flushed at once. On ext4, 20 files take 4 times as long if each
+#: is flushed separately.
 _TOGETHER = 4
 
 _NOREPLACE, _AT_FDCWD = 1, -100
@@ -83,7 +83,7 @@ class Job:
     # The states
 
     def abandon(self) -> bool:
-        """Have the work undone. Return False if it is too late."""
+        """Ask the thread to undo the work. Return False if it is too late."""
         with self._lock:
             if self._claimed or self._done:
                 return False
@@ -91,7 +91,7 @@ class Job:
             return True
 
     def claim(self) -> bool:
-        """Settle that the job will not be abandoned. Return False if it was."""
+        """Mark the job as no longer abandonable. Return False if it has been abandoned."""
         with self._lock:
             self._claimed = not self._abandoned
             return self._claimed
@@ -110,7 +110,7 @@ class Job:
     def wait(self) -> None:
         """Wait for the end of the job.
 
-        :raises BaseException: what has interrupted the wait, if the job could be abandoned; or what the job has raised.
+        :raises BaseException: the interruption of the wait, if the job could be abandoned; or the error of the job.
         """
         killed: GreenletExit | None = None
         while not self._done:
@@ -119,7 +119,7 @@ class Job:
             except BaseException as interruption:
                 if self.abandon():
                     raise
-                # The move is the point of no return: the file is there, or is about to be. Any reply but 250 would make
+                # After the move the file exists, or is about to. Any reply except 250 would make
                 # a duplicate. So a timeout comes too late, and a kill has to wait.
                 if isinstance(interruption, GreenletExit):
                     killed = interruption
@@ -145,16 +145,16 @@ class DiskThread:
         #: Held while the thread has nothing to do.
         self._idle = _allocate_lock()
         self._idle.acquire()
-        #: The jobs of each hub's present round; only that hub's thread uses its list.
+        #: The jobs of the current loop iteration, by hub; only the thread of that hub uses its list.
         self._round: dict[Any, list[Job]] = {}
         self._jobs: list[Job] = []
         self._runs = self._sleeps = False
 
     def run(self, job: Job) -> None:
-        """Have a job done, and wait for it; as ``Job.wait``."""
+        """Submit a job, and wait for its end like ``Job.wait``."""
         jobs = self._round.get(job.loop)
         if jobs is None:
-            # At the end of the hub's round, so that other connections of this round are served together with this one.
+            # At the end of the loop iteration, so that jobs of other connections join this one.
             self._round[job.loop] = [job]
             job.loop.run_callback(self._hand_over, job.loop)
         else:
@@ -162,7 +162,7 @@ class DiskThread:
         job.wait()
 
     def _hand_over(self, loop: Any) -> None:
-        """Give the thread the jobs of a hub's round, and wake it if it sleeps."""
+        """Pass the jobs of a loop iteration to the thread, and wake it if it sleeps."""
         jobs = self._round.pop(loop, None)
         if jobs is None:
             return  # the jobs belonged to the parent process
@@ -185,7 +185,7 @@ class DiskThread:
             if jobs:
                 try:
                     self._do(jobs)
-                except BaseException as error:  # a fault of this file: no connection must wait for ever
+                except BaseException as error:  # a bug in this file: no connection must wait for ever
                     logger.exception("maildir: the disk thread failed")
                     _fail(jobs, error)
                     for job in jobs:
@@ -263,7 +263,7 @@ os.register_at_fork(after_in_child=_forget_all)
 
 
 def _try(job: Job, call: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a step of a job; note what it raises."""
+    """Call a step of a job, and record its error."""
     try:
         return call(*arguments)
     except BaseException as error:
@@ -284,7 +284,7 @@ def _wake(jobs: Sequence[Job]) -> None:
     for loop, theirs in hubs.items():
         try:
             loop.run_callback_threadsafe(_switch, theirs)
-        except Exception:  # its hub has been destroyed, and with it all that waited
+        except Exception:  # its hub, with all waiting greenlets, has been destroyed
             pass
 
 
@@ -310,7 +310,7 @@ def _syncfs_tells_errors() -> bool:
 
 
 def flush_file_systems(devices: Mapping[int, int]) -> bool:
-    """Flush file systems, by device, each by a file of it; return False if it is not known to have worked."""
+    """Flush file systems (device -> an open file on it); return False unless it is known to have worked."""
     if not _syncfs_tells_errors():
         return False
     try:
@@ -321,9 +321,9 @@ def flush_file_systems(devices: Mapping[int, int]) -> bool:
 
 
 def move(source: str, target: str) -> None:
-    """Rename a file, but never over another one.
+    """Rename a file without replacing another one.
 
-    :raises FileExistsError: there is one.
+    :raises FileExistsError: the target exists.
     """
     try:
         renameat2 = _library().renameat2

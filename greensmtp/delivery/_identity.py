@@ -28,10 +28,10 @@ class Identity(NamedTuple):
 class Identities:
     """Choose an identity for each message.
 
-    :param given: name -> its ``source_address`` and ``local_hostname``; what is left out is taken from ``default``.
+    :param given: name -> its ``source_address`` and ``local_hostname``; missing ones are taken from ``default``.
     :param by: ``"sender"`` or ``"recipient"``: names are domains; or ``(session, sender) -> name``, or None.
     :param default: the identity if no name matches.
-    :raises ArgumentError: one of them is wrong.
+    :raises ArgumentError: an argument is invalid.
     """
 
     def __init__(

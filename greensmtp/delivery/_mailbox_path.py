@@ -1,8 +1,8 @@
-"""The folder of a mailbox: ``mail/{domain}/{local}``. No address leads out of it, whatever a client has sent.
+"""The folder of a mailbox: ``mail/{domain}/{local}``. No address that a client sends leads out of the tree.
 
 Each placeholder becomes a part of the path by these rules:
 
-- Unicode is normalized (NFC), and ASCII letters become lower case: so two ways to write one mailbox have one folder.
+- Unicode is normalized (NFC), and ASCII letters become lower case, so different spellings of a mailbox share a folder.
 - ASCII letters and digits, ``-``, ``_``, ``=``, ``+``, and a dot that is not the first character stay. Each other
   byte of UTF-8 becomes ``%XX``. So no part is empty, ``.`` or ``..``, begins with a dot, or has a slash or a NUL.
 - A part that would be longer than 200 characters is cut, and ends in ``~`` and a hash of the whole. No other part has a
@@ -35,7 +35,7 @@ NAMES = ("local", "domain", "address")
 def read_template(path: str) -> bool:
     """Return whether a path has placeholders.
 
-    :raises ArgumentError: it has some that do not exist, or a brace that belongs to none.
+    :raises ArgumentError: a placeholder is unknown, or a brace is unbalanced.
     """
     try:
         fields = [each[1:] for each in Formatter().parse(path) if each[1] is not None]
@@ -59,7 +59,7 @@ def mailbox(template: str, address: Address, *, hostname: str, subaddress: str) 
     """Return the folder of a mailbox.
 
     :param hostname: the domain of ``<postmaster>``.
-    :param subaddress: what separates a detail that is not part of the mailbox: ``"+"``; ``""``: nothing does.
+    :param subaddress: the separator before a detail that is not part of the mailbox, such as ``"+"``; ``""`` for none.
     """
     return _mailbox(template, address.local_part, address.ascii_domain or hostname, subaddress)
 
@@ -75,7 +75,7 @@ def _mailbox(template: str, local_part: str, domain: str, subaddress: str) -> Pa
 
 
 def safe_part(text: str) -> str:
-    """Return a text as a part of a path, by the rules above."""
+    """Encode a text as one part of a path, by the rules above."""
     data = unicodedata.normalize("NFC", text).encode("utf-8", "surrogatepass")
     safe = _UNSAFE.sub(lambda found: b"%%%02X" % found[0][0], data.lower()).decode()
     if len(safe) > _MAX_PART:

@@ -2,9 +2,9 @@
 
 Rules of this file:
 
-- The hub does no file work. A small message is one job of the disk thread, which has it all at once: if no other
-  delivery has the message, even the commit is part of that job. A large one is written piece by piece in the thread
-  pool while it arrives, and flushed there, so that no other message waits for it.
+- The hub does no file operations. A small message is a single job of the disk thread: if no other delivery has the
+  message, the commit is part of that job, too. A large message is written piece by piece in the thread pool while it
+  arrives, and flushed there, so that no other message waits for it.
 - The file is written in ``tmp/``. Only a move to ``new/`` delivers it, and no move replaces a file.
 - In several Maildirs of one file system it is one file with several names.
 """
@@ -33,7 +33,7 @@ logger = logging.getLogger("greensmtp")
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
-#: The file system has no links, or this would be one to another file system.
+#: The file system has no links, or the link would cross file systems.
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP})
 
 #: Bytes that are collected in memory before the thread pool writes them.
@@ -44,7 +44,7 @@ _CLEANING_SECONDS = 5.0
 
 
 class Folders(Protocol):
-    """What a file needs of its delivery; ``Maildir`` is one."""
+    """The interface of a delivery for its files; ``Maildir`` implements it."""
 
     path: Path
     #: True: each recipient has a Maildir.
@@ -62,7 +62,7 @@ class Folders(Protocol):
         """Make a Maildir if it does not exist; return the device of its file system."""
 
     def forget(self, folder: Path) -> None:
-        """Forget that a Maildir was there."""
+        """Forget that a Maildir exists."""
 
 
 class MaildirFile(Transfer):
@@ -100,7 +100,7 @@ class MaildirFile(Transfer):
         self._partial = f"{self._folders[0]}/tmp/{self.name}"
 
     def write(self, data: bytes, /) -> None:
-        """Take the next piece of the message."""
+        """Write the next piece of the message."""
         self._batch += self._section.feed(data)
         if len(self._batch) >= BATCH:
             batch, self._batch = self._batch, bytearray()
@@ -113,7 +113,7 @@ class MaildirFile(Transfer):
             self._steps.run(self._append, head, batch)
 
     def prepare(self) -> None:
-        """Flush the file to the disk, unless the commit can do so too, in one go."""
+        """Flush the file to the disk, unless the commit can do both in one step."""
         self._batch += self._section.feed(b"", last=True)
         self._fields = self.envelope.take_fields()
         if self._steps is not None:
@@ -123,7 +123,7 @@ class MaildirFile(Transfer):
             self._write_small(())
 
     def commit(self, recipients: Sequence[Address]) -> None:
-        """Move the file to its place."""
+        """Move the file to ``new/``."""
         wanted = self._maildir.folders(self.envelope.session, recipients)
         folders = [each for each in wanted if each in self._undelivered]  # two recipients may have one mailbox
         if not self._written:
@@ -206,7 +206,7 @@ class MaildirFile(Transfer):
             close(descriptor)
 
     def move(self, folders: Sequence[Path]) -> list[str]:
-        """Give the file its names in ``new/``; return these folders. If one fails, the others are taken back."""
+        """Link the file into ``new/`` of each folder; return these folders. If one fails, remove the other links."""
         if len(folders) == len(self._folders) == 1:
             new = [f"{folders[0]}/new"]
             move(self._partial, f"{new[0]}/{self.name}")
@@ -228,7 +228,7 @@ class MaildirFile(Transfer):
         return new
 
     def _link(self, target: str) -> None:
-        """Give the file one more name; copy it where the file system has no such links."""
+        """Link the file under one more name; copy it if the file system has no links."""
         try:
             os.link(self._partial, target)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""One transfer of one message: its steps, each taken once, and what has become of it for each recipient."""
+"""One transfer of one message: its steps, each called once, and its result for each recipient."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ logger = logging.getLogger("greensmtp")
 class Part:
     """The part of one delivery in a message.
 
-    A step that fails makes ``failure`` the reply to all of its recipients, for good. A step that is interrupted, by a
-    timeout or a kill, has failed too, and the interruption goes on.
+    If a step fails, ``failure`` is the reply to all of its recipients from then on. A step that is interrupted by a
+    timeout or a kill has failed, too, and the exception propagates.
     """
 
     def __init__(self, delivery: Delivery, envelope: Envelope) -> None:
@@ -37,7 +37,7 @@ class Part:
         self._accepted: dict[str, Reply] = {}
         #: The recipients for whom it is delivered.
         self._committed: set[str] = set()
-        #: True: a commit has failed when it was too late to refuse, so the content is kept.
+        #: True if a commit has failed when it was too late to refuse, so the content is kept.
         self._kept = False
 
     # The steps
@@ -65,7 +65,7 @@ class Part:
             self._take(self._step("prepare", self._transfer.prepare), ())
 
     def commit(self, recipient: Address | None) -> None:
-        """Commit the transfer: for a recipient, if the delivery does so; else, once, for all that are not refused.
+        """Commit the transfer: for one recipient if the delivery is ``per_recipient``; else once, for all not refused.
 
         In LMTP that is at the first recipient that is accepted, so those before it have been refused.
 
@@ -88,7 +88,7 @@ class Part:
             self._take(result, recipients)
 
     def commit_late(self, recipient: Address | None) -> None:
-        """Commit the transfer behind another one's commit. A failure is logged: it is too late to refuse."""
+        """Commit the transfer after another one's commit. A failure is logged, since it is too late to refuse."""
         if self._transfer is not None:
             self._transfer.late = True
         uninterrupted(self.commit, recipient)
@@ -115,7 +115,7 @@ class Part:
     # The result
 
     def refusal(self, recipient: Address | None) -> Reply | None:
-        """Return the reply that refuses a recipient; without one, the first refusal there is."""
+        """Return the reply that refuses a recipient; without a recipient, the first refusal."""
         if self.failure is not None or not self._refusals:
             return self.failure
         return self._refusals.get(recipient) if recipient is not None else next(iter(self._refusals.values()))
@@ -153,7 +153,7 @@ class Part:
                 self._accepted[each] = reply
 
     def _step(self, name: str, call: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a step; note its failure."""
+        """Call a step, and record its failure."""
         self.failure = canned.LOCAL_ERROR  # stays, if it is interrupted
         try:
             result = call(*arguments)
@@ -180,7 +180,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def uninterrupted(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a greenlet of its own, and wait for its end, whatever interrupts the wait.
+    """Call a function in a new greenlet, and wait for its end, even if the wait is interrupted.
 
     A timeout comes too late then. A kill is raised in this greenlet afterwards, when it waits the next time.
     """
@@ -201,7 +201,7 @@ def uninterrupted(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def wait_for(wait: Callable[[], object], done: Callable[[], bool]) -> None:
-    """Call ``wait`` until ``done``, whatever interrupts it.
+    """Call ``wait`` until ``done``, even if it is interrupted.
 
     A kill is raised in this greenlet afterwards, when it waits the next time.
     """

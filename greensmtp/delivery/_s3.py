@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from greensmtp.errors import ArgumentError
 from greensmtp.thread_pool import in_thread_pool
 
-#: Timeouts of a connection and of a response, in seconds. boto3 makes three attempts in all.
+#: Timeouts of a connection and of a response, in seconds. boto3 makes three attempts in total.
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5.0, 30.0
 
 logger = logging.getLogger("greensmtp")
@@ -73,7 +73,7 @@ class S3Store:
     def note(self, identifier: str, text: str) -> None:
         """Store what to do with a message, until the message is settled.
 
-        :raises OSError: it cannot be noted.
+        :raises OSError: it cannot be written.
         """
         key = f"{self._prefix}tasks/{identifier}"
         in_thread_pool(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())

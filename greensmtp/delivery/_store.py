@@ -1,4 +1,4 @@
-"""Stores for large messages, of which other programs get a reference: a shared folder, or an S3 bucket."""
+"""Store large messages in a shared folder or an S3 bucket, for programs that get only a path or a URL."""
 
 from __future__ import annotations
 
@@ -67,19 +67,19 @@ class StoredMessage:
 
 
 class Store:
-    """The folder; its methods are called in the hub, and work in the thread pool."""
+    """Messages in a folder; its methods are called in the hub and run in the thread pool."""
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder).absolute()
 
     def start(self) -> None:
-        """Make the folder, and remove what no program has fetched in a week."""
+        """Create the folder, and remove messages that no program has fetched in a week."""
         in_thread_pool(_start, self._folder, time.time() - STALE)
 
     def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
-        """Store a message, and return its path. Afterwards it survives a crash.
+        """Store a message durably, and return its path.
 
-        :param beginning: what was read of it already.
+        :param beginning: the bytes that were already read from ``source``.
         :raises OSError: it cannot be stored; nothing is left of it.
         """
         path = self._folder / f"{identifier}.eml"
@@ -87,16 +87,16 @@ class Store:
         return str(path)
 
     def note(self, identifier: str, text: str) -> None:
-        """Note what to do with a stored message, durably, until it is done.
+        """Store what to do with a message, durably, until the message is settled.
 
-        :raises OSError: it cannot be noted.
+        :raises OSError: it cannot be written.
         """
         in_thread_pool(write_durably, self._folder / f"{identifier}.task", text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
-        """Return the notes of messages that are not done, and which nobody has taken up for so long.
+        """Return the notes of unsettled messages whose notes are older than ``seconds``.
 
-        They count as taken up then.
+        Each note that is returned is touched, so that its age starts at 0.
         """
         return in_thread_pool(_overdue, self._folder, time.time() - seconds)
 
@@ -125,7 +125,7 @@ def write_durably(path: Path, beginning: bytes, source: BinaryIO | None = None) 
 def _overdue(folder: Path, before: float) -> list[str]:
     found = []
     for path in folder.glob("*.task"):
-        with contextlib.suppress(FileNotFoundError):  # it is done, or another server is at it
+        with contextlib.suppress(FileNotFoundError):  # settled, or being handled by another server
             if path.with_suffix(".done").exists():
                 path.unlink()
             elif path.stat().st_mtime < before:

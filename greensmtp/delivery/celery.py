@@ -1,10 +1,10 @@
-"""``CeleryTask``: hand mail to a Celery task, on any broker. ``mail_task`` makes such a task.
+"""``CeleryTask``: send mail to a Celery task, through any broker. ``mail_task`` defines such a task.
 
-The frontend stores nothing: the client gets 250 when the broker has confirmed the task. A large message goes by way of
-a folder that frontends and workers share, since brokers take small ones only. This is the way past one machine.
+The frontend stores nothing: the client gets 250 when the broker has confirmed the task. A large message is written
+to a folder or bucket that frontends and workers share, since brokers take small messages only.
 
-How it waits. Celery's connections block. In a process that gevent has patched, as ``greensmtp serve`` is, they wait in
-the hub like everything else; elsewhere the thread pool publishes.
+How it waits. Celery's connections block. In a process patched by gevent, such as ``greensmtp serve``, only the greenlet
+blocks; otherwise tasks are published in the thread pool.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
 
 
 class TaskSender(Protocol):
-    """What is needed of a Celery application."""
+    """The part of a Celery application that is used here."""
 
     def send_task(self, name: str, **options: Any) -> Any:
         """Send a task by its name."""
 
 
 class CeleryTask(Delivery):
-    """Sends a task for each message: ``CeleryTask("tasks.receive", broker="redis://127.0.0.1:6379/0")``.
+    """Send a task for each message: ``CeleryTask("tasks.receive", broker="redis://127.0.0.1:6379/0")``.
 
-    The client gets 250 when the broker has the task: for AMQP, when it has confirmed it; for Redis, when it has
-    answered. If the broker is gone, the reply is 451, and nothing is queued.
+    The client gets 250 when the broker has the task: with AMQP after its confirmation, with Redis after its reply. If
+    the broker is unavailable, the reply is 451, and nothing is queued.
 
     :param task: the name of the task, whose base is ``MailTask``.
     :param broker: the broker's URL.
-    :param queue: the queue; None: that of the task's routing, ``celery`` by default.
+    :param queue: the queue; None: the one from the task's routing, ``celery`` by default.
     :param store: a folder for the messages that are larger than ``inline``, shared by all frontends and workers, or a
         bucket: ``s3://bucket/prefix``; None: larger messages are refused.
     :param resend: seconds after which a task is sent again for a message that no worker has finished; every message
-        goes by way of the store then. With it, nothing is lost that the broker loses. None: never.
-    :param inline: bytes of a message that goes within the task.
-    :param timeout: seconds for the broker to answer.
-    :param connections: publications at once.
-    :param app: in Python, the Celery application to send with, in the place of ``broker``.
+        is then written to the store. So a task that the broker loses is sent again. None: never.
+    :param inline: maximum number of bytes of a message that is part of the task.
+    :param timeout: seconds to wait for the broker.
+    :param connections: maximum number of tasks published at once.
+    :param app: in Python, the Celery application to send with, instead of ``broker``.
     :raises ModuleNotFoundError: celery is not installed.
-    :raises ArgumentError: an argument is wrong.
+    :raises ArgumentError: an argument is invalid.
     """
 
     answers = True
@@ -103,7 +103,7 @@ class CeleryTask(Delivery):
         return f"<CeleryTask {self.task}>"
 
     def start(self, server: ServerInfo) -> None:
-        """Make the folder for large messages, and remove what nobody has fetched in a week."""
+        """Create the folder for large messages, and remove those that no worker has fetched in a week."""
         self._servers += 1
         if self._store is not None:
             self._store.start()
@@ -111,7 +111,7 @@ class CeleryTask(Delivery):
             self._resender = gevent.spawn(self._send_again)
 
     def stop(self, server: ServerInfo) -> None:
-        """End with the last server."""
+        """Stop sending tasks again, with the last server."""
         self._servers -= 1
         if not self._servers and self._resender is not None:
             self._resender.kill()
@@ -122,7 +122,7 @@ class CeleryTask(Delivery):
         return _Queued(self, envelope)
 
     def prepare(self, envelope: Envelope, open_message: Callable[[], BinaryIO]) -> dict[str, str]:
-        """Return where the content is: in the task, or in a file of the store, which is flushed.
+        """Return the content for the task: the content itself, or its place in the store, after flushing it there.
 
         :raises Reject: it is too large.
         """
@@ -139,7 +139,7 @@ class CeleryTask(Delivery):
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
 
-        :raises Reject: there is no answer.
+        :raises Reject: the broker does not reply.
         """
         session = envelope.session
         about = MailEnvelope.of(envelope, recipients)
@@ -150,7 +150,7 @@ class CeleryTask(Delivery):
             logger.warning("%s: celery: %s; replying 451", session.log_id, str(error) or type(error).__name__)
             raise Reject(_NO_BROKER) from None
         if self._resend is not None and self._store is not None:
-            # Only now: a message that the client was refused is not sent again.
+            # Only now, so that a message that was refused to the client is not sent again.
             try:
                 self._store.note(envelope.id, json.dumps(arguments))
             except OSError as error:  # the broker has the task, so it is too late to refuse
@@ -183,12 +183,12 @@ class CeleryTask(Delivery):
                     identifier = arguments[0]["id"]
                     logger.warning("%s: no worker has finished it in %g s; sent again", identifier, self._resend)
                     self._publish(identifier, arguments)
-            except Exception as error:  # the next time, then
-                logger.warning("celery: cannot send again: %s", str(error) or type(error).__name__)
+            except Exception as error:  # to be tried again at the next run
+                logger.warning("celery: cannot send unfinished tasks again: %s", str(error) or type(error).__name__)
 
 
 def _call_in_greenlet(function: Callable[[], object]) -> None:
-    """Call a function that may go on for long when it is interrupted: AMQP waits for the broker to close."""
+    """Call a function in its own greenlet: it may run on after an interruption, since AMQP waits for the close."""
     greenlet = gevent.spawn(_error_of, function)
     try:
         error = greenlet.get()
@@ -207,7 +207,7 @@ def _error_of(function: Callable[[], object]) -> Exception | None:
 
 
 class _Queued(SpooledTransfer):
-    """A message that is queued when it is complete."""
+    """A message for which a task is sent when it is complete."""
 
     def __init__(self, delivery: CeleryTask, envelope: Envelope) -> None:
         super().__init__(envelope)
@@ -222,7 +222,7 @@ class _Queued(SpooledTransfer):
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Send the task."""
         content, self._content = self._content, {}
-        # If the broker does not answer, it may have the task all the same, so the file stays from here on.
+        # If the broker does not reply, it may still have the task, so the file must stay from here on.
         self._delivery.send(self.envelope, recipients, content)
         return None
 

@@ -1,7 +1,7 @@
-"""What a delivery is: a place where accepted mail goes, in two phases, so that several can take one message.
+"""The interface of a delivery, a destination of accepted mail. It has two phases, so that several can take a message.
 
-A third party's package provides one by an entry point of the group ``greensmtp.delivery``, and ``[[deliveries]]`` names
-it. Two classes: a ``Delivery``, one for as long as the server runs; and a ``Transfer``, one for each message.
+A third-party package provides a delivery by an entry point of the group ``greensmtp.delivery``, and ``[[deliveries]]``
+names it. There are two classes: a ``Delivery``, which exists as long as the server, and a ``Transfer`` per message.
 
 The life of a transfer:
 
@@ -13,7 +13,7 @@ The life of a transfer:
 
 Rules of this contract:
 
-- All of it is called in the connection's greenlet. What waits for a disk goes through ``in_thread_pool``.
+- All methods are called in the connection's greenlet. File operations belong in ``in_thread_pool``.
 - All transfers of a message are prepared before one is committed. So a refusal by one of them delivers nothing.
 - With ``answers``, another system decides on the commit, such as the next hop, so the commit may fail. Such a
   delivery commits first, and its refusal discards the others.
@@ -22,13 +22,13 @@ Rules of this contract:
   transaction. A recipient that needs another one gets 452 4.5.3, and the client sends it in another transaction (RFC
   5321 section 4.5.3.1.10). In LMTP several take part, since each recipient has its own reply.
 - If a recipient has one delivery only, and it ``answers``, its positive reply is passed to the client.
-- Any other commit must not fail once ``prepare`` has returned, unless the message is ``envelope.alone``. If one does
-  behind another's commit, it is logged as an error and the client still gets 250, since a repeat would be a duplicate.
-  Its content is not discarded.
+- Any other commit must not fail once ``prepare`` has returned, unless the message is ``envelope.alone``. If one fails
+  after another's commit, the failure is logged and the client still gets 250, since a repeat would be a duplicate. Its
+  content is not discarded.
 - A commit is not interrupted: a timeout or a kill has to wait for it, unless the delivery ``answers``, or its transfers
-  settle interruptions by themselves.
+  have ``settles``.
 - Methods refuse by ``raise Reject(...)``. ``prepare`` and ``commit`` may instead return a result for each recipient,
-  which LMTP tells each of them. In SMTP the first refusal is that of the message.
+  which LMTP sends to each of them. In SMTP the first refusal is the reply to the message.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from greensmtp.session.session import Session
 from greensmtp.session.spool import Spool
 from greensmtp.session.stream import MessageStream
 
-#: None: delivered to all. A Reply: that is the answer for all, a 4xx or 5xx refuses. A mapping: for each recipient;
-#: one that is missing, or None, is delivered. A positive reply is passed on as 250, if the delivery ``answers``.
+#: None: delivered to all recipients. A Reply: the reply for all; a 4xx or 5xx refuses. A mapping: by recipient; one
+#: that is missing, or has None, is delivered. A positive reply is passed on as 250 if the delivery ``answers``.
 Result = Reply | Mapping[str, Reply | None] | None
 
 
@@ -69,7 +69,7 @@ class Envelope:
 
     @property
     def id(self) -> str:
-        """``session.transaction_id``: an atom and a file name, which the reply ``queued as ID`` has too."""
+        """``session.transaction_id``, as in the reply ``queued as ID``. It is a valid atom and file name."""
         return self.session.transaction_id
 
     @property
@@ -80,7 +80,7 @@ class Envelope:
     def take_fields(self) -> bytes:
         """Return the header fields that were added, to be written before the body. Call it in ``prepare``.
 
-        No more can be added then.
+        After that, no field can be added.
         """
         return self.stream.take_fields()
 
@@ -89,18 +89,18 @@ class Transfer:
     """One message on its way to one delivery. Subclasses define at least ``write`` and ``commit``."""
 
     #: True: the runner calls ``commit`` in the connection's greenlet, where a timeout or a kill may be raised, and the
-    #: transfer settles it: it delivers and returns, or has not delivered and raises.
+    #: transfer handles it: either it delivers and returns, or it does not deliver and raises.
     settles: ClassVar[bool] = False
-    #: True while it is committed behind another delivery's commit: if it fails, it keeps what there is.
+    #: True while it is committed after another delivery's commit: if it fails, it must keep the content.
     late: bool = False
 
     def __init__(self, envelope: Envelope) -> None:
         self.envelope = envelope
 
     def write(self, data: bytes, /) -> None:
-        """Take the next piece of the body.
+        """Process the next piece of the body.
 
-        :raises OSError: it cannot be stored: 452 if there is no room, else 451.
+        :raises OSError: it cannot be stored; the reply is 452 if the disk is full, else 451.
         """
         raise NotImplementedError
 
@@ -111,17 +111,17 @@ class Transfer:
     def commit(self, recipients: Sequence[Address]) -> Result:
         """Deliver the message.
 
-        It is called once. In LMTP, ``recipients`` is without those that have been refused. A delivery with
-        ``per_recipient`` has it called for each recipient then, with one recipient.
+        It is called once. In LMTP, ``recipients`` excludes those that have been refused; with ``per_recipient`` it is
+        called for each recipient separately.
         """
         raise NotImplementedError
 
     def discard(self) -> None:
-        """Remove whatever there is. It is called at the end of a transaction, if ``commit`` has not returned."""
+        """Remove everything. It is called at the end of a transaction if ``commit`` has not returned."""
 
 
 class SpooledTransfer(Transfer):
-    """A transfer that collects the message, in memory while it is small, for ``prepare`` or ``commit`` to read."""
+    """A transfer that collects the message for ``prepare`` or ``commit``: a small one in memory, others in a file."""
 
     def __init__(self, envelope: Envelope) -> None:
         super().__init__(envelope)
@@ -148,14 +148,14 @@ class SpooledTransfer(Transfer):
 
 
 class Delivery:
-    """A place where accepted mail goes. Subclasses define at least ``begin``.
+    """A destination of accepted mail. Subclasses define at least ``begin``.
 
-    Its constructor's arguments are the options of its ``[[deliveries]]`` table.
+    The arguments of the constructor are the options of its ``[[deliveries]]`` table.
     """
 
     #: True: another system decides on ``commit``, so it may refuse.
     answers: bool = False
-    #: True: in LMTP, ``commit`` is called for each recipient by itself.
+    #: True: in LMTP, ``commit`` is called for each recipient separately.
     per_recipient: bool = False
 
     def begin(self, envelope: Envelope) -> Transfer:
@@ -166,10 +166,10 @@ class Delivery:
         raise NotImplementedError
 
     def start(self, server: ServerInfo) -> None:
-        """Open what outlasts a connection. It is called for each server that starts."""
+        """Open resources that outlast a connection. It is called for each server that starts."""
 
     def stop(self, server: ServerInfo) -> None:
-        """Close it. It is called when the server has stopped."""
+        """Close these resources. It is called when the server has stopped."""
 
     # Hooks for a delivery that decides at MAIL and RCPT, by asking the next hop for example
 
@@ -183,9 +183,9 @@ class Delivery:
         return None
 
     def group(self, session: Session, recipient: Address) -> object:
-        """Return what all recipients of one message must have in common, such as an address to connect from.
+        """Return a key that all recipients of one message must share, such as the address to connect from.
 
-        A recipient of another group than the first accepted one gets 452 4.5.3, as if it needed another delivery. This
+        A recipient with another key than the first accepted one gets 452 4.5.3, as if it needed another delivery. This
         is called only if the delivery ``answers``.
         """
         return None
@@ -193,9 +193,9 @@ class Delivery:
     def rcpt(self, session: Session, recipient: Address) -> Reply | None:
         """Decide on a recipient that this delivery was chosen for, as ``mail`` does.
 
-        A middleware may refuse the recipient afterwards. So what counts is ``envelope.recipients`` in ``begin``.
+        A middleware may refuse the recipient afterwards, so use ``envelope.recipients`` in ``begin``.
         """
         return None
 
     def reset(self, session: Session) -> None:
-        """Undo what ``mail`` has begun: the transaction is over, or goes on without this delivery."""
+        """Undo ``mail``: the transaction is over, or goes on without this delivery."""

@@ -1,7 +1,8 @@
-"""``Forward``: pass mail on to a next hop within the session, whose reply is the client's.
+"""``Forward``: pass mail on to a next hop while the client waits; the next hop's reply is the client's.
 
-Two modes. In lock-step, MAIL and RCPT are asked as they come, and the body flows through; after the body, the message
-is collected first. Either way the client gets 250 only after the next hop's, so nothing is queued and nothing bounces.
+There are two modes. In ``lock-step``, MAIL and RCPT are passed on as they arrive, and the body is streamed; in
+``after-body``, the message is collected first. In both, the client gets 250 only after the next hop's 250, so nothing
+is queued and nothing bounces.
 """
 
 from __future__ import annotations
@@ -38,43 +39,43 @@ _LOGGED = 10
 _READ = 256 * 1024
 
 _LOOP = Reply(554, "5.4.6 Too many hops: the message has been here before")
-#: RFC 5321 section 4.5.4.1: the client tries again with the recipients that are left.
+#: RFC 5321 section 4.5.4.1: the client tries again with the other recipients.
 _OTHERS_REFUSED = Reply(451, "4.3.0 Not all recipients can be served at once; try again")
 _NOT_OURS = Reply(550, "5.1.1 No such address")
 
 
 class Forward(Delivery):
-    """Passes mail on: ``Forward("smtp://mx.example.com:25")``. The next hop's reply is the reply to the client.
+    """Pass mail on: ``Forward("smtp://mx.example.com:25")``. The next hop's reply is the reply to the client.
 
-    A 421 of the next hop is a 451, and so is a connection that cannot be made or is lost. Refusals keep their enhanced
-    status code.
+    A 421 of the next hop becomes 451. The reply is also 451 if the connection cannot be made or is lost. Refusals keep
+    their enhanced status code.
 
     :param to: a URL (``smtp://``, ``smtps://``, ``lmtp://``, ``unix:``, ``lmtp+unix:``), or several, which are tried in
-        order; one that fails is avoided for 30 seconds.
-    :param mode: ``"lock-step"``: each command is asked at once, and the body passes through in flat memory;
-        ``"after-body"``: the message is collected and then sent, so a slow client holds no connection.
-    :param starttls: as of ``connect``: ``"offered"`` and so on.
+        order; one that fails is skipped for 30 seconds.
+    :param mode: ``"lock-step"``: commands are passed on as they arrive, and the body is streamed;
+        ``"after-body"``: the message is collected and then sent, so a slow client occupies no connection.
+    :param starttls: as for ``connect``: ``"offered"`` and so on.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
-    :param username: to log in at the next hop, with ``password``, or with ``token`` for XOAUTH2 and OAUTHBEARER; each
+    :param username: the user for the next hop, with ``password``, or with ``token`` for XOAUTH2 and OAUTHBEARER; each
         may be a callable, which is called for each new connection.
-    :param connections: the most connections at once.
+    :param connections: maximum number of connections.
     :param wait: seconds that a message waits for a connection while all are busy; then 451.
-    :param rate: messages in a second, at even intervals; None for no limit.
-    :param timeout: seconds for each reply of the next hop but the last, for which it has ten minutes.
+    :param rate: messages per second, at even intervals; None for no limit.
+    :param timeout: seconds for each reply of the next hop, except for the reply to the message, which has ten minutes.
     :param source_address: the address to connect from.
-    :param local_hostname: the name for EHLO; by default that of the server.
+    :param local_hostname: the name for EHLO; by default the server's.
     :param identities: other addresses and names, by domain: ``{"a.example": {"source_address": "192.0.2.1",
         "local_hostname": "mail.a.example"}}``. ``connections`` and ``rate`` apply to each of them separately.
     :param identity_by: ``"sender"`` or ``"recipient"``: the address whose domain chooses an identity; or
         ``(session, sender) -> str | None``, which returns a key of it.
-    :param received: write a Received field; False only for a filter that must change nothing.
-    :param max_hops: refuse a message with as many Received fields: it goes round in circles.
-    :param xforward: tell the next hop of the client, if it offers XFORWARD.
-    :param srs_domain: rewrite reverse-paths by SRS, with addresses of this domain, whose bounces lead back here.
-    :param srs_secret: the secret for that; or several, the first of which signs.
+    :param received: add a Received field; False only for a filter that must change nothing.
+    :param max_hops: refuse a message with this many Received fields, as a mail loop.
+    :param xforward: send the client's address and name to the next hop, if it offers XFORWARD.
+    :param srs_domain: rewrite reverse-paths by SRS to addresses of this domain, so that bounces return here.
+    :param srs_secret: the secret for SRS; or several, the first of which signs.
     :param rewrite_sender: ``(session, sender) -> str``: the reverse-path for the next hop. Before SRS.
     :param rewrite_recipient: ``(session, recipient) -> str``: the recipient for the next hop. After SRS.
-    :raises ArgumentError, ValueError: an argument is wrong.
+    :raises ArgumentError, ValueError: an argument is invalid.
     """
 
     answers = True
@@ -110,7 +111,7 @@ class Forward(Delivery):
         if max_hops < 1:
             raise ArgumentError("max_hops", f"expected at least 1; got {max_hops!r}")
         if (srs_domain is None) != (srs_secret is None):
-            raise ArgumentError("srs_domain", "and srs_secret belong together; got one alone")
+            raise ArgumentError("srs_domain", "and srs_secret must be given together; got only one of them")
         self.mode = mode
         self.received = received
         self.max_hops = max_hops
@@ -136,7 +137,7 @@ class Forward(Delivery):
         self._rewrite_sender = rewrite_sender
         self._rewrite_recipient = rewrite_recipient
         self._servers = 0
-        if mode == "lock-step":  # only then, the runner asks at MAIL and RCPT
+        if mode == "lock-step":  # only in this mode, the runner calls these at MAIL and RCPT
             vars(self).update(mail=self._ask_mail, rcpt=self._ask_rcpt, reset=self._forget)
         if self._identities.by_recipient:
             vars(self).update(group=self._group)
@@ -145,7 +146,7 @@ class Forward(Delivery):
         return f"<Forward to {self.next_hop.places[0]}>"
 
     def start(self, server: ServerInfo) -> None:
-        """Take connections."""
+        """Open the next hop."""
         self._servers += 1
         self.next_hop.open(server.hostname)
 
@@ -184,7 +185,7 @@ class Forward(Delivery):
         return hop.rcpt(recipient, self.recipient(session, recipient))
 
     def _renew(self, session: Session, identity: Identity) -> Hop:
-        """Return a new transaction with the next hop, in the place of the one before."""
+        """Return a new transaction with the next hop, replacing the previous one."""
         self._forget(session)
         hop = session.notes[self] = self.hop(session, identity)
         return hop
@@ -223,7 +224,7 @@ class Forward(Delivery):
         return self._identities.of_sender(envelope.session, envelope.sender)
 
     def hop(self, session: Session, identity: Identity) -> Hop:
-        """Return a transaction with the next hop, which has not begun."""
+        """Return a new transaction with the next hop, before MAIL."""
 
         def begin(client: SMTPClient) -> None:
             if self.xforward:
@@ -232,7 +233,7 @@ class Forward(Delivery):
         return Hop(self.next_hop, session, begin, identity)
 
     def name(self, hop: Hop, envelope: Envelope, recipients: Sequence[Address]) -> dict[str, Reply | None]:
-        """Send MAIL and RCPT to the next hop; return the refusals. If all recipients are refused, close the hop.
+        """Send MAIL and RCPTs to the next hop; return the refusals. If all recipients are refused, close the hop.
 
         :raises Reject: the sender is refused; in SMTP, a recipient is; or the connection is lost with none accepted.
         """
@@ -261,7 +262,7 @@ class Forward(Delivery):
     def recipient(self, session: Session, recipient: Address) -> str:
         """Return the recipient for the next hop.
 
-        :raises Reject: it is an SRS address that this server has not made, or that is too old.
+        :raises Reject: it is an SRS address with a wrong hash, or one that has expired.
         """
         address: str = str(recipient)
         if self._srs is not None:
@@ -287,32 +288,32 @@ def _make_context(ca: str | Path) -> ssl.SSLContext:
 
 
 def is_binary(session: Session) -> bool:
-    """True if the message may have any bytes, and no lines (RFC 3030 section 3)."""
+    """True if the message is BINARYMIME, with any bytes and without lines (RFC 3030 section 3)."""
     return str(session.from_ext.get("BODY") or "").upper() == "BINARYMIME"
 
 
 class _Passing(Transfer):
-    """A message that flows through."""
+    """A message that is streamed to the next hop."""
 
     def __init__(self, delivery: Forward, envelope: Envelope, hop: Hop) -> None:
         super().__init__(envelope)
         self._delivery = delivery
         self._hop = hop
         self._hops = Hops(delivery.max_hops)
-        #: Keeps the body apart from the fields that go before it; None: there are none, or it has not begun.
+        #: Separates the body from the fields that are added before it; None: there are none, or it has not begun.
         self._section: HeaderSection | None = None
         self._has_begun = False
 
     def write(self, data: bytes, /) -> None:
         """Pass the next piece on.
 
-        :raises Reject: it goes round in circles, or the next hop refuses it.
+        :raises Reject: the message has too many hops, or the next hop refuses it.
         """
         self._hops.feed(data)
         self._pass(data)
 
     def commit(self, recipients: Sequence[Address]) -> Result:
-        """End the message; the next hop's reply is the answer."""
+        """End the message, and return the next hop's reply."""
         if list(recipients) != self._hop.accepted:
             self._hop.close()
             raise Reject(_OTHERS_REFUSED)
@@ -320,7 +321,7 @@ class _Passing(Transfer):
         return outcome(self.envelope, self._hop)
 
     def discard(self) -> None:
-        """Close the connection, so that the next hop does not take half of the message for all of it."""
+        """Close the connection, so that the next hop does not accept half of the message as a whole one."""
         self._hop.close()
 
     def _pass(self, data: bytes, *, last: bool = False) -> None:
@@ -346,15 +347,15 @@ class _Collected(SpooledTransfer):
     def write(self, data: bytes, /) -> None:
         """Collect the next piece.
 
-        :raises Reject: it goes round in circles.
+        :raises Reject: the message has too many hops.
         """
         self._hops.feed(data)
         super().write(data)
 
     def commit(self, recipients: Sequence[Address]) -> Result:
-        """Send the message; the next hop's reply is the answer.
+        """Send the message, and return the next hop's reply.
 
-        If the connection is lost early, or the host says 421, send it again, and let another host have its turn.
+        If the connection is lost early, or the host sends 421, send the message again, to another host.
         """
         identity = self._delivery.identity(self.envelope)
         for left in reversed(range(self._delivery.next_hop.tries)):
@@ -394,7 +395,7 @@ class _Collected(SpooledTransfer):
 
 
 def outcome(envelope: Envelope, hop: Hop) -> Result:
-    """End a message at the next hop, and return what has become of it."""
+    """End a message at the next hop, and return the result."""
     accepted = hop.accepted
     replies = hop.finish()
     hop.close()
@@ -409,21 +410,21 @@ def _shown(reply: Reply) -> str:
 
 
 class Hops:
-    """Counts the Received fields of a message as it arrives (RFC 5321 section 6.3).
+    """Count the Received fields of a message as it arrives (RFC 5321 section 6.3).
 
-    :param most: as many are too many.
+    :param most: the number of fields at which the message is refused.
     """
 
     _FIELD = re.compile(rb"\nreceived:", re.IGNORECASE)
 
     def __init__(self, most: int) -> None:
         self._left = most
-        #: The bytes before the next ones that a field's name may begin in, as if there were a line before the first.
+        #: The last bytes of the previous piece, in which a field's name may begin; initially a line end.
         self._tail = b"\n"
         self._is_over = False
 
     def feed(self, data: bytes) -> None:
-        """Count those in the next piece.
+        """Count the fields in the next piece.
 
         :raises Reject: there are too many.
         """
@@ -435,5 +436,5 @@ class Hops:
         self._left -= len(self._FIELD.findall(data, 0, len(data) if end is None else end.start() + 1))
         if self._left <= 0:
             raise Reject(_LOOP)
-        # One byte less than a field's beginning, so that none is counted twice.
+        # One byte less than the searched text, so that no field is counted twice.
         self._tail = data[-9:]

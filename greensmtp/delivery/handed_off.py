@@ -1,4 +1,4 @@
-"""A message that was handed to another program by a queue: its envelope, and its content.
+"""A message that another program gets through a queue: its envelope, and its content.
 
 ``CeleryTask`` and ``RedisStream`` put them into a queue; ``mail_task`` and ``read_entry`` take them out.
 """
@@ -22,7 +22,7 @@ from greensmtp.protocol.address import Address
 class MailEnvelope(NamedTuple):
     """The envelope of a message in a queue."""
 
-    #: That of the reply ``queued as ID``. A message that comes twice has the same one.
+    #: The ID of the reply ``queued as ID``. A message that is delivered twice has the same one.
     id: str
     sender: str
     recipients: tuple[str, ...]
@@ -30,11 +30,11 @@ class MailEnvelope(NamedTuple):
     peer: str | None
     #: The client's name, from EHLO.
     hello: str | None
-    #: The user that has logged in.
+    #: The authenticated user; None if there is none.
     identity: str | None
     #: The name of the server that has accepted it.
     server: str
-    #: When, in seconds since 1970.
+    #: The time of acceptance, in seconds since 1970.
     time: float
 
     @classmethod
@@ -74,7 +74,7 @@ class MailContent:
         return self._content or b"" if self.location is None else stored_message(self.location).read()
 
     def parse(self) -> EmailMessage:
-        """Return it as a message of the standard library."""
+        """Return the message parsed by the standard library's ``email``."""
         return BytesParser(policy=email.policy.default).parsebytes(self.read())
 
 

@@ -1,4 +1,4 @@
-"""``mail_task``: a Celery task that gets the mail of ``CeleryTask``, and settles what becomes of it in the end."""
+"""``mail_task``: a Celery task that gets the mail of ``CeleryTask``, and handles its success or final failure."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
     """Register a function as a task that gets mail: ``@mail_task(app, "tasks.receive")``.
 
     The function is called as ``(envelope, content)``: a ``MailEnvelope``, a ``MailContent``. The task is acknowledged
-    when the function has returned: a worker that is killed while it runs does not lose it, but it comes again. A
-    function that raises is called again after 1, 2, 4 and so on up to 600 seconds, ``max_retries`` times.
+    when the function has returned: if a worker is killed while it runs, the task is delivered again. A function that
+    raises is called again after 1, 2, 4 and so on up to 600 seconds, ``max_retries`` times.
 
-    :param options: of ``app.task``, and these:
-    :param max_retries: how often it is tried again; 10 by default.
-    :param report: called as ``(report, sender)`` with the bytes of an RFC 3464 report and the address that it is for,
-        when the function has failed for the last time. Not for the null sender.
-    :param dead_letters: a folder, where a message is kept that has failed for the last time: ID.eml, and ID.json with
-        its envelope and the error.
+    :param options: options of ``app.task``, and these:
+    :param max_retries: number of retries; 10 by default.
+    :param report: called as ``(report, sender)`` with the bytes of an RFC 3464 report and the address to send it to,
+        after the last attempt has failed. It is not called for the null sender.
+    :param dead_letters: a folder for messages whose last attempt has failed: ID.eml, and ID.json with the envelope
+        and the error.
     """
     report, dead_letters = options.pop("report", None), options.pop("dead_letters", None)
     base = _make_base()
@@ -49,7 +49,7 @@ def mail_task(app: Any, name: str, **options: Any) -> Callable[[Callable[..., An
             if "path" not in content or not stored_message(content["path"]).is_done():
                 function(read_envelope(envelope), read_content(content))
 
-        if function.__name__.isidentifier():  # that of a lambda is none
+        if function.__name__.isidentifier():  # a lambda's is not
             run.__name__ = function.__name__
         run.__doc__, run.__module__ = function.__doc__, function.__module__
         made = app.task(run, base=base, name=name, **{**settings, **options})
@@ -87,7 +87,7 @@ def _make_base() -> Any:
                 self.task.settled.discard(self.id)
 
     class MailTask(Task):  # type: ignore[misc]
-        """Settles what becomes of a message in the end."""
+        """Handle the success or the final failure of a message."""
 
         abstract = True
         Request = MailRequest
@@ -134,7 +134,7 @@ def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseExcep
 
 
 def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:
-    """Return the report that a message could not be delivered."""
+    """Return the report that a message could not be delivered (RFC 3464)."""
     reply = Reply(554, f"5.3.0 {type(error).__name__}")
     return delivery_report(
         [RecipientStatus(recipient=each, action="failed", reply=reply) for each in envelope.recipients],

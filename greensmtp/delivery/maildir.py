@@ -28,16 +28,16 @@ from greensmtp.thread_pool import BoundedPool, in_thread_pool
 
 logger = logging.getLogger("greensmtp")
 
-#: How many of gevent's ten threads one delivery may use at the same time, for large messages.
+#: Maximum number of gevent's ten threads that one delivery uses at the same time, for large messages.
 _THREADS = 8
 
-#: Seconds after which an unfinished file in ``tmp`` is one of a process that has died: 36 hours, as in every Maildir.
+#: Seconds after which an unfinished file in ``tmp`` belongs to a dead process: 36 hours, the Maildir convention.
 _STALE = 36 * 3600
 
 #: The names of our own files: the time, ``session.transaction_id``, perhaps a number, the host.
 _OURS = re.compile(r"\d+\.[0-9a-f]+-[0-9a-f]{6}-[0-9a-f]+(?:_\d+)?\.[^/]+")
 
-#: Maildirs that are known to exist, at most.
+#: Maximum number of Maildirs that are remembered as existing.
 _REMEMBERED = 100_000
 
 _SUBFOLDERS = ("tmp", "new", "cur")
@@ -49,24 +49,24 @@ class Maildir(Delivery):
     """A Maildir for all messages, or one for each recipient: ``Maildir("mail/{domain}/{local}").attach(server)``.
 
     Return-Path, Received, and the fields of ``stream.add_header`` are written before the message. So is Envelope-To,
-    unless recipients with a Maildir each would see one another. A Return-Path in the message is left out: only the
-    final delivery writes one (RFC 5321 section 4.4).
+    unless it would disclose the recipients of several Maildirs to one another. A Return-Path in the message is
+    removed: only the final delivery writes one (RFC 5321 section 4.4).
 
-    The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have answered, it is moved
+    The file is written in ``tmp/`` and flushed to the disk. When all handlers and middleware have accepted, it is moved
     to ``new/``, and the folder is flushed. Then the reply is ``250 2.0.0 Ok: queued as ID``; the ID is in the Received
-    field and in the file's name. One thread does this for all messages that are there at the time. A message of more
-    than 256 KiB is written by the thread pool, piece by piece while it arrives.
+    field and in the file's name. One thread does this for all waiting messages together. A message of more than
+    256 KiB is written by the thread pool, piece by piece while it arrives.
 
     A message that fails leaves no file. The reply is 452 when the disk is full, 451 for any other failure. A refusal, a
     timeout or a kill before the move abandons the message; from the move on, the client gets 250.
 
-    :param path: the folder, or for each recipient ``{local}``, ``{domain}`` or ``{address}`` in it. It is made, with
-        ``tmp``, ``new`` and ``cur``, if it does not exist.
-    :param create: make the Maildir of a recipient that has none; False: such a recipient is refused with 550.
-    :param subaddress: what ends the mailbox's name in a local part: with ``"+"``, ``jo+news`` is delivered to ``jo``.
+    :param path: the folder, or for each recipient ``{local}``, ``{domain}`` or ``{address}`` in it. It is created,
+        with ``tmp``, ``new`` and ``cur``, if it does not exist.
+    :param create: create missing Maildirs of recipients; False: a recipient without one is refused with 550.
+    :param subaddress: the separator that ends the mailbox's name: with ``"+"``, ``jo+news`` is delivered to ``jo``.
     :param sync: how several messages are flushed together: ``"filesystem"`` as a whole, which is much faster; or
-        ``"files"``, each by itself, where other programs write a lot to the same file system.
-    :raises ValueError: the folder cannot be made or written to, or an argument is wrong.
+        ``"files"``, each separately, if other programs write a lot to the same file system.
+    :raises ValueError: the folder cannot be created or written to, or an argument is invalid.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Maildir(Delivery):
         self.pool = BoundedPool(_THREADS)
         self.disk = DiskThread(whole=sync == "filesystem")
         if not create:
-            vars(self)["rcpt"] = self._check_mailbox  # only then, RCPT costs something
+            vars(self)["rcpt"] = self._check_mailbox  # set only if needed, so that RCPT costs nothing otherwise
         get_original("_thread", "start_new_thread")(self.sweep, ())
 
     @staticmethod
     def fixed_part(path: str | Path) -> str:
-        """Return the folder that all Maildirs of such a path are in.
+        """Return the folder that contains all Maildirs of such a path.
 
-        :raises ValueError: a placeholder is wrong.
+        :raises ValueError: a placeholder is unknown.
         """
         return fixed_part(str(path))
 
@@ -143,7 +143,7 @@ class Maildir(Delivery):
         )
 
     def envelope_to(self, recipients: Sequence[Address]) -> bytes:
-        """Return the Envelope-To field, or nothing: recipients with a Maildir each must not see one another."""
+        """Return the Envelope-To field; nothing if it would disclose recipients of several Maildirs to one another."""
         return b"" if self.per_recipient and len(recipients) > 1 else trace.envelope_to(recipients)
 
     def make(self, folder: Path) -> int:
@@ -165,7 +165,7 @@ class Maildir(Delivery):
         return device
 
     def forget(self, folder: Path) -> None:
-        """Forget that a Maildir was there: make it again for the next message, if there is one for each recipient."""
+        """Forget that a Maildir exists, so that the next message creates it again (if each recipient has its own)."""
         if self.per_recipient:
             self._made.pop(folder, None)
 
@@ -189,7 +189,7 @@ class Maildir(Delivery):
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those that it is in, and flush the folder that has the new entry."""
+    """Create a folder and its parents, and flush the folder that has the new entry."""
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for each in missing:
@@ -200,6 +200,6 @@ def _remove_if_older(entry: os.DirEntry[str], before: float) -> None:
     try:
         if entry.stat(follow_symlinks=False).st_mtime < before:
             os.unlink(entry.path)  # noqa: PTH108 - as it came
-            logger.info("maildir: removed %r, which a process had left unfinished", entry.path)
+            logger.info("maildir: removed %r, an unfinished file of a dead process", entry.path)
     except FileNotFoundError:
         pass  # another process has removed or moved it

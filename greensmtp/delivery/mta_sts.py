@@ -1,8 +1,8 @@
-"""MTA-STS (RFC 8461): domains that want mail over verified TLS alone, to hosts that they name.
+"""MTA-STS (RFC 8461): policies of domains that accept mail over verified TLS only, for hosts that they list.
 
-A policy is fetched over HTTPS when the TXT record at ``_mta-sts.DOMAIN`` has another ID, and holds until it is
-``max_age`` seconds old, even if its DNS record disappears. It is fetched again once a day, and when it
-has expired. Each process keeps policies in its memory.
+A policy is fetched over HTTPS when the TXT record at ``_mta-sts.DOMAIN`` has another ID, and is valid for
+``max_age`` seconds, even if its DNS record disappears. It is fetched again once a day, and when it has expired. Each
+process keeps policies in memory.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from greensmtp.http_poster import MAX_RESPONSE, HTTPFailed, HTTPPoster
 
 logger = logging.getLogger("greensmtp")
 
-#: Seconds for a policy to arrive (section 3.3: a minute at most).
+#: Timeout of fetching a policy, in seconds (section 3.3: at most a minute).
 FETCH_SECONDS = 15.0
 
-#: Seconds after a fetch that failed until the next one (section 3.3).
+#: Seconds between a failed fetch and the next one (section 3.3).
 RETRY_SECONDS = 300.0
 
-#: Seconds after which a policy is fetched again although its record is the same (section 3.3).
+#: Seconds after which a policy is fetched again even if its record is unchanged (section 3.3).
 REFRESH_SECONDS = 86_400.0
 
-#: Policies that are kept.
+#: Maximum number of policies in memory.
 KEPT = 10_000
 
-#: Section 3.2: a year.
+#: Maximum of ``max_age`` in seconds: a year (section 3.2).
 MAX_AGE = 31_557_600
 
 _VERSION = re.compile(r"v=STSv1\s*;")
@@ -58,7 +58,7 @@ class Policy:
 def parse_policy(text: str) -> Policy:
     """Parse the text of a policy (section 3.2).
 
-    :raises ValueError: it is malformed.
+    :raises ValueError: the policy is malformed.
     """
     fields: dict[str, str] = {}
     hosts: list[str] = []
@@ -84,9 +84,9 @@ def parse_policy(text: str) -> Policy:
 @dataclass
 class _Kept:
     policy: Policy | None
-    #: The ID of the TXT record that it was fetched for.
+    #: The ID of the TXT record for which it was fetched.
     identifier: str
-    #: On the monotonic clock: when the policy ends, and when it may be fetched again.
+    #: When the policy expires, and when it may be fetched again, on the monotonic clock.
     ends: float
     again: float
 
@@ -94,7 +94,7 @@ class _Kept:
 def fetch(domain: str) -> str:
     """Return the text of a domain's policy.
 
-    :raises HTTPFailed: there is none, or it cannot be had now.
+    :raises HTTPFailed: there is no policy, or it cannot be fetched now.
     """
     try:
         poster = HTTPPoster(f"https://mta-sts.{domain}/.well-known/mta-sts.txt", timeout=FETCH_SECONDS)
@@ -108,7 +108,7 @@ def fetch(domain: str) -> str:
     kind = next(types, "").partition(";")[0].strip().lower()
     if response.status != 200 or kind != "text/plain":
         raise HTTPFailed(f"mta-sts.{domain}: status {response.status}, {kind or 'no type'}")
-    if len(response.body) >= MAX_RESPONSE:  # a policy that is cut off would name other hosts
+    if len(response.body) >= MAX_RESPONSE:  # a truncated policy might lack hosts
         raise HTTPFailed(f"mta-sts.{domain}: expected a policy of less than {MAX_RESPONSE} bytes; got more")
     return response.body.decode("utf-8", "replace")
 
@@ -125,7 +125,7 @@ class Policies:
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
     def find(self, domain: str) -> Policy | None:
-        """Return the policy that holds for a domain now; None: there is none."""
+        """Return the current policy of a domain; None if it has none."""
         now = monotonic()
         kept = self._kept.get(domain)
         if kept is not None:

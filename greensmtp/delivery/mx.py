@@ -1,4 +1,4 @@
-"""MX as the next hop: the hosts that a recipient's domain names in DNS (RFC 5321 section 5.1)."""
+"""The MX hosts of a recipient's domain as the next hop (RFC 5321 section 5.1)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from greensmtp.protocol.reply import Reply
 
 logger = logging.getLogger("greensmtp")
 
-#: Domains whose connections are kept.
+#: Maximum number of domains with kept connections.
 KEPT = 1000
 
-#: Hosts of a domain that are tried, at most.
+#: Maximum number of hosts of a domain that are tried.
 MAX_HOSTS = 10
 
 _NULL_MX = Reply(556, "5.1.10 The domain does not accept mail")  # RFC 7505 section 4.1
@@ -36,17 +36,17 @@ _LITERAL = re.compile(r"\[(?:ipv6:)?([0-9a-f:.]+)\]")
 
 
 class MX:
-    """Finds the next hop for each domain.
+    """Find the next hop of each domain.
 
     Hosts are tried in the order of their preference, those with the same one in random order, each at all its addresses
-    (RFC 8305). Without MX records, the domain itself is the host. TLS is used where it is offered, unverified; where
-    MTA-STS (RFC 8461) is in force, only verified, and only at hosts that it names. There is no DANE: that needs a
-    resolver that validates DNSSEC.
+    (RFC 8305). Without MX records, the domain itself is the host. TLS is used where it is offered, without
+    verification. If an MTA-STS policy (RFC 8461) is enforced, only verified TLS is used, and only with hosts that match
+    the policy. DANE is not supported: it needs a resolver that validates DNSSEC.
 
     :param hostname: this server's name: hosts of the same or a higher preference are left out, so mail does not come
         back.
-    :param sts: heed MTA-STS.
-    :param options: of ``Pool``; ``size`` is the most connections for each domain.
+    :param sts: apply MTA-STS policies.
+    :param options: options of ``Pool``; ``size`` is the maximum number of connections for each domain.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MX:
             yield self.next_hop(domain), group
 
     def next_hop(self, domain: str) -> NextHop | Reply:
-        """Return the next hop for a domain; a Reply, where there is none.
+        """Return the next hop for a domain; a Reply if there is none.
 
         :param domain: with A-labels, or an address literal.
         """
@@ -93,14 +93,15 @@ class MX:
         allowed = tuple(filter(None, (tuple(filter(policy.allows, tier)) for tier in tiers)))
         if policy.mode == "testing":
             if allowed != tiers:
-                logger.info("MTA-STS: the policy of %s, which is tested, does not allow all its hosts", domain)
+                logger.info("MTA-STS: the policy of %s, in testing mode, does not allow all its hosts", domain)
             return self._to(tiers, verified=False)
         return self._to(allowed, verified=True) if allowed else _NOT_ALLOWED
 
     def hosts(self, domain: str) -> tuple[str, ...] | Reply:
         """Return the hosts of a domain, in the order in which to try them.
 
-        :raises NoSuchDomain, LookupFailed: see there.
+        :raises NoSuchDomain: the domain does not exist.
+        :raises LookupFailed: there is no answer from DNS.
         """
         tiers = self._tiers(domain)
         return tiers if isinstance(tiers, Reply) else tuple(host for tier in tiers for host in tier)
@@ -148,7 +149,7 @@ class MX:
         return kept
 
     def open(self, hostname: str) -> None:
-        """Nothing: connections are opened when they are needed."""
+        """Do nothing: connections are opened when they are needed."""
 
     def close(self, timeout: float = 5.0) -> None:
         """Close the connections."""

@@ -1,4 +1,4 @@
-"""The next hop of mail that is passed on: where it is, and one transaction with it.
+"""The next hop: its hosts, and one transaction with it.
 
 A ``Hop`` is one transaction, on a connection that it borrows from the pool of its ``NextHop``. Its methods return
 replies that the client may get. Their codes are limited to those that the command allows, and their length is bounded.
@@ -44,7 +44,7 @@ _LOST = Reply(451, "4.4.2 The connection to the next hop was lost")
 _BUSY = Reply(451, "4.3.2 The next hop is busy")
 _MISCONFIGURED = Reply(451, "4.3.5 The next hop cannot be used")
 
-#: What a message needs that the next hop does not offer (RFC 6531 section 3.5, RFC 8689 section 5).
+#: Replies if a message needs an extension that the next hop lacks (RFC 6531 section 3.5, RFC 8689 section 5).
 _NOT_OFFERED = {
     "SMTPUTF8": Reply(553, "5.6.7 The next hop does not take addresses beyond ASCII"),
     "REQUIRETLS": Reply(550, "5.7.30 The next hop does not support REQUIRETLS"),
@@ -110,10 +110,10 @@ def read_places(to: str | Iterable[str]) -> tuple[list[str | tuple[str, int]], C
 
 
 class NextHop:
-    """Hosts that are tried in order, over kept connections.
+    """Hosts that are tried in order, with pooled connections.
 
-    :param identities: the identities of connections. Each has its own pool, so no connection is used for another one.
-    :param options: of ``Pool``.
+    :param identities: the identities of connections. Each has its own pool, so that connections are not mixed.
+    :param options: options of ``Pool``.
     """
 
     def __init__(self, to: str | Iterable[str], *, identities: Iterable[Identity] = (), **options: Any) -> None:
@@ -134,7 +134,7 @@ class NextHop:
         self.lmtp = bool(options.get("lmtp"))
         self._options = options
         self._pools: dict[Identity, Pool] = {}
-        self._make_pool("check.invalid", Identity()).close()  # so that wrong options are found now
+        self._make_pool("check.invalid", Identity()).close()  # raises now if an option is invalid
 
     @property
     def name(self) -> str:
@@ -156,7 +156,7 @@ class NextHop:
         return Pool(self.places, **options)
 
     def open(self, hostname: str) -> None:
-        """Take connections from now on.
+        """Make the pools. Transactions may begin after that.
 
         :param hostname: the name for EHLO, unless another was given.
         """
@@ -165,7 +165,7 @@ class NextHop:
 
     @property
     def tries(self) -> int:
-        """How often a transaction is begun: a kept connection may be dead, and then each host has its turn."""
+        """The number of attempts to begin a transaction: one for a dead pooled connection, and one for each host."""
         return len(self.places) + 1
 
     def close(self, timeout: float = 5.0) -> None:
@@ -192,11 +192,11 @@ class NextHop:
 
 
 class Named(Protocol):
-    """What a transaction is for: a session, or a message of a spool."""
+    """The owner of a transaction: a session, or a message of a spool."""
 
     @property
     def log_id(self) -> str:
-        """Its name in the log."""
+        """Its ID in the log."""
 
 
 class Hop:
@@ -221,13 +221,13 @@ class Hop:
         self._client: SMTPClient | None = None
         #: The message, from its beginning to its end.
         self._body: BodyWriter | ChunkWriter | None = None
-        #: True while a command waits for its reply: if that is interrupted, the connection is out of step.
+        #: True while a command waits for its reply: if the wait is interrupted, the connection is out of step.
         self._waits = False
-        #: True once the connection was lost when the next hop could not have accepted the message.
+        #: True if the connection was lost before the next hop can have accepted the message.
         self.may_begin_again = False
         #: LMTP: the replies to the message that came before the connection was lost.
         self._said: list[Reply] = []
-        #: Those that the next hop has accepted, in order.
+        #: The recipients that the next hop has accepted, in order.
         self.accepted: list[Address] = []
 
     @property
@@ -236,7 +236,7 @@ class Hop:
         return self._client is not None
 
     def mail(self, sender: str, parameters: Mapping[str, str | None]) -> Reply:
-        """Begin the transaction, on another connection if the first one is lost."""
+        """Send MAIL, on another connection if the first one is lost; return the reply."""
         for left in reversed(range(self._next_hop.tries)):
             try:
                 self._client = self._lease.enter_context(self._next_hop.pool_of(self.identity).connection())
@@ -261,9 +261,9 @@ class Hop:
         raise AssertionError("unreachable")
 
     def rcpt(self, recipient: Address, address: str) -> Reply:
-        """Name a recipient.
+        """Send RCPT, and return the reply.
 
-        :param address: what the next hop calls it.
+        :param address: the address for the next hop.
         """
         reply = self._ask(lambda client: client.to(address, relayed=recipient.parameters), _RCPT_CODES)
         if reply.is_positive:
@@ -273,7 +273,7 @@ class Hop:
     def begin_body(self, *, binary: bool) -> Reply | None:
         """Begin the message; return the refusal, if it is refused.
 
-        :param binary: it may only be sent in chunks.
+        :param binary: True if it must be sent in chunks (BDAT).
         """
 
         def begin(client: SMTPClient) -> Reply:
@@ -295,7 +295,7 @@ class Hop:
         return None if reply.is_positive else reply
 
     def finish(self) -> list[Reply]:
-        """End the message; return its reply, in LMTP one for each recipient that was accepted."""
+        """End the message; return its reply, in LMTP one for each accepted recipient."""
 
         def finish(client: SMTPClient) -> Reply:
             assert self._body is not None
@@ -313,7 +313,7 @@ class Hop:
         return [for_client(each) for each in replies]
 
     def close(self) -> None:
-        """End the transaction, and give the connection back. A message that has not ended is not delivered."""
+        """End the transaction, and return the connection to the pool. An unfinished message is not delivered."""
         if self._client is not None and (self._waits or self._body is not None):
             self._client.close()
         self._client = self._body = None
@@ -328,7 +328,7 @@ class Hop:
         """Send a command, and return the reply for the client.
 
         :param positive: the codes that accept the command.
-        :param ends: it ends the message, so its 421 is the answer to that.
+        :param ends: True if the command ends the message, so that a 421 is the reply to the message.
         """
         if self._client is None:
             return _LOST
@@ -350,12 +350,12 @@ class Hop:
         return for_client(reply, positive)
 
     def _leave(self, reply: Reply) -> None:
-        """End the transaction after a 421: the next hop, or this host of it, takes no more for now."""
+        """End the transaction after a 421: this host accepts no more mail for now."""
         self._fail(Disconnected("closed", reply=reply))
 
     def _fail(self, error: ClientError) -> None:
         """End the transaction after an error."""
-        self._waits = self._waits and not isinstance(error, NotOffered)  # that has sent nothing
+        self._waits = self._waits and not isinstance(error, NotOffered)  # NotOffered is raised before anything is sent
         if self._client is not None and isinstance(error, Disconnected):
             self._client.close()
             self._lease.__exit__(type(error), error, error.__traceback__)  # tells the pool that the host has failed
@@ -363,14 +363,14 @@ class Hop:
         self.may_begin_again = isinstance(error, Disconnected) and error.safe_to_retry
 
     def _answer(self, error: ClientError) -> Reply:
-        """Return the reply for the client, and log what it does not say."""
+        """Return the reply for the client, and log the error, which the reply does not contain."""
         if not isinstance(error, NotOffered):
             logger.warning("%s: next hop %s: %s", self._subject.log_id, self._next_hop.name, shown(error))
         return answer_to(error)
 
 
 def answer_to(error: ClientError) -> Reply:
-    """Return the reply that an error of the client stands for."""
+    """Return the reply for an error of the client library."""
     if isinstance(error, NotOffered):
         return _NOT_OFFERED.get(error.extension, _NOT_CONVERTED)
     if isinstance(error, PoolTimeout):
@@ -383,14 +383,14 @@ def answer_to(error: ClientError) -> Reply:
 
 
 def _final(replies: Sequence[Reply]) -> list[Reply]:
-    """Return the replies to a message; none, if one of them cannot be that."""
+    """Return the replies to a message; none if one of them is not valid for a message."""
     return [] if any(reply.is_intermediate for reply in replies) else [for_client(reply) for reply in replies]
 
 
 def xforward(client: SMTPClient, session: Session) -> None:
-    """Tell the next hop where the message comes from, if it asks for that (Postfix's XFORWARD_README).
+    """Send the client's address and name to the next hop, if it offers XFORWARD (Postfix's XFORWARD_README).
 
-    What the client's own peer has said of it by XFORWARD is passed on.
+    Attributes that the client itself has sent by XFORWARD are passed on.
 
     :raises ClientError: the connection is lost.
     """
@@ -413,6 +413,6 @@ def xforward(client: SMTPClient, session: Session) -> None:
         try:
             client.xforward(**attributes)
         except ProtocolError:
-            continue  # too long for one line, or the client's name is no name: without it then
+            continue  # too long for one line, or not a valid name: leave it out
         if attributes is given:
             return

@@ -77,13 +77,13 @@ class Pipe(Delivery):
     the beginning of the command's output is logged.
 
     :param command: the program and its arguments. There is no shell.
-    :param timeout: seconds until the command and its process group are killed; the reply is 451.
+    :param timeout: seconds until the command and its process group are killed; then the reply is 451.
     :param connections: maximum number of commands at once.
     :param wait: seconds that a message waits for a free slot; after that the reply is 451.
     :param environment: further variables.
     :param folder: the working directory; None: that of the server.
     :param trace: put Return-Path and Received before the message.
-    :raises ArgumentError: an argument is wrong.
+    :raises ArgumentError: an argument is invalid.
     """
 
     answers = True

@@ -1,6 +1,6 @@
 """``RedisStream``: add each message to a Redis stream, which any number of programs read in a consumer group.
 
-The client gets 250 when Redis has answered. How durable that is depends on Redis: see docs/howto/redis-stream.md.
+The client gets 250 when Redis has replied. How durable that is depends on Redis: see docs/howto/redis-stream.md.
 
 Rules of this file:
 
@@ -58,7 +58,7 @@ class RedisStream(Delivery):
     :param inline: maximum number of bytes of a message that is put into the entry itself.
     :param timeout: seconds to wait for an answer of Redis.
     :param connections: maximum number of connections to Redis, and of entries added at once.
-    :raises ArgumentError: an argument is wrong.
+    :raises ArgumentError: an argument is invalid.
     :raises ModuleNotFoundError: redis is not installed.
     """
 
@@ -97,7 +97,7 @@ class RedisStream(Delivery):
         return f"<RedisStream {self._stream}>"
 
     def start(self, server: ServerInfo) -> None:
-        """Make the folder for large messages, and remove what no program has fetched in a week."""
+        """Create the folder for large messages, and remove those that no program has fetched in a week."""
         if self._store is not None:
             self._store.start()
 

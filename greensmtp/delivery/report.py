@@ -41,26 +41,26 @@ _TEXTS: dict[Action, str] = {
     "expanded": "Your message was delivered to these lists, which have sent it on.",
 }
 
-#: Lines in a field's value: no control character, no character that ends a line.
+#: Control characters and line ends, which a field's value must not have.
 _NOT_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
-#: Bytes of a value: two of them fit into a line of 998 bytes, and an address (RFC 5321 section 4.5.3.1) into one.
+#: Maximum length of a value in bytes: an address (RFC 5321 section 4.5.3.1) fits, and two values fit in 998 bytes.
 _MAX_VALUE = 480
 
-#: Bytes of a header section that is returned.
+#: Maximum size in bytes of an included header section.
 _MAX_HEADERS = 64 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipientStatus:
-    """What has become of a message for one recipient (RFC 3464 section 2.3).
+    """The delivery status of one recipient (RFC 3464 section 2.3).
 
     :param recipient: the address.
     :param action: ``"failed"``, ``"delayed"``, ``"delivered"``, ``"relayed"`` or ``"expanded"``.
-    :param reply: the reply that settled it, of this server or of ``remote``.
-    :param remote: the host that has replied; None: this one.
+    :param reply: the final reply, from this server or from ``remote``.
+    :param remote: the host that sent the reply; None: this server.
     :param original: the ORCPT parameter of RCPT, in xtext.
-    :param will_retry_until: for ``"delayed"``, when the server gives up.
+    :param will_retry_until: for ``"delayed"``: the time of the last attempt.
     """
 
     recipient: str
@@ -108,15 +108,15 @@ def delivery_report(
 ) -> bytes:
     """Return a report (``multipart/report``) to the sender of a message.
 
-    :param statuses: one for each recipient that is reported; at least one.
+    :param statuses: one for each reported recipient; at least one.
     :param sender: the reverse-path of the message.
-    :param hostname: the name of this server: of ``Reporting-MTA``, and of the report's sender.
-    :param message: the message; None: it is not returned.
-    :param headers_only: return its header section alone; False is for ``RET=FULL`` (RFC 3461 section 4.3).
+    :param hostname: the name of this server, for ``Reporting-MTA`` and the From field.
+    :param message: the message to include; None: it is not included.
+    :param headers_only: include its header section only; pass False for ``RET=FULL`` (RFC 3461 section 4.3).
     :param envelope_id: the ENVID parameter of MAIL, in xtext.
     :param arrival: when the message arrived.
     :param now: the time of the report. Default: the current time.
-    :raises ValueError: there is no status, or the sender is the null sender: nobody gets a report then.
+    :raises ValueError: there is no status, or the sender is the null sender, which gets no report.
     """
     reported = list(statuses)
     if not reported:
@@ -179,7 +179,7 @@ def _fields(*fields: tuple[str, str | datetime | None]) -> bytes:
 
 
 def _text(value: str) -> str:
-    """Return a text that is not empty, cannot end its line, and fits into it."""
+    """Return a text that is not empty, has no line ends, and fits in a line."""
     text = _NOT_TEXT.sub(" ", value[:_MAX_VALUE]).encode()[:_MAX_VALUE]
     return text.decode(errors="ignore").strip() or "?"
 

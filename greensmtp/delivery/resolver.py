@@ -1,6 +1,6 @@
 """DNS for deliveries: dnspython over gevent's sockets, so that nothing blocks the hub, patched or not.
 
-dnspython's asynchronous resolver does its input and output by a backend. This one waits in gevent, so its coroutines
+dnspython's asynchronous resolver uses a backend for its input and output. This backend waits in gevent, so coroutines
 never suspend, and ``_finish`` runs them to their end at once.
 """
 
@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, Protocol
 
 from gevent import Timeout, sleep, socket
 
-#: Seconds for a question, with all its tries.
+#: Seconds for a query, including all retries.
 LIFETIME = 10.0
 
-#: Answers that are kept.
+#: Maximum number of cached answers.
 CACHED = 10_000
 
 
@@ -23,11 +23,11 @@ class NoSuchDomain(Exception):
 
 
 class LookupFailed(Exception):
-    """There is no answer now: a timeout, or SERVFAIL. Try again later."""
+    """The lookup failed temporarily: a timeout, or SERVFAIL."""
 
 
 class MailExchanger(NamedTuple):
-    """A row of MX."""
+    """An MX record."""
 
     preference: int
     #: The host, without the final dot; ``""`` in a null MX.
@@ -35,7 +35,10 @@ class MailExchanger(NamedTuple):
 
 
 class Resolver(Protocol):
-    """What deliveries ask. Each method raises ``NoSuchDomain`` or ``LookupFailed``; no such records: an empty list."""
+    """The lookups of deliveries. Each raises ``NoSuchDomain`` or ``LookupFailed``.
+
+    If the name exists without such records, the result is an empty list.
+    """
 
     def mx(self, domain: str) -> Sequence[MailExchanger]:
         """Return the MX records of a domain, with A-labels."""
@@ -48,12 +51,12 @@ class Resolver(Protocol):
 
 
 class DNSResolver:
-    """Asks the name servers of the system, or others. It needs ``greensmtp[dns]``.
+    """Query the system's name servers, or others. It needs ``greensmtp[dns]``.
 
     :param nameservers: addresses, ``"192.0.2.53"`` or ``"192.0.2.53:5353"``; None: those of ``/etc/resolv.conf``.
-    :param lifetime: seconds for a question, with all its tries.
+    :param lifetime: seconds for a query, including all retries.
     :raises ModuleNotFoundError: dnspython is not installed.
-    :raises ValueError: an address is none.
+    :raises ValueError: an address is malformed.
     """
 
     def __init__(self, nameservers: Sequence[str] | None = None, *, lifetime: float = LIFETIME) -> None:
@@ -109,7 +112,7 @@ def _finish(coroutine: Coroutine[Any, Any, Any]) -> Any:
     except StopIteration as end:
         return end.value
     coroutine.close()
-    raise RuntimeError("dnspython waits for something else than its backend")
+    raise RuntimeError("dnspython waited for something other than its backend")
 
 
 def _nameserver(text: str) -> Any:

@@ -1,15 +1,15 @@
-"""Which deliveries take a recipient: ``for = "*@inbox.example"`` of the configuration, and ``Route`` in Python.
+"""Choose the deliveries of a recipient: ``for = "*@inbox.example"`` in the configuration, and ``Route`` in Python.
 
-The patterns of ``for``, without regard to case:
+The patterns of ``for``, which ignore case:
 
     user@inbox.example     one address
-    *@inbox.example        a domain
-    user-*@inbox.example   ``*`` is any text, also none; ``*@*.example`` any subdomain
+    *@inbox.example        all addresses of a domain
+    user-*@inbox.example   ``*`` is any text, even empty; ``*@*.example`` any subdomain
     module:function        a predicate: ``(session, address) -> bool``
-    others                 what no delivery with patterns takes
+    others                 every recipient that no delivery with patterns takes
 
 A delivery without patterns takes every recipient. One recipient may have several deliveries: all of them get the
-message. ``<postmaster>`` counts as ``postmaster@HOSTNAME``, and if nothing takes it, the first delivery does: a server
+message. ``<postmaster>`` counts as ``postmaster@HOSTNAME``. If no delivery takes it, the first one does, since a server
 must accept it (RFC 5321 section 4.5.1).
 """
 
@@ -27,7 +27,7 @@ from greensmtp.session import Session
 #: ``(session, address) -> bool``
 Predicate = Callable[[Session, Address], object]
 
-#: The pattern for what no other delivery takes.
+#: The pattern for recipients that no other delivery takes.
 OTHERS = "others"
 
 
@@ -46,7 +46,7 @@ def check_pattern(pattern: str) -> str:
 
 
 class Route:
-    """A delivery, and the recipients that it is for.
+    """A delivery, and its recipients.
 
     :param wanted: patterns and predicates, one or several; None for every recipient.
     :raises ValueError: a pattern cannot match an address, or the list is empty.
@@ -94,7 +94,7 @@ class Route:
 
     @property
     def names(self) -> Iterable[str]:
-        """The addresses and domains that it takes, as lookup keys: ``jo@example.com``, ``@example.com``."""
+        """The addresses and domains of this route, as lookup keys: ``jo@example.com``, ``@example.com``."""
         return self._addresses | {f"@{domain}" for domain in self._domains}
 
     @property
@@ -122,7 +122,7 @@ class Routing:
         routes = self._routes = sorted(given, key=lambda route: not route.delivery.answers)
         #: Each delivery once, in the order of the routes; those that ``answers`` come first.
         self.deliveries: tuple[Delivery, ...] = tuple(dict.fromkeys(route.delivery for route in routes))
-        #: Those that take every recipient.
+        #: The deliveries that take every recipient.
         self.for_all: frozenset[Delivery] = frozenset(route.delivery for route in routes if route.for_all)
         #: True if no recipient is refused.
         self.takes_all = bool(self.for_all) or any(route.for_others for route in routes)

@@ -1,4 +1,4 @@
-"""Runs the deliveries of a server: chooses them, writes each message to them, and commits it in two phases.
+"""Run the deliveries of a server: choose them, write each message to them, and commit it in two phases.
 
 How it works. ``tap`` (a handler of ``message``) begins a transfer with each delivery that takes a recipient, and the
 body flows into them. ``store`` (a handler of ``received``) prepares them, and stages the commit: that runs when all
@@ -6,12 +6,12 @@ handlers and middleware have accepted. In LMTP both happen for each recipient; a
 
 Rules of this file:
 
-- What is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to`` are
-  connected only if a delivery asks for them, or does not take all recipients.
-- The delivery that ``answers`` commits first. Behind the first commit nothing is refused any more.
+- Anything that is the same for every transaction is decided when the runner is made: handlers of ``from`` and ``to``
+  are connected only if a delivery uses them, or does not take all recipients.
+- The delivery that ``answers`` commits first. After the first commit the message cannot be refused any more.
 - Only a recipient that the whole stack has accepted fixes that delivery (in LMTP, those deliveries) and its ``group``,
   so the change is staged. ``tap`` checks again, since a predicate may return another result the second time.
-- What fails once has failed: a transfer is not prepared or committed a second time for LMTP's other recipients.
+- A failure is final: a transfer is not prepared or committed again for LMTP's other recipients.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _TWO_ANSWERS = Reply(451, "4.3.5 This recipient cannot be served")
 
 
 class Server(ServerInfo, Protocol):
-    """What deliveries need of the server that they are attached to."""
+    """The interface of a server that deliveries use."""
 
     def use(self, middleware: Any) -> Any:
         """Add a middleware."""
@@ -74,7 +74,7 @@ class Deliveries:
         deliveries = self._routing.deliveries
         answering = [each for each in deliveries if each.answers]
         grouping = [each for each in answering if _defines(each, "group")]
-        #: True if not every recipient may be in one transaction with every other.
+        #: True if some recipients cannot share a transaction.
         self._keeps_apart = len(answering) > 1 or bool(grouping)
         #: Key in the transaction's notes: the deliveries that answer, and their groups.
         self._fixed = object()
@@ -83,7 +83,7 @@ class Deliveries:
         self._lives = [each for each in deliveries if _defines(each, "start") or _defines(each, "stop")]
         #: Key in the transaction's notes.
         self._asked = object()
-        #: Those that are asked at MAIL already, since they take every recipient.
+        #: The deliveries that are asked at MAIL, since they take every recipient.
         self._asks_at_mail = [
             each
             for each in deliveries
@@ -91,16 +91,16 @@ class Deliveries:
         ]
 
     def attach(self, server: Server) -> None:
-        """Deliver the mail of this server, which has not started.
+        """Deliver the mail of this server. Call it before the server starts.
 
-        Attach them behind handlers that may refuse, and before handlers that read the body. To have both, connect
-        ``tap`` yourself to ``message``, before the handlers that read the body, and call ``attach_rest`` at the end.
+        Attach deliveries after handlers that may refuse, and before handlers that read the body. If a handler does
+        both, connect ``tap`` to ``message`` yourself, then the handler, and call ``attach_rest`` at the end.
         """
         server.signals.on("message", self.tap)
         self.attach_rest(server)
 
     def attach_rest(self, server: Server) -> None:
-        """Connect all handlers but ``tap``, and have the deliveries started and stopped with the server."""
+        """Connect all handlers except ``tap``, and start and stop the deliveries with the server."""
         signals = server.signals
         if self._asks_at_mail:
             signals.on("from", self.mail)
@@ -126,7 +126,7 @@ class Deliveries:
     def rcpt(self, session: Session, address: Address, ack: Ack) -> None:
         """Refuse a recipient that no delivery takes, and ask those that do; a handler of ``to``.
 
-        It also refuses what another handler has accepted, since nothing would become of the message.
+        It also refuses a recipient that another handler has accepted, since the message would be lost.
         """
         if ack.decided and not ack.accepted:
             return
@@ -144,7 +144,7 @@ class Deliveries:
             ack.accept()
 
     def _keep_apart(self, session: Session, address: Address, chosen: Sequence[Delivery]) -> None:
-        """Refuse a recipient that cannot share the transaction with those before it; stage what it fixes.
+        """Refuse a recipient that cannot share the transaction with earlier ones; else stage the choice that it makes.
 
         :raises Reject: the recipient needs another transaction, or has two deliveries that answer.
         """
@@ -177,7 +177,7 @@ class Deliveries:
             asked.reset(each for each in asked.replies if each.answers and each is not delivery)
 
     def tap(self, session: Session, stream: MessageStream, ack: Ack) -> None:
-        """Begin the transfers, and have the body flow into them; a handler of ``message``.
+        """Begin the transfers, and write the body to them; a handler of ``message``.
 
         :raises Reject: a delivery refuses the message; in LMTP, all of them do.
         :raises RuntimeError: a part of the body has been read already.
@@ -234,7 +234,7 @@ class Deliveries:
     # Asking at MAIL and RCPT
 
     def _begin_asking(self, session: Session) -> _Asked:
-        """Return an empty account of what deliveries have said to a sender."""
+        """Return an empty record of the deliveries' replies to a sender."""
         asked = session.transaction_notes[self._asked] = _Asked(session)
         session.at_transaction_end(asked.reset)
         return asked
@@ -287,7 +287,7 @@ def _ask_mail(asked: _Asked, delivery: Delivery, session: Session, sender: Addre
 
 
 class _Asked:
-    """What deliveries have said to the sender of a transaction."""
+    """The replies of deliveries to the sender of a transaction."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -331,7 +331,7 @@ class _Message:
             _check(part, recipient)
 
     def commit(self, recipient: Address | None) -> Reply | None:
-        """Commit what has been prepared. It is staged, so that 250 is the next thing that happens.
+        """Commit the prepared transfers. It is staged, so that the 250 follows immediately.
 
         :return: the reply of the next hop, if no other delivery has the message.
         :raises Reject: the first one refuses, so that nothing is delivered.
@@ -344,7 +344,7 @@ class _Message:
         return first.positive_reply(recipient) if first.delivery.answers and not others else None
 
     def end(self) -> None:
-        """Discard what was not delivered."""
+        """Discard the transfers that were not delivered."""
         parts, self.parts, self._by_recipient = self.parts, [], None
         for part in parts:
             part.end()
@@ -357,7 +357,7 @@ def _check(part: Part, recipient: Address | None) -> None:
 
 
 class _Life:
-    """Starts and stops deliveries with a server; a middleware that sees no command."""
+    """Start and stop deliveries with a server; a middleware that sees no command."""
 
     verbs = ()
 

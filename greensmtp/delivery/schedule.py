@@ -1,4 +1,4 @@
-"""When to try again: ``1m, 5m*2, 1h*3``."""
+"""Parse a retry schedule: ``1m, 5m*2, 1h*3``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MAX_TRIES = 1000
 
 
 def parse_schedule(text: str) -> tuple[float, ...]:
-    """Return the seconds between one try and the next, for each try but the first.
+    """Return the seconds to wait before each retry.
 
-    :param text: times with a unit (``s``, ``m``, ``h``, ``d``), with commas between them; ``5m*2`` is ``5m, 5m``.
-    :raises ArgumentError: it is none.
+    :param text: times with a unit (``s``, ``m``, ``h``, ``d``), separated by commas; ``5m*2`` is ``5m, 5m``.
+    :raises ArgumentError: the text is not a schedule.
     """
     pauses: list[float] = []
     for part in text.split(","):

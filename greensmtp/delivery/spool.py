@@ -1,14 +1,14 @@
-"""``Spool``: accept mail now, and pass it on to a next hop in its own time, for those who have no other queue.
+"""``Spool``: accept mail now, keep it on the disk, and send it to a next hop with retries.
 
 How it works. A message is a file of a ``Folder``; the client gets 250 when it is on the disk. A ``Sender`` sends it
-when it is due. What is refused for now is due again by the schedule; what is refused for good, or whose schedule is
-over, is reported to its sender, by a message of the same spool.
+when it is due. After a temporary refusal, it is due again by the schedule. A permanent refusal, or one after the last
+attempt, is reported to the message's sender, by a message of the same spool.
 
 Rules of this file:
 
-- A message leaves its folder only when nothing is left to do for it. The state is written after each try: if the
-  process is killed between the next hop's 250 and that, the message is sent again. Its ID, in Received, tells.
-- A report is in the folder before the recipients that it is about are done.
+- A message leaves its folder only when nothing is left to do for it. The state is written after each attempt: if the
+  process is killed between the next hop's 250 and that, the message is sent again, with the same ID in Received.
+- A report is in the folder before its recipients are marked as done.
 - A message with the null sender gets no report (RFC 5321 section 4.5.5). It becomes a dead letter.
 """
 
@@ -46,34 +46,34 @@ logger = logging.getLogger("greensmtp")
 #: About five days (RFC 5321 section 4.5.4.1).
 SCHEDULE = "1m, 5m*3, 15m*3, 1h*6, 4h*28"
 
-#: gevent's threads that large messages may take.
+#: Maximum number of gevent's threads for large messages.
 _THREADS = 4
 
 
 class Spool(Delivery):
-    """Stores messages, and passes them on: ``Spool("/var/spool/greensmtp", to="smtp://mx.example.net:25")``.
+    """Store messages, and send them on: ``Spool("/var/spool/greensmtp", to="smtp://mx.example.net:25")``.
 
-    The client gets 250 when the message is on the disk. It is sent at once, then by ``schedule``. A recipient that the
-    next hop refuses for good (5xx), or that is still refused when the schedule is over, is reported to the sender
-    (RFC 3464), unless DSN's NOTIFY says otherwise. Delays are reported too, and success if NOTIFY asks for it.
-    ``greensmtp spool`` shows and changes what waits.
+    The client gets 250 when the message is on the disk. It is sent at once, then by ``schedule``. If the next hop
+    refuses a recipient permanently (5xx), or still refuses it at the last attempt, the sender gets a report
+    (RFC 3464), unless DSN's NOTIFY forbids it. Delays are reported too, and success if NOTIFY asks for it.
+    ``greensmtp spool`` shows and changes the waiting messages.
 
     :param path: the folder. Several processes may share it, on one machine.
-    :param to: as of ``Forward``; so are ``starttls``, ``username``, ``password``, ``token``, ``rate``, ``timeout``,
+    :param to: as for ``Forward``; so are ``starttls``, ``username``, ``password``, ``token``, ``rate``, ``timeout``,
         ``source_address`` and ``local_hostname``.
-    :param mx: instead of ``to``: the hosts that each recipient's domain names in DNS; see ``MX``. It needs
+    :param mx: instead of ``to``: send to the MX hosts of each recipient's domain; see ``MX``. It needs
         ``greensmtp[dns]``.
-    :param mta_sts: with ``mx``, heed the policies of domains (RFC 8461).
+    :param mta_sts: with ``mx``, apply the MTA-STS policies of domains (RFC 8461).
     :param nameservers: with ``mx``, addresses of name servers; None: those of the system.
     :param port: with ``mx``, the port of all hosts.
-    :param schedule: the times between tries: ``"1m, 5m*2, 1h*3"``; by default about five days.
+    :param schedule: the intervals between attempts: ``"1m, 5m*2, 1h*3"``; by default about five days.
     :param at_the_end: ``"report"`` to the sender, or keep a ``"dead-letter"``.
-    :param concurrency: messages that are sent at once, in each process.
+    :param concurrency: maximum number of messages sent at once, in each process.
     :param domain_concurrency: with ``mx``, maximum number of messages sent to one domain at once, so that a slow domain
         does not block the others. None: a quarter of ``concurrency``.
-    :param delay_report: age of a message, like ``"4h"``, after which the next failed try is reported to the sender as
-        a delay; False: never.
-    :raises ArgumentError, ValueError: an argument is wrong, or the folder cannot be made.
+    :param delay_report: age of a message, like ``"4h"``, after which the next failed attempt is reported to the sender
+        as a delay; False: never.
+    :raises ArgumentError, ValueError: an argument is invalid, or the folder cannot be created.
     """
 
     # For MaildirFile: one folder for all.
@@ -152,7 +152,7 @@ class Spool(Delivery):
         return f"<Spool {str(self.path)!r}>"
 
     def start(self, server: ServerInfo) -> None:
-        """Begin to send what waits."""
+        """Begin to send the waiting messages."""
         self._servers += 1
         if self._sender is None:
             in_thread_pool(self.folder.make)
@@ -164,7 +164,7 @@ class Spool(Delivery):
             self._sender = Sender(self._sending, next_hop, server.hostname)
 
     def stop(self, server: ServerInfo) -> None:
-        """Stop sending, with the last server. What is not sent stays."""
+        """Stop sending, with the last server. Unsent messages stay."""
         self._servers -= 1
         if not self._servers and self._sender is not None:
             sender, self._sender = self._sender, None
@@ -176,7 +176,7 @@ class Spool(Delivery):
         return SpoolFile(self, envelope)
 
     def added(self, name: str) -> None:
-        """Have a new message sent."""
+        """Schedule a new message."""
         if self._sender is not None:
             self._sender.add(name)
 
@@ -187,7 +187,7 @@ class Spool(Delivery):
         return (self.path,)
 
     def envelope_to(self, recipients: Sequence[Address]) -> bytes:
-        """Return nothing: the envelope stands before the message."""
+        """Return nothing: the envelope is in the first line of the file."""
         return b""
 
     def make(self, folder: Path) -> int:
@@ -216,7 +216,7 @@ class SpoolFile(MaildirFile):
         self._section = HeaderSection()
 
     def commit(self, recipients: Sequence[Address]) -> None:
-        """Put the message into the spool, and have it sent."""
+        """Move the message into the spool, and schedule it."""
         refused = [str(each) for each in self.envelope.recipients if each not in recipients]
         if refused:  # in LMTP, after the envelope was written
             in_thread_pool(self._leave_out, refused)

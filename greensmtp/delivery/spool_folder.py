@@ -1,18 +1,18 @@
-"""The folder of a spool: messages that wait for their next hop, and what has become of them so far.
+"""The folder of a spool: messages that wait for their next hop, and their states.
 
     tmp/        files that are being written
     new/        a message each: one line of JSON, its envelope; then the message
     state/      a file for each message that was tried, held or changed: JSON
-    dead/       messages that are given up, with their states
-    wake        touched by ``greensmtp spool``: look again
+    dead/       dead letters, with their states
+    wake        touched by ``greensmtp spool``, so that servers scan the folder again
 
 Rules of this file:
 
-- A message is there when its file has its name in ``new/``, and gone when it has not. Everything is flushed before it
-  has its name, and a state is replaced as a whole. So a process may be killed at any moment.
-- Whoever works on a message locks its file (``flock``). The kernel lets go of the lock when the process ends, so a lock
-  is never stale. Several processes may work on one folder, on one machine.
-- All of it waits for the disk: call it in a native thread.
+- A message exists exactly as long as its file is in ``new/``. Files are flushed before they get their names, and a
+  state is replaced as a whole. So a process may be killed at any moment.
+- A process locks a message's file (``flock``) while it works on it. The kernel releases the lock when the process
+  ends, so a lock is never stale. Several processes on one machine may use one folder.
+- All functions wait for the disk: call them in a native thread.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from greensmtp.protocol.address import Address
 
 logger = logging.getLogger("greensmtp")
 
-#: Bytes of the line with the envelope, at most: a thousand recipients with long addresses.
+#: Maximum length in bytes of the line with the envelope: a thousand recipients with long addresses.
 MAX_ENVELOPE = 4 * 1024 * 1024
 
-#: Seconds after which an unfinished file is one of a process that has died.
+#: Seconds after which an unfinished file belongs to a dead process.
 STALE = 36 * 3600
 
 #: Bytes of a message that is read at once.
@@ -49,28 +49,28 @@ _NAME = re.compile(r"[0-9a-f]+-[0-9a-f]{6}-[0-9a-f]+(?:_[0-9]+)?")
 
 
 class Busy(Exception):
-    """Another process, or another greenlet, works on the message."""
+    """Another process or greenlet has locked the message."""
 
 
 class Gone(Exception):
-    """There is no such message any more."""
+    """The message no longer exists."""
 
 
 @dataclass
 class State:
-    """What has become of a message. Times are seconds since 1970."""
+    """The state of a message. Times are seconds since 1970."""
 
-    #: How often it was tried.
+    #: Number of attempts.
     attempts: int = 0
-    #: When to try next.
+    #: Time of the next attempt.
     due: float = 0.0
-    #: True: it is not tried until it is released.
+    #: True: it is not sent until it is released.
     held: bool = False
-    #: Recipient -> the last reply as ``code text``; those that are done are in ``done``.
+    #: Recipient -> the last reply as ``code text``.
     replies: dict[str, str] = field(default_factory=dict)
-    #: Recipients that are delivered, given up, or were refused when the message came.
+    #: Recipients that are delivered, have failed, or were refused when the message arrived.
     done: list[str] = field(default_factory=list)
-    #: Those of them that are given up without a report.
+    #: Those of them that have failed without a report.
     lost: list[str] = field(default_factory=list)
     #: Recipients whose delay was reported to the sender.
     delayed: list[str] = field(default_factory=list)
@@ -89,7 +89,7 @@ _KEYS: dict[str, Any] = {
 
 
 class Folder:
-    """The folder.
+    """Manage the messages of a spool's folder.
 
     :raises OSError: it cannot be made.
     """
@@ -98,15 +98,15 @@ class Folder:
         self.path = path
 
     def make(self) -> None:
-        """Make what is missing."""
+        """Create the missing folders."""
         for name in ("tmp", "new", "cur", "state", "dead"):
             (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         flush_folder(self.path)
 
     def sweep(self, now: float) -> None:
-        """Remove what processes have left that were killed: files in ``tmp``, states without a message.
+        """Remove files that killed processes have left: files in ``tmp``, and states without a message.
 
-        :param now: seconds since 1970. What is younger than 36 hours stays.
+        :param now: seconds since 1970. Files younger than 36 hours stay.
         """
         messages = set(self.names())
         for within in ("tmp", "state"):
@@ -123,8 +123,9 @@ class Folder:
         """Open and lock a message.
 
         :param within: ``new``, or ``dead`` for a dead letter.
-        :raises Busy, Gone: see there.
-        :raises ValueError: the file is no message of a spool.
+        :raises Busy: the message is locked.
+        :raises Gone: the message does not exist.
+        :raises ValueError: the file is not a message of a spool.
         """
         path = self.path / within / name
         if not _NAME.fullmatch(name):
@@ -154,9 +155,9 @@ class Folder:
         return _read_state(self.path / "state" / name)
 
     def write_state(self, name: str, state: State, target: Path | None = None) -> None:
-        """Replace the state of a message, which is locked, or not yet in ``new/``.
+        """Replace the state of a message, which must be locked, or not yet in ``new/``.
 
-        :param target: its file; None: that in ``state/``.
+        :param target: the file of the state; None: the one in ``state/``.
         """
         target = self.path / "state" / name if target is None else target
         partial = self.path / "tmp" / f"{name}.state"
@@ -178,11 +179,11 @@ class Folder:
         flush_folder(self.path / "new")
 
     def wake(self) -> None:
-        """Have the processes that serve this folder look again."""
+        """Ask the processes that serve this folder to scan it again."""
         (self.path / "wake").touch()
 
     def woken(self) -> float:
-        """Return when ``wake`` was called last."""
+        """Return the time of the last ``wake``."""
         try:
             return (self.path / "wake").stat().st_mtime
         except FileNotFoundError:
@@ -214,12 +215,12 @@ class Entry:
 
     @property
     def log_id(self) -> str:
-        """The name in the log: that of the reply ``queued as ID``."""
+        """The ID for the log, as in the reply ``queued as ID``."""
         return self.name
 
     @property
     def arrived(self) -> float:
-        """When it came, in seconds since 1970."""
+        """The time of arrival, in seconds since 1970."""
         return float(self.envelope.get("time", 0.0))
 
     @property
@@ -234,7 +235,7 @@ class Entry:
         return os.fstat(self._file.fileno()).st_size - self._begin
 
     def source(self) -> BinaryIO:
-        """Return the message as a file of its own, at its beginning. Not in a thread: opening it reads nothing."""
+        """Return the message as a new file, at its beginning. May be called in the hub, since it reads nothing."""
         if self._content is not None:
             return io.BytesIO(self._content)
         file = os.fdopen(os.dup(self._file.fileno()), "rb")
@@ -256,12 +257,12 @@ class Entry:
         self._folder.write_state(self.name, state)
 
     def remove(self) -> None:
-        """Remove the message: it is done."""
+        """Remove the finished message."""
         self._path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
     def revive(self) -> None:
-        """Move a dead letter back to the waiting messages, for the recipients that were given up."""
+        """Move a dead letter back to the waiting messages, for the recipients that have failed."""
         lost = set(self.state.lost)
         self.state = replace(
             self.state, attempts=0, due=0.0, lost=[], done=[each for each in self.state.done if each not in lost]
@@ -285,7 +286,7 @@ class Entry:
         (self._folder.path / "state" / self.name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         with suppress(OSError):
             self._file.close()
 
@@ -297,10 +298,10 @@ class Entry:
 
 
 def read_message(folder: Folder, within: str, name: str) -> tuple[dict[str, Any], int, Path]:
-    """Return what is known of a message, for people; where it begins in its file; and the file. It is not locked.
+    """Return a message's envelope for display, its offset in its file, and the file. It need not be locked.
 
-    :raises FileNotFoundError: there is none.
-    :raises ValueError: it is no message of a spool.
+    :raises FileNotFoundError: the message does not exist.
+    :raises ValueError: the file is not a message of a spool.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(f"expected the ID of a message; got {name!r}")
@@ -338,7 +339,7 @@ def _read_state(path: Path) -> State:
 
 
 def arrival(name: str) -> float:
-    """Return when a message came, in seconds since 1970: IDs begin with the microseconds."""
+    """Return the time of arrival of a message, in seconds since 1970. IDs begin with it, in microseconds."""
     return int(name.partition("-")[0], 16) / 1e6
 
 
@@ -358,8 +359,8 @@ def describe(sender: Address, recipients: Iterator[Address] | list[Address]) -> 
 
 
 def _address(text: str, parameters: Mapping[str, str | None]) -> Address:
-    # Not parsed again: the server may be more lenient than the parser is by default.
-    parameters = {**parameters}  # raises TypeError if the file has something else
+    # Not parsed again: the server may have been more lenient than the parser's default.
+    parameters = {**parameters}  # raises TypeError if it is not a mapping
     local_part, at, domain = text.rpartition("@")
     return Address(text, local_part if at else domain, domain if at else "", parameters)
 

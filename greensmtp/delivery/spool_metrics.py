@@ -1,4 +1,4 @@
-"""Metrics of spools, for Prometheus, where prometheus-client is installed.
+"""Metrics of spools for Prometheus, if prometheus-client is installed.
 
 They are in the default registry, which ``Metrics`` serves. With several processes, each knows the whole folder, so its
 gauges are not added up.
@@ -18,13 +18,13 @@ class SpoolMetrics:
         self._kept = _metrics()
 
     def set_waiting(self, messages: int, oldest: float) -> None:
-        """Say how many messages wait, and for how many seconds the oldest has done so."""
+        """Set the number of waiting messages, and the age of the oldest in seconds."""
         if self._kept is not None:
             self._kept["messages"].labels(self._path).set(messages)
             self._kept["oldest"].labels(self._path).set(oldest)
 
     def count(self, result: str, recipients: int) -> None:
-        """Count the recipients of a try.
+        """Count the recipients of an attempt.
 
         :param result: ``sent``, ``failed`` or ``deferred``.
         """

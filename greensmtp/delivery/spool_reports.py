@@ -1,7 +1,7 @@
 """Reports to the sender of a spooled message: failure, delay, success (RFC 3461 sections 4 and 5, RFC 3464).
 
 A report is a message of the same spool, with the null sender. Its name is made of the message's name, the kind of
-report and the number of the try. If a process is killed after it has added a report, the next process
+report and the number of the attempt. If a process is killed after it has added a report, the next process
 replaces that report and does not add a second one.
 """
 
@@ -16,7 +16,7 @@ from greensmtp.delivery.spool_folder import Entry, Folder, describe
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 
-#: Bytes of a message that a report returns.
+#: Maximum size in bytes of a message that a report includes.
 _RETURNED = 1024 * 1024
 
 #: The first digit of the number in a report's name.

@@ -1,13 +1,14 @@
-"""The greenlets of a ``Spool`` that send its messages, in one process.
+"""The greenlets that send the messages of a ``Spool``, in one process.
 
-How it works. ``_scan`` looks for messages in the folder. ``_run`` takes those that are due off a heap, and has up to
-``concurrency`` of them tried. With MX, a message whose domain has no room is parked until another one to it is done.
+How it works. ``_scan`` finds messages in the folder. ``_run`` takes those that are due off a heap, and sends up to
+``concurrency`` of them at once. With MX, if a domain has no free slot, its messages are parked until another one to it
+is done.
 
 Rules of this file:
 
 - A message is locked while it is tried, so that several processes may share a folder.
-- What has become of a try is written before the lock is given up: reports first, then the state. If the disk is full,
-  the message stays locked until that works, since its recipients would get it twice.
+- The results of an attempt are written before the lock is released: reports first, then the state. If the disk is
+  full, the message stays locked until they are written; otherwise its recipients would get it twice.
 - Times are on the monotonic clock, except those in a message's state.
 """
 
@@ -41,10 +42,10 @@ from greensmtp.thread_pool import in_thread_pool
 
 logger = logging.getLogger("greensmtp")
 
-#: Seconds between two looks at the folder, for messages of other processes, and for ``greensmtp spool``.
+#: Seconds between two scans of the folder, for messages of other processes, and for ``greensmtp spool``.
 SCAN_SECONDS = 5.0
 
-#: Seconds that messages which are being sent have when the server stops.
+#: Seconds that deliveries in progress have when the server stops.
 STOP_SECONDS = 10.0
 
 #: Seconds after which the state of a message that goes to several next hops is written between two of them.
@@ -63,15 +64,15 @@ Success = Literal["delivered", "relayed"] | None
 
 @dataclass(frozen=True)
 class Sending:
-    """How the messages of a spool are sent."""
+    """The options for sending the messages of a spool."""
 
     folder: Folder
-    #: Seconds between the tries.
+    #: Seconds between attempts.
     schedule: Sequence[float]
     at_the_end: Literal["report", "dead-letter"]
-    #: Messages that are sent at once.
+    #: Maximum number of messages sent at once.
     concurrency: int
-    #: Messages that are sent to one domain at once; 0: any number.
+    #: Maximum number of messages sent to one domain at once; 0: no limit.
     domain_concurrency: int
     #: Seconds after which a delay is reported; None: never.
     delay_after: float | None
@@ -79,7 +80,7 @@ class Sending:
 
 @dataclass
 class Tried:
-    """The results of one try, by recipient."""
+    """The results of one attempt, by recipient."""
 
     sent: int = 0
     failed: list[Outcome] = field(default_factory=list)
@@ -90,7 +91,7 @@ class Tried:
 
 
 class Sender:
-    """Sends the messages of a spool, in this process."""
+    """Send the messages of a spool, in this process."""
 
     def __init__(self, options: Sending, next_hop: NextHop | MX, hostname: str) -> None:
         self._options = options
@@ -127,7 +128,7 @@ class Sender:
             self._changed.set()
 
     def stop(self) -> None:
-        """Stop, after what is being sent."""
+        """Stop, after the deliveries in progress."""
         self._stops = True
         for each in (self._scanner, self._runner):
             each.kill()
@@ -138,12 +139,12 @@ class Sender:
             entry.close()
 
     def _scan(self) -> None:
-        """Look for messages of other processes, and of those that have ended."""
+        """Find messages of other processes, and of processes that have ended."""
         pause = Event()
         while True:
             try:
                 woken = in_thread_pool(self._folder.woken)
-                if woken != self._woken:  # somebody has changed states
+                if woken != self._woken:  # a command has changed states
                     self._woken = woken
                     waiting, self._due = self._due, []
                     self._known.difference_update(name for _, name in waiting)
@@ -154,7 +155,7 @@ class Sender:
                     self.add(name)
                 self._metrics.set_waiting(len(names), max(0.0, time.time() - arrival(names[0])) if names else 0.0)
             except OSError as error:
-                logger.error("spool: cannot look into %s: %s", self._folder.path, error)
+                logger.error("spool: cannot scan %s: %s", self._folder.path, error)
             pause.wait(SCAN_SECONDS)
 
     def _run(self) -> None:
@@ -169,12 +170,12 @@ class Sender:
             self._changed.wait(max(pause, self._due[0][0] - now) if self._due else None)
 
     def _try(self, name: str) -> None:
-        """Send a message, if it is due, and nobody else does."""
+        """Send a message, if it is due and not locked by another process."""
         due: float | None = None
         try:
             due = self._send(name)
         except (Gone, Busy):
-            pass  # the next look tells
+            pass  # the next scan finds out
         except Exception:
             logger.exception("spool: %s failed; it stays", name)
             due = monotonic() + self._options.schedule[0]
@@ -312,7 +313,7 @@ class Sender:
         """Count the recipients as done, after a report to the sender; without one, the message is a dead letter."""
         addresses = [str(recipient) for recipient, _ in tried.failed]
         if self._options.at_the_end == "dead-letter" or not entry.sender:
-            logger.error("%s: spool: given up for %s; see %s/dead", entry.log_id, addresses, self._folder.path)
+            logger.error("%s: spool: failed for %s; kept in %s/dead", entry.log_id, addresses, self._folder.path)
             entry.state.lost += addresses
         else:
             self._report(entry, "failed", [each for each in tried.failed if is_wanted("FAILURE", each[0])])

@@ -1,12 +1,13 @@
-"""The Sender Rewriting Scheme: reverse-paths of forwarded mail that pass SPF, and lead bounces back.
+"""The Sender Rewriting Scheme: rewrite the reverse-paths of forwarded mail, so that it passes SPF and bounces return.
 
-A server that passes mail on is not among those that the sender's domain names in SPF. So it writes a reverse-path of
-its own, in which the sender's is encoded with a date and a hash: nobody but it can make one, so it is no open relay.
+A server that passes mail on is usually not authorized by the SPF record of the sender's domain. So it writes a
+reverse-path of its own domain, which encodes the sender's address with a date and a hash. Only this server can make
+such an address, so it does not become an open relay.
 
     jo@example.com           becomes  SRS0=HASH=DATE=example.com=jo@relay.example
     SRS0=...@other.example   becomes  SRS1=HASH=other.example==...@relay.example: it has been forwarded before
 
-The format is that of Mail::SRS and postsrsd (https://www.libsrs2.net/srs/srs.pdf), so that these can stand in.
+The format is that of Mail::SRS and postsrsd (https://www.libsrs2.net/srs/srs.pdf), so that it can replace them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections.abc import Callable, Sequence
 from greensmtp.errors import ArgumentError, ProtocolError
 from greensmtp.protocol.mailbox import check_domain
 
-#: Days for which an address leads back.
+#: Days for which an address is valid.
 MAX_DAYS = 21
 
 #: Characters of the hash: 24 bits.
@@ -34,12 +35,12 @@ _ANY = re.compile(r"SRS[01][=+-]", re.IGNORECASE)
 
 
 class SRS:
-    """Rewrites reverse-paths, and finds the original again.
+    """Rewrite reverse-paths, and restore the original address of a bounce.
 
-    :param domain: the domain of the new addresses. Its mail must come here, or bounces are lost.
+    :param domain: the domain of the new addresses. Its mail must be delivered to this server, or bounces are lost.
     :param secrets: the first one signs; all are accepted, so that it can be replaced.
     :param now: returns seconds since 1970.
-    :raises ArgumentError: the domain is none, or there is no secret.
+    :raises ArgumentError: the domain is malformed, or there is no secret.
     """
 
     def __init__(self, domain: str, secrets: str | Sequence[str], *, now: Callable[[], float] = time.time) -> None:
@@ -58,7 +59,7 @@ class SRS:
         return f"SRS({self.domain!r})"
 
     def forward(self, address: str) -> str:
-        """Return the reverse-path for mail that is passed on. The null sender, and our own domain, stay."""
+        """Return the reverse-path for mail that is passed on. The null sender and our own domain are unchanged."""
         local, at, domain = address.rpartition("@")
         if not at or domain.lower() == self.domain.lower():
             return address
@@ -72,9 +73,9 @@ class SRS:
         return f"SRS0={self._hash(day, domain, local)}={day}={domain}={local}@{self.domain}"
 
     def reverse(self, address: str) -> str | None:
-        """Return the address that a bounce is for; None if the address is none of ours.
+        """Return the address that a bounce is for; None if the address is not an SRS address of ours.
 
-        :raises ValueError: it looks like ours, and its hash is wrong or its time is over.
+        :raises ValueError: it is an SRS address of our domain, but its hash is wrong or it has expired.
         """
         local, _, domain = address.rpartition("@")
         if domain.lower() != self.domain.lower() or not _ANY.match(local):
@@ -92,7 +93,7 @@ class SRS:
         raise ValueError("malformed")
 
     def _check(self, given: str, *parts: str) -> None:
-        # Without regard to case: some servers change it.
+        # Case is ignored, since some servers change it.
         wanted = [self._hash(*parts, secret=secret).lower() for secret in self._secrets]
         if not any(hmac.compare_digest(given.lower().encode(), each.encode()) for each in wanted):
             raise ValueError("the hash is wrong")

@@ -1,4 +1,4 @@
-"""Trace fields: what a server writes before the mail that it accepts (RFC 5321 section 4.4).
+"""Trace fields, which a server adds before the mail that it accepts (RFC 5321 section 4.4).
 
 Each function returns the bytes of one field, with its CRLF. The field is well-formed whatever the session holds: all
 input is treated as hostile.
@@ -80,9 +80,9 @@ def _client(session: Session) -> str:
 
 @lru_cache(1024)
 def _literal(host: str) -> str:
-    """Return an address literal; ``""`` for what is no address.
+    """Return an address literal; ``""`` if the peer has no IP address.
 
-    That is a unix socket, or a name given by the program that accepted the connection.
+    Then it is a unix socket, or a name given by the program that accepted the connection.
     """
     try:
         address = ip_address(host.partition("%")[0])
@@ -94,7 +94,7 @@ def _literal(host: str) -> str:
 
 
 def _name(session: Session, name: str | None) -> str:
-    """Return a host's name for the field; UTF-8 is for SMTPUTF8 messages alone (RFC 6531 section 3.7.3)."""
+    """Return a host's name for the field; UTF-8 is allowed in SMTPUTF8 messages only (RFC 6531 section 3.7.3)."""
     return _domain(name or "", utf8=session.smtputf8)
 
 

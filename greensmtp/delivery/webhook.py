@@ -1,4 +1,4 @@
-"""``Webhook``: hand mail to an application over HTTP, whose answer is the client's reply."""
+"""``Webhook``: post mail to an application over HTTP, whose status determines the client's reply."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ logger = logging.getLogger("greensmtp")
 #: The header with the envelope, and the one with its signature.
 ENVELOPE, ENVELOPE_SIGNATURE = "SMTP-Envelope", "SMTP-Envelope-Signature"
 
-#: Bytes of the envelope's header: servers take 8 kB for all of them.
+#: Maximum length in bytes of the envelope's header: servers accept 8 kB for all headers.
 MAX_ENVELOPE = 6000
 
 #: Bytes that are read and hashed at once.
 _PIECE = 256 * 1024
 
-#: Bytes that are hashed sooner than a thread is woken.
+#: Bytes that are hashed in less time than it takes to wake a thread.
 _QUICK = 64 * 1024
 
 _TOO_MANY = Reply(452, "4.5.3 Too many recipients in one message")
@@ -42,33 +42,33 @@ _NO_ANSWER = Reply(451, "4.4.1 The application does not answer")
 _NOT_NOW = Reply(451, "4.3.0 The application cannot take the message now")
 _REFUSED = Reply(550, "5.7.1 The application refuses the message")
 
-#: The statuses that refuse a message for good; others than 2xx are 451, so that nothing is lost.
+#: The statuses that refuse a message permanently; all others except 2xx are 451, so that nothing is lost.
 _REFUSING = frozenset({406, 422})
 
 
 class Webhook(Delivery):
-    """Posts each message to a URL: ``Webhook("https://app.example.com/hook", secret="whsec_...")``.
+    """Post each message to a URL: ``Webhook("https://app.example.com/hook", secret="whsec_...")``.
 
-    The body of the request is the message as it came, ``message/rfc822``. The header ``SMTP-Envelope`` is a JSON object
-    in ASCII with the envelope. ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature`` are those of Standard
-    Webhooks; the ID is that of the reply ``queued as ID``, by which an application tells a repeat.
+    The body of the request is the message as received, ``message/rfc822``. The header ``SMTP-Envelope`` is a JSON
+    object in ASCII with the envelope. ``webhook-id``, ``webhook-timestamp`` and ``webhook-signature`` are those of
+    Standard Webhooks; the ID is that of the reply ``queued as ID``.
 
-    A status of 2xx is 250; 406 and 422 are 550, with the first line of a text/plain response as the reason; all others,
-    and no answer in time, are 451, so the client tries again. Redirects are not followed.
+    A status of 2xx is 250; 406 and 422 are 550, with the first line of a text/plain response as the reason; all others
+    are 451, so the client tries again, and so is a response that does not come in time. Redirects are not followed.
 
     :param url: ``https://``, or ``http://``.
-    :param secret: signs the requests: ``whsec_`` and base64 as in Standard Webhooks, or any text. Several, in an array,
-        sign side by side while one is being replaced.
+    :param secret: signs the requests: ``whsec_`` and base64 as in Standard Webhooks, or any text. With several, in an
+        array, each signs the requests, while one is being replaced.
     :param headers: more headers, such as Authorization.
-    :param timeout: seconds for a request as a whole.
-    :param connections: requests at once.
+    :param timeout: seconds for a whole request.
+    :param connections: maximum number of simultaneous requests.
     :param wait: seconds that a message waits for its turn; then 451.
     :param ca: a PEM file with the authorities to trust; None: those of the system.
     :param store: a folder for messages that are larger than ``inline``, shared with the application, or a bucket:
         ``s3://bucket/prefix``. The request for such a message has no body; ``path`` in the envelope is the file name or
         the S3 URL. None: all messages are posted.
-    :param inline: bytes of a message that is posted although there is a store.
-    :raises ArgumentError: an argument is wrong.
+    :param inline: with ``store``, the size in bytes up to which a message is still posted.
+    :raises ArgumentError: an argument is invalid.
     """
 
     answers = True
@@ -106,7 +106,7 @@ class Webhook(Delivery):
         return _Posting(self, envelope)
 
     def start(self, server: ServerInfo) -> None:
-        """Make the folder for large messages, and remove what the application has left for a week."""
+        """Create the folder for large messages, and remove those that the application has left for a week."""
         if self.store is not None:
             self.store.start()
 
@@ -121,7 +121,7 @@ class Webhook(Delivery):
         open_message: Callable[[], BinaryIO],
         path: str | None = None,
     ) -> Result:
-        """Post a message, or the path of a stored one, and return what has become of it."""
+        """Post a message, or the path of a stored one, and return the result."""
         session = envelope.session
         about = envelope_json(session, recipients, path)
         if path is not None:
@@ -181,8 +181,8 @@ class _Posting(SpooledTransfer):
         return None
 
     def commit(self, recipients: Sequence[Address]) -> Result:
-        """Post it."""
-        # Without an answer, the application may have the path all the same, so the file stays.
+        """Post the message."""
+        # Without a response, the application may still have the path, so the file stays.
         path, self._path = self._path, None
         result = self._delivery.post(self.envelope, recipients, self.open, path)
         if result is not None:
@@ -191,14 +191,14 @@ class _Posting(SpooledTransfer):
         return result
 
     def discard(self) -> None:
-        """Remove the stored message, if the application has not got its path."""
+        """Remove the stored message, if the application cannot have got its path."""
         path, self._path = self._path, None
         if path is not None and self._delivery.store is not None:
             self._delivery.store.remove(path)
 
 
 def envelope_json(session: Session, recipients: Sequence[Address], path: str | None = None) -> str:
-    """Return the envelope as JSON in ASCII: what an application needs to know besides the message."""
+    """Return the envelope as JSON in ASCII."""
     about: dict[str, Any] = {
         "id": session.transaction_id,
         "from": str(session.from_ or ""),
@@ -227,11 +227,11 @@ def refusal(response: Response) -> Reply:
 def verify(
     secret: str | Sequence[str], headers: Mapping[str, str], body: bytes, *, now: Callable[[], float] = time.time
 ) -> dict[str, Any]:
-    """Check a request of ``Webhook``, in the application, and return its envelope.
+    """Verify a request of ``Webhook``, in the application, and return its envelope.
 
-    :param secret: the secret, or several of which one must fit.
-    :param headers: those of the request.
-    :param body: its body as it came.
+    :param secret: the secret, or several of which one must match.
+    :param headers: the headers of the request.
+    :param body: the body of the request, unchanged.
     :raises ValueError: a signature is missing or wrong, or the request is more than five minutes old or early.
     """
     given = {name.lower(): value for name, value in headers.items()}

@@ -1,1 +1,1 @@
-"""A configured set of servers as a service: start, reload, stop, systemd, workers."""
+"""Run a configured set of servers as a service: start, reload, stop, systemd, workers."""

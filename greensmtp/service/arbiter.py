@@ -4,9 +4,10 @@ The rules of this file:
 
 - The arbiter opens the listening sockets and keeps them, so they outlive workers, and no client is refused. It never
   accepts.
-- Workers belong to a *generation*: those of one reading of the configuration. A reload checks the new configuration
-  in a forked child, then starts a generation beside the one that serves. When all of its workers serve, those of the
-  old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one goes on.
+- Workers belong to a *generation*, which serves one version of the configuration. A reload checks the new
+  configuration in a forked child, then starts a generation beside the current one. When all of its workers serve,
+  those of the old one get SIGUSR2, which retires them. If one cannot start, the new generation ends, and the old one
+  goes on.
 - Until then, the sockets of both are open. A reload that fails closes only those that it has opened.
 - A worker that dies is replaced by one of the same generation, unless it is retiring.
 - An error in a reload never ends the service.
@@ -67,12 +68,12 @@ LOOK = 0.05
 #: A file system in memory, on Linux.
 MEMORY = "/dev/shm"
 
-#: Where prometheus-client keeps the numbers of all processes.
+#: The environment variable with the folder of prometheus-client for the metrics of all processes.
 METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
 class _Log:
-    """What gunicorn logs, in the service's log: its notes for developers as debug."""
+    """Write gunicorn's log to the service's log, its notes for developers at DEBUG."""
 
     def __init__(self, cfg: Any) -> None:
         self.cfg = cfg
@@ -81,32 +82,32 @@ class _Log:
         self.exception = logger.exception
 
     def close_on_exec(self) -> None:
-        """The log's descriptors are that already."""
+        """Do nothing: the log's descriptors already close on exec."""
 
     def reopen_files(self) -> None:
-        """The service's log is opened again elsewhere."""
+        """Do nothing: the service's log is reopened elsewhere."""
 
 
 class _Application(BaseApplication):  # type: ignore[misc]  # gunicorn has no types
-    """The settings for gunicorn."""
+    """The settings of gunicorn."""
 
     def load_config(self) -> None:
         """Set what differs from the defaults."""
         self.cfg.set("logger_class", _Log)
         self.cfg.set("timeout", int(TIMEOUT))
         self.cfg.set("worker_class", ServiceWorker)
-        if os.access(MEMORY, os.W_OK | os.X_OK):  # a disk that hangs must not hold up heartbeats
+        if os.access(MEMORY, os.W_OK | os.X_OK):  # a disk that hangs must not delay heartbeats
             self.cfg.set("worker_tmp_dir", MEMORY)
         if "control_socket_disable" in self.cfg.settings:
             self.cfg.set("control_socket_disable", True)
 
 
 class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
-    """Keeps the workers of a configuration.
+    """Start the workers of a configuration, and replace those that die.
 
     :param load: reads the configuration, and returns it with the text of its file; called in a forked child.
     :param start_service: makes and starts the service of a worker; called in the worker.
-    :param set_up_log: sends the arbiter's own log where the configuration says.
+    :param set_up_log: sets up the arbiter's own log as the configuration says.
     :param announce: called once, when all workers serve, with the plan, the URLs of the listeners, and the address of
         HTTP, if it is served.
     """
@@ -147,7 +148,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     # Start
 
     def start(self) -> None:
-        """Take the pid file, open the sockets, and handle signals."""
+        """Lock the pid file, open the sockets, and handle signals."""
         self.pid = os.getpid()
         plan = self._generation.plan
         self._context.enter_context(pid_file(plan.pid_file))
@@ -188,7 +189,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             raise StartError(f"logging.target: cannot write to {generation.plan.log[2]!r}: {error.strerror}") from error
 
     def _share_metrics(self, generation: Generation) -> None:
-        """Give prometheus-client a folder, in which each worker finds the numbers of all."""
+        """Create the folder in which prometheus-client shares the metrics of all workers."""
         if METRICS in os.environ or not generation.plan.metrics:
             return
         try:
@@ -208,7 +209,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
 
     def _open(self, plan: Plan) -> None:
         self._sockets.open(plan)
-        self.LISTENERS = self._sockets.all  # which gunicorn hands to each worker
+        self.LISTENERS = self._sockets.all  # which gunicorn passes to each worker
 
     def _keep(self, plan: Plan) -> None:
         self._sockets.keep(plan)
@@ -231,7 +232,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         return worker
 
     def spawn_worker(self) -> int:
-        """Fork a worker. A signal that comes to it in its first moment waits until it knows what to do."""
+        """Fork a worker. Signals that arrive before it has installed its handlers wait until then."""
         signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         try:
             pid: int = super().spawn_worker()
@@ -240,11 +241,11 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         return pid
 
     def _workers(self, generation: Generation) -> list[ServiceWorker]:
-        """Return the workers of a generation that are not to retire."""
+        """Return the workers of a generation that are not retiring."""
         return [each for each in self.WORKERS.values() if each.generation is generation and not each.retiring]
 
     def manage_workers(self) -> None:
-        """Replace workers that are missing, and go on with a reload. The main loop calls it after each wait."""
+        """Replace missing workers, and continue a reload. The main loop calls it after each wait."""
         try:
             self._continue_reload()
         except Exception:  # gunicorn would end the service
@@ -288,13 +289,13 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._not_before = monotonic() + PAUSE
 
     def wait_for_signals(self, timeout: float = 1.0) -> list[int]:
-        """Wait for signals, but not long if a worker starts or a configuration is checked."""
+        """Wait for signals, but only briefly while a worker starts or a configuration is checked."""
         is_busy = not self._is_announced or self._check is not None or self._next is not None
         found: list[int] = super().wait_for_signals(min(timeout, LOOK) if is_busy else timeout)
         return found
 
     def reap_workers(self) -> None:
-        """Collect workers that have ended. One that could not start ends the service only if none has served yet."""
+        """Reap workers that have ended. One that could not start ends the service only if none has served yet."""
         before = dict(self.WORKERS)
         try:
             super().reap_workers()
@@ -315,7 +316,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     # Reload
 
     def handle_hup(self) -> None:
-        """SIGHUP: open logs again, and have the configuration checked."""
+        """Handle SIGHUP: reopen logs, and start to check the configuration."""
         self.handle_usr1()
         if self._check is not None or self._next is not None:
             self._check_again = True
@@ -350,7 +351,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             self._next = None
 
     def _begin(self, found: Plan | ConfigError) -> None:
-        """Start workers of a new configuration beside those that serve."""
+        """Start workers of a new configuration beside the current ones."""
         if isinstance(found, ConfigError):
             self._refuse(found.lines)
             return
@@ -374,7 +375,7 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
             try:
                 self._start_log(generation)
             except StartError as error:
-                logger.error("the log of the arbiter goes on as before: %s", error)
+                logger.error("cannot change the log of the arbiter, keeping the old one: %s", error)
         logger.info("configuration reloaded")
         self._end_reload()
 
@@ -397,21 +398,21 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
     # Other signals
 
     def handle_usr1(self) -> None:
-        """SIGUSR1: open logs again, in workers too."""
+        """Handle SIGUSR1: reopen logs, also in workers."""
         with self._as_user(self._generation.identity):
             reopen_logs()
         self.kill_workers(signal.SIGUSR1)
 
     def handle_int(self) -> None:
-        """SIGINT: drain, as at SIGTERM."""
+        """Handle SIGINT: drain, as at SIGTERM."""
         self.handle_term()
 
     def handle_usr2(self) -> None:
-        """SIGUSR2 is for workers."""
+        """Ignore SIGUSR2, which is for workers."""
         logger.warning("SIGUSR2 ignored: it is for workers")
 
     def handle_winch(self) -> None:
-        """A terminal has another size."""
+        """Ignore SIGWINCH, the resize of a terminal."""
 
     # Stop
 

@@ -1,7 +1,7 @@
-"""Finds code that blocks the hub, and names it in the log.
+"""Detect code that blocks the hub, and log its stack.
 
 All connections of a process share one hub. Code that computes for a second, or waits without gevent, stops all of them.
-Only another native thread can see that while it happens.
+Only another native thread can detect that while it happens.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from greensmtp._native import native
 #: Frames that a log line shows, innermost last.
 _FRAMES = 8
 
-#: Seconds between two log lines at least.
+#: Minimum number of seconds between two log lines.
 _PAUSE = 60.0
 
 
 @contextmanager
 def blocking_reported(seconds: float | None) -> Iterator[None]:
-    """Log what blocks this thread's hub for longer than so many seconds, while the block runs.
+    """Log code that blocks this thread's hub for longer than ``seconds``, until the ``with`` block ends.
 
     :param seconds: None: log nothing.
     """
@@ -49,7 +49,7 @@ class _Watch:
         self._beats = 0
         self._timer = get_hub().loop.timer(seconds / 4, repeat=seconds / 4)
         self._timer.start(self._beat)
-        #: Locked until the watch is to end.
+        #: Locked until the watching thread must end.
         self._end = native("_thread", "allocate_lock")()
         self._end.acquire()
         native("_thread", "start_new_thread")(self._run, ())
@@ -63,7 +63,7 @@ class _Watch:
         self._end.release()
 
     def _run(self) -> None:
-        """In a native thread."""
+        """Watch the hub. Runs in a native thread."""
         seen, since = -1, monotonic()
         reported: int | None = None
         last_line = -math.inf

@@ -3,14 +3,14 @@
 The protocol. A client sends one request, a line of JSON, and gets lines of JSON until it closes the connection:
 
     {"do": "stats", "interval": 1.0}          a snapshot at once, and one after each interval
-    {"do": "trace", "peer": "192.0.2.0/24",   the dialogues of the SMTP clients that match; each condition may be
-     "from": "@example.com",                  left out
+    {"do": "trace", "peer": "192.0.2.0/24",   the dialogues of the SMTP clients that match; each condition is
+     "from": "@example.com",                  optional
      "session": "5c1f0a-1f"}
 
 Rules of this file:
 
 - Everything is bounded: connections, the size of a request and the time for it, the lines that wait for a client. A
-  client that reads too slowly loses lines, and gets their number: ``{"lost": 12}``.
+  client that reads too slowly loses lines, and is told their number: ``{"lost": 12}``.
 - Only the greenlet that sends to a client waits for that client.
 - Without clients it costs nothing: the servers have observers only while a client is connected.
 - Only this user and root can connect: the socket has mode 0600 before it listens.
@@ -41,7 +41,7 @@ from greensmtp.service.errors import StartError
 from greensmtp.service.tally import Tally
 from greensmtp.service.tracer import Tracer, Wanted
 
-#: Clients at once.
+#: Maximum number of clients.
 MAX_CLIENTS = 8
 
 #: Bytes of a request, and seconds for it.
@@ -53,7 +53,7 @@ MAX_BACKLOG = 2000
 MAX_SNAPSHOTS = 2
 SEND_SECONDS = 60.0
 
-#: Seconds between two snapshots: the least that a client may ask for, and the most.
+#: Minimum and maximum number of seconds between two snapshots.
 MIN_INTERVAL, MAX_INTERVAL = 0.1, 3600.0
 
 #: Seconds between two measurements of the hub's lag, at which new servers get observers, too; and how long the highest
@@ -68,9 +68,8 @@ AUTO = "auto"
 class Control:
     """The control socket of this process.
 
-    :param folder: where the socket is made.
-    :param servers: returns the servers of this process, those that drain too; called again and again, so that a reload
-        is noticed.
+    :param folder: the folder for the socket.
+    :param servers: returns the servers of this process, including draining ones; called repeatedly, to notice a reload.
     """
 
     def __init__(self, folder: Path, servers: Callable[[], Sequence[SMTPServer]]) -> None:
@@ -83,13 +82,13 @@ class Control:
         self._tally_users = 0
         self._tracer = Tracer()
         self._beat: Greenlet[..., Any] | None = None
-        #: When, and how late the hub was.
+        #: Measurements of the hub's lag: the time, and the lag in seconds.
         self._lags: deque[tuple[float, float]] = deque(maxlen=math.ceil(LAG_SECONDS / BEAT))
 
     def start(self) -> None:
         """Listen.
 
-        :raises OSError: the socket cannot be made.
+        :raises OSError: the socket cannot be created.
         """
         remove_all_stale(self._folder)
         if is_served(self._path):
@@ -122,7 +121,7 @@ class Control:
     # Clients
 
     def _serve(self, connection: Any, _: Any) -> None:
-        """Serve one client. Runs in a greenlet of its own."""
+        """Serve one client. Runs in its own greenlet."""
         client = _Client(connection)
         try:
             if len(self._clients) >= MAX_CLIENTS:
@@ -199,7 +198,7 @@ class Control:
     # Observers
 
     def _attach(self) -> None:
-        """Put the observers around the servers, and keep looking for new servers."""
+        """Add observers to the servers, and to new servers when they appear."""
         self._observe()
         if self._beat is None:
             self._beat = spawn(self._keep_observing)
@@ -240,7 +239,7 @@ class _Client:
         self._socket = connection
         self._lines: deque[dict[str, Any]] = deque()
         self._has_lines = Event()
-        #: Lines that were dropped, and are not reported to the client yet.
+        #: Number of dropped lines that have not been reported to the client.
         self._lost = 0
         self.is_closed = False
 
@@ -283,7 +282,7 @@ class _Client:
     def send_lines(self) -> None:
         """Send the queued lines until the client disconnects, or reads nothing for ``SEND_SECONDS``.
 
-        Runs in a greenlet of its own.
+        Runs in its own greenlet.
         """
         try:
             self._socket.settimeout(SEND_SECONDS)
@@ -297,7 +296,7 @@ class _Client:
             self.close()
 
     def wait_for_end(self, seconds: float) -> None:
-        """Wait until the client closes, or for so many seconds."""
+        """Wait until the client closes the connection, or for ``seconds``."""
         with Timeout(seconds, False):  # type: ignore[arg-type]
             try:
                 while self._socket.recv(MAX_REQUEST):
@@ -320,13 +319,13 @@ class _Client:
 
 
 def choose_folder(configured: str | None, owner: tuple[int, int] | None = None) -> Path | None:
-    """Return the folder for the control socket, created if it is missing; None if there is to be no socket.
+    """Return the folder for the control socket, creating it if it is missing; None for no socket.
 
     Call it before privileges are dropped.
 
     :param configured: ``[service] control``: a folder, ``"auto"``, or None.
     :param owner: user and group that the process will have.
-    :raises StartError: the configured folder cannot be used. (With ``"auto"``, that is a warning.)
+    :raises StartError: the configured folder cannot be used. (With ``"auto"``, a warning is logged instead.)
     """
     if configured is None:
         return None
@@ -358,7 +357,7 @@ def controlled(
 ) -> Iterator[None]:
     """Serve a control socket while the block runs.
 
-    :param folder: from ``choose_folder``, whose ``configured`` this takes as well.
+    :param folder: the result of ``choose_folder``.
     :raises StartError: as ``choose_folder`` does.
     """
     if folder is None:

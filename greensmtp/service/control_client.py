@@ -1,4 +1,4 @@
-"""The other end of the control sockets: asks all processes of a server, and merges what they send."""
+"""The client of control sockets: send a request to all processes of a server, and merge their lines."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 
 from greensmtp.service.control_folder import connect_each
 
-#: Bytes of the longest line of a server.
+#: Maximum length in bytes of a line from a server.
 MAX_LINE = 1024 * 1024
 
 
 class ControlClient:
-    """Connections to the processes that have a socket in some folders.
+    """Connections to all processes that have a socket in some folders.
 
-    :param request: what each of them is asked.
+    :param request: the request to each of them.
     :raises PermissionError: the sockets belong to another user.
     """
 
     def __init__(self, folders: Iterable[Path], request: dict[str, Any]) -> None:
-        #: The process IDs that are connected, in the order in which they were found.
+        #: The IDs of the connected processes, in the order in which they were found.
         self.pids: list[int] = []
         self._folders = [*folders]
         self._request = json.dumps(request).encode() + b"\n"
@@ -31,7 +31,7 @@ class ControlClient:
         self.find_more()
 
     def find_more(self) -> None:
-        """Connect to the processes that are new."""
+        """Connect to new processes."""
         for pid, connection in connect_each(self._folders, self.pids):
             try:
                 connection.sendall(self._request)
@@ -42,10 +42,10 @@ class ControlClient:
             self.pids.append(pid)
 
     def lines(self, seconds: float | None, also: int | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield each line with the ID of the process that has sent it, until nothing has come for so many seconds.
+        """Yield each line with the ID of the process that has sent it.
 
-        :param seconds: in all; None: until no process is connected.
-        :param also: a descriptor; the iteration ends as soon as it can be read.
+        :param seconds: the time after which the iteration ends; None: when no process is connected.
+        :param also: a descriptor; the iteration ends as soon as it is readable.
         """
         deadline = None if seconds is None else monotonic() + seconds
         while self._connections or seconds is not None:

@@ -1,6 +1,6 @@
 """The folder of control sockets: one socket for each process, ``greensmtp-PID.sock``.
 
-A server makes its socket in the first folder that fits, and `greensmtp top` and `greensmtp trace` search all of
+A server creates its socket in the first folder that it can use, and `greensmtp top` and `greensmtp trace` search all of
 them. A socket that a killed process has left is skipped and removed.
 """
 
@@ -14,23 +14,23 @@ import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-#: Where services of root have theirs.
+#: The folder of services that root starts.
 SYSTEM_FOLDER = Path("/run/greensmtp")
 
 _NAME = re.compile(r"greensmtp-(\d+)\.sock")
 
-#: Bytes of the longest name, and of the longest path of a unix socket (``sockaddr_un``; less on BSD and macOS).
+#: Maximum length in bytes of a name, and of the path of a unix socket (``sockaddr_un``; less on BSD and macOS).
 _LONGEST_NAME = len("/greensmtp-4194304.sock")
 _LONGEST_PATH = 103
 
 
 def default_folders(uid: int) -> Iterator[Path]:
-    """Yield the folders that need no configuration; a server takes the first that can be used.
+    """Yield the default folders; a server uses the first that it can use.
 
-    That of systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server, with the number of the user
-    that it becomes; the user's own runtime folder; a folder in the temporary one.
+    They are systemd's ``RuntimeDirectory``; ``/run/greensmtp`` if root starts the server, with the number of the user
+    that it becomes; the user's runtime folder; a folder for temporary files.
 
-    :param uid: the user that the process will have.
+    :param uid: the user that the process will run as.
     """
     given = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     if given.startswith("/"):
@@ -46,7 +46,7 @@ def default_folders(uid: int) -> Iterator[Path]:
 def folders_to_search() -> list[Path]:
     """Return the folders in which servers of this user may have sockets; for root, also of users that it has started.
 
-    (Not folders that any user could make: what is in them need not be a server.)
+    (Folders that any user could create are left out, since their sockets may belong to other programs.)
     """
     uid = os.geteuid()
     of_users = SYSTEM_FOLDER.parent.glob(f"{SYSTEM_FOLDER.name}-{'*' if uid == 0 else uid}")
@@ -54,7 +54,7 @@ def folders_to_search() -> list[Path]:
 
 
 def check_length(folder: str) -> str:
-    """Return a folder whose sockets have a path that is short enough.
+    """Return the folder, after checking that the paths of its sockets are short enough.
 
     :raises ValueError: it is too long.
     """
@@ -64,10 +64,10 @@ def check_length(folder: str) -> str:
 
 
 def prepare_folder(folder: Path, owner: tuple[int, int] | None = None) -> None:
-    """Make a folder for sockets if there is none; refuse one in which others could exchange them.
+    """Create a folder for sockets if it is missing; refuse one in which other users could replace them.
 
-    :param owner: user and group that the process will have; None: those that it has.
-    :raises OSError: it cannot be made, is a link, or others may write to it.
+    :param owner: user and group that the process will run as; None: the current ones.
+    :raises OSError: it cannot be created, is a link, or other users may write to it.
     :raises ValueError: its path is too long.
     """
     check_length(str(folder))
@@ -79,7 +79,7 @@ def prepare_folder(folder: Path, owner: tuple[int, int] | None = None) -> None:
     else:
         if owner is not None:
             os.chown(folder, *owner)
-    found = folder.lstat()  # not stat: a link may lead elsewhere tomorrow
+    found = folder.lstat()  # not stat: the target of a link may change
     if not stat.S_ISDIR(found.st_mode):
         raise NotADirectoryError("it is no folder")
     if found.st_uid != uid or found.st_mode & 0o022:
@@ -97,7 +97,7 @@ def socket_path(folder: Path, pid: int) -> Path:
 def connect_each(folders: Iterable[Path], known: Collection[int] = ()) -> Iterator[tuple[int, native.socket]]:
     """Connect to each process that has a socket in these folders, and yield its ID and the connection.
 
-    :param known: processes to leave out.
+    :param known: processes to skip.
     :raises PermissionError: a socket belongs to another user, and none can be connected to.
     """
     denied: Path | None = None
@@ -132,33 +132,33 @@ def _listing(folder: Path) -> list[Path]:
 
 
 def remove_stale(path: Path, pid: int) -> None:
-    """Remove a socket on which nothing listens if its process is no more."""
+    """Remove a socket on which no process listens, if its process no longer exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         try:
             path.unlink()
         except OSError:
-            pass  # gone, or not ours to remove
+            pass  # gone, or owned by another user
     except (OSError, OverflowError):
         pass  # it runs as another user
 
 
 def is_served(path: Path) -> bool:
-    """Return True if a process listens on a socket. (It may be in another container, whose numbers say nothing.)"""
+    """Return True if a process listens on a socket, perhaps in another container, where process IDs differ."""
     with native.socket(native.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
             probe.connect(str(path))
         except BlockingIOError:
-            return True  # it has many clients that wait
+            return True  # its listen queue is full
         except OSError:
             return False
         return True
 
 
 def remove_all_stale(folder: Path) -> None:
-    """Remove the sockets of processes that are no more."""
+    """Remove the sockets of processes that no longer exist."""
     for path in _listing(folder):
         if not is_served(path):
             remove_stale(path, _pid_of(path))

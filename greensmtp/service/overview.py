@@ -1,4 +1,4 @@
-"""From the snapshots of several processes to one picture: totals, rates and their history."""
+"""Combine the snapshots of several processes: totals, rates and their history."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-#: Snapshots of which rates are made, and rates that are kept for the curve.
+#: Number of snapshots from which rates are computed, and of rates that are kept for the curve.
 SPAN = 5
 HISTORY = 30
 
-#: What rates are made of: the keys of a snapshot's ``totals``.
+#: The keys of a snapshot's ``totals`` that have rates.
 RATES = ("connections", "messages", "bytes", "rejections")
 
-#: Numbers of a snapshot that add up over processes.
+#: Values of a snapshot that are added up over processes.
 _SUMS = ("connections", "tls", "transactions", "messages_in_flight", "memory")
 
 
 class Overview:
-    """What the processes of a server have said last, and how fast their counts grow."""
+    """The last snapshots of a server's processes, and the rates of their counts."""
 
     def __init__(self) -> None:
         #: process ID -> its last snapshots
         self._snapshots: dict[int, deque[Mapping[str, Any]]] = {}
-        #: Rate of all processes a snapshot of the first of them: the curves.
+        #: The rates of all processes together, one value for each snapshot of the first process.
         self.history: dict[str, deque[float]] = {name: deque(maxlen=HISTORY) for name in RATES}
 
     def add(self, pid: int, snapshot: Mapping[str, Any]) -> None:
-        """Take a snapshot of a process."""
+        """Add a snapshot of a process."""
         self._snapshots.setdefault(pid, deque(maxlen=SPAN)).append(snapshot)
 
     def keep(self, pids: Iterable[int]) -> None:
@@ -36,7 +36,7 @@ class Overview:
         self._snapshots = {pid: its for pid, its in self._snapshots.items() if pid in alive}
 
     def mark(self) -> None:
-        """Add the rates of this moment to the history."""
+        """Add the current rates to the history."""
         for name, rate in self._rates(2).items():
             self.history[name].append(rate)
 
@@ -44,7 +44,7 @@ class Overview:
         return dict(sum((Counter(_rates([*its][-span:])) for its in self._snapshots.values()), Counter()))
 
     def report(self) -> dict[str, Any]:
-        """Return everything that is known: of all processes together, and of each."""
+        """Return totals and rates of all processes together, and of each process."""
         newest = [its[-1] for its in self._snapshots.values()]
         no_rates = dict.fromkeys(RATES, 0.0)
         return {
@@ -72,7 +72,7 @@ class Overview:
 
 
 def _rates(snapshots: list[Mapping[str, Any]]) -> dict[str, float]:
-    """Return how much the counts grow a second."""
+    """Return the growth of each count per second."""
     first, last = snapshots[0], snapshots[-1]
     seconds = last["time"] - first["time"]
     if seconds <= 0:
@@ -88,7 +88,7 @@ def _cpu(snapshots: list[Mapping[str, Any]]) -> float:
 
 
 def _merge(tables: Iterable[list[list[Any]]], keys: int) -> list[list[Any]]:
-    """Add up the rows that begin with the same keys; the largest come first."""
+    """Add up the rows with the same keys, and sort them, the largest first."""
     added: dict[tuple[Any, ...], list[int]] = {}
     for row in [row for table in tables for row in table]:
         key, amounts = tuple(row[:keys]), row[keys:]

@@ -16,8 +16,8 @@ from greensmtp.service.errors import StartError
 def pid_file(path: str | None) -> Iterator[None]:
     """Hold a pid file while the block runs, and remove it afterwards.
 
-    The file is locked as long as the process lives. So one that a killed process has left is told from that of a
-    running one, whatever process has its number today.
+    The file is locked as long as the process lives. So a file that a killed process has left can be distinguished from
+    that of a running one, even if another process has the same ID.
 
     :param path: None: no pid file.
     :raises StartError: it cannot be written, or another process holds it.

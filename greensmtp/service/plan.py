@@ -1,4 +1,4 @@
-"""What the arbiter must know of a configuration, as a forked child reports it.
+"""The part of a configuration that the arbiter needs, as a forked child reports it.
 
 The arbiter itself reads no configuration: that would import middleware and plugins, and all later workers would inherit
 these imports, even if the files have changed.
@@ -28,20 +28,20 @@ from greensmtp.service.sockets import Key, keys_of
 #: Timeout of the child that reads and checks a configuration.
 CHECK_SECONDS = 60.0
 
-#: The middleware that counts in memory, unless its storage is elsewhere.
+#: Middleware that counts in memory, unless it has a storage.
 _COUNTS = ("RateLimit", "ConnectionLimit", "Auth")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A configuration that has been checked, without what only the workers need."""
+    """The part of a checked configuration that the arbiter needs."""
 
-    #: The bytes of the file. Workers use these: the file may have changed again when a worker is replaced.
+    #: The bytes of the file. Workers use these, since the file may change before a worker is replaced.
     text: str | None
     workers: int
     urls: list[str]
     backlogs: list[int | None]
-    #: What to write in a message if a listener cannot be opened: ``greensmtp.toml:3: listeners.url``.
+    #: The place to name in an error if a listener cannot be opened: ``greensmtp.toml:3: listeners.url``.
     places: list[str]
     reuse_port: bool
     user: str | None
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan_of(loaded: Loaded, text: str | None) -> Plan:
-    """Return what the arbiter must know of a configuration."""
+    """Return the plan of a configuration."""
     config = loaded.config
     service, log = config.service, config.logging
     return Plan(
@@ -89,7 +89,7 @@ def plan_of(loaded: Loaded, text: str | None) -> Plan:
 
 
 def count_workers(workers: int | str | None) -> int:
-    """Return how many workers there are to be: for ``auto``, one for each core that this process may use."""
+    """Return the number of workers; for ``auto``, one for each core that this process may use."""
     if workers == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return int(workers or 1)
@@ -135,7 +135,7 @@ class Check:
         os.close(self._read)
         try:
             found: dict[str, Any] = json.loads(self._answer)
-        except ValueError:  # no answer or a partial one: the child was killed, by the OOM killer perhaps
+        except ValueError:  # no result, or part of it: the child was killed, perhaps by the OOM killer
             return ConfigError(["the process that checks the configuration has ended without an answer"])
         if "lines" in found:
             return ConfigError(found["lines"], options=found["options"])

@@ -31,7 +31,7 @@ def find_identity(user: str | None, group: str | None) -> Identity | None:
     """Look up a user and a group by name or number; None if neither is given, or this process is that user.
 
     :param group: None: the user's own.
-    :raises ValueError: there is none of that name, or this process may not become it; the text says which.
+    :raises ValueError: the user or group does not exist, or this process may not become it; the text says which.
     """
     identity = look_up(user, group)
     if identity is None or (os.geteuid() == identity.uid and os.getegid() == identity.gid):
@@ -67,9 +67,9 @@ def _gid(group: str) -> int:
 
 
 def become(identity: Identity) -> None:
-    """Become this user for good: groups first, since only root may set them.
+    """Become this user permanently: groups first, since only root may set them.
 
-    :raises RuntimeError: root's rights could be had again; the process must end.
+    :raises RuntimeError: the process could become root again, so it must end.
     """
     os.setgroups(identity.groups)
     os.setresgid(identity.gid, identity.gid, identity.gid)

@@ -1,7 +1,7 @@
-"""A service: the servers of a configuration, which can be read again while clients are connected.
+"""A service: the servers of a configuration, which can be reloaded while clients are connected.
 
-Each reload makes a *generation* of servers on the same listening sockets. The connections of the one before go on with
-what they began with, until they end or ``reload_grace`` is over; then they drain, as at a stop. The listening sockets
+Each reload creates a *generation* of servers on the same listening sockets. The connections of the previous one keep
+their configuration until they end or ``reload_grace`` is over; then they drain, as at a stop. The listening sockets
 are never closed in between, so no client is refused.
 
 Rules of this file:
@@ -39,7 +39,7 @@ from greensmtp.signals import handler_name
 
 @dataclass(slots=True, eq=False)
 class _Generation:
-    """The servers of one reading of the configuration."""
+    """The servers of one version of the configuration."""
 
     assembled: Assembled
     keys: list[Key]
@@ -54,7 +54,7 @@ class _Generation:
         return [each.server for each in self.assembled.serving]
 
     def release(self) -> None:
-        """Undo what outlives the servers."""
+        """Undo side effects that outlive the servers."""
         self.assembled.release()
         if self.http is not None:
             self.http.leave(self)
@@ -64,10 +64,10 @@ class Service:
     """The servers of one process.
 
     :param load: reads the configuration; called at the start and at each reload.
-    :param sockets: listening sockets that are there already.
+    :param sockets: listening sockets that are already open.
     :param outermost: middleware to put in front of every stack; the same objects in each generation.
     :param http: a listening socket for ``[http]``, if another process has opened it.
-    :param accept: called with a configuration once it is accepted, to set up what is not a server's: logging.
+    :param accept: called with a configuration once it is accepted, to set up logging.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Service:
         self._http = http
         self._accept = accept
         self._current: _Generation | None = None
-        #: The generations that were replaced, and the greenlets that wait for their connections.
+        #: The replaced generations, and the greenlets that wait for their connections.
         self._replaced: dict[int, tuple[_Generation, Greenlet[..., Any]]] = {}
         self._is_stopping = False
 
     @property
     def loaded(self) -> Loaded:
-        """The configuration that is served.
+        """The current configuration.
 
         :raises RuntimeError: the service has not started.
         """
@@ -109,7 +109,7 @@ class Service:
 
     @property
     def all_servers(self) -> list[SMTPServer]:
-        """The servers, with those that have been replaced and still have connections."""
+        """The servers, including replaced ones that still have connections."""
         return [server for each, _ in self._replaced.values() for server in each.servers] + self.servers
 
     @property
@@ -125,7 +125,7 @@ class Service:
     # Start
 
     def bind(self, loaded: Loaded) -> None:
-        """Open the listening sockets of a configuration before ``start``: with the rights that only root has.
+        """Open the listening sockets of a configuration before ``start``, while the process still runs as root.
 
         :raises StartError: an address cannot be bound.
         """
@@ -175,7 +175,7 @@ class Service:
                 generation.keys.append(key)
                 server = each.server
                 server.stop_timeout = loaded.config.service.stop_timeout
-                # A duplicate of the descriptor: the server closes what it has, and the socket goes on.
+                # A duplicate of the descriptor: the server closes its own, and the socket stays open.
                 try:
                     server.set_listener(socket.dup())
                 except OSError as error:  # out of descriptors
@@ -193,7 +193,7 @@ class Service:
         except BaseException:
             for former, server in replaced:
                 former.replace(server)
-            # The connections that they have accepted already are served.
+            # Connections that they have already accepted are served.
             self._let_go(generation, loaded.config.service.reload_grace if before else 0.0)
             raise
         return generation
@@ -204,7 +204,7 @@ class Service:
         if where is None:
             return None
         if before is not None and before.http is not None and loaded.config.http == before.loaded.config.http:
-            where = (where[0], before.http.address[1])  # port 0 stays the port that it has become
+            where = (where[0], before.http.address[1])  # keep the port that was chosen for port 0
         routes = dict(health.ROUTES)
         if any(entry.use == "Metrics" for _, stack in loaded.config.stacks() for entry in stack):
             from prometheus_client import REGISTRY
@@ -219,16 +219,16 @@ class Service:
 
     @property
     def http_address(self) -> tuple[str, int] | None:
-        """Where health and metrics are served, with the real port; None if they are not."""
+        """The address of health and metrics, with the real port; None if they are not served."""
         http = None if self._current is None else self._current.http
         return None if http is None else http.address
 
     # Reload
 
     def reload(self) -> bool:
-        """Read the configuration again, and serve it from now on. Log files are opened again in any case.
+        """Read the configuration again, and serve it from now on. Log files are reopened in any case.
 
-        What is wrong is logged, and everything goes on as before.
+        If it is invalid, the errors are logged, and the old configuration stays in use.
 
         :return: True if the new configuration is served.
         """
@@ -264,9 +264,9 @@ class Service:
             try:
                 self._accept(loaded)
             except ConfigError as error:
-                logger.error("the log goes on as before: %s", "; ".join(error.lines))
+                logger.error("cannot change the log, keeping the old one: %s", "; ".join(error.lines))
             except Exception:
-                logger.exception("the log goes on as before")
+                logger.exception("cannot change the log, keeping the old one")
         logger.info("configuration reloaded")
         return True
 
@@ -289,7 +289,7 @@ class Service:
     def retire(self) -> None:
         """Stop listening, and let the connections go on for ``reload_grace``; then drain. For a replaced worker."""
         generation = self._generation()
-        if generation.http is not None:  # others answer
+        if generation.http is not None:  # other workers serve HTTP
             generation.http.leave(generation)
         self._let_go(generation, generation.loaded.config.service.reload_grace)
         self._current = None
@@ -320,17 +320,17 @@ class Service:
 
 def _cannot_listen(error: OSError, loaded: Loaded, number: int) -> str:
     url = Listen.parse(loaded.config.listeners[number].url).url()
-    # Without what follows the colon, the address: the URL has it already.
+    # Without the address after the colon, since the URL already has it.
     reason = (error.strerror or str(error)).partition(":")[0]
     return f"{loaded.source.place(('listeners', number, 'url'))}: cannot listen on {url}: {reason}"
 
 
 def _explain(error: BaseException, failed: ConfiguredServer, loaded: Loaded) -> str:
-    """Return in one line why a server did not start: because of one of its middleware, in most cases."""
+    """Return in one line why a server did not start: in most cases, because of one of its middleware."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code is start_each.__code__:
             middleware = frame.f_locals["each"]
             places = (f"{loaded.source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
-            place = next(places, f"middleware {handler_name(middleware)}")  # one that a plugin has added
+            place = next(places, f"middleware {handler_name(middleware)}")  # added by a plugin
             return f"{place}: cannot start: {describe_error(error)}"
     return f"{loaded.source.place(failed.path)}: cannot start: {describe_error(error)}"

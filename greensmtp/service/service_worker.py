@@ -28,25 +28,25 @@ from greensmtp.service.sockets import Key, Sockets
 
 @dataclass
 class Generation:
-    """The workers of one reading of the configuration."""
+    """The workers of one version of the configuration."""
 
     number: int
     plan: Plan
     #: The user that its workers become.
     identity: Identity | None
-    #: Where its workers have their control sockets.
+    #: The folder of its workers' control sockets.
     control: Path | None
-    #: When its workers must have started.
+    #: The deadline for the start of its workers.
     deadline: float
     #: True once one of its workers could not start.
     failed: bool = False
 
 
 class ServiceWorker(BaseWorker):
-    """Serves a configuration on the sockets of the arbiter."""
+    """Serve a configuration on the sockets of the arbiter."""
 
     generation: Generation
-    #: Which of the workers of its generation: with SO_REUSEPORT, each has sockets of its own.
+    #: The worker's number in its generation: with SO_REUSEPORT, each number has its own sockets.
     slot: int
     #: ``(plan, sockets, http) -> Service``: makes and starts the service.
     start_service: Callable[[Plan, Sockets, Any], Service]
@@ -60,7 +60,7 @@ class ServiceWorker(BaseWorker):
 
     @property
     def is_ready(self) -> bool:
-        """True once the worker serves. The byte in the heartbeat file tells it to both processes."""
+        """True once the worker serves. A byte in the heartbeat file shares this between both processes."""
         return os.fstat(self.tmp.fileno()).st_size > 0
 
     def init_process(self) -> None:
@@ -71,14 +71,14 @@ class ServiceWorker(BaseWorker):
         super().init_process()
 
     def init_signals(self) -> None:
-        """Leave SIGINT to the arbiter: in a terminal it comes to all processes."""
+        """Leave SIGINT to the arbiter: a terminal sends it to all processes."""
         super().init_signals()
         self.watchers.pop(signal.SIGINT).cancel()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def load_wsgi(self) -> None:
         """Start the service."""
-        # Those of its own configuration: in a reload the arbiter has others as well, and closes them later.
+        # Only those of its own configuration: in a reload the arbiter has others as well, and closes them later.
         try:
             kept = {key: self.opened[key].dup() for key in self.generation.plan.keys}
             http = None if self.http is None else self.http.dup()
@@ -100,11 +100,11 @@ class ServiceWorker(BaseWorker):
         self._reports.enter_context(blocking_reported(self.service.loaded.config.service.report_blocked))
         if self.generation.plan.workers > 1:
             for server in self.service.servers:
-                server.max_accept = 1  # the next connection is for a process that is not busy
+                server.max_accept = 1  # leave the next connection to an idle process
         os.ftruncate(self.tmp.fileno(), 1)
 
     def retire(self) -> None:
-        """SIGUSR2: stop listening, and end when the connections have."""
+        """Handle SIGUSR2: stop listening, and exit when all connections have ended."""
         if not self.retiring:
             self.retiring = True
             spawn(self._retire)

@@ -1,4 +1,4 @@
-"""Listening sockets that outlive the servers which accept on them."""
+"""Listening sockets that outlive their servers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from greensmtp.server.listener import listen
 #: ``(host, port)``, or a unix path.
 Address = tuple[str, int] | str
 
-#: An address, and which of several with port 0 it is.
+#: An address, and a number that distinguishes several with port 0.
 Key = tuple[Address, int]
 
 
@@ -25,14 +25,14 @@ class Sockets:
 
     :param inherited: listening sockets of systemd, or of the parent process. Each is used for its address, instead of
         binding a new one.
-    :param reuse_port: bind with SO_REUSEPORT, so that each process has sockets of its own at the same addresses.
+    :param reuse_port: bind with SO_REUSEPORT, so that each process has its own sockets at the same addresses.
     """
 
     def __init__(self, inherited: Iterable[Any] = (), *, reuse_port: bool = False) -> None:
         self.reuse_port = reuse_port
         self._inherited: list[Any] = list(inherited)
         self._open: dict[Key, Any] = {}
-        #: The paths of unix sockets that were made here, and are removed in the end.
+        #: The paths of unix sockets that were created here, and are removed in ``close``.
         self._made: dict[Key, str] = {}
 
     @classmethod
@@ -48,7 +48,7 @@ class Sockets:
         return dict(self._open)
 
     def open(self, key: Key, backlog: int | None) -> Any:
-        """Return the listening socket of an address. It is opened if there is none yet.
+        """Return the listening socket of an address, opening it if necessary.
 
         :param backlog: as for ``listen(2)``; None: the server's default. It may be changed at any time.
         :raises OSError: the address cannot be bound.
@@ -70,7 +70,7 @@ class Sockets:
         return listen(address, backlog, family, reuse_port=self.reuse_port)
 
     def _find_inherited(self, address: Address) -> Any:
-        """Take the inherited socket with an address; None if there is none."""
+        """Return the inherited socket with an address, and remove it from the list; None if there is none."""
         if not self._inherited:
             return None
         names = {address} if isinstance(address, str) else set(_resolved(address))
@@ -96,7 +96,7 @@ class Sockets:
             logger.warning(text, each.getsockname())
 
     def close(self) -> None:
-        """Close all sockets, and remove the paths of those that were made here."""
+        """Close all sockets, and remove the paths of those that were created here."""
         self.keep(())
 
     @staticmethod
@@ -116,7 +116,7 @@ def _resolved(address: tuple[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def keys_of(addresses: Iterable[Address]) -> list[Key]:
-    """Return the key of each address: those with port 0 are told apart by their order."""
+    """Return the key of each address: those with port 0 are distinguished by their order."""
     seen: dict[Address, int] = {}
     keys: list[Key] = []
     for address in addresses:

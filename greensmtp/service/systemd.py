@@ -1,4 +1,4 @@
-"""What systemd gives to a service that it starts: listening sockets and a watchdog."""
+"""systemd's interface for services: passed listening sockets, and the watchdog."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from greensmtp._log import logger
 from greensmtp.server.run import notifications_retried
 from greensmtp.service.errors import StartError
 
-#: The first descriptor of those that are passed (``sd_listen_fds(3)``).
+#: The first passed descriptor (``sd_listen_fds(3)``).
 FIRST = 3
 
 
@@ -24,7 +24,7 @@ def inherited_sockets() -> list[socket.socket]:
     As in ``sd_listen_fds(3)``, they belong only to the process with the ID in ``LISTEN_PID``. If another program that
     systemd has activated starts this one, its variables may be inherited, but not its sockets.
 
-    :raises StartError: ``LISTEN_FDS`` is no number, or a descriptor is no listening stream socket.
+    :raises StartError: ``LISTEN_FDS`` is not a number, or a descriptor is not a listening stream socket.
     """
     number, pid = os.environ.pop("LISTEN_FDS", None), os.environ.pop("LISTEN_PID", None)
     os.environ.pop("LISTEN_FDNAMES", None)

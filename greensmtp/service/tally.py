@@ -1,7 +1,7 @@
-"""What `greensmtp top` shows of one process: counts since the first client asked, and the current connections.
+"""The data of one process for `greensmtp top`: counts since the first request, and the current connections.
 
-The tally is an observer of the servers (``Routes.observe``) while a client asks, and costs nothing otherwise. All of
-it is bounded: clients choose senders and texts, so only those that count most are kept.
+The tally is an observer of the servers (``Routes.observe``) while a client is connected, and costs nothing otherwise.
+Its size is bounded: clients choose senders and texts, so only the keys with the largest amounts are kept.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from greensmtp.session import Session
 if TYPE_CHECKING:
     from greensmtp.server.registry import Registry
 
-#: Keys that a board keeps; and rows, and connections, that a snapshot has.
+#: Maximum number of keys of a board; of rows and of connections in a snapshot.
 MAX_KEYS = 2000
 ROWS = 20
 SESSIONS = 50
 
-#: Characters of an address or a reply in a snapshot.
+#: Maximum number of characters of an address or a reply in a snapshot.
 WIDTH = 200
 
-#: What differs from one refusal to the next, and names no reason: addresses and numbers that replies quote.
+#: Parts of a reply that differ between refusals for the same reason: addresses and numbers.
 _DETAIL = re.compile(r"<[^<>]*>|\b\d{3,}\b")
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Board:
-    """The keys that count most, each with some amounts, in bounded memory.
+    """The keys with the largest amounts, in bounded memory.
 
-    :param columns: how many amounts; the first ``ranked`` of them are added up for the order.
+    :param columns: number of amounts per key; the sum of the first ``ranked`` determines the order.
     """
 
     def __init__(self, columns: int, ranked: int) -> None:
@@ -52,7 +52,7 @@ class Board:
         self._ranked = ranked
 
     def add(self, key: Any, *amounts: int) -> None:
-        """Add amounts to a key's own. When there are too many keys, the smaller half is forgotten."""
+        """Add amounts to those of a key. When there are too many keys, the smaller half is dropped."""
         row = self._rows.get(key)
         if row is None:
             if len(self._rows) >= MAX_KEYS:
@@ -65,7 +65,7 @@ class Board:
         return heapq.nlargest(number, self._rows.items(), key=lambda item: sum(item[1][: self._ranked]))
 
     def top(self) -> list[tuple[Any, list[int]]]:
-        """Return the keys that count most, and their amounts."""
+        """Return the keys with the largest amounts, and their amounts."""
         return self._largest(ROWS)
 
 
@@ -74,7 +74,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.began = time.monotonic()
-        #: What `top` makes rates of.
+        #: The counts that `top` shows as rates.
         self.totals = dict.fromkeys(("connections", "commands", "messages", "recipients", "bytes", "rejections"), 0)
         #: Sender -> messages, refusals, bytes.
         self._senders = Board(3, 2)
@@ -84,7 +84,7 @@ class Tally:
         self._reasons = Board(1, 1)
 
     def __call__(self, session: Session, command: Command, proceed: Proceed) -> Reply:
-        """Count a command and its reply. Nothing of it can raise."""
+        """Count a command and its reply. This never raises."""
         if command.verb == END_OF_DATA:
             return self._count_message(session, command, proceed)
         totals = self.totals
@@ -116,7 +116,7 @@ class Tally:
             self._senders.add(key, 0, 1)
             self._count_refusal(session, "message", reply.code, reply_text(reply))
             return reply
-        # The message is stored when what has been staged takes effect, which may fail. This comes last.
+        # Staged last, since storing the message is staged before, and may fail.
         stored = False
 
         def accept() -> None:
@@ -142,7 +142,7 @@ class Tally:
         self._reasons.add((verb, code, _DETAIL.sub("...", text)[:WIDTH]), 1)
 
     def snapshot(self, servers: Iterable[SMTPServer]) -> dict[str, Any]:
-        """Return all that `top` shows of this process, but for the hub's lag, as JSON has it."""
+        """Return the data of this process for `top`, except the hub's lag, as a JSON object."""
         connections = tls = messages = 0
         in_transaction: list[tuple[Registry[Any], ConnectionHandler]] = []
         others: list[tuple[Registry[Any], ConnectionHandler]] = []
@@ -159,7 +159,7 @@ class Tally:
                     in_transaction.append((registry, each))
                 elif len(others) < SESSIONS:
                     others.append((registry, each))
-        # Those whose handlers are at work come first.
+        # Connections whose handlers are running come first.
         busiest = heapq.nsmallest(SESSIONS, in_transaction, key=lambda pair: bool(pair[1].transport.timeout))
         return {
             "pid": os.getpid(),
@@ -224,7 +224,7 @@ def _session(registry: Registry[ConnectionHandler], handler: ConnectionHandler) 
 
 
 def _memory() -> int:
-    """Return the bytes of memory that this process has; its highest figure where the system says no more."""
+    """Return the memory of this process in bytes; the peak if the system does not report the current value."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * _PAGE
     except (OSError, ValueError, IndexError):

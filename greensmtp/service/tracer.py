@@ -1,4 +1,4 @@
-"""What `greensmtp trace` shows of one process: the dialogues of some clients, without secrets and without content.
+"""The dialogues of some clients of one process for `greensmtp trace`, without secrets and without message content.
 
 How it works. The tracer is an observer of the servers (``Routes.observe``), and a tap on each connection that a client
 of the control socket has asked for (``server/tap.py``).
@@ -9,7 +9,7 @@ Rules of this file:
   and no password is ever shown as a command.
 - Replies are read from the bytes that are sent. So replies that no middleware sees are included, and each has the time
   at which it was sent.
-- Without a client that traces, there is no observer and no tap, and no cost.
+- While no client traces, there are no observers and no taps, and there is no cost.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from greensmtp.server.server import SMTPServer
 from greensmtp.server.tap import Tap
 from greensmtp.session import Session
 
-#: A line of a dialogue, as JSON has it.
+#: A line of a dialogue, as a JSON object.
 Event = dict[str, Any]
 
-#: Characters of one line that are shown: as many as a reply may have (RFC 5321 section 4.5.3.1.5).
+#: Maximum number of characters shown of one line: the limit of a reply line (RFC 5321 section 4.5.3.1.5).
 WIDTH = 512
 
 
 class Wanted:
-    """Which clients to follow: all that match each condition which is given.
+    """The clients to follow: those that match all given conditions.
 
     :param peer: an address, a network, or ``unix``.
     :param sender: the reverse-path; ``@example.com`` for all of a domain.
     :param session: the ID of a session, or of one of its transactions.
-    :raises ValueError: ``peer`` is no network.
+    :raises ValueError: ``peer`` is not a network.
     """
 
     def __init__(self, peer: str | None = None, sender: str | None = None, session: str | None = None) -> None:
@@ -88,7 +88,7 @@ class Wanted:
 
 
 class Watcher(Protocol):
-    """One that looks: which clients, and where their dialogue goes."""
+    """The recipient of a trace, and the clients that it follows."""
 
     wanted: Wanted
 
@@ -97,23 +97,23 @@ class Watcher(Protocol):
 
 
 class Tracer:
-    """An observer that follows the clients which watchers want."""
+    """An observer that follows the clients of all watchers."""
 
     def __init__(self) -> None:
         self.watchers: list[Watcher] = []
         self._followed: WeakKeyDictionary[Session, _Followed] = WeakKeyDictionary()
 
     def join(self, watcher: Watcher, servers: Iterable[SMTPServer]) -> None:
-        """Add a watcher, and follow connections that are open."""
+        """Add a watcher, and follow the open connections that match."""
         self.watchers.append(watcher)
         for server in servers:
             for handler in [*server.connections]:
-                # A connection that has not begun comes by itself.
+                # A connection that has not begun is followed when its first command arrives.
                 if handler.transport.greenlet is not None:
                     self._follow(handler.session, handler.session.from_, [watcher], is_new=False)
 
     def leave(self, watcher: Watcher) -> None:
-        """Take a watcher away."""
+        """Remove a watcher."""
         self.watchers.remove(watcher)
         for followed in [*self._followed.values()]:
             followed.watchers = [each for each in followed.watchers if each is not watcher]
@@ -178,7 +178,7 @@ class _Followed:
         self._tap = Tap(self._note_received, self._say_replies)
 
     def add(self, session: Session, watchers: list[Watcher], *, is_new: bool) -> None:
-        """Show it to more watchers, and tell them what they have missed."""
+        """Add watchers, and send them a summary of the session so far."""
         self._tap.put_on(self._transport)
         text = "connected" if is_new else "connected before; " + _standing(session)
         for each in watchers:
@@ -186,7 +186,7 @@ class _Followed:
         self.watchers = [*self.watchers, *watchers]
 
     def end(self) -> None:
-        """Show no more."""
+        """Stop following the connection."""
         self.watchers = []
         self._tap.take_off(self._transport)
 
@@ -213,7 +213,7 @@ class _Followed:
                 self._body = self._received if self._body is None else self._body
 
     def note_reply(self, session: Session, command: Command, reply: Reply) -> None:
-        """Note what follows from the chain's reply. The reply that is sent comes by the tap."""
+        """Update the state from the chain's reply. The sent reply is shown by the tap."""
         note_secrets(session, command, reply)
         if command.verb == END_OF_DATA or reply.code >= 400:
             self._body = None
@@ -254,7 +254,7 @@ def _size(session: Session) -> int:
 
 
 def _standing(session: Session) -> str:
-    """Return what a session that was not followed from its beginning has said so far."""
+    """Return a summary of a session that was not followed from its beginning."""
     facts: list[tuple[str, Callable[[], object]]] = [
         ("hello", lambda: session.hostname),
         ("tls", lambda: _tls(session) if session.tls else None),

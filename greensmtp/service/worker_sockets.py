@@ -17,10 +17,10 @@ from greensmtp.service.sockets import Key, Sockets
 
 
 class WorkerSockets:
-    """The sockets of the plan that is served; in a reload, those of the next one as well.
+    """The sockets of the current plan; during a reload, those of the next one as well.
 
-    :param inherited: as of ``Sockets``.
-    :param reuse_port: each worker has sockets of its own.
+    :param inherited: as for ``Sockets``.
+    :param reuse_port: each worker has its own sockets.
     """
 
     def __init__(self, inherited: Iterable[Any], *, reuse_port: bool) -> None:
@@ -45,7 +45,7 @@ class WorkerSockets:
         return None if plan.http is None else self._http.get(plan.http)
 
     def open(self, plan: Plan) -> None:
-        """Open the sockets of a plan that are not open yet.
+        """Open the missing sockets of a plan.
 
         :raises StartError: an address cannot be bound.
         """
@@ -77,7 +77,7 @@ class WorkerSockets:
             raise StartError(f"http.listen: {error.strerror}") from error
 
     def keep(self, plan: Plan) -> None:
-        """Close the sockets that a plan does not need."""
+        """Close all sockets except those of a plan."""
         self._first.keep(plan.keys)
         for slot, opened in [*self._more.items()]:
             for key in [*opened]:
@@ -92,7 +92,7 @@ class WorkerSockets:
         self._first.warn_of_unused()
 
     def close(self) -> None:
-        """Close all sockets, and remove the unix paths that were made here."""
+        """Close all sockets, and remove the unix paths that were created here."""
         for each in self.all:
             each.close()
         self._first.close()

@@ -556,7 +556,7 @@ def test_a_large_body_takes_no_memory(smtp_server: MakeServer, relay: Callable[.
         ({"to": "smtp://a.example", "connections": 0}, "above 0 as size"),
         ({"to": "smtp://a.example", "starttls": "maybe"}, "expected as starttls one of"),
         ({"to": "smtp://a.example", "username": "jo"}, "expected a username with a password or a token"),
-        ({"to": "smtp://a.example", "srs_domain": "x.example"}, "srs_domain and srs_secret belong together"),
+        ({"to": "smtp://a.example", "srs_domain": "x.example"}, "srs_domain and srs_secret must be given together"),
         ({"to": "smtp://a.example", "srs_domain": "x y", "srs_secret": "s"}, "srs_domain malformed domain"),
     ],
 )
