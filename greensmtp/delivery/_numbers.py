@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from greensmtp.errors import ArgumentError
 
 
@@ -11,7 +13,7 @@ def check_numbers(**given: object) -> None:
     :raises ArgumentError: one is not.
     """
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
             raise ArgumentError(name, f"expected a number above 0; got {value!r}")
 
 
