@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TextIO
 from weakref import WeakSet
 
@@ -90,8 +91,8 @@ class LogHandler(logging.Handler):
             and not self.filters
             and self.formatter is self._own_formatter
             and (self.log_format == "json" or _writes_usual_times(self._own_formatter))
-            and all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS)
-            and _METHODS.isdisjoint(vars(self))
+            and all(getattr(kind, name) is method for name, method in _METHODS.items())
+            and _METHODS.keys().isdisjoint(vars(self))
         )
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -130,7 +131,7 @@ class LogHandler(logging.Handler):
         record = {
             "name": "greensmtp",
             "levelname": "WARNING",
-            "msg": f"{lines} records dropped: the log is read too slowly",
+            "msg": f"{lines} records dropped: the log could not be written, or not fast enough",
         }
         return self.format(logging.makeLogRecord(record))
 
@@ -158,14 +159,33 @@ def reopen_logs() -> None:
 _PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
 
 
+def _own(kind: Any, name: str, *modules: Any) -> object:
+    """Return a method as its module has defined it; if another program has replaced it, what no method is."""
+    method = getattr(kind, name)
+    sources = {each.__file__ for each in modules}
+    is_own = isinstance(method, FunctionType) and method.__code__.co_filename in sources
+    return method if is_own else object()
+
+
 #: The methods of a handler that a record passes through. An override of one of them needs the record.
-_METHODS = frozenset({"handle", "filter", "emit", "format", "acquire"})
+_METHODS = {
+    name: _own(LogHandler, name, logging, sys.modules[__name__])
+    for name in ("handle", "filter", "emit", "format", "acquire")
+}
+
+#: Those of a logger, and that which writes the time. Error trackers replace them for all loggers.
+_HANDLE, _FILTER = _own(logging.Logger, "handle", logging), _own(logging.Logger, "filter", logging)
+_MAKE, _CALL = _own(logging.Logger, "makeRecord", logging), _own(logging.Logger, "callHandlers", logging)
+_FORMAT_TIME = _own(logging.Formatter, "formatTime", logging)
+
+_LOGGER_METHODS = frozenset({"handle", "filter", "makeRecord", "callHandlers"})
 
 
 def _writes_usual_times(formatter: logging.Formatter) -> bool:
     """Return True unless the program has changed the format of times, as ``Formatter.converter = time.gmtime`` does."""
     return (
-        formatter.converter is time.localtime
+        type(formatter).formatTime is _FORMAT_TIME
+        and formatter.converter is time.localtime
         and formatter.datefmt is None
         and formatter.default_time_format == "%Y-%m-%d %H:%M:%S"
         and formatter.default_msec_format == "%s,%03d"
@@ -212,14 +232,19 @@ def _as_json(fields: dict[str, Any], now: float) -> str:
 def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
     """Return the handler if this logger's records of a level reach one LogHandler and nothing else.
 
-    Then only the written line is observable: there is no filter, no other handler, and no custom record factory or
-    formatter. This check takes half a microsecond, making a record ten.
+    Then only the written line is observable: there is no filter, no other handler, no custom record factory or
+    formatter, and no method of ``logging`` that another program has replaced. This check takes one or two microseconds,
+    making a record ten.
     """
     if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None
     kind = type(logger)
-    if kind is not logging.Logger and any(
-        getattr(kind, name) is not getattr(logging.Logger, name) for name in ("handle", "makeRecord", "callHandlers")
+    if (
+        kind.handle is not _HANDLE
+        or kind.filter is not _FILTER
+        or kind.makeRecord is not _MAKE
+        or kind.callHandlers is not _CALL
+        or not _LOGGER_METHODS.isdisjoint(vars(logger))
     ):
         return None
     found: LogHandler | None = None
