@@ -32,6 +32,9 @@ _STAGES: Mapping[str, Stage] = {verb: stage for stage, verb in _VERBS.items()}
 #: Bytes of a header section that the program is told of.
 MAX_HEADER = 64 * 1024
 
+#: Recipients before a RCPT that the program is told of.
+MAX_RECIPIENTS = 100
+
 _FAILED = Reply(451, "4.3.0 The policy cannot be asked, try again later")
 _REFUSED, _DEFERRED = Reply(550, "5.7.1 Refused by policy"), Reply(451, "4.7.1 Try again later")
 
@@ -44,7 +47,8 @@ class PolicyHook:
 
     The question has ``stage`` and what is known then: ``session``, ``peer``, ``hello``, ``tls``, ``protocol``,
     ``identity``, ``server``; from ``from`` on ``id`` and ``from``; at ``to``, ``recipient``; and ``to``, the recipients
-    so far; at ``message``, ``size`` and ``headers``, a list of names and values.
+    so far, at stage ``to`` the first 100 of them, with their number in ``to_count``; at ``message``, ``size`` and
+    ``headers``, a list of names and values.
 
     The answer has ``action``: ``"accept"``, ``"reject"`` or ``"defer"``; with ``code`` (4xx or 5xx) and ``text`` for a
     refusal; at ``message``, ``add_headers``, a list of names and values, for an acceptance.
@@ -119,6 +123,8 @@ class PolicyHook:
             address: Address = command.address  # type: ignore[attr-defined]
             about["id"] = session.transaction_id
             about["from" if stage == "from" else "recipient"] = str(address)
+            if stage == "to":
+                about["to_count"] = len(session.to)
         refusal = self._ask(session, about)
         return proceed(session, command) if refusal is None else refusal
 
@@ -137,6 +143,8 @@ class PolicyHook:
         return proceed(session, command) if refusal is None else refusal
 
     def _describe(self, session: Session, stage: Stage) -> dict[str, Any]:
+        # All recipients at each RCPT would be a quadratic number of bytes.
+        recipients = session.to[:MAX_RECIPIENTS] if stage == "to" else session.to
         return {
             "stage": stage,
             "session": session.id,
@@ -147,7 +155,7 @@ class PolicyHook:
             "identity": None if session.identity is None else str(session.identity),
             "server": session.server.hostname,
             "from": None if session.from_ is None else str(session.from_),
-            "to": [str(each) for each in session.to],
+            "to": [str(each) for each in recipients],
         }
 
     def _ask(self, session: Session, about: dict[str, Any]) -> Reply | None:

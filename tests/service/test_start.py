@@ -17,7 +17,7 @@ import pytest
 from greensmtp import _notify
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
-from greensmtp.service.privileges import find_identity
+from greensmtp.service.privileges import acting_as, find_identity
 from greensmtp.service.sockets import Sockets, keys_of
 from greensmtp.service.systemd import inherited_sockets, notifying
 from greensmtp.testing import Peer
@@ -257,6 +257,22 @@ def test_a_user_who_is_not_root_cannot_change(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("os.geteuid", lambda: 12345)
     with pytest.raises(ValueError, match="only root can become"):
         find_identity("nobody", None)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_acting_as_a_user_has_none_of_roots_groups() -> None:
+    """Else the log would be opened where only a group of root's may write."""
+    identity = find_identity("nobody", None)
+    assert identity is not None
+    groups = os.getgroups()
+    try:
+        os.setgroups([0, 12345])
+        with acting_as(identity):
+            assert (os.geteuid(), os.getegid()) == (identity.uid, identity.gid)
+            assert set(os.getgroups()) == set(identity.groups)
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, 0, [0, 12345])
+    finally:
+        os.setgroups(groups)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
