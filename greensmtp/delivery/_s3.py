@@ -61,7 +61,14 @@ class S3Store:
 
         :raises OSError: it cannot be reached.
         """
-        in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
+        try:
+            in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
+        except OSError as error:
+            raise OSError(
+                errno.EIO,
+                f"cannot use the bucket {self._bucket!r}: {error.strerror}; check its name, and the endpoint, region and "
+                "the credentials that boto3 finds",
+            ) from None
 
     def write(self, identifier: str, open_message: Callable[[], BinaryIO]) -> str:
         """Store a message, and return its URL. On return, S3 has the whole message.
@@ -195,8 +202,11 @@ def _client_of(pid: int) -> Any:
 
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
     config = Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts)
-    # Its own session: boto3's default one is not safe if two threads make a client at the same time.
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        # Its own session: boto3's default one is not safe if two threads make a client at the same time.
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:  # its text is left out: it quotes the URL, which may have a password
+        raise OSError(errno.EIO, "S3: boto3 cannot make a client; is the endpoint a URL?") from None
 
 
 def _call(function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -167,6 +167,22 @@ def test_a_malformed_url_is_an_error_that_shows_how(place: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+def test_a_bucket_that_cannot_be_used_is_named_at_the_start(
+    bucket: Any, front: Callable[..., SMTPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.delete_bucket(Bucket="mail")
+    try:
+        with pytest.raises(OSError, match=r"cannot use the bucket 'mail': S3: 404 at HeadBucket; check its name"):
+            front(App())
+    finally:
+        bucket.create_bucket(Bucket="mail")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "jo:secret")
+    _s3._client_of.cache_clear()
+    with pytest.raises(OSError, match=r"is the endpoint a URL\?") as caught:
+        front(App())
+    assert "secret" not in str(caught.value)
+
+
 def test_a_folder_is_still_a_folder(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     store.start()
