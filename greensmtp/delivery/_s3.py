@@ -66,8 +66,8 @@ class S3Store:
         except OSError as error:
             raise OSError(
                 errno.EIO,
-                f"cannot use the bucket {self._bucket!r}: {error.strerror}; check its name, and the endpoint, region and "
-                "the credentials that boto3 finds",
+                f"cannot use the bucket {self._bucket!r}: {error.strerror}; check its name, and the endpoint, "
+                "region and credentials that boto3 finds",
             ) from None
 
     def write(self, identifier: str, open_message: Callable[[], BinaryIO]) -> str:
