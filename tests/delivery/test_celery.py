@@ -259,6 +259,26 @@ def test_a_report_that_fails_does_not_lose_the_message(
     assert (dead / "1-2-3.eml").exists() is with_dead_letters
 
 
+@pytest.mark.parametrize(("sender", "with_report"), [("ann@example.net", True), ("", True), ("ann@example.net", False)])
+def test_dead_letters_that_cannot_be_kept_do_not_lose_the_message(
+    tmp_path: Path, sender: str, with_report: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, reports = tmp_path / "x.eml", []
+    stored.write_bytes(BODY)
+
+    def fail(*arguments: Any) -> None:
+        raise ConnectionError("no database")
+
+    app = Celery("x", broker="memory://", set_as_current=False)
+    options = {"report": lambda *arguments: reports.append(arguments)} if with_report else {}
+    task = mail_task(app, "t", max_retries=0, dead_letters=stored / "dead", **options)(fail)
+    task.apply(args=[{**ENVELOPE, "sender": sender}, {"path": str(stored)}])
+    assert f"1-2-3: cannot keep the dead letter in {stored}/dead" in caplog.text
+    is_reported = with_report and sender != ""
+    assert len(reports) == is_reported
+    assert stored.exists() is not is_reported
+
+
 def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
