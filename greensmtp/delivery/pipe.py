@@ -22,12 +22,13 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import gevent
 from gevent import Timeout, get_hub, subprocess
+from gevent.fileobject import FileObject
 from gevent.lock import BoundedSemaphore
 
 from greensmtp.delivery._numbers import check_counts, check_numbers
@@ -300,20 +301,34 @@ def _start(
 ) -> tuple[Any, Any, Exception | None]:
     """Start a command. Return it, the greenlet that reads its output, and what went wrong."""
     try:
-        process: Any = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=folder,
-            start_new_session=True,
-            close_fds=True,
-            bufsize=0,  # so that closing an end of a pipe writes nothing
-        )
+        # Pipes of our own: when descriptors run out, Popen leaks the first one that it has opened.
+        with ExitStack() as theirs, ExitStack() as ours:
+            stdin = _open_pipe(reading=theirs, writing=ours)
+            stdout = _open_pipe(reading=ours, writing=theirs)
+            process: Any = subprocess.Popen(
+                arguments,
+                stdin=stdin[0],
+                stdout=stdout[1],
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+                close_fds=True,
+            )
+            ours.pop_all()
+        # Unbuffered, so that closing an end writes nothing.
+        process.stdin, process.stdout = FileObject(stdin[1], "wb", 0), FileObject(stdout[0], "rb", 0)
     except Exception as error:
         return None, None, error
     return process, gevent.spawn(_read, process.stdout, output), None
+
+
+def _open_pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
+    """Open a pipe, whose ends are closed by these two."""
+    ends = os.pipe()
+    reading.callback(os.close, ends[0])
+    writing.callback(os.close, ends[1])
+    return ends
 
 
 def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -308,6 +309,29 @@ def test_recipients_that_fit_into_no_variable_are_deferred(front: Front) -> None
         peer.expect("452 4.5.3", "354")
         peer.send(b"Hi.\r\n.\r\n")
         peer.expect("250")
+
+
+def test_no_descriptor_is_lost_when_descriptors_run_out(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = front(shell("cat >/dev/null"))
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n").startswith("250")
+        before = len([*Path("/dev/fd").iterdir()])
+        open_pipe = os.pipe
+        for left in range(3):
+            pipes = iter([open_pipe] * left)
+
+            def fail(pipes: Iterator[Any] = pipes) -> tuple[int, int]:
+                try:
+                    return next(pipes)()
+                except StopIteration:
+                    raise OSError(errno.EMFILE, "Too many open files") from None
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pipe", fail)
+                assert peer.deliver("Hi.\r\n").startswith("451 4.3.0")
+        assert len([*Path("/dev/fd").iterdir()]) == before
+        assert peer.deliver("Hi.\r\n").startswith("250")
 
 
 def test_a_server_in_a_thread_is_refused() -> None:
