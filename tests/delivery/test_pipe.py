@@ -321,7 +321,7 @@ def test_no_descriptor_is_lost_when_descriptors_run_out(front: Front, monkeypatc
         for left in range(3):
             pipes = iter([open_pipe] * left)
 
-            def fail(pipes: Iterator[Any] = pipes) -> tuple[int, int]:
+            def fail(pipes: Iterator[Any] = pipes) -> Any:
                 try:
                     return next(pipes)()
                 except StopIteration:
