@@ -87,7 +87,7 @@ class S3Store:
         :raises OSError: it cannot be noted.
         """
         key = f"{self._prefix}tasks/{identifier}"
-        in_thread_pool(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
+        self._pool.call(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
         """Return the notes of unsettled messages whose notes are older than ``seconds``.
@@ -98,7 +98,7 @@ class S3Store:
 
     def remove(self, url: str) -> None:
         """Remove a stored message, if it is still there."""
-        in_thread_pool(S3Message(url).remove)
+        self._pool.call(S3Message(url).remove)
 
     def _overdue(self, before: float) -> list[str]:
         found = []

@@ -94,7 +94,7 @@ class Store:
 
         :raises OSError: it cannot be noted.
         """
-        in_thread_pool(write_durably, self._folder / f"{identifier}.task", text.encode())
+        self._pool.call(write_durably, self._folder / f"{identifier}.task", text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
         """Return the notes of messages that are not done, and which nobody has taken up for so long.
@@ -105,7 +105,7 @@ class Store:
 
     def remove(self, path: str) -> None:
         """Remove a stored message, if it is still there."""
-        in_thread_pool(StoredMessage(Path(path)).remove)
+        self._pool.call(StoredMessage(Path(path)).remove)
 
 
 def _copy(path: Path, open_message: Callable[[], BinaryIO]) -> None:

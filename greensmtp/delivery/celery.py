@@ -22,7 +22,7 @@ from gevent import Timeout
 from gevent.monkey import is_module_patched
 
 from greensmtp.delivery._numbers import check_counts, check_numbers
-from greensmtp.delivery._store import open_store, stored_message
+from greensmtp.delivery._store import open_store
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.handed_off import MailEnvelope
 from greensmtp.errors import ArgumentError, Reject
@@ -30,7 +30,7 @@ from greensmtp.protocol.address import Address
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.server_info import ServerInfo
-from greensmtp.thread_pool import BoundedPool, in_thread_pool
+from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
@@ -140,6 +140,11 @@ class CeleryTask(Delivery):
             raise Reject(_TOO_LARGE)
         return {"path": self._store.write(envelope.id, open_message)}
 
+    def remove(self, path: str) -> None:
+        """Remove a stored message that no task has."""
+        assert self._store is not None
+        self._store.remove(path)
+
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
 
@@ -240,7 +245,7 @@ class _Queued(SpooledTransfer):
     def discard(self) -> None:
         """Remove the stored message, if no task has been sent."""
         if "path" in self._content:
-            in_thread_pool(stored_message(self._content["path"]).remove)
+            self._delivery.remove(self._content["path"])
 
 
 def _make_app(broker: str, timeout: float, connections: int) -> Any:

@@ -29,7 +29,7 @@ from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.server_info import ServerInfo
-from greensmtp.thread_pool import BoundedPool, in_thread_pool
+from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
@@ -128,6 +128,11 @@ class RedisStream(Delivery):
             raise Reject(_TOO_LARGE)
         return {"path": self._store.write(transfer.envelope.id, transfer.open).encode()}
 
+    def remove(self, path: str) -> None:
+        """Remove a stored message that no entry refers to."""
+        assert self._store is not None
+        self._store.remove(path)
+
     def add(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, bytes]) -> Result:
         """Add an entry, and return the refusal; None if the message is accepted.
 
@@ -198,7 +203,7 @@ class _Added(SpooledTransfer):
         """Remove the stored message, if no entry refers to it."""
         content, self._content = self._content, {}
         if "path" in content:
-            in_thread_pool(stored_message(content["path"].decode()).remove)
+            self._delivery.remove(content["path"].decode())
 
 
 def _connect(url: str, timeout: float, connections: int) -> Any:

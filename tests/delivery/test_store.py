@@ -29,15 +29,17 @@ def hangs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     event.written = []
 
     def after(function: Callable[..., Any]) -> Callable[..., Any]:
-        def wait_first(*arguments: Any) -> None:
+        def wait_first(*arguments: Any, **keywords: Any) -> None:
             event.wait()
-            function(*arguments)
+            function(*arguments, **keywords)
             event.written.append(arguments)
 
         return wait_first
 
     monkeypatch.setattr(_store, "write_durably", after(_store.write_durably))
-    monkeypatch.setattr(_s3, "_upload", after(lambda *arguments: None))
+    monkeypatch.setattr(_store.StoredMessage, "remove", after(_store.StoredMessage.remove))
+    for name in ("_upload", "_ask"):
+        monkeypatch.setattr(_s3, name, after(lambda *arguments, **keywords: None))
     yield event
     event.set()
 
@@ -51,10 +53,16 @@ def slow(smtp_server: MakeServer, tmp_path: Path) -> SMTPServer:
     return server
 
 
+@pytest.mark.parametrize("does", ["write", "note", "remove"])
 @pytest.mark.parametrize("place", ["folder", "s3://mail/incoming"])
-def test_a_store_that_hangs_leaves_threads_for_others(hangs: Any, tmp_path: Path, place: str) -> None:
+def test_a_store_that_hangs_leaves_threads_for_others(hangs: Any, tmp_path: Path, place: str, does: str) -> None:
     store = open_store(place if "://" in place else tmp_path)
-    writing = [gevent.spawn(store.write, f"{number}-1", io.BytesIO) for number in range(12)]
+    calls: dict[str, Callable[[str], object]] = {
+        "write": lambda name: store.write(name, io.BytesIO),
+        "note": lambda name: store.note(name, "what to do"),
+        "remove": lambda name: store.remove(f"{place if '://' in place else tmp_path}/{name}.eml"),
+    }
+    writing = [gevent.spawn(calls[does], f"{number}-1") for number in range(12)]
     gevent.sleep(0.1)
     with gevent.Timeout(2):
         in_thread_pool(int)
