@@ -78,7 +78,7 @@ class S3Store:
         """
         url = f"s3://{self._bucket}/{self._prefix}{identifier}.eml"
         upload = partial(_call, _upload, self._bucket, f"{self._prefix}{identifier}.eml", open_message)
-        write_undone(self._pool, upload, S3Message(url).remove)
+        write_or_remove(self._pool, upload, S3Message(url).remove)
         return url
 
     def note(self, identifier: str, text: str) -> None:
@@ -149,7 +149,7 @@ class S3Message:
         return _exists(self._bucket, f"{self._prefix}done/{self._id}") and not _exists(self._bucket, self._key)
 
 
-def write_undone(pool: BoundedPool, write: Callable[[], object], remove: Callable[[], object]) -> None:
+def write_or_remove(pool: BoundedPool, write: Callable[[], object], remove: Callable[[], object]) -> None:
     """Write in the thread pool. If the wait is interrupted, have what the thread still writes removed afterwards."""
     steps = Steps(pool)
     try:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from greensmtp.delivery._disk import flush_folder
-from greensmtp.delivery._s3 import THREADS, S3Message, S3Store, write_undone
+from greensmtp.delivery._s3 import THREADS, S3Message, S3Store, write_or_remove
 from greensmtp.thread_pool import BoundedPool, in_thread_pool
 
 logger = logging.getLogger("greensmtp")
@@ -86,7 +86,7 @@ class Store:
         :raises OSError: it cannot be stored; nothing is left of it.
         """
         path = self._folder / f"{identifier}.eml"
-        write_undone(self._pool, partial(_copy, path, open_message), StoredMessage(path).remove)
+        write_or_remove(self._pool, partial(_copy, path, open_message), StoredMessage(path).remove)
         return str(path)
 
     def note(self, identifier: str, text: str) -> None:

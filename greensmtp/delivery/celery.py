@@ -112,7 +112,7 @@ class CeleryTask(Delivery):
         """Make the folder for large messages, and remove what nobody has fetched in a week."""
         if self._store is not None:
             self._store.start()
-        self._servers += 1
+        self._servers += 1  # only now, since what has failed to start is not stopped
         if self._resend is not None and self._resender is None:
             self._resender = gevent.spawn(self._send_again)
 

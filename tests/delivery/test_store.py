@@ -12,7 +12,7 @@ import pytest
 
 from greensmtp import SMTPServer
 from greensmtp._native import native
-from greensmtp.delivery import CeleryTask, Deliveries, _s3, _store
+from greensmtp.delivery import CeleryTask, Deliveries, Spool, _s3, _store
 from greensmtp.delivery._store import open_store
 from greensmtp.session.spool import BATCH
 from greensmtp.testing import dial
@@ -80,3 +80,26 @@ def test_a_message_whose_client_was_refused_meanwhile_is_removed(
     hangs.set()
     until(lambda: hangs.written, "the thread has written the message")
     until(lambda: not [*(tmp_path / "store").iterdir()], "it is removed")
+
+
+@pytest.mark.parametrize(
+    ("make", "runs"),
+    [
+        (lambda path: CeleryTask("t", app=App(), store=path, resend=60.0), "_resender"),
+        (lambda path: Spool(path, to="smtp://127.0.0.1:1"), "_sender"),
+    ],
+)
+def test_a_delivery_ends_with_its_server_though_it_failed_to_start_before(
+    smtp_server: MakeServer, tmp_path: Path, make: Callable[[Path], Any], runs: str
+) -> None:
+    path = tmp_path / "folder"
+    path.touch()
+    delivery = make(path)
+    server = smtp_server(start=False)
+    with pytest.raises(OSError, match="folder"):
+        delivery.start(server)
+    path.unlink()
+    delivery.start(server)
+    assert getattr(delivery, runs) is not None
+    delivery.stop(server)
+    assert getattr(delivery, runs) is None
