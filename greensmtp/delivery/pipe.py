@@ -314,6 +314,7 @@ def _start(
                 cwd=folder,
                 start_new_session=True,
                 close_fds=True,
+                preexec_fn=_reset_signals,
             )
             ours.pop_all()
         # Unbuffered, so that closing an end writes nothing.
@@ -321,6 +322,12 @@ def _start(
     except Exception as error:
         return None, None, error
     return process, gevent.spawn(_read, process.stdout, output), None
+
+
+def _reset_signals() -> None:
+    """Runs in the child, before the command: a command inherits what is ignored, and workers ignore these."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _open_pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:

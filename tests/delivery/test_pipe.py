@@ -334,6 +334,20 @@ def test_no_descriptor_is_lost_when_descriptors_run_out(front: Front, monkeypatc
         assert peer.deliver("Hi.\r\n").startswith("250")
 
 
+def test_the_command_ignores_no_signal_that_the_server_ignores(front: Front, tmp_path: Path) -> None:
+    """A worker ignores SIGHUP and SIGINT, which a command may send to its own children."""
+    server = front(shell(f"grep SigIgn /proc/self/status >{tmp_path}/ignored"))
+    numbers = (signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        assert deliver(server).startswith("250")
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    assert not any(ignored & 1 << number - 1 for number in numbers)
+
+
 def test_a_server_in_a_thread_is_refused() -> None:
     """gevent would start the command there, and close its input at once: an empty message."""
     server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
