@@ -197,7 +197,7 @@ def test_a_confirmation_that_comes_late_is_not_that_of_the_next_message(
     """py-amqp takes any confirmation on a channel for the one that it waits for."""
     proxy = AnswerProxy(broker.port)
     try:
-        with patched_frontend(proxy) if patched else dial(front(proxy_url(proxy), connections=1)) as peer:
+        with patched_frontend(proxy) if patched else dial(front(proxy_url(proxy))) as peer:
             peer.hello()
             send(peer)
             proxy.holds = True
