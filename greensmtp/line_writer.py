@@ -4,6 +4,9 @@ How it works. ``say`` appends a line to a deque, and wakes the thread if it is i
 milliseconds, then takes all of them and writes them in one piece. So most lines cost the caller one append, without a
 lock or a wake-up.
 
+A thread that ends says so first, and then looks for lines. A caller appends its line first, and then looks for a
+thread. So one of the two finds the other.
+
 Rules of this file:
 
 - Nothing is formatted in the thread: it would compete with the hub for the GIL.
@@ -18,7 +21,8 @@ import os
 import select
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, TextIO
 from weakref import WeakSet
 
@@ -56,27 +60,27 @@ class LineWriter:
         self._lines: deque[str] = deque()
         #: Wakes the thread, once for each item.
         self._wake: Any = native("queue", "SimpleQueue")()
+        #: Held by the thread until its end; each thread has one of its own.
         self._at_work: Any = native("_thread", "allocate_lock")()
         self._starting: Any = native("_thread", "allocate_lock")()
         self._started = self._is_idle = self._is_ending = False
         self._dropped = 0
+        #: What ends a line that a full disk has cut, so that the next line does not continue it.
+        self._remedy = b""
 
     def say(self, line: str) -> None:
         """Queue a line to be written. Never wait, and never raise."""
-        lines = self._lines
-        if self._is_idle and self._started:  # the most common case
-            self._is_idle = False
-            lines.append(line)
-            self._wake.put(None)
+        if len(self._lines) >= MAX_WAITING:
+            self._dropped += 1
         elif self._descriptor is None:
             self._print(line)
-        elif len(lines) < MAX_WAITING and (self._started or self._start(self._descriptor)):
-            lines.append(line)
+        else:
+            self._lines.append(line)
             if self._is_idle:
                 self._is_idle = False
                 self._wake.put(None)
-        else:
-            self._dropped += 1
+            elif not self._started:
+                self._start(self._descriptor)
 
     def redirect(self, stream: TextIO | None) -> None:
         """Write further lines to another stream."""
@@ -85,28 +89,31 @@ class LineWriter:
 
     def finish(self, timeout: float = 1.0) -> bool:
         """Write the waiting lines and end the thread; return False if that takes longer than ``timeout`` seconds."""
-        if not self._started:
+        if not (self._started or self._lines):
             return True
+        at_work = self._at_work
         self._is_ending = True
         self._wake.put(None)
-        if not self._at_work.acquire(timeout=timeout):
+        if not at_work.acquire(timeout=timeout):
             return False
-        self._at_work.release()
+        at_work.release()
         return True
 
-    def _start(self, descriptor: int) -> bool:
+    def _start(self, descriptor: int) -> None:
+        """Start a thread for the waiting lines; if that is impossible, they wait for another line."""
         with self._starting:  # held very briefly
-            if not self._started:
-                self._at_work.acquire()
-                try:
-                    self._is_ending = False
-                    self._is_idle = True
-                    native("_thread", "start_new_thread")(self._write_all, (descriptor,))
-                except RuntimeError:  # no thread can be started
-                    self._at_work.release()
-                    return False
-                self._started = True
-        return True
+            if self._started:
+                return
+            before, self._at_work = self._at_work, native("_thread", "allocate_lock")()
+            self._at_work.acquire()
+            self._is_ending = False
+            try:
+                native("_thread", "start_new_thread")(self._write_all, (descriptor, before, self._at_work))
+            except RuntimeError:  # no thread can be started
+                self._at_work = before
+                return
+            self._started = True
+            self._wake.put(None)
 
     def _print(self, line: str) -> None:
         try:
@@ -116,9 +123,12 @@ class LineWriter:
         except (OSError, ValueError):
             pass  # closed
 
-    def _write_all(self, descriptor: int) -> None:
+    def _write_all(self, descriptor: int, before: Any, at_work: Any) -> None:
+        """Write lines until ``finish``, once the thread before this one has ended."""
         pause, wake = native("time", "sleep"), self._wake
         most = _most_at_once(descriptor)
+        with before:
+            pass
         while True:
             wake.get()
             if not self._is_ending:
@@ -126,27 +136,55 @@ class LineWriter:
             is_ending = self._is_ending
             self._is_idle = True
             self._write_waiting(descriptor, most)
-            if is_ending and not self._lines:
+            if is_ending and not self._lines and self._has_ended():
                 break
-        self._is_idle = False
-        self._started = False
-        self._at_work.release()
+        at_work.release()
+
+    def _has_ended(self) -> bool:
+        """End the thread; return False if a line has come that no other thread will write."""
+        self._is_idle = self._started = False
+        if not self._lines:
+            return True
+        with self._starting:
+            if not self._started:  # else the caller has started another thread
+                self._started = True
+                self._wake.put(None)
+                return False
+        return True
 
     def _write_waiting(self, descriptor: int, most: float) -> None:
         """Write all waiting lines, and the number of dropped ones."""
         take = self._lines.popleft
         lines = [take() for _ in range(len(self._lines))]
-        if self._dropped:
-            dropped, self._dropped = self._dropped, 0
+        dropped, self._dropped = self._dropped, 0
+        if dropped:
             lines.append(self._gap(dropped))
         if not lines:
             return
+        written = -len(self._remedy)
+        for piece in self._pieces(lines, most):
+            data = self._remedy + piece
+            done = _write(descriptor, data)
+            written += done
+            if done < len(data):
+                if done:
+                    self._remedy = b"" if data[:done].endswith(b"\n") else b"\n"
+                self._dropped += self._lost(lines, written) + (dropped - 1 if dropped else 0)
+                return
+            self._remedy = b""
+
+    def _pieces(self, lines: list[str], most: float) -> Iterator[bytes]:
         if most == math.inf:
-            lines.append("")
-            _write(descriptor, "\n".join(lines).encode(self._encoding, "backslashreplace"))
-            return
-        for piece in _pieces([f"{line}\n".encode(self._encoding, "backslashreplace") for line in lines], int(most)):
-            _write(descriptor, piece)
+            yield "\n".join([*lines, ""]).encode(self._encoding, "backslashreplace")
+        else:
+            yield from _pieces([self._encode(line) for line in lines], int(most))
+
+    def _lost(self, lines: Sequence[str], written: int) -> int:
+        """Return how many lines are missing, or are cut, if so many bytes of them were written."""
+        return sum(end > written for end in accumulate(len(self._encode(line)) for line in lines))
+
+    def _encode(self, line: str) -> bytes:
+        return f"{line}\n".encode(self._encoding, "backslashreplace")
 
 
 _writers: WeakSet[LineWriter] = WeakSet()
@@ -192,15 +230,18 @@ def _pieces(lines: list[bytes], most: int) -> Iterator[bytes]:
     yield b"".join(piece)
 
 
-def _write(descriptor: int, data: bytes) -> None:
+def _write(descriptor: int, data: bytes) -> int:
+    """Write bytes; return how many were written, fewer if the reader is gone or the disk is full."""
     # Not through the stream: a line that it cannot write would stay in its buffer, and fail again at exit.
+    done = 0
     try:
-        while data:
+        while done < len(data):
             try:
-                data = data[os.write(descriptor, data) :]
+                done += os.write(descriptor, data[done:] if done else data)
             except BlockingIOError:  # the descriptor is non-blocking, but this thread may wait
                 waiting = native("select", "poll")()
                 waiting.register(descriptor, select.POLLOUT)
                 waiting.poll()
     except OSError:
-        pass  # the reader is gone, or the disk is full; the server must go on
+        pass  # the server must go on
+    return done

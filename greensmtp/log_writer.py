@@ -9,7 +9,9 @@ import re
 import sys
 import time
 from datetime import UTC, datetime
+from operator import attrgetter
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol, TextIO
 from weakref import WeakSet
 
@@ -89,14 +91,13 @@ class LogHandler(logging.Handler):
 
     def is_as_made(self, level: int) -> bool:
         """Return True if it writes every record of this level in its own format, with no override and no filter."""
-        kind = type(self)
         return (
             level >= self.level
             and not self.filters
             and self.formatter is self._own_formatter
             and (self.log_format == "json" or _writes_usual_times(self._own_formatter))
-            and (kind is LogHandler or all(getattr(kind, name) is getattr(LogHandler, name) for name in _METHODS))
-            and _METHODS.isdisjoint(vars(self))
+            and _methods_of_handler(type(self)) == _OWN_OF_HANDLER
+            and _HANDLER_METHODS.isdisjoint(vars(self))
         )
 
     def handleError(self, record: logging.LogRecord) -> None:
@@ -135,7 +136,7 @@ class LogHandler(logging.Handler):
         record = {
             "name": "greensmtp",
             "levelname": "WARNING",
-            "msg": f"{lines} records dropped: the log is read too slowly",
+            "msg": f"{lines} records dropped: the log could not be written, or not fast enough",
         }
         return self.format(logging.makeLogRecord(record))
 
@@ -163,14 +164,31 @@ def reopen_logs() -> None:
 _PASSES_FOR_RECORD = re.compile(r"\d| (?! )")
 
 
-#: The methods of a handler that a record passes through. An override of one of them needs the record.
-_METHODS = frozenset({"handle", "filter", "emit", "format", "acquire"})
+def _own(kind: Any, name: str, *modules: Any) -> object:
+    """Return a method as its module has defined it; if another program has replaced it, what no method is."""
+    method = getattr(kind, name)
+    sources = {each.__file__ for each in modules}
+    is_own = isinstance(method, FunctionType) and method.__code__.co_filename in sources
+    return method if is_own else object()
+
+
+#: The methods of a handler and of a logger that a record passes through. An override of one of them needs the record,
+#: and error trackers replace them for all loggers. (``attrgetter`` gets all of them in one call.)
+_HANDLER_METHODS = frozenset({"handle", "filter", "emit", "format", "acquire"})
+_LOGGER_METHODS = frozenset({"handle", "filter", "makeRecord", "callHandlers"})
+_methods_of_handler, _methods_of_logger = attrgetter(*_HANDLER_METHODS), attrgetter(*_LOGGER_METHODS)
+_OWN_OF_HANDLER = tuple(_own(LogHandler, name, logging, sys.modules[__name__]) for name in _HANDLER_METHODS)
+_OWN_OF_LOGGER = tuple(_own(logging.Logger, name, logging) for name in _LOGGER_METHODS)
+
+#: That which writes the time.
+_FORMAT_TIME = _own(logging.Formatter, "formatTime", logging)
 
 
 def _writes_usual_times(formatter: logging.Formatter) -> bool:
     """Return True unless the program has changed the format of times, as ``Formatter.converter = time.gmtime`` does."""
     return (
-        formatter.converter is time.localtime
+        type(formatter).formatTime is _FORMAT_TIME
+        and formatter.converter is time.localtime
         and formatter.datefmt is None
         and formatter.default_time_format == "%Y-%m-%d %H:%M:%S"
         and formatter.default_msec_format == "%s,%03d"
@@ -217,15 +235,13 @@ def _as_json(fields: dict[str, Any], now: float) -> str:
 def sole_handler(logger: logging.Logger, level: int) -> LogHandler | None:
     """Return the handler if this logger's records of a level reach one LogHandler and nothing else.
 
-    Then only the written line is observable: there is no filter, no other handler, and no custom record factory or
-    formatter. This check takes half a microsecond, making a record ten.
+    Then only the written line is observable: there is no filter, no other handler, no custom record factory or
+    formatter, and no method of ``logging`` that another program has replaced. This check takes one or two microseconds,
+    making a record ten.
     """
     if logger.filters or logging.getLogRecordFactory() is not logging.LogRecord:
         return None
-    kind = type(logger)
-    if kind is not logging.Logger and any(
-        getattr(kind, name) is not getattr(logging.Logger, name) for name in ("handle", "makeRecord", "callHandlers")
-    ):
+    if _methods_of_logger(type(logger)) != _OWN_OF_LOGGER or not _LOGGER_METHODS.isdisjoint(vars(logger)):
         return None
     found: logging.Handler | None = None
     each: logging.Logger | None = logger

@@ -36,6 +36,9 @@ _PLACES = {"from": frozenset({State.GREETED}), "to": frozenset({State.SENDER, St
 #: Maximum number of bytes of a header section that is sent to the program.
 MAX_HEADER = 64 * 1024
 
+#: Recipients before a RCPT that the program is told of.
+MAX_RECIPIENTS = 100
+
 _FAILED = Reply(451, "4.3.0 The policy cannot be asked, try again later")
 _REFUSED, _DEFERRED = Reply(550, "5.7.1 Refused by policy"), Reply(451, "4.7.1 Try again later")
 
@@ -48,8 +51,8 @@ class PolicyHook:
 
     The request has ``stage`` and the values that are known at this stage: ``session``, ``peer``, ``hello``, ``tls``,
     ``protocol``, ``identity``, ``server``; ``from``, the sender, and ``to``, the recipients so far; after
-    ``connect`` also ``id``; at ``to`` also ``recipient``; at ``message`` also ``size`` and ``headers``, a list of names
-    and values.
+    ``connect`` also ``id``; at ``to`` also ``recipient``, and of the recipients so far the first 100, with the number
+    of all in ``to_count``; at ``message`` also ``size`` and ``headers``, a list of names and values.
 
     The response has ``action``: ``"accept"``, ``"reject"`` or ``"defer"``; for a refusal, ``code`` (4xx or 5xx) and
     ``text``; for an acceptance at ``message``, ``add_headers``, a list of names and values.
@@ -125,6 +128,8 @@ class PolicyHook:
             address: Address = command.address  # type: ignore[attr-defined]
             about["id"] = session.transaction_id
             about["from" if stage == "from" else "recipient"] = str(address)
+            if stage == "to":
+                about["to_count"] = len(session.to)
         refusal = self._ask(session, about)
         return proceed(session, command) if refusal is None else refusal
 
@@ -143,6 +148,8 @@ class PolicyHook:
         return proceed(session, command) if refusal is None else refusal
 
     def _describe(self, session: Session, stage: Stage) -> dict[str, Any]:
+        # All recipients at each RCPT would be a quadratic number of bytes.
+        recipients = session.to[:MAX_RECIPIENTS] if stage == "to" else session.to
         return {
             "stage": stage,
             "session": session.id,
@@ -153,7 +160,7 @@ class PolicyHook:
             "identity": None if session.identity is None else str(session.identity),
             "server": session.server.hostname,
             "from": None if session.from_ is None else str(session.from_),
-            "to": [str(each) for each in session.to],
+            "to": [str(each) for each in recipients],
         }
 
     def _ask(self, session: Session, about: dict[str, Any]) -> Reply | None:

@@ -6,7 +6,10 @@ import fcntl
 import logging
 import os
 import select
+import subprocess
+import sys
 import threading
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from greensmtp.line_writer import LineWriter
 from greensmtp.log_writer import LogHandler, reopen_logs
 from tests import forked
+from tests.helpers import until
 
 
 @pytest.fixture
@@ -140,6 +144,65 @@ def test_lines_of_several_processes_to_one_pipe_stay_whole() -> None:
     whole_lines(data.decode())
 
 
+class Racing(deque[str]):
+    """Waiting lines; when the writer's thread finds none at its end, another thread adds one right after that."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+        self.added: list[str] = []
+        self._adds = False
+
+    def __len__(self) -> int:
+        size = super().__len__()
+        if not size and self._writer._is_ending and len(self.added) < 9 and not self._adds:
+            self._adds = True
+            self.added.append(f"late {len(self.added)}")
+            other = threading.Thread(target=self._writer.say, args=(self.added[-1],))
+            other.start()
+            other.join()
+            self._adds = False
+        return size
+
+    def __bool__(self) -> bool:
+        return len(self) > 0
+
+
+def test_a_line_of_another_thread_at_the_last_moment_is_not_lost(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("a") as file:
+        writer = LineWriter(file)
+        lines = writer._lines = Racing(writer)
+        writer.say("first")
+        until(lambda: writer.finish() and len(lines.added) == 9, "all lines")
+        assert writer.finish()
+    assert (tmp_path / "log").read_text().splitlines() == ["first", *lines.added]
+
+
+#: Lines for a file that must not grow for some time, as on a full disk.
+FULL_DISK = """
+import resource, sys
+from greensmtp.line_writer import LineWriter
+most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+with open(sys.argv[1], "a") as file:
+    writer = LineWriter(file)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (15, most))
+    for line in ("one", "two", "three", "four"):
+        writer.say(line)
+    writer.finish()
+    writer.say("five")
+    writer.finish()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    writer.say("six")
+    writer.finish()
+"""
+
+
+@pytest.mark.subprocess
+def test_what_a_full_disk_has_no_room_for_is_counted_and_joins_no_other_line(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path / "log")], check=True, timeout=60)
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert lines == ["one", "two", "three", "f", "six", "(2 lines dropped)"]
+
+
 def test_a_line_longer_than_a_pipe_takes_at_once_is_written(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     with os.fdopen(writing, "w") as stream:
@@ -153,7 +216,12 @@ def test_a_line_longer_than_a_pipe_takes_at_once_is_written(tmp_path: Path) -> N
 
 def test_a_pipe_gets_whole_lines_of_as_much_as_it_takes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces: list[bytes] = []
-    monkeypatch.setattr("greensmtp.line_writer._write", lambda descriptor, data: pieces.append(data))
+
+    def write(descriptor: int, data: bytes) -> int:
+        pieces.append(data)
+        return len(data)
+
+    monkeypatch.setattr("greensmtp.line_writer._write", write)
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
         writer = LineWriter(stream)

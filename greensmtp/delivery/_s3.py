@@ -14,20 +14,22 @@ Rules of this file:
 from __future__ import annotations
 
 import errno
-import io
 import logging
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any, BinaryIO, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from greensmtp.errors import ArgumentError
-from greensmtp.thread_pool import in_thread_pool
+from greensmtp.thread_pool import BoundedPool, Steps, in_thread_pool
 
 #: Timeouts of a connection and of a response, in seconds. boto3 makes three attempts in total.
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5.0, 30.0
+
+#: How many of gevent's ten threads one store may use for messages, so that one that hangs leaves threads for others.
+THREADS = 5
 
 logger = logging.getLogger("greensmtp")
 
@@ -52,23 +54,32 @@ class S3Store:
             raise ModuleNotFoundError("a store in S3 needs boto3: pip install 'greensmtp[s3]'") from None
         self._bucket = parts.hostname
         self._prefix = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self._pool = BoundedPool(THREADS)
 
     def start(self) -> None:
         """Check that the bucket can be reached.
 
         :raises OSError: it cannot be reached.
         """
-        in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
+        try:
+            in_thread_pool(_ask, "head_bucket", Bucket=self._bucket)
+        except OSError as error:
+            raise OSError(
+                errno.EIO,
+                f"cannot use the bucket {self._bucket!r}: {error.strerror}; check its name, and the endpoint, "
+                "region and credentials that boto3 finds",
+            ) from None
 
-    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
+    def write(self, identifier: str, open_message: Callable[[], BinaryIO]) -> str:
         """Store a message, and return its URL. On return, S3 has the whole message.
 
-        :param beginning: the bytes that were already read from ``source``.
+        :param open_message: called in a thread of the pool.
         :raises OSError: it cannot be stored.
         """
-        key = f"{self._prefix}{identifier}.eml"
-        in_thread_pool(_call, _upload, self._bucket, key, _Joined(beginning, source))
-        return f"s3://{self._bucket}/{key}"
+        url = f"s3://{self._bucket}/{self._prefix}{identifier}.eml"
+        upload = partial(_call, _upload, self._bucket, f"{self._prefix}{identifier}.eml", open_message)
+        write_or_remove(self._pool, upload, S3Message(url).remove)
+        return url
 
     def note(self, identifier: str, text: str) -> None:
         """Store what to do with a message, until the message is settled.
@@ -76,7 +87,7 @@ class S3Store:
         :raises OSError: it cannot be written.
         """
         key = f"{self._prefix}tasks/{identifier}"
-        in_thread_pool(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
+        self._pool.call(_ask, "put_object", Bucket=self._bucket, Key=key, Body=text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
         """Return the notes of unsettled messages whose notes are older than ``seconds``.
@@ -87,7 +98,7 @@ class S3Store:
 
     def remove(self, url: str) -> None:
         """Remove a stored message, if it is still there."""
-        in_thread_pool(S3Message(url).remove)
+        self._pool.call(S3Message(url).remove)
 
     def _overdue(self, before: float) -> list[str]:
         found = []
@@ -138,32 +149,23 @@ class S3Message:
         return _exists(self._bucket, f"{self._prefix}done/{self._id}") and not _exists(self._bucket, self._key)
 
 
-class _Joined(io.RawIOBase):
-    """A stream of the bytes that were already read, and the rest of the file."""
-
-    def __init__(self, beginning: bytes, rest: BinaryIO) -> None:
-        self._beginning = io.BytesIO(beginning)
-        self._rest = rest
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return ``size`` bytes, fewer only at the end: boto3 takes a short read for the end."""
-        if size is None or size < 0:
-            return self._beginning.read() + self._rest.read()
-        data = self._beginning.read(size)
-        while len(data) < size and (more := self._rest.read(size - len(data))):
-            data += more
-        return data
+def write_or_remove(pool: BoundedPool, write: Callable[[], object], remove: Callable[[], object]) -> None:
+    """Write in the thread pool. If the wait is interrupted, have what the thread still writes removed afterwards."""
+    steps = Steps(pool)
+    try:
+        steps.run(write)
+    except BaseException:
+        if steps.busy:
+            steps.end(remove)
+        raise
 
 
-def _upload(bucket: str, key: str, source: _Joined) -> None:
+def _upload(bucket: str, key: str, open_message: Callable[[], BinaryIO]) -> None:
     from boto3.s3.transfer import TransferConfig
 
-    # In parts of 8 MB, one after the other, so that no further threads start and memory stays flat.
-    _client().upload_fileobj(source, bucket, key, Config=TransferConfig(use_threads=False))
+    with open_message() as source:
+        # In parts of 8 MB, one after the other, so that no further threads start and memory stays flat.
+        _client().upload_fileobj(source, bucket, key, Config=TransferConfig(use_threads=False))
 
 
 def _read(bucket: str, key: str) -> bytes:
@@ -200,8 +202,11 @@ def _client_of(pid: int) -> Any:
 
     timeouts = {"connect_timeout": _CONNECT_TIMEOUT, "read_timeout": _READ_TIMEOUT}
     config = Config(retries={"mode": "standard", "max_attempts": 3}, **timeouts)
-    # Its own session: boto3's default one is not safe if two threads make a client at the same time.
-    return boto3.session.Session().client("s3", config=config)
+    try:
+        # Its own session: boto3's default one is not safe if two threads make a client at the same time.
+        return boto3.session.Session().client("s3", config=config)
+    except ValueError:  # its text is left out: it quotes the URL, which may have a password
+        raise OSError(errno.EIO, "S3: boto3 cannot make a client; is the endpoint a URL?") from None
 
 
 def _call(function: Callable[P, T], /, *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from greensmtp.delivery._disk import flush_folder
-from greensmtp.delivery._s3 import S3Message, S3Store
-from greensmtp.thread_pool import in_thread_pool
+from greensmtp.delivery._s3 import THREADS, S3Message, S3Store, write_or_remove
+from greensmtp.thread_pool import BoundedPool, in_thread_pool
 
 logger = logging.getLogger("greensmtp")
 
@@ -71,19 +73,20 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder).absolute()
+        self._pool = BoundedPool(THREADS)
 
     def start(self) -> None:
         """Create the folder, and remove messages that no program has fetched in a week."""
         in_thread_pool(_start, self._folder, time.time() - STALE)
 
-    def write(self, identifier: str, beginning: bytes, source: BinaryIO) -> str:
+    def write(self, identifier: str, open_message: Callable[[], BinaryIO]) -> str:
         """Store a message durably, and return its path.
 
-        :param beginning: the bytes that were already read from ``source``.
+        :param open_message: called in a thread of the pool.
         :raises OSError: it cannot be stored; nothing is left of it.
         """
         path = self._folder / f"{identifier}.eml"
-        in_thread_pool(write_durably, path, beginning, source)
+        write_or_remove(self._pool, partial(_copy, path, open_message), StoredMessage(path).remove)
         return str(path)
 
     def note(self, identifier: str, text: str) -> None:
@@ -91,7 +94,7 @@ class Store:
 
         :raises OSError: it cannot be written.
         """
-        in_thread_pool(write_durably, self._folder / f"{identifier}.task", text.encode())
+        self._pool.call(write_durably, self._folder / f"{identifier}.task", text.encode())
 
     def overdue(self, seconds: float) -> list[str]:
         """Return the notes of unsettled messages whose notes are older than ``seconds``.
@@ -102,22 +105,27 @@ class Store:
 
     def remove(self, path: str) -> None:
         """Remove a stored message, if it is still there."""
-        in_thread_pool(StoredMessage(Path(path)).remove)
+        self._pool.call(StoredMessage(Path(path)).remove)
+
+
+def _copy(path: Path, open_message: Callable[[], BinaryIO]) -> None:
+    with open_message() as source:
+        write_durably(path, b"", source)
 
 
 def write_durably(path: Path, beginning: bytes, source: BinaryIO | None = None) -> None:
     """Write a file under its name only when it is complete, and flush both."""
-    partial_path = path.with_suffix(f"{path.suffix}.partial")
+    unfinished = path.with_suffix(f"{path.suffix}.partial")
     try:
-        with partial_path.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.write(beginning)
             while source is not None and (piece := source.read(_PIECE)):
                 file.write(piece)
             file.flush()
             os.fsync(file.fileno())
-        partial_path.replace(path)
+        unfinished.replace(path)
     except BaseException:
-        partial_path.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
 

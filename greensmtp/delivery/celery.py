@@ -21,19 +21,24 @@ import gevent
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
-from greensmtp.delivery._store import open_store, stored_message
+from greensmtp.delivery._numbers import check_counts, check_numbers
+from greensmtp.delivery._store import open_store
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.handed_off import MailEnvelope
 from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
+from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.server_info import ServerInfo
-from greensmtp.thread_pool import BoundedPool, in_thread_pool
+from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
 _NO_BROKER = Reply(451, "4.4.1 The queue does not answer")
 _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
+
+#: How many of gevent's ten threads one delivery may use, so that a queue that hangs leaves threads for others.
+_THREADS = 4
 
 
 class TaskSender(Protocol):
@@ -58,7 +63,7 @@ class CeleryTask(Delivery):
         is then written to the store. So a task that the broker loses is sent again. None: never.
     :param inline: maximum number of bytes of a message that is part of the task.
     :param timeout: seconds to wait for the broker.
-    :param connections: maximum number of tasks published at once.
+    :param connections: maximum number of tasks published at once; in a process that is not patched, at most 4.
     :param app: in Python, the Celery application to send with, instead of ``broker``.
     :raises ModuleNotFoundError: celery is not installed.
     :raises ArgumentError: an argument is invalid.
@@ -83,11 +88,12 @@ class CeleryTask(Delivery):
             raise ArgumentError("task", "expected the name of a task; got an empty one")
         if (broker is None) == (app is None):
             raise ArgumentError("broker", "or app must be given, and not both")
-        for name, value in (("inline", inline), ("timeout", timeout), ("connections", connections)):
-            if not value > 0:
-                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
-        if resend is not None and (store is None or not resend > 0):
-            raise ArgumentError("resend", "expected a number above 0, and a store")
+        if app is not None and not callable(getattr(app, "send_task", None)):
+            raise ArgumentError("app", f"expected a Celery application; got {app!r}")
+        check_numbers(timeout=timeout, **({} if resend is None else {"resend": resend}))
+        check_counts(inline=inline, connections=connections)
+        if resend is not None and store is None:
+            raise ArgumentError("resend", "expected a store with it; got none")
         self.task = task
         self._resend = resend
         self._servers = 0
@@ -97,16 +103,16 @@ class CeleryTask(Delivery):
         self._store = None if store is None else open_store(store)
         self._inline = inline
         self._timeout = timeout
-        self._pool = BoundedPool(connections)
+        self._pool = BoundedPool(min(connections, _THREADS))
 
     def __repr__(self) -> str:
         return f"<CeleryTask {self.task}>"
 
     def start(self, server: ServerInfo) -> None:
         """Create the folder for large messages, and remove those that no worker has fetched in a week."""
-        self._servers += 1
         if self._store is not None:
             self._store.start()
+        self._servers += 1  # only now, since what has failed to start is not stopped
         if self._resend is not None and self._resender is None:
             self._resender = gevent.spawn(self._send_again)
 
@@ -128,13 +134,18 @@ class CeleryTask(Delivery):
         """
         with open_message() as source:
             content = source.read(self._inline + 1)
-            if len(content) <= self._inline and self._resend is None:
-                return {"content": base64.b64encode(content).decode()}
-            if self._store is None:
-                text = "%s: celery: the message has more than %d bytes, and no store is set; replying 552"
-                logger.warning(text, envelope.session.log_id, self._inline)
-                raise Reject(_TOO_LARGE)
-            return {"path": self._store.write(envelope.id, content, source)}
+        if len(content) <= self._inline and self._resend is None:
+            return {"content": base64.b64encode(content).decode()}
+        if self._store is None:
+            text = "%s: celery: the message has more than %d bytes, and no store is set; replying 552"
+            logger.warning(text, envelope.session.log_id, self._inline)
+            raise Reject(_TOO_LARGE)
+        return {"path": self._store.write(envelope.id, open_message)}
+
+    def remove(self, path: str) -> None:
+        """Remove a stored message that no task has."""
+        assert self._store is not None
+        self._store.remove(path)
 
     def send(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, str]) -> None:
         """Send the task, and wait for the broker.
@@ -179,12 +190,19 @@ class CeleryTask(Delivery):
             gevent.sleep(self._resend / 2)
             try:
                 for text in self._store.overdue(self._resend):
-                    arguments = json.loads(text)
-                    identifier = arguments[0]["id"]
-                    logger.warning("%s: no worker has finished it in %g s; sent again", identifier, self._resend)
-                    self._publish(identifier, arguments)
+                    self._send_task_again(text)
             except Exception as error:  # to be tried again at the next run
                 logger.warning("celery: cannot send unfinished tasks again: %s", str(error) or type(error).__name__)
+
+    def _send_task_again(self, text: str) -> None:
+        try:
+            arguments = json.loads(text)
+            identifier = arguments[0]["id"]
+        except (ValueError, LookupError, TypeError):  # it must not hold up the others
+            logger.error("celery: cannot send again: a note in the store is malformed: %s", shown(text))
+            return
+        logger.warning("%s: no worker has finished it in %g s; sent again", identifier, self._resend)
+        self._publish(identifier, arguments)
 
 
 def _call_in_greenlet(function: Callable[[], object]) -> None:
@@ -229,7 +247,7 @@ class _Queued(SpooledTransfer):
     def discard(self) -> None:
         """Remove the stored message, if no task has been sent."""
         if "path" in self._content:
-            in_thread_pool(stored_message(self._content["path"]).remove)
+            self._delivery.remove(self._content["path"])
 
 
 def _make_app(broker: str, timeout: float, connections: int) -> Any:

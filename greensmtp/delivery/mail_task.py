@@ -111,26 +111,32 @@ def _make_base() -> Any:
                 text = "%s: cannot read %s; it stays in the store, and no report is sent"
                 logger.exception(text, envelope.id, content.location)
                 return
-            if self.dead_letters is not None:
-                _keep(self.dead_letters, envelope, message, error)
+            is_kept = self.dead_letters is not None and _keep(self.dead_letters, envelope, message, error)
+            # Nobody is told of a message with the null sender.
+            is_told = self.report is not None and not envelope.sender and self.dead_letters is None
             if self.report is not None and envelope.sender:
                 try:
                     self.report(make_report(envelope, message, error), envelope.sender)
+                    is_told = True
                 except Exception:
                     logger.exception("%s: report raised; its sender %s gets none", envelope.id, envelope.sender)
-                    if self.dead_letters is None:
-                        return  # a stored message stays
-            if self.dead_letters is not None or self.report is not None:
+            if is_kept or is_told:  # else a stored message stays
                 _settle(arguments[1])
 
     return MailTask
 
 
-def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseException) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _keep(folder: Path, envelope: MailEnvelope, message: bytes, error: BaseException) -> bool:
+    """Keep a dead letter; return False if that is impossible, so that its sender still gets a report."""
     about = json.dumps({**envelope._asdict(), "error": f"{type(error).__name__}: {error}"}, indent=2)
-    write_durably(folder / f"{envelope.id}.json", about.encode())
-    write_durably(folder / f"{envelope.id}.eml", message)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / f"{envelope.id}.json", about.encode())
+        write_durably(folder / f"{envelope.id}.eml", message)
+    except OSError:
+        logger.exception("%s: cannot keep the dead letter in %s", envelope.id, folder)
+        return False
+    return True
 
 
 def make_report(envelope: MailEnvelope, message: bytes, error: BaseException) -> bytes:

@@ -2,12 +2,14 @@
 
 How it works. The command runs when the message is complete, and the client waits for it. ``gevent.subprocess``
 starts it without a shell and in its own session, so the hub is not blocked. If the command takes too long, or the
-connection ends, its whole process group is killed.
+wait is interrupted, its whole process group is killed.
 
 Rules of this file:
 
 - What a client has sent becomes a part of an argument or a variable, never of a program's text. It must not turn an
   argument into an option, unless ``--`` comes before.
+- The end of the command's input means that the message is complete. So a command that is given up is killed before its
+  input is closed, and nothing interrupts the greenlet that starts it.
 - Only exit statuses about the message or its recipients are permanent errors. All others are 451: a wrong path, a
   missing library or a full disk must not bounce mail.
 """
@@ -21,14 +23,17 @@ import re
 import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import gevent
-from gevent import Timeout, subprocess
+from gevent import Timeout, get_hub, subprocess
+from gevent.fileobject import FileObject
 from gevent.lock import BoundedSemaphore
 
+from greensmtp.delivery._numbers import check_counts, check_numbers
+from greensmtp.delivery._part import wait_for
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.trace import received_field, return_path
 from greensmtp.errors import ArgumentError
@@ -36,7 +41,8 @@ from greensmtp.protocol.address import Address
 from greensmtp.protocol.log_text import shown
 from greensmtp.protocol.reply import Reply
 from greensmtp.session import Session
-from greensmtp.thread_pool import in_thread_pool
+from greensmtp.session.server_info import ServerInfo
+from greensmtp.thread_pool import Steps
 
 logger = logging.getLogger("greensmtp")
 
@@ -44,6 +50,11 @@ _NOT_NOW = Reply(451, "4.3.0 The message cannot be delivered now")
 _BUSY = Reply(451, "4.3.2 Too many messages are being delivered, try again later")
 _TOO_LONG = Reply(451, "4.4.7 The delivery took too long")
 _IS_OPTION = Reply(553, "5.1.3 This address begins with a hyphen, which is not allowed here")
+#: RFC 3463 section 3.6; the client sends the others in another transaction (RFC 5321 section 4.5.3.1.10).
+_TOO_MANY = Reply(452, "4.5.3 Too many recipients for one message")
+
+#: Bytes of ``RECIPIENTS``. Linux limits a variable, with its name, to 128 KiB (execve(2)).
+_MAX_RECIPIENTS = 120 * 1024
 
 #: Exit statuses of sysexits.h that refuse a message permanently -> the reply.
 STATUSES: Mapping[int, Reply] = {
@@ -100,13 +111,11 @@ class Pipe(Delivery):
         folder: str | Path | None = None,
         trace: bool = True,
     ) -> None:
-        if isinstance(command, str) or not command or not all(isinstance(each, str) for each in command):
+        if not _is_command(command):
             raise ArgumentError("command", f'expected a list like ["/usr/bin/program", "-x"]; got {command!r}')
-        numbers: dict[str, Any] = {"timeout": timeout, "connections": connections, "wait": wait}
-        for name, value in numbers.items():
-            if not isinstance(value, int | float) or not value > 0:
-                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
-        if not all(isinstance(each, str) for pair in (environment or {}).items() for each in pair):
+        check_numbers(timeout=timeout, wait=wait)
+        check_counts(connections=connections)
+        if not _is_environment(environment or {}):
             raise ArgumentError(
                 "environment", f'expected a table of strings, like {{"NAME": "value"}}; got {environment!r}'
             )
@@ -147,8 +156,22 @@ class Pipe(Delivery):
         return _IS_OPTION if "sender" in self._guarded and sender.startswith("-") else None
 
     def rcpt(self, session: Session, recipient: Address) -> Reply | None:
-        """Refuse a recipient that the command would read as an option."""
-        return _IS_OPTION if "recipient" in self._guarded and recipient.startswith("-") else None
+        """Refuse a recipient that the command would read as an option; defer those that fit into no variable."""
+        if "recipient" in self._guarded and recipient.startswith("-"):
+            return _IS_OPTION
+        recipients = [recipient] if session.server.lmtp else [*session.to, recipient]
+        return _TOO_MANY if len("\n".join(recipients).encode()) > _MAX_RECIPIENTS else None
+
+    def start(self, server: ServerInfo) -> None:
+        """Check that commands can be waited for.
+
+        :raises RuntimeError: the server does not run in the main thread, where gevent gets the signal of their end.
+        """
+        if not get_hub().loop.default:
+            raise RuntimeError(
+                "Pipe needs a server in the main thread, since gevent waits for commands only there; run this server "
+                "by greensmtp.run(server), not in a thread"
+            )
 
     def begin(self, envelope: Envelope) -> Transfer:
         """Collect a message."""
@@ -209,30 +232,40 @@ class Pipe(Delivery):
         self, arguments: list[str], environment: Mapping[str, str], transfer: SpooledTransfer
     ) -> tuple[int, str]:
         """Run a command, and return its exit status and the beginning of its output."""
-        process: Any = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=self._folder,
-            start_new_session=True,
-            close_fds=True,
-            bufsize=0,  # so that closing an end of a pipe writes nothing
-        )
         output = bytearray()
-        reader = gevent.spawn(_read, process.stdout, output)
+        # An interrupted Popen would close the input of a command that is already running.
+        starting = gevent.spawn(_start, arguments, environment, self._folder, output)
+        status: int | None = None
         try:
             with Timeout(self._timeout, _TookTooLong):
+                process, _, error = starting.get()
+                if error is not None:
+                    raise error
                 _feed(process.stdin, self._head(transfer.envelope.session), transfer)
-                status: int = process.wait()
+                status = process.wait()
         finally:
-            # Also after a normal exit: a child may still hold its output open.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
             # In its own greenlet, which survives if this one is killed again.
-            gevent.spawn(_end, process, reader).join()
+            end = gevent.spawn(_end, starting)
+            if status is None:
+                end.join(3 * _LAST_OUTPUT)  # a program on a file system that hangs does not even start
+        # The status decides. An interruption comes too late: the command would get the message a second time.
+        wait_for(end.join, lambda: end.dead)
         return status, shown(output.decode("utf-8", "replace").strip().replace("\n", " | "), _LOGGED)
+
+
+def _is_argument(value: object) -> bool:
+    """Return True if a value can be an argument or a variable of a command."""
+    return isinstance(value, str) and "\0" not in value
+
+
+def _is_command(given: object) -> bool:
+    return isinstance(given, list | tuple) and all(map(_is_argument, given)) and bool(given and given[0])
+
+
+def _is_environment(given: object) -> bool:
+    return isinstance(given, Mapping) and all(
+        _is_argument(name) and name and "=" not in name and _is_argument(value) for name, value in given.items()
+    )
 
 
 class _TookTooLong(Exception):
@@ -276,26 +309,79 @@ class _Piped(SpooledTransfer):
         return dict.fromkeys(recipients, self._delivery.run(self.envelope, recipients, self))
 
 
+def _start(
+    arguments: Sequence[str], environment: Mapping[str, str], folder: str | Path | None, output: bytearray
+) -> tuple[Any, Any, Exception | None]:
+    """Start a command. Return it, the greenlet that reads its output, and what went wrong."""
+    try:
+        # Pipes of our own: when descriptors run out, Popen leaks the first one that it has opened.
+        with ExitStack() as theirs, ExitStack() as ours:
+            stdin = _open_pipe(reading=theirs, writing=ours)
+            stdout = _open_pipe(reading=ours, writing=theirs)
+            process: Any = subprocess.Popen(
+                arguments,
+                stdin=stdin[0],
+                stdout=stdout[1],
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=folder,
+                start_new_session=True,
+                close_fds=True,
+                preexec_fn=_reset_signals,
+            )
+            ours.pop_all()
+        # Unbuffered, so that closing an end writes nothing.
+        process.stdin, process.stdout = FileObject(stdin[1], "wb", 0), FileObject(stdout[0], "rb", 0)
+    except Exception as error:
+        return None, None, error
+    return process, gevent.spawn(_read, process.stdout, output), None
+
+
+def _reset_signals() -> None:
+    """Runs in the child, before the command: a command inherits what is ignored, and workers ignore these."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _open_pipe(reading: ExitStack, writing: ExitStack) -> tuple[int, int]:
+    """Open a pipe, whose ends are closed by these two."""
+    ends = os.pipe()
+    reading.callback(os.close, ends[0])
+    writing.callback(os.close, ends[1])
+    return ends
+
+
 def _feed(stdin: Any, head: bytes, transfer: SpooledTransfer) -> None:
     """Write the message to the command. The command may stop reading early."""
-    with transfer.open() as message:
-        try:
-            piece = head
-            while piece or (piece := in_thread_pool(message.read, _PIECE)):
-                piece = piece[stdin.write(piece) :]
-            stdin.close()
-        except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
-                raise
+    message = transfer.open()
+    steps = Steps()
+    try:
+        piece = head
+        while piece or (piece := steps.run(message.read, _PIECE)):
+            piece = piece[stdin.write(piece) :]
+        stdin.close()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+            raise
+    finally:
+        steps.end(message.close)  # after a read that is still running
 
 
-def _end(process: Any, reader: Any) -> None:
-    """Close the pipes of a command whose process group has been killed, and wait for its end."""
+def _end(starting: Any) -> None:
+    """Kill the process group of a command, close its pipes, and wait for its end."""
+    process, reader, _ = starting.get()
+    if process is None:
+        return
+    # Also after a normal exit: a child may still hold its output open.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
     with suppress(OSError):
         process.stdin.close()
     reader.join(_LAST_OUTPUT)  # a child in another session may hold the output open
     reader.kill()
-    if process.wait(timeout=_LAST_OUTPUT) is None:
+    try:
+        process.wait(timeout=_LAST_OUTPUT)
+    except subprocess.TimeoutExpired:
         logger.error("process %d cannot be killed; does it run as another user? Leaving it running", process.pid)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 from gevent import Timeout
 from gevent.monkey import is_module_patched
 
+from greensmtp.delivery._numbers import check_counts, check_numbers
 from greensmtp.delivery._store import open_store, stored_message
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.handed_off import MailContent, MailEnvelope, read_envelope
@@ -28,13 +29,16 @@ from greensmtp.errors import ArgumentError, Reject
 from greensmtp.protocol.address import Address
 from greensmtp.protocol.reply import Reply
 from greensmtp.session.server_info import ServerInfo
-from greensmtp.thread_pool import BoundedPool, in_thread_pool
+from greensmtp.thread_pool import BoundedPool
 
 logger = logging.getLogger("greensmtp")
 
 _NO_REDIS = Reply(451, "4.4.1 The queue does not answer")
 _FULL = Reply(452, "4.3.1 The queue is full")
 _TOO_LARGE = Reply(552, "5.3.4 The message is too large for the queue")
+
+#: How many of gevent's ten threads one delivery may use, so that a queue that hangs leaves threads for others.
+_THREADS = 4
 
 #: Add an entry unless the stream has ``ARGV[1]`` entries already.
 _ADD = """
@@ -57,7 +61,8 @@ class RedisStream(Delivery):
         bucket: ``s3://bucket/prefix``; None: larger messages are refused.
     :param inline: maximum number of bytes of a message that is put into the entry itself.
     :param timeout: seconds to wait for an answer of Redis.
-    :param connections: maximum number of connections to Redis, and of entries added at once.
+    :param connections: maximum number of connections to Redis, and of entries added at once; in a process that is not
+        patched, at most 4.
     :raises ArgumentError: an argument is invalid.
     :raises ModuleNotFoundError: redis is not installed.
     """
@@ -76,14 +81,11 @@ class RedisStream(Delivery):
         timeout: float = 10.0,
         connections: int = 10,
     ) -> None:
-        if not stream:
-            raise ArgumentError("stream", "expected the key of a stream; got an empty one")
-        numbers = (("maxlen", maxlen), ("inline", inline), ("timeout", timeout), ("connections", connections))
-        for name, value in numbers:
-            if value is not None and not value > 0:
-                raise ArgumentError(name, f"expected a number above 0; got {value!r}")
-        if replicas < 0:
-            raise ArgumentError("replicas", f"expected a number of 0 or more; got {replicas!r}")
+        if not stream or not isinstance(stream, str):
+            raise ArgumentError("stream", f"expected the key of a stream; got {stream!r}")
+        check_numbers(timeout=timeout)
+        check_counts(inline=inline, connections=connections, **({} if maxlen is None else {"maxlen": maxlen}))
+        check_counts(0, replicas=replicas)
         self._client = _connect(url, timeout, connections)
         self._stream = stream
         self._maxlen = maxlen
@@ -91,7 +93,8 @@ class RedisStream(Delivery):
         self._store = None if store is None else open_store(store)
         self._inline = inline
         self._timeout = timeout
-        self._pool = BoundedPool(connections)
+        self._pool = BoundedPool(min(connections, _THREADS))
+        self._servers = 0
 
     def __repr__(self) -> str:
         return f"<RedisStream {self._stream}>"
@@ -100,10 +103,13 @@ class RedisStream(Delivery):
         """Create the folder for large messages, and remove those that no program has fetched in a week."""
         if self._store is not None:
             self._store.start()
+        self._servers += 1
 
     def stop(self, server: ServerInfo) -> None:
-        """Close the connections."""
-        self._client.connection_pool.disconnect()
+        """Close the connections, with the last server."""
+        self._servers -= 1
+        if not self._servers:
+            self._client.connection_pool.disconnect()
 
     def begin(self, envelope: Envelope) -> Transfer:
         """Collect a message."""
@@ -116,13 +122,18 @@ class RedisStream(Delivery):
         """
         with transfer.open() as source:
             content = source.read(self._inline + 1)
-            if len(content) <= self._inline:
-                return {"content": content}
-            if self._store is None:
-                text = "%s: redis: the message has more than %d bytes, and no store is set; replying 552"
-                logger.warning(text, transfer.envelope.session.log_id, self._inline)
-                raise Reject(_TOO_LARGE)
-            return {"path": self._store.write(transfer.envelope.id, content, source).encode()}
+        if len(content) <= self._inline:
+            return {"content": content}
+        if self._store is None:
+            text = "%s: redis: the message has more than %d bytes, and no store is set; replying 552"
+            logger.warning(text, transfer.envelope.session.log_id, self._inline)
+            raise Reject(_TOO_LARGE)
+        return {"path": self._store.write(transfer.envelope.id, transfer.open).encode()}
+
+    def remove(self, path: str) -> None:
+        """Remove a stored message that no entry refers to."""
+        assert self._store is not None
+        self._store.remove(path)
 
     def add(self, envelope: Envelope, recipients: Sequence[Address], content: Mapping[str, bytes]) -> Result:
         """Add an entry, and return the refusal; None if the message is accepted.
@@ -194,7 +205,7 @@ class _Added(SpooledTransfer):
         """Remove the stored message, if no entry refers to it."""
         content, self._content = self._content, {}
         if "path" in content:
-            in_thread_pool(stored_message(content["path"].decode()).remove)
+            self._delivery.remove(content["path"].decode())
 
 
 def _connect(url: str, timeout: float, connections: int) -> Any:
@@ -214,7 +225,7 @@ def _connect(url: str, timeout: float, connections: int) -> Any:
             retry=Retry(NoBackoff(), 0),  # a retry could add the message twice
         )
         pool.connection_class(**pool.connection_kwargs)  # parses the options without connecting
-    except (TypeError, ValueError):  # its text is left out: it may quote the password
+    except (AttributeError, TypeError, ValueError):  # its text is left out: it may quote the password
         raise ArgumentError(
             "url",
             "expected a URL like 'redis://127.0.0.1:6379/0'; got one that redis-py cannot parse (not shown: it may "

@@ -45,6 +45,19 @@ def check_pattern(pattern: str) -> str:
     return pattern
 
 
+def _expression(pattern: str) -> str:
+    """Return the regular expression of a pattern with ``*``.
+
+    Each text between two of them is matched at its first place, for good: trying the others is useless, and takes
+    seconds if there are many.
+    """
+    first, *others = map(re.escape, pattern.split("*"))
+    if not others:
+        return first
+    *between, last = others
+    return "".join((first, *(f"(?>.*?{each})" for each in between), ".*", last))
+
+
 class Route:
     """A delivery, and its recipients.
 
@@ -88,8 +101,7 @@ class Route:
             if "*" not in local_part:
                 self._addresses.add(f"{local_part.lower()}@{domain}")
                 return
-        text = ".*".join(map(re.escape, f"{local_part.lower()}@{domain}".split("*")))
-        match = re.compile(text, re.DOTALL).fullmatch
+        match = re.compile(_expression(f"{local_part.lower()}@{domain}"), re.DOTALL).fullmatch
         self._others.append(lambda session, address: match(_key(address.local_part, address.ascii_domain)))
 
     @property

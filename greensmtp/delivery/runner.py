@@ -373,7 +373,11 @@ class _Life:
         started: list[Delivery] = []
         try:
             for each in self._deliveries:
-                each.start(server)
+                try:
+                    each.start(server)
+                except BaseException as error:
+                    error.add_note(f"delivery {type(each).__name__}")  # for the error of a service
+                    raise
                 started.append(each)
         except BaseException:
             for each in reversed(started):

@@ -153,7 +153,6 @@ class Spool(Delivery):
 
     def start(self, server: ServerInfo) -> None:
         """Begin to send the waiting messages."""
-        self._servers += 1
         if self._sender is None:
             in_thread_pool(self.folder.make)
             in_thread_pool(self.folder.sweep, time.time())
@@ -162,6 +161,7 @@ class Spool(Delivery):
             next_hop = self._make_next_hop(server.hostname)
             next_hop.open(server.hostname)
             self._sender = Sender(self._sending, next_hop, server.hostname)
+        self._servers += 1  # only now, since what has failed to start is not stopped
 
     def stop(self, server: ServerInfo) -> None:
         """Stop sending, with the last server. Unsent messages stay."""

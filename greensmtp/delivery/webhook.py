@@ -10,10 +10,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from greensmtp.delivery._numbers import check_counts
 from greensmtp.delivery._store import open_store
 from greensmtp.delivery.contract import Delivery, Envelope, Result, SpooledTransfer, Transfer
 from greensmtp.delivery.forward import is_binary
-from greensmtp.errors import ArgumentError, Reject
+from greensmtp.errors import Reject
 from greensmtp.http_poster import HTTPFailed, HTTPPoster, Response
 from greensmtp.protocol import enhanced_status
 from greensmtp.protocol.address import Address
@@ -86,8 +87,7 @@ class Webhook(Delivery):
         store: str | Path | None = None,
         inline: int = 1024 * 1024,
     ) -> None:
-        if not inline > 0:
-            raise ArgumentError("inline", f"expected a number above 0; got {inline!r}")
+        check_counts(inline=inline)
         self.store = None if store is None else open_store(store)
         self.inline = inline
         self._keys = read_secrets(secret)
@@ -176,8 +176,8 @@ class _Posting(SpooledTransfer):
         if store is not None:
             with self.open() as source:
                 beginning = source.read(self._delivery.inline + 1)
-                if len(beginning) > self._delivery.inline:
-                    self._path = store.write(self.envelope.id, beginning, source)
+            if len(beginning) > self._delivery.inline:
+                self._path = store.write(self.envelope.id, self.open)
         return None
 
     def commit(self, recipients: Sequence[Address]) -> Result:

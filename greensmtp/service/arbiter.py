@@ -22,8 +22,8 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -43,7 +43,7 @@ from greensmtp.service.control import choose_folder
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
 from greensmtp.service.plan import Check, Plan
-from greensmtp.service.privileges import Identity, find_identity
+from greensmtp.service.privileges import Identity, acting_as, find_identity
 from greensmtp.service.service import Service
 from greensmtp.service.service_worker import Generation, ServiceWorker
 from greensmtp.service.sockets import Sockets
@@ -166,20 +166,9 @@ class ServiceArbiter(Arbiter):  # type: ignore[misc]  # gunicorn has no types
         with self._context:
             super().run()
 
-    @contextmanager
-    def _as_user(self, identity: Identity | None) -> Iterator[None]:
+    def _as_user(self, identity: Identity | None) -> AbstractContextManager[None]:
         """Open files as the service's user would: they must be the user's own."""
-        if identity is None:
-            yield
-            return
-        gid, uid = os.getegid(), os.geteuid()
-        os.setegid(identity.gid)
-        os.seteuid(identity.uid)
-        try:
-            yield
-        finally:
-            os.seteuid(uid)
-            os.setegid(gid)
+        return nullcontext() if identity is None else acting_as(identity)
 
     def _start_log(self, generation: Generation) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Become another user once the sockets are bound."""
+"""Become another user once the sockets are bound, and act as that user before."""
 
 from __future__ import annotations
 
@@ -64,6 +64,21 @@ def _gid(group: str) -> int:
         return (grp.getgrgid(int(group)) if group.isdecimal() else grp.getgrnam(group)).gr_gid
     except (KeyError, OverflowError):
         raise ValueError(f"there is no group {group!r}") from None
+
+
+@contextmanager
+def acting_as(identity: Identity) -> Iterator[None]:
+    """Have the rights of this user for some time: its files, its groups, and none of root's."""
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    try:
+        os.setgroups(identity.groups)
+        os.setegid(identity.gid)
+        os.seteuid(identity.uid)
+        yield
+    finally:
+        os.seteuid(uid)  # first, since only root may set groups
+        os.setegid(gid)
+        os.setgroups(groups)
 
 
 def become(identity: Identity) -> None:

@@ -331,6 +331,8 @@ def _explain(error: BaseException, failed: ConfiguredServer, loaded: Loaded) -> 
         if frame.f_code is start_each.__code__:
             middleware = frame.f_locals["each"]
             places = (f"{loaded.source.place(path)}: {use}" for path, use, made in failed.stack if made is middleware)
-            place = next(places, f"middleware {handler_name(middleware)}")  # added by a plugin
+            # What a plugin has added has no place, and neither has the middleware that starts deliveries.
+            notes = [each for each in getattr(error, "__notes__", ()) if each.startswith("delivery ")]
+            place = next(places, notes[0] if notes else f"middleware {handler_name(middleware)}")
             return f"{place}: cannot start: {describe_error(error)}"
     return f"{loaded.source.place(failed.path)}: cannot start: {describe_error(error)}"

@@ -342,6 +342,17 @@ def test_a_middleware_that_fails_to_start_is_reported_in_one_line(serve: Serve, 
     assert server.lines() == []
 
 
+def test_a_delivery_that_fails_to_start_is_named(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "greensmtp.toml").write_text(
+        '[[listeners]]\nurl = "127.0.0.1:0"\n[[deliveries]]\nuse = "Spool"\npath = "file/spool"\n'
+        'to = "smtp://127.0.0.1:1"\n'
+    )
+    server = serve("--config", "greensmtp.toml", wait=False, listeners=1)
+    assert server.wait() == 1
+    assert "Error: delivery Spool: cannot start: NotADirectoryError: " in server.log
+
+
 def test_a_plugins_middleware_that_fails_to_start_is_reported_in_one_line(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(f"{FAILING}\ndef install(server):\n    server.use(Failing('no such port'))\n")
     server = serve("--plugin", "failing:install", wait=False)

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,14 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 
 from greensmtp import Ack, Session, SMTPServer
+from greensmtp._native import native
 from greensmtp.delivery import CeleryTask, Deliveries
 from greensmtp.delivery._store import STALE
 from greensmtp.delivery.handed_off import MailContent, MailEnvelope
 from greensmtp.delivery.mail_task import mail_task
 from greensmtp.testing import Peer, dial
 from greensmtp.testing.fixtures import MakeServer
+from greensmtp.thread_pool import in_thread_pool
 from tests.helpers import until
 
 BODY = b"Subject: Tea\r\n\r\n.At four.\r\n"
@@ -260,6 +263,26 @@ def test_a_report_that_fails_does_not_lose_the_message(
     assert (dead / "1-2-3.eml").exists() is with_dead_letters
 
 
+@pytest.mark.parametrize(("sender", "with_report"), [("ann@example.net", True), ("", True), ("ann@example.net", False)])
+def test_dead_letters_that_cannot_be_kept_do_not_lose_the_message(
+    tmp_path: Path, sender: str, with_report: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored, reports = tmp_path / "x.eml", []
+    stored.write_bytes(BODY)
+
+    def fail(*arguments: Any) -> None:
+        raise ConnectionError("no database")
+
+    app = Celery("x", broker="memory://", set_as_current=False)
+    options = {"report": lambda *arguments: reports.append(arguments)} if with_report else {}
+    task = mail_task(app, "t", max_retries=0, dead_letters=stored / "dead", **options)(fail)
+    task.apply(args=[{**ENVELOPE, "sender": sender}, {"path": str(stored)}])
+    assert f"1-2-3: cannot keep the dead letter in {stored}/dead" in caplog.text
+    is_reported = with_report and sender != ""
+    assert len(reports) == is_reported
+    assert stored.exists() is not is_reported
+
+
 def test_a_stored_message_that_cannot_be_read_is_not_taken_for_done(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -295,6 +318,40 @@ def test_what_no_worker_finishes_is_sent_again(front: Callable[..., SMTPServer],
     assert not (store / f"{identifier}.eml").exists()
 
 
+def test_a_malformed_note_holds_up_no_other(
+    front: Callable[..., SMTPServer], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App()
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in "0z":  # one of them comes before the other note, whatever the order of the folder is
+        (store / f"{name}.task").touch()
+        os.utime(store / f"{name}.task", (0, 0))
+    with dial(front(app, store=store, resend=0.2)) as peer:
+        peer.hello()
+        send(peer)
+    until(lambda: len(app.sent) >= 2, "the task to come again")
+    assert "a note in the store is malformed" in caplog.text
+
+
+def test_a_broker_that_hangs_leaves_threads_for_others(front: Callable[..., SMTPServer]) -> None:
+    app = App()
+    hangs = native("threading", "Event")()
+    app.do = hangs.wait
+    server = front(app, connections=20, timeout=5)
+    with ExitStack() as stack:
+        stack.callback(hangs.set)
+        for _ in range(12):
+            peer = stack.enter_context(dial(server))
+            peer.hello()
+            peer.line("MAIL FROM:<ann@example.net>", "RCPT TO:<bob@example.org>", "DATA")
+            peer.expect("250", "250", "354")
+            peer.send(b"Hi.\r\n.\r\n")
+        gevent.sleep(0.1)
+        with gevent.Timeout(2):
+            in_thread_pool(int)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -304,8 +361,11 @@ def test_what_no_worker_finishes_is_sent_again(front: Callable[..., SMTPServer],
         ({"task": "t", "broker": "127.0.0.1:6379"}, "broker: expected a URL like"),
         ({"task": "t", "broker": "foo://x"}, "No such transport: foo"),
         ({"task": "t", "broker": "redis://jo:sec#ret@127.0.0.1/0"}, "127.0.0.1:6379/0', for Celery"),
-        ({"task": "t", "broker": "redis://localhost", "resend": 5.0}, "resend: expected a number above 0, and a store"),
-        ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a number above 0"),
+        ({"task": "t", "broker": "redis://localhost", "resend": 5.0}, "resend: expected a store with it"),
+        ({"task": "t", "broker": "redis://", "resend": "5", "store": "x"}, "resend: expected a number above 0"),
+        ({"task": "t", "broker": "redis://", "timeout": "5"}, "timeout: expected a number above 0"),
+        ({"task": "t", "app": 5}, "app: expected a Celery application"),
+        ({"task": "t", "broker": "redis://", "inline": 0}, "inline: expected a whole number of at least 1"),
     ],
 )
 def test_wrong_arguments_are_named(options: dict[str, Any], text: str) -> None:

@@ -379,6 +379,28 @@ def test_each_recipient_goes_to_the_deliveries_that_take_it(smtp_server: MakeSer
     assert len(found[3][0]) == 4
 
 
+@pytest.mark.parametrize(
+    ("pattern", "address", "is_taken"),
+    [
+        ("*a" * 20 + "*@b.example", "a" * 64 + "@b.example.net", False),  # all ways to match would take years
+        ("*a" * 20 + "*@b.example", "a" * 64 + "@b.example", True),
+        ("a*b*c@x.example", "a-b-b-c@x.example", True),
+        ("a*b*c@x.example", "a-c-b@x.example", False),
+        ("jo@*.x.example", "jo@a.x.example.x.example", True),
+        ("**@x.example", "jo@x.example", True),
+    ],
+)
+def test_a_pattern_with_many_stars_takes_no_time(
+    smtp_server: MakeServer, pattern: str, address: str, is_taken: bool
+) -> None:
+    server = smtp_server(start=False)
+    Deliveries([Route(Box(), pattern)]).attach(server)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<>", f"RCPT TO:<{address}>")
+        peer.expect("250", "250" if is_taken else "550 5.1.1")
+
+
 def test_a_recipient_that_no_delivery_takes_is_refused(smtp_server: MakeServer) -> None:
     box = Box()
     server = smtp_server(start=False)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gevent import Timeout, get_hub, getcurrent, idle
 
 from greensmtp import ArgumentError, SMTPServer
-from greensmtp.delivery import Deliveries, Pipe
+from greensmtp._native import native
+from greensmtp.delivery import Deliveries, Pipe, pipe
+from greensmtp.delivery.contract import SpooledTransfer
+from greensmtp.server.thread import ServerThread
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests.helpers import until
@@ -203,6 +210,152 @@ def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
         first.expect("250")
 
 
+def _interrupt_commit(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[Any], object]) -> None:
+    """Call ``interrupt`` with the greenlet that waits for the command, when that begins."""
+    execute = Pipe._execute
+
+    def interrupted(*arguments: Any) -> Any:
+        interrupt(getcurrent())
+        return execute(*arguments)
+
+    monkeypatch.setattr(Pipe, "_execute", interrupted)
+
+
+def _commands(mark: Path) -> list[str]:
+    """Return the processes that have a path in their arguments."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(mark).encode() in each.read_bytes():
+                found.append(each.parent.name)
+    return found
+
+
+def test_a_command_whose_start_is_interrupted_gets_no_empty_message(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end of its input the command would take what it has for the message, which the client is refused."""
+    server = front(shell(f"cat >{tmp_path}/part; mv {tmp_path}/part {tmp_path}/message"))
+    _interrupt_commit(monkeypatch, lambda waiting: get_hub().loop.run_callback(waiting.throw, Timeout()))
+    assert deliver(server).startswith("451 4.3.0")
+    until(lambda: not _commands(tmp_path), "the command has ended")
+    assert not (tmp_path / "message").exists()
+
+
+def test_an_interruption_after_the_exit_status_comes_too_late(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A 451 would make the client send the message again."""
+    waiting: list[Any] = []
+    _interrupt_commit(monkeypatch, waiting.append)
+    end = pipe._end
+
+    def interrupted(*arguments: Any) -> None:
+        get_hub().loop.run_callback(waiting[0].throw, Timeout())
+        idle()
+        end(*arguments)
+
+    monkeypatch.setattr(pipe, "_end", interrupted)
+    assert deliver(front(shell(f"cat >{tmp_path}/message"))).startswith("250")
+
+
+def test_a_command_that_cannot_be_killed_is_an_error_in_the_log(
+    front: Front, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    groups: list[int] = []
+
+    def kill(group: int, number: int) -> None:
+        groups.append(group)
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "killpg", kill)
+        assert deliver(front(shell("exec sleep 60"), timeout=0.2)).startswith("451 4.4.7")
+    os.killpg(groups[0], signal.SIGKILL)
+    assert f"process {groups[0]} cannot be killed" in caplog.text
+
+
+def test_a_message_is_not_closed_while_a_thread_reads_it(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing it would block the hub until the thread has what it reads."""
+    hangs = native("threading", "Event")()
+
+    class Slow(BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            hangs.wait()
+            return b""
+
+    message = Slow()
+    monkeypatch.setattr(SpooledTransfer, "open", lambda self: message)
+    try:
+        assert deliver(front(shell("cat >/dev/null"), timeout=0.2)).startswith("451 4.4.7")
+        assert not message.closed
+    finally:
+        hangs.set()
+    until(lambda: message.closed, "the message is closed")
+
+
+def test_recipients_that_fit_into_no_variable_are_deferred(front: Front) -> None:
+    server = front(["/bin/true"])
+    longest = "x" * 60 + "@" + ".".join(["y" * 60] * 3)
+    recipients = pipe._MAX_RECIPIENTS // (len(longest) + 1)
+    with dial(server) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>")
+        peer.expect("250")
+        for _ in range(recipients):
+            peer.line(f"RCPT TO:<{longest}>")
+            peer.expect("250")
+        peer.line(f"RCPT TO:<{longest}>", "DATA")
+        peer.expect("452 4.5.3", "354")
+        peer.send(b"Hi.\r\n.\r\n")
+        peer.expect("250")
+
+
+def test_no_descriptor_is_lost_when_descriptors_run_out(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = front(shell("cat >/dev/null"))
+    with dial(server) as peer:
+        peer.hello()
+        assert peer.deliver("Hi.\r\n").startswith("250")
+        before = len([*Path("/dev/fd").iterdir()])
+        open_pipe = os.pipe
+        for left in range(3):
+            pipes = iter([open_pipe] * left)
+
+            def fail(pipes: Iterator[Any] = pipes) -> Any:
+                try:
+                    return next(pipes)()
+                except StopIteration:
+                    raise OSError(errno.EMFILE, "Too many open files") from None
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pipe", fail)
+                assert peer.deliver("Hi.\r\n").startswith("451 4.3.0")
+        assert len([*Path("/dev/fd").iterdir()]) == before
+        assert peer.deliver("Hi.\r\n").startswith("250")
+
+
+def test_the_command_ignores_no_signal_that_the_server_ignores(front: Front, tmp_path: Path) -> None:
+    """A worker ignores SIGHUP and SIGINT, which a command may send to its own children."""
+    server = front(shell(f"grep SigIgn /proc/self/status >{tmp_path}/ignored"))
+    numbers = (signal.SIGHUP, signal.SIGINT)
+    before = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        assert deliver(server).startswith("250")
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    ignored = int((tmp_path / "ignored").read_text().split()[1], 16)
+    assert not any(ignored & 1 << number - 1 for number in numbers)
+
+
+def test_a_server_in_a_thread_is_refused() -> None:
+    """gevent would start the command there, and close its input at once: an empty message."""
+    server = SMTPServer(("127.0.0.1", 0), hostname="mx.example.com")
+    Deliveries([Pipe(["/bin/true"])]).attach(server)
+    with pytest.raises(RuntimeError, match="Pipe needs a server in the main thread"):
+        ServerThread(server).start()
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -213,7 +366,14 @@ def test_commands_wait_for_their_turn(front: Front, tmp_path: Path) -> None:
         ({"command": ["/bin/true", "-r{recipient}"]}, r"command: expected \{recipient\} as a whole argument"),
         ({"command": ["/bin/true"], "timeout": 0}, "timeout: expected a number above 0"),
         ({"command": ["/bin/true"], "wait": "1"}, "wait: expected a number above 0"),
+        ({"command": ["/bin/true"], "connections": 0.5}, "connections: expected a whole number of at least 1"),
+        ({"command": [""]}, "command: expected a list"),
+        ({"command": ["/bin/true", "a\0b"]}, "command: expected a list"),
+        ({"command": 5}, "command: expected a list"),
         ({"command": ["/bin/true"], "environment": {"A": 1}}, "environment: expected a table of strings"),
+        ({"command": ["/bin/true"], "environment": {"A=B": "x"}}, "environment: expected a table of strings"),
+        ({"command": ["/bin/true"], "environment": {"A": "x\0"}}, "environment: expected a table of strings"),
+        ({"command": ["/bin/true"], "environment": ["A"]}, "environment: expected a table of strings"),
     ],
 )
 def test_wrong_arguments_are_errors_that_show_how(arguments: dict[str, Any], text: str) -> None:

@@ -104,22 +104,9 @@ def test_a_large_message_goes_by_the_bucket(bucket: Any, front: Callable[..., SM
     assert len(got) == 1
 
 
-class Trickle(io.BytesIO):
-    """A file that returns less than it is asked for."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        return super().read(3 if size is None or size < 0 else min(size, 3))
-
-
-def test_what_is_uploaded_comes_in_pieces_as_large_as_asked_for() -> None:
-    """boto3 would take a short piece for the end, and read the rest into memory."""
-    source = _s3._Joined(b"Subject: ", Trickle(b"Tea\r\n\r\nAt four."))
-    assert [source.read(10) for _ in range(4)] == [b"Subject: T", b"ea\r\n\r\nAt f", b"our.", b""]
-
-
 def test_what_no_worker_has_finished_is_overdue(bucket: Any) -> None:
     store = open_store(PLACE)
-    place = store.write("1-2", b"Subject: Tea\r\n", io.BytesIO(b"\r\nAt four.\r\n"))
+    place = store.write("1-2", lambda: io.BytesIO(b"Subject: Tea\r\n\r\nAt four.\r\n"))
     store.note("1-2", "what to do")
     assert store.overdue(60) == []
     assert store.overdue(-60) == ["what to do"]
@@ -131,7 +118,7 @@ def test_what_no_worker_has_finished_is_overdue(bucket: Any) -> None:
 
 def test_a_note_of_a_message_that_is_done_is_removed(bucket: Any) -> None:
     store = open_store(PLACE)
-    stored_message(store.write("1-2", b"x", io.BytesIO())).settle()
+    stored_message(store.write("1-2", lambda: io.BytesIO(b"x"))).settle()
     store.note("1-2", "too late")
     assert store.overdue(-60) == []
     assert "incoming/tasks/1-2" not in keys(bucket)
@@ -180,9 +167,25 @@ def test_a_malformed_url_is_an_error_that_shows_how(place: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+def test_a_bucket_that_cannot_be_used_is_named_at_the_start(
+    bucket: Any, front: Callable[..., SMTPServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.delete_bucket(Bucket="mail")
+    try:
+        with pytest.raises(OSError, match=r"cannot use the bucket 'mail': S3: 404 at HeadBucket; check its name"):
+            front(App())
+    finally:
+        bucket.create_bucket(Bucket="mail")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "jo:secret")
+    _s3._client_of.cache_clear()
+    with pytest.raises(OSError, match=r"is the endpoint a URL\?") as caught:
+        front(App())
+    assert "secret" not in str(caught.value)
+
+
 def test_a_folder_is_still_a_folder(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     store.start()
-    place = store.write("1-2", b"Subject: Tea\r\n", io.BytesIO())
+    place = store.write("1-2", lambda: io.BytesIO(b"Subject: Tea\r\n"))
     assert place == str(tmp_path / "store" / "1-2.eml")
     assert stored_message(place).read() == b"Subject: Tea\r\n"

@@ -465,7 +465,7 @@ def test_addresses_cannot_leave_their_header(front: Callable[..., SMTPServer], a
         ({"url": "https://x.example", "secret": ""}, "secret: expected a text"),
         ({"url": "https://x.example", "headers": {"X": "a\r\nb"}}, "headers: expected names and values"),
         ({"url": "https://x.example", "timeout": 0}, "timeout: expected a number above 0"),
-        ({"url": "https://x.example", "inline": 0}, "inline: expected a number above 0"),
+        ({"url": "https://x.example", "inline": 0}, "inline: expected a whole number of at least 1"),
         ({"url": "https://x.example", "ca": "/nowhere"}, "ca cannot be read"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -233,6 +234,44 @@ def test_a_formatter_or_a_record_factory_of_the_program_is_used(
     assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
     own_logger.handlers[0].setLevel(logging.WARNING)
     assert sole_handler(own_logger, logging.INFO) is None
+
+
+@pytest.mark.parametrize("name", ["handle", "filter", "makeRecord", "callHandlers"])
+@pytest.mark.parametrize("is_for_all", [True, False])
+def test_an_error_tracker_that_replaces_a_method_of_loggers_gets_records(
+    own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, name: str, is_for_all: bool
+) -> None:
+    """Sentry's and New Relic's replace ``Logger.callHandlers``."""
+    own_logger.propagate = False
+    own_logger.handlers[:] = [LogHandler("text")]
+    monkeypatch.setattr(logging.Logger if is_for_all else own_logger, name, lambda *arguments: None)
+    assert sole_handler(own_logger, logging.INFO) is None
+    monkeypatch.undo()
+    assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(logging.Handler, "handle"), (LogHandler, "emit"), (logging.Formatter, "formatTime")]
+)
+def test_a_replaced_method_of_handlers_or_formatters_gets_records(
+    own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch, kind: type, name: str
+) -> None:
+    own_logger.propagate = False
+    own_logger.handlers[:] = [LogHandler("text")]
+    monkeypatch.setattr(kind, name, lambda *arguments: None)
+    assert sole_handler(own_logger, logging.INFO) is None
+
+
+def test_what_was_replaced_before_greensmtp_was_imported_gets_records() -> None:
+    code = """
+import logging
+logging.Logger.callHandlers = lambda logger, record: print("seen")
+from greensmtp.log_writer import LogHandler, sole_handler
+logger = logging.getLogger("x")
+logger.addHandler(LogHandler("text"))
+assert sole_handler(logger, logging.INFO) is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_logger_of_the_programs_own_kind_gets_records() -> None:

@@ -12,7 +12,7 @@ from gevent.pywsgi import WSGIServer
 from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp.delivery import Deliveries, Maildir
 from greensmtp.middleware import PolicyHook
-from greensmtp.middleware.policy_hook import MAX_HEADER
+from greensmtp.middleware.policy_hook import MAX_HEADER, MAX_RECIPIENTS
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from greensmtp.webhook_signature import check_signature
@@ -96,6 +96,7 @@ def test_each_stage_says_what_is_known(asked: Callable[..., SMTPServer], policy:
     assert (mail["from"], mail["hello"], mail["id"]) == ("ann@example.net", "client.example", reply.split()[-1])
     assert (first["recipient"], first["to"]) == ("bob@example.org", [])
     assert (second["recipient"], second["to"]) == ("cyd@example.org", ["bob@example.org"])
+    assert (first["to_count"], second["to_count"]) == (0, 1)
     assert message["headers"] == [["Subject", "Tea for two"], ["X-Odd", "\ufffd"]]
     assert message["size"] == len(b"Subject: Tea\r\n for two\r\nX-Odd: \xff\r\n\r\nNo: field\r\n")
     assert {each["id"] for each in policy.questions[1:]} == {mail["id"]}
@@ -104,6 +105,25 @@ def test_each_stage_says_what_is_known(asked: Callable[..., SMTPServer], policy:
     assert len({each["webhook-id"] for each in policy.headers}) == 5
     (mail_file,) = stored(tmp_path)
     assert b"X-Policy: seen\r\nX-Two: =?utf-8?" in mail_file
+
+
+def test_each_recipient_does_not_repeat_all_before_it(asked: Callable[..., SMTPServer], policy: Policy) -> None:
+    """With 1000 recipients of 300 bytes that would be 150 MB of questions."""
+    with dial(asked(policy.url, stages=["to", "message"])) as peer:
+        peer.hello()
+        peer.line("MAIL FROM:<ann@example.net>")
+        peer.expect("250")
+        for number in range(MAX_RECIPIENTS + 20):
+            peer.line(f"RCPT TO:<r{number}@example.org>")
+            peer.expect("250")
+        peer.line("DATA")
+        peer.expect("354")
+        peer.send(b"Hi.\r\n.\r\n")
+        peer.expect("250")
+    *_, last, message = policy.questions
+    assert last["to"] == [f"r{number}@example.org" for number in range(MAX_RECIPIENTS)]
+    assert (last["recipient"], last["to_count"]) == (f"r{MAX_RECIPIENTS + 19}@example.org", MAX_RECIPIENTS + 19)
+    assert len(message["to"]) == MAX_RECIPIENTS + 20
 
 
 @pytest.mark.parametrize("stage", ["from", "to", "message"])

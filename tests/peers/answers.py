@@ -11,10 +11,14 @@ from gevent.server import StreamServer
 
 
 class AnswerProxy:
-    """Passes bytes on to a server, and its answers back unless it is told to hold them, or to cut one connection."""
+    """Passes bytes on to a server, and its answers back unless it is told to hold them, or to cut one connection.
+
+    With ``is_late``, the next request is discarded, and the answers that were held come in its place.
+    """
 
     def __init__(self, port: int) -> None:
-        self.holds = self.cuts = False
+        self.holds = self.cuts = self.is_late = False
+        self._held = b""
         self._port = port
         self.server = StreamServer(("127.0.0.1", 0), self._serve)
         self.server.start()
@@ -32,5 +36,10 @@ class AnswerProxy:
                     self.cuts = False
                     target.shutdown(socket.SHUT_RDWR)
                     return
-                if not (back and self.holds):
+                if back and self.holds:
+                    self._held += data
+                elif not back and self.is_late:
+                    source.sendall(self._held)
+                    self._held = b""
+                else:
                     target.sendall(data)

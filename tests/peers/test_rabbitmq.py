@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gevent
@@ -88,6 +89,27 @@ def take_all(url: str) -> list[str]:
     return found
 
 
+def proxy_url(proxy: AnswerProxy) -> str:
+    return f"amqp://guest:guest@127.0.0.1:{proxy.server.server_port}//"
+
+
+@contextmanager
+def patched_frontend(proxy: AnswerProxy) -> Iterator[Peer]:
+    """Run the patched frontend in a process, and connect to it."""
+    process: Any = subprocess.Popen(
+        [sys.executable, "-c", PATCHED, proxy_url(proxy)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        port = int(process.stdout.readline())
+        with Peer(socket.create_connection(("127.0.0.1", port), 30), timeout=30) as peer:
+            yield peer
+    finally:
+        process.stdin.close()
+        process.stdout.close()
+        process.terminate()
+        process.wait(20)
+
+
 def test_without_the_broker_it_is_451_and_nothing_acknowledged_is_lost_by_a_kill(
     broker: RabbitMQ, front: Callable[..., SMTPServer]
 ) -> None:
@@ -166,6 +188,27 @@ def test_250_waits_for_the_confirmation(broker: RabbitMQ, front: Callable[..., S
     finally:
         proxy.server.stop(1)
     assert len(in_thread_pool(take_all, broker.url)) == 3
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_a_confirmation_that_comes_late_is_not_that_of_the_next_message(
+    broker: RabbitMQ, front: Callable[..., SMTPServer], patched: bool
+) -> None:
+    """py-amqp takes any confirmation on a channel for the one that it waits for."""
+    proxy = AnswerProxy(broker.port)
+    try:
+        with patched_frontend(proxy) if patched else dial(front(proxy_url(proxy))) as peer:
+            peer.hello()
+            send(peer)
+            proxy.holds = True
+            send(peer, "451 4.4.1")
+            proxy.holds, proxy.is_late = False, True
+            send(peer, "451 4.4.1")  # the broker never gets it
+            proxy.is_late = False
+            send(peer)
+    finally:
+        proxy.server.stop(1)
+    in_thread_pool(take_all, broker.url)
 
 
 def test_a_wrong_password_is_451_and_is_not_logged(

@@ -220,6 +220,22 @@ gevent.joinall([gevent.spawn(send, each) for each in range(10)], raise_error=Tru
     assert len(redis.entries()) == 10
 
 
+def test_a_server_that_stops_leaves_the_connections_of_another(
+    smtp_server: MakeServer, redis: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delivery = RedisStream(redis.url, stream="mail")
+    servers = [smtp_server(start=False) for _ in range(2)]
+    for each in servers:
+        Deliveries([delivery]).attach(each)
+        each.start()
+    closed: list[bool] = []
+    monkeypatch.setattr(delivery._client.connection_pool, "disconnect", lambda: closed.append(True))
+    servers[0].stop(1)
+    assert not closed
+    servers[1].stop(1)
+    assert closed
+
+
 @pytest.mark.parametrize(
     ("url", "options", "wanted"),
     [
@@ -231,6 +247,10 @@ gevent.joinall([gevent.spawn(send, each) for each in range(10)], raise_error=Tru
         ("redis://h", {"stream": ""}, "stream"),
         ("redis://h", {"stream": "mail", "maxlen": 0}, "maxlen"),
         ("redis://h", {"stream": "mail", "replicas": -1}, "replicas"),
+        ("redis://h", {"stream": "mail", "maxlen": 1.5}, "maxlen"),
+        ("redis://h", {"stream": "mail", "timeout": "5"}, "timeout"),
+        ("redis://h", {"stream": 5}, "stream"),
+        (None, {"stream": "mail"}, "url"),
     ],
 )
 def test_wrong_arguments_are_errors(url: str, options: dict[str, Any], wanted: str) -> None:

@@ -18,7 +18,7 @@ from greensmtp import _notify
 from greensmtp.config.problems import ConfigError
 from greensmtp.service.errors import StartError
 from greensmtp.service.pid_file import pid_file
-from greensmtp.service.privileges import find_identity, look_up, naming_user, warn_of_unreadable_code
+from greensmtp.service.privileges import acting_as, find_identity, look_up, naming_user, warn_of_unreadable_code
 from greensmtp.service.sockets import Sockets, keys_of
 from greensmtp.service.systemd import inherited_sockets, notifying
 from greensmtp.testing import Peer
@@ -293,6 +293,22 @@ def test_a_folder_that_the_new_user_cannot_write_names_the_user(serve: Serve, tm
     assert server.wait() == 2
     assert "delivery.maildir: cannot write to" in server.log
     assert "this was checked as user 'nobody', which [service] names" in server.log
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+def test_acting_as_a_user_has_none_of_roots_groups() -> None:
+    """Else the log would be opened where only a group of root's may write."""
+    identity = find_identity("nobody", None)
+    assert identity is not None
+    groups = os.getgroups()
+    try:
+        os.setgroups([0, 12345])
+        with acting_as(identity):
+            assert (os.geteuid(), os.getegid()) == (identity.uid, identity.gid)
+            assert set(os.getgroups()) == set(identity.groups)
+        assert (os.geteuid(), os.getegid(), os.getgroups()) == (0, 0, [0, 12345])
+    finally:
+        os.setgroups(groups)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
