@@ -16,9 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+from weakref import WeakSet
 
 import gevent
 from gevent import Timeout
+from gevent.lock import BoundedSemaphore
 from gevent.monkey import is_module_patched
 
 from greensmtp.delivery._numbers import check_counts, check_numbers
@@ -103,6 +105,7 @@ class CeleryTask(Delivery):
         self._store = None if store is None else open_store(store)
         self._inline = inline
         self._timeout = timeout
+        self._free = BoundedSemaphore(connections)
         self._pool = BoundedPool(min(connections, _THREADS))
 
     def __repr__(self) -> str:
@@ -180,7 +183,11 @@ class CeleryTask(Delivery):
         )
         # The thread pool's threads cannot be interrupted; they end by the timeouts of their sockets.
         with Timeout(self._timeout, TimeoutError(f"no answer within {self._timeout:g} s")):
-            _call_in_greenlet(publish) if is_module_patched("socket") else self._pool.call(publish)
+            if is_module_patched("socket"):
+                with self._free:
+                    _call_in_greenlet(publish)
+            else:
+                self._pool.call(publish)
 
     def _send_again(self) -> None:
         """Send tasks again for messages that no worker has finished."""
@@ -259,7 +266,6 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
     app.conf.update(
         broker_connection_timeout=timeout,
         broker_connection_retry=False,
-        broker_pool_limit=connections,
         broker_transport_options={
             "confirm_publish": True,  # AMQP: wait for the broker's confirmation
             "read_timeout": timeout,  # of AMQP; the next ones are of Redis
@@ -280,4 +286,20 @@ def _make_app(broker: str, timeout: float, connections: int) -> Any:
         # Not the text of a ValueError: it may quote the password.
         what = "" if isinstance(error, ValueError) else f": {error.args[0]}"
         raise ArgumentError("broker", f"expected a URL like 'redis://127.0.0.1:6379/0', for Celery{what}") from None
+    _share_limit(app, connections)
     return app
+
+
+#: The Celery applications of this process.
+_apps: WeakSet[Any] = WeakSet()
+
+
+def _share_limit(app: Any, connections: int) -> None:
+    """Give all applications the same limit of connections: Celery has one for the process, which the last one sets.
+
+    It cannot be lowered while connections are in use: publishing would fail.
+    """
+    _apps.add(app)
+    limit = max(connections, *(each.conf.broker_pool_limit for each in _apps))
+    for each in _apps:
+        each.conf.broker_pool_limit = limit

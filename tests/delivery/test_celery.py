@@ -334,6 +334,13 @@ def test_a_malformed_note_holds_up_no_other(
     assert "a note in the store is malformed" in caplog.text
 
 
+def test_a_delivery_with_fewer_connections_publishes_while_others_are_in_use() -> None:
+    """Celery has one limit for the process, and cannot lower it then."""
+    many, few = (CeleryTask("t", broker="memory://", connections=number) for number in (20, 1))
+    with many._app.connection_for_write(), many._app.pool.acquire():  # type: ignore[attr-defined]
+        few._publish("some-id", [])
+
+
 def test_a_broker_that_hangs_leaves_threads_for_others(front: Callable[..., SMTPServer]) -> None:
     app = App()
     hangs = native("threading", "Event")()
