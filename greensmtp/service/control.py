@@ -30,11 +30,11 @@ from typing import Any
 
 from gevent import Greenlet, Timeout, sleep, socket, spawn
 from gevent.event import Event
-from gevent.server import StreamServer
 
 from greensmtp._log import logger
 from greensmtp.chain.chain import Middleware
 from greensmtp.protocol.log_text import shown
+from greensmtp.server.acceptor import Acceptor
 from greensmtp.server.server import SMTPServer
 from greensmtp.service.control_folder import default_folders, is_served, prepare_folder, remove_all_stale, socket_path
 from greensmtp.service.errors import StartError
@@ -76,7 +76,7 @@ class Control:
         self._folder = folder
         self._servers = servers
         self._path = socket_path(folder, os.getpid())
-        self._listener: StreamServer | None = None
+        self._listener: Acceptor | None = None
         self._clients: set[_Client] = set()
         self._tally: Tally | None = None
         self._tally_users = 0
@@ -102,7 +102,7 @@ class Control:
         except BaseException:
             listening.close()
             raise
-        self._listener = StreamServer(listening, self._serve)
+        self._listener = Acceptor(listening, self._serve)
         self._listener.start()
 
     def stop(self) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -57,14 +59,18 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
 
 
 @pytest.fixture
-def front(smtp_server: MakeServer) -> Callable[..., SMTPServer]:
+def front(smtp_server: MakeServer) -> Iterator[Callable[..., SMTPServer]]:
     def make(url: str, **options: Any) -> SMTPServer:
         made = smtp_server(start=False)
         Deliveries([CeleryTask("tasks.receive", broker=url, queue="mail", timeout=3, **options)]).attach(made)
         made.start()
         return made
 
-    return make
+    yield make
+    with warnings.catch_warnings():
+        # kombu closes a connection that it replaces only by letting go of it.
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def send(peer: Peer, end: str = "250") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from gevent import Timeout, sleep, socket
+from gevent.server import StreamServer
 
 from greensmtp import Ack, Reject, Session, SMTPServer
 from greensmtp.middleware import Auth
@@ -127,6 +129,26 @@ def ended(line: dict[str, Any]) -> bool:
 
 
 # The socket
+
+
+def test_without_descriptors_a_client_waits(
+    look: LookIn, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """There is one line in the log, and no traceback on standard error, as gevent would print."""
+
+    def full(self: StreamServer) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamServer, "do_read", full)
+        waiting = look({"do": "stats"})
+        sleep(0.05)
+    assert "error" not in waiting.line()
+    assert [record.getMessage() for record in caplog.records] == [
+        "cannot accept connections for now: Too many open files",
+        "accepting connections again",
+    ]
+    assert capfd.readouterr().err == ""
 
 
 def test_only_this_user_may_connect(look: LookIn, folder: Path) -> None:
