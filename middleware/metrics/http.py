@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
+
+from gevent import sleep
 
 from greensmtp._hostport import address
 from greensmtp.errors import ArgumentError
@@ -17,6 +19,9 @@ logger = logging.getLogger("greensmtp")
 
 #: With several processes, prometheus-client keeps every value in files of the folder that this variable names.
 SEVERAL_PROCESSES = "PROMETHEUS_MULTIPROC_DIR"
+
+#: How often to try to read them, and the seconds between two tries.
+_TRIES, _PAUSE = 4, 0.05
 
 
 def parse_address(listen: object) -> tuple[str, int]:
@@ -44,8 +49,8 @@ def metrics_app(registry: Any) -> App:
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         started: list[Any] = []
         try:
-            if several:  # files are read
-                body = in_thread_pool(metrics, environ, lambda *answer: started.append(answer))
+            if several:
+                body = _read_files(partial(metrics, environ, lambda *answer: started.append(answer)))
             else:
                 body = metrics(environ, lambda *answer: started.append(answer))
         except Exception:
@@ -56,3 +61,13 @@ def metrics_app(registry: Any) -> App:
         return body  # type: ignore[no-any-return]
 
     return app
+
+
+def _read_files(collect: Callable[[], Any]) -> Any:
+    """Collect the numbers of all processes. While a process creates its files, they cannot be read."""
+    for _ in range(_TRIES - 1):
+        try:
+            return in_thread_pool(collect)
+        except Exception:
+            sleep(_PAUSE)
+    return in_thread_pool(collect)

@@ -22,6 +22,7 @@ import pytest
 from gevent import os as gevent_os
 
 from tests import forked
+from tests.helpers import until
 from tests.serve_process import ServeProcess
 
 Serve = Callable[..., ServeProcess]
@@ -65,6 +66,14 @@ def send(server: ServeProcess, recipient: str = "bob@example.org") -> None:
         peer.expect("221")
 
 
+def send_when_looked_at(server: ServeProcess, folder: Path) -> None:
+    """Send the message once ``top`` has connected: the kernel lists the connection beside the socket itself."""
+    control = f"{folder}/control/greensmtp-"
+    until(lambda: Path("/proc/net/unix").read_text().count(control) > 1, "a client of the control socket")
+    gevent.sleep(0.1)  # the server has the request
+    send(server)
+
+
 @contextmanager
 def following(folder: Path, *arguments: str) -> Iterator[forked.Process]:
     """Run ``greensmtp trace`` until the end of the block; begin it when it follows."""
@@ -93,7 +102,7 @@ def read(process: forked.Process) -> list[str]:
 def test_top_prints_the_figures_of_a_server(server: ServeProcess, tmp_path: Path) -> None:
     with server.dial() as idle:
         idle.expect("220")
-        sending = gevent.spawn_later(0.6, send, server)
+        sending = gevent.spawn(send_when_looked_at, server, tmp_path)
         status, out, error = run("top", "--once", "--interval", "1.5", "--control", "control", folder=tmp_path)
         sending.get()
     assert (status, error) == (0, "")
@@ -118,7 +127,7 @@ def test_top_sees_every_worker(serve: Serve, tmp_path: Path) -> None:
 
 
 def test_top_prints_json(server: ServeProcess, tmp_path: Path) -> None:
-    sending = gevent.spawn_later(0.6, send, server)
+    sending = gevent.spawn(send_when_looked_at, server, tmp_path)
     arguments = ("top", "--json", "--once", "--interval", "1.5", "--config", "greensmtp.toml")
     status, out, _ = run(*arguments, folder=tmp_path)
     sending.get()

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from greensmtp import SMTPServer, http_listener
 from greensmtp.middleware import Metrics
+from greensmtp.middleware.metrics import http
 from greensmtp.testing import dial
 from greensmtp.testing.fixtures import MakeServer
 from tests import forked
@@ -274,6 +275,18 @@ def test_a_check_may_take_longer_than_headers(
     listener = http_listener.HTTPListener.use(told, *metrics.address, {"/slow": answer})
     assert get(metrics, "/slow") == (b"HTTP/1.1 200 OK", b"well")
     listener.leave(told)
+
+
+def test_a_process_that_is_creating_its_files_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """prometheus-client cannot read a file that has no length yet."""
+    monkeypatch.setenv(http.SEVERAL_PROCESSES, str(tmp_path))
+    file = tmp_path / "counter_1.db"
+    file.touch()
+    monkeypatch.setattr(http, "sleep", lambda seconds: file.write_bytes(bytes(4096)))
+    answers: list[Any] = []
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}
+    list(http.metrics_app(CollectorRegistry())(environ, lambda *answer: answers.append(answer)))
+    assert [status for status, _ in answers] == ["200 OK"]
 
 
 #: Greets a server of its own, says where the metrics are, and goes on until its standard input is closed.
