@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 from gevent import sleep
 from gevent.event import Event
 
+from greensmtp import log_writer
 from greensmtp.log_writer import LogHandler, sole_handler
 from greensmtp.middleware import Logging
 from greensmtp.middleware.logging.format import Line
@@ -25,6 +27,13 @@ from greensmtp.testing.fixtures import MakeServer
 from tests import forked
 
 SOURCE = ("192.0.2.1", 4711)
+
+
+@pytest.fixture(autouse=True)
+def methods_are_looked_at_each_time() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_writer, "RECHECK_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture
@@ -248,6 +257,18 @@ def test_an_error_tracker_that_replaces_a_method_of_loggers_gets_records(
     assert sole_handler(own_logger, logging.INFO) is None
     monkeypatch.undo()
     assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
+
+
+def test_methods_are_looked_at_again_after_a_while(own_logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_writer, "RECHECK_SECONDS", 60.0)
+    own_logger.propagate = False
+    own_logger.handlers[:] = [LogHandler("text")]
+    assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
+    monkeypatch.setattr(own_logger, "handle", lambda record: None)
+    assert sole_handler(own_logger, logging.INFO) is own_logger.handlers[0]
+    in_a_minute = time.monotonic() + 60.0
+    monkeypatch.setattr(time, "monotonic", lambda: in_a_minute)
+    assert sole_handler(own_logger, logging.INFO) is None
 
 
 @pytest.mark.parametrize(
