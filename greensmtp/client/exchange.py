@@ -73,6 +73,8 @@ class CommandExchange:
         self.accepted = 0
         #: The lines that were sent behind the end of the last message, until their replies are read; None for none.
         self.in_flight: list[bytes] | None = None
+        #: False once the server has refused such lines.
+        self.may_send_ahead = True
         #: The reply to DATA, until the message has been sent or skipped.
         self.data_reply: Reply | None = None
         #: True while a message is being written.

@@ -75,7 +75,12 @@ def _send_envelope(
     """Send the envelope, and return each recipient's reply; raise Refused if the message may not follow."""
     exchange.mails += 1
     send = _send_together if "PIPELINING" in exchange.extensions else _send_one_by_one
+    is_ahead = exchange.in_flight is not None
     mail, recipients, data = send(exchange, prepared, mail_line, reset=reset, chunked=chunked)
+    if is_ahead and mail.code == 503 and (data is None or data.code >= 400):
+        # Haraka, for one, discards what follows a message before its reply, lest it be smuggled in: send it again.
+        exchange.may_send_ahead = False
+        mail, recipients, data = send(exchange, prepared, mail_line, reset=reset, chunked=chunked)
     exchange.open_transaction = True
     accepted = 0
     for reply in recipients.values():
@@ -200,6 +205,7 @@ def _envelope_ahead(
     count = len(following.recipients)
     if (
         "PIPELINING" not in extensions
+        or not exchange.may_send_ahead
         or exchange.accepted < len(prepared.recipients)
         or (exchange.lmtp and exchange.accepted > 1)
         or count > MAX_GROUP - 2

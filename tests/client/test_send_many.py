@@ -96,6 +96,28 @@ def test_replies_at_every_cut(converse: Converse) -> None:
     converse.at_every_cut(script, client)
 
 
+def test_an_envelope_that_the_server_discards_is_sent_again(scripted: Start) -> None:
+    """As Haraka does, which replies 503 to each command that came before the reply to the message."""
+
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        envelope(script)
+        script.body()
+        script.expect("MAIL", "RCPT", "DATA")
+        script.say("250 Ok", "503 pipelined", "503 pipelined", "503 pipelined")
+        for _ in range(2):
+            envelope(script)
+            script.body()
+            assert script._buffer == b""
+            script.say("250 Ok")
+        script.rest()
+        script.say("221 bye")
+
+    with scripted(script).connect() as mail:
+        outcomes = list(mail.send_many(mails("one", "two", "three")))
+    assert [type(outcome) for outcome in outcomes] == [SendResult] * 3
+
+
 @pytest.mark.parametrize("offers", [(), ("8BITMIME",)])
 def test_without_pipelining_every_command_waits(scripted: Start, offers: tuple[str, ...]) -> None:
     def script(script: Script) -> None:
