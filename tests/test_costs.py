@@ -6,34 +6,27 @@ the reason in the commit.
 
 from __future__ import annotations
 
-import collections
 import gc
 import logging
 import os
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
-from types import CodeType, FrameType
-from typing import Any
+from contextlib import contextmanager
 
-import blinker
-import greenlet
 import pytest
-from gevent import Timeout, idle, spawn
+from gevent import Timeout, idle
 from gevent import socket as gevent_socket
 from gevent.event import Event
-from gevent.server import StreamServer
 
-import greensmtp
-from greensmtp import Ack, MessageStream, Pool, Session, SMTPClient, SMTPServer, connect
+from greensmtp import Ack, MessageStream, Session, SMTPServer
 from greensmtp._compiled import is_compiled
 from greensmtp.log_writer import LogHandler
 from greensmtp.middleware import Auth, Logging, RateLimit
 from greensmtp.service.tally import Tally
 from greensmtp.service.tracer import Tracer, Wanted
 from greensmtp.testing.fixtures import MakeServer
+from tests.counting import BLINKER, MESSAGES, OURS, Counted, counted_frames, frames_below, holds, left_to_the_collector
+from tests.counting import small_heap as small_heap
 
 pytestmark = pytest.mark.xdist_group("serial")
 
@@ -62,10 +55,6 @@ BOUNDS: dict[str, float] = {
     "plain: objects an idle connection": 31.1,  # (a reply that is kept is one object, once)
     "full: objects an idle connection": 31.1,
     "logged: objects an idle connection": 32.1,
-    # calls of functions of ours, to send a message of 1 kB
-    "send: frames a message": 38,
-    "send_many: frames a message": 40.1,  # (the first envelope is one more)
-    "pool: frames a message": 54,
     # the last, which ends with the message
     "DATA: chunks copied": 1,
     "BDAT: chunks copied": 1,
@@ -86,55 +75,6 @@ if is_compiled():  # native functions are no frames; fields of native classes ar
 
 ENVELOPE = (b"MAIL FROM:<a@example.org>\r\n", b"RCPT TO:<b@example.com>\r\n", b"DATA\r\n")
 BODY = b"Subject: costs\r\n\r\n" + b"x" * 76 + b"\r\n.\r\n"
-#: Messages in which to count.
-MESSAGES = 20
-
-
-class Counted(gevent_socket.socket):
-    """A gevent socket that counts the system calls of its input and output, tries that found nothing included, and
-    keeps what it has received while ``keep`` is true."""
-
-    class _gevent_sock_class(gevent_socket.socket._gevent_sock_class):  # type: ignore[name-defined, misc]
-        """The class with which gevent makes system calls."""
-
-        calls: collections.Counter[str]
-        keep = False
-        received: list[bytes]
-
-        def recv(self, *arguments: Any) -> bytes:
-            self.calls["recv"] += 1
-            data: bytes = super().recv(*arguments)
-            if self.keep:
-                self.received.append(data)
-            return data
-
-        def recv_into(self, *arguments: Any) -> int:
-            self.calls["recv"] += 1
-            taken: int = super().recv_into(*arguments)
-            return taken
-
-        def send(self, *arguments: Any) -> int:
-            self.calls["send"] += 1
-            sent: int = super().send(*arguments)
-            return sent
-
-        def sendall(self, *arguments: Any) -> None:
-            self.calls["send"] += 1
-            super().sendall(*arguments)
-
-    _sock: Any
-
-    def __init__(self, other: Any) -> None:
-        super().__init__(other.family, other.type, other.proto, other.detach())
-        #: ``recv`` and ``send``, and how many of them.
-        self.calls: collections.Counter[str] = collections.Counter()
-        #: What recv gave, after ``keep``.
-        self.received: list[bytes] = []
-        self._sock.calls, self._sock.received = self.calls, self.received
-
-    def keep(self) -> None:
-        """Keep what is received from now on."""
-        self._sock.keep = True
 
 
 class Script:
@@ -214,15 +154,6 @@ def with_stack(smtp_server: MakeServer, log: Logging) -> SMTPServer:
 SERVERS = {"plain": plain, "full": full, "logged": logged}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small_heap() -> Iterator[None]:
-    """Keep what exists already from the garbage collector, which looks at all of it in every collection otherwise."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture(params=list(SERVERS))
 def name(request: pytest.FixtureRequest) -> str:
     """Return the name of each server."""
@@ -237,11 +168,6 @@ def script(smtp_server: MakeServer, name: str) -> Iterator[Script]:
     made.pipelined()
     yield made
     made.close()
-
-
-def holds(what: str, measured: float) -> None:
-    """Assert that a bound holds, and that something was counted at all."""
-    assert 0 < measured <= BOUNDS[what], what
 
 
 # System calls
@@ -262,48 +188,15 @@ def test_every_batch_is_one_recv_and_one_send(script: Script, name: str) -> None
 # Python
 
 
-#: Where our frames run, by whatever name, and blinker's.
-PACKAGE = Path(greensmtp.__file__).parent
-OURS = (str(PACKAGE), str((PACKAGE / "middleware").resolve()))
-BLINKER = str(Path(blinker.__file__).parent)
-
-
-@contextmanager
-def counted_frames() -> Iterator[collections.Counter[CodeType]]:
-    """Count the calls of Python functions, whatever greenlet they run in."""
-    counts: collections.Counter[CodeType] = collections.Counter()
-
-    def profile(frame: FrameType, event: str, argument: Any) -> None:
-        if event == "call":
-            counts[frame.f_code] += 1
-
-    def switched(event: str, arguments: Any) -> None:
-        sys.setprofile(profile)  # which is each greenlet's own
-
-    before, traced = sys.getprofile(), greenlet.gettrace()
-    greenlet.settrace(switched)
-    sys.setprofile(profile)
-    try:
-        yield counts
-    finally:
-        sys.setprofile(before)
-        greenlet.settrace(traced)
-
-
-def frames_below(counts: collections.Counter[CodeType], *folders: str) -> int:
-    """Return the number of calls of code in these folders, resumed generators included."""
-    return sum(number for code, number in counts.items() if code.co_filename.startswith(folders))
-
-
 def test_frames_a_message(script: Script, name: str) -> None:
     with counted_frames() as counts:
         for _ in range(MESSAGES):
             script.message()
-    holds(f"{name}: frames a message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
+    holds(BOUNDS, f"{name}: frames a message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
     with counted_frames() as counts:
         for _ in range(MESSAGES):
             script.pipelined()
-    holds(f"{name}: frames a pipelined message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
+    holds(BOUNDS, f"{name}: frames a pipelined message", frames_below(counts, *OURS, BLINKER) / MESSAGES)
 
 
 def test_observers_cost_no_call_when_nobody_looks(script: Script, name: str) -> None:
@@ -350,22 +243,6 @@ def test_a_signal_without_receivers_costs_no_call_of_blinker(smtp_server: MakeSe
 
 
 # Memory
-
-
-def left_to_the_collector(act: Callable[[], object]) -> list[Any]:
-    """Do it a few times, and return the objects of greensmtp that are in a cycle afterwards."""
-    gc.collect()
-    gc.disable()
-    gc.set_debug(gc.DEBUG_SAVEALL)
-    try:
-        for _ in range(3):
-            act()
-        gc.collect()
-        return [each for each in gc.garbage if type(each).__module__.startswith("greensmtp")]
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
 
 
 def test_messages_leave_nothing_and_no_cycles(script: Script, name: str) -> None:
@@ -427,7 +304,7 @@ def test_memory_of_a_message(script: Script, name: str) -> None:
         tracemalloc.reset_peak()
         script.message()
         _, peak = memory()
-    holds(f"{name}: bytes a message", peak)
+    holds(BOUNDS, f"{name}: bytes a message", peak)
 
 
 def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> None:
@@ -441,8 +318,8 @@ def test_memory_of_an_idle_connection(smtp_server: MakeServer, name: str) -> Non
         scripts.extend(Script(server) for _ in range(count))
         current, _ = memory()
     gc.collect()
-    holds(f"{name}: bytes an idle connection", current / count)
-    holds(f"{name}: objects an idle connection", (len(gc.get_objects()) - objects) / count)
+    holds(BOUNDS, f"{name}: bytes an idle connection", current / count)
+    holds(BOUNDS, f"{name}: objects an idle connection", (len(gc.get_objects()) - objects) / count)
     for each in (*scripts, first):
         each.close()
 
@@ -496,114 +373,5 @@ def test_memory_stays_flat_however_large_the_message(smtp_server: MakeServer, ve
     with traced() as memory:
         pump(script, verb, 16, lines)
         _, peak = memory()
-    holds(f"{verb}: bytes at once", peak)
+    holds(BOUNDS, f"{verb}: bytes at once", peak)
     script.close()
-
-
-# The client
-
-
-def answer(sock: Any) -> None:
-    """Serve a client at almost no cost: one reply a line, all replies to a batch in one write."""
-    with closing(sock):
-        sock.sendall(b"220 mx.example.com\r\n")
-        in_body = False
-        while data := sock.recv(65536):
-            replies = []
-            for line in data.splitlines():
-                if in_body:
-                    if line == b".":
-                        in_body = False
-                        replies.append(b"250 Ok\r\n")
-                elif line == b"DATA":
-                    in_body = True
-                    replies.append(b"354 go\r\n")
-                elif line.startswith(b"EHLO"):
-                    replies.append(b"250-mx.example.com\r\n250-SIZE 10000000\r\n250 PIPELINING\r\n")
-                else:
-                    replies.append(b"250 Ok\r\n")
-            sock.sendall(b"".join(replies))
-
-
-CONTENT = b"Subject: costs\r\n\r\n" + (b"x" * 76 + b"\r\n") * 13
-MAIL: Any = (CONTENT, "a@example.org", ["b@example.com"])
-
-
-@pytest.fixture
-def counted_client() -> Iterator[tuple[SMTPClient, Counted]]:
-    """Yield a client that has sent two messages, and its socket."""
-    ours, theirs = gevent_socket.socketpair()
-    serving = spawn(answer, theirs)
-    counted = Counted(ours)
-    with Timeout(20), connect(stream=counted, local_hostname="client.example") as mail:
-        for _ in range(2):
-            mail.send(*MAIL)
-        yield mail, counted
-    serving.join(10)
-
-
-@contextmanager
-def counted_switches() -> Iterator[collections.Counter[Any]]:
-    """Count how often this greenlet gives control to another one."""
-    counts: collections.Counter[Any] = collections.Counter()
-    own, before = greenlet.getcurrent(), greenlet.gettrace()
-
-    def switched(event: str, arguments: Any) -> None:
-        counts["away"] += arguments[0] is own
-
-    greenlet.settrace(switched)
-    try:
-        yield counts
-    finally:
-        greenlet.settrace(before)
-
-
-def test_a_sent_message_is_two_writes_and_two_reads(counted_client: tuple[SMTPClient, Counted]) -> None:
-    mail, sock = counted_client
-    sock.calls.clear()
-    with counted_switches() as switches:
-        for _ in range(MESSAGES):
-            mail.send(*MAIL)
-    assert sock.calls == {"send": 2 * MESSAGES, "recv": 2 * MESSAGES}
-    assert switches == {"away": 2 * MESSAGES}
-
-
-def test_one_of_many_messages_is_one_write_and_one_read(counted_client: tuple[SMTPClient, Counted]) -> None:
-    mail, sock = counted_client
-    sock.calls.clear()
-    with counted_switches() as switches:
-        assert len(list(mail.send_many([MAIL] * MESSAGES))) == MESSAGES
-    # and the first envelope
-    assert sock.calls == {"send": MESSAGES + 1, "recv": MESSAGES + 1}
-    assert switches == {"away": MESSAGES + 1}
-
-
-def test_frames_of_the_client_a_message(counted_client: tuple[SMTPClient, Counted]) -> None:
-    mail, _ = counted_client
-    with counted_frames() as counts:
-        for _ in range(MESSAGES):
-            mail.send(*MAIL)
-    holds("send: frames a message", frames_below(counts, *OURS) / MESSAGES)
-    with counted_frames() as counts:
-        list(mail.send_many([MAIL] * MESSAGES))
-    holds("send_many: frames a message", frames_below(counts, *OURS) / MESSAGES)
-
-
-def test_frames_of_a_pool_a_message() -> None:
-    server = StreamServer(("127.0.0.1", 0), lambda sock, _: answer(sock))
-    server.start()
-    address: Any = server.address
-    with Timeout(20), Pool(*address) as pool:
-        for _ in range(2):
-            pool.send(*MAIL)
-        with counted_frames() as counts:
-            for _ in range(MESSAGES):
-                pool.send(*MAIL)
-    holds("pool: frames a message", frames_below(counts, *OURS) / MESSAGES)
-    server.stop()
-
-
-def test_sent_messages_leave_nothing_and_no_cycles(counted_client: tuple[SMTPClient, Counted]) -> None:
-    mail, _ = counted_client
-    assert left_to_the_collector(lambda: mail.send(*MAIL)) == []
-    assert left_to_the_collector(lambda: list(mail.send_many([MAIL] * 3))) == []

@@ -112,7 +112,7 @@ def _make_base() -> Any:
                 logger.exception(text, envelope.id, content.location)
                 return
             is_kept = self.dead_letters is not None and _keep(self.dead_letters, envelope, message, error)
-            # Nobody is told of a message with the null sender.
+            # A report on a message with the null sender could loop (RFC 5321 section 6.1), so none is sent.
             is_told = self.report is not None and not envelope.sender and self.dead_letters is None
             if self.report is not None and envelope.sender:
                 try:
