@@ -46,3 +46,28 @@ def test_addresses_are_a_list_that_tells_how_many_are_not_in_it() -> None:
     assert log_text.addresses([], 0) == "-"
     assert log_text.addresses(["", "a@b"], 2) == "<>,<a@b>"
     assert log_text.addresses(["a@b"], 3) == "<a@b>,...(2 more)"
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("tag=9@example.org", "<tag=9@example.org>"),
+        ('"a b"@example.org', r'<"a\x20b"@example.org>'),
+        ('"a<b"@example.org', r'<"a\x3cb"@example.org>'),
+        ('"a>b"@example.org', r'<"a\x3eb"@example.org>'),
+        ('"a;b"@example.org', r'<"a\x3bb"@example.org>'),
+        ("size=9@example.org", r"<size\x3d9@example.org>"),
+        ("", "<>"),
+    ],
+)
+def test_an_address_is_one_word_without_fields(given: str, shown: str) -> None:
+    assert log_text.address(given) == shown
+    assert log_text.addresses([given], 1) == shown
+    assert log_text.addresses([given, given], 5) == f"{shown},{shown},...(3 more)"
+
+
+def test_a_long_address_is_cut() -> None:
+    text = "x" * log_text.MAX_LENGTH
+    assert log_text.address(text) == f"<{text}>"
+    assert log_text.address(f"{text}yyy") == rf"<{text}...(3\x20more)>"
+    assert log_text.addresses([], 0) == "-"
