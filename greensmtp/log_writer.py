@@ -56,8 +56,7 @@ class LogHandler(logging.Handler):
         self._checked_logger: logging.Logger | None = None
         self._recheck_at = 0.0
         #: The second and the level of the last line of ``write``, and their text.
-        self._last = (-1, -1)
-        self._shown_second = self._shown_level = ""
+        self._last = (-1, -1, "", "")
         _handlers.add(self)
 
     def _open(self) -> tuple[LineWriter, TextIO | None]:
@@ -83,15 +82,15 @@ class LogHandler(logging.Handler):
                 self._writer, self._file = self._open()
             now = time.time()
             second = int(now)
-            if (second, level) != self._last:
-                self._shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
-                self._shown_level = logging.getLevelName(level)
-                self._last = second, level
+            last = self._last  # another native thread may write, too
+            if last[0] != second or last[1] != level:
+                shown_second = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+                last = self._last = (second, level, shown_second, logging.getLevelName(level))
             if self.log_format == "json":
-                fields = {"level": self._shown_level, "logger": logger, "message": str(event), **event.facts()}
+                fields = {"level": last[3], "logger": logger, "message": str(event), **event.facts()}
                 line = _as_json(fields, now)
             else:
-                line = f"{self._shown_second},{int((now - second) * 1000):03d} {self._shown_level} {event!s}"
+                line = f"{last[2]},{int((now - second) * 1000):03d} {last[3]} {event!s}"
             self._writer.say(line)
         except Exception:
             self.handleError(logging.makeLogRecord({"name": logger, "pathname": __file__}))

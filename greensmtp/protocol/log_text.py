@@ -46,8 +46,9 @@ def shown(value: object, max_length: int = MAX_LENGTH) -> str:
     return printable(cut(text, max_length))
 
 
-def cut(text: str, max_length: int = MAX_LENGTH) -> str:
-    """Return at most ``max_length`` characters of a text, and how many more there were."""
+def cut(value: object, max_length: int = MAX_LENGTH) -> str:
+    """Return at most ``max_length`` characters of a value, and how many more there were."""
+    text = value if isinstance(value, str) else str(value)
     return text if len(text) <= max_length else f"{text[:max_length]}...({len(text) - max_length} more)"
 
 
@@ -74,7 +75,7 @@ def _escape(match: re.Match[str]) -> str:
 
 def address(value: str) -> str:
     """Return an address in angle brackets, cut. The caller escapes what is not printable."""
-    if len(value) > MAX_LENGTH:
+    if not isinstance(value, str) or len(value) > MAX_LENGTH:  # type: ignore[redundant-expr]  # a middleware may set any
         value = cut(value)
     # (A search with the pattern takes twice as long.)
     if " " in value or "<" in value or ">" in value or ";" in value or "=" in value:

@@ -39,7 +39,6 @@ class TransactionRecord:
     __slots__ = (
         "_cipher",
         "_identity",
-        "_is_lmtp",
         "_outcome",
         "_peer",
         "_reason",
@@ -48,6 +47,8 @@ class TransactionRecord:
         "_seconds",
         "_session_id",
         "_tls",
+        "_told",
+        "_told_queue_id",
         "began",
         "forwarded",
         "id",
@@ -72,6 +73,9 @@ class TransactionRecord:
         self.refused: Sequence[tuple[str, Reply]] = ()
         self.refused_count = 0
         self.replies: Replies = []
+        #: The recipients with their replies (LMTP), and the first queue ID in one of these.
+        self._told: Sequence[tuple[str, Reply]] | None = None
+        self._told_queue_id: str | None = None
 
     def refuse(self, recipient: str, reply: Reply) -> None:
         """Note a refused recipient."""
@@ -99,7 +103,11 @@ class TransactionRecord:
         self._tls = tls_of(session, tls)
         self._cipher = cipher
         self._identity = None if session.identity is None else identity_of(session)
-        self._is_lmtp = session.server.lmtp
+        if session.server.lmtp and self.replies:
+            told = [(to, each) for to, each in zip(self.recipients, self.replies, strict=False) if each is not None]
+            self._told = told[:LISTED]
+            self._told_queue_id = next(filter(None, (self._queue_id(each) for _, each in told)), None)
+        self.replies = []
         self._recipient_count = len(self.recipients)
         self.recipients = self.recipients[:LISTED]
         if self.message is not None:
@@ -134,10 +142,9 @@ class TransactionRecord:
             "reply_text": None if reply is None else reply_text(reply),
             "queue_id": None if reply is None else self._queue_id(reply),
         }
-        if self._is_lmtp and self.replies:
-            told = self._told()
-            facts["replies"] = _reply_facts(told)
-            facts["queue_id"] = next(filter(None, (self._queue_id(each) for _, each in told)), None)
+        if self._told is not None:
+            facts["replies"] = _reply_facts(self._told)
+            facts["queue_id"] = self._told_queue_id
         return facts
 
     def __str__(self) -> str:
@@ -153,10 +160,10 @@ class TransactionRecord:
             tls = f" tls={word(self._tls)}"
         if self._identity:
             identity = f" identity={word(self._identity)}"
-        if self._is_lmtp and self.replies:
+        if self._told is not None:
             end = "; ".join(
                 f"{address(recipient)} {reply.code} {without_fields(reply_text(reply).replace(';', ','))}"
-                for recipient, reply in self._told()
+                for recipient, reply in self._told
             )
         elif self._reply is not None:
             end = f"{self._reply.code} {without_fields(reply_text(self._reply))}"
@@ -171,10 +178,6 @@ class TransactionRecord:
             f"({took} ms)"
         )
         return line if line.isprintable() else printable(line)
-
-    def _told(self) -> list[tuple[str, Reply]]:
-        """Return the recipients with their replies (LMTP)."""
-        return [(to, reply) for to, reply in zip(self.recipients, self.replies, strict=False) if reply is not None]
 
     def _queue_id(self, reply: Reply) -> str | None:
         """Return the queue ID in a reply to an accepted message."""

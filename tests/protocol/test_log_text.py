@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from greensmtp.protocol import log_text
@@ -71,3 +73,9 @@ def test_a_long_address_is_cut() -> None:
     assert log_text.address(text) == f"<{text}>"
     assert log_text.address(f"{text}yyy") == rf"<{text}...(3\x20more)>"
     assert log_text.addresses([], 0) == "-"
+
+
+@pytest.mark.parametrize(("value", "shown"), [(7, "<7>"), (b"a b", r"<b'a\x20b'>"), (None, "<None>")])
+def test_an_address_of_another_type_is_shown(value: Any, shown: str) -> None:
+    """A middleware has set it. The line must not be lost."""
+    assert log_text.address(value) == shown
