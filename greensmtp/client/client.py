@@ -116,9 +116,10 @@ class SMTPClient(ClientCommands):
         error that ends the connection is raised, and so is one about an argument, after the outcomes of the messages
         before.
 
-        Each message is sent when the next one has been taken from ``messages``. Until the loop has ended, the client
-        sends nothing else. If it is left early, and the envelope of the next message has been sent, the connection is
-        closed.
+        A message is sent when the next one has been taken from ``messages``; one that is read from a file of more than
+        4 MiB, before that. It may be changed, or its file closed, once the next one is asked for. Until the loop has
+        ended, the client sends nothing else. If it is left early, and the envelope of the next message has been sent,
+        the connection is closed.
 
         :param messages: messages; or tuples ``(message, sender, recipients)``, where None stands for what ``send``
             takes from the message.
@@ -132,18 +133,25 @@ class SMTPClient(ClientCommands):
                 return PreparedMessage(message, sender, recipients, add_fields=add_fields, sign=sign, options=options)
             return None
 
+        self._exchange.check_ready()
         prepared = prepare()
         following: PreparedMessage | None = None
         outcome: SendResult | ClientError
         try:
             while prepared is not None:
                 failure: Exception | None = None
+                if not self._begun:
+                    self.begin()
+                is_ahead = False
+                # The caller may change a message or close its file when the next one is taken.
+                if self._is_kept(prepared):
+                    try:
+                        following = prepare()
+                    except Exception as error:
+                        failure = error
+                    is_ahead = following is not None and self._is_kept(following)
                 try:
-                    following = prepare()
-                except Exception as error:
-                    failure = error
-                try:
-                    outcome = self._send(prepared, following=following)
+                    outcome = self._send(prepared, following=following if is_ahead else None)
                 except ClientError as error:
                     if self.closed:
                         raise
@@ -152,13 +160,20 @@ class SMTPClient(ClientCommands):
                 yield outcome
                 if failure is not None:
                     raise failure
-                prepared, following = following, None
+                prepared, following = following or prepare(), None
         finally:
             for each in (prepared, following):
                 if each is not None:
                     each.close()
             if self._exchange.in_flight is not None:
                 self.close()
+
+    def _is_kept(self, prepared: PreparedMessage) -> bool:
+        """Encode a message, also before it is its turn; an error is raised when it is."""
+        try:
+            return prepared.keep(self._exchange.extensions)
+        except Exception:
+            return False
 
     def _send(
         self, prepared: PreparedMessage, *, raise_on_partial: bool = False, following: PreparedMessage | None = None

@@ -353,6 +353,15 @@ class PreparedMessage:
         if self._form.rest is None:
             self.data()
 
+    def keep(self, extensions: Mapping[str, str]) -> bool:
+        """Encode the message; return False if it will still be read from the caller's file.
+
+        :raises NotOffered: as ``mail_line``.
+        """
+        self.mail_line(extensions)
+        self.prepare()
+        return self._form.rest is None
+
     def data(self) -> Iterable[bytes]:
         """Return the bytes to send after 354, in pieces; the last one ends with the final dot."""
         form = self._form

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Callable, Iterable, Iterator
+from email.message import EmailMessage
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -135,6 +136,65 @@ def test_without_pipelining_every_command_waits(scripted: Start, offers: tuple[s
 
     with scripted(script).connect() as mail:
         assert len(list(mail.send_many(mails("one", "two")))) == 2
+
+
+@pytest.mark.parametrize("offers", [("PIPELINING",), ()])
+def test_a_message_may_be_changed_for_the_next_recipient(scripted: Start, offers: tuple[str, ...]) -> None:
+    """It is encoded before: without 8BITMIME, that is done for each server."""
+    bodies: list[bytes] = []
+
+    def script(script: Script) -> None:
+        script.greet(*offers)
+        for _ in range(3):
+            for verb, reply in (("MAIL", "250 Ok"), ("RCPT", "250 Ok"), ("DATA", "354 go")):
+                script.expect(verb)
+                script.say(reply)
+            bodies.append(script.body())
+            script.say("250 Ok")
+        script.rest()
+        script.say("221 bye")
+
+    def letters() -> Iterator[tuple[EmailMessage, str, str]]:
+        letter = EmailMessage()
+        for name in ("one", "two", "three"):
+            letter.set_content(f"F\u00fcr {name}\n", cte="8bit")
+            yield letter, FROM, f"{name}@example.com"
+
+    with scripted(script).connect() as mail:
+        assert [type(each) for each in mail.send_many(letters())] == [SendResult] * 3
+    assert [name in body for name, body in zip((b"one", b"two", b"three"), bodies, strict=True)] == [True] * 3
+    assert [b"two" in body for body in bodies] == [False, True, False]
+
+
+def test_a_large_file_may_be_closed_when_the_next_message_is_taken(inbox: Inbox) -> None:
+    def files() -> Iterator[tuple[io.BytesIO, str, str]]:
+        for name in (b"one", b"two"):
+            with io.BytesIO(b"Subject: x\r\n\r\n" + (name * 20 + b"\r\n") * 90_000) as file:
+                yield file, FROM, TO
+
+    with connect(*inbox.server.address, timeout=10) as mail:
+        assert [type(each) for each in mail.send_many(files())] == [SendResult] * 2
+
+
+def test_a_signer_that_fails_does_so_in_its_turn(scripted: Start) -> None:
+    def script(script: Script) -> None:
+        script.greet("PIPELINING")
+        envelope(script)
+        script.body()
+        script.say("250 Ok")
+        script.rest()
+        script.say("221 bye")
+
+    def sign(content: bytes) -> bytes:
+        if b"two" in content:
+            raise LookupError("no key")
+        return b"X-Signed: yes\r\n"
+
+    with scripted(script).connect() as mail:
+        outcomes = mail.send_many(mails("one", "two"), sign=sign)
+        assert isinstance(next(outcomes), SendResult)
+        with pytest.raises(LookupError):
+            next(outcomes)
 
 
 def test_messages_of_all_kinds(inbox: Inbox) -> None:
