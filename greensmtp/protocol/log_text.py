@@ -73,17 +73,19 @@ def _escape(match: re.Match[str]) -> str:
     return f"\\x{ord(match[0]):02x}"
 
 
-def address(value: str) -> str:
-    """Return an address in angle brackets, cut. The caller escapes what is not printable."""
-    if not isinstance(value, str) or len(value) > MAX_LENGTH:  # type: ignore[redundant-expr]  # a middleware may set any
-        value = cut(value)
+def address(value: object) -> str:
+    """Return an address in angle brackets, cut. The caller escapes what is not printable.
+
+    (A middleware may have set one of another type.)
+    """
+    text = cut(value)
     # (A search with the pattern takes twice as long.)
-    if " " in value or "<" in value or ">" in value or ";" in value or "=" in value:
-        value = _APART.sub(_escape, value)
-    return f"<{value}>"
+    if " " in text or "<" in text or ">" in text or ";" in text or "=" in text:
+        text = _APART.sub(_escape, text)
+    return f"<{text}>"
 
 
-def addresses(values: Sequence[str], count: int) -> str:
+def addresses(values: Sequence[object], count: int) -> str:
     """Return addresses as a list, and how many of ``count`` are not in it. They are shown by ``address``."""
     if not values:
         return "-"
